@@ -1,0 +1,2 @@
+//! The one task that owns every tenant's state.
+pub mod handle;

@@ -1,0 +1,140 @@
+//! How the rest of the process talks to the fleet: by message, answered once; and by snapshot.
+
+use crate::status::Snapshot;
+use brokkr_tenant::TenantName;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What an operator may ask of a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Run it; try at once if it is in `backoff`.
+    Start,
+    /// Drain it and keep it stopped, over restarts of the supervisor too.
+    Stop,
+    /// Replace its instance by overlap.
+    Restart,
+}
+
+/// Which tenants an order is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selection {
+    /// Every tenant that has a file.
+    All,
+    /// These.
+    Names(Vec<TenantName>),
+}
+
+/// How an order ended for one tenant, once it had settled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The tenant.
+    pub tenant: TenantName,
+    /// Whether what was asked for is so now.
+    pub done: bool,
+    /// The state it settled in, and why.
+    pub message: String,
+}
+
+/// What a reload changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Tenants that were not there before.
+    pub added: Vec<String>,
+    /// Tenants whose effective configuration changed.
+    pub changed: Vec<String>,
+    /// Tenants whose file has gone.
+    pub removed: Vec<String>,
+    /// Every problem found, each beginning `PATH:LINE:COLUMN: ` where it has a place.
+    pub problems: Vec<String>,
+}
+
+/// A message to the fleet.
+#[derive(Debug)]
+pub enum Request {
+    /// Carry out an order and answer when it has settled.
+    Order {
+        /// For whom.
+        selection: Selection,
+        /// What.
+        order: Order,
+        /// The answer.
+        reply: oneshot::Sender<Result<Vec<Outcome>, RequestError>>,
+    },
+    /// Read every file again and answer when all has settled.
+    Reload {
+        /// Carry out removals that were held because they were so many.
+        confirm_removals: bool,
+        /// The answer.
+        reply: oneshot::Sender<ReloadReport>,
+    },
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestError {
+    /// No file and no instance of that name.
+    #[error("there is no tenant {0}: no such file in tenants_dir")]
+    UnknownTenant(TenantName),
+    /// The supervisor is ending.
+    #[error("the supervisor is stopping")]
+    Stopping,
+}
+
+/// A cheap handle to the fleet.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// A handle made of the two channels the fleet holds the other ends of.
+    pub fn new(snapshot: watch::Receiver<Arc<Snapshot>>, requests: mpsc::Sender<Request>) -> Self {
+        Self { snapshot, requests }
+    }
+
+    /// The latest picture.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// The latest picture, and to be woken by each newer one.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// Carries out `order` and waits until it has settled.
+    ///
+    /// # Errors
+    /// When a named tenant does not exist or the supervisor is ending.
+    pub async fn order(
+        &self,
+        selection: Selection,
+        order: Order,
+    ) -> Result<Vec<Outcome>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::Order { selection, order, reply })
+            .await
+            .map_err(|_| RequestError::Stopping)?;
+        answer.await.map_err(|_| RequestError::Stopping)?
+    }
+
+    /// Reads every file again and waits until all has settled.
+    ///
+    /// # Errors
+    /// When the supervisor is ending.
+    pub async fn reload(&self, confirm_removals: bool) -> Result<ReloadReport, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::Reload { confirm_removals, reply })
+            .await
+            .map_err(|_| RequestError::Stopping)?;
+        answer.await.map_err(|_| RequestError::Stopping)
+    }
+}
