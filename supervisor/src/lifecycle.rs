@@ -1,0 +1,687 @@
+//! One tenant's life, as a pure state machine: events in, actions out. No clock, no I/O, no async.
+//!
+//! Time is a [`Time`] that comes with each event; everything else is a fact somebody reports. The machine is
+//! level-triggered: an event only records a fact, then [`Lifecycle::settle`] compares what is wanted with what is
+//! and emits the actions that bring the two together. A lost or repeated event therefore delays, never derails.
+//!
+//! A tenant has a `current` instance, perhaps a `next` (a replacement that is not ready yet), perhaps one
+//! `draining`: never more than two processes at once. Tables of states and of what leaves them are in the book
+//! ("States").
+
+mod backoff;
+mod hang;
+mod instance;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub(crate) use backoff::Backoff;
+pub(crate) use hang::{Pulse, stalled_or_hung};
+pub(crate) use instance::{Instance, Phase};
+pub(crate) use view::View;
+
+use std::time::Duration;
+
+/// Monotonic time since the supervisor started.
+pub(crate) type Time = Duration;
+
+/// Nothing accepts for so long: the supervisor answers 503 in the tenant's place.
+const STAND_IN_AFTER: Duration = Duration::from_secs(2);
+/// A configuration error is tried again so often, in case what it hangs on is out of our sight.
+const CONFIGURATION_RETRY: Duration = Duration::from_secs(300);
+/// Ready or degraded for so long: the next failure counts as the first.
+const GOOD_RUN: Duration = Duration::from_secs(60);
+/// An instance that must go before it was ready has nothing in flight; it gets this long, not the whole grace.
+const SHORT_GRACE: Duration = Duration::from_secs(2);
+/// Connections a replacement starts with, and what a tenant may hold above its pool while two instances overlap.
+pub(crate) const REPLACEMENT_CONNECTIONS: u32 = 2;
+
+/// A tenant's processes at any time: one that serves and one that comes or goes.
+const MOST_PROCESSES: usize = 2;
+
+/// Which effective configuration: a new number for each that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Revision(pub(crate) u64);
+
+/// Which run of a tenant's broker; unique for the tenant in its runtime folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct InstanceId(pub(crate) u64);
+
+/// The operator's settings that time a life.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Policy {
+    /// `[start] timeout`.
+    pub(crate) start_timeout: Duration,
+    /// `[stop] grace`.
+    pub(crate) grace: Duration,
+    /// `[health] failures`.
+    pub(crate) probe_failures: u32,
+}
+
+/// What should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spec {
+    /// The configuration to run.
+    pub(crate) revision: Revision,
+    /// Its `pool_size`.
+    pub(crate) pool: u32,
+}
+
+/// What is wanted of this tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Run this.
+    Run(Spec),
+    /// Do not run; the reason says why not.
+    Refused(String),
+    /// Do not run: the operator's or the file's wish.
+    Stopped(String),
+    /// Its file has gone: drain, then forget it.
+    Gone,
+}
+
+/// A fact about this tenant.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Event {
+    /// What is wanted, judged from file, operator and budget. `pending` says what the file asks for beyond that.
+    Wanted { want: Want, pending: Option<String> },
+    /// Its server: reachable, or why not.
+    Server(Result<(), String>),
+    /// Whether a replacement may overlap the running instance, or must be stop-then-start.
+    MayOverlap(bool),
+    /// The slot asked for is ours.
+    SlotGranted,
+    /// The address of this revision is bound.
+    Bound(Revision),
+    /// The address of this revision could not be bound.
+    BindFailed(Revision, String),
+    /// The process exists.
+    Spawned { id: InstanceId, pid: i32 },
+    /// No process came to be.
+    SpawnFailed { id: InstanceId, reason: String },
+    /// `READY=1`.
+    Ready(InstanceId),
+    /// `EXTEND_TIMEOUT_USEC`: readiness may take so much longer from now.
+    Extend(InstanceId, Duration),
+    /// A probe was answered; with why `/readyz` is not 200, if it is not.
+    ProbeAnswered { id: InstanceId, not_ready: Option<String> },
+    /// A probe was not answered. `on_time`: the supervisor's own loop was.
+    ProbeMissed { id: InstanceId, on_time: bool },
+    /// Found hung, and it is this one's turn to be replaced.
+    ReplaceHung { id: InstanceId, detail: String },
+    /// It holds so many connections now.
+    Connections(InstanceId, u32),
+    /// The server sees so many connections of this tenant, counted after its last unplanned exit.
+    Backends(u32),
+    /// The process has ended.
+    Exited { id: InstanceId, reason: String, configuration: bool },
+    /// `start`: try at once.
+    Start,
+    /// `restart`: replace by overlap.
+    Restart,
+    /// `reload`: try a configuration error again now.
+    Reload,
+    /// Time has passed.
+    Tick,
+}
+
+/// Which of the two kinds of slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SlotKind {
+    /// A start where nothing runs.
+    Start,
+    /// A start beside a running instance: takes two connections above the pool meanwhile.
+    Replacement,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Action {
+    /// Bind this revision's address, if it is not bound; answer `Bound` or `BindFailed`.
+    Listen(Revision),
+    /// Close every listening socket but this revision's; all of them for `None`.
+    Unlisten(Option<Revision>),
+    /// Queue for a slot; answered by `SlotGranted`.
+    AskSlot(SlotKind),
+    /// Give the slot back, or leave the queue.
+    ReleaseSlot,
+    /// Start a process; answer `Spawned` or `SpawnFailed`.
+    Spawn { id: InstanceId, revision: Revision, connections: u32 },
+    /// SIGTERM.
+    Terminate(InstanceId),
+    /// SIGKILL, to its whole session.
+    Kill(InstanceId),
+    /// `PUT /pool`.
+    SetConnections(InstanceId, u32),
+    /// Answer 503 on the tenant's socket, or cease to.
+    StandIn(bool),
+    /// Nothing is left and nothing is wanted: drop the tenant.
+    Forget,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Bind {
+    No,
+    Asked(Revision),
+    Yes(Revision),
+    Failed { revision: Revision, reason: String, retry_at: Time },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    No,
+    Asked(SlotKind),
+    Held(SlotKind),
+}
+
+/// Why nothing runs, when nothing does and something should.
+#[derive(Debug, Clone, PartialEq)]
+struct Hold {
+    until: Time,
+    reason: String,
+    /// Ended by a change of configuration, `start`, `restart` or `reload` before its time.
+    configuration: bool,
+}
+
+/// The whole state of one tenant's life.
+#[derive(Debug, Clone)]
+pub(crate) struct Lifecycle {
+    policy: Policy,
+    backoff: Backoff,
+    next_id: u64,
+    want: Want,
+    asked_pending: Option<String>,
+    /// Raised by `restart`: instances of an older generation are to be replaced.
+    generation: u64,
+    server: Result<(), String>,
+    may_overlap: bool,
+    bind: Bind,
+    /// A socket of an earlier address may still be open.
+    old_address: bool,
+    slot: Slot,
+    current: Option<Instance>,
+    next: Option<Instance>,
+    draining: Option<Instance>,
+    /// After a failed start or crash: not before then.
+    hold: Option<Hold>,
+    /// After a failed replacement: not before then.
+    replace_hold: Option<Hold>,
+    /// Connections of a killed instance may linger on the server.
+    lingering: bool,
+    unserved_since: Option<Time>,
+    standing_in: bool,
+    restarts: u64,
+    last_failure: Option<String>,
+}
+
+impl Lifecycle {
+    /// A tenant nothing is known of yet. `first_id` is the first free instance number; `seed` feeds the jitter.
+    pub(crate) fn new(policy: Policy, first_id: u64, seed: u64) -> Self {
+        Self {
+            policy,
+            backoff: Backoff::new(seed),
+            next_id: first_id,
+            want: Want::Refused("not judged yet".into()),
+            asked_pending: None,
+            generation: 0,
+            server: Err("not asked yet".into()),
+            may_overlap: true,
+            bind: Bind::No,
+            old_address: false,
+            slot: Slot::No,
+            current: None,
+            next: None,
+            draining: None,
+            hold: None,
+            replace_hold: None,
+            lingering: false,
+            unserved_since: None,
+            standing_in: false,
+            restarts: 0,
+            last_failure: None,
+        }
+    }
+
+    /// Changes the timing; running deadlines stay as they were set.
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// Takes one fact, and says what is to be done.
+    pub(crate) fn on(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.record(now, event, &mut actions);
+        self.settle(now, &mut actions);
+        actions
+    }
+
+    fn record(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Wanted { want, pending } => {
+                if want != self.want {
+                    // A different wish is worth a try at once, whatever the last one came to.
+                    self.hold = None;
+                    self.replace_hold = None;
+                    self.backoff.reset();
+                }
+                self.want = want;
+                self.asked_pending = pending;
+            }
+            Event::Server(state) => self.server = state,
+            Event::MayOverlap(may) => self.may_overlap = may,
+            Event::SlotGranted => {
+                if let Slot::Asked(kind) = self.slot {
+                    self.slot = Slot::Held(kind);
+                }
+            }
+            Event::Bound(revision) => {
+                if self.bind == Bind::Asked(revision) {
+                    self.bind = Bind::Yes(revision);
+                }
+            }
+            Event::BindFailed(revision, reason) => {
+                if self.bind == Bind::Asked(revision) {
+                    let retry_at = now + self.backoff.delay_at_least_once();
+                    self.bind = Bind::Failed { revision, reason, retry_at };
+                }
+            }
+            Event::Spawned { id, pid } => {
+                if let Some(instance) = self.instance_mut(id) {
+                    instance.pid = Some(pid);
+                }
+            }
+            Event::SpawnFailed { id, reason } => self.gone(now, id, reason, false, actions),
+            Event::Exited { id, reason, configuration } => {
+                self.gone(now, id, reason, configuration, actions);
+            }
+            Event::Ready(id) => self.ready(now, id, actions),
+            Event::Extend(id, more) => {
+                if let Some(instance) = self.instance_mut(id) {
+                    instance.extend(now + more);
+                }
+            }
+            Event::ProbeAnswered { id, not_ready } => {
+                if let Some(instance) = self.instance_mut(id) {
+                    instance.answered(not_ready);
+                }
+            }
+            Event::ProbeMissed { id, on_time } => {
+                if let Some(instance) = self.instance_mut(id)
+                    && on_time
+                {
+                    instance.missed += 1;
+                }
+            }
+            Event::ReplaceHung { id, detail } => {
+                if let Some(instance) = self.instance_mut(id)
+                    && instance.serves()
+                {
+                    instance.verdict = Some(detail);
+                    instance.phase = Phase::Stopping { kill_at: now, killed: true };
+                    actions.push(Action::Kill(id));
+                }
+            }
+            Event::Connections(id, held) => {
+                if let Some(instance) = self.instance_mut(id) {
+                    instance.held = held;
+                }
+                self.share_connections(actions);
+            }
+            Event::Backends(count) => {
+                if self.lingering && count <= REPLACEMENT_CONNECTIONS {
+                    self.lingering = false;
+                }
+                self.share_connections(actions);
+            }
+            Event::Start => {
+                self.hold = None;
+                self.replace_hold = None;
+                self.backoff.reset();
+            }
+            Event::Restart => {
+                self.hold = None;
+                self.replace_hold = None;
+                self.backoff.reset();
+                self.generation += 1;
+            }
+            Event::Reload => {
+                if self.hold.as_ref().is_some_and(|h| h.configuration) {
+                    self.hold = None;
+                }
+                if self.replace_hold.as_ref().is_some_and(|h| h.configuration) {
+                    self.replace_hold = None;
+                }
+            }
+            Event::Tick => {}
+        }
+    }
+
+    fn ready(&mut self, now: Time, id: InstanceId, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instance_mut(id) else { return };
+        if !matches!(instance.phase, Phase::Starting { .. }) {
+            return;
+        }
+        instance.phase = Phase::Ready;
+        instance.ready_at = Some(now);
+        self.release_slot(actions);
+        if self.next.as_ref().is_some_and(|n| n.id == id) {
+            let old = self.current.take();
+            self.current = self.next.take();
+            if let Some(old) = old {
+                self.drain(now, old, self.policy.grace, actions);
+            }
+        }
+        self.last_failure = None;
+        self.replace_hold = None;
+        self.share_connections(actions);
+    }
+
+    /// A process has ended, or never came to be.
+    fn gone(
+        &mut self,
+        now: Time,
+        id: InstanceId,
+        reason: String,
+        configuration: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.draining.as_ref().is_some_and(|i| i.id == id) {
+            self.draining = None;
+            self.share_connections(actions);
+            return;
+        }
+        if let Some(next) = self.next.take_if(|i| i.id == id) {
+            self.release_slot(actions);
+            if next.planned {
+                return;
+            }
+            let reason = next.verdict.unwrap_or(reason);
+            self.replacement_failed(now, next.generation, reason, configuration);
+            return;
+        }
+        let Some(instance) = self.current.take_if(|i| i.id == id) else { return };
+        let starting = instance.ready_at.is_none();
+        if starting {
+            self.release_slot(actions);
+        }
+        if instance.planned {
+            return;
+        }
+        self.lingering = true;
+        if starting && self.server.is_err() {
+            // Its server went away under it: nobody's failure. It waits like the others.
+            return;
+        }
+        let reason = instance.verdict.unwrap_or(reason);
+        self.restarts += 1;
+        if instance.ready_at.is_some_and(|at| now.saturating_sub(at) >= GOOD_RUN) {
+            self.backoff.reset();
+        }
+        let delay = if configuration { CONFIGURATION_RETRY } else { self.backoff.next_delay() };
+        self.last_failure = Some(reason.clone());
+        self.hold = (!delay.is_zero()).then(|| Hold { until: now + delay, reason, configuration });
+        // A replacement that is under way is the quickest way back.
+        self.current = self.next.take();
+    }
+
+    fn replacement_failed(
+        &mut self,
+        now: Time,
+        generation: u64,
+        reason: String,
+        configuration: bool,
+    ) {
+        let Some(current) = &self.current else { return };
+        if matches!(self.want, Want::Run(spec) if spec.revision == current.revision)
+            && generation == self.generation
+        {
+            // `restart` asked for it and it came to nothing: the running one stays, and the order has failed.
+            self.generation = current.generation;
+        }
+        if self.server.is_err() {
+            return;
+        }
+        let delay =
+            if configuration { CONFIGURATION_RETRY } else { self.backoff.delay_at_least_once() };
+        self.replace_hold = Some(Hold { until: now + delay, reason, configuration });
+    }
+
+    /// Brings what is towards what is wanted.
+    fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
+        self.enforce_deadlines(now, actions);
+        match self.want.clone() {
+            Want::Run(spec) => self.settle_running(now, spec, actions),
+            Want::Refused(_) | Want::Stopped(_) | Want::Gone => self.settle_ended(now, actions),
+        }
+        self.settle_stand_in(now, actions);
+    }
+
+    fn settle_ended(&mut self, now: Time, actions: &mut Vec<Action>) {
+        self.release_slot(actions);
+        if self.bind != Bind::No {
+            self.bind = Bind::No;
+            self.old_address = false;
+            actions.push(Action::Unlisten(None));
+        }
+        self.end_next(now, actions);
+        if let Some(mut current) = self.current.take() {
+            let grace = current.grace(self.policy.grace);
+            if self.draining.is_none() {
+                self.drain(now, current, grace, actions);
+            } else {
+                current.terminate(now + grace, actions);
+                self.current = Some(current);
+            }
+        }
+        if self.want == Want::Gone && self.processes() == 0 {
+            actions.push(Action::Forget);
+        }
+    }
+
+    fn settle_running(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
+        self.settle_bind(now, spec, actions);
+        let Some(current) = &self.current else {
+            if self.hold.as_ref().is_some_and(|h| h.until <= now) {
+                self.hold = None;
+            }
+            if self.hold.is_none() && self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
+                self.start(now, spec, SlotKind::Start, actions);
+            } else {
+                self.release_slot(actions);
+            }
+            return;
+        };
+        if current.planned {
+            return;
+        }
+        if matches!(current.phase, Phase::Starting { .. }) {
+            let outdated = current.revision != spec.revision || current.generation != self.generation;
+            if outdated || self.server.is_err() {
+                // Not ready and not what is wanted (or not able to become ready): end it, start afresh.
+                self.end_unready_current(now, actions);
+            }
+            return;
+        }
+        let right = current.revision == spec.revision && current.generation == self.generation;
+        let next_right = self
+            .next
+            .as_ref()
+            .is_none_or(|n| n.revision == spec.revision && n.generation == self.generation);
+        if right || !next_right || self.server.is_err() {
+            self.end_next(now, actions);
+        }
+        if right || self.next.is_some() || self.draining.is_some() {
+            if self.next.is_none() {
+                self.release_slot(actions);
+            }
+            return;
+        }
+        if self.replace_hold.as_ref().is_some_and(|h| h.until <= now) {
+            self.replace_hold = None;
+        }
+        if self.replace_hold.is_some() || !self.bound_for(spec.revision) || self.server.is_err() {
+            self.release_slot(actions);
+            return;
+        }
+        if self.may_overlap {
+            self.start(now, spec, SlotKind::Replacement, actions);
+        } else if let Some(current) = self.current.take() {
+            self.drain(now, current, self.policy.grace, actions);
+            if let Some(draining) = &mut self.draining {
+                draining.blocks_start = true;
+            }
+        }
+    }
+
+    fn settle_bind(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
+        let ask = match &self.bind {
+            Bind::No => true,
+            Bind::Asked(revision) | Bind::Yes(revision) => *revision != spec.revision,
+            Bind::Failed { revision, retry_at, .. } => {
+                *revision != spec.revision || *retry_at <= now
+            }
+        };
+        if ask {
+            self.old_address |= matches!(self.bind, Bind::Yes(_));
+            self.bind = Bind::Asked(spec.revision);
+            actions.push(Action::Listen(spec.revision));
+        }
+        // The old address is given up when nothing runs on it any more.
+        if self.old_address
+            && self.bound_for(spec.revision)
+            && self.current.as_ref().is_none_or(|c| c.revision == spec.revision)
+        {
+            self.old_address = false;
+            actions.push(Action::Unlisten(Some(spec.revision)));
+        }
+    }
+
+    fn start(&mut self, now: Time, spec: Spec, kind: SlotKind, actions: &mut Vec<Action>) {
+        let room = self.processes() < MOST_PROCESSES && self.next.is_none();
+        if !room || self.server.is_err() || !self.bound_for(spec.revision) {
+            self.release_slot(actions);
+            return;
+        }
+        match self.slot {
+            Slot::Held(held) if held == kind => {}
+            Slot::Asked(asked) if asked == kind => return,
+            Slot::Held(_) | Slot::Asked(_) | Slot::No => {
+                self.release_slot(actions);
+                self.slot = Slot::Asked(kind);
+                actions.push(Action::AskSlot(kind));
+                return;
+            }
+        }
+        let alone = kind == SlotKind::Start && self.draining.is_none() && !self.lingering;
+        let connections = if alone { spec.pool } else { REPLACEMENT_CONNECTIONS.min(spec.pool) };
+        let id = InstanceId(self.next_id);
+        self.next_id += 1;
+        let deadline = now + self.policy.start_timeout;
+        let instance = Instance::new(id, spec, self.generation, connections, now, deadline);
+        actions.push(Action::Spawn { id, revision: spec.revision, connections });
+        match kind {
+            SlotKind::Start => self.current = Some(instance),
+            SlotKind::Replacement => self.next = Some(instance),
+        }
+    }
+
+    fn enforce_deadlines(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let timeout = self.policy.start_timeout;
+        for instance in [&mut self.current, &mut self.next, &mut self.draining].into_iter().flatten() {
+            match &mut instance.phase {
+                Phase::Starting { deadline } if *deadline <= now => {
+                    instance.verdict = Some(format!("not ready within {timeout:?}"));
+                    instance.phase = Phase::Stopping { kill_at: now + SHORT_GRACE, killed: false };
+                    actions.push(Action::Terminate(instance.id));
+                }
+                Phase::Stopping { kill_at, killed } if *kill_at <= now && !*killed => {
+                    *killed = true;
+                    actions.push(Action::Kill(instance.id));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Turns the stand-in on when the socket is open and nothing accepts for two seconds, and off again.
+    fn settle_stand_in(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let open = matches!(self.bind, Bind::Yes(_)) && matches!(self.want, Want::Run(_));
+        let served = self.current.as_ref().is_some_and(Instance::serves);
+        if !open || served {
+            self.unserved_since = None;
+            if self.standing_in {
+                self.standing_in = false;
+                actions.push(Action::StandIn(false));
+            }
+            return;
+        }
+        let since = *self.unserved_since.get_or_insert(now);
+        if !self.standing_in && now.saturating_sub(since) >= STAND_IN_AFTER {
+            self.standing_in = true;
+            actions.push(Action::StandIn(true));
+        }
+    }
+
+    /// Splits the pool between the current instance and whatever else of this tenant still holds connections.
+    fn share_connections(&mut self, actions: &mut Vec<Action>) {
+        let draining = self.draining.as_ref().map_or(0, |d| d.held);
+        let Some(current) = &mut self.current else { return };
+        if !current.serves() {
+            return;
+        }
+        let most = if self.lingering {
+            REPLACEMENT_CONNECTIONS.min(current.pool)
+        } else {
+            (current.pool + REPLACEMENT_CONNECTIONS)
+                .saturating_sub(draining)
+                .clamp(REPLACEMENT_CONNECTIONS.min(current.pool), current.pool)
+        };
+        if most != current.connections {
+            current.connections = most;
+            actions.push(Action::SetConnections(current.id, most));
+        }
+    }
+
+    fn drain(&mut self, now: Time, mut old: Instance, grace: Duration, actions: &mut Vec<Action>) {
+        old.planned = true;
+        old.terminate(now + grace, actions);
+        self.draining = Some(old);
+    }
+
+    fn end_next(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if let Some(next) = &mut self.next {
+            next.terminate(now + SHORT_GRACE, actions);
+            self.release_slot(actions);
+        }
+    }
+
+    fn end_unready_current(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if let Some(current) = &mut self.current {
+            current.planned = true;
+            current.terminate(now + SHORT_GRACE, actions);
+            self.release_slot(actions);
+        }
+    }
+
+    fn release_slot(&mut self, actions: &mut Vec<Action>) {
+        if self.slot != Slot::No {
+            self.slot = Slot::No;
+            actions.push(Action::ReleaseSlot);
+        }
+    }
+
+    fn bound_for(&self, revision: Revision) -> bool {
+        self.bind == Bind::Yes(revision)
+    }
+
+    fn instance_mut(&mut self, id: InstanceId) -> Option<&mut Instance> {
+        [&mut self.current, &mut self.next, &mut self.draining]
+            .into_iter()
+            .flatten()
+            .find(|i| i.id == id)
+    }
+
+    fn processes(&self) -> usize {
+        [&self.current, &self.next, &self.draining].into_iter().flatten().count()
+    }
+}

@@ -1,0 +1,112 @@
+//! One instance as its tenant's life sees it.
+
+use super::{Action, InstanceId, Revision, Spec, Time};
+use std::time::Duration;
+
+/// How far an instance is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Phase {
+    /// Spawned, or about to be; must be ready by `deadline`.
+    Starting { deadline: Time },
+    /// Serves, `/readyz` 200.
+    Ready,
+    /// Serves, `/readyz` is not 200, for this reason.
+    Degraded(String),
+    /// Told to go; SIGKILL at `kill_at`.
+    Stopping { kill_at: Time, killed: bool },
+}
+
+/// One run of the tenant's broker.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Instance {
+    pub(crate) id: InstanceId,
+    pub(crate) revision: Revision,
+    pub(crate) generation: u64,
+    pub(crate) pool: u32,
+    pub(crate) pid: Option<i32>,
+    pub(crate) phase: Phase,
+    pub(crate) spawned_at: Time,
+    pub(crate) ready_at: Option<Time>,
+    /// The most connections it may hold; what it was told last.
+    pub(crate) connections: u32,
+    /// What it holds for all we know: until it says otherwise, all it may.
+    pub(crate) held: u32,
+    /// Probes missed in a row.
+    pub(crate) missed: u32,
+    /// It was told to go; its exit is no failure.
+    pub(crate) planned: bool,
+    /// Nothing may start before it has gone (stop-then-start).
+    pub(crate) blocks_start: bool,
+    /// Why we ended it, which says more than how it exited.
+    pub(crate) verdict: Option<String>,
+}
+
+impl Instance {
+    pub(crate) fn new(
+        id: InstanceId,
+        spec: Spec,
+        generation: u64,
+        connections: u32,
+        now: Time,
+        deadline: Time,
+    ) -> Self {
+        Self {
+            id,
+            revision: spec.revision,
+            generation,
+            pool: spec.pool,
+            pid: None,
+            phase: Phase::Starting { deadline },
+            spawned_at: now,
+            ready_at: None,
+            connections,
+            held: connections,
+            missed: 0,
+            planned: false,
+            blocks_start: false,
+            verdict: None,
+        }
+    }
+
+    /// Whether it accepts connections.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self.phase, Phase::Ready | Phase::Degraded(_))
+    }
+
+    /// Nothing is in flight in an instance that never served.
+    pub(crate) fn grace(&self, full: Duration) -> Duration {
+        if self.serves() { full } else { super::SHORT_GRACE.min(full) }
+    }
+
+    /// SIGTERM now, SIGKILL at `kill_at`; does nothing to one that was told already.
+    pub(crate) fn terminate(&mut self, kill_at: Time, actions: &mut Vec<Action>) {
+        if !matches!(self.phase, Phase::Stopping { .. }) {
+            self.held = self.connections;
+            self.phase = Phase::Stopping { kill_at, killed: false };
+            actions.push(Action::Terminate(self.id));
+        }
+        self.planned = true;
+    }
+
+    pub(crate) fn extend(&mut self, until: Time) {
+        if let Phase::Starting { deadline } = &mut self.phase {
+            *deadline = (*deadline).max(until);
+        }
+    }
+
+    pub(crate) fn answered(&mut self, not_ready: Option<String>) {
+        self.missed = 0;
+        if self.serves() {
+            self.phase = not_ready.map_or(Phase::Ready, Phase::Degraded);
+        }
+    }
+
+    /// When something is due to happen to it whatever else happens.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Starting { deadline } => Some(deadline),
+            Phase::Stopping { kill_at, killed: false } => Some(kill_at),
+            Phase::Stopping { killed: true, .. } | Phase::Ready | Phase::Degraded(_) => None,
+        }
+    }
+}

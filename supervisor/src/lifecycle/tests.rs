@@ -1,0 +1,412 @@
+//! A life played by hand, and lives played at random against the rules that must always hold.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use super::*;
+use crate::status::State;
+use proptest::prelude::*;
+
+const POLICY: Policy = Policy {
+    start_timeout: Duration::from_secs(60),
+    grace: Duration::from_secs(20),
+    probe_failures: 3,
+};
+
+fn spec(revision: u64) -> Want {
+    Want::Run(Spec { revision: Revision(revision), pool: 10 })
+}
+
+fn wanted(want: Want) -> Event {
+    Event::Wanted { want, pending: None }
+}
+
+/// Carries out what the edge would at once: binding and slots. Everything else is left to the test.
+struct Host {
+    life: Lifecycle,
+    now: Time,
+    spawned: Vec<InstanceId>,
+    terminated: Vec<InstanceId>,
+    killed: Vec<InstanceId>,
+    connections: Vec<(InstanceId, u32)>,
+    stand_in: bool,
+    forgotten: bool,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self {
+            life: Lifecycle::new(POLICY, 1, 7),
+            now: Duration::ZERO,
+            spawned: vec![],
+            terminated: vec![],
+            killed: vec![],
+            connections: vec![],
+            stand_in: false,
+            forgotten: false,
+        }
+    }
+
+    fn on(&mut self, event: Event) -> &mut Self {
+        let mut queue = vec![event];
+        while let Some(event) = queue.pop() {
+            for action in self.life.on(self.now, event) {
+                match action {
+                    Action::Listen(revision) => queue.push(Event::Bound(revision)),
+                    Action::AskSlot(_) => queue.push(Event::SlotGranted),
+                    Action::Spawn { id, connections, .. } => {
+                        self.spawned.push(id);
+                        self.connections.push((id, connections));
+                    }
+                    Action::Terminate(id) => self.terminated.push(id),
+                    Action::Kill(id) => self.killed.push(id),
+                    Action::SetConnections(id, n) => self.connections.push((id, n)),
+                    Action::StandIn(on) => self.stand_in = on,
+                    Action::Forget => self.forgotten = true,
+                    Action::Unlisten(_) | Action::ReleaseSlot => {}
+                }
+            }
+        }
+        self
+    }
+
+    fn after(&mut self, time: Duration) -> &mut Self {
+        self.now += time;
+        self.on(Event::Tick)
+    }
+
+    fn up(revision: u64) -> (Self, InstanceId) {
+        let mut host = Self::new();
+        host.on(Event::Server(Ok(()))).on(wanted(spec(revision)));
+        let id = *host.spawned.last().unwrap();
+        host.on(Event::Ready(id));
+        assert_eq!(host.state(), State::Ready);
+        (host, id)
+    }
+
+    fn state(&self) -> State {
+        self.life.view().state
+    }
+
+    fn exit(&mut self, id: InstanceId) -> &mut Self {
+        self.on(Event::Exited { id, reason: "exit code 1".into(), configuration: false })
+    }
+}
+
+#[test]
+fn a_tenant_waits_for_its_server_then_starts_with_its_whole_pool() {
+    let mut host = Host::new();
+    host.on(wanted(spec(1)));
+    assert_eq!(host.state(), State::Waiting);
+    assert!(host.spawned.is_empty());
+    host.on(Event::Server(Ok(())));
+    assert_eq!(host.state(), State::Starting);
+    assert_eq!(host.connections, [(InstanceId(1), 10)]);
+}
+
+#[test]
+fn a_changed_file_replaces_by_overlap_and_the_old_one_drains() {
+    let (mut host, old) = Host::up(1);
+    host.on(wanted(spec(2)));
+    let new = *host.spawned.last().unwrap();
+    assert_ne!(old, new);
+    assert_eq!(host.state(), State::Ready);
+    assert_eq!(host.connections.last(), Some(&(new, 2)), "a replacement starts with two");
+    assert!(host.terminated.is_empty(), "the old one serves until the new one is ready");
+    host.on(Event::Ready(new));
+    assert_eq!(host.terminated, [old]);
+    host.on(Event::Connections(old, 4));
+    assert_eq!(host.connections.last(), Some(&(new, 8)), "together never above pool + 2");
+    host.exit(old);
+    assert_eq!(host.connections.last(), Some(&(new, 10)));
+    assert_eq!(host.life.view().restarts, 0, "a planned end is no restart");
+}
+
+#[test]
+fn a_replacement_that_never_becomes_ready_is_ended_and_the_old_one_serves_on() {
+    let (mut host, old) = Host::up(1);
+    host.on(wanted(spec(2)));
+    let new = *host.spawned.last().unwrap();
+    host.after(Duration::from_secs(61));
+    assert_eq!(host.terminated, [new]);
+    host.after(Duration::from_secs(3));
+    assert_eq!(host.killed, [new]);
+    host.exit(new);
+    assert_eq!(host.state(), State::Ready);
+    assert_eq!(host.life.current().unwrap().id, old);
+    assert!(host.life.view().pending.unwrap().contains("not ready within 60s"));
+    assert_eq!(host.life.settled(), Some(false));
+}
+
+#[test]
+fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
+    let (mut host, _) = Host::up(1);
+    host.on(Event::Restart);
+    let new = *host.spawned.last().unwrap();
+    host.exit(new);
+    let spawned = host.spawned.len();
+    host.after(Duration::from_secs(40));
+    assert_eq!(host.spawned.len(), spawned, "the order has failed; nobody asked again");
+    host.on(wanted(spec(2)));
+    let new = *host.spawned.last().unwrap();
+    host.exit(new).after(Duration::from_secs(40));
+    assert_eq!(host.spawned.len(), spawned + 2);
+}
+
+#[test]
+fn the_first_crash_restarts_at_once_and_the_second_waits() {
+    let (mut host, first) = Host::up(1);
+    host.exit(first);
+    assert_eq!(host.state(), State::Starting);
+    let second = *host.spawned.last().unwrap();
+    assert_eq!(host.connections.last(), Some(&(second, 2)), "backends of the dead may linger");
+    host.on(Event::Ready(second)).on(Event::Backends(2));
+    assert_eq!(host.connections.last(), Some(&(second, 10)));
+    host.exit(second);
+    assert_eq!(host.state(), State::Backoff);
+    assert!(host.life.view().next_try.is_some());
+    host.after(Duration::from_millis(260));
+    assert_eq!(host.state(), State::Starting);
+    assert_eq!(host.life.view().restarts, 2);
+}
+
+#[test]
+fn a_good_run_of_a_minute_makes_the_next_crash_the_first_again() {
+    let (mut host, first) = Host::up(1);
+    host.exit(first);
+    let second = *host.spawned.last().unwrap();
+    host.on(Event::Ready(second)).after(Duration::from_secs(60)).exit(second);
+    assert_eq!(host.state(), State::Starting);
+}
+
+#[test]
+fn a_configuration_error_waits_five_minutes_or_for_a_change() {
+    let mut host = Host::new();
+    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    let id = host.spawned[0];
+    host.on(Event::Exited { id, reason: "exit code 78: bad".into(), configuration: true });
+    host.after(Duration::from_secs(299));
+    assert_eq!(host.state(), State::Backoff);
+    host.on(Event::Reload);
+    assert_eq!(host.spawned.len(), 2);
+}
+
+#[test]
+fn a_server_lost_while_starting_puts_the_tenant_back_to_waiting_and_counts_nothing() {
+    let mut host = Host::new();
+    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    let id = host.spawned[0];
+    host.on(Event::Server(Err("connection refused".into())));
+    assert_eq!(host.state(), State::Waiting);
+    assert_eq!(host.terminated, [id]);
+    host.exit(id);
+    assert_eq!(host.state(), State::Waiting);
+    assert_eq!(host.life.view().restarts, 0);
+    host.on(Event::Server(Ok(())));
+    assert_eq!(host.state(), State::Starting);
+}
+
+#[test]
+fn a_ready_tenant_whose_server_goes_away_is_degraded_and_left_alone() {
+    let (mut host, id) = Host::up(1);
+    host.on(Event::Server(Err("gone".into())));
+    host.on(Event::ProbeAnswered { id, not_ready: Some("database unavailable".into()) });
+    assert_eq!(host.state(), State::Degraded);
+    assert!(host.terminated.is_empty());
+    host.on(Event::Server(Ok(()))).on(Event::ProbeAnswered { id, not_ready: None });
+    assert_eq!(host.state(), State::Ready);
+}
+
+#[test]
+fn a_hung_broker_is_killed_when_it_is_its_turn_and_started_again() {
+    let (mut host, id) = Host::up(1);
+    for _ in 0..3 {
+        assert!(host.killed.is_empty());
+        host.on(Event::ProbeMissed { id, on_time: true });
+    }
+    assert_eq!(host.life.pulse(), Pulse::Hung);
+    host.on(Event::ReplaceHung { id, detail: "hung".into() });
+    assert_eq!(host.killed, [id]);
+    assert_eq!(host.life.pulse(), Pulse::BeingReplaced);
+    host.exit(id);
+    assert_eq!(host.state(), State::Starting);
+    assert_eq!(host.life.view().reason.as_deref(), Some("hung"));
+}
+
+#[test]
+fn late_probes_of_a_late_supervisor_do_not_count() {
+    let (mut host, id) = Host::up(1);
+    for _ in 0..9 {
+        host.on(Event::ProbeMissed { id, on_time: false });
+    }
+    assert_eq!(host.life.pulse(), Pulse::Fine);
+}
+
+#[test]
+fn without_room_to_overlap_a_replacement_is_stop_then_start() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::MayOverlap(false)).on(wanted(spec(2)));
+    assert_eq!(host.terminated, [old]);
+    assert_eq!(host.spawned.len(), 1);
+    assert_eq!(host.state(), State::Stopping);
+    host.exit(old);
+    assert_eq!(host.spawned.len(), 2);
+}
+
+#[test]
+fn a_stopped_tenant_drains_and_is_killed_after_the_grace() {
+    let (mut host, id) = Host::up(1);
+    host.on(wanted(Want::Stopped("by the operator".into())));
+    assert_eq!(host.state(), State::Stopping);
+    assert_eq!(host.terminated, [id]);
+    host.after(Duration::from_secs(21));
+    assert_eq!(host.killed, [id]);
+    host.exit(id);
+    assert_eq!(host.state(), State::Stopped);
+    assert_eq!(host.life.settled(), Some(true));
+}
+
+#[test]
+fn a_removed_tenant_is_forgotten_once_it_has_drained() {
+    let (mut host, id) = Host::up(1);
+    host.on(wanted(Want::Gone));
+    assert!(!host.forgotten);
+    host.exit(id);
+    assert!(host.forgotten);
+}
+
+#[test]
+fn the_stand_in_answers_after_two_seconds_without_a_server_of_requests() {
+    let mut host = Host::new();
+    host.on(wanted(spec(1))).after(Duration::from_millis(1900));
+    assert!(!host.stand_in);
+    host.after(Duration::from_millis(100));
+    assert!(host.stand_in);
+    host.on(Event::Server(Ok(())));
+    let id = host.spawned[0];
+    assert!(host.stand_in, "still nobody accepts");
+    host.on(Event::Ready(id));
+    assert!(!host.stand_in);
+}
+
+/// What a random world may do next.
+#[derive(Debug, Clone)]
+enum Step {
+    Want(u8),
+    Server(bool),
+    MayOverlap(bool),
+    BindFails,
+    Ready(u8),
+    Exit(u8, bool),
+    Missed(u8),
+    Hung(u8),
+    Restart,
+    Start,
+    Wait(u16),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (0u8..6).prop_map(Step::Want),
+        2 => any::<bool>().prop_map(Step::Server),
+        1 => any::<bool>().prop_map(Step::MayOverlap),
+        1 => Just(Step::BindFails),
+        6 => (0u8..3).prop_map(Step::Ready),
+        4 => ((0u8..3), any::<bool>()).prop_map(|(i, c)| Step::Exit(i, c)),
+        2 => (0u8..3).prop_map(Step::Missed),
+        1 => (0u8..3).prop_map(Step::Hung),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Start),
+        4 => (0u16..40_000).prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    /// Whatever happens: never more than two processes, never above pool + 2 connections, every process accounted
+    /// for; and once the world is kind again, a wanted tenant ends up ready.
+    #[test]
+    fn a_life_keeps_its_rules_and_recovers(steps in steps(), seed in any::<u64>()) {
+        let mut life = Lifecycle::new(POLICY, 1, seed);
+        let mut now = Duration::ZERO;
+        let mut alive: Vec<InstanceId> = vec![];
+        let mut bind_fails = false;
+        let mut play = |life: &mut Lifecycle, now: Time, alive: &mut Vec<InstanceId>, fails: bool, event: Event| {
+            let mut queue = std::collections::VecDeque::from([event]);
+            let mut turns = 0;
+            while let Some(event) = queue.pop_front() {
+                turns += 1;
+                assert!(turns < 100, "spins");
+                for action in life.on(now, event) {
+                    match action {
+                        Action::Listen(r) if fails => queue.push_back(Event::BindFailed(r, "taken".into())),
+                        Action::Listen(r) => queue.push_back(Event::Bound(r)),
+                        Action::AskSlot(_) => queue.push_back(Event::SlotGranted),
+                        Action::Spawn { id, .. } => alive.push(id),
+                        Action::Kill(id) => {
+                            alive.retain(|a| *a != id);
+                            queue.push_back(Event::Exited { id, reason: "killed".into(), configuration: false });
+                        }
+                        _ => {}
+                    }
+                }
+                assert!(alive.len() <= MOST_PROCESSES, "{alive:?}");
+                let known: Vec<_> = life.instances().map(|i| i.id).collect();
+                assert!(alive.iter().all(|a| known.contains(a)), "lost a process: {alive:?} {known:?}");
+                let most: u32 = life.instances().map(|i| i.pool).max().unwrap_or(0);
+                let held: u32 = life.instances().map(|i| i.connections.min(i.held.max(i.connections * u32::from(i.serves())))).sum();
+                assert!(held <= most + 2 * REPLACEMENT_CONNECTIONS, "{held} of {most}");
+            }
+        };
+        let pick = |alive: &[InstanceId], i: u8| alive.get(usize::from(i)).copied();
+        for step in steps {
+            let event = match step {
+                Step::Want(0) => wanted(Want::Gone),
+                Step::Want(1) => wanted(Want::Stopped("stop".into())),
+                Step::Want(2) => wanted(Want::Refused("no".into())),
+                Step::Want(n) => wanted(spec(u64::from(n))),
+                Step::Server(up) => Event::Server(up.then_some(()).ok_or_else(|| "down".into())),
+                Step::MayOverlap(may) => Event::MayOverlap(may),
+                Step::BindFails => { bind_fails = !bind_fails; Event::Tick }
+                Step::Ready(i) => pick(&alive, i).map_or(Event::Tick, Event::Ready),
+                Step::Exit(i, configuration) => match pick(&alive, i) {
+                    Some(id) => {
+                        alive.retain(|a| *a != id);
+                        Event::Exited { id, reason: "exit".into(), configuration }
+                    }
+                    None => Event::Tick,
+                },
+                Step::Missed(i) => pick(&alive, i)
+                    .map_or(Event::Tick, |id| Event::ProbeMissed { id, on_time: true }),
+                Step::Hung(i) => pick(&alive, i)
+                    .map_or(Event::Tick, |id| Event::ReplaceHung { id, detail: "hung".into() }),
+                Step::Restart => Event::Restart,
+                Step::Start => Event::Start,
+                Step::Wait(ms) => { now += Duration::from_millis(u64::from(ms)); Event::Tick }
+            };
+            play(&mut life, now, &mut alive, bind_fails, event);
+        }
+        // The world is kind from here on: every process that is told to go goes, every start succeeds.
+        for event in [Event::Server(Ok(())), Event::MayOverlap(true), wanted(spec(9)), Event::Start] {
+            play(&mut life, now, &mut alive, false, event);
+        }
+        for _ in 0..20 {
+            let due = life.next_deadline();
+            if let Some(due) = due { now = now.max(due); }
+            play(&mut life, now, &mut alive, false, Event::Tick);
+            let going: Vec<_> = life.instances()
+                .filter(|i| matches!(i.phase, Phase::Stopping { .. })).map(|i| i.id).collect();
+            for id in going {
+                alive.retain(|a| *a != id);
+                play(&mut life, now, &mut alive, false, Event::Exited { id, reason: "drained".into(), configuration: false });
+            }
+            for id in alive.clone() {
+                play(&mut life, now, &mut alive, false, Event::Ready(id));
+            }
+        }
+        prop_assert_eq!(life.view().state, State::Ready);
+        prop_assert_eq!(life.view().pending, None);
+        prop_assert_eq!(life.settled(), Some(true));
+        prop_assert_eq!(alive.len(), 1);
+    }
+}

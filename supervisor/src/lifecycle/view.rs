@@ -1,0 +1,193 @@
+//! What a life looks like from outside: the words of `status`, when it wants to be woken, whether it has settled.
+
+use super::{Bind, Instance, InstanceId, Lifecycle, Phase, Pulse, STAND_IN_AFTER, Slot, Time, Want};
+use crate::status::State;
+
+/// One tenant's life, for `status`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct View {
+    pub(crate) state: State,
+    pub(crate) reason: Option<String>,
+    pub(crate) pending: Option<String>,
+    pub(crate) restarts: u64,
+    /// The instance `status` speaks of: current, or the one draining when there is no other.
+    pub(crate) instance: Option<Instance>,
+    pub(crate) next_try: Option<Time>,
+}
+
+impl Lifecycle {
+    /// The picture at `now`.
+    pub(crate) fn view(&self) -> View {
+        let (state, reason) = self.state();
+        View {
+            state,
+            reason,
+            pending: self.pending(),
+            restarts: self.restarts,
+            instance: self.current.as_ref().or(self.draining.as_ref()).cloned(),
+            next_try: (state == State::Backoff).then(|| self.next_try()).flatten(),
+        }
+    }
+
+    fn state(&self) -> (State, Option<String>) {
+        if let Some(current) = &self.current {
+            return match &current.phase {
+                Phase::Starting { .. } => (State::Starting, self.last_failure.clone()),
+                Phase::Ready => (State::Ready, None),
+                Phase::Degraded(reason) => (State::Degraded, Some(reason.clone())),
+                Phase::Stopping { killed, .. } => {
+                    if matches!(self.want, Want::Run(_)) && self.server.is_err() && current.planned {
+                        return self.idle();
+                    }
+                    (State::Stopping, current.verdict.clone().or(still_there(*killed)))
+                }
+            };
+        }
+        if let Some(Phase::Stopping { killed, .. }) = self.draining.as_ref().map(|d| &d.phase)
+            && !matches!(self.want, Want::Refused(_))
+        {
+            return (State::Stopping, still_there(*killed));
+        }
+        self.idle()
+    }
+
+    /// The state when no instance speaks for it.
+    fn idle(&self) -> (State, Option<String>) {
+        match &self.want {
+            Want::Refused(reason) => (State::Refused, Some(reason.clone())),
+            Want::Stopped(reason) => (State::Stopped, Some(reason.clone())),
+            Want::Gone => (State::Stopping, Some("its file has gone".into())),
+            Want::Run(_) => {
+                if let Some(hold) = &self.hold {
+                    return (State::Backoff, Some(hold.reason.clone()));
+                }
+                match (&self.bind, &self.server, &self.slot) {
+                    (Bind::Failed { reason, .. }, _, _) => (State::Backoff, Some(reason.clone())),
+                    (_, Err(reason), _) => (State::Waiting, Some(reason.clone())),
+                    (_, _, Slot::Asked(_)) => (State::Waiting, Some("for a start slot".into())),
+                    _ => (State::Waiting, self.last_failure.clone()),
+                }
+            }
+        }
+    }
+
+    fn pending(&self) -> Option<String> {
+        if self.asked_pending.is_some() {
+            return self.asked_pending.clone();
+        }
+        let (Some(current), Want::Run(spec)) = (&self.current, &self.want) else { return None };
+        if let Some(hold) = &self.replace_hold {
+            return Some(format!("replacement failed: {}", hold.reason));
+        }
+        if !current.serves()
+            || (current.revision == spec.revision && current.generation == self.generation)
+        {
+            return None;
+        }
+        Some(match (&self.bind, &self.server) {
+            (Bind::Failed { reason, .. }, _) => format!("replacement waits: {reason}"),
+            (_, Err(reason)) => format!("replacement waits: {reason}"),
+            _ if self.next.is_some() => "replacement is starting".into(),
+            _ if self.draining.is_some() => "replacement waits: the last one still drains".into(),
+            _ => "replacement waits for a start slot".into(),
+        })
+    }
+
+    fn next_try(&self) -> Option<Time> {
+        match (&self.hold, &self.bind) {
+            (Some(hold), _) => Some(hold.until),
+            (None, Bind::Failed { retry_at, .. }) => Some(*retry_at),
+            _ => None,
+        }
+    }
+
+    /// When the next `Tick` is due, if nothing happens before.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        let instances = [&self.current, &self.next, &self.draining].into_iter().flatten();
+        let mut due: Vec<Time> = instances.filter_map(Instance::deadline).collect();
+        if matches!(self.want, Want::Run(_)) {
+            if let Bind::Failed { retry_at, .. } = self.bind {
+                due.push(retry_at);
+            }
+            if self.current.is_none() {
+                due.extend(self.hold.as_ref().map(|h| h.until));
+            } else {
+                due.extend(self.replace_hold.as_ref().filter(|_| self.outdated()).map(|h| h.until));
+            }
+            if !self.standing_in {
+                due.extend(self.unserved_since.map(|since| since + STAND_IN_AFTER));
+            }
+        }
+        due.into_iter().min()
+    }
+
+    fn outdated(&self) -> bool {
+        match (&self.current, &self.want) {
+            (Some(c), Want::Run(s)) => c.revision != s.revision || c.generation != self.generation,
+            _ => false,
+        }
+    }
+
+    /// `Some(true)`: what is wanted is so. `Some(false)`: it is not, and will not be soon by itself. `None`: under way.
+    pub(crate) fn settled(&self) -> Option<bool> {
+        if self.asked_pending.is_some() && self.next.is_none() && self.draining.is_none() {
+            return Some(false);
+        }
+        match &self.want {
+            Want::Refused(_) if self.processes() == 0 => Some(false),
+            Want::Stopped(_) | Want::Gone if self.processes() == 0 => Some(true),
+            Want::Refused(_) | Want::Stopped(_) | Want::Gone => None,
+            Want::Run(_) => {
+                let Some(current) = &self.current else {
+                    let stuck = self.hold.is_some()
+                        || self.server.is_err()
+                        || matches!(self.bind, Bind::Failed { .. });
+                    return (stuck && self.draining.is_none()).then_some(false);
+                };
+                if !current.serves() {
+                    return None;
+                }
+                if self.replace_hold.is_some()
+                    || (self.outdated() && self.next.is_none() && self.server.is_err())
+                {
+                    return Some(false);
+                }
+                (!self.outdated() && self.draining.is_none()).then_some(current.phase == Phase::Ready)
+            }
+        }
+    }
+
+    /// How it answers its probes, against `failures` in a row.
+    pub(crate) fn pulse(&self) -> Pulse {
+        match &self.current {
+            Some(c) if c.verdict.is_some() && !c.serves() => Pulse::BeingReplaced,
+            Some(c) if c.serves() && c.missed >= self.policy.probe_failures => Pulse::Hung,
+            Some(c) if c.serves() && c.missed > 0 => Pulse::Failing,
+            _ => Pulse::Fine,
+        }
+    }
+
+    /// The current instance, if one is there.
+    pub(crate) fn current(&self) -> Option<&Instance> {
+        self.current.as_ref()
+    }
+
+    /// Every instance that has, or may have, a process.
+    pub(crate) fn instances(&self) -> impl Iterator<Item = &Instance> {
+        [&self.current, &self.next, &self.draining].into_iter().flatten()
+    }
+
+    /// What a killed instance held may still be counted by the server; wants `Event::Backends`.
+    pub(crate) fn lingering(&self) -> bool {
+        self.lingering
+    }
+
+    /// The first instance number not yet given.
+    pub(crate) fn next_id(&self) -> InstanceId {
+        InstanceId(self.next_id)
+    }
+}
+
+fn still_there(killed: bool) -> Option<String> {
+    killed.then(|| "SIGKILL was sent; the kernel has not let the process go yet".into())
+}
