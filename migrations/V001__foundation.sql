@@ -8,7 +8,8 @@
 -- not know that version refuses to start. An additive migration leaves it alone, so rolling back past it works.
 CREATE TABLE brokkr_meta (
     only_row           boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    min_reader_version integer NOT NULL
+    min_reader_version integer NOT NULL,
+    wants_events       boolean NOT NULL DEFAULT false
 );
 INSERT INTO brokkr_meta (min_reader_version) VALUES (1);
 
@@ -79,3 +80,13 @@ CREATE INDEX audit_log_by_created_at ON audit_log (created_at);
 CREATE INDEX audit_log_by_action ON audit_log (action text_pattern_ops, timestamp);
 CREATE INDEX audit_log_by_actor ON audit_log (actor_type, actor_id, timestamp);
 CREATE INDEX audit_log_by_resource ON audit_log (resource_type, resource_id, timestamp);
+
+-- Events on their way to whoever subscribed, written in the transaction that caused them. Rows are written only while
+-- brokkr_meta.wants_events says that somebody reads them, so that without a subscriber nothing piles up here.
+CREATE TABLE event_outbox (
+    id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    event_type varchar(100) NOT NULL,
+    data       jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX event_outbox_by_created_at ON event_outbox (created_at);
