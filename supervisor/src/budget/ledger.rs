@@ -1,0 +1,294 @@
+//! Who is charged how much in which scope: the sums behind every verdict.
+
+use super::{
+    Account, Admission, COMMAND, Claim, Facts, OWN, Place, REPLACEMENT, Scope, ServerId, Shortage,
+    Wanted,
+};
+use brokkr_tenant::TenantName;
+use std::collections::{BTreeMap, BTreeSet};
+
+type ByTenant = BTreeMap<TenantName, u32>;
+
+/// The books of one admission.
+pub(super) struct Ledger<'f> {
+    facts: &'f BTreeMap<ServerId, Facts>,
+    headroom: u32,
+    /// What each tenant is charged, per scope: its largest pool there.
+    charged: BTreeMap<Key, ByTenant>,
+    /// What it was admitted with, on the server it was admitted on, where that is not charged already.
+    recorded: BTreeMap<ServerId, ByTenant>,
+    /// What it would be charged if everybody got what they want; only for advice.
+    wished: BTreeMap<Key, ByTenant>,
+    /// Tenants of each database that are bound by its limit.
+    bound: BTreeMap<Key, BTreeSet<TenantName>>,
+}
+
+/// A scope as the books know it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Server(ServerId),
+    Database(ServerId, u32),
+    Role(ServerId, String),
+}
+
+impl Key {
+    fn all(place: &Place) -> [Key; 3] {
+        [
+            Key::Server(place.server.clone()),
+            Key::Database(place.server.clone(), place.database),
+            Key::Role(place.server.clone(), place.role.clone()),
+        ]
+    }
+
+    fn server(&self) -> &ServerId {
+        match self {
+            Key::Server(server) | Key::Database(server, _) | Key::Role(server, _) => server,
+        }
+    }
+}
+
+impl<'f> Ledger<'f> {
+    pub(super) fn new(facts: &'f BTreeMap<ServerId, Facts>, headroom: u32) -> Self {
+        Self {
+            facts,
+            headroom,
+            charged: BTreeMap::new(),
+            recorded: BTreeMap::new(),
+            wished: BTreeMap::new(),
+            bound: BTreeMap::new(),
+        }
+    }
+
+    /// Charges a tenant in every scope of a place, whether it fits or not.
+    pub(super) fn charge(&mut self, tenant: &TenantName, place: &Place, connections: u32) {
+        for key in Key::all(place) {
+            if let Key::Role(server, role) = &key
+                && place.superuser
+                && !self.role_is_bound(server, role)
+            {
+                continue;
+            }
+            if matches!(key, Key::Database(..)) && !place.superuser {
+                self.bound.entry(key.clone()).or_default().insert(tenant.clone());
+            }
+            raise(self.charged.entry(key).or_default(), tenant, connections);
+        }
+        // What is charged where it lands needs no second entry from the list.
+        if let Some(recorded) = self.recorded.get_mut(&place.server)
+            && recorded.get(tenant).is_some_and(|pool| *pool <= connections)
+        {
+            recorded.remove(tenant);
+        }
+    }
+
+    /// Charges an admitted tenant what it was admitted with, or less if it wants less by now.
+    pub(super) fn charge_admission(&mut self, claim: &Claim, admission: &Admission) {
+        let Wanted::Pool { connections, at } = &claim.wanted else { return };
+        let pool = admission.pool.min(*connections);
+        if let Some(place) = at
+            && admission.server.as_ref().is_none_or(|server| *server == place.server)
+            // Database and role are not on the list: what runs tells them, and if nothing runs they are
+            // taken to be what they were.
+            && (claim.held.is_empty() || claim.held.iter().any(|held| held.place == *place))
+        {
+            self.charge(&claim.tenant, place, pool);
+        } else if let Some(server) = &admission.server {
+            raise(self.recorded.entry(server.clone()).or_default(), &claim.tenant, pool);
+        }
+    }
+
+    /// Notes what a tenant wants, for the advice in a refusal.
+    pub(super) fn note_wish(&mut self, claim: &Claim) {
+        if let Wanted::Pool { connections, at: Some(place) } = &claim.wanted {
+            for key in Key::all(place) {
+                raise(self.wished.entry(key).or_default(), &claim.tenant, *connections);
+            }
+        }
+    }
+
+    /// Whether this much is charged to the tenant already, in every scope of the place.
+    pub(super) fn covered(&self, claim: &Claim, place: &Place, connections: u32) -> bool {
+        Key::all(place).iter().all(|key| {
+            (place.superuser && !matches!(key, Key::Server(_)))
+                || self.charged.get(key).and_then(|c| c.get(&claim.tenant)).is_some_and(|c| *c >= connections)
+        })
+    }
+
+    /// Whether the tenant's charge can be raised to `connections` in every scope of the place.
+    pub(super) fn fits(
+        &self,
+        tenant: &TenantName,
+        place: &Place,
+        connections: u32,
+    ) -> Result<(), Shortage> {
+        if !self.facts.contains_key(&place.server) {
+            return Err(self.shortage(&Key::Server(place.server.clone()), tenant, connections));
+        }
+        for key in Key::all(place) {
+            let exempt = place.superuser
+                && match &key {
+                    Key::Server(_) => false,
+                    Key::Role(..) => true,
+                    // PostgreSQL lets a superuser past the limit but counts it against everybody else:
+                    // exempt only where there is nobody else.
+                    Key::Database(..) => {
+                        self.bound.get(&key).is_none_or(|b| b.iter().all(|other| other == tenant))
+                    }
+                };
+            let Some(limit) = self.limit(&key) else { continue };
+            if exempt {
+                continue;
+            }
+            let others = self.sum_of_others(&key, tenant);
+            let own = self.charge_of(&key, tenant).max(connections);
+            if others.saturating_add(own).saturating_add(self.extra(&key)) > limit {
+                return Err(self.shortage(&key, tenant, connections));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why an admitted tenant cannot get more from a server that is away.
+    pub(super) fn unseen(&self, claim: &Claim, admission: &Admission, needs: u32) -> Shortage {
+        let server = admission.server.clone().unwrap_or_else(|| ServerId::new("?"));
+        self.shortage(&Key::Server(server), &claim.tenant, needs)
+    }
+
+    /// The accounts of every server with facts or a charge.
+    pub(super) fn accounts(&self) -> BTreeMap<ServerId, Account> {
+        let charged = self.charged.keys().map(Key::server);
+        let servers: BTreeSet<&ServerId> =
+            self.facts.keys().chain(charged).chain(self.recorded.keys()).collect();
+        servers.into_iter().map(|server| (server.clone(), self.account(server))).collect()
+    }
+
+    fn account(&self, server: &ServerId) -> Account {
+        let key = Key::Server(server.clone());
+        let committed = self.sum(&key).saturating_add(self.extra(&key));
+        let capacity = self.limit(&key);
+        // Room for replacements must be there in every scope a replacement connects in.
+        let rooms = self.charged.keys().filter(|key| key.server() == server).filter_map(|key| {
+            let limit = self.limit(key)?;
+            Some(limit.checked_sub(self.sum(key).saturating_add(self.extra(key))))
+        });
+        let overlap = rooms.clone().all(|room| room.is_some());
+        let more = rooms.flatten().min().unwrap_or(0) / REPLACEMENT;
+        Account {
+            capacity,
+            committed,
+            free: capacity.map_or(0, |capacity| capacity.saturating_sub(committed)),
+            replacements_at_once: if overlap { 1 + more } else { 1 },
+            overlap,
+        }
+    }
+
+    /// What a scope has to give; `None` where there is no limit, or none is known.
+    fn limit(&self, key: &Key) -> Option<u32> {
+        let facts = self.facts.get(key.server())?;
+        match key {
+            Key::Server(_) => Some(facts.capacity(self.headroom)),
+            Key::Database(_, oid) => facts.databases.get(oid)?.limit,
+            Key::Role(_, role) => facts.roles.get(role)?.limit,
+        }
+    }
+
+    /// What is kept beside the pools: a replacement, a person's command, and our own connection where it
+    /// lands.
+    fn extra(&self, key: &Key) -> u32 {
+        let own = self.facts.get(key.server()).and_then(|facts| facts.own.as_ref());
+        let ours_lands_here = match key {
+            Key::Server(_) => true,
+            Key::Database(_, oid) => own.is_some_and(|own| own.database == *oid),
+            Key::Role(_, role) => own.is_some_and(|own| own.role == *role && !own.superuser),
+        };
+        REPLACEMENT + COMMAND + if ours_lands_here { OWN } else { 0 }
+    }
+
+    fn role_is_bound(&self, server: &ServerId, role: &str) -> bool {
+        self.facts.get(server).and_then(|f| f.roles.get(role)).is_some_and(|r| !r.superuser)
+    }
+
+    fn charge_of(&self, key: &Key, tenant: &TenantName) -> u32 {
+        let charged = self.charged.get(key).and_then(|c| c.get(tenant)).copied().unwrap_or(0);
+        let recorded = match key {
+            Key::Server(server) => self.recorded.get(server).and_then(|c| c.get(tenant)).copied(),
+            _ => None,
+        };
+        charged.max(recorded.unwrap_or(0))
+    }
+
+    fn tenants(&self, key: &Key) -> BTreeSet<&TenantName> {
+        let recorded = match key {
+            Key::Server(server) => self.recorded.get(server),
+            _ => None,
+        };
+        self.charged.get(key).into_iter().chain(recorded).flat_map(BTreeMap::keys).collect()
+    }
+
+    fn sum(&self, key: &Key) -> u32 {
+        self.tenants(key).into_iter().map(|tenant| self.charge_of(key, tenant)).fold(0, u32::saturating_add)
+    }
+
+    fn sum_of_others(&self, key: &Key, tenant: &TenantName) -> u32 {
+        self.sum(key).saturating_sub(self.charge_of(key, tenant))
+    }
+
+    fn shortage(&self, key: &Key, tenant: &TenantName, needs: u32) -> Shortage {
+        let facts = self.facts.get(key.server());
+        let scope = match key {
+            Key::Server(server) => Scope::Server(server.clone()),
+            Key::Database(server, oid) => Scope::Database {
+                server: server.clone(),
+                name: facts
+                    .and_then(|f| f.databases.get(oid))
+                    .map_or_else(|| format!("with OID {oid}"), |d| d.name.clone()),
+            },
+            Key::Role(server, role) => Scope::Role { server: server.clone(), role: role.clone() },
+        };
+        let Some(capacity) = self.limit(key) else {
+            return Shortage::unseen(scope, needs);
+        };
+        let extra = self.extra(key);
+        // Everybody's wish, and what is taken by those who wish nothing any more.
+        let empty = ByTenant::new();
+        let mut pools: ByTenant = self.wished.get(key).unwrap_or(&empty).clone();
+        for other in self.tenants(key) {
+            pools.entry(other.clone()).or_insert_with(|| self.charge_of(key, other));
+        }
+        raise(&mut pools, tenant, needs);
+        let all = pools.values().copied().fold(0, u32::saturating_add).saturating_add(extra);
+        let limit = match (key, facts) {
+            (Key::Server(_), Some(facts)) => facts.max_connections,
+            _ => capacity,
+        };
+        // What the limit itself loses before tenants get anything stays lost when it is raised.
+        let lost = match (key, facts) {
+            (Key::Server(_), Some(facts)) => facts
+                .superuser_reserved
+                .saturating_add(facts.reserved)
+                .saturating_add(self.headroom.max(facts.foreign)),
+            _ => 0,
+        };
+        let taken = self.sum_of_others(key, tenant).saturating_add(extra);
+        let own = self.charge_of(key, tenant);
+        Shortage {
+            scope,
+            needs,
+            has: own,
+            extra,
+            capacity: Some(capacity),
+            free: capacity.saturating_sub(taken),
+            limit,
+            pool_that_fits: super::shortage::pool_that_fits(
+                &pools.values().copied().collect::<Vec<_>>(),
+                capacity.saturating_sub(extra),
+            ),
+            limit_that_fits: all.saturating_add(lost),
+        }
+    }
+}
+
+fn raise(map: &mut ByTenant, tenant: &TenantName, connections: u32) {
+    let entry = map.entry(tenant.clone()).or_insert(0);
+    *entry = (*entry).max(connections);
+}

@@ -1,0 +1,128 @@
+//! Why something does not fit, in numbers, and what would.
+
+use super::ServerId;
+use std::fmt;
+
+/// The smallest pool there is: one connection for work and one beside it.
+const SMALLEST_POOL: u32 = 2;
+
+/// Which limit was met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// `max_connections`.
+    Server(ServerId),
+    /// `datconnlimit`.
+    Database {
+        /// Its server.
+        server: ServerId,
+        /// Its name.
+        name: String,
+    },
+    /// `rolconnlimit`.
+    Role {
+        /// Its server.
+        server: ServerId,
+        /// Its name.
+        role: String,
+    },
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Server(server) => write!(f, "server {server}"),
+            Scope::Database { server, name } => write!(f, "database {name} of server {server}"),
+            Scope::Role { server, role } => write!(f, "role {role} of server {server}"),
+        }
+    }
+}
+
+/// What is missing, in connections. Displays as one sentence with the numbers and the advice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// The limit that was met.
+    pub scope: Scope,
+    /// The pool wanted.
+    pub needs: u32,
+    /// The pool the tenant is charged already.
+    pub has: u32,
+    /// Kept beside the pools: a replacement, our own connection, a command.
+    pub extra: u32,
+    /// What the scope has to give; `None` while its server has not been seen.
+    pub capacity: Option<u32>,
+    /// What is left for this tenant, what it has already included.
+    pub free: u32,
+    /// `max_connections`, or the connection limit of the database or role.
+    pub limit: u32,
+    /// The largest `pool_size` that, as everybody's most, fits everybody; `None` if there is none.
+    pub pool_that_fits: Option<u32>,
+    /// The limit that fits the pools as they are.
+    pub limit_that_fits: u32,
+}
+
+impl Shortage {
+    pub(super) fn unseen(scope: Scope, needs: u32) -> Self {
+        Self {
+            scope,
+            needs,
+            has: 0,
+            extra: 0,
+            capacity: None,
+            free: 0,
+            limit: 0,
+            pool_that_fits: None,
+            limit_that_fits: 0,
+        }
+    }
+
+    /// What would fit, as a clause.
+    pub fn advice(&self) -> String {
+        let limit = match &self.scope {
+            Scope::Server(_) => format!("max_connections = {}", self.limit_that_fits),
+            Scope::Database { name, .. } => {
+                format!("ALTER DATABASE {name} CONNECTION LIMIT {}", self.limit_that_fits)
+            }
+            Scope::Role { role, .. } => {
+                format!("ALTER ROLE {role} CONNECTION LIMIT {}", self.limit_that_fits)
+            }
+        };
+        match self.pool_that_fits {
+            Some(pool) => format!("pool_size = {pool} would fit everyone, or {limit}"),
+            None => format!("no pool_size would fit everyone; {limit} would"),
+        }
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scope, needs, has, extra, capacity, free, .. } = self;
+        let Some(capacity) = capacity else {
+            return write!(f, "needs {needs} on {scope}, which cannot be asked now");
+        };
+        write!(f, "needs {needs} and {extra} more of {capacity} on {scope}; {free} are free")?;
+        if *has > 0 {
+            write!(f, " with the {has} it has")?;
+        }
+        write!(f, "; {}", self.advice())
+    }
+}
+
+/// The largest most, such that pools cut to it fit into `room` together.
+pub(super) fn pool_that_fits(pools: &[u32], room: u32) -> Option<u32> {
+    let mut sorted = pools.to_vec();
+    sorted.sort_unstable();
+    let mut room = room;
+    let mut left = u32::try_from(sorted.len()).unwrap_or(u32::MAX);
+    let mut most = None;
+    for pool in sorted {
+        let share = room / left;
+        if pool > share {
+            most = Some(share);
+            break;
+        }
+        room -= pool;
+        left -= 1;
+        most = Some(pool);
+    }
+    most.filter(|most| *most >= SMALLEST_POOL)
+}

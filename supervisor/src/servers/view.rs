@@ -1,0 +1,102 @@
+//! What the probers have found.
+
+use crate::budget::{Facts, Place, ServerId};
+use brokkr_tenant::{DatabaseUrl, TenantName};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Everything known of every server, at one time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServersView {
+    /// Every wanted URL.
+    pub endpoints: BTreeMap<DatabaseUrl, Endpoint>,
+    /// Every server some wanted URL leads to, or led to when it was last up.
+    pub servers: BTreeMap<ServerId, Server>,
+}
+
+/// Where a URL leads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Endpoint {
+    /// Not tried yet.
+    Unknown,
+    /// Nothing answers there now. It is tried again several times a second.
+    Unreachable {
+        /// Why, in words, without secrets.
+        reason: String,
+        /// Since when.
+        since: Instant,
+        /// Where it led when it was last up.
+        last: Option<Place>,
+    },
+    /// A server answers, but it is none for a tenant: a wrong password, no such database, a pooler that shares backends, a
+    /// standby. It is tried again every few seconds, for any of these can be mended on the server.
+    Refused {
+        /// Why, in words, without secrets.
+        reason: String,
+        /// Where it led when it was last good.
+        last: Option<Place>,
+    },
+    /// A server for a tenant.
+    Ready(Place),
+}
+
+impl Endpoint {
+    /// Where it leads, or led when that was last known.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Endpoint::Unknown => None,
+            Endpoint::Unreachable { last, .. } | Endpoint::Refused { last, .. } => last.as_ref(),
+            Endpoint::Ready(place) => Some(place),
+        }
+    }
+
+    /// Why a tenant cannot start there now, if it cannot.
+    pub fn problem(&self) -> Option<&str> {
+        match self {
+            Endpoint::Unknown => Some("its server has not been tried yet"),
+            Endpoint::Unreachable { reason, .. } | Endpoint::Refused { reason, .. } => Some(reason),
+            Endpoint::Ready(_) => None,
+        }
+    }
+}
+
+/// One server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Server {
+    /// What it has to give, as read when it was last up.
+    pub facts: Facts,
+    /// Whether it answers.
+    pub up: bool,
+    /// Why it does not.
+    pub reason: Option<String>,
+    /// Since when it has been up or down.
+    pub since: Instant,
+    /// Connections of this host's tenants, counted on the server: whatever holds them, an instance, a
+    /// command, or backends a killed broker left behind.
+    pub ours: BTreeMap<TenantName, u32>,
+    /// All connections of this machine's brokkr programs, the supervisor's own included.
+    pub in_use: u32,
+    /// `server_version`.
+    pub version: String,
+    /// A pooler in session mode stands in front: its own limits are not known here.
+    pub pooler: bool,
+    /// What an operator should know: identity not permitted to be read, a URL that names a superuser.
+    pub warnings: Vec<String>,
+}
+
+impl ServersView {
+    /// Facts by server, as the budget takes them.
+    pub fn facts(&self) -> BTreeMap<ServerId, Facts> {
+        self.servers.iter().map(|(id, server)| (id.clone(), server.facts.clone())).collect()
+    }
+
+    /// The endpoint of a URL; `Unknown` when it is not wanted.
+    pub fn endpoint(&self, url: &DatabaseUrl) -> &Endpoint {
+        self.endpoints.get(url).unwrap_or(&Endpoint::Unknown)
+    }
+
+    /// The server a URL leads to, if it was ever seen.
+    pub fn server(&self, url: &DatabaseUrl) -> Option<(&ServerId, &Server)> {
+        self.servers.get_key_value(&self.endpoint(url).place()?.server)
+    }
+}
