@@ -1,0 +1,26 @@
+//! The SQL: one file per resource, each statement a `&'static str`, each answer a plain row.
+//!
+//! A store knows neither HTTP nor who is asking; it takes any [`Sql`](crate::db::Sql), so the same function works on a
+//! connection and inside a transaction. Rows serialise as the API shows them, so columns that must not be seen (hashes) are
+//! never read into one. Lists come in the order (created_at, id) unless the contract names another.
+
+pub mod agent_marks;
+pub mod agents;
+pub mod association;
+pub mod credentials;
+pub mod events;
+pub mod generators;
+pub mod objects;
+pub mod registrations;
+pub mod stack_marks;
+pub mod stacks;
+pub mod targets;
+
+use postgres::Row;
+
+use crate::db::DbError;
+
+/// Reads every row with one function, or stops at the first that cannot be read.
+fn all<T>(rows: Vec<Row>, read: impl Fn(&Row) -> Result<T, DbError>) -> Result<Vec<T>, DbError> {
+    rows.iter().map(read).collect()
+}

@@ -1,0 +1,111 @@
+//! What an agent is matched by: labels and annotations.
+
+use postgres::Row;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// A label of an agent.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Label {
+    pub id: Uuid,
+    pub agent_id: Uuid,
+    pub label: String,
+}
+
+/// An annotation of an agent. One value per key.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Annotation {
+    pub id: Uuid,
+    pub agent_id: Uuid,
+    pub key: String,
+    pub value: String,
+}
+
+impl Label {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            agent_id: row.try_get(1)?,
+            label: row.try_get(2)?,
+        })
+    }
+}
+
+impl Annotation {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            agent_id: row.try_get(1)?,
+            key: row.try_get(2)?,
+            value: row.try_get(3)?,
+        })
+    }
+}
+
+/// The labels of an agent, live or not.
+///
+/// # Errors
+/// When the statement fails.
+pub fn labels(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Label>, DbError> {
+    const SQL: &str =
+        "SELECT id, agent_id, label FROM agent_labels WHERE agent_id = $1 ORDER BY created_at, id";
+    super::all(db.query(SQL, &[&agent])?, Label::read)
+}
+
+/// Adds a label.
+///
+/// # Errors
+/// An unknown agent, a label it has already, or a failed statement.
+pub fn add_label(db: &mut impl Sql, agent: Uuid, label: &str) -> Result<Label, DbError> {
+    const SQL: &str =
+        "INSERT INTO agent_labels (agent_id, label) VALUES ($1, $2) RETURNING id, agent_id, label";
+    Label::read(&db.query_one(SQL, &[&agent, &label])?)
+}
+
+/// Takes a label away. False when the agent did not have it.
+///
+/// # Errors
+/// When the statement fails.
+pub fn remove_label(db: &mut impl Sql, agent: Uuid, label: &str) -> Result<bool, DbError> {
+    const SQL: &str = "DELETE FROM agent_labels WHERE agent_id = $1 AND label = $2";
+    Ok(db.execute(SQL, &[&agent, &label])? > 0)
+}
+
+/// The annotations of an agent, live or not.
+///
+/// # Errors
+/// When the statement fails.
+pub fn annotations(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Annotation>, DbError> {
+    const SQL: &str = "\
+        SELECT id, agent_id, key, value FROM agent_annotations WHERE agent_id = $1 ORDER BY created_at, id";
+    super::all(db.query(SQL, &[&agent])?, Annotation::read)
+}
+
+/// Adds an annotation.
+///
+/// # Errors
+/// An unknown agent, a key it has already, or a failed statement.
+pub fn add_annotation(
+    db: &mut impl Sql,
+    agent: Uuid,
+    key: &str,
+    value: &str,
+) -> Result<Annotation, DbError> {
+    const SQL: &str = "\
+        INSERT INTO agent_annotations (agent_id, key, value) VALUES ($1, $2, $3)
+        RETURNING id, agent_id, key, value";
+    Annotation::read(&db.query_one(SQL, &[&agent, &key, &value])?)
+}
+
+/// Takes the annotation with this key away. False when the agent had none.
+///
+/// # Errors
+/// When the statement fails.
+pub fn remove_annotation(db: &mut impl Sql, agent: Uuid, key: &str) -> Result<bool, DbError> {
+    const SQL: &str = "DELETE FROM agent_annotations WHERE agent_id = $1 AND key = $2";
+    Ok(db.execute(SQL, &[&agent, &key])? > 0)
+}

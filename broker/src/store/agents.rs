@@ -1,0 +1,244 @@
+//! Agents.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// An agent as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Agent {
+    pub id: Uuid,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+    pub name: String,
+    pub cluster_name: String,
+    pub status: String,
+    pub last_heartbeat: Option<DateTime<Utc>>,
+    pub k8s_reachable: Option<bool>,
+    pub k8s_api_latency_ms: Option<i32>,
+    pub k8s_reported_at: Option<DateTime<Utc>>,
+}
+
+/// The columns of [`Agent`], of the table or alias `a`.
+macro_rules! columns {
+    () => {
+        "a.id, a.created_at, a.updated_at, a.deleted_at, a.name, a.cluster_name, a.status, a.last_heartbeat, \
+         a.k8s_reachable, a.k8s_api_latency_ms, a.k8s_reported_at"
+    };
+}
+
+impl Agent {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            created_at: row.try_get(1)?,
+            updated_at: row.try_get(2)?,
+            deleted_at: row.try_get(3)?,
+            name: row.try_get(4)?,
+            cluster_name: row.try_get(5)?,
+            status: row.try_get(6)?,
+            last_heartbeat: row.try_get(7)?,
+            k8s_reachable: row.try_get(8)?,
+            k8s_api_latency_ms: row.try_get(9)?,
+            k8s_reported_at: row.try_get(10)?,
+        })
+    }
+}
+
+/// Every live agent.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql) -> Result<Vec<Agent>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agents a WHERE a.deleted_at IS NULL ORDER BY a.created_at, a.id"
+    );
+    super::all(db.query(SQL, &[])?, Agent::read)
+}
+
+/// What a generator sees when it lists agents.
+#[derive(Debug)]
+pub enum ListedBy {
+    /// There is no such live generator.
+    NoGenerator,
+    /// It is a system generator.
+    System,
+    /// The live agents registered with it.
+    Tenant(Vec<Agent>),
+}
+
+/// The live agents registered with a generator, and what that generator is, in one statement.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list_registered(db: &mut impl Sql, generator: Uuid) -> Result<ListedBy, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        ", g.is_system
+           FROM generators g
+           LEFT JOIN (agent_generator_registrations r
+                      JOIN agents a ON a.id = r.agent_id AND a.deleted_at IS NULL)
+             ON r.generator_id = g.id
+          WHERE g.id = $1 AND g.deleted_at IS NULL
+          ORDER BY a.created_at, a.id"
+    );
+    let rows = db.query(SQL, &[&generator])?;
+    let Some(first) = rows.first() else {
+        return Ok(ListedBy::NoGenerator);
+    };
+    if first.try_get(11)? {
+        return Ok(ListedBy::System);
+    }
+    let nobody = first.try_get::<_, Option<Uuid>>(0)?.is_none();
+    Ok(ListedBy::Tenant(if nobody {
+        Vec::new()
+    } else {
+        super::all(rows, Agent::read)?
+    }))
+}
+
+/// The live agent with this id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Agent>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agents a WHERE a.id = $1 AND a.deleted_at IS NULL"
+    );
+    db.query_opt(SQL, &[&id])?.as_ref().map(Agent::read).transpose()
+}
+
+/// The live agent with exactly this name in exactly this cluster.
+///
+/// # Errors
+/// When the statement fails.
+pub fn find(db: &mut impl Sql, name: &str, cluster: &str) -> Result<Option<Agent>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agents a WHERE a.name = $1 AND a.cluster_name = $2 AND a.deleted_at IS NULL"
+    );
+    db.query_opt(SQL, &[&name, &cluster])?
+        .as_ref()
+        .map(Agent::read)
+        .transpose()
+}
+
+/// Adds an agent, `INACTIVE`, with the hash of its PAK (lower-case hex).
+///
+/// # Errors
+/// A taken name, or a failed statement.
+pub fn insert(
+    db: &mut impl Sql,
+    name: &str,
+    cluster: &str,
+    pak_hash: &str,
+) -> Result<Agent, DbError> {
+    const SQL: &str = concat!(
+        "INSERT INTO agents AS a (name, cluster_name, pak_hash) VALUES ($1, $2, $3) RETURNING ",
+        columns!()
+    );
+    Agent::read(&db.query_one(SQL, &[&name, &cluster, &pak_hash])?)
+}
+
+/// Changes the named columns of a live agent and no others, so that it cannot undo what is written beside it.
+///
+/// # Errors
+/// A taken name, or a failed statement.
+pub fn update(
+    db: &mut impl Sql,
+    id: Uuid,
+    name: Option<&str>,
+    cluster: Option<&str>,
+    status: Option<&str>,
+) -> Result<Option<Agent>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE agents a SET name = coalesce($2, a.name), cluster_name = coalesce($3, a.cluster_name),
+                status = coalesce($4, a.status)
+          WHERE a.id = $1 AND a.deleted_at IS NULL RETURNING ",
+        columns!()
+    );
+    db.query_opt(SQL, &[&id, &name, &cluster, &status])?
+        .as_ref()
+        .map(Agent::read)
+        .transpose()
+}
+
+/// Replaces the hash of a live agent's PAK.
+///
+/// # Errors
+/// When the statement fails.
+pub fn set_pak_hash(
+    db: &mut impl Sql,
+    id: Uuid,
+    pak_hash: &str,
+) -> Result<Option<Agent>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE agents a SET pak_hash = $2 WHERE a.id = $1 AND a.deleted_at IS NULL RETURNING ",
+        columns!()
+    );
+    db.query_opt(SQL, &[&id, &pak_hash])?
+        .as_ref()
+        .map(Agent::read)
+        .transpose()
+}
+
+/// Marks a live agent and its events as deleted. The time of deletion, or `None` when there was no such live agent.
+///
+/// # Errors
+/// When the statement fails.
+pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<Option<DateTime<Utc>>, DbError> {
+    const SQL: &str = "\
+        WITH gone AS (UPDATE agents SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL
+                      RETURNING id, deleted_at),
+             its_events AS (UPDATE agent_events e SET deleted_at = gone.deleted_at FROM gone
+                             WHERE e.agent_id = gone.id AND e.deleted_at IS NULL)
+        SELECT deleted_at FROM gone";
+    db.query_opt(SQL, &[&id])?
+        .map(|row| Ok(row.try_get(0)?))
+        .transpose()
+}
+
+/// What an agent may say of its cluster with a heartbeat.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterReport {
+    /// The cluster's API server answered.
+    pub reachable: bool,
+    /// In how many milliseconds.
+    pub latency_ms: Option<i32>,
+}
+
+/// Notes that a live agent was heard of now. False when there is no such live agent.
+///
+/// One statement and one round trip; `synchronous_commit` is off for it alone: a heartbeat lost in a crash of the server is
+/// repeated at the next poll, and waiting for the disk is what a heartbeat would mostly cost.
+///
+/// # Errors
+/// When the statement fails.
+pub fn heartbeat(
+    db: &mut impl Sql,
+    id: Uuid,
+    report: Option<ClusterReport>,
+) -> Result<bool, DbError> {
+    const ALIVE: &str = "\
+        UPDATE agents SET last_heartbeat = now()
+         WHERE id = $1 AND deleted_at IS NULL AND set_config('synchronous_commit', 'off', true) = 'off'";
+    const REPORT: &str = "\
+        UPDATE agents SET last_heartbeat = now(), k8s_reachable = $2, k8s_api_latency_ms = $3, k8s_reported_at = now()
+         WHERE id = $1 AND deleted_at IS NULL AND set_config('synchronous_commit', 'off', true) = 'off'";
+    let changed = match report {
+        None => db.execute(ALIVE, &[&id])?,
+        Some(report) => db.execute(REPORT, &[&id, &report.reachable, &report.latency_ms])?,
+    };
+    Ok(changed > 0)
+}

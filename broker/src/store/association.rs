@@ -1,0 +1,122 @@
+//! Which stacks an agent serves, and what it should therefore have applied.
+//!
+//! An agent serves a live stack when it is targeted at it, or when one of its labels equals one of the stack's, or one of
+//! its annotations equals one of the stack's in key and value; the last two only while it is registered with the stack's
+//! generator. Exact, case-sensitive, computed anew on each call, and always one statement.
+
+use uuid::Uuid;
+
+use super::objects::{self, Object};
+use super::stacks::Stack;
+use crate::db::{DbError, Sql};
+
+/// The ids of the stacks agent `$1` serves, deleted ones among them (the reader joins `stacks` and looks).
+///
+/// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index.
+macro_rules! served {
+    () => {
+        "(SELECT t.stack_id FROM agent_targets t WHERE t.agent_id = $1
+          UNION
+          SELECT sl.stack_id
+            FROM agent_labels al
+            JOIN stack_labels sl ON sl.label = al.label
+            JOIN stacks s ON s.id = sl.stack_id AND s.deleted_at IS NULL
+            JOIN agent_generator_registrations r ON r.agent_id = al.agent_id AND r.generator_id = s.generator_id
+           WHERE al.agent_id = $1
+          UNION
+          SELECT sa.stack_id
+            FROM agent_annotations aa
+            JOIN stack_annotations sa ON sa.key = aa.key AND sa.value = aa.value
+            JOIN stacks s ON s.id = sa.stack_id AND s.deleted_at IS NULL
+            JOIN agent_generator_registrations r ON r.agent_id = aa.agent_id AND r.generator_id = s.generator_id
+           WHERE aa.agent_id = $1)"
+    };
+}
+
+/// Whether agent `$1` serves stack `$2` now, as an expression.
+macro_rules! serves {
+    () => {
+        "EXISTS (SELECT 1 FROM stacks s
+                  WHERE s.id = $2 AND s.deleted_at IS NULL
+                    AND (EXISTS (SELECT 1 FROM agent_targets t WHERE t.agent_id = $1 AND t.stack_id = s.id)
+                      OR (EXISTS (SELECT 1 FROM agent_generator_registrations r
+                                   WHERE r.agent_id = $1 AND r.generator_id = s.generator_id)
+                          AND (EXISTS (SELECT 1 FROM stack_labels sl
+                                         JOIN agent_labels al ON al.agent_id = $1 AND al.label = sl.label
+                                        WHERE sl.stack_id = s.id)
+                            OR EXISTS (SELECT 1 FROM stack_annotations sa
+                                         JOIN agent_annotations aa
+                                           ON aa.agent_id = $1 AND aa.key = sa.key AND aa.value = sa.value
+                                        WHERE sa.stack_id = s.id)))))"
+    };
+}
+
+/// The live stacks an agent serves, by id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT s.id, s.created_at, s.updated_at, s.deleted_at, s.name, s.description, s.generator_id
+           FROM ",
+        served!(),
+        " AS served JOIN stacks s ON s.id = served.stack_id AND s.deleted_at IS NULL ORDER BY s.id"
+    );
+    super::all(db.query(SQL, &[&agent])?, Stack::read)
+}
+
+/// Whether an agent serves a stack, now or (for a deleted stack) when it was deleted.
+///
+/// # Errors
+/// When the statement fails.
+pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        serves!(),
+        " OR EXISTS (SELECT 1 FROM stack_departures d WHERE d.agent_id = $1 AND d.stack_id = $2)"
+    );
+    Ok(db.query_one(SQL, &[&agent, &stack])?.try_get(0)?)
+}
+
+/// Which part of its target state an agent asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The newest object of every stack it serves.
+    Full,
+    /// Of these, what it has not yet reported as a success.
+    Incremental,
+}
+
+/// What an agent should have applied, newest first: of each live stack it serves the live object with the highest sequence
+/// id, and of each deleted stack it served the marker, until it has answered that.
+///
+/// # Errors
+/// When the statement fails.
+pub fn target_state(db: &mut impl Sql, agent: Uuid, mode: Mode) -> Result<Vec<Object>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        objects::columns!(),
+        "  FROM ",
+        served!(),
+        " AS served
+           JOIN stacks s ON s.id = served.stack_id AND s.deleted_at IS NULL
+           CROSS JOIN LATERAL (
+                SELECT ",
+        objects::columns!(),
+        "         FROM deployment_objects o
+                 WHERE o.stack_id = s.id AND o.deleted_at IS NULL ORDER BY o.sequence_id DESC LIMIT 1) AS o
+          WHERE NOT ($2 AND EXISTS (
+                SELECT 1 FROM agent_events e
+                 WHERE e.agent_id = $1 AND e.deployment_object_id = o.id
+                   AND e.success_digest IS NOT NULL AND e.deleted_at IS NULL))
+         UNION ALL
+         SELECT ",
+        objects::columns!(),
+        "  FROM stack_departures d
+           JOIN deployment_objects o ON o.id = d.deployment_object_id AND o.deleted_at IS NULL
+          WHERE d.agent_id = $1 AND d.answered_at IS NULL
+          ORDER BY 5 DESC"
+    );
+    let incremental = mode == Mode::Incremental;
+    super::all(db.query(SQL, &[&agent, &incremental])?, Object::read)
+}

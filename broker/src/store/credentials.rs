@@ -1,0 +1,43 @@
+//! Who holds a PAK.
+
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// A candidate for the holder of a PAK, in the order in which they are to be considered.
+#[derive(Debug)]
+pub enum Holder {
+    /// The admin role, whatever was asked for: the caller compares.
+    Admin {
+        /// Lower-case hex SHA-256.
+        pak_hash: String,
+    },
+    /// A live agent with the hash asked for.
+    Agent(Uuid),
+    /// A live generator with the hash asked for.
+    Generator(Uuid),
+}
+
+/// The admin role, then live agents, then live generators with this hash (lower-case hex), in one statement.
+///
+/// # Errors
+/// When the statement fails.
+pub fn holders(db: &mut impl Sql, pak_hash: &str) -> Result<Vec<Holder>, DbError> {
+    const SQL: &str = "\
+        SELECT 0::int AS rank, NULL::uuid AS id, admin.pak_hash::text AS pak_hash
+          FROM (SELECT pak_hash FROM admin_role ORDER BY created_at, id LIMIT 1) AS admin
+        UNION ALL
+        SELECT 1, id, NULL FROM agents WHERE pak_hash = $1 AND deleted_at IS NULL
+        UNION ALL
+        SELECT 2, id, NULL FROM generators WHERE pak_hash = $1 AND deleted_at IS NULL
+        ORDER BY rank";
+    super::all(db.query(SQL, &[&pak_hash])?, |row| {
+        Ok(match row.try_get::<_, i32>(0)? {
+            0 => Holder::Admin {
+                pak_hash: row.try_get(2)?,
+            },
+            1 => Holder::Agent(row.try_get(1)?),
+            _ => Holder::Generator(row.try_get(1)?),
+        })
+    })
+}

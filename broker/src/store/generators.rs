@@ -1,0 +1,160 @@
+//! Generators.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// A generator as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Generator {
+    pub id: Uuid,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+    pub name: String,
+    pub description: Option<String>,
+    pub last_active_at: Option<DateTime<Utc>>,
+    pub is_active: bool,
+    pub is_system: bool,
+}
+
+macro_rules! columns {
+    () => {
+        "id, created_at, updated_at, deleted_at, name, description, last_active_at, is_active, is_system"
+    };
+}
+
+impl Generator {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            created_at: row.try_get(1)?,
+            updated_at: row.try_get(2)?,
+            deleted_at: row.try_get(3)?,
+            name: row.try_get(4)?,
+            description: row.try_get(5)?,
+            last_active_at: row.try_get(6)?,
+            is_active: row.try_get(7)?,
+            is_system: row.try_get(8)?,
+        })
+    }
+
+    fn optional(row: Option<Row>) -> Result<Option<Self>, DbError> {
+        row.as_ref().map(Self::read).transpose()
+    }
+}
+
+/// Every live generator but the system's.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql) -> Result<Vec<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE deleted_at IS NULL AND NOT is_system ORDER BY created_at, id"
+    );
+    super::all(db.query(SQL, &[])?, Generator::read)
+}
+
+/// The live generator with this id, the system's included.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE id = $1 AND deleted_at IS NULL"
+    );
+    Generator::optional(db.query_opt(SQL, &[&id])?)
+}
+
+/// As [`get`], and nobody else changes or deletes it, or refers to it anew, until the end of the transaction.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE id = $1 AND deleted_at IS NULL FOR UPDATE"
+    );
+    Generator::optional(db.query_opt(SQL, &[&id])?)
+}
+
+/// Whether every one of these ids is a live generator.
+///
+/// # Errors
+/// When the statement fails.
+pub fn all_live(db: &mut impl Sql, ids: &[Uuid]) -> Result<bool, DbError> {
+    const SQL: &str = "\
+        SELECT count(*) = (SELECT count(DISTINCT wanted) FROM unnest($1::uuid[]) AS wanted)
+          FROM generators WHERE id = ANY ($1) AND deleted_at IS NULL";
+    Ok(db.query_one(SQL, &[&ids])?.try_get(0)?)
+}
+
+/// Adds a generator with the hash of its PAK (lower-case hex).
+///
+/// # Errors
+/// A taken name, or a failed statement.
+pub fn insert(
+    db: &mut impl Sql,
+    name: &str,
+    description: Option<&str>,
+    pak_hash: &str,
+) -> Result<Generator, DbError> {
+    const SQL: &str = concat!(
+        "INSERT INTO generators (name, description, pak_hash) VALUES ($1, $2, $3) RETURNING ",
+        columns!()
+    );
+    Generator::read(&db.query_one(SQL, &[&name, &description, &pak_hash])?)
+}
+
+/// Changes a generator, deleted or not. Without a description the old one stays.
+///
+/// # Errors
+/// A taken name, or a failed statement.
+pub fn update(
+    db: &mut impl Sql,
+    id: Uuid,
+    name: &str,
+    description: Option<&str>,
+    is_active: bool,
+) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE generators SET name = $2, description = coalesce($3, description), is_active = $4
+          WHERE id = $1 RETURNING ",
+        columns!()
+    );
+    Generator::optional(db.query_opt(SQL, &[&id, &name, &description, &is_active])?)
+}
+
+/// Replaces the hash of a live generator's PAK.
+///
+/// # Errors
+/// When the statement fails.
+pub fn set_pak_hash(
+    db: &mut impl Sql,
+    id: Uuid,
+    pak_hash: &str,
+) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE generators SET pak_hash = $2 WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+        columns!()
+    );
+    Generator::optional(db.query_opt(SQL, &[&id, &pak_hash])?)
+}
+
+/// Marks a live generator as deleted. Its stacks are the caller's to delete, in the same transaction.
+///
+/// # Errors
+/// When the statement fails.
+pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
+    const SQL: &str = "UPDATE generators SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL";
+    Ok(db.execute(SQL, &[&id])? > 0)
+}

@@ -1,0 +1,111 @@
+//! What a stack is matched by: labels and annotations.
+
+use postgres::Row;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// A label of a stack.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Label {
+    pub id: Uuid,
+    pub stack_id: Uuid,
+    pub label: String,
+}
+
+/// An annotation of a stack. One value per key.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Annotation {
+    pub id: Uuid,
+    pub stack_id: Uuid,
+    pub key: String,
+    pub value: String,
+}
+
+impl Label {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            stack_id: row.try_get(1)?,
+            label: row.try_get(2)?,
+        })
+    }
+}
+
+impl Annotation {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            stack_id: row.try_get(1)?,
+            key: row.try_get(2)?,
+            value: row.try_get(3)?,
+        })
+    }
+}
+
+/// The labels of a stack, live or not.
+///
+/// # Errors
+/// When the statement fails.
+pub fn labels(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Label>, DbError> {
+    const SQL: &str =
+        "SELECT id, stack_id, label FROM stack_labels WHERE stack_id = $1 ORDER BY created_at, id";
+    super::all(db.query(SQL, &[&stack])?, Label::read)
+}
+
+/// Adds a label.
+///
+/// # Errors
+/// An unknown stack, a label it has already, or a failed statement.
+pub fn add_label(db: &mut impl Sql, stack: Uuid, label: &str) -> Result<Label, DbError> {
+    const SQL: &str =
+        "INSERT INTO stack_labels (stack_id, label) VALUES ($1, $2) RETURNING id, stack_id, label";
+    Label::read(&db.query_one(SQL, &[&stack, &label])?)
+}
+
+/// Takes a label away. False when the stack did not have it.
+///
+/// # Errors
+/// When the statement fails.
+pub fn remove_label(db: &mut impl Sql, stack: Uuid, label: &str) -> Result<bool, DbError> {
+    const SQL: &str = "DELETE FROM stack_labels WHERE stack_id = $1 AND label = $2";
+    Ok(db.execute(SQL, &[&stack, &label])? > 0)
+}
+
+/// The annotations of a stack, live or not.
+///
+/// # Errors
+/// When the statement fails.
+pub fn annotations(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Annotation>, DbError> {
+    const SQL: &str = "\
+        SELECT id, stack_id, key, value FROM stack_annotations WHERE stack_id = $1 ORDER BY created_at, id";
+    super::all(db.query(SQL, &[&stack])?, Annotation::read)
+}
+
+/// Adds an annotation.
+///
+/// # Errors
+/// An unknown stack, a key it has already, or a failed statement.
+pub fn add_annotation(
+    db: &mut impl Sql,
+    stack: Uuid,
+    key: &str,
+    value: &str,
+) -> Result<Annotation, DbError> {
+    const SQL: &str = "\
+        INSERT INTO stack_annotations (stack_id, key, value) VALUES ($1, $2, $3)
+        RETURNING id, stack_id, key, value";
+    Annotation::read(&db.query_one(SQL, &[&stack, &key, &value])?)
+}
+
+/// Takes the annotation with this key away. False when the stack had none.
+///
+/// # Errors
+/// When the statement fails.
+pub fn remove_annotation(db: &mut impl Sql, stack: Uuid, key: &str) -> Result<bool, DbError> {
+    const SQL: &str = "DELETE FROM stack_annotations WHERE stack_id = $1 AND key = $2";
+    Ok(db.execute(SQL, &[&stack, &key])? > 0)
+}

@@ -1,0 +1,189 @@
+//! Stacks, and their deletion with everything that hangs on it.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// A stack as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Stack {
+    pub id: Uuid,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+    pub name: String,
+    pub description: Option<String>,
+    pub generator_id: Uuid,
+}
+
+macro_rules! columns {
+    () => {
+        "id, created_at, updated_at, deleted_at, name, description, generator_id"
+    };
+}
+
+impl Stack {
+    /// Reads the first seven columns.
+    pub(super) fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            created_at: row.try_get(1)?,
+            updated_at: row.try_get(2)?,
+            deleted_at: row.try_get(3)?,
+            name: row.try_get(4)?,
+            description: row.try_get(5)?,
+            generator_id: row.try_get(6)?,
+        })
+    }
+}
+
+/// Every live stack.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql) -> Result<Vec<Stack>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stacks WHERE deleted_at IS NULL ORDER BY created_at, id"
+    );
+    super::all(db.query(SQL, &[])?, Stack::read)
+}
+
+/// The live stacks of a generator; none when it is unknown.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Stack>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY created_at, id"
+    );
+    super::all(db.query(SQL, &[&generator])?, Stack::read)
+}
+
+/// The live stack with this id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stacks WHERE id = $1 AND deleted_at IS NULL"
+    );
+    db.query_opt(SQL, &[&id])?.as_ref().map(Stack::read).transpose()
+}
+
+/// As [`get`], and no other writer of this stack or its objects goes on before the end of the transaction.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stacks WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE"
+    );
+    db.query_opt(SQL, &[&id])?.as_ref().map(Stack::read).transpose()
+}
+
+/// The ids of a generator's live stacks, each locked as by [`get_locked`], in one order for everybody.
+///
+/// # Errors
+/// When the statement fails.
+pub fn lock_all_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Uuid>, DbError> {
+    const SQL: &str = "\
+        SELECT id FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE";
+    super::all(db.query(SQL, &[&generator])?, |row| Ok(row.try_get(0)?))
+}
+
+/// Adds a stack.
+///
+/// # Errors
+/// A taken name, an unknown generator, or a failed statement.
+pub fn insert(
+    db: &mut impl Sql,
+    name: &str,
+    description: Option<&str>,
+    generator: Uuid,
+) -> Result<Stack, DbError> {
+    const SQL: &str = concat!(
+        "INSERT INTO stacks (name, description, generator_id) VALUES ($1, $2, $3) RETURNING ",
+        columns!()
+    );
+    Stack::read(&db.query_one(SQL, &[&name, &description, &generator])?)
+}
+
+/// Changes a live stack. Without a description the old one stays.
+///
+/// # Errors
+/// A taken name, or a failed statement.
+pub fn update(
+    db: &mut impl Sql,
+    id: Uuid,
+    name: &str,
+    description: Option<&str>,
+) -> Result<Option<Stack>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE stacks SET name = $2, description = coalesce($3, description)
+          WHERE id = $1 AND deleted_at IS NULL RETURNING ",
+        columns!()
+    );
+    db.query_opt(SQL, &[&id, &name, &description])?
+        .as_ref()
+        .map(Stack::read)
+        .transpose()
+}
+
+/// Marks these live stacks and their live objects as deleted, gives each its deletion marker, and notes every agent that
+/// served it, so that the marker reaches them. The time of deletion.
+///
+/// The caller holds the stacks' locks since an earlier statement of the same transaction: only so does this one, whose
+/// snapshot is younger, see every object committed before, and takes a marker's sequence id after all of theirs.
+///
+/// # Errors
+/// When the statement fails.
+pub fn delete_locked(db: &mut impl Sql, stacks: &[Uuid]) -> Result<DateTime<Utc>, DbError> {
+    // The checksum of a marker made here is the MD5 of nothing, which is what agents know it by.
+    const SQL: &str = "\
+        WITH gone AS (
+            UPDATE stacks SET deleted_at = now() WHERE id = ANY ($1) AND deleted_at IS NULL RETURNING id),
+        objects AS (
+            UPDATE deployment_objects o SET deleted_at = now() FROM gone
+             WHERE o.stack_id = gone.id AND o.deleted_at IS NULL),
+        markers AS (
+            INSERT INTO deployment_objects (stack_id, yaml_content, yaml_checksum, submitted_at, is_deletion_marker)
+            SELECT gone.id, '', 'd41d8cd98f00b204e9800998ecf8427e', now(), true FROM gone
+            RETURNING id, stack_id),
+        departures AS (
+            INSERT INTO stack_departures (agent_id, stack_id, deployment_object_id)
+            SELECT served.agent_id, m.stack_id, m.id
+              FROM markers m,
+                   LATERAL (
+                       SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = m.stack_id
+                       UNION
+                       SELECT al.agent_id
+                         FROM stacks s
+                         JOIN stack_labels sl ON sl.stack_id = s.id
+                         JOIN agent_labels al ON al.label = sl.label
+                         JOIN agent_generator_registrations r
+                           ON r.agent_id = al.agent_id AND r.generator_id = s.generator_id
+                        WHERE s.id = m.stack_id
+                       UNION
+                       SELECT aa.agent_id
+                         FROM stacks s
+                         JOIN stack_annotations sa ON sa.stack_id = s.id
+                         JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
+                         JOIN agent_generator_registrations r
+                           ON r.agent_id = aa.agent_id AND r.generator_id = s.generator_id
+                        WHERE s.id = m.stack_id) AS served
+              JOIN agents a ON a.id = served.agent_id AND a.deleted_at IS NULL)
+        SELECT now()";
+    Ok(db.query_one(SQL, &[&stacks])?.try_get(0)?)
+}
