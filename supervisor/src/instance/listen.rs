@@ -1,0 +1,135 @@
+//! Listening sockets: bound by the supervisor, handed to every instance of the tenant, kept while it is wanted.
+
+use brokkr_tenant::Listen;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, listen, setsockopt, socket, sockopt,
+};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Connections wait here while a broker is being replaced; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// The open sockets of one tenant: the one in use, and during a change of address the one before.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    open: BTreeMap<String, (Listen, Arc<OwnedFd>)>,
+}
+
+impl Listeners {
+    /// Binds `listen`, unless it is bound already.
+    ///
+    /// # Errors
+    /// What to tell the operator: the address and why it cannot be had.
+    pub(crate) fn open(&mut self, listen: &Listen) -> Result<(), String> {
+        if !self.open.contains_key(&listen.to_string()) {
+            let fd = bind_listener(listen)
+                .map_err(|error| format!("cannot listen on {listen}: {}", explain(&error)))?;
+            self.open.insert(listen.to_string(), (listen.clone(), Arc::new(fd)));
+        }
+        Ok(())
+    }
+
+    /// The socket of `listen`, if it is bound.
+    pub(crate) fn get(&self, listen: &Listen) -> Option<Arc<OwnedFd>> {
+        self.open.get(&listen.to_string()).map(|(_, fd)| fd.clone())
+    }
+
+    /// Closes every socket but that of `keep`.
+    pub(crate) fn close_all_but(&mut self, keep: Option<&Listen>) {
+        let keep = keep.map(ToString::to_string);
+        self.open.retain(|address, (listen, _)| {
+            let kept = Some(address) == keep.as_ref();
+            if let (false, Listen::Unix(path)) = (kept, listen) {
+                // The name goes with the socket, or a client would find a name nobody answers.
+                let _ = std::fs::remove_file(path);
+            }
+            kept
+        });
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.close_all_but(None);
+    }
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program has it".into(),
+        io::ErrorKind::AddrNotAvailable => "this host has no such address".into(),
+        io::ErrorKind::PermissionDenied => "not permitted (ports below 1024 need CAP_NET_BIND_SERVICE)".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    match address {
+        Listen::Tcp(address) => {
+            let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let fd = socket(family, SockType::Stream, flags, None)?;
+            // Connections of a broker that has just gone, in TIME_WAIT, must not keep its address from its successor.
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(*address))?;
+            listen(&fd, Backlog::new(BACKLOG)?)?;
+            Ok(fd)
+        }
+        Listen::Unix(path) => {
+            remove_stale(path)?;
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+            listen(&fd, Backlog::new(BACKLOG)?)?;
+            Ok(fd)
+        }
+    }
+}
+
+/// Removes a socket nobody answers on; anything else at that path is somebody's and stays.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            _ => Err(io::ErrorKind::AddrInUse.into()),
+        },
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn an_address_of_a_stranger_is_refused_with_its_name() {
+        let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Listen::Tcp(stranger.local_addr().unwrap());
+        let error = Listeners::default().open(&address).unwrap_err();
+        assert!(error.contains(&address.to_string()) && error.contains("another program"), "{error}");
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_a_live_one_and_a_file_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let address = Listen::Unix(path.clone());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let mut ours = Listeners::default();
+        ours.open(&address).unwrap();
+        assert!(Listeners::default().open(&address).is_err());
+        ours.close_all_but(None);
+        assert!(!path.exists());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(Listeners::default().open(&address).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

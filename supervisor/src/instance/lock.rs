@@ -1,0 +1,187 @@
+//! Lock files: each lives exactly as long as its process, so a later supervisor knows who is still there.
+//!
+//! The supervisor locks `TENANT.ID.lock` and the child inherits the descriptor; the lock belongs to the open file, so
+//! it is gone when the last holder is: the process, whatever became of the supervisor. `flock` is never undone by
+//! hand, for that would undo it for the child too; the supervisor only closes its copy.
+
+use crate::lifecycle::InstanceId;
+use brokkr_tenant::TenantName;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// What stands in a lock file: enough to tell the process from a later one with the same pid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) pid: i32,
+    /// Field 22 of `/proc/PID/stat`, in clock ticks since boot.
+    pub(crate) start_time: u64,
+    pub(crate) boot_id: String,
+}
+
+impl Holder {
+    /// What `/proc` says of a process of ours.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+        Ok(Self { pid, start_time: start_time(pid)?, boot_id: boot_id()? })
+    }
+
+    /// Whether the process that wrote this still runs.
+    pub(crate) fn lives(&self) -> bool {
+        boot_id().is_ok_and(|id| id == self.boot_id)
+            && start_time(self.pid).is_ok_and(|at| at == self.start_time)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        Some(Self {
+            pid: words.next()?.parse().ok()?,
+            start_time: words.next()?.parse().ok()?,
+            boot_id: words.next()?.to_owned(),
+        })
+    }
+}
+
+fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command may hold spaces and parentheses; fields are counted after the last one.
+    stat.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// The files of one instance in the runtime folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    stem: PathBuf,
+}
+
+impl Files {
+    /// Names only; nothing is created.
+    pub(crate) fn new(folder: &Path, tenant: &TenantName, id: InstanceId) -> Self {
+        Self { stem: folder.join(format!("{tenant}.{}", id.0)) }
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.with("lock")
+    }
+
+    /// Where the instance is probed and told things.
+    pub(crate) fn private(&self) -> PathBuf {
+        self.with("sock")
+    }
+
+    /// Where it reports.
+    pub(crate) fn notify(&self) -> PathBuf {
+        self.with("notify")
+    }
+
+    fn with(&self, extension: &str) -> PathBuf {
+        let mut name = self.stem.clone().into_os_string();
+        name.push(".");
+        name.push(extension);
+        name.into()
+    }
+
+    /// Removes all three; for an instance that has ended.
+    pub(crate) fn remove(&self) {
+        for path in [self.private(), self.notify(), self.lock()] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Creates and locks the lock file of a new instance.
+///
+/// # Errors
+/// When it exists and another process holds it, or the folder cannot be written.
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => {
+            io::Error::new(io::ErrorKind::AlreadyExists, "an instance with this number still runs")
+        }
+        TryLockError::Error(error) => error,
+    })?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// Writes down whose lock it is.
+///
+/// # Errors
+/// When the process has gone or the disk is full.
+pub(crate) fn sign(file: &File, pid: i32) -> io::Result<()> {
+    let Holder { pid, start_time, boot_id } = Holder::of(pid)?;
+    let mut file = file;
+    writeln!(file, "{pid} {start_time} {boot_id}")
+}
+
+/// What became of the holder of a lock file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Nobody holds it.
+    Stale,
+    /// Somebody does; and this is who, if the file says so.
+    Held(Option<Holder>),
+}
+
+/// Looks at a lock file without taking it over.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn look(path: &Path) -> io::Result<Found> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Found::Stale),
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            Ok(Found::Held(Holder::parse(&text)))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Takes the lock file name apart: tenant and number.
+pub(crate) fn parse_name(file_name: &str) -> Option<(TenantName, InstanceId)> {
+    let (tenant, id) = file_name.strip_suffix(".lock")?.rsplit_once('.')?;
+    Some((TenantName::parse(tenant).ok()?, InstanceId(id.parse().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_while_any_copy_of_its_descriptor_is_open_and_stale_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("acme.7.lock");
+        let file = create(&path).unwrap();
+        sign(&file, std::process::id() as i32).unwrap();
+        let inherited = file.try_clone().unwrap();
+        drop(file);
+        let Found::Held(Some(holder)) = look(&path).unwrap() else { panic!("not held") };
+        assert_eq!(holder.pid, std::process::id() as i32);
+        assert!(holder.lives());
+        assert!(!Holder { start_time: holder.start_time + 1, ..holder }.lives());
+        assert!(create(&path).is_err());
+        drop(inherited);
+        assert_eq!(look(&path).unwrap(), Found::Stale);
+        assert_eq!(parse_name("acme.7.lock").unwrap().1, InstanceId(7));
+        assert!(parse_name("acme.7.sock").is_none() && parse_name("supervisor.lock").is_none());
+    }
+}

@@ -1,0 +1,142 @@
+//! What an instance says: `sd_notify` datagrams, believed only when they come from the instance's own pid.
+
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
+};
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+
+/// The longest datagram read; what is longer is cut, as systemd does.
+const LONGEST: usize = 4096;
+/// A status line is for one line of `status`, not for storage.
+const LONGEST_STATUS: usize = 400;
+
+/// One thing an instance said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Said {
+    Ready,
+    Status(String),
+    Extend(Duration),
+    ExitStatus(u8),
+    Connections(u32),
+}
+
+/// The socket of one instance.
+#[derive(Debug)]
+pub(crate) struct NotifySocket {
+    socket: AsyncFd<UnixDatagram>,
+}
+
+impl NotifySocket {
+    /// Binds it; credentials come with every datagram from here on.
+    ///
+    /// # Errors
+    /// When the path is too long or taken.
+    pub(crate) fn bind(path: &Path) -> io::Result<UnixDatagram> {
+        let socket = UnixDatagram::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        socket.set_nonblocking(true)?;
+        setsockopt(&socket, sockopt::PassCred, &true)?;
+        Ok(socket)
+    }
+
+    /// Hands it to the event loop.
+    ///
+    /// # Errors
+    /// When the event loop cannot take it.
+    pub(crate) fn new(socket: UnixDatagram) -> io::Result<Self> {
+        Ok(Self { socket: AsyncFd::new(socket)? })
+    }
+
+    /// The next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.
+    pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<Said>> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            match ready.try_io(|socket| read_one(socket.get_ref())) {
+                Ok(Ok((sender, text))) if sender == Some(pid) => return Ok(parse(&text)),
+                Ok(Ok(_)) | Err(_) => {}
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// What is already here, without waiting: last words of a process that has ended.
+    pub(crate) fn drain(&self, pid: i32) -> Vec<Said> {
+        let mut all = Vec::new();
+        while let Ok((sender, text)) = read_one(self.socket.get_ref()) {
+            if sender == Some(pid) {
+                all.extend(parse(&text));
+            }
+        }
+        all
+    }
+}
+
+fn read_one(socket: &UnixDatagram) -> io::Result<(Option<i32>, String)> {
+    let mut buffer = [0u8; LONGEST];
+    let mut control = nix::cmsg_space!(UnixCredentials);
+    let (length, sender) = {
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let message = recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        let sender = message.cmsgs()?.find_map(|c| match c {
+            ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
+            _ => None,
+        });
+        (message.bytes, sender)
+    };
+    Ok((sender, String::from_utf8_lossy(&buffer[..length]).into_owned()))
+}
+
+fn parse(text: &str) -> Vec<Said> {
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) = line.split_once('=')?;
+            match key {
+                "READY" if value == "1" => Some(Said::Ready),
+                "STATUS" => Some(Said::Status(value.chars().take(LONGEST_STATUS).collect())),
+                "EXTEND_TIMEOUT_USEC" => value.parse().ok().map(|n| Said::Extend(Duration::from_micros(n))),
+                "EXIT_STATUS" => value.parse().ok().map(Said::ExitStatus),
+                "X_CONNECTIONS" => value.parse().ok().map(Said::Connections),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[tokio::test]
+    async fn only_datagrams_of_the_instances_own_pid_are_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("n");
+        let socket = NotifySocket::new(NotifySocket::bind(&path).unwrap()).unwrap();
+        let us = std::process::id() as i32;
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.send_to(b"READY=1\nSTATUS=up and well\nX_CONNECTIONS=3\nNONSENSE\nREADY=0", &path).unwrap();
+        assert_eq!(
+            socket.receive(us).await.unwrap(),
+            [Said::Ready, Said::Status("up and well".into()), Said::Connections(3)]
+        );
+        let stranger = std::process::Command::new("python3")
+            .args(["-c", "import socket,sys; socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM).sendto(b'READY=1',sys.argv[1])"])
+            .arg(&path)
+            .status()
+            .unwrap();
+        assert!(stranger.success());
+        sender.send_to(b"EXIT_STATUS=78", &path).unwrap();
+        assert_eq!(socket.receive(us).await.unwrap(), [Said::ExitStatus(78)]);
+    }
+}

@@ -1,0 +1,170 @@
+//! The supervisor's side of an instance's private socket: probes, and orders that are repeated until they are taken.
+
+use super::report::Reporter;
+use crate::lifecycle::Event;
+use crate::lifecycle::InstanceId;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// `[health] interval` and `timeout`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct ProbeTimes {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+}
+
+/// What an instance is to know; the latest counts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wishes {
+    /// The most connections it may hold.
+    pub(crate) connections: u32,
+    /// The prober's verdict on its server.
+    pub(crate) server: Result<(), String>,
+}
+
+/// An answer of more than this is no answer.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// Probes one instance and tells it the supervisor's wishes, until the task is aborted.
+pub(crate) struct Private {
+    pub(crate) id: InstanceId,
+    pub(crate) path: PathBuf,
+    pub(crate) times: ProbeTimes,
+    pub(crate) wishes: watch::Receiver<Wishes>,
+    /// What it was spawned with: only what differs is told.
+    pub(crate) told: Wishes,
+    pub(crate) reporter: Reporter,
+}
+
+impl Private {
+    /// Runs until nobody reads its reports any more.
+    pub(crate) async fn run(mut self) {
+        let mut client = Client { path: self.path.clone(), sender: None };
+        // Spread over the interval, so that a thousand brokers are not asked in the same millisecond.
+        let first = self.times.interval.mul_f64(fastrand::f64());
+        let mut next = Instant::now() + first;
+        loop {
+            // Both arms are cancel-safe: a change not seen now is seen by the next `changed`.
+            let changed = tokio::select! {
+                changed = self.wishes.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep_until(next) => false,
+            };
+            let late = Instant::now().saturating_duration_since(next);
+            self.tell(&mut client).await;
+            let event = self.probe(&mut client, late).await;
+            if !self.reporter.life(event).await {
+                return;
+            }
+            if !changed || late > Duration::ZERO {
+                next = Instant::now() + self.times.interval;
+            }
+        }
+    }
+
+    async fn tell(&mut self, client: &mut Client) {
+        let wishes = self.wishes.borrow_and_update().clone();
+        if wishes.server != self.told.server {
+            let body = match &wishes.server {
+                Ok(()) => serde_json::json!({ "up": true }),
+                Err(reason) => serde_json::json!({ "up": false, "reason": reason }),
+            };
+            if client.put("/server", &body, self.times.timeout).await {
+                self.told.server = wishes.server;
+            }
+        }
+        if wishes.connections != self.told.connections {
+            let body = serde_json::json!({ "connections": wishes.connections });
+            if client.put("/pool", &body, self.times.timeout).await {
+                self.told.connections = wishes.connections;
+            }
+        }
+    }
+
+    async fn probe(&self, client: &mut Client, late: Duration) -> Event {
+        let started = Instant::now();
+        let id = self.id;
+        // `/readyz` may open a connection to find out, for a second; `/healthz` may not.
+        let alive = client.get("/healthz", self.times.timeout).await;
+        if alive.is_none() {
+            let overrun = started.elapsed().saturating_sub(self.times.timeout);
+            let slack = self.times.timeout / 2;
+            return Event::ProbeMissed { id, on_time: late < slack && overrun < slack };
+        }
+        let not_ready = match client.get("/readyz", self.times.timeout * 2).await {
+            Some((StatusCode::OK, _)) => None,
+            Some((_, body)) => Some(body.trim().chars().take(200).collect()),
+            None => Some("no answer to /readyz".into()),
+        };
+        Event::ProbeAnswered { id, not_ready }
+    }
+}
+
+/// One kept-alive connection, made again after any failure.
+struct Client {
+    path: PathBuf,
+    sender: Option<http1::SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    async fn get(&mut self, path: &str, timeout: Duration) -> Option<(StatusCode, String)> {
+        self.request(Method::GET, path, Bytes::new(), timeout).await
+    }
+
+    async fn put(&mut self, path: &str, body: &serde_json::Value, timeout: Duration) -> bool {
+        let answer = self.request(Method::PUT, path, body.to_string().into(), timeout).await;
+        answer.is_some_and(|(status, _)| status.is_success())
+    }
+
+    async fn request(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Option<(StatusCode, String)> {
+        let answer = tokio::time::timeout(timeout, self.exchange(method, path, body)).await;
+        if !matches!(answer, Ok(Some(_))) {
+            self.sender = None;
+        }
+        answer.ok().flatten()
+    }
+
+    async fn exchange(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Option<(StatusCode, String)> {
+        if self.sender.as_ref().is_none_or(http1::SendRequest::is_closed) {
+            let stream = UnixStream::connect(&self.path).await.ok()?;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+            // Ends by itself once the sender is dropped or the instance has gone.
+            tokio::spawn(connection);
+            self.sender = Some(sender);
+        }
+        let sender = self.sender.as_mut()?;
+        sender.ready().await.ok()?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "instance")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .ok()?;
+        let response = sender.send_request(request).await.ok()?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await.ok()?;
+        Some((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+    }
+}

@@ -1,0 +1,352 @@
+//! Raw system calls that neither std nor nix offers in a safe form. Every `unsafe` of the supervisor is here.
+//!
+//! Only `instance/` may call what spawns or kills.
+
+#![allow(unsafe_code, reason = "this is the one module that may")]
+
+use nix::sys::resource::{Resource, getrlimit};
+use std::ffi::{CString, c_char, c_int};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// First descriptor after standard input, output and error: where `sd_listen_fds` begins.
+const FIRST_PASSED: RawFd = 3;
+/// Most descriptors one spawn may pass; the child works on fixed arrays because it may not allocate.
+const MOST_PASSED: usize = 8;
+/// `LISTEN_PID=` and room for any pid, overwritten by the child with its own.
+const LISTEN_PID: &str = "LISTEN_PID=0000000000";
+
+/// Everything a new process is made of. Nothing else is inherited.
+pub(crate) struct Plan<'a> {
+    /// Absolute path of the program.
+    pub(crate) program: CString,
+    /// Its arguments, `argv[0]` included.
+    pub(crate) arguments: Vec<CString>,
+    /// Its whole environment. `LISTEN_PID` is added, with the child's own pid, when descriptors are passed.
+    pub(crate) environment: Vec<CString>,
+    /// Standard input, output and error.
+    pub(crate) standard: [BorrowedFd<'a>; 3],
+    /// Descriptors 3 and up, in order.
+    pub(crate) passed: Vec<BorrowedFd<'a>>,
+    /// Soft and hard limit of open files.
+    pub(crate) open_files: (u64, u64),
+}
+
+/// A process that exists, and a descriptor that names it for good.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Forks, calls `before_exec` with the child's pid while the child waits, then lets it execute the plan.
+///
+/// If the supervisor dies in between, the child sees the end of its pipe and leaves without having become anything.
+/// The child gets a session of its own, default signal dispositions, an empty signal mask and `no_new_privs`.
+///
+/// # Errors
+/// What the kernel refused: fork, pidfd, or execve (for which the child reports its `errno`); or what `before_exec` gave.
+pub(crate) fn spawn(
+    plan: &Plan<'_>,
+    before_exec: impl FnOnce(i32) -> io::Result<()>,
+) -> io::Result<Spawned> {
+    if plan.passed.len() > MOST_PASSED {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors to pass"));
+    }
+    let mut listen_pid = CString::new(LISTEN_PID)?.into_bytes_with_nul();
+    let arguments = pointers(&plan.arguments, None);
+    let environment =
+        pointers(&plan.environment, (!plan.passed.is_empty()).then_some(listen_pid.as_mut_ptr()));
+    let mut sources = [-1; FIRST_PASSED as usize + MOST_PASSED];
+    let wanted = plan.standard.iter().chain(&plan.passed);
+    let count = FIRST_PASSED as usize + plan.passed.len();
+    for (slot, fd) in sources.iter_mut().zip(wanted) {
+        *slot = fd.as_raw_fd();
+    }
+    let (go_read, go_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let (error_read, error_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+
+    // SAFETY: between fork and exec the child calls async-signal-safe functions only and touches memory made before
+    // the fork: `become_child` allocates nothing, takes no lock and never returns.
+    let pid = match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => unsafe {
+            become_child(
+                plan,
+                &arguments,
+                &environment,
+                listen_pid.as_mut_ptr(),
+                &mut sources[..count],
+                go_read.as_raw_fd(),
+                go_write.as_raw_fd(),
+                error_write.as_raw_fd(),
+            )
+        },
+        pid => pid,
+    };
+    drop((go_read, error_write));
+    // Not reaped yet, so the pid cannot have been given to another process: no race here.
+    let pidfd = match pidfd_open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) => {
+            drop(go_write);
+            reap(pid);
+            return Err(error);
+        }
+    };
+    let said = before_exec(pid).and_then(|()| {
+        nix::unistd::write(&go_write, b"g")?;
+        Ok(())
+    });
+    drop(go_write);
+    let mut errno = [0u8; 4];
+    let refused = match said {
+        Err(error) => Some(error),
+        // End of file: the pipe was closed by a successful exec.
+        Ok(()) => match read_exact(error_read.as_fd(), &mut errno) {
+            0 => None,
+            _ => Some(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+        },
+    };
+    match refused {
+        None => Ok(Spawned { pid, pidfd }),
+        Some(error) => {
+            reap(pid);
+            Err(error)
+        }
+    }
+}
+
+/// # Safety
+/// Only in a child just forked. `arguments` and `environment` end with a null pointer; `listen_pid` points at
+/// [`LISTEN_PID`] with its closing NUL.
+#[allow(clippy::too_many_arguments, reason = "the child may not allocate a struct of its own")]
+unsafe fn become_child(
+    plan: &Plan<'_>,
+    arguments: &[*const c_char],
+    environment: &[*const c_char],
+    listen_pid: *mut u8,
+    sources: &mut [RawFd],
+    go: RawFd,
+    go_write: RawFd,
+    error: RawFd,
+) -> ! {
+    // SAFETY: every call is async-signal-safe and its pointers are to live memory of this process.
+    unsafe {
+        let fail = || -> ! {
+            let errno = *libc::__errno_location();
+            libc::write(error, (&raw const errno).cast(), size_of::<c_int>());
+            libc::_exit(127)
+        };
+        // Ours to close, or the read below would never see the end when the parent dies.
+        libc::close(go_write);
+        let mut byte = 0u8;
+        if libc::read(go, (&raw mut byte).cast(), 1) != 1 {
+            libc::_exit(127);
+        }
+        if libc::setsid() == -1 {
+            fail();
+        }
+        // Rust ignores SIGPIPE and a signal thread may have masked others; a broker starts with neither.
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1 {
+            fail();
+        }
+        let limit = libc::rlimit { rlim_cur: plan.open_files.0, rlim_max: plan.open_files.1 };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        // Out of the way first: a source may sit where another one is to go.
+        let above = sources.len() as RawFd;
+        for source in &mut *sources {
+            *source = libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, above);
+            if *source == -1 {
+                fail();
+            }
+        }
+        for (target, source) in sources.iter().enumerate() {
+            if libc::dup2(*source, target as RawFd) == -1 {
+                fail();
+            }
+        }
+        // Whatever a library left open without O_CLOEXEC ends here; the error pipe lives until the exec.
+        libc::syscall(
+            libc::SYS_close_range,
+            above as u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+        write_pid(listen_pid.add("LISTEN_PID=".len()), libc::getpid());
+        libc::execve(plan.program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+        fail()
+    }
+}
+
+/// Writes `pid` in decimal and a NUL.
+///
+/// # Safety
+/// `at` has room for eleven bytes.
+unsafe fn write_pid(at: *mut u8, pid: i32) {
+    let mut digits = [0u8; 10];
+    let mut rest = pid.unsigned_abs();
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let length = digits.len() - first;
+    // SAFETY: at most ten digits and a NUL, for which the caller has room.
+    unsafe {
+        std::ptr::copy_nonoverlapping(digits.as_ptr().add(first), at, length);
+        at.add(length).write(0);
+    }
+}
+
+fn pointers(strings: &[CString], extra: Option<*mut u8>) -> Vec<*const c_char> {
+    let extra = extra.map(|pointer| pointer.cast_const().cast::<c_char>());
+    strings.iter().map(|s| s.as_ptr()).chain(extra).chain([std::ptr::null()]).collect()
+}
+
+fn read_exact(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> usize {
+    loop {
+        match nix::unistd::read(fd, buffer) {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => return other.unwrap_or(0),
+        }
+    }
+}
+
+/// Ends a child that never executed anything.
+fn reap(pid: i32) {
+    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+}
+
+/// A descriptor that names process `pid` for good, whoever gets its number next.
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a fresh descriptor is returned, which nobody else owns.
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as RawFd)),
+        }
+    }
+}
+
+/// Sends `signal` to the process a pidfd names.
+///
+/// # Errors
+/// `ESRCH` when it has ended and was reaped.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
+    // SAFETY: the null pointer asks for the default siginfo; no other pointers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Raises the soft limit of open files to the hard one, and gives the old pair for the children.
+pub(crate) fn raise_open_files() -> (u64, u64) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096));
+    // Refused at worst: then the old limit stays, and running out of descriptors is reported when it happens.
+    let _ = nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    (soft, hard)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::io::Read;
+
+    fn run(script: &str, passed: &[BorrowedFd<'_>]) -> (String, Spawned) {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let plan = Plan {
+            program: c"/bin/sh".into(),
+            arguments: vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()],
+            environment: vec![c"A=1".into()],
+            standard: [null.as_fd(), write.as_fd(), write.as_fd()],
+            passed: passed.to_vec(),
+            open_files: (256, 1024),
+        };
+        let spawned = spawn(&plan, |_| Ok(())).unwrap();
+        drop(write);
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        (text, spawned)
+    }
+
+    #[test]
+    fn a_child_has_its_own_pid_in_listen_pid_its_descriptors_in_order_and_nothing_else() {
+        let (a_read, a_write) = nix::unistd::pipe().unwrap();
+        nix::unistd::write(&a_write, b"a").unwrap();
+        let (b_read, b_write) = nix::unistd::pipe().unwrap();
+        nix::unistd::write(&b_write, b"b").unwrap();
+        drop((a_write, b_write));
+        let script = "test $LISTEN_PID = $$ && echo pid; cat <&3; cat <&4; echo; ls /proc/$$/fd | tr '\\n' ' '; \
+                      ulimit -n; env | sort | tr '\\n' ' '; cut -d' ' -f6 /proc/$$/stat; echo $$; grep NoNewPrivs /proc/$$/status";
+        let (text, spawned) = run(script, &[b_read.as_fd(), a_read.as_fd()]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "pid");
+        assert_eq!(lines[1], "ba");
+        assert!(lines[2].starts_with("0 1 2 3 4 256") || lines[2].starts_with("0 1 10 2 3 4 256"), "{text}");
+        assert!(text.contains("A=1 "), "{text}");
+        assert!(!text.contains("PATH=/root") && !text.contains("CARGO"), "inherited: {text}");
+        let pid = spawned.pid.to_string();
+        assert_eq!(lines.iter().filter(|l| l.ends_with(&pid)).count(), 2, "own session: {text}");
+        assert!(text.contains("NoNewPrivs:\t1"));
+        reap(spawned.pid);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error_of_the_spawn() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let plan = Plan {
+            program: c"/no/such/program".into(),
+            arguments: vec![c"x".into()],
+            environment: vec![],
+            standard: [null.as_fd(); 3],
+            passed: vec![],
+            open_files: (256, 1024),
+        };
+        let error = spawn(&plan, |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_child_whose_parent_gave_up_never_becomes_the_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let mark = directory.path().join("mark");
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let plan = Plan {
+            program: c"/bin/sh".into(),
+            arguments: vec![
+                c"sh".into(),
+                c"-c".into(),
+                CString::new(format!("touch {}", mark.display())).unwrap(),
+            ],
+            environment: vec![],
+            standard: [null.as_fd(); 3],
+            passed: vec![],
+            open_files: (256, 1024),
+        };
+        spawn(&plan, |_| Err(io::Error::other("no"))).unwrap_err();
+        assert!(!mark.exists());
+    }
+}
