@@ -1,0 +1,211 @@
+//! One connection, as handlers and stores see it: statements by their text, transactions by closure.
+
+use std::collections::HashMap;
+
+use postgres::types::ToSql;
+use postgres::{Client, Row, Statement};
+
+use super::error::{DbError, spoils_connection, stale_statement};
+use super::manager::Manager;
+
+/// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
+pub trait Sql {
+    /// All rows of a query.
+    fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError>;
+
+    /// Runs a statement; the number of rows it touched.
+    fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError>;
+
+    /// The first row, if there is one.
+    fn query_opt(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
+        Ok(self.query(sql, params)?.into_iter().next())
+    }
+
+    /// The first row of a query that always has one.
+    fn query_one(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
+        self.query_opt(sql, params)?.ok_or(DbError::Refused("a query that always has a row had none"))
+    }
+}
+
+/// A checked-out connection: alive, and looking at the tenant's schema.
+pub struct Conn {
+    live: r2d2::PooledConnection<Manager>,
+}
+
+/// An open transaction. Commits when its closure returns `Ok`, rolls back when it returns `Err` or panics.
+pub struct Tx<'a> {
+    tx: postgres::Transaction<'a>,
+    statements: &'a mut HashMap<&'static str, Statement>,
+    spoiled: &'a mut bool,
+}
+
+impl Conn {
+    pub(super) fn new(live: r2d2::PooledConnection<Manager>) -> Self {
+        Conn { live }
+    }
+
+    /// Marks the connection as not to be used again.
+    pub(super) fn spoil(&mut self) {
+        self.live.spoil();
+    }
+
+    /// Runs `work` in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// What `work` returned, after rolling back; or why the transaction could not begin or commit. When a commit fails
+    /// with [`DbError::Unavailable`] it is not known whether it took place.
+    pub fn transaction<T, E: From<DbError>>(
+        &mut self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let live = self.live.live().map_err(E::from)?;
+        // Stays set if anything below panics or fails before the end of the transaction is known: `has_broken` then
+        // throws the connection away, for `SET` would succeed inside a transaction that was left open.
+        live.spoiled = true;
+        let tx = live.client.transaction().map_err(|e| E::from(e.into()))?;
+        let mut spoiled = false;
+        let mut tx = Tx { tx, statements: &mut live.statements, spoiled: &mut spoiled };
+        let result = work(&mut tx);
+        let ended = match &result {
+            Ok(_) => tx.tx.commit(),
+            Err(_) => tx.tx.rollback(),
+        };
+        match ended {
+            Ok(()) => live.spoiled = spoiled,
+            // A commit refused by the server (a deferred constraint) has ended the transaction as well.
+            Err(error) => {
+                live.spoiled = spoiled || spoils_connection(&error) || error.code().is_none();
+                if result.is_ok() {
+                    return Err(E::from(error.into()));
+                }
+            }
+        }
+        result
+    }
+
+    /// Runs one statement, outside a transaction; on a stale prepared statement once more on a new connection.
+    fn run<T>(
+        &mut self,
+        sql: &'static str,
+        call: impl Fn(&mut Client, &Statement) -> Result<T, postgres::Error>,
+    ) -> Result<T, DbError> {
+        let error = match self.attempt(sql, &call)? {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if stale_statement(&error) {
+            tracing::debug!(%error, "statement no longer fits its tables: reconnecting");
+            self.live.reconnect()?;
+            return self.attempt(sql, &call)?.map_err(DbError::from);
+        }
+        Err(error.into())
+    }
+
+    fn attempt<T>(
+        &mut self,
+        sql: &'static str,
+        call: &impl Fn(&mut Client, &Statement) -> Result<T, postgres::Error>,
+    ) -> Result<Result<T, postgres::Error>, DbError> {
+        let live = self.live.live()?;
+        let statement = match live.statements.get(sql) {
+            Some(statement) => Ok(statement.clone()),
+            None => {
+                refuse_session_control(sql)?;
+                live.client.prepare(sql).inspect(|statement| {
+                    live.statements.insert(sql, statement.clone());
+                })
+            }
+        };
+        let result = statement.and_then(|statement| call(&mut live.client, &statement));
+        if let Err(error) = &result {
+            live.spoiled |= spoils_connection(error);
+        }
+        Ok(result)
+    }
+
+    /// The server process behind this connection. For tests and diagnostics.
+    ///
+    /// # Errors
+    ///
+    /// As any query.
+    pub fn backend_pid(&mut self) -> Result<i32, DbError> {
+        Ok(self.query_one("SELECT pg_backend_pid()", &[])?.get(0))
+    }
+}
+
+impl Sql for Conn {
+    fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
+        self.run(sql, |client, statement| client.query(statement, params))
+    }
+
+    fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+        self.run(sql, |client, statement| client.execute(statement, params))
+    }
+}
+
+impl Tx<'_> {
+    fn run<T>(
+        &mut self,
+        sql: &'static str,
+        call: impl FnOnce(&mut postgres::Transaction<'_>, &Statement) -> Result<T, postgres::Error>,
+    ) -> Result<T, DbError> {
+        let statement = match self.statements.get(sql) {
+            Some(statement) => Ok(statement.clone()),
+            None => {
+                refuse_session_control(sql)?;
+                self.tx.prepare(sql).inspect(|statement| {
+                    self.statements.insert(sql, statement.clone());
+                })
+            }
+        };
+        let result = statement.and_then(|statement| call(&mut self.tx, &statement));
+        if let Err(error) = &result {
+            // A stale statement cannot be repeated inside a transaction that it has failed; the next request gets a
+            // connection that knows the tables as they are.
+            *self.spoiled |= spoils_connection(error) || stale_statement(error);
+        }
+        result.map_err(DbError::from)
+    }
+}
+
+impl Sql for Tx<'_> {
+    fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
+        self.run(sql, |tx, statement| tx.query(statement, params))
+    }
+
+    fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+        self.run(sql, |tx, statement| tx.execute(statement, params))
+    }
+}
+
+/// Refuses texts that would open or end a transaction, or change the session, without the pool knowing.
+///
+/// Looked at once per text and connection, when it is prepared, so it costs nothing.
+fn refuse_session_control(sql: &str) -> Result<(), DbError> {
+    const WORDS: [&str; 13] = [
+        "begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "set", "reset",
+        "discard", "listen",
+    ];
+    let first: String =
+        sql.trim_start().chars().take_while(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
+    if WORDS.contains(&first.as_str()) {
+        return Err(DbError::Refused("transactions and settings belong to the pool (use Conn::transaction)"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refuse_session_control;
+
+    #[test]
+    fn texts_that_would_change_the_session_are_refused_and_all_others_are_not() {
+        for text in ["BEGIN", " begin; x", "SET search_path TO public", "rollback", "DISCARD ALL", "Prepare x AS y"] {
+            assert!(refuse_session_control(text).is_err(), "{text}");
+        }
+        for text in ["SELECT 1", "INSERT INTO settings VALUES (1)", "WITH x AS (SELECT 1) SELECT * FROM x", ""] {
+            assert!(refuse_session_control(text).is_ok(), "{text}");
+        }
+    }
+}

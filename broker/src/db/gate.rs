@@ -1,0 +1,260 @@
+//! Who may work on the database now: the async side of the pool.
+//!
+//! A *slot* is the right to use one connection. There are as many slots as connections are open (at least one), so a
+//! request that gets a slot finds an idle connection or opens the one it stands for. Slots are added one at a time, each
+//! only after somebody has waited [`GROW_AFTER`]: for short work, waiting for the connection that is there is faster
+//! than opening another, and a pool that opens fifty at the first burst ends with fifty backends fighting for two cores.
+//!
+//! Nothing here blocks; the queue is as long as there are requests in flight, which the server bounds, and nobody
+//! stays in it longer than `acquire_timeout`.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// How long a request waits before another connection is opened on its behalf, and the least time between two.
+pub(super) const GROW_AFTER: Duration = Duration::from_millis(10);
+
+/// See the module's comment.
+pub(super) struct Gate {
+    slots: Arc<Semaphore>,
+    state: Mutex<State>,
+    waiting: AtomicUsize,
+}
+
+struct State {
+    /// Slots that exist, free or taken. Never 0.
+    total: u32,
+    /// Most slots there may be: the cap on connections or the number that may work at once, whichever is less.
+    limit: u32,
+    /// When the last slot was added.
+    grown: Option<Instant>,
+    /// Draining: no more slots, whatever the limit.
+    frozen: bool,
+}
+
+/// The right to use one connection, given back on drop.
+pub(super) struct Slot {
+    permit: Option<OwnedSemaphorePermit>,
+    gate: Arc<Gate>,
+}
+
+impl Gate {
+    pub(super) fn new(limit: u32) -> Arc<Self> {
+        Arc::new(Gate {
+            slots: Arc::new(Semaphore::new(1)),
+            state: Mutex::new(State { total: 1, limit: limit.max(1), grown: None, frozen: false }),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Waits for a slot until `until`. `None`: none came free in time.
+    pub(super) async fn acquire(self: &Arc<Self>, until: Instant) -> Option<Slot> {
+        if let Ok(permit) = self.slots.clone().try_acquire_owned() {
+            return Some(self.slot(permit));
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        // One future for the whole wait: its place in the queue is kept across the timers below.
+        let acquire = self.slots.clone().acquire_owned();
+        tokio::pin!(acquire);
+        let mut wake = Instant::now() + GROW_AFTER;
+        loop {
+            tokio::select! {
+                biased;
+                // Cancel-safe: the pinned future is polled on, never recreated.
+                permit = &mut acquire => return permit.ok().map(|permit| self.slot(permit)),
+                () = tokio::time::sleep_until(wake.min(until)) => {}
+            }
+            let now = Instant::now();
+            if now >= until {
+                return None;
+            }
+            wake = now + self.grow(now);
+        }
+    }
+
+    /// Adds a slot if it is time for one; says when to ask again.
+    fn grow(&self, now: Instant) -> Duration {
+        let mut state = self.lock();
+        if state.frozen || state.total >= state.limit {
+            // Nothing to add until somebody changes the limit: ask rarely.
+            return Duration::from_millis(250);
+        }
+        if let Some(grown) = state.grown
+            && now < grown + GROW_AFTER
+        {
+            return (grown + GROW_AFTER).duration_since(now).max(Duration::from_millis(1));
+        }
+        state.grown = Some(now);
+        state.total += 1;
+        drop(state);
+        // It goes to whoever has waited longest, which need not be the caller.
+        self.slots.add_permits(1);
+        GROW_AFTER
+    }
+
+    /// A connection was closed and `open` are left: unused slots beyond that number go too, so that the next one is
+    /// again opened only after a wait.
+    pub(super) fn shrink(&self, open: u32) {
+        let mut state = self.lock();
+        let least = open.max(1);
+        self.forget(&mut state, least);
+    }
+
+    /// Changes the most slots there may be. Those in use beyond it go as they come back.
+    pub(super) fn set_limit(&self, limit: u32) {
+        let mut state = self.lock();
+        state.limit = limit.max(1);
+        let least = state.limit;
+        self.forget(&mut state, least);
+    }
+
+    /// No more growth: from now on what is open must do.
+    pub(super) fn freeze(&self) {
+        self.lock().frozen = true;
+    }
+
+    fn forget(&self, state: &mut State, least: u32) {
+        let surplus = state.total.saturating_sub(least);
+        let forgotten = self.slots.forget_permits(surplus as usize);
+        state.total -= forgotten as u32;
+    }
+
+    /// Slots that exist and slots in use.
+    pub(super) fn figures(&self) -> (u32, u32) {
+        let state = self.lock();
+        let free = self.slots.available_permits() as u32;
+        (state.total, state.total.saturating_sub(free))
+    }
+
+    /// Requests waiting for a slot now.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
+        Slot { permit: Some(permit), gate: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is a few numbers, valid after any panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else { return };
+        let mut state = self.gate.lock();
+        if state.total > state.limit {
+            state.total -= 1;
+            permit.forget();
+        } else {
+            drop(permit);
+        }
+    }
+}
+
+/// Counts one waiter for as long as it lives, also when the request is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_after_another_needs_one_slot() {
+        let gate = Gate::new(8);
+        for _ in 0..100 {
+            drop(gate.acquire(soon()).await.unwrap());
+        }
+        assert_eq!(gate.figures(), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_gets_one_more_slot_every_ten_milliseconds_up_to_the_limit() {
+        let gate = Gate::new(4);
+        let began = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let gate = gate.clone();
+            tasks.spawn(async move {
+                let slot = gate.acquire(soon()).await.unwrap();
+                let at = Instant::now();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                drop(slot);
+                at
+            });
+        }
+        let mut starts = Vec::new();
+        while let Some(start) = tasks.join_next().await {
+            starts.push(start.unwrap().duration_since(began).as_millis());
+        }
+        starts.sort_unstable();
+        // Timers have a resolution of one millisecond.
+        for (start, expected) in starts.iter().zip([0, 10, 20, 30, 100]) {
+            assert!((expected..=expected + 5).contains(start), "{starts:?}");
+        }
+        assert_eq!(gate.figures(), (4, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_too_long_is_told_so() {
+        let gate = Gate::new(1);
+        let held = gate.acquire(soon()).await.unwrap();
+        assert!(gate.acquire(Instant::now() + Duration::from_millis(50)).await.is_none());
+        assert_eq!(gate.waiting(), 0);
+        drop(held);
+        assert!(gate.acquire(soon()).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lower_limit_takes_slots_as_they_come_back_and_a_closed_connection_takes_its_own() {
+        let gate = Gate::new(3);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(gate.acquire(soon()).await.unwrap());
+        }
+        gate.set_limit(2);
+        assert_eq!(gate.figures(), (3, 3));
+        held.pop();
+        assert_eq!(gate.figures(), (2, 2));
+        held.pop();
+        gate.shrink(1);
+        assert_eq!(gate.figures(), (1, 1));
+        held.clear();
+        gate.shrink(0);
+        assert_eq!(gate.figures(), (1, 0), "one is always there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frozen_gate_grows_no_more() {
+        let gate = Gate::new(3);
+        let held = gate.acquire(soon()).await.unwrap();
+        gate.freeze();
+        assert!(gate.acquire(Instant::now() + Duration::from_secs(1)).await.is_none());
+        drop(held);
+        assert!(gate.acquire(soon()).await.is_some());
+    }
+}

@@ -1,0 +1,220 @@
+//! How the pool opens, tests and throws away one connection.
+//!
+//! r2d2 opens connections on its helper thread, repeats a failed attempt for ever, and tells the waiting request nothing
+//! but that time ran out. So [`Manager::connect`] never fails: a failed attempt is handed to the waiting request as a
+//! [`Slotted`] without a connection, which carries the reason and is thrown away at once. And because r2d2 queues one
+//! attempt for every request that waited, `connect` makes none when nobody waits any more: after an outage there is one
+//! new connection, not fifty.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use brokkr_tenant::{DatabaseUrl, SchemaName};
+use postgres::{Client, Statement};
+use tokio::sync::watch;
+
+use super::error::{DbError, describe};
+use super::gate::Gate;
+
+/// How long a connection lives at most. Each gets a random lifetime between three quarters of this and all of it, so
+/// that connections opened together do not end together.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// Opens and judges connections to one tenant's schema.
+#[derive(Clone)]
+pub(super) struct Manager(Arc<Recipe>);
+
+/// What it takes to open a connection; shared with every connection, which may have to reconnect.
+pub(super) struct Recipe {
+    pub(super) url: DatabaseUrl,
+    pub(super) application_name: String,
+    /// `SET search_path TO "tenant_x", pg_temp`: sent at every checkout, the only text that ever names a path.
+    pub(super) set_path: String,
+    /// Sent once, when a connection is opened.
+    pub(super) settings: String,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the pool and its connections know together.
+pub(super) struct Shared {
+    pub(super) gate: Arc<Gate>,
+    /// Connections open or being opened; watched while draining.
+    pub(super) open: watch::Sender<u32>,
+    /// Most that may be open.
+    pub(super) cap: AtomicUsize,
+    /// Checkouts that wait for a new connection now.
+    pub(super) wanted: AtomicUsize,
+    pub(super) draining: AtomicBool,
+}
+
+/// What r2d2 keeps: a connection, or why there is none. Boxed, because r2d2 reserves room for the largest pool.
+pub(super) struct Slotted(Box<Inner>);
+
+struct Inner {
+    state: State,
+    recipe: Arc<Recipe>,
+}
+
+enum State {
+    Live(Live),
+    Failed(Failed),
+}
+
+/// An attempt that led to no connection.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub(super) at: Instant,
+    /// `None`: no attempt was made, because nobody seemed to need it. Says nothing about the server.
+    pub(super) reason: Option<String>,
+}
+
+/// An open connection.
+pub(super) struct Live {
+    pub(super) client: Client,
+    pub(super) statements: HashMap<&'static str, Statement>,
+    /// Must not be used again.
+    pub(super) spoiled: bool,
+    expires: Instant,
+    // After the client: it is closed before it stops being counted.
+    _counted: Counted,
+}
+
+/// One connection in [`Shared::open`], for as long as it lives.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    /// Counts one more, unless there are as many as there may be.
+    fn new(shared: &Arc<Shared>) -> Option<Self> {
+        let most = shared.cap.load(Ordering::Relaxed) as u32;
+        let counted = shared.open.send_if_modified(|open| {
+            let room = *open < most;
+            *open += u32::from(room);
+            room
+        });
+        counted.then(|| Counted(shared.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+        let open = *self.0.open.borrow();
+        self.0.gate.shrink(open);
+    }
+}
+
+/// The statement of every checkout.
+pub(super) fn set_path(schema: &SchemaName) -> String {
+    // pg_temp last: unlisted it would be searched first, and a temporary table would hide the tenant's.
+    format!("SET search_path TO {}, pg_temp", schema.quoted())
+}
+
+impl Manager {
+    pub(super) fn new(recipe: Recipe) -> Self {
+        Manager(Arc::new(recipe))
+    }
+}
+
+impl Recipe {
+    /// Opens one connection and prepares its session.
+    fn open(&self) -> Result<Live, String> {
+        let counted = Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
+        let options = brokkr_pg::Options { application_name: &self.application_name, read_write: true };
+        // `postgres` builds a runtime per connection and panics when descriptors run out. On r2d2's helper thread that
+        // would lose the attempt without telling anybody.
+        let opened = catch_unwind(AssertUnwindSafe(|| brokkr_pg::connect(&self.url, &options)));
+        let mut client = match opened {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err("opening a connection panicked".to_owned()),
+        };
+        client.batch_execute(&self.settings).map_err(|error| describe(&error))?;
+        let lifetime = MAX_LIFETIME.mul_f64(0.75 + 0.25 * fastrand::f64());
+        Ok(Live {
+            client,
+            statements: HashMap::new(),
+            spoiled: false,
+            expires: Instant::now() + lifetime,
+            _counted: counted,
+        })
+    }
+}
+
+impl Slotted {
+    /// The connection, if there is one.
+    pub(super) fn live(&mut self) -> Result<&mut Live, DbError> {
+        match &mut self.0.state {
+            State::Live(live) => Ok(live),
+            State::Failed(failed) => {
+                Err(DbError::unavailable(failed.reason.clone().unwrap_or_else(|| "no connection".to_owned())))
+            }
+        }
+    }
+
+    /// Why there is no connection, if there is none.
+    pub(super) fn failed(&self) -> Option<&Failed> {
+        match &self.0.state {
+            State::Live(_) => None,
+            State::Failed(failed) => Some(failed),
+        }
+    }
+
+    /// Marks it as not to be used again.
+    pub(super) fn spoil(&mut self) {
+        if let State::Live(live) = &mut self.0.state {
+            live.spoiled = true;
+        }
+    }
+
+    /// Replaces the connection by a fresh one, with its path set. The old one is closed first, so that at no time
+    /// more are open than may be.
+    pub(super) fn reconnect(&mut self) -> Result<(), DbError> {
+        self.0.state = State::Failed(Failed { at: Instant::now(), reason: Some("reconnecting".to_owned()) });
+        let recipe = &self.0.recipe;
+        let mut live = recipe.open().map_err(DbError::unavailable)?;
+        live.client.batch_execute(&recipe.set_path)?;
+        self.0.state = State::Live(live);
+        Ok(())
+    }
+}
+
+impl r2d2::ManageConnection for Manager {
+    type Connection = Slotted;
+    type Error = DbError;
+
+    /// Never fails: see the module's comment.
+    fn connect(&self) -> Result<Slotted, DbError> {
+        let shared = &self.0.shared;
+        let needed = shared.wanted.load(Ordering::Relaxed) > 0 && *shared.open.borrow() < shared.gate.figures().0;
+        let state = match needed.then(|| self.0.open()) {
+            Some(Ok(live)) => State::Live(live),
+            Some(Err(reason)) => State::Failed(Failed { at: Instant::now(), reason: Some(reason) }),
+            None => State::Failed(Failed { at: Instant::now(), reason: None }),
+        };
+        Ok(Slotted(Box::new(Inner { state, recipe: self.0.clone() })))
+    }
+
+    /// Sets the path. One round trip is both: the connection lives, and it looks at this tenant's schema only.
+    fn is_valid(&self, slotted: &mut Slotted) -> Result<(), DbError> {
+        let live = slotted.live()?;
+        live.client.batch_execute(&self.0.set_path).map_err(|error| {
+            live.spoiled = true;
+            DbError::unavailable(describe(&error))
+        })
+    }
+
+    /// Asked when a connection comes back: whether to throw it away.
+    fn has_broken(&self, slotted: &mut Slotted) -> bool {
+        let shared = &self.0.shared;
+        let State::Live(live) = &mut slotted.0.state else { return true };
+        live.spoiled
+            || live.client.is_closed()
+            || Instant::now() >= live.expires
+            || *shared.open.borrow() as usize > shared.cap.load(Ordering::Relaxed)
+            // Draining: kept only for somebody who is already waiting for it.
+            || (shared.draining.load(Ordering::Relaxed) && shared.gate.waiting() == 0)
+    }
+}

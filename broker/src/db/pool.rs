@@ -1,0 +1,334 @@
+//! The pool itself: gate, r2d2 and blocking threads put together.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use brokkr_tenant::{DatabaseUrl, SchemaName};
+use r2d2::ManageConnection;
+use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
+use tokio::sync::{oneshot, watch};
+
+use super::conn::Conn;
+use super::error::DbError;
+use super::gate::{Gate, Slot};
+use super::manager::{Manager, Recipe, Shared, set_path};
+
+/// Most connections that work at once unless configured: more only queue up inside the server.
+pub const DEFAULT_WORKING: u32 = 8;
+
+/// After this long without use a connection is closed (checked every 30 s).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long r2d2 is asked to wait for a connection; its pause between attempts grows to half of it.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a pool is built from.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the server is.
+    pub url: DatabaseUrl,
+    /// The tenant's schema.
+    pub schema: SchemaName,
+    /// As `pg_stat_activity` shows it.
+    pub application_name: String,
+    /// Most connections this pool may ever hold.
+    pub pool_size: u32,
+    /// Most it may hold until told otherwise ([`Db::set_cap`]).
+    pub connections: u32,
+    /// How long a request waits for a working connection.
+    pub acquire_timeout: Duration,
+    /// Most connections working at once; absent: [`DEFAULT_WORKING`], or the pool if that is smaller.
+    pub max_working: Option<u32>,
+    /// The server ends a statement after this long.
+    pub statement_timeout: Duration,
+    /// A request is answered after this long, whatever its work does.
+    pub deadline: Duration,
+}
+
+/// The state of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Most connections it may hold.
+    pub connections: u32,
+    /// Held now, those being opened included.
+    pub held: u32,
+    /// Of these in use.
+    pub working: u32,
+}
+
+/// Handle to the tenant's database. Cheap to clone.
+#[derive(Clone)]
+pub struct Db(Arc<Inner>);
+
+struct Inner {
+    pool: r2d2::Pool<Manager>,
+    manager: Manager,
+    shared: Arc<Shared>,
+    options: Options,
+    last: Mutex<Last>,
+}
+
+/// How the latest attempt to get a working connection ended.
+#[derive(Clone, Debug, Default)]
+pub enum Last {
+    /// Nobody has tried yet.
+    #[default]
+    Unknown,
+    /// It worked, then.
+    Worked(Instant),
+    /// It did not, and why.
+    Failed(String),
+}
+
+impl Db {
+    /// Builds the pool. Opens nothing: the first request does.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError::Setup`] when r2d2 refuses the numbers.
+    pub fn new(options: Options) -> Result<Self, DbError> {
+        let cap = options.connections.max(1);
+        let shared = Arc::new(Shared {
+            gate: Gate::new(working(&options, cap)),
+            open: watch::Sender::new(0),
+            cap: AtomicUsize::new(cap as usize),
+            wanted: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+        });
+        let manager = Manager::new(Recipe {
+            url: options.url.clone(),
+            application_name: options.application_name.clone(),
+            set_path: set_path(&options.schema),
+            settings: session_settings(options.statement_timeout),
+            shared: shared.clone(),
+        });
+        // One thread opens connections and closes idle ones; three, r2d2's default, would be three too many when idle.
+        let helper = ScheduledThreadPool::builder()
+            .num_threads(1)
+            .thread_name_pattern("db-pool")
+            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
+            .build();
+        let pool = r2d2::Pool::builder()
+            .max_size(options.pool_size.max(cap))
+            .min_idle(Some(0))
+            .idle_timeout(Some(IDLE_TIMEOUT))
+            // Each connection has its own, jittered; r2d2's would end them all together.
+            .max_lifetime(None)
+            .connection_timeout(CONNECTION_TIMEOUT)
+            // Done by `checkout`, which can also say why it failed.
+            .test_on_check_out(false)
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .thread_pool(Arc::new(helper))
+            .build(manager.clone())
+            .map_err(|error| DbError::Setup(error.to_string()))?;
+        Ok(Db(Arc::new(Inner { pool, manager, shared, options, last: Mutex::default() })))
+    }
+
+    /// Runs `work` on one connection, on a blocking thread.
+    ///
+    /// When the caller stops waiting, work that has begun is finished all the same; work that has not is not begun.
+    ///
+    /// # Errors
+    ///
+    /// What `work` returned, or, as `E`: [`DbError::Unavailable`] when there was no working connection within
+    /// `acquire_timeout` or no result within the deadline, [`DbError::Panicked`].
+    pub async fn run<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        self.run_within(self.0.options.acquire_timeout, work).await
+    }
+
+    async fn run_within<T, E, F>(&self, acquire_timeout: Duration, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let until = tokio::time::Instant::now() + acquire_timeout;
+        let Some(slot) = self.0.shared.gate.acquire(until).await else {
+            return Err(DbError::unavailable(format!("no connection came free within {acquire_timeout:?}")).into());
+        };
+        let (started, has_started) = oneshot::channel();
+        let inner = self.0.clone();
+        let mut job = tokio::task::spawn_blocking(move || inner.job(slot, until.into_std(), started, work));
+        match tokio::time::timeout_at(until, has_started).await {
+            // The sender was dropped: the checkout failed, and the job ends at once with the reason.
+            Ok(_) => {}
+            Err(_) => {
+                let reason = format!("the server did not answer within {acquire_timeout:?}");
+                self.0.note(Last::Failed(reason.clone()));
+                return Err(DbError::unavailable(reason).into());
+            }
+        }
+        match tokio::time::timeout(self.0.options.deadline, &mut job).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(DbError::Panicked.into()),
+            Err(_) => {
+                let reason = format!("the server did not finish within {:?}", self.0.options.deadline);
+                Err(DbError::unavailable(reason).into())
+            }
+        }
+    }
+
+    /// Asks for a connection for at most `timeout`, to see whether there is one; the answer is also [`Db::last`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Db::run`].
+    pub async fn probe(&self, timeout: Duration) -> Result<(), DbError> {
+        self.run_within(timeout, |_| Ok(())).await
+    }
+
+    /// How the latest checkout ended.
+    pub fn last(&self) -> Last {
+        self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The state of the pool now.
+    pub fn figures(&self) -> Figures {
+        let shared = &self.0.shared;
+        Figures {
+            connections: shared.cap.load(Ordering::Relaxed) as u32,
+            held: *shared.open.borrow(),
+            working: shared.gate.figures().1,
+        }
+    }
+
+    /// Connections held, as it changes.
+    pub fn held(&self) -> watch::Receiver<u32> {
+        self.0.shared.open.subscribe()
+    }
+
+    /// Changes the most connections the pool may hold; never beyond the larger of `pool_size` and `connections` it was
+    /// built with. What is idle beyond it is closed now, the rest when it comes back. Returns the new state.
+    pub async fn set_cap(&self, connections: u32) -> Figures {
+        let inner = self.0.clone();
+        let cap = connections.clamp(1, inner.pool.max_size());
+        inner.shared.cap.store(cap as usize, Ordering::Relaxed);
+        inner.shared.gate.set_limit(working(&inner.options, cap));
+        self.close_idle(cap).await;
+        self.figures()
+    }
+
+    /// From now on: idle connections are closed at once, one that comes back is kept only while somebody waits for it,
+    /// and no other is opened while one can serve.
+    pub async fn drain(&self) {
+        self.0.shared.draining.store(true, Ordering::Relaxed);
+        self.0.shared.gate.freeze();
+        self.close_idle(0).await;
+    }
+
+    /// Closes idle connections until `keep` are left. On a blocking thread: closing says goodbye over the network.
+    async fn close_idle(&self, keep: u32) {
+        let inner = self.0.clone();
+        let closing = tokio::task::spawn_blocking(move || {
+            while *inner.shared.open.borrow() > keep {
+                let Some(mut slotted) = inner.pool.try_get() else { break };
+                slotted.spoil();
+            }
+        });
+        if closing.await.is_err() {
+            tracing::warn!("closing idle database connections panicked");
+        }
+    }
+}
+
+impl Inner {
+    /// The blocking side of [`Db::run`].
+    fn job<T, E, F>(&self, slot: Slot, until: Instant, started: oneshot::Sender<()>, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Conn) -> Result<T, E>,
+        E: From<DbError>,
+    {
+        // Dropped last: the connection is back before its slot is.
+        let _slot = slot;
+        let mut conn = Conn::new(self.checkout(until)?);
+        if started.send(()).is_err() {
+            return Err(DbError::unavailable("the request was given up before a connection came free").into());
+        }
+        match catch_unwind(AssertUnwindSafe(|| work(&mut conn))) {
+            Ok(result) => result,
+            Err(_) => {
+                conn.spoil();
+                Err(DbError::Panicked.into())
+            }
+        }
+    }
+
+    /// A connection that has just proved itself.
+    fn checkout(&self, until: Instant) -> Result<r2d2::PooledConnection<Manager>, DbError> {
+        let began = Instant::now();
+        loop {
+            let mut slotted = match self.pool.try_get() {
+                Some(slotted) => slotted,
+                None => self.wait_for_new(until).inspect_err(|error| self.note(Last::Failed(error.to_string())))?,
+            };
+            match slotted.failed() {
+                // The attempt was made for this request: its reason is the answer.
+                Some(failed) if failed.at >= began && failed.reason.is_some() => {
+                    let reason = failed.reason.clone().unwrap_or_default();
+                    self.note(Last::Failed(reason.clone()));
+                    return Err(DbError::unavailable(reason));
+                }
+                // Left by somebody who did not wait for it, or no attempt at all.
+                Some(_) => {}
+                None => match self.manager.is_valid(&mut slotted) {
+                    Ok(()) => {
+                        self.note(Last::Worked(Instant::now()));
+                        return Ok(slotted);
+                    }
+                    Err(error) => self.note(Last::Failed(error.to_string())),
+                },
+            }
+            if Instant::now() >= until {
+                return Err(DbError::unavailable("no working connection in time"));
+            }
+        }
+    }
+
+    fn wait_for_new(&self, until: Instant) -> Result<r2d2::PooledConnection<Manager>, DbError> {
+        struct Wanted<'a>(&'a AtomicUsize);
+        impl Drop for Wanted<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.shared.wanted.fetch_add(1, Ordering::Relaxed);
+        let _wanted = Wanted(&self.shared.wanted);
+        let wait = until.saturating_duration_since(Instant::now()).min(CONNECTION_TIMEOUT);
+        self.pool.get_timeout(wait).map_err(|_| DbError::unavailable("no new connection in time"))
+    }
+
+    fn note(&self, last: Last) {
+        let mut current = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*current, &last) {
+            (Last::Failed(_), Last::Worked(_)) => tracing::info!("the database answers again"),
+            (Last::Worked(_) | Last::Unknown, Last::Failed(reason)) => {
+                tracing::warn!(%reason, "the database does not answer");
+            }
+            _ => {}
+        }
+        *current = last;
+    }
+}
+
+/// Most slots for a cap.
+fn working(options: &Options, cap: u32) -> u32 {
+    options.max_working.unwrap_or(DEFAULT_WORKING).min(cap).max(1)
+}
+
+/// What every session of this broker is set to when it is opened (all known since PostgreSQL 14).
+fn session_settings(statement_timeout: Duration) -> String {
+    format!(
+        "SET statement_timeout = {ms}; \
+         SET idle_in_transaction_session_timeout = {ms}; \
+         SET tcp_user_timeout = 5000; \
+         SET client_connection_check_interval = 5000",
+        ms = statement_timeout.as_millis()
+    )
+}

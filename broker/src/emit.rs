@@ -1,0 +1,127 @@
+//! What a write leaves behind besides its rows: audit entries, and events for whoever subscribed.
+//!
+//! Both are written inside the transaction that makes the change, in one statement: an entry exists exactly when its
+//! change does. The audit log keeps `broker.audit_log_retention_days`. Events go to `event_outbox`, and only while
+//! `brokkr_meta.wants_events` says that somebody reads them: without a subscriber nothing piles up.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// Who did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// The administrator (or a command run by a person).
+    Admin,
+    /// An agent, by its id.
+    Agent(Uuid),
+    /// A generator, by its id.
+    Generator(Uuid),
+    /// The broker itself, or a caller who could not be told.
+    System,
+}
+
+impl Actor {
+    fn parts(self) -> (&'static str, Option<Uuid>) {
+        match self {
+            Actor::Admin => ("admin", None),
+            Actor::Agent(id) => ("agent", Some(id)),
+            Actor::Generator(id) => ("generator", Some(id)),
+            Actor::System => ("system", None),
+        }
+    }
+}
+
+/// One entry of the audit log.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// Who did it.
+    pub actor: Actor,
+    /// What was done, as `stack.created`.
+    pub action: &'static str,
+    /// The kind of thing it was done to.
+    pub resource_type: &'static str,
+    /// Which one.
+    pub resource_id: Option<Uuid>,
+    /// More about it.
+    pub details: Option<Value>,
+    /// Where the caller says it comes from; only on failed authentication.
+    pub ip_address: Option<String>,
+    /// What the caller says it is; only on failed authentication.
+    pub user_agent: Option<String>,
+}
+
+impl Audit {
+    /// An entry without details.
+    pub fn new(actor: Actor, action: &'static str, resource_type: &'static str, resource_id: Option<Uuid>) -> Self {
+        Audit { actor, action, resource_type, resource_id, details: None, ip_address: None, user_agent: None }
+    }
+
+    /// The same with details.
+    #[must_use]
+    pub fn details(mut self, details: Value) -> Self {
+        self.details = Some(details);
+        self
+    }
+}
+
+/// One event for subscribers.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// `stack.created` and so on.
+    pub event_type: &'static str,
+    /// The event's data, as the contract lists its keys.
+    pub data: Value,
+}
+
+impl Event {
+    /// An event.
+    pub fn new(event_type: &'static str, data: Value) -> Self {
+        Event { event_type, data }
+    }
+}
+
+const EMIT: &str = "\
+WITH audited AS (
+    INSERT INTO audit_log (actor_type, actor_id, action, resource_type, resource_id, details, ip_address, user_agent)
+    SELECT actor_type, actor_id, action, resource_type, resource_id, details, ip_address, user_agent
+    FROM jsonb_to_recordset($1) AS entry (actor_type text, actor_id uuid, action text, resource_type text,
+         resource_id uuid, details jsonb, ip_address text, user_agent text))
+INSERT INTO event_outbox (event_type, data)
+SELECT event_type, data FROM jsonb_to_recordset($2) AS event (event_type text, data jsonb)
+WHERE (SELECT wants_events FROM brokkr_meta)";
+
+/// Records what was done, in the caller's transaction and in one statement. Call it once per write, with everything.
+///
+/// # Errors
+///
+/// As any statement; the transaction is then lost, and the change with it.
+pub fn emit(sql: &mut impl Sql, audits: &[Audit], events: &[Event]) -> Result<(), DbError> {
+    if audits.is_empty() && events.is_empty() {
+        return Ok(());
+    }
+    let audits: Value = audits.iter().map(audit_row).collect();
+    let events: Value = events.iter().map(|e| json!({ "event_type": e.event_type, "data": e.data })).collect();
+    sql.execute(EMIT, &[&audits, &events])?;
+    Ok(())
+}
+
+fn audit_row(audit: &Audit) -> Value {
+    let (actor_type, actor_id) = audit.actor.parts();
+    json!({
+        "actor_type": actor_type,
+        "actor_id": actor_id,
+        "action": audit.action,
+        "resource_type": audit.resource_type,
+        "resource_id": audit.resource_id,
+        "details": audit.details,
+        "ip_address": audit.ip_address.as_deref().map(without_nul),
+        "user_agent": audit.user_agent.as_deref().map(without_nul),
+    })
+}
+
+/// PostgreSQL stores no NUL, and an anonymous header must not be able to fail the entry about it.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
