@@ -1,0 +1,166 @@
+//! Bytes of one pipe in, canonical lines out: JSON, flat, one a line, with the tenant and the pid we know it from.
+
+use super::flat::{self, Pairs, Value};
+use brokkr_tenant::TenantName;
+use chrono::{DateTime, SecondsFormat, Utc};
+use std::borrow::Cow;
+
+/// A longer line is cut, in bytes.
+pub(super) const MAX_LINE: usize = 16 * 1024;
+
+/// The time as every line has it.
+pub(super) fn timestamp(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// Who a line is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// `None`: the supervisor itself, about no tenant in particular.
+    pub(super) tenant: Option<TenantName>,
+    /// The process.
+    pub(super) pid: i32,
+    /// `"tenant":"acme","pid":4711`, made once.
+    keys: Box<str>,
+}
+
+impl Origin {
+    pub(super) fn new(tenant: Option<TenantName>, pid: i32) -> Self {
+        let keys = match &tenant {
+            Some(name) => format!("\"tenant\":\"{}\",\"pid\":{pid}", name.as_str()),
+            None => format!("\"tenant\":null,\"pid\":{pid}"),
+        };
+        Self { tenant, pid, keys: keys.into() }
+    }
+
+    /// Appends one line made by the supervisor.
+    pub(super) fn write(&self, out: &mut Vec<u8>, level: &str, target: &str, message: &str) {
+        self.write_at(out, &timestamp(Utc::now()), level, target, message, "");
+    }
+
+    /// Appends one line; `fields` is empty or `,"key":value…`, JSON already.
+    pub(super) fn write_at(
+        &self,
+        out: &mut Vec<u8>,
+        timestamp: &str,
+        level: &str,
+        target: &str,
+        message: &str,
+        fields: &str,
+    ) {
+        for part in ["{\"timestamp\":\"", timestamp, "\",\"level\":\"", level, "\",", &self.keys] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(b",\"target\":\"");
+        flat::escape_into(out, target);
+        out.extend_from_slice(b"\",\"message\":\"");
+        flat::escape_into(out, message);
+        out.push(b'"');
+        out.extend_from_slice(fields.as_bytes());
+        out.extend_from_slice(b"}\n");
+    }
+
+    /// Appends the canonical form of one line a broker wrote, `line` being without its line feed.
+    fn canonical(&self, out: &mut Vec<u8>, line: &[u8], now: &str) {
+        match flat::scan(line) {
+            Some(shape) if !shape.contested => {
+                let (before, after) = line.split_at(shape.splice_at);
+                out.extend_from_slice(before);
+                out.extend_from_slice(self.keys.as_bytes());
+                out.push(b',');
+                out.extend_from_slice(after);
+                out.push(b'\n');
+            }
+            // The scan saw valid UTF-8.
+            Some(_) => self.rewritten(out, &String::from_utf8_lossy(line)),
+            None => self.wrapped(out, &String::from_utf8_lossy(line), now),
+        }
+    }
+
+    fn wrapped(&self, out: &mut Vec<u8>, text: &str, now: &str) {
+        self.write_at(out, now, "WARN", "stderr", text, "");
+    }
+
+    /// A valid line with keys that are ours to write: these are left out.
+    fn rewritten(&self, out: &mut Vec<u8>, line: &str) {
+        out.push(b'{');
+        out.extend_from_slice(self.keys.as_bytes());
+        for (key, value) in Pairs::new(line) {
+            if matches!(flat::unescape(key).as_ref(), "tenant" | "pid") {
+                continue;
+            }
+            out.extend_from_slice(b",\"");
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(b"\":");
+            match value {
+                Value::String(raw) => {
+                    out.push(b'"');
+                    out.extend_from_slice(raw.as_bytes());
+                    out.push(b'"');
+                }
+                Value::Bare(word) => out.extend_from_slice(word.as_bytes()),
+            }
+        }
+        out.extend_from_slice(b"}\n");
+    }
+}
+
+/// Cuts the bytes of one pipe into lines, keeping what has no line feed yet.
+#[derive(Debug, Default)]
+pub(super) struct Splitter {
+    /// Beginning of the line that has not ended, at most [`MAX_LINE`] bytes.
+    carry: Vec<u8>,
+    /// Bytes of that line beyond what was kept.
+    beyond: usize,
+}
+
+impl Splitter {
+    /// Appends every line that ends in `block` to `out`, in canonical form, and says how many these are.
+    pub(super) fn feed(&mut self, origin: &Origin, mut block: &[u8], now: &str, out: &mut Vec<u8>) -> u32 {
+        let mut lines = 0;
+        while let Some(at) = memchr::memchr(b'\n', block) {
+            let line = &block[..at];
+            if self.carry.is_empty() && line.len() <= MAX_LINE {
+                lines += emit(origin, line, 0, now, out);
+            } else {
+                self.keep(line);
+                lines += self.end(origin, now, out);
+            }
+            block = &block[at + 1..];
+        }
+        self.keep(block);
+        lines
+    }
+
+    /// Appends the line that has not ended, if there is one: nothing more will come. Says how many lines that is.
+    pub(super) fn end(&mut self, origin: &Origin, now: &str, out: &mut Vec<u8>) -> u32 {
+        // Taken, not cleared: most pipes never carry anything again, and there are thousands of them.
+        let carry = std::mem::take(&mut self.carry);
+        let beyond = std::mem::take(&mut self.beyond);
+        emit(origin, &carry, beyond, now, out)
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        let room = MAX_LINE - self.carry.len();
+        let kept = part.len().min(room);
+        self.carry.extend_from_slice(&part[..kept]);
+        self.beyond += part.len() - kept;
+    }
+}
+
+/// One line; an empty one says nothing and is left out.
+fn emit(origin: &Origin, line: &[u8], beyond: usize, now: &str, out: &mut Vec<u8>) -> u32 {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.is_empty() {
+        return 0;
+    }
+    if beyond == 0 {
+        origin.canonical(out, line, now);
+    } else {
+        let text: Cow<'_, str> = String::from_utf8_lossy(line);
+        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        let marked = format!("{text}… [line cut: {} bytes]", line.len() + beyond);
+        origin.wrapped(out, &marked, now);
+    }
+    1
+}

@@ -1,0 +1,89 @@
+//! Which sink, and in which form.
+
+use super::encode::Encoder;
+use super::journal;
+use super::text::TextEncoder;
+use super::writer::{Sink, Stream};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// `journald` when standard error is the journal, `text` otherwise.
+    #[default]
+    Auto,
+    /// A line a line, for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+    /// journald's native protocol, with `TENANT=`.
+    Journald,
+}
+
+/// Where the merged stream goes.
+#[derive(Debug)]
+pub enum Output {
+    /// Text to a file, pipe or terminal.
+    Text(OwnedFd),
+    /// JSON lines to a file, pipe or terminal.
+    Json(OwnedFd),
+    /// Datagrams to journald's socket at this path.
+    Journald(PathBuf),
+}
+
+impl Output {
+    /// The output that `format` means here, with `stdout` for streams.
+    pub fn choose(format: Format, stdout: OwnedFd) -> Self {
+        match format {
+            Format::Text => Output::Text(stdout),
+            Format::Json => Output::Json(stdout),
+            Format::Journald => Output::Journald(journal::SOCKET.into()),
+            Format::Auto if stderr_is_journal() => Output::Journald(journal::SOCKET.into()),
+            Format::Auto => Output::Text(stdout),
+        }
+    }
+
+    pub(super) fn open(self) -> io::Result<(Encoder, Sink)> {
+        Ok(match self {
+            Output::Text(fd) => (
+                Encoder::Text(TextEncoder::default()),
+                Sink::Stream(Stream::new(File::from(fd))),
+            ),
+            Output::Json(fd) => (Encoder::Json, Sink::Stream(Stream::new(File::from(fd)))),
+            Output::Journald(path) => {
+                (Encoder::Journal, Sink::Journal(UnixDatagram::unbound()?, path))
+            }
+        })
+    }
+}
+
+/// systemd says in `JOURNAL_STREAM` which device and inode its stream is: ours only if nobody has redirected since.
+fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else { return false };
+    is_stream(&stream, stat.st_dev, stat.st_ino)
+}
+
+fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
+    stream.split_once(':').is_some_and(|(dev, ino)| {
+        dev.parse() == Ok(device) && ino.parse() == Ok(inode)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_error_is_the_journal_only_when_device_and_inode_agree() {
+        assert!(is_stream("8:4711", 8, 4711));
+        assert!(!is_stream("8:4711", 9, 4711));
+        assert!(!is_stream("8", 8, 8));
+    }
+}
