@@ -1,1 +1,51 @@
-//! x
+//! The vocabulary of the whole-system tests.
+//!
+//! A test says what an operator or a client would see, with the two real binaries, a PostgreSQL of its own and
+//! nothing mocked:
+//!
+//! ```no_run
+//! let host = brokkr_tests::Host::new();
+//! let acme = host.tenant("acme").pool(10).up();
+//! assert_eq!(acme.api().get("/agents").status, 200);
+//! host.stop();
+//! assert_eq!(host.leftovers(), Vec::<String>::new());
+//! ```
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`place`] | a short temporary folder; processes that cannot outlive the test |
+//! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time |
+//! | [`ports`] | loopback ports nobody else is given |
+//! | [`bin`] | the two binaries, beside the test's own executable |
+//! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
+//! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
+//! | [`broker`] | [`Broker`]: one broker alone |
+//! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
+//!
+//! Everything is blocking on purpose: a test reads from top to bottom. Do not call it from inside an async runtime.
+//! All of it panics with a sentence when something cannot be done; a test has nothing better to do with an error.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that cannot go on says why and ends"
+)]
+
+pub mod bin;
+pub mod broker;
+pub mod host;
+pub mod http;
+pub mod pg;
+pub mod place;
+pub mod ports;
+pub mod procs;
+pub mod toml_text;
+pub mod wait;
+
+pub use broker::Broker;
+pub use host::{Host, Tenant};
+pub use http::{Addr, Api, Connection, Response};
+pub use pg::PgServer;
+pub use place::Place;
+pub use wait::{holds_for, until};

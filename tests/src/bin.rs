@@ -1,0 +1,127 @@
+//! The two binaries, beside the test's own executable.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Path of `brokkr-broker`.
+///
+/// # Panics
+/// When it is not built.
+pub fn broker() -> PathBuf {
+    beside("brokkr-broker")
+}
+
+/// Path of `brokkr-supervisor`.
+///
+/// # Panics
+/// When it is not built.
+pub fn supervisor() -> PathBuf {
+    beside("brokkr-supervisor")
+}
+
+fn beside(name: &str) -> PathBuf {
+    // BROKKR_TESTS_BIN points at binaries of another place, installed ones say.
+    let folder = std::env::var_os("BROKKR_TESTS_BIN").map_or_else(
+        || {
+            // target/debug/deps/test-1234 -> target/debug
+            let own = std::env::current_exe().unwrap();
+            own.parent()
+                .and_then(|deps| deps.parent())
+                .unwrap()
+                .to_path_buf()
+        },
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo build -p brokkr-broker -p brokkr-supervisor`, or `make test`, which does",
+        path.display()
+    );
+    path
+}
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// The exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Its standard output, which must be all it said: exit code 0.
+    ///
+    /// # Panics
+    /// When it failed.
+    pub fn ok(self) -> String {
+        assert_eq!(
+            self.code,
+            Some(0),
+            "stdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
+        self.stdout
+    }
+}
+
+/// Runs a program to its end, without input, and fails when it takes longer than a minute.
+///
+/// # Panics
+/// When it cannot be started or does not end.
+pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = A>) -> Ran {
+    let mut command = Command::new(program);
+    command.args(args);
+    run_command(command, Duration::from_secs(60))
+}
+
+/// As [`run`], with a command made by hand and a bound of its own.
+///
+/// # Panics
+/// When it cannot be started or does not end within `bound`.
+pub fn run_command(mut command: Command, bound: Duration) -> Ran {
+    let shown = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start {shown}: {e}"));
+    // Threads, so that a full pipe never blocks the program.
+    let out = reader(child.stdout.take());
+    let err = reader(child.stderr.take());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > bound {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("did not end within {bound:?}: {shown}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    Ran {
+        code: status.code(),
+        stdout: out.join().unwrap_or_default(),
+        stderr: err.join().unwrap_or_default(),
+    }
+}
+
+fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}

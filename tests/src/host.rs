@@ -1,0 +1,460 @@
+//! A whole host: a supervisor, its tenants and their server.
+
+mod status;
+mod tenant;
+
+pub use status::{ServerStatus, Status, TenantStatus};
+pub use tenant::{Draft, Tenant};
+
+use crate::bin::{self, Ran};
+use crate::pg::{self, PgServer};
+use crate::place::{AtDeath, Place, mortal, set_mode, spawn};
+use crate::procs;
+use crate::toml_text::TomlText;
+use crate::wait::{until, until_ok};
+use nix::sys::signal::Signal;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// What a host is made with.
+#[derive(Debug)]
+pub struct Builder {
+    pg: Option<pg::Options>,
+    down: bool,
+    keys: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Options of its server.
+    #[must_use]
+    pub fn pg(mut self, options: pg::Options) -> Self {
+        self.pg = Some(options);
+        self
+    }
+
+    /// Its server is down at first.
+    #[must_use]
+    pub fn server_down(mut self) -> Self {
+        self.down = true;
+        self
+    }
+
+    /// No server of its own: the supervisor runs the embedded one, or tenants name theirs.
+    #[must_use]
+    pub fn without_server(mut self) -> Self {
+        self.pg = None;
+        self
+    }
+
+    /// The supervisor runs the embedded PostgreSQL.
+    #[must_use]
+    pub fn embedded(self) -> Self {
+        self.without_server().set("postgres.embedded", "true")
+    }
+
+    /// Sets a key of `supervisor.toml` to a value in TOML's writing.
+    #[must_use]
+    pub fn set(mut self, key: &str, toml: &str) -> Self {
+        self.keys.push((key.into(), toml.into()));
+        self
+    }
+
+    /// Makes the folders, the file and the server; starts no supervisor yet.
+    ///
+    /// # Panics
+    /// When one of them cannot be made.
+    pub fn build(self) -> Host {
+        let server = self.pg.map(|options| {
+            let server = PgServer::unpack(options);
+            if !self.down {
+                server.resume_service();
+            }
+            server
+        });
+        let place = Place::new();
+        let tenants = place.folder("tenants.d", 0o755);
+        let mut file = TomlText::default();
+        file.text("tenants_dir", tenants.display().to_string())
+            .text("state_dir", place.join("state").display().to_string())
+            .text("runtime_dir", place.join("run").display().to_string())
+            .text("broker", bin::broker().display().to_string())
+            .text("log.format", "json");
+        if let Some(server) = &server {
+            file.text("defaults.database.url", server.url("brokkr", "brokkr"));
+        }
+        for (key, value) in &self.keys {
+            file.set(key, value);
+        }
+        let host = Host {
+            server,
+            file: Mutex::new(file),
+            child: Mutex::new(None),
+            place,
+        };
+        host.write_file();
+        host
+    }
+}
+
+/// Folders, `supervisor.toml`, perhaps a server, perhaps a running supervisor. Everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Host {
+    server: Option<PgServer>,
+    file: Mutex<TomlText>,
+    child: Mutex<Option<Child>>,
+    // Last: the folder goes when every process has.
+    place: Place,
+}
+
+impl Host {
+    /// A host with a server of 100 connections, as PostgreSQL comes. The supervisor starts with the first
+    /// [`Host::up`] or tenant's `up`.
+    #[allow(
+        clippy::new_without_default,
+        reason = "starting a server is no default"
+    )]
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// A host made otherwise.
+    pub fn builder() -> Builder {
+        Builder {
+            pg: Some(pg::Options::new()),
+            down: false,
+            keys: Vec::new(),
+        }
+    }
+
+    /// Starts the supervisor if it does not run, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it ends or does not answer within 30 s.
+    pub fn up(&self) -> &Self {
+        if self.running() {
+            return self;
+        }
+        let log = self.log_file();
+        self.launch(Stdio::from(log));
+        self.wait_answering();
+        self
+    }
+
+    /// Starts the supervisor with its merged stream on a pipe the test reads, or does not read.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn up_with_pipe(&self) -> ChildStdout {
+        self.launch(Stdio::piped());
+        let pipe = self
+            .lock_child()
+            .as_mut()
+            .and_then(|child| child.stdout.take())
+            .unwrap();
+        self.wait_answering();
+        pipe
+    }
+
+    fn launch(&self, stdout: Stdio) {
+        let mut command = mortal(&bin::supervisor(), AtDeath::Term, None);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.config())
+            .current_dir(self.place.path())
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM")
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(self.log_file());
+        let mut child = self.lock_child();
+        assert!(child.is_none(), "a supervisor runs already");
+        *child = Some(spawn(command));
+    }
+
+    fn wait_answering(&self) {
+        // The embedded server's initdb may come first.
+        until(Duration::from_secs(60), "the supervisor to answer", || {
+            if let Some(status) = self.ended() {
+                panic!("the supervisor ended ({status}):\n{}", self.log());
+            }
+            self.try_status()
+        });
+    }
+
+    fn log_file(&self) -> File {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(self.place.join("log"))
+            .unwrap()
+    }
+
+    fn lock_child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// Whether a supervisor runs.
+    pub fn running(&self) -> bool {
+        self.lock_child().is_some() && self.ended().is_none()
+    }
+
+    /// How the supervisor ended, if it did.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.lock_child()
+            .as_mut()
+            .and_then(|child| child.try_wait().unwrap())
+    }
+
+    /// The supervisor's pid.
+    ///
+    /// # Panics
+    /// When none was started.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(
+            self.lock_child()
+                .as_ref()
+                .expect("no supervisor was started")
+                .id(),
+        )
+        .unwrap()
+    }
+
+    /// SIGTERM, then waits: it drains all and exits.
+    ///
+    /// # Panics
+    /// When it does not end within a minute.
+    pub fn stop(&self) -> ExitStatus {
+        procs::signal(self.pid(), Signal::SIGTERM);
+        self.wait_ended()
+    }
+
+    /// SIGKILL to the supervisor alone; its brokers live on.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn kill(&self) -> ExitStatus {
+        procs::signal(self.pid(), Signal::SIGKILL);
+        self.wait_ended()
+    }
+
+    /// Waits for the supervisor's end; [`Host::up`] starts another.
+    ///
+    /// # Panics
+    /// When it does not end within a minute.
+    pub fn wait_ended(&self) -> ExitStatus {
+        let status = until(Duration::from_secs(60), "the supervisor to end", || {
+            self.ended()
+        });
+        *self.lock_child() = None;
+        status
+    }
+
+    /// The host's server.
+    ///
+    /// # Panics
+    /// When it has none of its own.
+    pub fn server(&self) -> &PgServer {
+        self.server
+            .as_ref()
+            .expect("this host has no server of its own")
+    }
+
+    /// Its folder: everything but the server is below it.
+    pub fn root(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// `supervisor.toml`.
+    pub fn config(&self) -> PathBuf {
+        self.place.join("supervisor.toml")
+    }
+
+    /// `tenants_dir`.
+    pub fn tenants_dir(&self) -> PathBuf {
+        self.place.join("tenants.d")
+    }
+
+    /// `state_dir`.
+    pub fn state_dir(&self) -> PathBuf {
+        self.place.join("state")
+    }
+
+    /// `runtime_dir`.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.place.join("run")
+    }
+
+    /// Sets a key of `supervisor.toml`; it is read at the next start or reload.
+    pub fn set(&self, key: &str, toml: &str) -> &Self {
+        self.file
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+            .set(key, toml);
+        self.write_file();
+        self
+    }
+
+    fn write_file(&self) {
+        let text = self
+            .file
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+            .render();
+        fs::write(self.config(), text).unwrap();
+        set_mode(&self.config(), 0o600);
+    }
+
+    /// A tenant to be: `host.tenant("acme").pool(10).up()`. Its schema is `tenant_NAME`, its port free, its pool 5.
+    pub fn tenant(&self, name: &str) -> Draft<'_> {
+        Draft::new(self, name)
+    }
+
+    /// A tenant whose file is there already.
+    pub fn known(&self, name: &str) -> Tenant<'_> {
+        Tenant::known(self, name)
+    }
+
+    /// Everything the supervisor and, through it, the brokers have written: JSON lines, and what came before
+    /// logging began.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.place.join("log")).unwrap_or_default()).into_owned()
+    }
+
+    /// The JSON lines of the merged stream.
+    pub fn log_lines(&self) -> Vec<serde_json::Value> {
+        self.log()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Runs `brokkr-supervisor ARGS --config …` to its end.
+    pub fn command(&self, args: &[&str]) -> Ran {
+        let config = self.config().display().to_string();
+        let mut all = args.to_vec();
+        all.extend(["--config", &config]);
+        bin::run(bin::supervisor(), all)
+    }
+
+    /// `status --format json`.
+    ///
+    /// # Panics
+    /// When the supervisor does not answer.
+    pub fn status(&self) -> Status {
+        Status::parse(&self.command(&["status", "--format", "json"]).ok())
+    }
+
+    /// `status --format json`, when the supervisor answers.
+    pub fn try_status(&self) -> Option<Status> {
+        let ran = self.command(&["status", "--format", "json"]);
+        (ran.code == Some(0)).then(|| Status::parse(&ran.stdout))
+    }
+
+    /// `reload`, which waits until all has settled.
+    pub fn reload(&self) -> Ran {
+        self.command(&["reload"])
+    }
+
+    /// Waits until `want` is satisfied with the status, and gives that.
+    ///
+    /// # Panics
+    /// When it is not within `bound`: what was seen last is shown.
+    pub fn wait(&self, bound: Duration, what: &str, want: impl Fn(&Status) -> bool) -> Status {
+        until_ok(bound, what, || {
+            let status = self
+                .try_status()
+                .ok_or("the supervisor does not answer".to_owned())?;
+            if want(&status) {
+                Ok(status)
+            } else {
+                Err(format!("{status:#?}"))
+            }
+        })
+    }
+
+    /// Processes started for this host that run: brokers, the embedded server, the supervisor; and socket files.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left: Vec<String> = self.processes().into_iter().map(procs::describe).collect();
+        left.extend(
+            sockets(self.place.path())
+                .into_iter()
+                .map(|path| path.display().to_string()),
+        );
+        left
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        procs::naming(&format!("{}/", self.place.path().display()))
+    }
+
+    /// Pids of its brokers, from the kernel and not from the supervisor.
+    pub fn broker_pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self
+            .processes()
+            .into_iter()
+            .filter(|pid| {
+                procs::arguments(*pid)
+                    .first()
+                    .is_some_and(|arg| arg.contains("brokkr-broker"))
+            })
+            .collect();
+        pids.sort_unstable();
+        pids
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!(
+                "--- end of the host's log ({}) ---",
+                self.place.path().display()
+            );
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+        if self.running() {
+            let pid = self.pid();
+            procs::signal(pid, Signal::SIGCONT);
+            procs::signal(pid, Signal::SIGTERM);
+            let start = std::time::Instant::now();
+            while self.ended().is_none() && start.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        if let Some(mut child) = self.lock_child().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // Brokers of a killed supervisor, and whatever a failed test left.
+        for pid in self.processes() {
+            procs::signal(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Socket files below a folder.
+fn sockets(folder: &Path) -> Vec<PathBuf> {
+    use std::os::unix::fs::FileTypeExt;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        if kind.is_dir() {
+            found.extend(sockets(&entry.path()));
+        } else if kind.is_socket() {
+            found.push(entry.path());
+        }
+    }
+    found
+}

@@ -1,0 +1,414 @@
+//! A blocking HTTP/1.1 client whose connections can be held by hand.
+
+use serde_json::Value;
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Where somebody listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addr {
+    /// `127.0.0.1:3001`
+    Tcp(String),
+    /// `unix:/run/brokkr/acme.sock`
+    Unix(PathBuf),
+}
+
+impl Addr {
+    /// Reads it as a tenant file writes it.
+    pub fn parse(text: &str) -> Self {
+        text.strip_prefix("unix:")
+            .map_or_else(|| Self::Tcp(text.into()), |path| Self::Unix(path.into()))
+    }
+
+    /// Loopback and a port.
+    pub fn port(port: u16) -> Self {
+        Self::Tcp(format!("127.0.0.1:{port}"))
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(text) => f.write_str(text),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+trait Wire: Read + Write + Send + fmt::Debug {}
+impl<T: Read + Write + Send + fmt::Debug> Wire for T {}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// Header names in lower case, in order.
+    pub headers: Vec<(String, String)>,
+    /// The body, put together from chunks if it came so.
+    pub body: Vec<u8>,
+    /// From the first byte sent to the last received.
+    pub took: Duration,
+}
+
+impl Response {
+    /// The first header of that name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{} is not JSON ({e}): {}", self.status, self.text()))
+    }
+
+    /// Whether the server closes after this answer.
+    pub fn closes(&self) -> bool {
+        self.header("connection")
+            .is_some_and(|v| v.eq_ignore_ascii_case("close"))
+    }
+
+    /// Itself, when the status is the one wanted.
+    ///
+    /// # Panics
+    /// When it is another.
+    #[must_use]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text());
+        self
+    }
+}
+
+/// One connection; requests on it follow one another.
+#[derive(Debug)]
+pub struct Connection {
+    wire: BufReader<Box<dyn Wire>>,
+}
+
+impl Connection {
+    /// Connects; every read and write is bounded by ten seconds.
+    ///
+    /// # Errors
+    /// As the socket says.
+    pub fn open(addr: &Addr) -> io::Result<Self> {
+        Self::open_within(addr, Duration::from_secs(10))
+    }
+
+    /// Connects, with a bound of its own for every read and write.
+    ///
+    /// # Errors
+    /// As the socket says.
+    pub fn open_within(addr: &Addr, bound: Duration) -> io::Result<Self> {
+        let wire: Box<dyn Wire> = match addr {
+            Addr::Tcp(text) => {
+                let to = text
+                    .parse()
+                    .map_err(|_| io::Error::other(format!("not an address: {text}")))?;
+                let stream = TcpStream::connect_timeout(&to, bound)?;
+                stream.set_read_timeout(Some(bound))?;
+                stream.set_write_timeout(Some(bound))?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Addr::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(bound))?;
+                stream.set_write_timeout(Some(bound))?;
+                Box::new(stream)
+            }
+        };
+        Ok(Self {
+            wire: BufReader::new(wire),
+        })
+    }
+
+    /// Sends a request and reads its answer; the connection stays open unless the server closes it.
+    ///
+    /// # Errors
+    /// As the socket says, or when what comes is not HTTP.
+    pub fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> io::Result<Response> {
+        let start = Instant::now();
+        self.send(method, path, headers, body)?;
+        let mut response = self.receive(method == "HEAD")?;
+        response.took = start.elapsed();
+        Ok(response)
+    }
+
+    /// Sends a request only.
+    ///
+    /// # Errors
+    /// As the socket says.
+    pub fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> io::Result<()> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
+        for (name, value) in headers {
+            head.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        if let Some(body) = body {
+            head.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+        }
+        head.extend_from_slice(b"\r\n");
+        head.extend_from_slice(body.unwrap_or_default());
+        let wire = self.wire.get_mut();
+        wire.write_all(&head)?;
+        wire.flush()
+    }
+
+    /// Sends bytes as they are: half a request, say.
+    ///
+    /// # Errors
+    /// As the socket says.
+    pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let wire = self.wire.get_mut();
+        wire.write_all(bytes)?;
+        wire.flush()
+    }
+
+    /// Reads one answer.
+    ///
+    /// # Errors
+    /// As the socket says, or when what comes is not HTTP.
+    pub fn receive(&mut self, without_body: bool) -> io::Result<Response> {
+        let line = self.line()?;
+        let status = line
+            .strip_prefix("HTTP/1.")
+            .and_then(|rest| rest.get(2..5))
+            .and_then(|code| code.parse::<u16>().ok())
+            .ok_or_else(|| io::Error::other(format!("not HTTP: {line:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                break;
+            }
+            if let Some((name, value)) = line.split_once(':') {
+                headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
+            }
+        }
+        let mut response = Response {
+            status,
+            headers,
+            body: Vec::new(),
+            took: Duration::ZERO,
+        };
+        if without_body || status == 204 || status == 304 || status < 200 {
+            return Ok(response);
+        }
+        if response
+            .header("transfer-encoding")
+            .is_some_and(|v| v.eq_ignore_ascii_case("chunked"))
+        {
+            loop {
+                let size = self.line()?;
+                let size =
+                    usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+                        .map_err(|_| io::Error::other(format!("bad chunk size {size:?}")))?;
+                let mut chunk = vec![0; size];
+                self.wire.read_exact(&mut chunk)?;
+                self.line()?;
+                if size == 0 {
+                    break;
+                }
+                response.body.extend_from_slice(&chunk);
+            }
+        } else if let Some(length) = response.header("content-length") {
+            let length = length
+                .parse()
+                .map_err(|_| io::Error::other("bad content-length"))?;
+            response.body = vec![0; length];
+            self.wire.read_exact(&mut response.body)?;
+        } else {
+            self.wire.read_to_end(&mut response.body)?;
+        }
+        Ok(response)
+    }
+
+    /// Whether the server has closed: waits for it until the connection's bound.
+    ///
+    /// # Errors
+    /// As the socket says, the bound running out included.
+    pub fn is_closed(&mut self) -> io::Result<bool> {
+        match self.wire.fill_buf() {
+            Ok(bytes) => Ok(bytes.is_empty()),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = Vec::new();
+        self.wire.read_until(b'\n', &mut line)?;
+        if line.pop() != Some(b'\n') {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "closed before an answer",
+            ));
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+}
+
+/// One request on a connection of its own.
+///
+/// # Errors
+/// As [`Connection::open`] and [`Connection::request`].
+pub fn request(
+    addr: &Addr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&[u8]>,
+) -> io::Result<Response> {
+    let mut all = vec![("Connection", "close")];
+    all.extend_from_slice(headers);
+    Connection::open(addr)?.request(method, path, &all, body)
+}
+
+/// `GET` on a connection of its own.
+///
+/// # Errors
+/// As [`request`].
+pub fn get(addr: &Addr, path: &str) -> io::Result<Response> {
+    request(addr, "GET", path, &[], None)
+}
+
+/// A tenant's API, `/api/v1`, with one PAK.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Where it listens.
+    pub addr: Addr,
+    /// Sent as `Authorization: Bearer`; nothing is sent when empty.
+    pub pak: String,
+}
+
+impl Api {
+    /// At `addr`, as the principal of `pak`.
+    pub fn new(addr: Addr, pak: impl Into<String>) -> Self {
+        Self {
+            addr,
+            pak: pak.into(),
+        }
+    }
+
+    /// The same tenant, another principal.
+    #[must_use]
+    pub fn with_pak(&self, pak: impl Into<String>) -> Self {
+        Self {
+            addr: self.addr.clone(),
+            pak: pak.into(),
+        }
+    }
+
+    /// `GET /api/v1PATH`.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn get(&self, path: &str) -> Response {
+        self.call("GET", path, None)
+    }
+
+    /// `DELETE /api/v1PATH`.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn delete(&self, path: &str) -> Response {
+        self.call("DELETE", path, None)
+    }
+
+    /// `POST /api/v1PATH` with a JSON body.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        self.call("POST", path, Some(body))
+    }
+
+    /// `PUT /api/v1PATH` with a JSON body.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn put(&self, path: &str, body: &Value) -> Response {
+        self.call("PUT", path, Some(body))
+    }
+
+    /// Any call with a JSON body or none.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Response {
+        self.try_call(method, path, body)
+            .unwrap_or_else(|e| panic!("{method} {path} at {}: {e}", self.addr))
+    }
+
+    /// Any call with a JSON body or none.
+    ///
+    /// # Errors
+    /// As [`request`].
+    pub fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Response> {
+        let bytes = body.map(Value::to_string);
+        self.try_bytes(
+            method,
+            path,
+            "application/json",
+            bytes.as_deref().map(str::as_bytes),
+        )
+    }
+
+    /// Any call with any body.
+    ///
+    /// # Errors
+    /// As [`request`].
+    pub fn try_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Option<&[u8]>,
+    ) -> io::Result<Response> {
+        let bearer = format!("Bearer {}", self.pak);
+        let mut headers = Vec::new();
+        if !self.pak.is_empty() {
+            headers.push(("Authorization", bearer.as_str()));
+        }
+        if body.is_some() {
+            headers.push(("Content-Type", content_type));
+        }
+        request(
+            &self.addr,
+            method,
+            &format!("/api/v1{path}"),
+            &headers,
+            body,
+        )
+    }
+}

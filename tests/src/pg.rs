@@ -1,0 +1,506 @@
+//! A PostgreSQL server of the test's own.
+//!
+//! `initdb` runs once for each version and user; servers start from a copy of what it made (0.1 s). All copies have the
+//! same system identifier, as cloned machines have, so tests notice code that takes it alone for a server's name.
+
+use crate::bin::run_command;
+use crate::place::{AtDeath, Place, mortal, set_mode, spawn};
+use crate::wait::until;
+use crate::{ports, procs};
+use nix::sys::signal::Signal;
+use postgres::{Client, NoTls};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// What a server is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    max_connections: u32,
+    settings: Vec<(String, String)>,
+    hba: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_connections: 100,
+            settings: Vec::new(),
+            hba: None,
+        }
+    }
+}
+
+impl Options {
+    /// PostgreSQL's own default of 100 connections, without fsync.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets `max_connections`.
+    #[must_use]
+    pub fn max_connections(mut self, n: u32) -> Self {
+        self.max_connections = n;
+        self
+    }
+
+    /// Adds a setting, given on the command line and so above the configuration file.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.push((key.into(), value.into()));
+        self
+    }
+
+    /// Replaces `pg_hba.conf`: everybody is trusted without it.
+    #[must_use]
+    pub fn hba(mut self, text: &str) -> Self {
+        self.hba = Some(text.into());
+        self
+    }
+}
+
+/// A server on a Unix socket and a loopback port; killed and removed when dropped.
+///
+/// Superuser `postgres`; a role `brokkr` without any privilege but owning database `brokkr`. Connections are trusted.
+#[derive(Debug)]
+pub struct PgServer {
+    place: Place,
+    port: u16,
+    options: Options,
+    child: Mutex<Option<Child>>,
+}
+
+impl PgServer {
+    /// Starts one with the defaults.
+    ///
+    /// # Panics
+    /// When there are no server binaries or it does not start.
+    pub fn start() -> Self {
+        Self::with(Options::new())
+    }
+
+    /// Starts one.
+    ///
+    /// # Panics
+    /// When there are no server binaries or it does not start.
+    pub fn with(options: Options) -> Self {
+        let server = Self::unpack(options);
+        server.resume_service();
+        server
+    }
+
+    /// All that [`PgServer::with`] does but starting it: a server that is down when the test begins.
+    ///
+    /// # Panics
+    /// When there are no server binaries.
+    pub fn unpack(options: Options) -> Self {
+        let place = Place::new();
+        let data = place.join("data");
+        copy(&template(), &data);
+        Self::over(place, options)
+    }
+
+    fn over(place: Place, options: Options) -> Self {
+        own(place.path());
+        if let Some(hba) = &options.hba {
+            fs::write(place.join("data/pg_hba.conf"), hba).unwrap();
+        }
+        Self {
+            place,
+            port: ports::free(),
+            options,
+            child: Mutex::new(None),
+        }
+    }
+
+    /// A streaming standby of this server.
+    ///
+    /// # Panics
+    /// When the copy or the start fails.
+    pub fn standby(&self) -> Self {
+        let place = Place::new();
+        own(place.path());
+        let data = place.join("data");
+        let mut copy = as_postgres(&bin_dir().join("pg_basebackup"));
+        copy.args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-R",
+            "-c",
+            "fast",
+            "-p",
+        ])
+        .arg(self.port.to_string())
+        .arg("-D")
+        .arg(&data);
+        run_command(copy, Duration::from_secs(60)).ok();
+        let standby = Self::over(place, self.options.clone());
+        standby.resume_service();
+        standby
+    }
+
+    /// Starts the server (again) and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not within 30 s.
+    pub fn resume_service(&self) {
+        let mut child = self
+            .child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        assert!(child.is_none(), "the server runs already");
+        // A killed server's lock files name a pid that may be somebody else's by now.
+        let _ = fs::remove_file(self.data_dir().join("postmaster.pid"));
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
+        let mut command = mortal(&bin_dir().join("postgres"), AtDeath::Quit, postgres_user());
+        command.arg("-D").arg(self.data_dir());
+        for (key, value) in [
+            ("port", self.port.to_string()),
+            ("max_connections", self.options.max_connections.to_string()),
+            (
+                "unix_socket_directories",
+                self.socket_dir().display().to_string(),
+            ),
+        ] {
+            command.arg("-c").arg(format!("{key}={value}"));
+        }
+        for (key, value) in &self.options.settings {
+            command.arg("-c").arg(format!("{key}={value}"));
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .current_dir(self.place.path())
+            .env("LC_ALL", "C")
+            .process_group(0);
+        *child = Some(spawn(command));
+        drop(child);
+        until(
+            Duration::from_secs(30),
+            format!("PostgreSQL on port {}", self.port),
+            || {
+                if !self.running() {
+                    panic!("PostgreSQL ended at start:\n{}", self.log());
+                }
+                self.try_client("postgres", "postgres").ok()
+            },
+        );
+    }
+
+    /// Stops it as an operator does (`fast`: sessions are ended), and waits.
+    pub fn stop(&self) {
+        self.end(Signal::SIGINT);
+    }
+
+    /// Ends it at once, backends and all (`immediate`: the next start recovers), and waits.
+    pub fn crash(&self) {
+        self.end(Signal::SIGQUIT);
+    }
+
+    fn end(&self, signal: Signal) {
+        let mut child = self
+            .child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let Some(mut server) = child.take() else {
+            return;
+        };
+        let pid = i32::try_from(server.id()).unwrap();
+        self.signal_all(pid, Signal::SIGCONT);
+        procs::signal(pid, signal);
+        let start = std::time::Instant::now();
+        while server.try_wait().unwrap().is_none() {
+            if start.elapsed() > Duration::from_secs(20) {
+                self.signal_all(pid, Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// [`PgServer::stop`] and start again.
+    pub fn restart(&self) {
+        self.stop();
+        self.resume_service();
+    }
+
+    /// Stops postmaster and every backend where they are (SIGSTOP): the network is up and nothing answers.
+    pub fn freeze(&self) {
+        self.signal_all(self.pid(), Signal::SIGSTOP);
+    }
+
+    /// Undoes [`PgServer::freeze`].
+    pub fn thaw(&self) {
+        self.signal_all(self.pid(), Signal::SIGCONT);
+    }
+
+    /// Signals the postmaster and its children; backends are in sessions of their own.
+    fn signal_all(&self, postmaster: i32, signal: Signal) {
+        procs::signal(postmaster, signal);
+        for backend in procs::children(postmaster) {
+            procs::signal(backend, signal);
+        }
+    }
+
+    /// Whether the postmaster runs.
+    pub fn running(&self) -> bool {
+        let mut child = self
+            .child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        child
+            .as_mut()
+            .is_some_and(|server| server.try_wait().is_ok_and(|ended| ended.is_none()))
+    }
+
+    /// The postmaster's pid.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    pub fn pid(&self) -> i32 {
+        let child = self
+            .child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        i32::try_from(child.as_ref().expect("the server is stopped").id()).unwrap()
+    }
+
+    /// Its TCP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of its Unix socket.
+    pub fn socket_dir(&self) -> PathBuf {
+        self.place.path().to_path_buf()
+    }
+
+    /// Its data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.place.join("data")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.place.join("log")
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// A URL to it over TCP.
+    pub fn url(&self, database: &str, user: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A URL to it over its Unix socket.
+    pub fn unix_url(&self, database: &str, user: &str) -> String {
+        format!(
+            "postgres://{user}@/{database}?host={}&port={}",
+            self.socket_dir().display(),
+            self.port
+        )
+    }
+
+    /// A connection as superuser to database `brokkr`.
+    ///
+    /// # Panics
+    /// When there is none to be had.
+    pub fn client(&self) -> Client {
+        self.client_as("brokkr", "postgres")
+    }
+
+    /// A connection.
+    ///
+    /// # Panics
+    /// When there is none to be had.
+    pub fn client_as(&self, database: &str, user: &str) -> Client {
+        self.try_client(database, user)
+            .unwrap_or_else(|e| panic!("cannot connect to {database} as {user}: {e}"))
+    }
+
+    /// A connection, if it can be had.
+    ///
+    /// # Errors
+    /// What `postgres` says.
+    pub fn try_client(&self, database: &str, user: &str) -> Result<Client, postgres::Error> {
+        postgres::Config::new()
+            .host("127.0.0.1")
+            .port(self.port)
+            .user(user)
+            .dbname(database)
+            .connect_timeout(Duration::from_secs(5))
+            .application_name("a person")
+            .connect(NoTls)
+    }
+
+    /// Runs statements as superuser in database `brokkr`.
+    ///
+    /// # Panics
+    /// When one fails.
+    pub fn sql(&self, statements: &str) {
+        self.client()
+            .batch_execute(statements)
+            .unwrap_or_else(|e| panic!("{statements}: {e}"));
+    }
+
+    /// Makes a role that can log in, with the options of `CREATE ROLE` given (`"CONNECTION LIMIT 5"`).
+    pub fn role(&self, name: &str, options: &str) {
+        self.sql(&format!("CREATE ROLE \"{name}\" LOGIN {options}"));
+    }
+
+    /// Makes a database.
+    pub fn database(&self, name: &str, owner: &str) {
+        self.sql(&format!("CREATE DATABASE \"{name}\" OWNER \"{owner}\""));
+    }
+
+    /// Sessions of brokers and supervisors of this host: their application names begin with `brokkr:`.
+    pub fn sessions_of_ours(&self) -> Vec<String> {
+        self.client()
+            .query(
+                "SELECT application_name FROM pg_stat_activity \
+                 WHERE application_name LIKE 'brokkr:%' ORDER BY 1",
+                &[],
+            )
+            .unwrap()
+            .iter()
+            .map(|row| row.get(0))
+            .collect()
+    }
+}
+
+impl Drop for PgServer {
+    fn drop(&mut self) {
+        self.crash();
+    }
+}
+
+/// The user PostgreSQL runs as when this is root, which it refuses to be: `postgres`, or else nobody.
+pub fn postgres_user() -> Option<(u32, u32)> {
+    if !crate::place::is_root() {
+        return None;
+    }
+    let user = nix::unistd::User::from_name("postgres").ok().flatten();
+    Some(user.map_or((65534, 65534), |u| (u.uid.as_raw(), u.gid.as_raw())))
+}
+
+fn own(path: &Path) {
+    if let Some((uid, gid)) = postgres_user() {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+    }
+}
+
+fn as_postgres(program: &Path) -> Command {
+    let mut command = mortal(program, AtDeath::Kill, postgres_user());
+    command.env("LC_ALL", "C").current_dir("/");
+    command
+}
+
+/// The folder of the server binaries: the first on PATH that holds all a test needs, else the newest of Debian's.
+///
+/// # Panics
+/// When there is none.
+pub fn bin_dir() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).find(|folder| is_complete(folder));
+    let mut debian: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse().ok()?,
+                entry.path().join("bin"),
+            ))
+        })
+        .filter(|(_, folder)| is_complete(folder))
+        .collect();
+    debian.sort();
+    on_path
+        .or_else(|| debian.pop().map(|(_, folder)| folder))
+        .expect("no PostgreSQL server binaries: install Debian's postgresql-15, or run `make deps`")
+}
+
+fn is_complete(folder: &Path) -> bool {
+    ["initdb", "postgres", "pg_basebackup"]
+        .iter()
+        .all(|name| folder.join(name).exists())
+}
+
+/// A cluster made once by initdb, to be copied.
+fn template() -> PathBuf {
+    let bin = bin_dir();
+    let version = crate::bin::run(bin.join("postgres"), ["--version"]).ok();
+    let version: String = version
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '.')
+        .collect();
+    let own_uid = nix::unistd::getuid();
+    let folder = std::env::current_exe()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join(format!("pg-{version}-{own_uid}"));
+    // Held until the template is whole: tests of several programs may ask at once.
+    let lock = File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    if folder.exists() {
+        return folder;
+    }
+    let place = Place::new();
+    own(place.path());
+    let data = place.join("data");
+    let mut initdb = as_postgres(&bin.join("initdb"));
+    initdb
+        .args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--no-instructions",
+            "-D",
+        ])
+        .arg(&data);
+    run_command(initdb, Duration::from_secs(120)).ok();
+    let mut conf = fs::read_to_string(data.join("postgresql.conf")).unwrap();
+    // Nothing in a test is worth waiting for the disk; settings of a test come by command line, above these.
+    conf.push_str(
+        "\nfsync = off\nsynchronous_commit = off\nfull_page_writes = off\nshared_buffers = 16MB\n\
+         listen_addresses = '127.0.0.1'\nlog_line_prefix = '%m [%p] %a '\nautovacuum_naptime = 5min\n",
+    );
+    fs::write(data.join("postgresql.conf"), conf).unwrap();
+    let mut single = as_postgres(Path::new("sh"));
+    single.arg("-c").arg(format!(
+        "printf '%s\\n' 'CREATE ROLE brokkr LOGIN;' 'CREATE DATABASE brokkr OWNER brokkr;' | '{}' --single -D '{}' postgres",
+        bin.join("postgres").display(),
+        data.display()
+    ));
+    run_command(single, Duration::from_secs(60)).ok();
+    let partial = folder.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
+    copy(&data, &partial);
+    fs::rename(&partial, &folder).unwrap();
+    folder
+}
+
+/// `cp -a`: owners, modes and all.
+fn copy(from: &Path, to: &Path) {
+    let mut cp = Command::new("cp");
+    cp.args(["-a", "--reflink=auto"]).arg(from).arg(to);
+    run_command(cp, Duration::from_secs(60)).ok();
+    set_mode(to, 0o700);
+}
