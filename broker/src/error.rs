@@ -18,7 +18,7 @@ use crate::db::DbError;
 const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// A refused or failed request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Error {
     status: StatusCode,
     code: &'static str,

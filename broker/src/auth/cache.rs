@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{PakHash, Principal};
+use super::Principal;
+use crate::pak::PakHash;
 
 /// Most entries held.
 const CAPACITY: usize = 10_000;
@@ -51,9 +52,9 @@ impl Cache {
     }
 
     /// Who holds this hash, if that was found out recently.
-    pub fn get(&self, hash: PakHash) -> Option<Principal> {
+    pub fn get(&self, hash: &PakHash) -> Option<Principal> {
         let entries = self.entries();
-        let entry = entries.young.get(&hash).or_else(|| entries.old.get(&hash))?;
+        let entry = entries.young.get(hash).or_else(|| entries.old.get(hash))?;
         (entry.expires > Instant::now()).then_some(entry.principal)
     }
 
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     fn hash(n: u32) -> PakHash {
-        PakHash::from_authorization(format!("a_b_{n}").as_bytes()).unwrap()
+        PakHash::of(&format!("a_b_{n}")).unwrap()
     }
 
     #[test]
@@ -114,7 +115,7 @@ mod tests {
         let epoch = cache.epoch();
         cache.forget(Principal::Admin);
         cache.insert(hash(1), Principal::Admin, epoch);
-        assert_eq!(cache.get(hash(1)), None);
+        assert_eq!(cache.get(&hash(1)), None);
     }
 
     #[test]
@@ -124,8 +125,8 @@ mod tests {
         cache.insert(hash(1), agent, cache.epoch());
         cache.insert(hash(2), Principal::Admin, cache.epoch());
         cache.forget(agent);
-        assert_eq!(cache.get(hash(1)), None);
-        assert_eq!(cache.get(hash(2)), Some(Principal::Admin));
+        assert_eq!(cache.get(&hash(1)), None);
+        assert_eq!(cache.get(&hash(2)), Some(Principal::Admin));
     }
 
     #[test]
@@ -136,14 +137,14 @@ mod tests {
             let entries = cache.entries();
             assert!(entries.young.len() + entries.old.len() <= CAPACITY);
         }
-        assert_eq!(cache.get(hash(24_999)), Some(Principal::Admin));
-        assert_eq!(cache.get(hash(0)), None);
+        assert_eq!(cache.get(&hash(24_999)), Some(Principal::Admin));
+        assert_eq!(cache.get(&hash(0)), None);
     }
 
     #[test]
     fn a_lifetime_of_zero_remembers_nothing() {
         let cache = Cache::new(Duration::ZERO);
         cache.insert(hash(1), Principal::Admin, cache.epoch());
-        assert_eq!(cache.get(hash(1)), None);
+        assert_eq!(cache.get(&hash(1)), None);
     }
 }

@@ -1,0 +1,52 @@
+//! The API under `/api/v1`: one file per resource, each with its routes and its handlers.
+//!
+//! A request is captured whole (headers, path, query, body), then everything happens in one closure on one connection
+//! (`call`): authenticate, read path and query, read the body, authorise, look whether it exists, validate, work. That
+//! order is part of the API: it decides which of several possible errors a caller sees. A handler is a plain function from a
+//! [`Call`](call::Call) and a connection to a reply; it holds no SQL. Adding a resource means a file here, one in `store`,
+//! and one line in [`router`].
+
+mod access;
+mod agent_marks;
+mod agents;
+mod auth;
+mod call;
+mod check;
+mod events;
+mod generators;
+mod objects;
+mod record;
+mod registrations;
+mod stack_marks;
+mod stacks;
+mod target_state;
+mod targets;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::App;
+use crate::error::Error;
+
+/// Every route of the API, relative to `/api/v1`.
+pub fn router() -> Router<App> {
+    Router::new()
+        .merge(auth::routes())
+        .merge(agents::routes())
+        .merge(agent_marks::routes())
+        .merge(targets::routes())
+        .merge(events::routes())
+        .merge(target_state::routes())
+        .merge(generators::routes())
+        .merge(registrations::routes())
+        .merge(stacks::routes())
+        .merge(stack_marks::routes())
+        .merge(objects::routes())
+        .method_not_allowed_fallback(call::method_not_allowed)
+        .fallback(not_found)
+}
+
+/// What there is no route for: 404 as JSON, with or without a PAK.
+async fn not_found() -> Response {
+    Error::not_found("not_found", "there is nothing at this path").into_response()
+}

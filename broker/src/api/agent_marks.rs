@@ -1,0 +1,102 @@
+//! Labels and annotations of agents.
+
+use axum::Router;
+use axum::routing::{delete, get};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::call::{Call, Reply, plain, with_body};
+use super::{access, check};
+use crate::app::App;
+use crate::db::Conn;
+use crate::error::Error;
+use crate::store::agent_marks as marks;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/agents/{id}/labels", get(plain(labels)).post(with_body(add_label)))
+        .route("/agents/{id}/labels/{label}", delete(plain(remove_label)))
+        .route(
+            "/agents/{id}/annotations",
+            get(plain(annotations)).post(with_body(add_annotation)),
+        )
+        .route("/agents/{id}/annotations/{key}", delete(plain(remove_annotation)))
+}
+
+/// 400 `agent_id_mismatch` unless body and path speak of the same agent.
+pub(super) fn same_agent(path: Uuid, body: Uuid) -> Result<(), Error> {
+    if path == body {
+        return Ok(());
+    }
+    Err(Error::bad_request(
+        "agent_id_mismatch",
+        "`agent_id` in the body is not the agent in the path",
+    ))
+}
+
+fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    Reply::ok(&marks::labels(db, id)?)
+}
+
+#[derive(Deserialize)]
+struct NewLabel {
+    agent_id: Uuid,
+    label: String,
+}
+
+fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: NewLabel = call.json()?;
+    access::admin(call.principal)?;
+    same_agent(id, new.agent_id)?;
+    check::label(&new.label)?;
+    check::storable("a label", &new.label, check::MARK)?;
+    Reply::created(&marks::add_label(db, id, &new.label)?)
+}
+
+fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let (id, label) = (call.id()?, call.path("label")?);
+    access::admin(call.principal)?;
+    check::no_nul("the label", label)?;
+    if marks::remove_label(db, id, label)? {
+        return Ok(Reply::no_content());
+    }
+    Err(Error::not_found("agent_label_not_found", "the agent has no such label"))
+}
+
+fn annotations(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    Reply::ok(&marks::annotations(db, id)?)
+}
+
+#[derive(Deserialize)]
+struct NewAnnotation {
+    agent_id: Uuid,
+    key: String,
+    value: String,
+}
+
+fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: NewAnnotation = call.json()?;
+    access::admin(call.principal)?;
+    same_agent(id, new.agent_id)?;
+    check::annotation(&new.key, &new.value)?;
+    Reply::created(&marks::add_annotation(db, id, &new.key, &new.value)?)
+}
+
+fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let (id, key) = (call.id()?, call.path("key")?);
+    access::admin(call.principal)?;
+    check::no_nul("the key", key)?;
+    if marks::remove_annotation(db, id, key)? {
+        return Ok(Reply::no_content());
+    }
+    Err(Error::not_found(
+        "agent_annotation_not_found",
+        "the agent has no annotation with this key",
+    ))
+}

@@ -1,0 +1,228 @@
+//! Agents: finding, creating, changing, deleting, rotating the PAK, and the heartbeat.
+
+use axum::Router;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::call::{Call, Reply, parse_json, plain, with_body};
+use super::{access, check, record};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::db::Conn;
+use crate::emit::{Event, emit};
+use crate::error::Error;
+use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
+use crate::store::{generators, registrations};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/agents", get(plain(list)).post(with_body(create)))
+        // With the slash at its end this is another operation: the search.
+        .route("/agents/", get(plain(search)))
+        .route(
+            "/agents/{id}",
+            get(plain(show)).put(with_body(update)).delete(plain(remove)),
+        )
+        .route("/agents/{id}/rotate-pak", post(plain(rotate)))
+        .route("/agents/{id}/heartbeat", post(with_body(heartbeat)))
+}
+
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    match call.principal {
+        Principal::Admin => Reply::ok(&agents::list(db)?),
+        Principal::Agent(_) => Err(Error::forbidden(
+            "generator_required",
+            "only the admin and generators may list agents",
+        )),
+        Principal::Generator(id) => match agents::list_registered(db, id)? {
+            ListedBy::NoGenerator => Err(Error::forbidden(
+                "generator_not_found",
+                "this generator has been deleted",
+            )),
+            ListedBy::System => Err(access::system_generator()),
+            ListedBy::Tenant(agents) => Reply::ok(&agents),
+        },
+    }
+}
+
+#[derive(Deserialize)]
+struct Search {
+    name: Option<String>,
+    cluster_name: Option<String>,
+}
+
+fn search(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let Search { name: Some(name), cluster_name: Some(cluster) } = call.query()? else {
+        return Err(Error::bad_request(
+            "name_and_cluster_required",
+            "both `name` and `cluster_name` are required",
+        ));
+    };
+    check::no_nul("`name`", &name)?;
+    check::no_nul("`cluster_name`", &cluster)?;
+    let agent = agents::find(db, &name, &cluster)?.ok_or_else(access::no_agent)?;
+    access::admin_or_agent(call.principal, agent.id)?;
+    Reply::ok(&agent)
+}
+
+#[derive(Deserialize)]
+struct NewAgent {
+    name: String,
+    cluster_name: String,
+    #[serde(default)]
+    generator_ids: Vec<Uuid>,
+}
+
+#[derive(Serialize)]
+struct Created<'a> {
+    agent: Agent,
+    initial_pak: &'a str,
+}
+
+fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let new: NewAgent = call.json()?;
+    access::admin(call.principal)?;
+    check::not_blank("`name`", &new.name, "invalid_agent")?;
+    check::not_blank("`cluster_name`", &new.cluster_name, "invalid_agent")?;
+    check::storable("`name`", &new.name, check::NAME)?;
+    check::storable("`cluster_name`", &new.cluster_name, check::NAME)?;
+    let pak = call.mint()?;
+    let agent = db.transaction(|tx| {
+        if !generators::all_live(tx, &new.generator_ids)? {
+            return Err(Error::bad_request(
+                "invalid_generator_id",
+                "`generator_ids` names a generator that does not exist",
+            ));
+        }
+        let agent = agents::insert(tx, &new.name, &new.cluster_name, pak.hash().as_str())?;
+        registrations::add_first(tx, agent.id, &new.generator_ids)?;
+        let by = |action, kind| record::audit(call.principal, action, kind, agent.id);
+        let audits = [
+            by("agent.created", "agent")
+                .details(json!({ "name": agent.name, "cluster_name": agent.cluster_name })),
+            by("pak.created", "pak").details(json!({ "entity": "agent", "name": agent.name })),
+        ];
+        let event = Event::new(
+            "agent.registered",
+            json!({
+                "agent_id": agent.id,
+                "name": agent.name,
+                "cluster_name": agent.cluster_name,
+                "status": agent.status,
+                "created_at": agent.created_at,
+            }),
+        );
+        emit(tx, &audits, &[event])?;
+        Ok(agent)
+    })?;
+    Reply::created(&Created { agent, initial_pak: pak.expose() })
+}
+
+fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    Reply::ok(&agents::get(db, id)?.ok_or_else(access::no_agent)?)
+}
+
+/// Takes any JSON; only text under these keys counts, and only these columns are written.
+fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let body: Value = call.json()?;
+    access::admin_or_agent(call.principal, id)?;
+    let text = |key| body.get(key).and_then(Value::as_str);
+    let (name, cluster, status) = (text("name"), text("cluster_name"), text("status"));
+    let changes = name.is_some() || cluster.is_some() || status.is_some();
+    let current = agents::get(db, id)?.ok_or_else(access::no_agent)?;
+    if !changes {
+        return Reply::ok(&current);
+    }
+    for (what, value) in [("`name`", name), ("`cluster_name`", cluster)] {
+        if let Some(value) = value {
+            check::not_blank(what, value, "invalid_agent")?;
+            check::storable(what, value, check::NAME)?;
+        }
+    }
+    if let Some(status) = status {
+        check::storable("`status`", status, 50)?;
+    }
+    let agent = db.transaction(|tx| {
+        let agent = agents::update(tx, id, name, cluster, status)?.ok_or_else(access::no_agent)?;
+        let audit = record::audit(call.principal, "agent.updated", "agent", id).details(json!({
+            "name": agent.name, "cluster_name": agent.cluster_name, "status": agent.status,
+        }));
+        emit(tx, &[audit], &[])?;
+        Ok::<_, Error>(agent)
+    })?;
+    Reply::ok(&agent)
+}
+
+/// 204 whether or not there was such an agent; recorded only if there was.
+fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin(call.principal)?;
+    db.transaction(|tx| {
+        let Some(deleted_at) = agents::delete(tx, id)? else {
+            return Ok(());
+        };
+        let audit = record::audit(call.principal, "agent.deleted", "agent", id);
+        let event = Event::new(
+            "agent.deregistered",
+            json!({ "agent_id": id, "deleted_at": deleted_at }),
+        );
+        emit(tx, &[audit], &[event])?;
+        Ok::<_, Error>(())
+    })?;
+    call.app.auth.forget(Principal::Agent(id));
+    Ok(Reply::no_content())
+}
+
+#[derive(Serialize)]
+struct Rotated<'a> {
+    agent: Agent,
+    pak: &'a str,
+}
+
+fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    let pak = call.mint()?;
+    let agent = db.transaction(|tx| {
+        let agent = agents::set_pak_hash(tx, id, pak.hash().as_str())?.ok_or_else(access::no_agent)?;
+        let audit = record::audit(call.principal, "pak.rotated", "agent", id)
+            .details(json!({ "agent_name": agent.name }));
+        emit(tx, &[audit], &[])?;
+        Ok::<_, Error>(agent)
+    })?;
+    call.app.auth.forget(Principal::Agent(id));
+    Reply::ok(&Rotated { agent, pak: pak.expose() })
+}
+
+#[derive(Deserialize)]
+struct Heartbeat {
+    k8s_reachable: Option<bool>,
+    k8s_api_latency_ms: Option<i32>,
+}
+
+/// Whatever cannot be read in the body counts as no body: an agent is alive whatever it says.
+fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::agent_itself(call.principal, id)?;
+    let report = call
+        .body()
+        .ok()
+        .and_then(|body| parse_json::<Heartbeat>(body).ok())
+        .and_then(|report| {
+            Some(ClusterReport {
+                reachable: report.k8s_reachable?,
+                latency_ms: report.k8s_api_latency_ms,
+            })
+        });
+    if agents::heartbeat(db, id, report)? {
+        return Ok(Reply::no_content());
+    }
+    // Known to the cache, but deleted by another process since.
+    call.app.auth.forget(call.principal);
+    Err(Error::unauthorized())
+}

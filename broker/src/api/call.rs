@@ -1,0 +1,327 @@
+//! One request, from the socket to the handler and back.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{FromRequestParts, Query, RawPathParams, Request, State};
+use axum::handler::Handler;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::record;
+use crate::app::App;
+use crate::auth::{self, Principal};
+use crate::db::Conn;
+use crate::error::Error;
+use crate::pak::{self, Pak};
+
+/// Largest request body. Clients send whole bundles in one object, so this is well above the 2 MiB they may count on.
+const MAX_BODY: usize = 16 * 1024 * 1024;
+
+/// Longest a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The work of one operation. Plain functions only, so that nothing is captured but what the request says.
+pub(super) type Work = fn(&Call, &mut Conn) -> Result<Reply, Error>;
+
+/// A captured request of an authenticated caller.
+pub(super) struct Call {
+    /// The process's state: configuration, authentication cache, PAKs.
+    pub(super) app: App,
+    /// Who is calling.
+    pub(super) principal: Principal,
+    request: Captured,
+}
+
+/// What a request says, before anybody knows who says it.
+struct Captured {
+    headers: HeaderMap,
+    uri: Uri,
+    path: Result<Vec<(String, String)>, Error>,
+    body: Result<Bytes, Error>,
+}
+
+/// A successful answer, built where the work is done so that serialising is not the event loop's work.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// A JSON body.
+    Json(StatusCode, Vec<u8>),
+    /// A stored YAML text, byte for byte.
+    Yaml(String),
+    /// No body.
+    Empty(StatusCode),
+}
+
+impl Reply {
+    /// 200 with a JSON body.
+    pub(super) fn ok(body: &impl Serialize) -> Result<Self, Error> {
+        Self::json(StatusCode::OK, body)
+    }
+
+    /// 201 with a JSON body.
+    pub(super) fn created(body: &impl Serialize) -> Result<Self, Error> {
+        Self::json(StatusCode::CREATED, body)
+    }
+
+    /// 204.
+    pub(super) fn no_content() -> Self {
+        Self::Empty(StatusCode::NO_CONTENT)
+    }
+
+    fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Error> {
+        serde_json::to_vec(body)
+            .map(|json| Self::Json(status, json))
+            .map_err(|error| {
+                tracing::error!(%error, "an answer could not be serialised");
+                Error::internal()
+            })
+    }
+}
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        let typed = |kind| [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
+        match self {
+            Self::Json(status, json) => (status, typed("application/json"), json).into_response(),
+            Self::Yaml(yaml) => (typed("application/yaml"), yaml).into_response(),
+            Self::Empty(status) => status.into_response(),
+        }
+    }
+}
+
+/// An operation as a route's handler.
+#[derive(Clone, Copy)]
+pub(super) struct Operation {
+    work: Work,
+    takes_body: bool,
+}
+
+/// An operation that takes no body; one that comes anyway is not read.
+pub(super) fn plain(work: Work) -> Operation {
+    Operation { work, takes_body: false }
+}
+
+/// An operation that takes a body, at most [`MAX_BODY`] bytes.
+pub(super) fn with_body(work: Work) -> Operation {
+    Operation { work, takes_body: true }
+}
+
+impl Handler<(), App> for Operation {
+    type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+    fn call(self, request: Request, app: App) -> Self::Future {
+        Box::pin(run(app, request, self))
+    }
+}
+
+/// Answers a known path asked with an unknown method: 401 comes first here too.
+pub(super) async fn method_not_allowed(State(app): State<App>, request: Request) -> Response {
+    let refuse = plain(|_, _| {
+        Err(Error::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this path does not take this method",
+        ))
+    });
+    run(app, request, refuse).await
+}
+
+/// Captures a request, and does the rest on one connection.
+async fn run(app: App, request: Request, operation: Operation) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let path = match RawPathParams::from_request_parts(&mut parts, &app).await {
+        Ok(params) => Ok(params.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()),
+        Err(RawPathParamsRejection::InvalidUtf8InPathParam(_)) => {
+            Err(bad_request("the path is not UTF-8"))
+        }
+        // A route without parameters.
+        Err(_) => Ok(Vec::new()),
+    };
+    let body = if operation.takes_body {
+        read(&parts.headers, body).await
+    } else {
+        Ok(Bytes::new())
+    };
+    let request = Captured {
+        headers: parts.headers,
+        uri: parts.uri,
+        path,
+        body,
+    };
+    let db = app.db.clone();
+    let outcome = db
+        .run(move |conn| {
+            let principal = authenticate(&app, &request, conn)?;
+            let call = Call {
+                app,
+                principal,
+                request,
+            };
+            (operation.work)(&call, conn)
+        })
+        .await;
+    outcome.into_response()
+}
+
+/// Reads a body. What is wrong with it is told later: who is calling comes first.
+async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
+        Ok(Err(_)) => Err(bad_request("the body ended early")),
+        Err(_) => Err(Error::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "the body took too long to arrive",
+        )),
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
+}
+
+fn too_large() -> Error {
+    Error::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "payload_too_large",
+        format!("a request body may have at most {MAX_BODY} bytes"),
+    )
+}
+
+/// 400 for what cannot be read at all.
+fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::bad_request("bad_request", message)
+}
+
+/// Who is calling, or 401.
+fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principal, Error> {
+    let Some(value) = request.headers.get(header::AUTHORIZATION) else {
+        return Err(Error::unauthorized());
+    };
+    let found = match auth::pak_hash(value.as_bytes()) {
+        Some(hash) => auth::resolve(&app.auth, db, &hash)?,
+        None => None,
+    };
+    match found {
+        Some(principal) => Ok(principal),
+        None => {
+            record::refused_pak(db, request.uri.path(), &request.headers)?;
+            Err(Error::unauthorized())
+        }
+    }
+}
+
+impl Call {
+    /// A new PAK in the configured format.
+    pub(super) fn mint(&self) -> Result<Pak, Error> {
+        let pak = &self.app.config.pak;
+        let format = pak::Format {
+            prefix: pak.prefix.clone(),
+            short_token_prefix: pak.short_token_prefix.clone(),
+            short_token_length: pak.short_token_length,
+            long_token_length: pak.long_token_length,
+        };
+        Pak::mint(&format).map_err(|error| {
+            tracing::error!(%error, "no PAK could be minted");
+            Error::internal()
+        })
+    }
+
+    /// A path parameter as text, percent-decoded.
+    pub(super) fn path(&self, name: &str) -> Result<&str, Error> {
+        let params = self.request.path.as_ref().map_err(|_| bad_request("the path is not UTF-8"))?;
+        params
+            .iter()
+            .find_map(|(key, value)| (key == name).then_some(value.as_str()))
+            // Routes and handlers are written side by side; a name that is in none of them is our mistake.
+            .ok_or_else(Error::internal)
+    }
+
+    /// A path parameter as a UUID, else 400.
+    pub(super) fn uuid(&self, name: &str) -> Result<Uuid, Error> {
+        Uuid::parse_str(self.path(name)?).map_err(|_| bad_request(format!("`{name}` in the path is not a UUID")))
+    }
+
+    /// The path parameter `id`.
+    pub(super) fn id(&self) -> Result<Uuid, Error> {
+        self.uuid("id")
+    }
+
+    /// The query, else 400.
+    pub(super) fn query<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        Query::try_from_uri(&self.request.uri)
+            .map(|Query(query)| query)
+            .map_err(|error| bad_request(error.body_text()))
+    }
+
+    /// A header's value, if it is there and is text.
+    pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.request.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body as it came, else 400, 408 or 413.
+    pub(super) fn body(&self) -> Result<&Bytes, Error> {
+        self.request.body.as_ref().map_err(Error::clone)
+    }
+
+    /// The body as JSON. 415 when it does not say that it is, 400 when it is not, 422 when it is another shape.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        if !self.header(header::CONTENT_TYPE).is_some_and(is_json) {
+            return Err(Error::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "the body must be sent as application/json",
+            ));
+        }
+        parse_json(self.body()?)
+    }
+}
+
+/// Reads JSON: 400 when it is none, 422 when it has another shape.
+pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Error::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "unprocessable",
+            format!("the body has the wrong shape: {error}"),
+        ),
+        _ => bad_request(format!("the body is not JSON: {error}")),
+    })
+}
+
+/// `application/json` or `application/…+json`, whatever its parameters.
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    let essence = essence.to_ascii_lowercase();
+    essence
+        .strip_prefix("application/")
+        .is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_json;
+
+    #[test]
+    fn json_is_known_by_its_type_whatever_its_parameters() {
+        for yes in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"] {
+            assert!(is_json(yes), "{yes}");
+        }
+        for no in ["", "text/json", "application/yaml", "application/jsonx"] {
+            assert!(!is_json(no), "{no}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Rules for single values. They come after existence: what is wrong with a value is told last.
+
+use crate::error::Error;
+
+/// Most characters in a name.
+pub(super) const NAME: usize = 255;
+/// Most characters in a label, or in a key or value of an annotation.
+pub(super) const MARK: usize = 64;
+
+/// Refuses what no column can hold: a NUL byte, or more than `most` characters. 422 `invalid_value`.
+pub(super) fn storable(what: &str, value: &str, most: usize) -> Result<(), Error> {
+    no_nul(what, value)?;
+    // Bytes first: they are counted already, and a text with few bytes has few characters.
+    if value.len() > most && value.chars().count() > most {
+        return Err(Error::invalid_value(format!("{what} may have at most {most} characters")));
+    }
+    Ok(())
+}
+
+/// Refuses a NUL byte, which PostgreSQL's text cannot hold. 422 `invalid_value`.
+pub(super) fn no_nul(what: &str, value: &str) -> Result<(), Error> {
+    if value.contains('\0') {
+        return Err(Error::invalid_value(format!("{what} contains a NUL byte")));
+    }
+    Ok(())
+}
+
+/// Refuses what is empty after trimming: 400 with this code.
+pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
+    if value.trim().is_empty() {
+        return Err(Error::bad_request(code, format!("{what} must not be blank")));
+    }
+    Ok(())
+}
+
+/// Refuses what no label can be: blank, or with white space in it. 400 `invalid_label`.
+pub(super) fn label(value: &str) -> Result<(), Error> {
+    not_blank("a label", value, "invalid_label")?;
+    if value.contains(char::is_whitespace) {
+        return Err(Error::bad_request("invalid_label", "a label must not contain white space"));
+    }
+    Ok(())
+}
+
+/// Refuses a key or value that cannot be one of an annotation. Values may be empty and hold white space.
+pub(super) fn annotation(key: &str, value: &str) -> Result<(), Error> {
+    not_blank("`key`", key, "invalid_annotation")?;
+    storable("`key`", key, MARK)?;
+    storable("`value`", value, MARK)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_counted_in_characters() {
+        storable("x", &"é".repeat(64), 64).unwrap();
+        assert_eq!(storable("x", &"é".repeat(65), 64).unwrap_err().code(), "invalid_value");
+        assert_eq!(storable("x", "a\0b", 64).unwrap_err().code(), "invalid_value");
+    }
+
+    #[test]
+    fn labels_as_people_write_them_are_labels() {
+        for good in ["env:prod", "env=prod", "a/b", "x"] {
+            label(good).unwrap();
+        }
+        for bad in ["", "  ", "a b", "a\tb"] {
+            assert_eq!(label(bad).unwrap_err().code(), "invalid_label");
+        }
+    }
+}

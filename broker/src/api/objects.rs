@@ -1,0 +1,135 @@
+//! Deployment objects: submitted once, never changed, read by those who apply them.
+
+mod yaml;
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::access;
+use super::call::{Call, Reply, plain, with_body};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::db::Conn;
+use crate::emit::{Event, emit};
+use crate::error::Error;
+use crate::store::{association, objects};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route(
+            "/stacks/{id}/deployment-objects",
+            get(plain(list)).post(with_body(create)),
+        )
+        .route("/deployment-objects/{id}", get(plain(show)))
+}
+
+/// The types that mean YAML, in exactly this spelling.
+const YAML_TYPES: [&str; 3] = ["application/yaml", "text/yaml", "application/x-yaml"];
+
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::owned_stack(db, call.principal, id)?;
+    Reply::ok(&objects::list(db, id)?)
+}
+
+#[derive(Deserialize)]
+struct Options {
+    #[serde(default)]
+    deletion_marker: bool,
+}
+
+/// What is to be stored, and whether as a marker.
+#[derive(Deserialize)]
+struct Submission {
+    yaml_content: String,
+    #[serde(default)]
+    is_deletion_marker: bool,
+}
+
+fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::bad_request("invalid_deployment_object", message)
+}
+
+/// Reads either form of the body. Whatever is wrong with it is 400 here, whatever the content type.
+fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
+    let body = call.body()?;
+    let kind = call.header(header::CONTENT_TYPE).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    let submission = if YAML_TYPES.contains(&essence) {
+        Submission {
+            yaml_content: String::from_utf8(body.to_vec()).map_err(|_| invalid("the body is not UTF-8"))?,
+            is_deletion_marker: options.deletion_marker,
+        }
+    } else {
+        serde_json::from_slice(body).map_err(|error| invalid(format!("the body is not as expected: {error}")))?
+    };
+    if submission.yaml_content.contains('\0') {
+        return Err(invalid("the YAML contains a NUL byte"));
+    }
+    if !(submission.is_deletion_marker && submission.yaml_content.trim().is_empty()) {
+        yaml::check(&submission.yaml_content).map_err(invalid)?;
+    }
+    Ok(submission)
+}
+
+fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let options: Options = call.query()?;
+    access::owned_stack(db, call.principal, id)?;
+    let new = submission(call, &options)?;
+    // Over the bytes as they came: clients compare it with the digest of their own copy.
+    let checksum: String = Sha256::digest(new.yaml_content.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let object = db.transaction(|tx| {
+        let object = objects::insert(tx, id, &new.yaml_content, &checksum, new.is_deletion_marker)?
+            .ok_or_else(access::no_stack)?;
+        let event = Event::new(
+            "deployment.created",
+            json!({
+                "deployment_object_id": object.id,
+                "stack_id": object.stack_id,
+                "sequence_id": object.sequence_id,
+                "created_at": object.created_at,
+            }),
+        );
+        emit(tx, &[], &[event])?;
+        Ok::<_, Error>(object)
+    })?;
+    Reply::created(&object)
+}
+
+fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let (object, owner) = objects::get(db, id)?
+        .ok_or_else(|| Error::not_found("deployment_object_not_found", "there is no such deployment object"))?;
+    match call.principal {
+        Principal::Admin => {}
+        Principal::Generator(generator) => {
+            if generator != owner {
+                return Err(Error::forbidden(
+                    "generator_not_associated",
+                    "the object's stack belongs to another generator",
+                ));
+            }
+        }
+        Principal::Agent(agent) => {
+            if !association::serves(db, agent, object.stack_id)? {
+                return Err(Error::forbidden(
+                    "agent_not_associated",
+                    "the agent does not serve the object's stack",
+                ));
+            }
+        }
+    }
+    let accept = call.header(header::ACCEPT).unwrap_or_default();
+    if YAML_TYPES.iter().any(|kind| accept.contains(kind)) {
+        return Ok(Reply::Yaml(object.yaml_content));
+    }
+    Reply::ok(&object)
+}

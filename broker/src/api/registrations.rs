@@ -1,0 +1,93 @@
+//! Registrations: an agent consents to serve a generator, and may take that back.
+
+use axum::Router;
+use axum::routing::{get, post};
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::call::{Call, Reply, plain, with_body};
+use super::{access, record};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::db::{Conn, Sql};
+use crate::emit::emit;
+use crate::error::Error;
+use crate::store::{agents, generators, registrations};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/agents/{id}/registrations", get(plain(of_agent)))
+        .route(
+            "/generators/{id}/register",
+            post(with_body(register)).delete(with_body(deregister)),
+        )
+        .route("/generators/{id}/registered-agents", get(plain(with_generator)))
+}
+
+fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    agents::get(db, id)?.ok_or_else(access::no_agent)?;
+    Reply::ok(&registrations::of_agent(db, id)?)
+}
+
+fn with_generator(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_generator(call.principal, id, "not_authorized")?;
+    let generator = generators::get(db, id)?.ok_or_else(access::no_generator)?;
+    access::tenant_only(call.principal, &generator)?;
+    Reply::ok(&registrations::with_generator(db, id)?)
+}
+
+#[derive(Deserialize)]
+struct Whom {
+    agent_id: Option<Uuid>,
+}
+
+/// Which agent a request is about: the caller itself, or the one the admin names. The generator's existence is told before
+/// what the admin forgot.
+fn subject(call: &Call, db: &mut impl Sql, generator: Uuid, whom: &Whom) -> Result<Uuid, Error> {
+    if matches!(call.principal, Principal::Generator(_)) {
+        return Err(Error::forbidden("forbidden", "generators do not register agents"));
+    }
+    generators::get(db, generator)?.ok_or_else(access::no_generator)?;
+    match call.principal {
+        Principal::Agent(id) => Ok(id),
+        _ => whom
+            .agent_id
+            .ok_or_else(|| Error::bad_request("missing_agent_id", "`agent_id` is required of the admin")),
+    }
+}
+
+fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let generator = call.id()?;
+    let whom: Whom = call.json()?;
+    let agent = subject(call, db, generator, &whom)?;
+    let registration = db.transaction(|tx| {
+        let registration = registrations::add(tx, agent, generator)?.ok_or_else(|| {
+            Error::conflict("already_registered", "the agent is registered with this generator already")
+        })?;
+        let audit = record::audit(call.principal, "agent.registered", "agent", agent)
+            .details(json!({ "generator_id": generator }));
+        emit(tx, &[audit], &[])?;
+        Ok::<_, Error>(registration)
+    })?;
+    Reply::created(&registration)
+}
+
+/// 204 whether or not it was registered; recorded only if it was.
+fn deregister(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let generator = call.id()?;
+    let whom: Whom = call.json()?;
+    let agent = subject(call, db, generator, &whom)?;
+    db.transaction(|tx| {
+        if registrations::remove(tx, agent, generator)? {
+            let audit = record::audit(call.principal, "agent.deregistered", "agent", agent)
+                .details(json!({ "generator_id": generator }));
+            emit(tx, &[audit], &[])?;
+        }
+        Ok::<_, Error>(())
+    })?;
+    Ok(Reply::no_content())
+}

@@ -1,0 +1,111 @@
+//! Labels and annotations of stacks.
+
+use axum::Router;
+use axum::routing::{delete, get};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::call::{Call, Reply, plain, with_body};
+use super::{access, check};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::db::Conn;
+use crate::error::Error;
+use crate::store::{association, stack_marks as marks, stacks};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/stacks/{id}/labels", get(plain(labels)).post(with_body(add_label)))
+        .route("/stacks/{id}/labels/{label}", delete(plain(remove_label)))
+        .route(
+            "/stacks/{id}/annotations",
+            get(plain(annotations)).post(with_body(add_annotation)),
+        )
+        .route("/stacks/{id}/annotations/{key}", delete(plain(remove_annotation)))
+}
+
+/// Who may look: the admin (at unknown stacks too), the owner, and every agent that serves the stack.
+fn visible(call: &Call, db: &mut Conn, id: Uuid) -> Result<(), Error> {
+    if call.principal == Principal::Admin {
+        return Ok(());
+    }
+    let stack = stacks::get(db, id)?.ok_or_else(access::no_stack)?;
+    let allowed = match call.principal {
+        Principal::Admin => true,
+        Principal::Generator(generator) => generator == stack.generator_id,
+        Principal::Agent(agent) => association::serves(db, agent, id)?,
+    };
+    if allowed {
+        return Ok(());
+    }
+    Err(Error::forbidden("stack_not_accessible", "this stack is not the caller's to see"))
+}
+
+fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    visible(call, db, id)?;
+    Reply::ok(&marks::labels(db, id)?)
+}
+
+/// The body is a JSON string.
+fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let label: String = call.json()?;
+    access::owned_stack(db, call.principal, id)?;
+    check::label(&label)?;
+    if label.len() > check::MARK {
+        return Err(Error::bad_request("invalid_label", "a label may have at most 64 bytes"));
+    }
+    check::no_nul("a label", &label)?;
+    Reply::created(&marks::add_label(db, id, &label)?)
+}
+
+fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let (id, label) = (call.id()?, call.path("label")?);
+    access::owned_stack(db, call.principal, id)?;
+    check::no_nul("the label", label)?;
+    if marks::remove_label(db, id, label)? {
+        return Ok(Reply::no_content());
+    }
+    Err(Error::not_found("stack_label_not_found", "the stack has no such label"))
+}
+
+fn annotations(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    visible(call, db, id)?;
+    Reply::ok(&marks::annotations(db, id)?)
+}
+
+#[derive(Deserialize)]
+struct NewAnnotation {
+    stack_id: Uuid,
+    key: String,
+    value: String,
+}
+
+fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: NewAnnotation = call.json()?;
+    access::owned_stack(db, call.principal, id)?;
+    if new.stack_id != id {
+        return Err(Error::bad_request(
+            "stack_id_mismatch",
+            "`stack_id` in the body is not the stack in the path",
+        ));
+    }
+    check::annotation(&new.key, &new.value)?;
+    Reply::created(&marks::add_annotation(db, id, &new.key, &new.value)?)
+}
+
+fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let (id, key) = (call.id()?, call.path("key")?);
+    access::owned_stack(db, call.principal, id)?;
+    check::no_nul("the key", key)?;
+    if marks::remove_annotation(db, id, key)? {
+        return Ok(Reply::no_content());
+    }
+    Err(Error::not_found(
+        "stack_annotation_not_found",
+        "the stack has no annotation with this key",
+    ))
+}

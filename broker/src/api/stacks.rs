@@ -1,0 +1,140 @@
+//! Stacks.
+
+use axum::Router;
+use axum::routing::get;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::call::{Call, Reply, plain, with_body};
+use super::{access, check, record};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::db::Conn;
+use crate::emit::{Event, emit};
+use crate::error::Error;
+use crate::store::stacks;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/stacks", get(plain(list)).post(with_body(create)))
+        .route(
+            "/stacks/{id}",
+            get(plain(show)).put(with_body(update)).delete(plain(remove)),
+        )
+}
+
+#[derive(Deserialize)]
+struct Filter {
+    pak_id: Option<Uuid>,
+}
+
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let filter: Filter = call.query()?;
+    match (call.principal, filter.pak_id) {
+        (Principal::Agent(_), _) => Err(Error::forbidden("stacks_list_denied", "agents may not list stacks")),
+        (Principal::Generator(id), _) | (Principal::Admin, Some(id)) => Reply::ok(&stacks::list_of(db, id)?),
+        (Principal::Admin, None) => Reply::ok(&stacks::list(db)?),
+    }
+}
+
+fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
+    check::not_blank("`name`", name, "invalid_stack")?;
+    check::storable("`name`", name, check::NAME)?;
+    check::no_nul("`description`", description.unwrap_or_default())
+}
+
+fn other_generator() -> Error {
+    Error::forbidden("stack_generator_mismatch", "a stack stays with its own generator")
+}
+
+#[derive(Deserialize)]
+struct NewStack {
+    name: String,
+    description: Option<String>,
+    generator_id: Uuid,
+}
+
+fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let new: NewStack = call.json()?;
+    match call.principal {
+        Principal::Agent(_) => {
+            return Err(Error::forbidden("stack_create_denied", "agents may not create stacks"));
+        }
+        Principal::Generator(id) if id != new.generator_id => return Err(other_generator()),
+        _ => {}
+    }
+    let description = new.description.as_deref();
+    valid(&new.name, description)?;
+    let stack = db.transaction(|tx| {
+        let stack = stacks::insert(tx, &new.name, description, new.generator_id)?;
+        let audit = record::audit(call.principal, "stack.created", "stack", stack.id)
+            .details(json!({ "name": stack.name, "generator_id": stack.generator_id }));
+        let event = Event::new(
+            "stack.created",
+            json!({
+                "stack_id": stack.id,
+                "name": stack.name,
+                "description": stack.description,
+                "created_at": stack.created_at,
+            }),
+        );
+        emit(tx, &[audit], &[event])?;
+        Ok::<_, Error>(stack)
+    })?;
+    Reply::created(&stack)
+}
+
+fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    Reply::ok(&access::owned_stack(db, call.principal, id)?)
+}
+
+/// A whole stack, of which name and description count.
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "required of the caller, honoured by nobody")]
+struct Replacement {
+    id: Uuid,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    deleted_at: Option<DateTime<Utc>>,
+    name: String,
+    description: Option<String>,
+    generator_id: Uuid,
+}
+
+fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: Replacement = call.json()?;
+    let stack = db.transaction(|tx| {
+        let current = access::owned_stack_locked(tx, call.principal, id)?;
+        if new.id != id {
+            return Err(Error::bad_request("stack_id_mismatch", "`id` in the body is not the stack in the path"));
+        }
+        if new.generator_id != current.generator_id {
+            return Err(other_generator());
+        }
+        let description = new.description.as_deref();
+        valid(&new.name, description)?;
+        let stack = stacks::update(tx, id, &new.name, description)?.ok_or_else(access::no_stack)?;
+        let audit = record::audit(call.principal, "stack.updated", "stack", id)
+            .details(json!({ "name": stack.name }));
+        emit(tx, &[audit], &[])?;
+        Ok(stack)
+    })?;
+    Reply::ok(&stack)
+}
+
+fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    db.transaction(|tx| {
+        access::owned_stack_locked(tx, call.principal, id)?;
+        let deleted_at = stacks::delete_locked(tx, &[id])?;
+        let audit = record::audit(call.principal, "stack.deleted", "stack", id);
+        let event = Event::new("stack.deleted", json!({ "stack_id": id, "deleted_at": deleted_at }));
+        emit(tx, &[audit], &[event])?;
+        Ok::<_, Error>(())
+    })?;
+    Ok(Reply::no_content())
+}

@@ -1,0 +1,43 @@
+//! What an agent serves and should have applied.
+
+use axum::Router;
+use axum::routing::get;
+use serde::Deserialize;
+
+use super::access;
+use super::call::{Call, Reply, plain};
+use crate::app::App;
+use crate::db::Conn;
+use crate::error::Error;
+use crate::store::association::{self, Mode};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/agents/{id}/stacks", get(plain(stacks)))
+        .route("/agents/{id}/target-state", get(plain(target_state)))
+}
+
+fn stacks(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    Reply::ok(&association::stacks(db, id)?)
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    mode: Option<String>,
+}
+
+/// Without a mode the configured one, which is full unless somebody changed it: the published agent asks without one and
+/// removes from its cluster whatever is missing from the answer. An unknown mode is incremental.
+fn target_state(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let asked: Asked = call.query()?;
+    access::admin_or_agent(call.principal, id)?;
+    let mode = match asked.mode.as_deref() {
+        None => default_mode(call),
+        Some("full") => Mode::Full,
+        Some(_) => Mode::Incremental,
+    };
+    Reply::ok(&association::target_state(db, id, mode)?)
+}

@@ -1,0 +1,71 @@
+//! Targets: telling an agent explicitly to serve a stack.
+
+use axum::Router;
+use axum::routing::{delete, get};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::access;
+use super::agent_marks::same_agent;
+use super::call::{Call, Reply, plain, with_body};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::db::{Conn, Sql};
+use crate::error::Error;
+use crate::store::targets;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/agents/{id}/targets", get(plain(list)).post(with_body(add)))
+        .route("/agents/{id}/targets/{stack_id}", delete(plain(remove)))
+}
+
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin_or_agent(call.principal, id)?;
+    Reply::ok(&targets::list(db, id)?)
+}
+
+/// The stack is live, the caller owns it (or is the admin), and the agent has consented to its owner: not even the admin
+/// gets past that, not even to remove.
+fn permitted(db: &mut impl Sql, call: &Call, agent: Uuid, stack: Uuid) -> Result<(), Error> {
+    let standing = targets::standing(db, agent, stack)?.ok_or_else(access::no_stack)?;
+    match call.principal {
+        Principal::Agent(_) => Err(Error::forbidden("target_create_denied", "agents do not choose their targets")),
+        Principal::Generator(id) if id != standing.generator => Err(Error::forbidden(
+            "target_generator_mismatch",
+            "the stack belongs to another generator",
+        )),
+        _ if !standing.registered => Err(Error::forbidden(
+            "agent_not_registered",
+            "the agent is not registered with the stack's generator",
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Deserialize)]
+struct NewTarget {
+    agent_id: Uuid,
+    stack_id: Uuid,
+}
+
+fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: NewTarget = call.json()?;
+    let target = db.transaction(|tx| {
+        permitted(tx, call, id, new.stack_id)?;
+        same_agent(id, new.agent_id)?;
+        Ok::<_, Error>(targets::add(tx, id, new.stack_id)?)
+    })?;
+    Reply::created(&target)
+}
+
+fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let (id, stack) = (call.id()?, call.uuid("stack_id")?);
+    permitted(db, call, id, stack)?;
+    if targets::remove(db, id, stack)? {
+        return Ok(Reply::no_content());
+    }
+    Err(Error::not_found("agent_target_not_found", "the agent has no such target"))
+}
