@@ -1,1 +1,52 @@
-//! x
+//! The words both programs share: what a tenant is called, where its data lies, how its file is read.
+//!
+//! Values are parsed once, at the edge, into types that cannot be bad inside: [`TenantName`], [`SchemaName`],
+//! [`DatabaseUrl`], [`Listen`], [`PoolSize`]. A configuration comes in layers ([`Layer`]: a file, the environment,
+//! what a program decides); [`resolve`] merges them by one table of keys ([`settings`]) into a [`BrokerConfig`], or
+//! says everything that is wrong as [`Diagnostics`], each with its place and line. The supervisor reads its own file
+//! with the same machinery and a table of its own ([`Keys`]).
+//!
+//! No I/O but reading a file, no async, and no secret in any `Debug`, `Display`, error or `Serialize`:
+//! [`InstanceConfig::to_json`] alone writes them in the clear.
+
+#![forbid(unsafe_code)]
+
+mod closest;
+mod config;
+mod diagnostic;
+mod instance;
+mod invalid;
+mod keys;
+mod layer;
+mod listen;
+mod mask;
+mod name;
+mod pool;
+mod resolve;
+mod schema;
+mod secret;
+pub mod settings;
+mod source;
+mod units;
+mod url;
+mod value;
+
+pub use config::{
+    BrokerConfig, BrokerSection, CorsConfig, DatabaseConfig, Digest, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel,
+    PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig,
+};
+pub use diagnostic::{Diagnostic, Diagnostics, Origin, Severity};
+pub use instance::{INSTANCE_CONFIG_VERSION, InstanceConfig, InstanceConfigError};
+pub use invalid::Invalid;
+pub use keys::{Key, Keys, Kind};
+pub use layer::Layer;
+pub use listen::{Listen, MAX_UNIX_PATH};
+pub use name::{MAX_NAME, TenantName};
+pub use pool::PoolSize;
+pub use resolve::{Mode, Resolved, resolve};
+pub use schema::{MAX_SCHEMA, SchemaName};
+pub use secret::Secret;
+pub use source::{MAX_FILE, Source};
+pub use units::{ByteSize, format_duration, parse_duration};
+pub use url::{ChannelBinding, DEFAULT_PORT, DatabaseUrl, Host, Keepalives, SslMode};
+pub use value::Value;

@@ -1,0 +1,84 @@
+//! What the supervisor hands to one instance: the JSON in the sealed memfd.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{BrokerConfig, Secret, TenantName};
+
+/// The version of the JSON this crate writes and reads.
+pub const INSTANCE_CONFIG_VERSION: u32 = 1;
+
+/// One instance's configuration. Serialised as it is, its secrets are `***`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceConfig {
+    /// [`INSTANCE_CONFIG_VERSION`].
+    pub version: u32,
+    /// The tenant.
+    pub tenant: TenantName,
+    /// The instance's number, unique in its runtime folder.
+    pub instance: u64,
+    /// The tenant's own state folder, absolute.
+    pub state_dir: PathBuf,
+    /// How many connections the instance may hold until it is told otherwise.
+    pub connections: u32,
+    /// The effective configuration.
+    pub config: BrokerConfig,
+}
+
+/// Why a configuration could not be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceConfigError {
+    /// It is not the JSON of an instance's configuration. The place is said, the text never.
+    #[error("the instance's configuration cannot be read (line {line}, column {column})")]
+    Json {
+        /// Line of the JSON.
+        line: usize,
+        /// Column of the JSON.
+        column: usize,
+    },
+    /// It is of another version.
+    #[error("the instance's configuration has version {0}, this broker reads {INSTANCE_CONFIG_VERSION}")]
+    Version(u64),
+}
+
+impl InstanceConfig {
+    /// The JSON **with the secrets in the clear**: for the sealed memfd and nothing else.
+    pub fn to_json(&self) -> String {
+        let mut json = to_value(self);
+        json["config"] = clear_json(&self.config);
+        json.to_string()
+    }
+
+    /// Reads what [`InstanceConfig::to_json`] wrote.
+    ///
+    /// # Errors
+    /// When it is something else or of another version. The error holds nothing of the text.
+    pub fn from_json(json: &[u8]) -> Result<Self, InstanceConfigError> {
+        // serde's own message may quote the value, which may be a secret.
+        let place = |error: serde_json::Error| InstanceConfigError::Json { line: error.line(), column: error.column() };
+        let value: Value = serde_json::from_slice(json).map_err(place)?;
+        match value.get("version").and_then(Value::as_u64) {
+            Some(version) if version != u64::from(INSTANCE_CONFIG_VERSION) => Err(InstanceConfigError::Version(version)),
+            _ => serde_json::from_value(value).map_err(place),
+        }
+    }
+}
+
+/// The configuration with its secrets in the clear. Everything else of this crate serialises them as `***`, so a
+/// secret that is forgotten here is lost on the way to the broker, and the round-trip test fails.
+pub(crate) fn clear_json(config: &BrokerConfig) -> Value {
+    let mut json = to_value(config);
+    let clear = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().to_owned());
+    json["database"]["url"] = config.database.url.expose().into();
+    json["broker"]["pak_hash"] = clear(&config.broker.pak_hash).into();
+    json["broker"]["webhook_encryption_key"] = clear(&config.broker.webhook_encryption_key).into();
+    json
+}
+
+fn to_value<T: Serialize>(value: &T) -> Value {
+    #[expect(clippy::expect_used, reason = "structs with text keys only, paths come from UTF-8 text: nothing in them can fail")]
+    serde_json::to_value(value).expect("a configuration is JSON")
+}

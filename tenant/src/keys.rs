@@ -1,0 +1,178 @@
+//! Tables of known keys: what may stand in a file, of which kind it is, and what it is when nobody says.
+//!
+//! One table drives reading files, reading the environment, advice on unknown keys and the defaults.
+
+use crate::closest::closest;
+
+/// What a key's value is, and within which limits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number within limits, both allowed.
+    Int(i64, i64),
+    /// A number within limits, both allowed.
+    Float(f64, f64),
+    /// Any text.
+    Text,
+    /// A text that is not empty and holds no underscore (`pak.prefix`).
+    NoUnderscore,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A list of texts; comma-separated in the environment.
+    List,
+    /// An integer and `ms`, `s`, `m` or `h`, within limits in milliseconds, both allowed.
+    Duration(u64, u64),
+    /// An integer and `K`, `M` or `G`.
+    Size,
+    /// A path; a relative one is taken from the folder of the file that names it. A leading `${CREDENTIALS_DIRECTORY}` is expanded.
+    Path,
+    /// A schema's name.
+    Schema,
+    /// A database URL.
+    Url,
+    /// A listen address.
+    Listen,
+    /// A pool size.
+    Pool,
+    /// Hexadecimal digits that are secret: exactly this many, or none at all for "not set".
+    SecretHex(usize),
+    /// A value that is read and ignored, whatever it is.
+    Ignored,
+}
+
+/// One known key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// The dotted name, for example `database.schema`.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: Kind,
+    /// The built-in default as it would be written in the environment; `None`: not set.
+    pub default: Option<&'static str>,
+    /// Whether setting it changes anything yet. A key without effect gets a warning.
+    pub effect: bool,
+}
+
+impl Key {
+    /// A key with an effect.
+    pub const fn new(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
+        Self { name, kind, default, effect: true }
+    }
+
+    /// A key that is known and checked but has no effect yet.
+    pub const fn idle(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
+        Self { name, kind, default, effect: false }
+    }
+}
+
+/// A table of keys, and perhaps a second one under a prefix (`[defaults.*]` of the supervisor's file).
+#[derive(Debug, Clone, Copy)]
+pub struct Keys {
+    keys: &'static [Key],
+    nested: Option<(&'static str, &'static Keys)>,
+    foreign: &'static [&'static str],
+}
+
+impl Keys {
+    /// A table of these keys.
+    pub const fn new(keys: &'static [Key]) -> Self {
+        Self { keys, nested: None, foreign: &[] }
+    }
+
+    /// The same, with every key of `keys` known again under `prefix`, for example `defaults`.
+    #[must_use]
+    pub const fn with_nested(mut self, prefix: &'static str, keys: &'static Keys) -> Self {
+        self.nested = Some((prefix, keys));
+        self
+    }
+
+    /// The same, with sections that belong to another program: accepted whole, with one warning.
+    #[must_use]
+    pub const fn with_foreign(mut self, sections: &'static [&'static str]) -> Self {
+        self.foreign = sections;
+        self
+    }
+
+    /// The keys of the table itself, without the nested ones.
+    pub fn list(&self) -> &'static [Key] {
+        self.keys
+    }
+
+    fn inner<'n>(&self, name: &'n str) -> Option<(&'static Keys, &'n str)> {
+        let (prefix, keys) = self.nested?;
+        Some((keys, name.strip_prefix(prefix)?.strip_prefix('.')?))
+    }
+
+    /// The key of that dotted name.
+    pub fn find(&self, name: &str) -> Option<&'static Key> {
+        match self.inner(name) {
+            Some((keys, rest)) => keys.find(rest),
+            None => self.keys.iter().find(|key| key.name == name),
+        }
+    }
+
+    /// Whether `name` is a section: a prefix of known keys.
+    pub fn is_section(&self, name: &str) -> bool {
+        if let Some((keys, rest)) = self.inner(name) {
+            return keys.is_section(rest);
+        }
+        self.nested.is_some_and(|(prefix, _)| prefix == name)
+            || self.keys.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    /// Whether `name` is a section of another program.
+    pub fn is_foreign(&self, name: &str) -> bool {
+        match self.inner(name) {
+            Some((keys, rest)) => keys.is_foreign(rest),
+            None => self.foreign.contains(&name),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.keys.iter().map(|key| key.name.to_owned()).collect();
+        if let Some((prefix, keys)) = self.nested {
+            names.extend(keys.names().into_iter().map(|name| format!("{prefix}.{name}")));
+        }
+        names
+    }
+
+    /// What may have been meant by the unknown `name`.
+    pub(crate) fn advice(&self, name: &str) -> String {
+        let names = self.names();
+        let (section, last) = split(name);
+        let children: Vec<&str> = names.iter().filter_map(|known| child(known, section)).collect();
+        if let Some(better) = closest(last, children.iter().copied()) {
+            return format!("did you mean `{better}`?");
+        }
+        let elsewhere: Vec<&String> = names.iter().filter(|known| split(known).1 == last).collect();
+        // The nearest home: the one with the fewest sections.
+        if let Some(better) = elsewhere.iter().min_by_key(|known| known.matches('.').count()) {
+            return match split(better) {
+                ("", key) => format!("`{key}` belongs above the first section"),
+                (section, key) => format!("did you mean `{key}` in [{section}]?"),
+            };
+        }
+        if let Some(better) = closest(name, names.iter().map(String::as_str)) {
+            return format!("did you mean `{better}`?");
+        }
+        let mut children = children;
+        children.dedup();
+        if children.is_empty() || children.len() > 24 {
+            "remove it".to_owned()
+        } else {
+            format!("known here: {}", children.join(", "))
+        }
+    }
+}
+
+/// A dotted name as section and last part.
+pub(crate) fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('.').unwrap_or(("", name))
+}
+
+/// The part of `known` that comes directly under `section`.
+fn child<'k>(known: &'k str, section: &str) -> Option<&'k str> {
+    let rest = if section.is_empty() { known } else { known.strip_prefix(section)?.strip_prefix('.')? };
+    rest.split('.').next()
+}

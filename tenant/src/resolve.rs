@@ -1,0 +1,275 @@
+//! Layers into one effective configuration.
+
+mod merged;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use crate::{
+    BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Listen, Origin, Source,
+    config::{
+        BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel, PakConfig,
+        SupervisionConfig, TargetStateMode, TelemetryConfig,
+    },
+    settings,
+    source::read_bytes,
+    value::Value,
+};
+use merged::Merged;
+
+/// Who will run the broker; some rules differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A person or a plain unit: `http.listen` is `0.0.0.0:3000` unless said otherwise, and port 0 is allowed.
+    Alone,
+    /// The supervisor: `http.listen` must be said, and its port with it.
+    Supervised,
+}
+
+/// Most connections at work at once unless the file says otherwise. More only queue up inside the server.
+const MAX_WORKING: u32 = 8;
+
+/// Longest content of a `url_file`, bytes.
+const MAX_URL_FILE: u64 = 64 << 10;
+
+/// An effective configuration and where each value of it came from.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The effective configuration.
+    pub config: BrokerConfig,
+    /// What is set without effect, in the order of the layers.
+    pub warnings: Vec<Diagnostic>,
+    /// Other files the configuration refers to: when one changes, so may the configuration.
+    pub files: Vec<PathBuf>,
+    origins: BTreeMap<String, Origin>,
+    home: Origin,
+}
+
+impl Resolved {
+    /// Where the value of a dotted key came from; `None` for a key nobody set that has no default.
+    pub fn origin(&self, key: &str) -> Option<&Origin> {
+        self.origins.get(key)
+    }
+
+    /// An error about the value of `key`: at the key, or at line 1, column 1 of the tenant's file when no file says it.
+    pub fn diagnostic(&self, key: &str, message: impl Into<String>, hint: Option<String>) -> Diagnostic {
+        let origin = match self.origins.get(key) {
+            Some(origin @ (Origin::File(..) | Origin::Env(_))) => origin,
+            _ => &self.home,
+        };
+        Diagnostic::at(origin, message, hint)
+    }
+
+    /// The dotted key the database URL came from: `database.url` or `database.url_file`.
+    pub fn url_key(&self) -> &'static str {
+        if self.origins.contains_key("database.url") { "database.url" } else { "database.url_file" }
+    }
+}
+
+/// Merges layers, lowest first (the built-in defaults are below them all), into an effective configuration.
+///
+/// # Errors
+/// Every problem of every layer and of what they make together. It also names the other files that were read or
+/// missing, since a change of one may mend it.
+pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
+    let mut problems = Diagnostics::default();
+    for layer in layers {
+        problems.list.extend(layer.problems.list.iter().cloned());
+    }
+    if layers.iter().any(|layer| layer.unreadable) {
+        return Err(problems);
+    }
+    // The tenant's own file is the highest; what is missing is missing there.
+    let file = layers.iter().rev().find_map(|layer| layer.source.clone());
+    let home = |key: &str| home(file.as_ref(), key);
+
+    let mut merged = Merged::new(&settings::KEYS, layers);
+    let url = database_url(&mut merged, &home("database.url"), &mut problems);
+    let listen = listen(&mut merged, mode, &home("http.listen"), &mut problems);
+
+    let pool_size = merged.pool("database.pool_size");
+    let max_working = match merged.optional_int("database.max_working").and_then(|n| u32::try_from(n).ok()) {
+        Some(most) if most > pool_size.get() => {
+            let origin = merged.origin("database.max_working").cloned().unwrap_or_else(|| home("database.max_working"));
+            problems.push(Diagnostic::at(
+                &origin,
+                format!("`database.max_working` is {most}, but the pool has {pool_size} connections"),
+                Some(format!("write at most {pool_size}, or raise `pool_size`")),
+            ));
+            most
+        }
+        Some(most) => most,
+        None => pool_size.get().min(MAX_WORKING),
+    };
+    let telemetry = TelemetryConfig {
+        enabled: merged.optional_bool("telemetry.broker.enabled").unwrap_or_else(|| merged.bool("telemetry.enabled")),
+        otlp_endpoint: merged.text_of(&["telemetry.broker.otlp_endpoint", "telemetry.otlp_endpoint"]),
+        service_name: merged.text_of(&["telemetry.broker.service_name", "telemetry.service_name"]),
+        sampling_rate: merged.float_of(&["telemetry.broker.sampling_rate", "telemetry.sampling_rate"]),
+    };
+    let sections = Sections {
+        log: LogConfig {
+            level: match merged.text("log.level").as_str() {
+                "error" => LogLevel::Error,
+                "warn" => LogLevel::Warn,
+                "debug" => LogLevel::Debug,
+                "trace" => LogLevel::Trace,
+                _ => LogLevel::Info,
+            },
+            format: if merged.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+        },
+        limits: LimitsConfig {
+            memory_max: merged.optional_size("limits.memory_max"),
+            cpu_weight: merged.optional_int("limits.cpu_weight").and_then(|n| u32::try_from(n).ok()),
+            pids_max: merged.optional_int("limits.pids_max").and_then(|n| u32::try_from(n).ok()),
+        },
+        supervision: SupervisionConfig {
+            enabled: merged.bool("supervision.enabled"),
+            priority: merged.int("supervision.priority"),
+        },
+        broker: BrokerSection {
+            state_dir: merged.optional_path("broker.state_dir"),
+            target_state_default: match merged.text("broker.target_state_default").as_str() {
+                "incremental" => TargetStateMode::Incremental,
+                _ => TargetStateMode::Full,
+            },
+            pak_hash: merged.optional_secret("broker.pak_hash"),
+            auth_cache_ttl_seconds: merged.uint("broker.auth_cache_ttl_seconds"),
+            diagnostic_cleanup_interval_seconds: merged.uint("broker.diagnostic_cleanup_interval_seconds"),
+            diagnostic_max_age_hours: merged.int("broker.diagnostic_max_age_hours"),
+            webhook_encryption_key: merged.optional_secret("broker.webhook_encryption_key"),
+            webhook_delivery_interval_seconds: merged.uint("broker.webhook_delivery_interval_seconds"),
+            webhook_delivery_batch_size: merged.int("broker.webhook_delivery_batch_size"),
+            webhook_cleanup_retention_days: merged.int("broker.webhook_cleanup_retention_days"),
+            audit_log_retention_days: merged.int("broker.audit_log_retention_days"),
+            agent_events_retention_days: merged.int("broker.agent_events_retention_days"),
+        },
+        pak: PakConfig {
+            prefix: merged.text("pak.prefix"),
+            short_token_prefix: merged.text("pak.short_token_prefix"),
+            short_token_length: merged.size_int("pak.short_token_length"),
+            long_token_length: merged.size_int("pak.long_token_length"),
+        },
+        cors: CorsConfig {
+            allowed_origins: merged.list("cors.allowed_origins"),
+            allowed_methods: merged.list("cors.allowed_methods"),
+            allowed_headers: merged.list("cors.allowed_headers"),
+            max_age_seconds: merged.uint("cors.max_age_seconds"),
+        },
+        telemetry,
+    };
+    let (schema, acquire_timeout) = (merged.schema("database.schema"), merged.duration("database.acquire_timeout"));
+    let statement_timeout = merged.duration("database.statement_timeout");
+    let idle_in_transaction_timeout = merged.duration("database.idle_in_transaction_timeout");
+    let request_timeout = merged.duration("http.request_timeout");
+
+    problems.list.extend(merged.mismatches());
+    let (Some((url, mut files)), Some(listen), false) = (url, listen, problems.has_errors()) else {
+        problems.files = merged.files();
+        return Err(problems);
+    };
+    files.extend(url.ssl_root_cert().map(ToOwned::to_owned));
+    let Sections { log, limits, supervision, broker, pak, cors, telemetry } = sections;
+    Ok(Resolved {
+        config: BrokerConfig {
+            database: DatabaseConfig {
+                url,
+                schema,
+                pool_size,
+                acquire_timeout,
+                max_working,
+                statement_timeout,
+                idle_in_transaction_timeout,
+            },
+            http: HttpConfig { listen, request_timeout },
+            log,
+            limits,
+            supervision,
+            broker,
+            pak,
+            cors,
+            telemetry,
+        },
+        // No errors are among them here.
+        warnings: problems.list,
+        files,
+        origins: merged.origins(),
+        home: home("database"),
+    })
+}
+
+/// The sections that nothing else depends on.
+struct Sections {
+    log: LogConfig,
+    limits: LimitsConfig,
+    supervision: SupervisionConfig,
+    broker: BrokerSection,
+    pak: PakConfig,
+    cors: CorsConfig,
+    telemetry: TelemetryConfig,
+}
+
+/// Where something that is missing is missing: at the beginning of the tenant's file, or in the environment.
+fn home(file: Option<&Arc<Source>>, key: &str) -> Origin {
+    match file {
+        Some(source) => Origin::File(source.clone(), 0..0),
+        None => Origin::Env(format!("BROKKR__{}", key.to_ascii_uppercase().replace('.', "__"))),
+    }
+}
+
+/// The URL, and the file it was read from. `None`: the reason is in `problems` by now.
+fn database_url(merged: &mut Merged<'_>, home: &Origin, problems: &mut Diagnostics) -> Option<(DatabaseUrl, Vec<PathBuf>)> {
+    let (url, file) = merged.url_or_file(problems);
+    if let Some(url) = url {
+        return Some((url, Vec::new()));
+    }
+    let Some((path, origin)) = file else {
+        if !merged.is_broken("database.url") && !merged.is_broken("database.url_file") {
+            let hint = "write [database] and below it url = \"postgres://brokkr@db.internal:5432/brokkr\", or url_file = \"…\"";
+            problems.push(Diagnostic::at(home, "`database.url` is missing", Some(hint.to_owned())));
+        }
+        return None;
+    };
+    let refuse = |why: String, hint: Option<String>| {
+        Diagnostic::at(&origin, format!("`database.url_file`: {}: {why}", path.display()), hint)
+    };
+    let read = read_bytes(&path, MAX_URL_FILE)
+        .map_err(|error| refuse(error.to_string(), Some("it holds the URL on one line".to_owned())))
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| refuse("it is not UTF-8".to_owned(), None)))
+        .and_then(|text| {
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            DatabaseUrl::parse(text).map_err(|error| refuse(error.message, error.hint))
+        });
+    match read {
+        Ok(url) => {
+            let base = path.parent().map(ToOwned::to_owned).unwrap_or_default();
+            Some((url.within(&base), vec![path]))
+        }
+        Err(diagnostic) => {
+            problems.push(diagnostic);
+            None
+        }
+    }
+}
+
+fn listen(merged: &mut Merged<'_>, mode: Mode, home: &Origin, problems: &mut Diagnostics) -> Option<Listen> {
+    const EXAMPLE: &str = "for example \"127.0.0.1:3001\" or \"unix:/run/brokkr/acme.sock\"";
+    match (merged.take("http.listen"), mode) {
+        (Some((Value::Listen(listen), origin)), Mode::Supervised) if listen.is_any_port() => {
+            let message = format!("`http.listen` is {listen}: port 0 would move with every start");
+            problems.push(Diagnostic::at(&origin, message, Some(EXAMPLE.to_owned())));
+            None
+        }
+        (Some((Value::Listen(listen), _)), _) => Some(listen),
+        (_, Mode::Alone) if !merged.is_broken("http.listen") => Some(Listen::Tcp(([0, 0, 0, 0], 3000).into())),
+        (_, Mode::Supervised) if !merged.is_broken("http.listen") => {
+            let hint = format!("write [http] and below it listen = …, {EXAMPLE}");
+            problems.push(Diagnostic::at(home, "`http.listen` is missing", Some(hint)));
+            None
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

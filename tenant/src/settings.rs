@@ -1,0 +1,66 @@
+//! Every key of a tenant's file (and of a broker's own, which is the same), in one table.
+//!
+//! To add one: a line here, a field in `config.rs`, a line in `resolve.rs`. A key that does nothing yet is [`Key::idle`].
+
+use crate::keys::{Key, Keys, Kind};
+
+const SECOND: u64 = 1000;
+const HOUR: u64 = 3_600_000;
+const MAX: i64 = i64::MAX;
+
+/// The keys of a tenant's file. `[agent]` is the agents' own section, which deployments share with the broker's file.
+pub static KEYS: Keys = Keys::new(TABLE).with_foreign(&["agent"]);
+
+const TABLE: &[Key] = &[
+    // No default URL: a broker that guesses its database serves somebody else's.
+    Key::new("database.url", Kind::Url, None),
+    Key::new("database.url_file", Kind::Path, None),
+    Key::new("database.schema", Kind::Schema, Some("public")),
+    Key::new("database.pool_size", Kind::Pool, Some("50")),
+    Key::new("database.acquire_timeout", Kind::Duration(10, 10 * 60 * SECOND), Some("5s")),
+    // Absent: the smaller of pool_size and 8.
+    Key::new("database.max_working", Kind::Int(1, 1000), None),
+    Key::new("database.statement_timeout", Kind::Duration(100, HOUR), Some("30s")),
+    Key::new("database.idle_in_transaction_timeout", Kind::Duration(100, HOUR), Some("30s")),
+    Key::new("http.listen", Kind::Listen, None),
+    Key::new("http.request_timeout", Kind::Duration(100, HOUR), Some("30s")),
+    Key::new("log.level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), Some("info")),
+    Key::new("log.format", Kind::Choice(&["text", "json"]), Some("text")),
+    Key::idle("limits.memory_max", Kind::Size, None),
+    Key::idle("limits.cpu_weight", Kind::Int(1, 10_000), None),
+    Key::idle("limits.pids_max", Kind::Int(1, 4_194_304), None),
+    Key::new("supervision.enabled", Kind::Bool, Some("true")),
+    Key::new("supervision.priority", Kind::Int(-1_000_000, 1_000_000), Some("0")),
+    Key::new("broker.state_dir", Kind::Path, None),
+    Key::new("broker.target_state_default", Kind::Choice(&["full", "incremental"]), Some("full")),
+    Key::new("broker.pak_hash", Kind::SecretHex(64), None),
+    Key::new("broker.auth_cache_ttl_seconds", Kind::Int(0, MAX), Some("60")),
+    Key::idle("broker.diagnostic_cleanup_interval_seconds", Kind::Int(1, MAX), Some("900")),
+    Key::idle("broker.diagnostic_max_age_hours", Kind::Int(0, 1_000_000), Some("1")),
+    Key::idle("broker.webhook_encryption_key", Kind::SecretHex(64), None),
+    Key::idle("broker.webhook_delivery_interval_seconds", Kind::Int(1, MAX), Some("5")),
+    Key::idle("broker.webhook_delivery_batch_size", Kind::Int(1, 10_000), Some("50")),
+    Key::idle("broker.webhook_cleanup_retention_days", Kind::Int(0, 100_000), Some("7")),
+    Key::idle("broker.audit_log_retention_days", Kind::Int(0, 100_000), Some("90")),
+    Key::idle("broker.agent_events_retention_days", Kind::Int(0, 100_000), Some("30")),
+    Key::new("pak.prefix", Kind::NoUnderscore, Some("brokkr")),
+    Key::new("pak.short_token_prefix", Kind::NoUnderscore, Some("BR")),
+    Key::new("pak.short_token_length", Kind::Int(1, 64), Some("8")),
+    // Bytes before base58. Fewer than 16 could be guessed.
+    Key::new("pak.long_token_length", Kind::Int(16, 128), Some("24")),
+    Key::idle("pak.rng", Kind::Ignored, None),
+    Key::idle("pak.digest", Kind::Ignored, None),
+    Key::new("cors.allowed_origins", Kind::List, Some("http://localhost:3001")),
+    // PATCH besides the usual ones: the API uses it.
+    Key::new("cors.allowed_methods", Kind::List, Some("GET,POST,PUT,PATCH,DELETE,OPTIONS")),
+    Key::new("cors.allowed_headers", Kind::List, Some("Authorization,Content-Type")),
+    Key::new("cors.max_age_seconds", Kind::Int(0, MAX), Some("3600")),
+    Key::idle("telemetry.enabled", Kind::Bool, Some("false")),
+    Key::idle("telemetry.otlp_endpoint", Kind::Text, Some("http://localhost:4317")),
+    Key::idle("telemetry.service_name", Kind::Text, Some("brokkr")),
+    Key::idle("telemetry.sampling_rate", Kind::Float(0.0, 1.0), Some("0.1")),
+    Key::idle("telemetry.broker.enabled", Kind::Bool, None),
+    Key::idle("telemetry.broker.otlp_endpoint", Kind::Text, None),
+    Key::idle("telemetry.broker.service_name", Kind::Text, Some("brokkr-broker")),
+    Key::idle("telemetry.broker.sampling_rate", Kind::Float(0.0, 1.0), None),
+];

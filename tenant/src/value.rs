@@ -1,0 +1,249 @@
+//! A value as found, and as the kind of its key makes it.
+
+use std::{path::Path, path::PathBuf, time::Duration};
+
+use crate::{ByteSize, DatabaseUrl, Invalid, Listen, PoolSize, SchemaName, Secret, invalid::shown, keys::Kind, parse_duration};
+
+/// A value that its key's kind has accepted.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "each is the kind of the same name")]
+pub enum Value {
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<String>),
+    Duration(Duration),
+    Size(ByteSize),
+    Path(PathBuf),
+    Schema(SchemaName),
+    Url(Box<DatabaseUrl>),
+    Listen(Listen),
+    Pool(PoolSize),
+    Secret(Secret),
+    /// Said, and not used.
+    Ignored,
+}
+
+/// A value as it stands in a file or in the environment.
+#[derive(Clone)]
+pub(crate) enum Raw<'t> {
+    Text(&'t str),
+    /// From the environment, where all is text.
+    Env(&'t str),
+    Bool(bool),
+    Int(Option<i64>),
+    Float(Option<f64>),
+    List(Vec<Raw<'t>>),
+    Date,
+    Section,
+}
+
+impl Raw<'_> {
+    fn what(&self) -> &'static str {
+        match self {
+            Raw::Text(_) | Raw::Env(_) => "a text",
+            Raw::Bool(_) => "true or false",
+            Raw::Int(_) => "a whole number",
+            Raw::Float(_) => "a number with a fraction",
+            Raw::List(_) => "a list",
+            Raw::Date => "a date or time",
+            Raw::Section => "a section",
+        }
+    }
+}
+
+impl Kind {
+    /// Reads `raw` as this kind; relative paths are taken from `base`.
+    pub(crate) fn read(self, raw: &Raw<'_>, base: &Path) -> Result<Value, Invalid> {
+        let wrong = |wanted: &str, example: &str| {
+            let what = if matches!(raw, Raw::Env(_)) { "something else" } else { raw.what() };
+            Err(Invalid::new(format!("must be {wanted}, not {what}")).hint(format!("for example {example}")))
+        };
+        let text = match raw {
+            Raw::Text(text) | Raw::Env(text) => Some(*text),
+            _ => None,
+        };
+        let env = match raw {
+            Raw::Env(text) => Some(text.trim()),
+            _ => None,
+        };
+        match self {
+            Self::Bool => match (raw, env) {
+                (Raw::Bool(value), _) => Ok(Value::Bool(*value)),
+                (_, Some("true" | "1")) => Ok(Value::Bool(true)),
+                (_, Some("false" | "0")) => Ok(Value::Bool(false)),
+                _ => wrong("true or false", "true"),
+            },
+            Self::Int(min, max) => match self.integer(raw, env) {
+                Some(number) => number.filter(|n| (min..=max).contains(n)).map(Value::Int).ok_or_else(|| out_of(min, max)),
+                None => wrong("a whole number", &min.max(1).to_string()),
+            },
+            Self::Pool => match self.integer(raw, env) {
+                Some(number) => {
+                    let number = number.unwrap_or(i64::MAX);
+                    match u32::try_from(number) {
+                        Ok(number) => PoolSize::new(number).map(Value::Pool),
+                        Err(_) => Err(out_of(PoolSize::MIN.into(), PoolSize::MAX.into())),
+                    }
+                }
+                None => wrong("a whole number", "10"),
+            },
+            Self::Float(min, max) => {
+                let number = match (raw, env) {
+                    (Raw::Float(number), _) => *number,
+                    // Exact for every number within the limits anyone would set.
+                    (Raw::Int(number), _) => number.map(|n| n as f64),
+                    (_, Some(text)) => text.parse().ok(),
+                    _ => return wrong("a number", "0.1"),
+                };
+                number.filter(|n| (min..=max).contains(n)).map(Value::Float).ok_or_else(|| {
+                    Invalid::new("is out of range").hint(format!("write a number from {min} to {max}"))
+                })
+            }
+            Self::List => match (raw, env) {
+                (_, Some(text)) => Ok(Value::List(text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect())),
+                (Raw::List(items), _) => items
+                    .iter()
+                    .map(|item| match item {
+                        Raw::Text(text) => Ok((*text).to_owned()),
+                        other => Err(Invalid::new(format!("must be a list of texts; one of them is {}", other.what()))),
+                    })
+                    .collect::<Result<_, _>>()
+                    .map(Value::List),
+                _ => wrong("a list of texts", "[\"GET\", \"POST\"]"),
+            },
+            Self::Ignored => Ok(Value::Ignored),
+            Self::Duration(..) | Self::Size if matches!(raw, Raw::Int(_)) => {
+                let (what, example) = if self == Self::Size { ("size", "\"256M\"") } else { ("duration", "\"5s\"") };
+                wrong(&format!("a {what} with its unit, in quotes"), example)
+            }
+            _ => match text {
+                Some(text) => self.read_text(text, base),
+                None => wrong("a text in quotes", self.example()),
+            },
+        }
+    }
+
+    fn integer(self, raw: &Raw<'_>, env: Option<&str>) -> Option<Option<i64>> {
+        match (raw, env) {
+            (Raw::Int(number), _) => Some(*number),
+            (_, Some(text)) => text.parse().ok().map(Some),
+            _ => None,
+        }
+    }
+
+    fn read_text(self, text: &str, base: &Path) -> Result<Value, Invalid> {
+        match self {
+            Self::Choice(words) => match words.iter().find(|word| **word == text) {
+                Some(word) => Ok(Value::Text((*word).to_owned())),
+                None => Err(Invalid::new(format!("cannot be {}", shown(text))).hint(format!("one of {}", words.join(", ")))),
+            },
+            Self::NoUnderscore => {
+                if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+                    return Err(Invalid::new("must be letters, digits and hyphens, without an underscore: underscores part a PAK").hint("for example \"brokkr\""));
+                }
+                Ok(Value::Text(text.to_owned()))
+            }
+            Self::Duration(min, max) => {
+                let duration = parse_duration(text)?;
+                let (min, max) = (Duration::from_millis(min), Duration::from_millis(max));
+                if (min..=max).contains(&duration) {
+                    Ok(Value::Duration(duration))
+                } else {
+                    Err(Invalid::new(format!("{} is out of range", shown(text))).hint(format!(
+                        "write a duration from {} to {}",
+                        crate::format_duration(min),
+                        crate::format_duration(max)
+                    )))
+                }
+            }
+            Self::Size => ByteSize::parse(text).map(Value::Size),
+            Self::Path => {
+                let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                path(text, base, directory.as_deref()).map(Value::Path)
+            }
+            Self::Schema => SchemaName::parse(text).map(Value::Schema),
+            Self::Url => DatabaseUrl::parse(text).map(|url| Value::Url(Box::new(url.within(base)))),
+            Self::Listen => Listen::parse(text)?.within(base).map(Value::Listen),
+            Self::SecretHex(digits) => {
+                // The text is a secret: it is in no message.
+                if text.is_empty() || (text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit())) {
+                    // Hashes are compared as lower-case text.
+                    Ok(Value::Secret(Secret::new(text.to_ascii_lowercase())))
+                } else {
+                    Err(Invalid::new(format!("must be exactly {digits} hexadecimal digits")).hint("leave it out to have one made"))
+                }
+            }
+            _ => Ok(Value::Text(text.to_owned())),
+        }
+    }
+
+    fn example(self) -> &'static str {
+        match self {
+            Self::Duration(..) => "\"5s\"",
+            Self::Size => "\"256M\"",
+            Self::Path => "\"/etc/brokkr/database-url\"",
+            Self::Schema => "\"tenant_acme\"",
+            Self::Url => "\"postgres://brokkr@db.internal:5432/brokkr\"",
+            Self::Listen => "\"127.0.0.1:3001\"",
+            Self::Choice(words) => words.first().copied().unwrap_or("\"…\""),
+            _ => "\"…\"",
+        }
+    }
+}
+
+fn out_of(min: i64, max: i64) -> Invalid {
+    let hint = if max == i64::MAX { format!("write a number of at least {min}") } else { format!("write a number from {min} to {max}") };
+    Invalid::new("is out of range").hint(hint)
+}
+
+fn path(text: &str, base: &Path, credentials: Option<&Path>) -> Result<PathBuf, Invalid> {
+    const VARIABLE: &str = "${CREDENTIALS_DIRECTORY}";
+    if text.is_empty() || text.contains('\0') {
+        return Err(Invalid::new("is not a path"));
+    }
+    if let Some(rest) = text.strip_prefix(VARIABLE) {
+        let Some(folder) = credentials else {
+            return Err(Invalid::new(format!("names {VARIABLE}, which is not set")).hint("the unit needs LoadCredential= for it"));
+        };
+        return Ok(folder.join(rest.trim_start_matches('/')));
+    }
+    if text.contains("${") {
+        return Err(Invalid::new(format!("names a variable other than {VARIABLE}")).hint(format!("only {VARIABLE} is expanded, at the beginning")));
+    }
+    Ok(base.join(text))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_from_its_file_or_from_the_credentials() {
+        let base = Path::new("/etc/brokkr");
+        assert_eq!(path("x", base, None).unwrap(), Path::new("/etc/brokkr/x"));
+        assert_eq!(path("/x", base, None).unwrap(), Path::new("/x"));
+        assert_eq!(path("${CREDENTIALS_DIRECTORY}/x", base, Some(Path::new("/run/c"))).unwrap(), Path::new("/run/c/x"));
+        for bad in ["", "${CREDENTIALS_DIRECTORY}/x", "${HOME}/x", "a/${CREDENTIALS_DIRECTORY}"] {
+            assert!(path(bad, base, None).is_err());
+        }
+    }
+
+    #[test]
+    fn a_number_in_the_environment_is_text_and_in_a_file_it_is_not() {
+        let read = |raw: Raw<'_>| Kind::Int(0, 9).read(&raw, Path::new("/"));
+        assert_eq!(read(Raw::Env("7")).unwrap(), Value::Int(7));
+        assert_eq!(read(Raw::Int(Some(7))).unwrap(), Value::Int(7));
+        for bad in [Raw::Text("7"), Raw::Int(Some(10)), Raw::Int(None), Raw::Env("x"), Raw::Float(Some(1.0)), Raw::Bool(true)] {
+            assert!(read(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_refused_is_not_in_the_message() {
+        let error = Kind::SecretHex(64).read(&Raw::Text("hunter2"), Path::new("/")).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+    }
+}
