@@ -1,0 +1,66 @@
+# make run       the demo: PostgreSQL, two tenants, one supervisor; Ctrl-C ends it
+# make test      everything that is checked: format, lints, documentation, every test
+# make check     format, lints, documentation
+# make install   DESTDIR= PREFIX=/usr: binaries, units, users, folders, configuration
+# make deps      what else this machine needs (as root: installs it)
+#
+# Every target honours CARGO_TARGET_DIR.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+CARGO   ?= cargo
+PREFIX  ?= /usr
+DESTDIR ?=
+# Binaries to install; empty: build them for release.
+BIN     ?=
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export CARGO_TARGET_DIR := $(TARGET)
+# The published Python client, for the test that walks through the API with it.
+CLIENT := brokkr-client==0.10.0
+VENV   := $(TARGET)/client-$(subst ==,-,$(CLIENT))
+# Builds and tests that hang end; a whole run takes a quarter of an hour on two cores.
+TEST_TIMEOUT ?= 30m
+
+.PHONY: run test check install deps deps-run release debug clean
+
+run: deps-run release
+	exec tests/demo/run.sh $(TARGET)/release
+
+deps:
+	.ci/deps test
+
+deps-run:
+	.ci/deps run
+
+release:
+	$(CARGO) build --locked --release -p brokkr-broker -p brokkr-supervisor
+
+debug:
+	$(CARGO) build --locked -p brokkr-broker -p brokkr-supervisor
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+test: deps check debug $(VENV)/.done
+	mkdir -p $(TARGET)
+	status=0; BROKKR_TESTS_PYTHON=$(VENV)/bin/python \
+	  timeout -k 30 $(TEST_TIMEOUT) $(CARGO) test --locked --workspace --no-fail-fast </dev/null 2>&1 \
+	  | tee $(TARGET)/test.log || status=$$?; \
+	.ci/summary $(TARGET)/test.log; exit $$status
+
+$(VENV)/.done:
+	rm -rf $(VENV)
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip --quiet --disable-pip-version-check install $(CLIENT) </dev/null
+	touch $@
+
+# The units are complete with /usr paths; another PREFIX is the only thing that changes them.
+install: $(if $(BIN),,release)
+	systemd/install "$(or $(BIN),$(TARGET)/release)" "$(DESTDIR)" "$(PREFIX)"
+
+clean:
+	$(CARGO) clean

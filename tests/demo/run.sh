@@ -1,0 +1,64 @@
+#!/bin/bash
+# run.sh FOLDER: the demo, with the binaries in FOLDER. Started by `make run`.
+#
+# The supervisor is this very process in the end (exec), so Ctrl-C and SIGTERM reach it and nobody else has to pass
+# them on. A small watcher beside it waits until every tenant has settled and says what to try.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+bin=${1:?usage: run.sh FOLDER}
+config=tests/demo/supervisor.toml
+state=target/demo/state
+supervisor=$$
+
+mkdir -p target/demo
+if [ "$(id -u)" = 0 ]; then
+  # PostgreSQL refuses to run as root and must be able to reach its folder as another user. In a checkout below a
+  # closed home it cannot: then target/demo is a link to a folder it can reach.
+  user=$(id -un postgres 2>/dev/null || echo 65534)
+  # shellcheck disable=SC2016  # expanded by the inner shell
+  if ! setpriv --reuid="$user" --regid=65534 --clear-groups sh -c 'cd "$1"' sh "$PWD/target/demo" 2>/dev/null; then
+    reachable=$(mktemp -d /var/tmp/brokkr-demo.XXXXXX)
+    chmod 755 "$reachable"
+    rm -rf target/demo
+    ln -s "$reachable" target/demo
+    echo "state and runtime are in $reachable: user $user cannot reach $PWD"
+  fi
+fi
+
+show() {
+  local name listen file first=
+  for _ in $(seq 240); do
+    kill -0 "$supervisor" 2>/dev/null || return 0
+    answer=$("$bin/brokkr-supervisor" status --format json --config "$config" 2>/dev/null) || answer=
+    # Settled: every tenant is known, and none is on its way any more.
+    if [ -n "$answer" ] && grep -q '"state"' <<<"$answer" && ! grep -Eq '"state": *"(waiting|starting)"' <<<"$answer"; then
+      break
+    fi
+    sleep 0.25
+  done
+  echo
+  "$bin/brokkr-supervisor" status --config "$config" || return 0
+  echo
+  for file in tenants.d/*.toml; do
+    name=$(basename "$file" .toml)
+    listen=$(sed -n 's/^ *listen *= *"\([^"]*\)".*/\1/p' "$file" | head -1)
+    if [ -f "$state/tenants/$name/admin.pak" ]; then
+      echo "tenant $name: http://$listen, admin PAK in $state/tenants/$name/admin.pak"
+      [ -n "$first" ] || first="$name $listen"
+    fi
+  done
+  [ -n "$first" ] || return 0
+  name=${first% *} listen=${first#* }
+  cat <<TRY
+
+try, in another terminal:
+  curl -s -H "Authorization: Bearer \$(cat $PWD/$state/tenants/$name/admin.pak)" http://$listen/api/v1/agents
+  $bin/brokkr-supervisor status --config $config
+  $bin/brokkr-supervisor check --config $config
+add a tenant by dropping a file into tenants.d; end with Ctrl-C
+
+TRY
+}
+
+show &
+exec "$bin/brokkr-supervisor" run --config "$config"
