@@ -8,7 +8,7 @@ pub(crate) mod launch;
 pub(crate) mod listen;
 pub(crate) mod lock;
 mod notify;
-pub(crate) mod postgres;
+pub(crate) mod orphans;
 pub(crate) mod private;
 pub(crate) mod process;
 pub(crate) mod report;
@@ -70,6 +70,11 @@ impl Edge {
     /// An edge with nothing open.
     pub(crate) fn new(settings: Settings, hub: Hub, reports: mpsc::Sender<Report>) -> Self {
         Self { settings, hub, reports, tenants: BTreeMap::new() }
+    }
+
+    /// Where the instances' log lines go.
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// Binds a tenant's address, if it is not bound.

@@ -16,7 +16,7 @@ mod tests;
 mod view;
 
 pub(crate) use backoff::Backoff;
-pub(crate) use hang::{Pulse, stalled_or_hung};
+pub(crate) use hang::{Hang, Pulse, stalled_or_hung};
 pub(crate) use instance::{Instance, Phase};
 pub(crate) use view::View;
 
@@ -33,6 +33,8 @@ const CONFIGURATION_RETRY: Duration = Duration::from_secs(300);
 const GOOD_RUN: Duration = Duration::from_secs(60);
 /// An instance that must go before it was ready has nothing in flight; it gets this long, not the whole grace.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
+/// The prober counts every second; after so long its figure is younger than the exit.
+const COUNT_AFTER: Duration = Duration::from_millis(2500);
 /// Connections a replacement starts with, and what a tenant may hold above its pool while two instances overlap.
 pub(crate) const REPLACEMENT_CONNECTIONS: u32 = 2;
 
@@ -111,7 +113,7 @@ pub(crate) enum Event {
     ReplaceHung { id: InstanceId, detail: String },
     /// It holds so many connections now.
     Connections(InstanceId, u32),
-    /// The server sees so many connections of this tenant, counted after its last unplanned exit.
+    /// The server sees so many connections of this tenant, counted well after its last unplanned exit.
     Backends(u32),
     /// The process has ended.
     Exited { id: InstanceId, reason: String, configuration: bool },
@@ -153,6 +155,8 @@ pub(crate) enum Action {
     Kill(InstanceId),
     /// `PUT /pool`.
     SetConnections(InstanceId, u32),
+    /// Say how many connections of this tenant the server sees; answer `Backends`.
+    CountBackends,
     /// Answer 503 on the tenant's socket, or cease to.
     StandIn(bool),
     /// Nothing is left and nothing is wanted: drop the tenant.
@@ -206,8 +210,8 @@ pub(crate) struct Lifecycle {
     hold: Option<Hold>,
     /// After a failed replacement: not before then.
     replace_hold: Option<Hold>,
-    /// Connections of a killed instance may linger on the server.
-    lingering: bool,
+    /// Connections of a killed instance may linger on the server; they are counted then.
+    lingering: Option<Time>,
     unserved_since: Option<Time>,
     standing_in: bool,
     restarts: u64,
@@ -234,7 +238,7 @@ impl Lifecycle {
             draining: None,
             hold: None,
             replace_hold: None,
-            lingering: false,
+            lingering: None,
             unserved_since: None,
             standing_in: false,
             restarts: 0,
@@ -328,8 +332,9 @@ impl Lifecycle {
                 self.share_connections(actions);
             }
             Event::Backends(count) => {
-                if self.lingering && count <= REPLACEMENT_CONNECTIONS {
-                    self.lingering = false;
+                if self.lingering.is_some() {
+                    let gone = count <= REPLACEMENT_CONNECTIONS;
+                    self.lingering = (!gone).then_some(now + COUNT_AFTER);
                 }
                 self.share_connections(actions);
             }
@@ -407,7 +412,7 @@ impl Lifecycle {
         if instance.planned {
             return;
         }
-        self.lingering = true;
+        self.lingering = Some(now + COUNT_AFTER);
         if starting && self.server.is_err() {
             // Its server went away under it: nobody's failure. It waits like the others.
             return;
@@ -454,6 +459,12 @@ impl Lifecycle {
             Want::Refused(_) | Want::Stopped(_) | Want::Gone => self.settle_ended(now, actions),
         }
         self.settle_stand_in(now, actions);
+        if let Some(at) = &mut self.lingering
+            && *at <= now
+        {
+            *at = now + COUNT_AFTER;
+            actions.push(Action::CountBackends);
+        }
     }
 
     fn settle_ended(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -484,10 +495,10 @@ impl Lifecycle {
             if self.hold.as_ref().is_some_and(|h| h.until <= now) {
                 self.hold = None;
             }
-            if self.hold.is_none() && self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
-                self.start(now, spec, SlotKind::Start, actions);
-            } else {
+            if self.hold.is_some() {
                 self.release_slot(actions);
+            } else if self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
+                self.start(now, spec, SlotKind::Start, actions);
             }
             return;
         };
@@ -525,11 +536,12 @@ impl Lifecycle {
         }
         if self.may_overlap {
             self.start(now, spec, SlotKind::Replacement, actions);
-        } else if let Some(current) = self.current.take() {
+        } else if self.holds_slot(SlotKind::Start, actions)
+            && let Some(mut current) = self.current.take()
+        {
+            // Stop, then start: the slot is kept over both, so that not all tenants of a full server go at once.
+            current.blocks_start = true;
             self.drain(now, current, self.policy.grace, actions);
-            if let Some(draining) = &mut self.draining {
-                draining.blocks_start = true;
-            }
         }
     }
 
@@ -562,17 +574,10 @@ impl Lifecycle {
             self.release_slot(actions);
             return;
         }
-        match self.slot {
-            Slot::Held(held) if held == kind => {}
-            Slot::Asked(asked) if asked == kind => return,
-            Slot::Held(_) | Slot::Asked(_) | Slot::No => {
-                self.release_slot(actions);
-                self.slot = Slot::Asked(kind);
-                actions.push(Action::AskSlot(kind));
-                return;
-            }
+        if !self.holds_slot(kind, actions) {
+            return;
         }
-        let alone = kind == SlotKind::Start && self.draining.is_none() && !self.lingering;
+        let alone = kind == SlotKind::Start && self.draining.is_none() && self.lingering.is_none();
         let connections = if alone { spec.pool } else { REPLACEMENT_CONNECTIONS.min(spec.pool) };
         let id = InstanceId(self.next_id);
         self.next_id += 1;
@@ -583,6 +588,20 @@ impl Lifecycle {
             SlotKind::Start => self.current = Some(instance),
             SlotKind::Replacement => self.next = Some(instance),
         }
+    }
+
+    /// Whether a slot of this kind is ours; asks for one if not.
+    fn holds_slot(&mut self, kind: SlotKind, actions: &mut Vec<Action>) -> bool {
+        match self.slot {
+            Slot::Held(held) if held == kind => return true,
+            Slot::Asked(asked) if asked == kind => {}
+            Slot::Held(_) | Slot::Asked(_) | Slot::No => {
+                self.release_slot(actions);
+                self.slot = Slot::Asked(kind);
+                actions.push(Action::AskSlot(kind));
+            }
+        }
+        false
     }
 
     fn enforce_deadlines(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -629,7 +648,7 @@ impl Lifecycle {
         if !current.serves() {
             return;
         }
-        let most = if self.lingering {
+        let most = if self.lingering.is_some() {
             REPLACEMENT_CONNECTIONS.min(current.pool)
         } else {
             (current.pool + REPLACEMENT_CONNECTIONS)

@@ -2,11 +2,16 @@
 
 mod budget;
 mod commands;
+mod config;
 mod control;
 mod fleet;
+mod instance;
+mod lifecycle;
 mod logs;
 mod servers;
 mod status;
+mod sys;
 mod systemd;
+mod watch;
 
 fn main() {}

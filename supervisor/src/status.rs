@@ -3,6 +3,7 @@
 //! Keys may be added, never renamed; what is unknown is `null`.
 
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 /// One consistent picture of every tenant and every server, made by the fleet after each change.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -14,6 +15,24 @@ pub struct Snapshot {
     /// What is wrong that is no single tenant's: an unreadable `tenants_dir`, held removals, a missing group.
     #[serde(default)]
     pub notices: Vec<String>,
+    /// When it was made: ages in it are as of then.
+    #[serde(skip)]
+    pub taken: Option<Instant>,
+}
+
+impl Snapshot {
+    /// The same picture with its ages as of now.
+    #[must_use]
+    pub fn aged(&self) -> Self {
+        let mut aged = self.clone();
+        let Some(taken) = aged.taken.replace(Instant::now()) else { return aged };
+        let passed = taken.elapsed().as_secs_f64();
+        for tenant in &mut aged.tenants {
+            tenant.uptime_s = tenant.uptime_s.map(|s| s + passed);
+            tenant.next_try_s = tenant.next_try_s.map(|s| (s - passed).max(0.0));
+        }
+        aged
+    }
 }
 
 /// One tenant.

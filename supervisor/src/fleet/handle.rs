@@ -98,9 +98,10 @@ impl Handle {
         Self { snapshot, requests }
     }
 
-    /// The latest picture.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.borrow().clone()
+    /// The latest picture, with its ages as of now.
+    pub fn snapshot(&self) -> Snapshot {
+        let latest = self.snapshot.borrow().clone();
+        latest.aged()
     }
 
     /// The latest picture, and to be woken by each newer one.

@@ -1,6 +1,7 @@
 //! Makes everything one instance is started with (docs: "Between supervisor and broker"), and starts it.
 
 use super::lock::{self, Files};
+use super::orphans::{self, Registered};
 use super::notify::NotifySocket;
 use crate::sys::{self, Plan, Spawned};
 use brokkr_tenant::InstanceConfig;
@@ -28,6 +29,8 @@ pub(crate) struct Launch {
 /// A process, and the ends of its channels that are ours.
 pub(crate) struct Launched {
     pub(crate) process: Spawned,
+    /// To be dropped once the process has been reaped.
+    pub(crate) registered: Option<Registered>,
     pub(crate) log: OwnedFd,
     pub(crate) notify: UnixDatagram,
 }
@@ -53,7 +56,7 @@ impl Launch {
         let private = private_socket(&self.files.private()).map_err(said("cannot bind the private socket"))?;
         let _ = std::fs::remove_file(self.files.notify());
         let notify = NotifySocket::bind(&self.files.notify()).map_err(said("cannot bind the notify socket"))?;
-        let config = sealed(&self.config.to_json()).map_err(said("cannot make the configuration's memfd"))?;
+        let config = sealed(self.config.to_json().as_bytes()).map_err(said("cannot make the configuration's memfd"))?;
         let (log, log_write) =
             nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| format!("cannot make the log pipe: {e}"))?;
         let null = File::open("/dev/null").map_err(said("cannot open /dev/null"))?;
@@ -70,9 +73,13 @@ impl Launch {
             passed: vec![self.listener.as_fd(), private.as_fd(), config.as_fd(), lock_file.as_fd()],
             open_files: self.open_files,
         };
-        let process = sys::spawn(&plan, |pid| lock::sign(&lock_file, pid))
-            .map_err(said(&format!("cannot start {}", self.program.display())))?;
-        Ok(Launched { process, log, notify })
+        let mut registered = None;
+        let process = sys::spawn(&plan, |pid| {
+            registered = Some(orphans::register(pid));
+            lock::sign(&lock_file, pid)
+        })
+        .map_err(said(&format!("cannot start {}", self.program.display())))?;
+        Ok(Launched { process, registered, log, notify })
     }
 }
 

@@ -51,6 +51,7 @@ impl Private {
         // Spread over the interval, so that a thousand brokers are not asked in the same millisecond.
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
+        let mut last = None;
         loop {
             // Both arms are cancel-safe: a change not seen now is seen by the next `changed`.
             let changed = tokio::select! {
@@ -63,9 +64,12 @@ impl Private {
             let late = Instant::now().saturating_duration_since(next);
             self.tell(&mut client).await;
             let event = self.probe(&mut client, late).await;
-            if !self.reporter.life(event).await {
+            // An answer like the one before is no news; a miss always is, for misses are counted.
+            let news = matches!(event, Event::ProbeMissed { .. }) || last.as_ref() != Some(&event);
+            if news && !self.reporter.life(event.clone()).await {
                 return;
             }
+            last = Some(event);
             if !changed || late > Duration::ZERO {
                 next = Instant::now() + self.times.interval;
             }

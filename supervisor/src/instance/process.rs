@@ -14,16 +14,12 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Exit code of `EX_CONFIG`: trying again unchanged will not help.
 const EXIT_CONFIGURATION: u8 = 78;
-/// How long the last lines of a dead instance are waited for; a grandchild may hold the pipe for ever.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// How to end an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -60,9 +56,11 @@ impl Process {
             Ok(Err(reason)) => return self.failed(reason).await,
             Err(panic) => return self.failed(format!("starting it failed: {panic}")).await,
         };
-        let Launched { process, log, notify } = launched;
+        let Launched { process, registered, log, notify } = launched;
         let pid = process.pid;
-        self.hub.attach(self.reporter.tenant().clone(), pid, log);
+        if let Err(error) = self.hub.attach(self.reporter.tenant().clone(), pid, log) {
+            tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "its log pipe cannot be read");
+        }
         self.reporter.life(Event::Spawned { id: self.id, pid }).await;
         let mut testament = Testament::default();
         let seen = self.see_through(pid, process.pidfd, notify, &files, told, &mut testament).await;
@@ -70,6 +68,7 @@ impl Process {
             Ok(end) => end,
             Err(error) => format!("the supervisor lost sight of it: {error}"),
         };
+        drop(registered);
         files.remove();
         let configuration = testament.exit_status == Some(EXIT_CONFIGURATION);
         let reason = match testament.status.filter(|_| testament.exit_status.is_some()) {
@@ -77,8 +76,7 @@ impl Process {
             None => end,
         };
         self.reporter.life(Event::Exited { id: self.id, reason, configuration }).await;
-        self.hub.wait_drained(self.reporter.tenant(), pid, LAST_WORDS).await;
-        let words = self.hub.last_words(self.reporter.tenant());
+        let words = self.hub.last_words(self.reporter.tenant(), pid).await;
         self.reporter.send(What::LastWords(words)).await;
     }
 

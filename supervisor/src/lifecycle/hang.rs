@@ -15,7 +15,7 @@ pub(crate) enum Pulse {
 
 /// What to do about the tenants that do not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Judgement<T> {
+pub(crate) enum Hang<T> {
     /// Nobody is due.
     Nothing,
     /// So many fail together that the host is at fault: replace none.
@@ -28,7 +28,7 @@ pub(crate) enum Judgement<T> {
 }
 
 /// One hung replacement at a time; none when more than three and more than a tenth of all tenants fail together.
-pub(crate) fn stalled_or_hung<T>(tenants: impl Iterator<Item = (T, Pulse)>) -> Judgement<T> {
+pub(crate) fn stalled_or_hung<T>(tenants: impl Iterator<Item = (T, Pulse)>) -> Hang<T> {
     let (mut all, mut failing, mut busy, mut first) = (0usize, 0usize, false, None);
     for (tenant, pulse) in tenants {
         all += 1;
@@ -43,10 +43,10 @@ pub(crate) fn stalled_or_hung<T>(tenants: impl Iterator<Item = (T, Pulse)>) -> J
         }
     }
     match first {
-        None => Judgement::Nothing,
-        Some(_) if failing > 3 && failing * 10 > all => Judgement::HostStalled { failing },
-        Some(_) if busy => Judgement::Nothing,
-        Some(tenant) => Judgement::Replace(tenant),
+        None => Hang::Nothing,
+        Some(_) if failing > 3 && failing * 10 > all => Hang::HostStalled { failing },
+        Some(_) if busy => Hang::Nothing,
+        Some(tenant) => Hang::Replace(tenant),
     }
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn stalled_or_hung<T>(tenants: impl Iterator<Item = (T, Pulse)>) -> J
 mod tests {
     use super::*;
 
-    fn judge(fine: usize, failing: usize, hung: usize, busy: usize) -> Judgement<usize> {
+    fn judge(fine: usize, failing: usize, hung: usize, busy: usize) -> Hang<usize> {
         let pulses = std::iter::repeat_n(Pulse::Fine, fine)
             .chain(std::iter::repeat_n(Pulse::Failing, failing))
             .chain(std::iter::repeat_n(Pulse::Hung, hung))
@@ -64,15 +64,15 @@ mod tests {
 
     #[test]
     fn one_hung_tenant_is_replaced_and_the_second_waits_its_turn() {
-        assert_eq!(judge(10, 0, 2, 0), Judgement::Replace(10));
-        assert_eq!(judge(10, 0, 1, 1), Judgement::Nothing);
-        assert_eq!(judge(1, 0, 1, 0), Judgement::Replace(1));
+        assert_eq!(judge(10, 0, 2, 0), Hang::Replace(10));
+        assert_eq!(judge(10, 0, 1, 1), Hang::Nothing);
+        assert_eq!(judge(1, 0, 1, 0), Hang::Replace(1));
     }
 
     #[test]
     fn many_failing_together_are_the_hosts_fault() {
-        assert_eq!(judge(6, 3, 1, 0), Judgement::HostStalled { failing: 4 });
-        assert_eq!(judge(96, 3, 1, 0), Judgement::Replace(99));
-        assert_eq!(judge(0, 0, 3, 0), Judgement::Replace(0));
+        assert_eq!(judge(6, 3, 1, 0), Hang::HostStalled { failing: 4 });
+        assert_eq!(judge(96, 3, 1, 0), Hang::Replace(99));
+        assert_eq!(judge(0, 0, 3, 0), Hang::Replace(0));
     }
 }

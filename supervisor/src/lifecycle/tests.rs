@@ -29,6 +29,7 @@ struct Host {
     connections: Vec<(InstanceId, u32)>,
     stand_in: bool,
     forgotten: bool,
+    counted: bool,
 }
 
 impl Host {
@@ -42,6 +43,7 @@ impl Host {
             connections: vec![],
             stand_in: false,
             forgotten: false,
+            counted: false,
         }
     }
 
@@ -60,6 +62,7 @@ impl Host {
                     Action::Kill(id) => self.killed.push(id),
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
+                    Action::CountBackends => self.counted = true,
                     Action::Forget => self.forgotten = true,
                     Action::Unlisten(_) | Action::ReleaseSlot => {}
                 }
@@ -158,7 +161,9 @@ fn the_first_crash_restarts_at_once_and_the_second_waits() {
     assert_eq!(host.state(), State::Starting);
     let second = *host.spawned.last().unwrap();
     assert_eq!(host.connections.last(), Some(&(second, 2)), "backends of the dead may linger");
-    host.on(Event::Ready(second)).on(Event::Backends(2));
+    host.on(Event::Ready(second)).after(Duration::from_millis(2500));
+    assert!(host.counted, "the server is asked");
+    host.on(Event::Backends(2));
     assert_eq!(host.connections.last(), Some(&(second, 10)));
     host.exit(second);
     assert_eq!(host.state(), State::Backoff);
@@ -342,6 +347,7 @@ proptest! {
                         Action::Listen(r) if fails => queue.push_back(Event::BindFailed(r, "taken".into())),
                         Action::Listen(r) => queue.push_back(Event::Bound(r)),
                         Action::AskSlot(_) => queue.push_back(Event::SlotGranted),
+                        Action::CountBackends => queue.push_back(Event::Backends(0)),
                         Action::Spawn { id, .. } => alive.push(id),
                         Action::Kill(id) => {
                             alive.retain(|a| *a != id);

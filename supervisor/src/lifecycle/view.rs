@@ -106,6 +106,7 @@ impl Lifecycle {
         let instances = [&self.current, &self.next, &self.draining].into_iter().flatten();
         let mut due: Vec<Time> = instances.filter_map(Instance::deadline).collect();
         if matches!(self.want, Want::Run(_)) {
+            due.extend(self.lingering);
             if let Bind::Failed { retry_at, .. } = self.bind {
                 due.push(retry_at);
             }
@@ -175,11 +176,6 @@ impl Lifecycle {
     /// Every instance that has, or may have, a process.
     pub(crate) fn instances(&self) -> impl Iterator<Item = &Instance> {
         [&self.current, &self.next, &self.draining].into_iter().flatten()
-    }
-
-    /// What a killed instance held may still be counted by the server; wants `Event::Backends`.
-    pub(crate) fn lingering(&self) -> bool {
-        self.lingering
     }
 
     /// The first instance number not yet given.

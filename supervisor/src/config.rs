@@ -1,0 +1,250 @@
+//! What the operator's files say: `supervisor.toml` here, `tenants.d` in [`scan`].
+
+mod scan;
+mod tenant;
+
+pub(crate) use scan::{Desired, Look, Scanned, Scanner};
+pub(crate) use tenant::TenantConfig;
+
+use brokkr_tenant::{Diagnostic, Diagnostics, Key, Keys, Kind, Layer, Listen, Value, settings};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the file is when nobody says.
+pub const DEFAULT_PATH: &str = "/etc/brokkr/supervisor.toml";
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// Every key of `supervisor.toml`; `[defaults]` takes those of a tenant file.
+static KEYS: Keys = Keys::new(&[
+    Key::new("tenants_dir", Kind::Path, Some("/etc/brokkr/tenants.d")),
+    Key::new("state_dir", Kind::Path, Some("/var/lib/brokkr")),
+    Key::new("runtime_dir", Kind::Path, Some("/run/brokkr")),
+    Key::new("broker", Kind::Path, None),
+    Key::new("budget.headroom", Kind::Int(0, 100_000), Some("3")),
+    Key::new("start.parallelism", Kind::Int(1, 1000), Some("4")),
+    Key::new("start.timeout", Kind::Duration(100, HOUR_MS), Some("60s")),
+    Key::new("health.interval", Kind::Duration(50, HOUR_MS), Some("2s")),
+    Key::new("health.timeout", Kind::Duration(10, HOUR_MS), Some("1s")),
+    Key::new("health.failures", Kind::Int(1, 1000), Some("3")),
+    Key::new("stop.grace", Kind::Duration(0, HOUR_MS), Some("20s")),
+    Key::new("log.format", Kind::Choice(&["auto", "text", "json", "journald"]), Some("auto")),
+    Key::new("metrics.listen", Kind::Listen, None),
+    Key::new("postgres.embedded", Kind::Bool, Some("false")),
+    Key::new("postgres.bin_dir", Kind::Path, None),
+    Key::new("postgres.data_dir", Kind::Path, None),
+    Key::new("postgres.max_connections", Kind::Int(10, 262_143), Some("200")),
+    Key::idle("provision.admin_url", Kind::Url, None),
+    Key::idle("provision.exclusive", Kind::Bool, None),
+    Key::idle("debug.core", Kind::Bool, None),
+])
+.with_nested("defaults", &settings::KEYS);
+
+/// The supervisor's own configuration. Paths are absolute.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// Where tenant files are.
+    pub tenants_dir: PathBuf,
+    /// What survives a reboot: admin PAKs, the admitted list, the embedded server's data.
+    pub state_dir: PathBuf,
+    /// What does not: sockets and locks.
+    pub runtime_dir: PathBuf,
+    /// The broker's program.
+    pub broker: PathBuf,
+    /// `[budget]`.
+    pub budget: Budget,
+    /// `[start]`.
+    pub start: Start,
+    /// `[health]`.
+    pub health: Health,
+    /// `[stop]`.
+    pub stop: Stop,
+    /// `[log] format`: `auto`, `text`, `json` or `journald`.
+    pub log_format: String,
+    /// `[metrics] listen`.
+    pub metrics_listen: Option<Listen>,
+    /// `[postgres]`.
+    pub postgres: Postgres,
+    /// `[defaults]`: lies under every tenant file.
+    pub defaults: Layer,
+    /// What is set without effect.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// `[budget]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Connections per server left for people and other programs.
+    pub headroom: u32,
+}
+
+/// `[start]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// Brokers starting at once on one server.
+    pub parallelism: usize,
+    /// A broker must be ready by then.
+    pub timeout: Duration,
+}
+
+/// `[health]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Health {
+    /// Between two probes of one broker.
+    pub interval: Duration,
+    /// For one answer.
+    pub timeout: Duration,
+    /// In a row: the broker is hung.
+    pub failures: u32,
+}
+
+/// `[stop]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Stop {
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+}
+
+/// `[postgres]`.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Run a private server as a child.
+    pub embedded: bool,
+    /// Where its programs are, if said.
+    pub bin_dir: Option<PathBuf>,
+    /// Its data.
+    pub data_dir: PathBuf,
+    /// Its `max_connections`.
+    pub max_connections: u32,
+}
+
+/// Reads the supervisor's file.
+///
+/// # Errors
+/// Every problem in it, each with its place.
+pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
+    let file = Layer::from_file_with(path, &KEYS);
+    if file.problems().has_errors() {
+        return Err(file.problems().clone());
+    }
+    let read = Read { file: &file, defaults: Layer::defaults(&KEYS) };
+    let state_dir = read.path("state_dir").unwrap_or_default();
+    let config = Supervisor {
+        path: path.to_owned(),
+        tenants_dir: read.path("tenants_dir").unwrap_or_default(),
+        runtime_dir: read.path("runtime_dir").unwrap_or_default(),
+        broker: read.path("broker").unwrap_or_else(broker_beside_us),
+        budget: Budget { headroom: read.number("budget.headroom") },
+        start: Start {
+            parallelism: read.number("start.parallelism") as usize,
+            timeout: read.duration("start.timeout"),
+        },
+        health: Health {
+            interval: read.duration("health.interval"),
+            timeout: read.duration("health.timeout"),
+            failures: read.number("health.failures"),
+        },
+        stop: Stop { grace: read.duration("stop.grace") },
+        log_format: match read.value("log.format") {
+            Some(Value::Text(text)) => text.clone(),
+            _ => "auto".into(),
+        },
+        metrics_listen: match read.value("metrics.listen") {
+            Some(Value::Listen(listen)) => Some(listen.clone()),
+            _ => None,
+        },
+        postgres: Postgres {
+            embedded: matches!(read.value("postgres.embedded"), Some(Value::Bool(true))),
+            bin_dir: read.path("postgres.bin_dir"),
+            data_dir: read.path("postgres.data_dir").unwrap_or_else(|| state_dir.join("postgres")),
+            max_connections: read.number("postgres.max_connections"),
+        },
+        state_dir,
+        defaults: file.under("defaults"),
+        warnings: file.problems().iter().cloned().collect(),
+    };
+    Ok(config)
+}
+
+/// The file's values over the defaults. Every key with a default has a value of its kind: the tables are checked by a
+/// test.
+struct Read<'l> {
+    file: &'l Layer,
+    defaults: Layer,
+}
+
+impl Read<'_> {
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.file.get(key).or_else(|| self.defaults.get(key))
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        match self.value(key) {
+            Some(Value::Path(path)) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            _ => None,
+        }
+    }
+
+    fn number(&self, key: &str) -> u32 {
+        match self.value(key) {
+            Some(Value::Int(number)) => u32::try_from(*number).unwrap_or(u32::MAX),
+            _ => 0,
+        }
+    }
+
+    fn duration(&self, key: &str) -> Duration {
+        match self.value(key) {
+            Some(Value::Duration(duration)) => *duration,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// Both programs are installed side by side.
+fn broker_beside_us() -> PathBuf {
+    let ours = std::env::current_exe().unwrap_or_else(|_| "/usr/bin/brokkr-supervisor".into());
+    ours.with_file_name("brokkr-broker")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_all_defaults_and_every_default_is_of_its_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("supervisor.toml");
+        std::fs::write(&path, "").unwrap();
+        let config = load(&path).unwrap();
+        assert_eq!(config.tenants_dir, Path::new("/etc/brokkr/tenants.d"));
+        assert_eq!(config.start.parallelism, 4);
+        assert_eq!(config.start.timeout, Duration::from_secs(60));
+        assert_eq!(config.health.interval, Duration::from_secs(2));
+        assert_eq!(config.health.timeout, Duration::from_secs(1));
+        assert_eq!(config.health.failures, 3);
+        assert_eq!(config.stop.grace, Duration::from_secs(20));
+        assert_eq!(config.budget.headroom, 3);
+        assert_eq!(config.postgres.data_dir, Path::new("/var/lib/brokkr/postgres"));
+        assert_eq!(config.postgres.max_connections, 200);
+        assert!(!config.postgres.embedded && config.metrics_listen.is_none());
+        assert!(config.broker.ends_with("brokkr-broker"));
+    }
+
+    #[test]
+    fn paths_are_taken_from_the_file_and_mistakes_are_named_with_their_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("supervisor.toml");
+        std::fs::write(&path, "state_dir = \"state\"\n[defaults.database]\npool_size = 7\n").unwrap();
+        let config = load(&path).unwrap();
+        assert_eq!(config.state_dir, folder.path().join("state"));
+        assert!(config.defaults.get("database.pool_size").is_some());
+        std::fs::write(&path, "state_dri = \"state\"\n[start]\nparallelism = \"four\"\n").unwrap();
+        let problems = load(&path).unwrap_err().to_string();
+        assert!(problems.contains("supervisor.toml:1:1: "), "{problems}");
+        assert!(problems.contains("state_dir"), "{problems}");
+        assert!(problems.contains("supervisor.toml:3:1: "), "{problems}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Reads `tenants_dir` into what should be. Files that have not changed are not read again.
+
+use super::TenantConfig;
+use brokkr_tenant::{Layer, TenantName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A removal counts once the file has been absent for so long: an editor that moves a file away and writes it anew
+/// must not stop a tenant.
+pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
+/// One scan that would remove more than half of more than so many tenants is held.
+const REMOVALS_HELD_ABOVE: usize = 4;
+
+/// What should be, as far as files say: the latest state of every tenant's file.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Desired {
+    /// Counts scans.
+    pub(crate) scan: u64,
+    /// Every tenant that has a file: its configuration, or what is wrong with the file.
+    pub(crate) tenants: BTreeMap<TenantName, Result<Arc<TenantConfig>, String>>,
+    /// What is wrong and is no single tenant's.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Which file, which content: what changes when either does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let m = std::fs::metadata(path).ok()?;
+        Some(Self {
+            device: m.dev(),
+            inode: m.ino(),
+            size: m.size(),
+            modified: (m.mtime(), m.mtime_nsec()),
+            changed: (m.ctime(), m.ctime_nsec()),
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    /// Of the file itself and of every file it refers to.
+    stamps: Vec<(PathBuf, Option<Stamp>)>,
+    state: Result<Arc<TenantConfig>, String>,
+    missing_since: Option<Instant>,
+}
+
+/// How to look.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Look {
+    /// Absent files are removals at once: somebody asked for a reload.
+    pub(crate) removals_at_once: bool,
+    /// Removals may be as many as they like.
+    pub(crate) confirm_removals: bool,
+}
+
+/// What is known of the folder between scans.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    folder: PathBuf,
+    layers: Vec<Layer>,
+    known: BTreeMap<TenantName, Known>,
+    scans: u64,
+}
+
+/// The outcome of a scan.
+#[derive(Debug)]
+pub(crate) struct Scanned {
+    pub(crate) desired: Desired,
+    /// When to look again because an absence will count as a removal then.
+    pub(crate) again_at: Option<Instant>,
+    /// Folders of files that tenant files refer to.
+    pub(crate) referred: BTreeSet<PathBuf>,
+}
+
+impl Scanner {
+    /// A scanner of `folder`; `layers` lie under every tenant file, lowest first.
+    pub(crate) fn new(folder: PathBuf, layers: Vec<Layer>) -> Self {
+        Self { folder, layers, ..Self::default() }
+    }
+
+    /// Looks at the folder. `busy` files are being written and keep their last state. Blocks on the file system.
+    pub(crate) fn scan(&mut self, now: Instant, look: Look, busy: &BTreeSet<PathBuf>) -> Scanned {
+        self.scans += 1;
+        let mut problems = Vec::new();
+        let mut again_at = None;
+        match self.list() {
+            Err(error) => problems.push(format!(
+                "{}: cannot be read, so no tenant is added, changed or removed: {error}",
+                self.folder.display()
+            )),
+            Ok(paths) => {
+                let mut present = BTreeSet::new();
+                for path in paths {
+                    match TenantName::of_file(&path) {
+                        Ok(name) => {
+                            self.read(&name, &path, busy);
+                            present.insert(name);
+                        }
+                        Err(problem) => problems.push(problem.to_string()),
+                    }
+                }
+                again_at = self.remove(&present, now, look, &mut problems);
+            }
+        }
+        let states = self.known.iter().map(|(name, known)| (name.clone(), known.state.clone()));
+        let desired = Desired { scan: self.scans, tenants: states.collect(), problems };
+        Scanned { desired, again_at, referred: self.referred() }
+    }
+
+    /// Every path that is, or claims to be, a tenant file.
+    fn list(&self) -> io::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".toml") && !name.starts_with('.') {
+                paths.push(entry.path());
+            }
+        }
+        paths.sort();
+        Ok(paths)
+    }
+
+    fn read(&mut self, name: &TenantName, path: &Path, busy: &BTreeSet<PathBuf>) {
+        if let Some(known) = self.known.get_mut(name) {
+            known.missing_since = None;
+            let unchanged = known.stamps.iter().all(|(path, stamp)| Stamp::of(path) == *stamp);
+            if busy.contains(path) || unchanged {
+                return;
+            }
+        } else if busy.contains(path) {
+            return;
+        }
+        // Taken before the file is read: a change in between is seen by the next scan.
+        let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
+        let (state, referred) = match TenantConfig::load(name, path, &self.layers) {
+            Ok((config, referred)) => (Ok(Arc::new(config)), referred),
+            Err(problems) => (Err(problems.to_string()), problems.files),
+        };
+        stamps.extend(referred.into_iter().map(|path| {
+            let stamp = Stamp::of(&path);
+            (path, stamp)
+        }));
+        self.known.insert(name.clone(), Known { stamps, state, missing_since: None });
+    }
+
+    /// Forgets what has been absent for long enough; says when to look again for the rest.
+    fn remove(
+        &mut self,
+        present: &BTreeSet<TenantName>,
+        now: Instant,
+        look: Look,
+        problems: &mut Vec<String>,
+    ) -> Option<Instant> {
+        let mut due = Vec::new();
+        let mut again_at: Option<Instant> = None;
+        for (name, known) in &mut self.known {
+            if present.contains(name) {
+                continue;
+            }
+            let since = *known.missing_since.get_or_insert(now);
+            if look.removals_at_once || now.duration_since(since) >= REMOVAL_AFTER {
+                due.push(name.clone());
+            } else {
+                let at = since + REMOVAL_AFTER;
+                again_at = Some(again_at.map_or(at, |earlier| earlier.min(at)));
+            }
+        }
+        let all = self.known.len();
+        if !look.confirm_removals && all > REMOVALS_HELD_ABOVE && due.len() * 2 > all {
+            problems.push(format!(
+                "{}: {} of {all} tenant files have gone at once; their tenants run on until `brokkr-supervisor reload --confirm-removals`",
+                self.folder.display(),
+                due.len()
+            ));
+            return again_at;
+        }
+        for name in due {
+            self.known.remove(&name);
+        }
+        again_at
+    }
+
+    fn referred(&self) -> BTreeSet<PathBuf> {
+        let files = self.known.values().flat_map(|known| known.stamps.iter().skip(1));
+        files.filter_map(|(path, _)| path.parent().map(Path::to_owned)).collect()
+    }
+}

@@ -1,0 +1,117 @@
+//! One tenant as the fleet holds it: its file, its configurations by revision, its life.
+
+use crate::config::TenantConfig;
+use crate::lifecycle::{Event, Lifecycle, Revision, Want};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the lifecycle was told last, so that it is told again only when something changed.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Told {
+    pub(super) want: Want,
+    pub(super) pending: Option<String>,
+    pub(super) server: Result<(), String>,
+    pub(super) overlap: bool,
+}
+
+/// One tenant.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) life: Lifecycle,
+    /// Its file as last read; `None` once it has gone.
+    pub(super) file: Option<Result<Arc<TenantConfig>, String>>,
+    /// Stopped by the operator.
+    pub(super) stopped: bool,
+    /// The configuration that is wanted now, the last one that was admitted.
+    pub(super) accepted: Option<(Revision, Arc<TenantConfig>)>,
+    /// Every configuration some instance may still run.
+    pub(super) revisions: BTreeMap<Revision, Arc<TenantConfig>>,
+    last_revision: u64,
+    pub(super) told: Option<Told>,
+    /// The instance's own word on what it is doing.
+    pub(super) status: Option<String>,
+    pub(super) last_words: Vec<String>,
+    /// Nothing of it is left: it may be dropped.
+    pub(super) forgotten: bool,
+    /// State and reason as last logged.
+    pub(super) logged: Option<(crate::status::State, Option<String>)>,
+}
+
+impl Entry {
+    pub(super) fn new(life: Lifecycle, stopped: bool) -> Self {
+        Self {
+            life,
+            file: None,
+            stopped,
+            accepted: None,
+            revisions: BTreeMap::new(),
+            last_revision: 0,
+            told: None,
+            status: None,
+            last_words: Vec::new(),
+            forgotten: false,
+            logged: None,
+        }
+    }
+
+    /// The configuration its file asks for, when the file is good.
+    pub(super) fn asked(&self) -> Option<&Arc<TenantConfig>> {
+        self.file.as_ref()?.as_ref().ok()
+    }
+
+    /// Why its file is no good.
+    pub(super) fn file_problem(&self) -> Option<&str> {
+        self.file.as_ref()?.as_ref().err().map(String::as_str)
+    }
+
+    /// The configuration to judge: what the file asks for, or what was accepted last while the file is bad.
+    pub(super) fn candidate(&self) -> Option<&Arc<TenantConfig>> {
+        match &self.file {
+            Some(Ok(config)) => Some(config),
+            Some(Err(_)) => self.accepted.as_ref().map(|(_, config)| config),
+            None => None,
+        }
+    }
+
+    /// Makes `config` the wanted one; the same effective configuration keeps its revision.
+    pub(super) fn accept(&mut self, config: &Arc<TenantConfig>) -> Revision {
+        if let Some((revision, accepted)) = &mut self.accepted
+            && accepted.digest == config.digest
+        {
+            // The newer one has the newer places in the file.
+            accepted.clone_from(config);
+            return *revision;
+        }
+        self.last_revision += 1;
+        let revision = Revision(self.last_revision);
+        self.accepted = Some((revision, config.clone()));
+        self.revisions.insert(revision, config.clone());
+        revision
+    }
+
+    /// Forgets configurations no instance runs any more.
+    pub(super) fn forget_old_revisions(&mut self) {
+        let accepted = self.accepted.as_ref().map(|(revision, _)| *revision);
+        let life = &self.life;
+        self.revisions.retain(|revision, _| {
+            Some(*revision) == accepted || life.instances().any(|i| i.revision == *revision)
+        });
+    }
+
+    /// The events that bring the lifecycle from what it was told to `told`.
+    pub(super) fn news(&mut self, told: Told) -> Vec<Event> {
+        let mut events = Vec::new();
+        let before = self.told.as_ref();
+        if before.is_none_or(|b| b.server != told.server) {
+            events.push(Event::Server(told.server.clone()));
+        }
+        if before.is_none_or(|b| b.overlap != told.overlap) {
+            events.push(Event::MayOverlap(told.overlap));
+        }
+        if before.is_none_or(|b| b.want != told.want || b.pending != told.pending) {
+            events.push(Event::Wanted { want: told.want.clone(), pending: told.pending.clone() });
+        }
+        self.told = Some(told);
+        events
+    }
+}

@@ -1,0 +1,224 @@
+//! File events to a fresh [`Desired`]: one task that owns the scanner, woken by inotify, by its own timers and by
+//! reload requests.
+//!
+//! An event never says more than "look again", so that a lost one costs time and not truth: an overflow, a moved
+//! folder or a folder that comes back ends in a whole scan like any other.
+
+use crate::config::{Desired, Look, Scanned, Scanner};
+use crate::fleet::ReloadWish;
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// A file is read after so long without another event.
+const QUIET: Duration = Duration::from_millis(50);
+/// While a folder cannot be watched, it is looked at so often.
+const UNWATCHED: Duration = Duration::from_secs(1);
+/// Events between two turns of the task. When full, the rest is dropped and everything is looked at again.
+const EVENTS: usize = 1024;
+
+/// What one event means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Hint {
+    /// Something is complete: look.
+    Look,
+    /// This file is being written.
+    Busy(PathBuf),
+    /// This file is complete.
+    Done(PathBuf),
+    /// The watched folder itself went away or moved.
+    FolderLost,
+}
+
+/// The task's state.
+pub(crate) struct Watch {
+    folder: PathBuf,
+    scanner: Scanner,
+    desired: watch::Sender<Arc<Desired>>,
+    wishes: mpsc::Receiver<ReloadWish>,
+    hints: mpsc::Receiver<Hint>,
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    busy: BTreeSet<PathBuf>,
+    /// Hints were lost: nothing is known of who is writing what.
+    overflow: Arc<AtomicBool>,
+    look_at: Option<Instant>,
+    again_at: Option<Instant>,
+}
+
+impl Watch {
+    /// A watch of `folder` that publishes to `desired`. The first scan has been made already.
+    pub(crate) fn new(
+        folder: PathBuf,
+        scanner: Scanner,
+        desired: watch::Sender<Arc<Desired>>,
+        wishes: mpsc::Receiver<ReloadWish>,
+    ) -> Self {
+        let (sender, hints) = mpsc::channel(EVENTS);
+        let root = folder.clone();
+        let overflow = Arc::new(AtomicBool::new(false));
+        let overflowed = overflow.clone();
+        // Called on the watcher's own thread, which must not wait.
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            for hint in read(&root, event) {
+                if sender.try_send(hint).is_err() {
+                    overflowed.store(true, Ordering::Release);
+                }
+            }
+        });
+        let watcher = watcher
+            .inspect_err(|error| tracing::error!(%error, "inotify cannot be had: files are looked at once a second"))
+            .ok();
+        Self {
+            folder,
+            scanner,
+            desired,
+            wishes,
+            hints,
+            watcher,
+            watched: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            overflow,
+            look_at: None,
+            again_at: None,
+        }
+    }
+
+    /// Runs until nobody can ask for a reload any more.
+    pub(crate) async fn run(mut self) {
+        let folder = self.folder.clone();
+        self.keep_watching(&folder);
+        self.look(Look::default()).await;
+        loop {
+            let wake = [self.look_at, self.again_at].into_iter().flatten().min();
+            let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
+            // Every arm is cancel-safe: the queues keep what is not taken, the timer is set anew.
+            tokio::select! {
+                wish = self.wishes.recv() => match wish {
+                    Some(ReloadWish { confirm_removals, done }) => {
+                        self.busy.clear();
+                        let scan = self.look(Look { removals_at_once: true, confirm_removals }).await;
+                        let _ = done.send(scan);
+                    }
+                    None => return,
+                },
+                Some(hint) = self.hints.recv() => self.heed(hint),
+                () = tokio::time::sleep_until(wake) => {
+                    self.look(Look::default()).await;
+                }
+            }
+        }
+    }
+
+    fn heed(&mut self, hint: Hint) {
+        if self.overflow.swap(false, Ordering::AcqRel) {
+            self.busy.clear();
+            self.look_at = Some(Instant::now() + QUIET);
+        }
+        match hint {
+            Hint::Look => {}
+            Hint::Busy(path) => {
+                self.busy.insert(path);
+                return;
+            }
+            Hint::Done(path) => {
+                self.busy.remove(&path);
+            }
+            Hint::FolderLost => {
+                if let Some(watcher) = &mut self.watcher {
+                    let _ = watcher.unwatch(&self.folder);
+                }
+                self.watched.remove(&self.folder);
+                self.busy.clear();
+            }
+        }
+        self.look_at = Some(Instant::now() + QUIET);
+    }
+
+    async fn look(&mut self, look: Look) -> u64 {
+        self.look_at = None;
+        let folder = self.folder.clone();
+        // Watched first, then read: what changes in between is an event.
+        let watched = self.keep_watching(&folder);
+        let (mut scanner, busy) = (std::mem::take(&mut self.scanner), self.busy.clone());
+        let scanning = tokio::task::spawn_blocking(move || {
+            let scanned = scanner.scan(std::time::Instant::now(), look, &busy);
+            (scanner, scanned)
+        });
+        let Ok((scanner, scanned)) = scanning.await else {
+            // A panic in the scanner has been logged by the panic hook; what is known stays as it is.
+            return self.desired.borrow().scan;
+        };
+        self.scanner = scanner;
+        let Scanned { desired, again_at, referred } = scanned;
+        let mut again_at = again_at.map(Instant::from_std);
+        for folder in &referred {
+            self.keep_watching(folder);
+        }
+        if !watched {
+            let retry = Instant::now() + UNWATCHED;
+            again_at = Some(again_at.map_or(retry, |at| at.min(retry)));
+        }
+        self.again_at = again_at;
+        let scan = desired.scan;
+        self.publish(desired);
+        scan
+    }
+
+    fn publish(&self, desired: Desired) {
+        for problem in &desired.problems {
+            if !self.desired.borrow().problems.contains(problem) {
+                tracing::error!("{problem}");
+            }
+        }
+        self.desired.send_replace(Arc::new(desired));
+    }
+
+    /// Watches a folder, if it is not watched yet. False while it cannot be.
+    fn keep_watching(&mut self, folder: &Path) -> bool {
+        if self.watched.contains(folder) {
+            return true;
+        }
+        let Some(watcher) = &mut self.watcher else { return false };
+        let watched = watcher.watch(folder, RecursiveMode::NonRecursive).is_ok();
+        if watched {
+            self.watched.insert(folder.to_owned());
+        }
+        watched
+    }
+}
+
+/// What an event of the watcher means for the folder `root`.
+fn read(root: &Path, event: notify::Result<Event>) -> Vec<Hint> {
+    let Ok(event) = event else { return vec![Hint::Look] };
+    if event.need_rescan() {
+        return vec![Hint::Look];
+    }
+    let of_root = event.paths.iter().any(|path| path == root);
+    let each = |hint: fn(PathBuf) -> Hint| event.paths.iter().cloned().map(hint).collect();
+    match event.kind {
+        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if of_root => vec![Hint::FolderLost],
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => each(Hint::Done),
+        EventKind::Modify(ModifyKind::Data(_)) => each(Hint::Busy),
+        EventKind::Create(CreateKind::File) => each(created),
+        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_) | ModifyKind::Metadata(_)) => each(Hint::Done),
+        EventKind::Remove(RemoveKind::File | RemoveKind::Any | RemoveKind::Other | RemoveKind::Folder) => each(Hint::Done),
+        EventKind::Access(_) => Vec::new(),
+        EventKind::Modify(_) | EventKind::Any | EventKind::Other => vec![Hint::Look],
+    }
+}
+
+/// A new name. One with a link behind it is complete at once; a plain new file will be closed by its writer.
+fn created(path: PathBuf) -> Hint {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::symlink_metadata(&path) {
+        Ok(file) if file.is_file() && file.nlink() == 1 => Hint::Busy(path),
+        _ => Hint::Done(path),
+    }
+}
