@@ -21,4 +21,4 @@ pub mod start;
 
 pub use conn::{Conn, Sql, Tx};
 pub use error::DbError;
-pub use pool::{DEFAULT_WORKING, Db, Figures, Last, Options};
+pub use pool::{Db, Figures, Last, Options};

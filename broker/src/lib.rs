@@ -19,6 +19,7 @@ pub mod db;
 pub mod emit;
 pub mod error;
 pub mod health;
+pub mod jobs;
 pub mod log;
 pub mod metrics;
 pub mod pak;

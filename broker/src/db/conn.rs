@@ -36,7 +36,7 @@ pub struct Conn {
 pub struct Tx<'a> {
     tx: postgres::Transaction<'a>,
     statements: &'a mut HashMap<&'static str, Statement>,
-    spoiled: &'a mut bool,
+    spoiled: bool,
 }
 
 impl Conn {
@@ -64,12 +64,12 @@ impl Conn {
         // throws the connection away, for `SET` would succeed inside a transaction that was left open.
         live.spoiled = true;
         let tx = live.client.transaction().map_err(|e| E::from(e.into()))?;
-        let mut spoiled = false;
-        let mut tx = Tx { tx, statements: &mut live.statements, spoiled: &mut spoiled };
+        let mut tx = Tx { tx, statements: &mut live.statements, spoiled: false };
         let result = work(&mut tx);
+        let Tx { tx, spoiled, .. } = tx;
         let ended = match &result {
-            Ok(_) => tx.tx.commit(),
-            Err(_) => tx.tx.rollback(),
+            Ok(_) => tx.commit(),
+            Err(_) => tx.rollback(),
         };
         match ended {
             Ok(()) => live.spoiled = spoiled,
@@ -163,7 +163,7 @@ impl Tx<'_> {
         if let Err(error) = &result {
             // A stale statement cannot be repeated inside a transaction that it has failed; the next request gets a
             // connection that knows the tables as they are.
-            *self.spoiled |= spoils_connection(error) || stale_statement(error);
+            self.spoiled |= spoils_connection(error) || stale_statement(error);
         }
         result.map_err(DbError::from)
     }

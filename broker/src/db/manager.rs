@@ -8,10 +8,11 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use brokkr_pg::{ConnectError, Connector};
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use postgres::{Client, Statement};
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ pub(super) struct Manager(Arc<Recipe>);
 pub(super) struct Recipe {
     pub(super) url: DatabaseUrl,
     pub(super) application_name: String,
+    pub(super) connector: OnceLock<Connector>,
     /// `SET search_path TO "tenant_x", pg_temp`: sent at every checkout, the only text that ever names a path.
     pub(super) set_path: String,
     /// Sent once, when a connection is opened.
@@ -119,13 +121,22 @@ impl Manager {
 }
 
 impl Recipe {
+    /// Made by the first connection, kept for all: certificates and the like are read once, and only if needed.
+    fn connector(&self) -> Result<&Connector, ConnectError> {
+        if let Some(connector) = self.connector.get() {
+            return Ok(connector);
+        }
+        let options = brokkr_pg::Options::new(self.application_name.as_str()).read_write();
+        let connector = Connector::new(&self.url, &options)?;
+        Ok(self.connector.get_or_init(|| connector))
+    }
+
     /// Opens one connection and prepares its session.
     fn open(&self) -> Result<Live, String> {
         let counted = Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
-        let options = brokkr_pg::Options { application_name: &self.application_name, read_write: true };
         // `postgres` builds a runtime per connection and panics when descriptors run out. On r2d2's helper thread that
         // would lose the attempt without telling anybody.
-        let opened = catch_unwind(AssertUnwindSafe(|| brokkr_pg::connect(&self.url, &options)));
+        let opened = catch_unwind(AssertUnwindSafe(|| self.connector()?.connect()));
         let mut client = match opened {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(error.to_string()),

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use brokkr_tenant::{DatabaseUrl, SchemaName};
@@ -14,9 +14,6 @@ use super::conn::Conn;
 use super::error::DbError;
 use super::gate::{Gate, Slot};
 use super::manager::{Manager, Recipe, Shared, set_path};
-
-/// Most connections that work at once unless configured: more only queue up inside the server.
-pub const DEFAULT_WORKING: u32 = 8;
 
 /// After this long without use a connection is closed (checked every 30 s).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,11 +36,13 @@ pub struct Options {
     pub connections: u32,
     /// How long a request waits for a working connection.
     pub acquire_timeout: Duration,
-    /// Most connections working at once; absent: [`DEFAULT_WORKING`], or the pool if that is smaller.
-    pub max_working: Option<u32>,
+    /// Most connections working at once: more only queue up inside the server.
+    pub max_working: u32,
     /// The server ends a statement after this long.
     pub statement_timeout: Duration,
-    /// A request is answered after this long, whatever its work does.
+    /// The server ends a session that leaves a transaction open for this long.
+    pub idle_in_transaction_timeout: Duration,
+    /// [`Db::run`] returns after this long, waiting included, whatever the work does.
     pub deadline: Duration,
 }
 
@@ -100,8 +99,9 @@ impl Db {
         let manager = Manager::new(Recipe {
             url: options.url.clone(),
             application_name: options.application_name.clone(),
+            connector: OnceLock::new(),
             set_path: set_path(&options.schema),
-            settings: session_settings(options.statement_timeout),
+            settings: session_settings(&options),
             shared: shared.clone(),
         });
         // One thread opens connections and closes idle ones; three, r2d2's default, would be three too many when idle.
@@ -149,7 +149,8 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let until = tokio::time::Instant::now() + acquire_timeout;
+        let began = tokio::time::Instant::now();
+        let until = began + acquire_timeout;
         let Some(slot) = self.0.shared.gate.acquire(until).await else {
             return Err(DbError::unavailable(format!("no connection came free within {acquire_timeout:?}")).into());
         };
@@ -165,7 +166,7 @@ impl Db {
                 return Err(DbError::unavailable(reason).into());
             }
         }
-        match tokio::time::timeout(self.0.options.deadline, &mut job).await {
+        match tokio::time::timeout_at(began + self.0.options.deadline, &mut job).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(DbError::Panicked.into()),
             Err(_) => {
@@ -319,16 +320,17 @@ impl Inner {
 
 /// Most slots for a cap.
 fn working(options: &Options, cap: u32) -> u32 {
-    options.max_working.unwrap_or(DEFAULT_WORKING).min(cap).max(1)
+    options.max_working.min(cap).max(1)
 }
 
 /// What every session of this broker is set to when it is opened (all known since PostgreSQL 14).
-fn session_settings(statement_timeout: Duration) -> String {
+fn session_settings(options: &Options) -> String {
     format!(
-        "SET statement_timeout = {ms}; \
-         SET idle_in_transaction_session_timeout = {ms}; \
+        "SET statement_timeout = {}; \
+         SET idle_in_transaction_session_timeout = {}; \
          SET tcp_user_timeout = 5000; \
          SET client_connection_check_interval = 5000",
-        ms = statement_timeout.as_millis()
+        options.statement_timeout.as_millis(),
+        options.idle_in_transaction_timeout.as_millis()
     )
 }

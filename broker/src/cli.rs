@@ -1,0 +1,189 @@
+//! The commands of `brokkr-broker`. Results on standard output, errors as `Error: …` on standard error; exit 0 done,
+//! 1 failed, 2 usage, 69 no server, 78 configuration.
+
+mod healthcheck;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use brokkr_tenant::LogFormat;
+use clap::{Parser, Subcommand};
+
+use crate::config::{ConfigError, Instance};
+use crate::db::start::{StartError, Step, migrate, rotate_admin};
+use crate::log;
+use crate::pak::{Format, Pak, PakHash};
+use crate::serve::{Exit, Inherited, serve};
+
+const CONFIGURATION: u8 = 78;
+const UNAVAILABLE: u8 = 69;
+
+/// One tenant's Brokkr broker.
+#[derive(Parser)]
+#[command(name = "brokkr-broker", version, about, disable_help_subcommand = true)]
+struct Cli {
+    /// Configuration file; else BROKKR_CONFIG_FILE, else environment and defaults
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the tenant until told to stop
+    Serve,
+    /// Bring the schema up to date and exit
+    Migrate,
+    /// Print a new PAK and its hash; touches neither database nor disk
+    GeneratePak,
+    /// Replace a PAK
+    Rotate {
+        #[command(subcommand)]
+        what: Rotate,
+    },
+    /// Ask the running broker whether it is ready: exit 0 or 1
+    Healthcheck,
+}
+
+#[derive(Subcommand)]
+enum Rotate {
+    /// The administrator's; prints the new one and replaces admin.pak
+    Admin,
+}
+
+/// Runs the command of this process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::GeneratePak => generate_pak(&cli),
+        _ => Instance::load(cli.config.as_deref()).map_err(Exit::from).and_then(|instance| run(&cli, instance)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => {
+            say_error(&exit.reason);
+            ExitCode::from(exit.code)
+        }
+    }
+}
+
+fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
+    match &cli.command {
+        Command::Serve => run_serve(instance),
+        Command::Migrate => run_migrate(&instance),
+        Command::Rotate { what: Rotate::Admin } => run_rotate_admin(&instance),
+        Command::Healthcheck => healthcheck::run(&instance.config.http.listen).map_err(|reason| Exit { code: 1, reason }),
+        // Needs no configuration that could be wrong; handled in `main`.
+        Command::GeneratePak => generate_pak(cli),
+    }
+}
+
+fn run_serve(instance: Instance) -> Result<(), Exit> {
+    let inherited =
+        Inherited::from_env().map_err(|error| Exit { code: 1, reason: format!("LISTEN_FDS: {error}") })?;
+    // Only the supervisor's pipe needs JSON whatever the file says.
+    let format = match instance.config.log.format {
+        LogFormat::Text if !instance.supervised => log::Format::Text,
+        _ => log::Format::Json,
+    };
+    let level = instance.config.log.level.as_str();
+    let guard = log::init(level, format).map_err(|error| Exit { code: 1, reason: format!("log: {error}") })?;
+    for warning in &instance.warnings {
+        tracing::warn!(tenant = instance.tenant, "{warning}");
+    }
+    let tenant = instance.tenant.clone();
+    let result = serve(instance, inherited, guard.dropped());
+    if let Err(exit) = &result {
+        tracing::error!(tenant, code = exit.code, "{}", exit.reason);
+    }
+    drop(guard);
+    result
+}
+
+fn run_migrate(instance: &Instance) -> Result<(), Exit> {
+    let step = |step| match step {
+        Step::WaitingForLock => {}
+        Step::Migrating => say_error_free("migrating"),
+    };
+    let outcome = migrate(&instance.plan(), &step).map_err(|error| failed(instance, error))?;
+    say(&format!(
+        "{}: schema {} is at version {}, {} applied now\n",
+        instance.tenant, instance.config.database.schema, outcome.version, outcome.applied
+    ))
+}
+
+fn run_rotate_admin(instance: &Instance) -> Result<(), Exit> {
+    let plan = instance.plan();
+    match rotate_admin(&plan).map_err(|error| failed(instance, error))? {
+        Some(pak) => say(&format!(
+            "Admin PAK of {} rotated.\nNew PAK: {}\nHash: {}\nWritten to {}\n",
+            instance.tenant,
+            pak.expose(),
+            pak.hash().as_str(),
+            plan.key_file.path().display()
+        )),
+        None => {
+            let hash = plan.pak_hash.as_ref().map_or("", PakHash::as_str);
+            say(&format!(
+                "Admin hash of {} replaced by broker.pak_hash of the configuration; no PAK was minted.\nHash: {hash}\n",
+                instance.tenant
+            ))
+        }
+    }
+}
+
+fn generate_pak(cli: &Cli) -> Result<(), Exit> {
+    // The configured format if there is a configuration; this command needs none, so a bad or absent one is no reason
+    // to refuse.
+    let format = match Instance::load(cli.config.as_deref()) {
+        Ok(instance) => instance.pak_format(),
+        Err(error) if cli.config.is_some() => return Err(error.into()),
+        Err(_) => Format::default(),
+    };
+    let pak = Pak::mint(&format).map_err(|error| Exit { code: 1, reason: error.to_string() })?;
+    say(&format!(
+        "PAK: {}\nHash: {}\n\nKeep the PAK; it is not stored. To make it the administrator's, set\n\n    [broker]\n    \
+         pak_hash = \"{}\"\n\nbefore the first start, or before `brokkr-broker rotate admin`.\n",
+        pak.expose(),
+        pak.hash().as_str(),
+        pak.hash().as_str()
+    ))
+}
+
+fn failed(instance: &Instance, error: StartError) -> Exit {
+    let code = match &error {
+        StartError::Away(_) => UNAVAILABLE,
+        StartError::Configuration(_) => CONFIGURATION,
+        StartError::Failed(_) => 1,
+    };
+    Exit { code, reason: format!("{}: {error}", instance.tenant) }
+}
+
+impl From<ConfigError> for Exit {
+    fn from(error: ConfigError) -> Self {
+        Exit { code: CONFIGURATION, reason: error.to_string() }
+    }
+}
+
+/// A command's result. A reader that has gone is no error of ours.
+fn say(text: &str) -> Result<(), Exit> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Exit { code: 1, reason: format!("standard output: {error}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn say_error(text: impl Display) {
+    // With standard error gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "Error: {text}");
+}
+
+fn say_error_free(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

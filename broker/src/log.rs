@@ -1,0 +1,314 @@
+//! Log lines: tracing events become one line each on standard error, through a thread of their own.
+//!
+//! The pipe behind standard error is blocking, and for a while nobody may read it (a supervisor being replaced). So
+//! lines go through a queue of [`QUEUE`] lines to one writer thread. When the queue is full a line is dropped and
+//! counted, and the next line that gets through is followed by the count; no request ever waits for the log. A reader
+//! that has gone (EPIPE) costs the lines, nothing else.
+
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use chrono::{SecondsFormat, Utc};
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+/// Lines that wait for the writer; a line is a few hundred bytes.
+const QUEUE: usize = 4096;
+
+/// Lines are written together up to this many bytes.
+const BATCH: usize = 32 * 1024;
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One flat JSON object, for a supervisor or a collector.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Keeps the writer alive; dropping it writes what is queued (for at most a second) and ends it.
+pub struct Guard {
+    sink: Sink,
+    stopping: Arc<AtomicBool>,
+    writer: Option<JoinHandle<()>>,
+    finished: Receiver<()>,
+}
+
+impl Guard {
+    /// The count of lines dropped so far, shared with the writer.
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        self.sink.dropped.clone()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        // Wakes a writer that waits for a line; one that does not wait sees the flag after its batch.
+        let _ = self.sink.lines.try_send(String::new());
+        // A reader that never reads must not keep the process from ending.
+        let done = self.finished.recv_timeout(Duration::from_secs(1));
+        if let (Ok(()) | Err(RecvTimeoutError::Disconnected), Some(writer)) = (done, self.writer.take()) {
+            let _ = writer.join();
+        }
+    }
+}
+
+/// Installs the subscriber and the panic hook. `level` is a level or a list of `target=level`; `RUST_LOG` overrides it.
+///
+/// # Errors
+///
+/// When the writer's thread cannot be started, or a subscriber is installed already.
+pub fn init(level: &str, format: Format) -> std::io::Result<Guard> {
+    let filter = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.or_else(|| level.parse().ok()).unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let (sink, guard) = writer(std::io::stderr(), QUEUE, format)?;
+    let subscriber = tracing_subscriber::registry().with(Lines { sink, format }.with_filter(filter));
+    tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(target: "panic", location, "{}", panic_message(panic.payload()));
+    }));
+    Ok(guard)
+}
+
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("panicked")
+}
+
+/// Where formatted lines go.
+#[derive(Clone)]
+struct Sink {
+    lines: SyncSender<String>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Sink {
+    fn send(&self, line: String) {
+        if self.lines.try_send(line).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn writer(
+    mut out: impl std::io::Write + Send + 'static,
+    queue: usize,
+    format: Format,
+) -> std::io::Result<(Sink, Guard)> {
+    let (lines, queued) = sync_channel::<String>(queue);
+    let (finish, finished) = channel();
+    let stopping = Arc::new(AtomicBool::new(false));
+    let sink = Sink { lines, dropped: Arc::new(AtomicU64::new(0)) };
+    let (count, stop) = (sink.dropped.clone(), stopping.clone());
+    let writer = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
+        let mut told = 0;
+        while let Ok(first) = queued.recv() {
+            let mut batch = first;
+            // What is there already goes out in one write.
+            while batch.len() < BATCH
+                && let Ok(line) = queued.try_recv()
+            {
+                batch.push_str(&line);
+            }
+            let lost = count.load(Ordering::Relaxed);
+            if lost > told {
+                batch.push_str(&dropped_line(format, lost - told));
+                told = lost;
+            }
+            // EPIPE and the like: nobody reads, and there is nowhere to say so.
+            let _ = out.write_all(batch.as_bytes()).and_then(|()| out.flush());
+            if stop.load(Ordering::Relaxed) && batch.len() < BATCH {
+                break;
+            }
+        }
+        let _ = finish.send(());
+    })?;
+    let guard = Guard { sink: sink.clone(), stopping, writer: Some(writer), finished };
+    Ok((sink, guard))
+}
+
+fn dropped_line(format: Format, lost: u64) -> String {
+    let mut fields = Fields { message: "log lines dropped, because nobody read them".to_owned(), ..Fields::default() };
+    fields.other.insert("dropped".to_owned(), lost.into());
+    line(format, Level::WARN, "brokkr_broker::log", fields)
+}
+
+/// The layer that turns events into lines.
+struct Lines {
+    sink: Sink,
+    format: Format,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let metadata = event.metadata();
+        self.sink.send(line(self.format, *metadata.level(), metadata.target(), fields));
+    }
+}
+
+/// What an event carries: its message, and its other fields in order of their names.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    other: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.message = text,
+            // A field must not replace one of the line's own keys.
+            (name @ ("timestamp" | "level" | "target"), value) => {
+                self.other.insert(format!("field_{name}"), value);
+            }
+            (name, value) => {
+                self.other.insert(name.to_owned(), value);
+            }
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+}
+
+fn line(format: Format, level: Level, target: &str, fields: Fields) -> String {
+    let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
+    let mut out = String::with_capacity(256);
+    // Writing into a String cannot fail, and none of these values can fail to become JSON.
+    match format {
+        Format::Json => {
+            let message = Value::String(fields.message);
+            let target = Value::from(target);
+            let _ = write!(out, r#"{{"timestamp":"{now}","level":"{level}","target":{target},"message":{message}"#);
+            for (name, value) in fields.other {
+                let _ = write!(out, ",{}:{value}", Value::String(name));
+            }
+            out.push_str("}\n");
+        }
+        Format::Text => {
+            let _ = write!(out, "{now} {level:>5} {target}: {}", fields.message.replace('\n', "\\n"));
+            for (name, value) in fields.other {
+                match value {
+                    Value::String(text) if !text.contains([' ', '"', '\n']) => {
+                        let _ = write!(out, " {name}={text}");
+                    }
+                    value => {
+                        let _ = write!(out, " {name}={value}");
+                    }
+                }
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn log_into(out: UnixStream, queue: usize, format: Format, work: impl FnOnce()) -> u64 {
+        let (sink, guard) = writer(out, queue, format).unwrap();
+        let subscriber = tracing_subscriber::registry().with(Lines { sink, format });
+        tracing::subscriber::with_default(subscriber, work);
+        guard.dropped().load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn an_event_is_one_flat_json_object_a_line() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let dropped = log_into(ours, 10, Format::Json, || {
+            tracing::info!(target: "somewhere", number = 7, text = "a \"b\"\nc", level = "mine", "said {}", "so");
+            tracing::warn!("again");
+        });
+        assert_eq!(dropped, 0);
+        let mut text = String::new();
+        theirs.read_to_string(&mut text).unwrap();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let [first, second] = &lines[..] else { panic!("{text}") };
+        assert_eq!(first["message"], "said so");
+        assert_eq!(first["level"], "INFO");
+        assert_eq!(first["target"], "somewhere");
+        assert_eq!(first["number"], 7);
+        assert_eq!(first["text"], "a \"b\"\nc");
+        assert_eq!(first["field_level"], "mine");
+        assert_eq!(second["message"], "again");
+        let timestamp = first["timestamp"].as_str().unwrap();
+        assert!(timestamp.ends_with('Z') && timestamp.len() == "2026-01-02T03:04:05.123456Z".len(), "{timestamp}");
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_lines_and_never_blocks_and_the_count_is_logged() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (sink, guard) = writer(ours, 16, Format::Json).unwrap();
+        let subscriber = tracing_subscriber::registry().with(Lines { sink, format: Format::Json });
+        let filler = "x".repeat(1000);
+        tracing::subscriber::with_default(subscriber, || {
+            // Far more than socket buffer, batch and queue hold together.
+            for _ in 0..20_000 {
+                tracing::info!("{filler}");
+            }
+        });
+        let dropped = guard.dropped().load(Ordering::Relaxed);
+        assert!(dropped > 0);
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            theirs.read_to_string(&mut text).unwrap();
+            text
+        });
+        drop(guard);
+        let text = reader.join().unwrap();
+        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let told: u64 = lines.iter().filter_map(|l| l["dropped"].as_u64()).sum();
+        let arrived = lines.iter().filter(|l| l["level"] == "INFO").count() as u64;
+        assert_eq!((told, arrived + told), (dropped, 20_000));
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_costs_nothing_but_the_lines() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        log_into(ours, 10, Format::Text, || {
+            for n in 0..100 {
+                tracing::info!(n, "to nobody");
+            }
+        });
+    }
+}

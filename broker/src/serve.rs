@@ -1,0 +1,310 @@
+//! `serve`: one instance, from its sockets to its last answered request.
+//!
+//! ```text
+//! sockets -> private router -> start (retried while the server is away) -> READY -> accept -> signal -> drain -> exit
+//! ```
+//!
+//! Under a supervisor the tenant's socket is shared with the instance before this one, so nothing is accepted before
+//! READY. Alone, probes are answered from the first moment and the API answers 503 until the start is done.
+//!
+//! The event loop is one thread. It ends at once on a second signal; otherwise when the last connection has ended, or at
+//! the end of the grace when only idle ones are left.
+
+mod connections;
+mod listener;
+mod notify;
+mod private;
+mod public;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::app::App;
+use crate::auth;
+use crate::config::Instance;
+use crate::db::start::{Outcome, Plan, StartError, Step, start};
+use crate::db::Db;
+use crate::health::Health;
+use crate::jobs;
+use crate::metrics::Metrics;
+use connections::{Connections, Phase};
+use listener::Listener;
+pub use listener::Inherited;
+use notify::Notifier;
+
+/// Log lines dropped so far.
+pub type Dropped = Arc<AtomicU64>;
+
+/// At the end of it, idle connections are closed. Below the supervisor's default `stop.grace` (20 s), so that the process
+/// has ended by itself when that is over.
+const GRACE: Duration = Duration::from_secs(17);
+
+/// A broker alone gives its server this long to appear.
+const ALONE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// While migrating, readiness is asked to wait this much longer, every [`EXTEND_EVERY`].
+const EXTEND: &str = "EXTEND_TIMEOUT_USEC=30000000";
+const EXTEND_EVERY: Duration = Duration::from_secs(5);
+
+/// Connections of the private socket: the supervisor's few.
+const PRIVATE_CONNECTIONS: u32 = 16;
+
+/// Why serving ended other than by being asked to.
+#[derive(Debug)]
+pub struct Exit {
+    /// The exit code.
+    pub code: u8,
+    /// For the operator.
+    pub reason: String,
+}
+
+impl Exit {
+    fn failed(what: &str, error: impl std::fmt::Display) -> Self {
+        Exit { code: 1, reason: format!("{what}: {error}") }
+    }
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+///
+/// [`Exit`] when the broker ends for a reason of its own.
+pub fn serve(instance: Instance, inherited: Inherited, dropped: Dropped) -> Result<(), Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // One per slot of the pool, and a few for closing connections and for the start.
+        .max_blocking_threads(instance.config.database.max_working as usize + 4)
+        .thread_keep_alive(Duration::from_secs(5))
+        .thread_name("db")
+        .build()
+        .map_err(|error| Exit::failed("event loop", error))?;
+    let result = runtime.block_on(run(instance, inherited, dropped));
+    // A thread may hang in a server that does not answer; it must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(instance: Instance, inherited: Inherited, dropped: Dropped) -> Result<(), Exit> {
+    let notifier = Notifier::from_env();
+    let result = Box::pin(run_notified(&notifier, instance, inherited, dropped)).await;
+    if let Err(exit) = &result {
+        notifier.exit(exit.code, &exit.reason).await;
+    }
+    result
+}
+
+async fn run_notified(
+    notifier: &Notifier,
+    instance: Instance,
+    inherited: Inherited,
+    dropped: Dropped,
+) -> Result<(), Exit> {
+    let mut signals = Signals::new().map_err(|error| Exit::failed("signals", error))?;
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let listener = match inherited.http {
+        Some(fd) => Listener::inherited(fd).map_err(|error| Exit::failed("inherited socket", error))?,
+        None => Listener::bind(&instance.config.http.listen)
+            .await
+            .map_err(|error| Exit::failed(&format!("http.listen {}", instance.config.http.listen), error))?,
+    };
+    let app = app(&instance)?;
+    let public =
+        Connections::new(public::router(app.clone(), dropped.clone()), phases.clone(), most_connections(&instance));
+
+    if let Some(fd) = inherited.private {
+        let listener = Listener::inherited(fd).map_err(|error| Exit::failed("private socket", error))?;
+        // Probes and orders are answered to the very end: a phase of its own, which never changes.
+        let (forever, phases) = watch::channel(Phase::Serving);
+        let connections = Connections::new(private::router(app.clone(), dropped), phases, PRIVATE_CONNECTIONS);
+        tokio::spawn(async move {
+            let _forever = forever;
+            connections.accept(listener).await;
+        });
+    }
+
+    let address = listener.address();
+    let mut listener = Some(listener);
+    let mut accepting = None;
+    if !instance.supervised {
+        accepting = listener.take().map(|listener| tokio::spawn(public.clone().accept(listener)));
+    }
+    tokio::select! {
+        started = until_started(notifier, &instance) => started?,
+        () = signals.next() => {
+            tracing::info!("told to stop while starting");
+            return Ok(());
+        }
+    };
+    app.health.started();
+    if let Some(listener) = listener.take() {
+        accepting = Some(tokio::spawn(public.clone().accept(listener)));
+    }
+    tokio::spawn(jobs::retention(app.db.clone(), instance.retention()));
+    tracing::info!(%address, schema = %instance.config.database.schema, "ready");
+    notifier.send(&["READY=1", "STATUS=ready"]).await;
+
+    signals.next().await;
+    drain(notifier, &app, &public, &phase, accepting, &mut signals).await;
+    Ok(())
+}
+
+fn app(instance: &Instance) -> Result<App, Exit> {
+    let db = Db::new(instance.db_options()).map_err(|error| Exit::failed("database", error))?;
+    let config = Arc::new(instance.config.clone());
+    Ok(App {
+        db,
+        auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
+        config,
+        metrics: Arc::new(Metrics::default()),
+        health: Arc::new(Health::new()),
+    })
+}
+
+/// As many as descriptors allow, less what the pool (a connection is four) and the process itself need.
+fn most_connections(instance: &Instance) -> u32 {
+    use nix::sys::resource::{Resource, getrlimit};
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(20_000)) as u32;
+    let ours = 64 + 4 * instance.config.database.pool_size.get();
+    descriptors.saturating_sub(ours).clamp(64, 10_000)
+}
+
+/// Starts, and starts again while the server is away. Alone, for a minute.
+async fn until_started(notifier: &Notifier, instance: &Instance) -> Result<Outcome, Exit> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(50);
+    let mut told = String::new();
+    loop {
+        let reason = match attempt(notifier, instance.plan()).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(StartError::Configuration(reason)) => return Err(Exit { code: 78, reason }),
+            Err(StartError::Failed(reason)) => return Err(Exit { code: 1, reason }),
+            Err(StartError::Away(reason)) => reason,
+        };
+        if !instance.supervised && began.elapsed() > ALONE_TIMEOUT {
+            return Err(Exit { code: 69, reason });
+        }
+        if reason != told {
+            tracing::warn!(%reason, "waiting for the database");
+            notifier.status(&format!("waiting for the database: {reason}")).await;
+            told = reason;
+        }
+        // Full jitter with a floor: brokers that lost one server together do not come back together.
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// One start on a blocking thread, telling the supervisor while it takes long.
+async fn attempt(notifier: &Notifier, plan: Plan) -> Result<Outcome, StartError> {
+    // As many steps as anybody could want to see; a full queue means the listener below is behind, and loses a repeat.
+    let (steps, mut stepped) = mpsc::channel(4);
+    let mut job = tokio::task::spawn_blocking(move || {
+        start(&plan, &|step| {
+            let _ = steps.try_send(step);
+        })
+    });
+    let mut extend = tokio::time::interval(EXTEND_EVERY);
+    let mut current = None;
+    loop {
+        // Every arm is cancel-safe: a join handle and a channel keep what was not taken.
+        tokio::select! {
+            biased;
+            joined = &mut job => {
+                return joined.unwrap_or_else(|_| Err(StartError::Failed("the start panicked".to_owned())));
+            }
+            Some(step) = stepped.recv() => if current != Some(step) {
+                current = Some(step);
+                let status = match step {
+                    Step::WaitingForLock => "STATUS=waiting for another start on the same schema",
+                    Step::Migrating => "STATUS=migrating",
+                };
+                notifier.send(&[EXTEND, status]).await;
+            },
+            _ = extend.tick() => if current.is_some() {
+                notifier.send(&[EXTEND]).await;
+            },
+        }
+    }
+}
+
+async fn drain(
+    notifier: &Notifier,
+    app: &App,
+    public: &Connections,
+    phase: &watch::Sender<Phase>,
+    accepting: Option<tokio::task::JoinHandle<()>>,
+    signals: &mut Signals,
+) {
+    tracing::info!(connections = public.open(), "draining");
+    app.health.draining();
+    phase.send_replace(Phase::Draining);
+    notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
+    let ended = async {
+        if let Some(accepting) = accepting {
+            // Ends with the phase; a panic in it has been logged.
+            let _ = accepting.await;
+        }
+        app.db.drain().await;
+        let ended = public.ended();
+        tokio::pin!(ended);
+        if tokio::time::timeout(GRACE, &mut ended).await.is_err() {
+            tracing::info!(connections = public.open(), "closing what is idle");
+            phase.send_replace(Phase::Closing);
+            ended.await;
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = tell_connections(notifier, app) => {}
+        () = signals.next() => tracing::warn!("told twice to stop: ending at once"),
+    }
+    tracing::info!("drained");
+}
+
+/// Tells how many database connections are held, whenever that changes. Never ends.
+async fn tell_connections(notifier: &Notifier, app: &App) {
+    let mut held = app.db.held();
+    loop {
+        let now = *held.borrow_and_update();
+        notifier.send(&[&format!("X_CONNECTIONS={now}")]).await;
+        if held.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// SIGTERM and SIGINT, which mean the same.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next of either. Cancel-safe.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// An error body as the API has them, for answers given before the API is reached.
+fn error_answer(status: StatusCode, code: &str, message: &str) -> Response<Body> {
+    let body = serde_json::json!({ "code": code, "message": message });
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,64 @@
+//! What the broker says to whoever started it: datagrams in the manner of `sd_notify`.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// Sends to `NOTIFY_SOCKET`; without one it says nothing.
+#[derive(Debug)]
+pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+
+impl Notifier {
+    /// Reads `NOTIFY_SOCKET` (a path, or `@` and an abstract name).
+    pub fn from_env() -> Self {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Notifier(None) };
+        let address = match name.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(&name),
+        };
+        let socket = UnixDatagram::unbound().and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+        match (address, socket) {
+            (Ok(address), Ok(socket)) => Notifier(Some((socket, address))),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(%error, "NOTIFY_SOCKET cannot be used");
+                Notifier(None)
+            }
+        }
+    }
+
+    /// Sends these lines as one datagram. Waits up to a second while the receiver's queue is full; what it does not
+    /// take by then is dropped and logged.
+    pub async fn send(&self, lines: &[&str]) {
+        let Some((socket, address)) = &self.0 else { return };
+        let message = lines.join("\n");
+        for _ in 0..100 {
+            match socket.send_to_addr(message.as_bytes(), address) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "nobody took a notification");
+                    return;
+                }
+                Ok(_) => return,
+            }
+        }
+        tracing::warn!("a notification was dropped: the receiver does not read");
+    }
+
+    /// `STATUS=`, one line.
+    pub async fn status(&self, status: &str) {
+        self.send(&[&format!("STATUS={}", one_line(status))]).await;
+    }
+
+    /// Says why the process is about to end with `code`.
+    pub async fn exit(&self, code: u8, reason: &str) {
+        self.send(&[&format!("EXIT_STATUS={code}"), &format!("STATUS={}", one_line(reason))]).await;
+    }
+}
+
+/// An assignment ends at the line's end.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}

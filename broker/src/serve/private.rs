@@ -1,0 +1,77 @@
+//! The private socket: what the supervisor asks of, and tells, this one instance.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use super::public;
+use crate::app::App;
+use crate::db::Figures;
+
+/// Everything the private socket answers.
+pub fn router(app: App, dropped: super::Dropped) -> Router {
+    Router::new()
+        .route("/healthz", get(public::healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(move |State(app): State<App>| async move { public::render(&app, &dropped) }))
+        .route("/pool", get(pool).put(set_pool))
+        .route("/server", put(set_server))
+        .with_state(app)
+}
+
+#[derive(Serialize)]
+struct Pool {
+    connections: u32,
+    held: u32,
+    working: u32,
+}
+
+impl From<Figures> for Pool {
+    fn from(figures: Figures) -> Self {
+        Pool { connections: figures.connections, held: figures.held, working: figures.working }
+    }
+}
+
+#[derive(Deserialize)]
+struct SetPool {
+    connections: u32,
+}
+
+#[derive(Deserialize)]
+struct SetServer {
+    up: bool,
+    reason: Option<String>,
+}
+
+async fn readyz(State(app): State<App>) -> Response {
+    match app.health.ready(&app.db).await {
+        Ok(()) => "Ready".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
+    }
+}
+
+async fn pool(State(app): State<App>) -> Json<Pool> {
+    Json(app.db.figures().into())
+}
+
+async fn set_pool(State(app): State<App>, Json(wanted): Json<SetPool>) -> Response {
+    if wanted.connections == 0 {
+        return (StatusCode::BAD_REQUEST, "connections must be at least 1").into_response();
+    }
+    let figures = app.db.set_cap(wanted.connections).await;
+    tracing::info!(connections = figures.connections, held = figures.held, "most connections changed");
+    Json(Pool::from(figures)).into_response()
+}
+
+async fn set_server(State(app): State<App>, Json(verdict): Json<SetServer>) -> StatusCode {
+    let verdict = if verdict.up {
+        Ok(())
+    } else {
+        Err(verdict.reason.unwrap_or_else(|| "the supervisor says the server is down".to_owned()))
+    };
+    app.health.server(verdict);
+    StatusCode::NO_CONTENT
+}
