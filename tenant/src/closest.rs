@@ -1,13 +1,20 @@
 //! "Did you mean": the known word nearest to one that is not known.
 
 /// The candidate at the smallest edit distance from `word`, if that is near enough to be a slip of the hand.
-pub(crate) fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn closest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     // A hostile word costs at most this much work.
     if word.len() > 64 {
         return None;
     }
     let near = (word.chars().count() / 3).max(1);
-    candidates.map(|candidate| (distance(word, candidate), candidate)).filter(|(d, _)| *d <= near).min().map(|(_, c)| c)
+    candidates
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(d, _)| *d <= near)
+        .min()
+        .map(|(_, c)| c)
 }
 
 /// Edit distance with swapped neighbours counted once.

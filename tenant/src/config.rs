@@ -227,7 +227,9 @@ impl BrokerConfig {
         if let Some(dir) = &self.broker.state_dir {
             return dir.clone();
         }
-        let given = state_directory.and_then(OsStr::to_str).and_then(|dirs| dirs.split(':').next());
+        let given = state_directory
+            .and_then(OsStr::to_str)
+            .and_then(|dirs| dirs.split(':').next());
         match given.filter(|dir| !dir.is_empty()) {
             Some(dir) => PathBuf::from(dir),
             None => Path::new(".").join("brokkr-state"),

@@ -92,7 +92,11 @@ impl Snippet {
         let (mut text, mut indent, mut carets, mut columns) = (String::new(), 0, 0, 0);
         let shown = mask.shown();
         // A line too wide is shown from a little before the place on.
-        let skip = if start > MAX_SHOWN / 2 { start - MAX_SHOWN / 4 } else { 0 };
+        let skip = if start > MAX_SHOWN / 2 {
+            start - MAX_SHOWN / 4
+        } else {
+            0
+        };
         if skip > 0 {
             text.push('…');
             (indent, columns) = (1, 1);
@@ -110,7 +114,10 @@ impl Snippet {
                 }
                 // An escape sequence in somebody's file must not reach the terminal of who reads the error; neither
                 // must a mark that turns the direction of writing around.
-                c if c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c) => {
+                c if c.is_control()
+                    || ('\u{202a}'..='\u{202e}').contains(&c)
+                    || ('\u{2066}'..='\u{2069}').contains(&c) =>
+                {
                     text.push('\u{fffd}');
                     columns += 1;
                 }
@@ -125,7 +132,11 @@ impl Snippet {
                 carets += columns - before;
             }
         }
-        Self { text, indent, carets: carets.max(1) }
+        Self {
+            text,
+            indent,
+            carets: carets.max(1),
+        }
     }
 }
 
@@ -202,7 +213,13 @@ impl Diagnostic {
     pub fn headline(&self) -> String {
         let warning = if self.is_error() { "" } else { "warning: " };
         match &self.path {
-            Some(path) => format!("{}:{}:{}: {warning}{}", path.display(), self.line, self.column, self.message),
+            Some(path) => format!(
+                "{}:{}:{}: {warning}{}",
+                path.display(),
+                self.line,
+                self.column,
+                self.message
+            ),
             None => format!("{}: {warning}{}", self.label, self.message),
         }
     }
@@ -211,10 +228,22 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.headline())?;
-        if let Some(Snippet { text, indent, carets }) = &self.snippet {
+        if let Some(Snippet {
+            text,
+            indent,
+            carets,
+        }) = &self.snippet
+        {
             let line = self.line.to_string();
             let gutter = line.len();
-            write!(f, "\n{:gutter$} |\n{line} | {text}\n{:gutter$} | {:indent$}{}", "", "", "", "^".repeat(*carets))?;
+            write!(
+                f,
+                "\n{:gutter$} |\n{line} | {text}\n{:gutter$} | {:indent$}{}",
+                "",
+                "",
+                "",
+                "^".repeat(*carets)
+            )?;
         }
         match &self.hint {
             Some(hint) => write!(f, "\nhint: {hint}"),
@@ -264,7 +293,10 @@ impl Diagnostics {
 
 impl From<Diagnostic> for Diagnostics {
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { list: vec![diagnostic], files: Vec::new() }
+        Self {
+            list: vec![diagnostic],
+            files: Vec::new(),
+        }
     }
 }
 
@@ -307,23 +339,45 @@ mod tests {
     fn the_caret_stands_under_the_place_behind_tabs_and_wide_characters() {
         let source = Source::new("a.toml", "x = 1\n\tä = \"日本\" bad # c\n");
         let at = source.text().find("bad").unwrap_or_default();
-        let shown = source.diagnostic(at..at + 3, "no", Some("yes".into())).to_string();
-        assert_eq!(shown, "a.toml:2:11: no\n  |\n2 |     ä = \"日本\" bad # c\n  |                ^^^\nhint: yes");
+        let shown = source
+            .diagnostic(at..at + 3, "no", Some("yes".into()))
+            .to_string();
+        assert_eq!(
+            shown,
+            "a.toml:2:11: no\n  |\n2 |     ä = \"日本\" bad # c\n  |                ^^^\nhint: yes"
+        );
     }
 
     #[test]
     fn a_terminals_escape_sequences_are_not_passed_on() {
         let source = Source::new("a.toml", "\u{1b}[31mred\u{202e}");
-        assert!(!source.diagnostic(0..1, "no", None).to_string().contains(['\u{1b}', '\u{202e}']));
+        assert!(
+            !source
+                .diagnostic(0..1, "no", None)
+                .to_string()
+                .contains(['\u{1b}', '\u{202e}'])
+        );
     }
 
     #[test]
     fn a_long_line_is_cut_around_the_place() {
-        let source = Source::new("a.toml", format!("{}bad{}", "x".repeat(5000), "y".repeat(5000)));
+        let source = Source::new(
+            "a.toml",
+            format!("{}bad{}", "x".repeat(5000), "y".repeat(5000)),
+        );
         let shown = source.diagnostic(5000..5003, "no", None).to_string();
-        assert!(shown.lines().all(|line| line.chars().count() < 140) && shown.contains("bad"), "{shown}");
-        let (line, caret) = (shown.lines().nth(2).unwrap_or_default(), shown.lines().nth(3).unwrap_or_default());
-        assert_eq!(line.chars().position(|c| c == 'b'), caret.chars().position(|c| c == '^'));
+        assert!(
+            shown.lines().all(|line| line.chars().count() < 140) && shown.contains("bad"),
+            "{shown}"
+        );
+        let (line, caret) = (
+            shown.lines().nth(2).unwrap_or_default(),
+            shown.lines().nth(3).unwrap_or_default(),
+        );
+        assert_eq!(
+            line.chars().position(|c| c == 'b'),
+            caret.chars().position(|c| c == '^')
+        );
     }
 
     proptest! {

@@ -40,7 +40,9 @@ pub enum InstanceConfigError {
         column: usize,
     },
     /// It is of another version.
-    #[error("the instance's configuration has version {0}, this broker reads {INSTANCE_CONFIG_VERSION}")]
+    #[error(
+        "the instance's configuration has version {0}, this broker reads {INSTANCE_CONFIG_VERSION}"
+    )]
     Version(u64),
 }
 
@@ -58,10 +60,15 @@ impl InstanceConfig {
     /// When it is something else or of another version. The error holds nothing of the text.
     pub fn from_json(json: &[u8]) -> Result<Self, InstanceConfigError> {
         // serde's own message may quote the value, which may be a secret.
-        let place = |error: serde_json::Error| InstanceConfigError::Json { line: error.line(), column: error.column() };
+        let place = |error: serde_json::Error| InstanceConfigError::Json {
+            line: error.line(),
+            column: error.column(),
+        };
         let value: Value = serde_json::from_slice(json).map_err(place)?;
         match value.get("version").and_then(Value::as_u64) {
-            Some(version) if version != u64::from(INSTANCE_CONFIG_VERSION) => Err(InstanceConfigError::Version(version)),
+            Some(version) if version != u64::from(INSTANCE_CONFIG_VERSION) => {
+                Err(InstanceConfigError::Version(version))
+            }
             _ => serde_json::from_value(value).map_err(place),
         }
     }
@@ -79,6 +86,9 @@ pub(crate) fn clear_json(config: &BrokerConfig) -> Value {
 }
 
 fn to_value<T: Serialize>(value: &T) -> Value {
-    #[expect(clippy::expect_used, reason = "structs with text keys only, paths come from UTF-8 text: nothing in them can fail")]
+    #[expect(
+        clippy::expect_used,
+        reason = "structs with text keys only, paths come from UTF-8 text: nothing in them can fail"
+    )]
     serde_json::to_value(value).expect("a configuration is JSON")
 }

@@ -15,7 +15,10 @@ pub struct Invalid {
 impl Invalid {
     /// A refusal without advice.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self {
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// The same refusal with advice.

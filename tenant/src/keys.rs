@@ -57,12 +57,22 @@ pub struct Key {
 impl Key {
     /// A key with an effect.
     pub const fn new(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
-        Self { name, kind, default, effect: true }
+        Self {
+            name,
+            kind,
+            default,
+            effect: true,
+        }
     }
 
     /// A key that is known and checked but has no effect yet.
     pub const fn idle(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
-        Self { name, kind, default, effect: false }
+        Self {
+            name,
+            kind,
+            default,
+            effect: false,
+        }
     }
 }
 
@@ -77,7 +87,11 @@ pub struct Keys {
 impl Keys {
     /// A table of these keys.
     pub const fn new(keys: &'static [Key]) -> Self {
-        Self { keys, nested: None, foreign: &[] }
+        Self {
+            keys,
+            nested: None,
+            foreign: &[],
+        }
     }
 
     /// The same, with every key of `keys` known again under `prefix`, for example `defaults`.
@@ -118,7 +132,11 @@ impl Keys {
             return keys.is_section(rest);
         }
         self.nested.is_some_and(|(prefix, _)| prefix == name)
-            || self.keys.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+            || self.keys.iter().any(|key| {
+                key.name
+                    .strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with('.'))
+            })
     }
 
     /// Whether `name` is a section of another program.
@@ -132,7 +150,11 @@ impl Keys {
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.keys.iter().map(|key| key.name.to_owned()).collect();
         if let Some((prefix, keys)) = self.nested {
-            names.extend(keys.names().into_iter().map(|name| format!("{prefix}.{name}")));
+            names.extend(
+                keys.names()
+                    .into_iter()
+                    .map(|name| format!("{prefix}.{name}")),
+            );
         }
         names
     }
@@ -141,13 +163,22 @@ impl Keys {
     pub(crate) fn advice(&self, name: &str) -> String {
         let names = self.names();
         let (section, last) = split(name);
-        let children: Vec<&str> = names.iter().filter_map(|known| child(known, section)).collect();
+        let children: Vec<&str> = names
+            .iter()
+            .filter_map(|known| child(known, section))
+            .collect();
         if let Some(better) = closest(last, children.iter().copied()) {
             return format!("did you mean `{better}`?");
         }
-        let elsewhere: Vec<&String> = names.iter().filter(|known| split(known).1 == last).collect();
+        let elsewhere: Vec<&String> = names
+            .iter()
+            .filter(|known| split(known).1 == last)
+            .collect();
         // The nearest home: the one with the fewest sections.
-        if let Some(better) = elsewhere.iter().min_by_key(|known| known.matches('.').count()) {
+        if let Some(better) = elsewhere
+            .iter()
+            .min_by_key(|known| known.matches('.').count())
+        {
             return match split(better) {
                 ("", key) => format!("`{key}` belongs above the first section"),
                 (section, key) => format!("did you mean `{key}` in [{section}]?"),
@@ -173,6 +204,10 @@ pub(crate) fn split(name: &str) -> (&str, &str) {
 
 /// The part of `known` that comes directly under `section`.
 fn child<'k>(known: &'k str, section: &str) -> Option<&'k str> {
-    let rest = if section.is_empty() { known } else { known.strip_prefix(section)?.strip_prefix('.')? };
+    let rest = if section.is_empty() {
+        known
+    } else {
+        known.strip_prefix(section)?.strip_prefix('.')?
+    };
     rest.split('.').next()
 }

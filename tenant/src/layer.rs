@@ -42,7 +42,11 @@ impl Layer {
     pub fn from_file_with(path: &Path, keys: &Keys) -> Self {
         match Source::read(path) {
             Ok(source) => Self::from_source(source, keys),
-            Err(diagnostic) => Self { problems: diagnostic.into(), unreadable: true, ..Self::default() },
+            Err(diagnostic) => Self {
+                problems: diagnostic.into(),
+                unreadable: true,
+                ..Self::default()
+            },
         }
     }
 
@@ -58,7 +62,9 @@ impl Layer {
         let (mut foreign, mut idle) = (Vec::new(), Vec::new());
         for (name, value) in variables {
             let name = name.to_string_lossy().into_owned();
-            let Some(rest) = name.strip_prefix("BROKKR__") else { continue };
+            let Some(rest) = name.strip_prefix("BROKKR__") else {
+                continue;
+            };
             let dotted = rest.to_ascii_lowercase().replace("__", ".");
             let origin = Origin::Env(name.clone());
             if settings::KEYS.is_foreign(dotted.split('.').next().unwrap_or_default()) {
@@ -67,7 +73,9 @@ impl Layer {
             }
             let Some(key) = settings::KEYS.find(&dotted) else {
                 let hint = variable_advice(&dotted);
-                layer.problems.push(Diagnostic::at(&origin, "unknown variable, it has no effect", hint).warning());
+                layer.problems.push(
+                    Diagnostic::at(&origin, "unknown variable, it has no effect", hint).warning(),
+                );
                 continue;
             };
             if !key.effect {
@@ -82,7 +90,9 @@ impl Layer {
         for (names, why) in [(foreign, FOREIGN), (idle, IDLE)] {
             if let Some(first) = names.first() {
                 let message = format!("{why}: {}", names.join(", "));
-                layer.problems.push(Diagnostic::at(&Origin::Env(first.clone()), message, None).warning());
+                layer
+                    .problems
+                    .push(Diagnostic::at(&Origin::Env(first.clone()), message, None).warning());
             }
         }
         layer
@@ -90,14 +100,25 @@ impl Layer {
 
     /// Settings that a program decides, each as it would be written in the environment; `who` says so in messages.
     /// For example the embedded server's URL, below every file.
-    pub fn from_pairs<'p>(who: &'static str, pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> Self {
+    pub fn from_pairs<'p>(
+        who: &'static str,
+        pairs: impl IntoIterator<Item = (&'p str, &'p str)>,
+    ) -> Self {
         let mut layer = Self::default();
         let base = std::env::current_dir().unwrap_or_default();
         for (name, text) in pairs {
             let origin = Origin::Default(who);
             match settings::KEYS.find(name) {
-                Some(key) => layer.put(name.to_owned(), key.kind.read(&Raw::Env(text), &base), origin),
-                None => layer.problems.push(Diagnostic::at(&origin, format!("unknown key {}", shown(name)), None)),
+                Some(key) => layer.put(
+                    name.to_owned(),
+                    key.kind.read(&Raw::Env(text), &base),
+                    origin,
+                ),
+                None => layer.problems.push(Diagnostic::at(
+                    &origin,
+                    format!("unknown key {}", shown(name)),
+                    None,
+                )),
             }
         }
         layer
@@ -108,7 +129,11 @@ impl Layer {
         let mut layer = Self::default();
         for key in keys.list() {
             if let Some(text) = key.default {
-                layer.put(key.name.to_owned(), key.kind.read(&Raw::Env(text), Path::new("/")), Origin::Default("built-in default"));
+                layer.put(
+                    key.name.to_owned(),
+                    key.kind.read(&Raw::Env(text), Path::new("/")),
+                    Origin::Default("built-in default"),
+                );
             }
         }
         layer
@@ -118,9 +143,17 @@ impl Layer {
     /// The problems stay with the file's own layer.
     #[must_use]
     pub fn under(&self, prefix: &str) -> Self {
-        let strip = |name: &String| name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
+        let strip = |name: &String| {
+            name.strip_prefix(prefix)
+                .and_then(|rest| rest.strip_prefix('.'))
+                .map(str::to_owned)
+        };
         Self {
-            entries: self.entries.iter().filter_map(|(name, entry)| Some((strip(name)?, entry.clone()))).collect(),
+            entries: self
+                .entries
+                .iter()
+                .filter_map(|(name, entry)| Some((strip(name)?, entry.clone())))
+                .collect(),
             broken: self.broken.iter().filter_map(strip).collect(),
             problems: Diagnostics::default(),
             // It is not the tenant's own file: what a tenant lacks is not missing there.
@@ -154,14 +187,22 @@ impl Layer {
         self.source.as_ref().map(|source| source.path().to_owned())
     }
 
-    pub(crate) fn put(&mut self, name: String, read: Result<Value, crate::Invalid>, origin: Origin) {
+    pub(crate) fn put(
+        &mut self,
+        name: String,
+        read: Result<Value, crate::Invalid>,
+        origin: Origin,
+    ) {
         match read {
             Ok(value) => {
                 self.entries.insert(name, (value, origin));
             }
             Err(mut invalid) => {
                 // The message of a kind speaks of "it"; the reader has to know of what.
-                invalid.message = if invalid.message.starts_with(['`']) || invalid.message.starts_with("the ") || invalid.message.starts_with("a ") {
+                invalid.message = if invalid.message.starts_with(['`'])
+                    || invalid.message.starts_with("the ")
+                    || invalid.message.starts_with("a ")
+                {
                     format!("`{name}`: {}", invalid.message)
                 } else {
                     format!("`{name}` {}", invalid.message)
@@ -181,7 +222,10 @@ pub(crate) const IDLE: &str = "known but without effect yet";
 fn variable_advice(dotted: &str) -> Option<String> {
     let known = settings::KEYS.list().iter().map(|key| key.name);
     let better = crate::closest::closest(dotted, known)?;
-    Some(format!("did you mean BROKKR__{}?", better.to_ascii_uppercase().replace('.', "__")))
+    Some(format!(
+        "did you mean BROKKR__{}?",
+        better.to_ascii_uppercase().replace('.', "__")
+    ))
 }
 
 #[cfg(test)]

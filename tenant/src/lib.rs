@@ -32,8 +32,8 @@ mod url;
 mod value;
 
 pub use config::{
-    BrokerConfig, BrokerSection, CorsConfig, DatabaseConfig, Digest, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel,
-    PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig,
+    BrokerConfig, BrokerSection, CorsConfig, DatabaseConfig, Digest, HttpConfig, LimitsConfig,
+    LogConfig, LogFormat, LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Origin, Severity};
 pub use instance::{INSTANCE_CONFIG_VERSION, InstanceConfig, InstanceConfigError};

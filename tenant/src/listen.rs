@@ -29,10 +29,12 @@ impl Listen {
     /// # Errors
     /// When it is neither `IP:port` nor `unix:PATH`; host names are refused, since what they mean changes.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let refuse = |why: &str| Invalid::new(format!("{} is not a listen address: {why}", shown(text)));
+        let refuse =
+            |why: &str| Invalid::new(format!("{} is not a listen address: {why}", shown(text)));
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
-                return Err(refuse("the path is missing").hint("for example \"unix:/run/brokkr/acme.sock\""));
+                return Err(refuse("the path is missing")
+                    .hint("for example \"unix:/run/brokkr/acme.sock\""));
             }
             if path.contains('\0') || path.ends_with('/') {
                 return Err(refuse("that is not the path of a socket")
@@ -45,29 +47,48 @@ impl Listen {
             return Ok(Self::Tcp(address));
         }
         if text.starts_with('/') || text.starts_with("./") {
-            return Err(refuse("a Unix socket is written with `unix:`").hint(format!("\"unix:{text}\"")));
+            return Err(
+                refuse("a Unix socket is written with `unix:`").hint(format!("\"unix:{text}\""))
+            );
         }
-        if let Some(port) = text.strip_prefix(':').or(Some(text)).filter(|p| p.parse::<u16>().is_ok()) {
-            return Err(refuse("the IP address is missing").hint(format!("\"127.0.0.1:{port}\", or \"0.0.0.0:{port}\" for every address")));
+        if let Some(port) = text
+            .strip_prefix(':')
+            .or(Some(text))
+            .filter(|p| p.parse::<u16>().is_ok())
+        {
+            return Err(refuse("the IP address is missing").hint(format!(
+                "\"127.0.0.1:{port}\", or \"0.0.0.0:{port}\" for every address"
+            )));
         }
         if text.parse::<std::net::IpAddr>().is_ok() {
-            let example = if text.contains(':') { format!("\"[{text}]:3000\"") } else { format!("\"{text}:3000\"") };
+            let example = if text.contains(':') {
+                format!("\"[{text}]:3000\"")
+            } else {
+                format!("\"{text}:3000\"")
+            };
             return Err(refuse("the port is missing").hint(example));
         }
         match text.rsplit_once(':') {
             Some((host, port)) if port.parse::<u16>().is_ok() && !host.contains(':') => {
-                if host.split('.').count() == 4 && host.chars().all(|c| c.is_ascii_digit() || c == '.') {
-                    return Err(refuse("the IP address is not valid").hint("each of its four numbers is 0 to 255"));
+                if host.split('.').count() == 4
+                    && host.chars().all(|c| c.is_ascii_digit() || c == '.')
+                {
+                    return Err(refuse("the IP address is not valid")
+                        .hint("each of its four numbers is 0 to 255"));
                 }
-                Err(refuse("host names are not accepted, since what they mean changes")
-                    .hint(format!("write the IP address, for example \"127.0.0.1:{port}\"")))
+                Err(
+                    refuse("host names are not accepted, since what they mean changes").hint(
+                        format!("write the IP address, for example \"127.0.0.1:{port}\""),
+                    ),
+                )
             }
-            Some((host, port)) if host.parse::<std::net::Ipv4Addr>().is_ok() => {
-                Err(refuse(&format!("the port {} is not a number from 1 to 65535", shown(port)))
-                    .hint(format!("for example \"{host}:3000\"")))
-            }
-            _ => Err(refuse("it is neither IP:port nor unix:PATH")
-                .hint("for example \"127.0.0.1:3001\", \"[::1]:3001\" or \"unix:/run/brokkr/acme.sock\"")),
+            Some((host, port)) if host.parse::<std::net::Ipv4Addr>().is_ok() => Err(refuse(
+                &format!("the port {} is not a number from 1 to 65535", shown(port)),
+            )
+            .hint(format!("for example \"{host}:3000\""))),
+            _ => Err(refuse("it is neither IP:port nor unix:PATH").hint(
+                "for example \"127.0.0.1:3001\", \"[::1]:3001\" or \"unix:/run/brokkr/acme.sock\"",
+            )),
         }
     }
 
@@ -87,11 +108,13 @@ impl Listen {
 
     fn check(&self) -> Result<(), Invalid> {
         match self {
-            Self::Unix(path) if path.as_os_str().len() > MAX_UNIX_PATH => Err(Invalid::new(format!(
-                "the path of the Unix socket has {} bytes, {MAX_UNIX_PATH} are allowed",
-                path.as_os_str().len()
-            ))
-            .hint("use a shorter folder, for example /run/brokkr")),
+            Self::Unix(path) if path.as_os_str().len() > MAX_UNIX_PATH => {
+                Err(Invalid::new(format!(
+                    "the path of the Unix socket has {} bytes, {MAX_UNIX_PATH} are allowed",
+                    path.as_os_str().len()
+                ))
+                .hint("use a shorter folder, for example /run/brokkr"))
+            }
             _ => Ok(()),
         }
     }
@@ -139,7 +162,13 @@ mod tests {
 
     #[test]
     fn an_address_is_an_ip_and_port_or_a_unix_path() {
-        for good in ["127.0.0.1:3001", "0.0.0.0:0", "[::1]:80", "unix:/run/brokkr/acme.sock", "unix:a.sock"] {
+        for good in [
+            "127.0.0.1:3001",
+            "0.0.0.0:0",
+            "[::1]:80",
+            "unix:/run/brokkr/acme.sock",
+            "unix:a.sock",
+        ] {
             assert_eq!(Listen::parse(good).unwrap().to_string(), good);
         }
     }
@@ -160,7 +189,10 @@ mod tests {
             ("http://127.0.0.1:3000", "127.0.0.1"),
         ] {
             let error = Listen::parse(bad).unwrap_err();
-            assert!(error.hint.as_deref().unwrap().contains(hint), "{bad}: {error}");
+            assert!(
+                error.hint.as_deref().unwrap().contains(hint),
+                "{bad}: {error}"
+            );
         }
     }
 
@@ -169,7 +201,12 @@ mod tests {
         let path = format!("unix:/{}", "a".repeat(106));
         assert!(Listen::parse(&path).is_ok());
         assert!(Listen::parse(&format!("{path}a")).is_err());
-        assert!(Listen::parse("unix:b.sock").unwrap().within(Path::new(&"/x".repeat(60))).is_err());
+        assert!(
+            Listen::parse("unix:b.sock")
+                .unwrap()
+                .within(Path::new(&"/x".repeat(60)))
+                .is_err()
+        );
     }
 
     proptest! {

@@ -6,7 +6,14 @@
 use crate::secret::REDACTED;
 
 /// Keys whose whole value is secret.
-const SECRET_KEYS: &[&str] = &["password", "pak", "secret", "token", "encryption_key", "hash"];
+const SECRET_KEYS: &[&str] = &[
+    "password",
+    "pak",
+    "secret",
+    "token",
+    "encryption_key",
+    "hash",
+];
 
 /// The characters of a line, each with whether it is hidden.
 pub(crate) struct Mask(Vec<(char, bool)>);
@@ -30,7 +37,10 @@ impl Mask {
         if let Some(equals) = find("=", 0) {
             let key: String = lower[..equals].iter().collect();
             if SECRET_KEYS.iter().any(|secret| key.contains(secret)) {
-                chars[equals + 1..].iter_mut().filter(|c| !c.0.is_whitespace()).for_each(|c| c.1 = true);
+                chars[equals + 1..]
+                    .iter_mut()
+                    .filter(|c| !c.0.is_whitespace())
+                    .for_each(|c| c.1 = true);
             }
         }
         // A URL's credentials: from the colon after the user to the last @ of the line, or, where none follows
@@ -39,13 +49,28 @@ impl Mask {
         while let Some(scheme) = find("://", from) {
             let start = scheme + 3;
             from = start;
-            let end = lower.iter().rposition(|c| *c == '@').filter(|at| *at >= start);
-            let Some(colon) = (start..end.unwrap_or(lower.len())).find(|n| lower[*n] == ':') else { continue };
+            let end = lower
+                .iter()
+                .rposition(|c| *c == '@')
+                .filter(|at| *at >= start);
+            let Some(colon) = (start..end.unwrap_or(lower.len())).find(|n| lower[*n] == ':') else {
+                continue;
+            };
             let end = match end {
                 Some(end) => end,
                 // `host:port` without credentials is worth showing.
-                None if lower[colon + 1..].iter().take_while(|c| c.is_ascii_digit()).count() > 0
-                    && lower[colon + 1..].iter().find(|c| !c.is_ascii_digit()).is_none_or(|c| "/\"'?, \t".contains(*c)) => continue,
+                None if lower[colon + 1..]
+                    .iter()
+                    .take_while(|c| c.is_ascii_digit())
+                    .count()
+                    > 0
+                    && lower[colon + 1..]
+                        .iter()
+                        .find(|c| !c.is_ascii_digit())
+                        .is_none_or(|c| "/\"'?, \t".contains(*c)) =>
+                {
+                    continue;
+                }
                 None => lower.len(),
             };
             chars[colon + 1..end].iter_mut().for_each(|c| c.1 = true);
@@ -53,7 +78,9 @@ impl Mask {
         let mut from = 0;
         while let Some(start) = find("password=", from).map(|n| n + 9) {
             from = start;
-            let end = (start..lower.len()).find(|n| "&\"' ".contains(lower[*n])).unwrap_or(lower.len());
+            let end = (start..lower.len())
+                .find(|n| "&\"' ".contains(lower[*n]))
+                .unwrap_or(lower.len());
             chars[start..end].iter_mut().for_each(|c| c.1 = true);
         }
         Self(chars)
@@ -81,27 +108,55 @@ mod tests {
     use proptest::prelude::*;
 
     fn masked(line: &str) -> String {
-        Mask::of_line(line, "").shown().into_iter().map(|(c, _)| c).collect()
+        Mask::of_line(line, "")
+            .shown()
+            .into_iter()
+            .map(|(c, _)| c)
+            .collect()
     }
 
     #[test]
     fn what_could_be_a_secret_is_hidden_and_the_rest_is_shown() {
         for (line, shown) in [
-            ("url = \"postgres://u:hunter2@h/d\"", "url = \"postgres://u:***@h/d\""),
-            ("url = \"postgres://u:hun@ter2@h/d\"", "url = \"postgres://u:***@h/d\""),
+            (
+                "url = \"postgres://u:hunter2@h/d\"",
+                "url = \"postgres://u:***@h/d\"",
+            ),
+            (
+                "url = \"postgres://u:hun@ter2@h/d\"",
+                "url = \"postgres://u:***@h/d\"",
+            ),
             ("url = \"postgres://u:hunter2", "url = \"postgres://u:***"),
-            ("url = \"postgres://h:5432/d\"", "url = \"postgres://h:5432/d\""),
-            ("url = \"postgres://u@h:5432/d\"", "url = \"postgres://u@h:5432/d\""),
-            ("url = \"postgres:///d?password=hunter2&user=u\"", "url = \"postgres:///d?password=***&user=u\""),
-            ("url = \"host=h password=hunter2\"", "url = \"host=h password=***\""),
+            (
+                "url = \"postgres://h:5432/d\"",
+                "url = \"postgres://h:5432/d\"",
+            ),
+            (
+                "url = \"postgres://u@h:5432/d\"",
+                "url = \"postgres://u@h:5432/d\"",
+            ),
+            (
+                "url = \"postgres:///d?password=hunter2&user=u\"",
+                "url = \"postgres:///d?password=***&user=u\"",
+            ),
+            (
+                "url = \"host=h password=hunter2\"",
+                "url = \"host=h password=***\"",
+            ),
             ("pak_hash = \"abc\"", "pak_hash = ***"),
-            ("webhook_encryption_key = abc", "webhook_encryption_key = ***"),
+            (
+                "webhook_encryption_key = abc",
+                "webhook_encryption_key = ***",
+            ),
             ("schema = \"x\"", "schema = \"x\""),
         ] {
             assert_eq!(masked(line), shown);
         }
         let inside = Mask::of_line("hunter2", "url = \"\"\"\n").shown();
-        assert_eq!(inside.into_iter().map(|(c, _)| c).collect::<String>(), "***");
+        assert_eq!(
+            inside.into_iter().map(|(c, _)| c).collect::<String>(),
+            "***"
+        );
     }
 
     proptest! {

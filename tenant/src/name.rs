@@ -24,7 +24,8 @@ impl TenantName {
             let error = Invalid::new(format!("{} is not a tenant's name: {why}", shown(text)));
             match suggestion(text) {
                 Some(better) => error.hint(format!("for example {}", shown(&better))),
-                None => error.hint("lower-case letters, digits and hyphens, at most 47, for example `acme`"),
+                None => error
+                    .hint("lower-case letters, digits and hyphens, at most 47, for example `acme`"),
             }
         };
         if text.is_empty() {
@@ -37,7 +38,10 @@ impl TenantName {
             return Err(refuse(&format!("it holds {}", shown(&bad.to_string()))));
         }
         if text.len() > MAX_NAME {
-            return Err(refuse(&format!("it has {} bytes, {MAX_NAME} are allowed", text.len())));
+            return Err(refuse(&format!(
+                "it has {} bytes, {MAX_NAME} are allowed",
+                text.len()
+            )));
         }
         Ok(Self(text.to_owned()))
     }
@@ -50,8 +54,10 @@ impl TenantName {
         let stem = path.file_stem().unwrap_or_default();
         let name = match stem.to_str() {
             Some(stem) => Self::parse(stem),
-            None => Err(Invalid::new("the file name is not UTF-8, so it is not a tenant's name")
-                .hint("rename the file: lower-case letters, digits and hyphens, then `.toml`")),
+            None => Err(
+                Invalid::new("the file name is not UTF-8, so it is not a tenant's name")
+                    .hint("rename the file: lower-case letters, digits and hyphens, then `.toml`"),
+            ),
         };
         name.map_err(|error| {
             let hint = error.hint.map(|hint| format!("rename the file: {hint}"));
@@ -70,8 +76,12 @@ fn allowed(c: char) -> bool {
 }
 
 fn suggestion(text: &str) -> Option<String> {
-    let replaced: String =
-        text.to_ascii_lowercase().chars().map(|c| if allowed(c) { c } else { '-' }).take(MAX_NAME).collect();
+    let replaced: String = text
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(MAX_NAME)
+        .collect();
     let better = replaced.trim_matches('-');
     (!better.is_empty() && better != text).then(|| better.to_owned())
 }
@@ -128,9 +138,19 @@ mod tests {
 
     #[test]
     fn the_stem_of_a_file_is_the_tenants_name() {
-        assert_eq!(TenantName::of_file(Path::new("tenants.d/acme.toml")).unwrap().as_str(), "acme");
+        assert_eq!(
+            TenantName::of_file(Path::new("tenants.d/acme.toml"))
+                .unwrap()
+                .as_str(),
+            "acme"
+        );
         let error = TenantName::of_file(Path::new("tenants.d/Acme Inc.toml")).unwrap_err();
-        assert!(error.to_string().starts_with("tenants.d/Acme Inc.toml:1:1: "), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("tenants.d/Acme Inc.toml:1:1: "),
+            "{error}"
+        );
         assert!(error.to_string().contains("acme-inc"), "{error}");
     }
 

@@ -27,8 +27,14 @@ impl PoolSize {
         if (Self::MIN..=Self::MAX).contains(&connections) {
             Ok(Self(connections))
         } else {
-            Err(Invalid::new(format!("a pool of {connections} connections is not possible"))
-                .hint(format!("write a number from {} to {}", Self::MIN, Self::MAX)))
+            Err(Invalid::new(format!(
+                "a pool of {connections} connections is not possible"
+            ))
+            .hint(format!(
+                "write a number from {} to {}",
+                Self::MIN,
+                Self::MAX
+            )))
         }
     }
 

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use crate::{
     BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Listen, Origin, Source,
     config::{
-        BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel, PakConfig,
-        SupervisionConfig, TargetStateMode, TelemetryConfig,
+        BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat,
+        LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig,
     },
     settings,
     source::read_bytes,
@@ -51,7 +51,12 @@ impl Resolved {
     }
 
     /// An error about the value of `key`: at the key, or at line 1, column 1 of the tenant's file when no file says it.
-    pub fn diagnostic(&self, key: &str, message: impl Into<String>, hint: Option<String>) -> Diagnostic {
+    pub fn diagnostic(
+        &self,
+        key: &str,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Diagnostic {
         let origin = match self.origins.get(key) {
             Some(origin @ (Origin::File(..) | Origin::Env(_))) => origin,
             _ => &self.home,
@@ -61,7 +66,11 @@ impl Resolved {
 
     /// The dotted key the database URL came from: `database.url` or `database.url_file`.
     pub fn url_key(&self) -> &'static str {
-        if self.origins.contains_key("database.url") { "database.url" } else { "database.url_file" }
+        if self.origins.contains_key("database.url") {
+            "database.url"
+        } else {
+            "database.url_file"
+        }
     }
 }
 
@@ -87,12 +96,20 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     let listen = listen(&mut merged, mode, &home("http.listen"), &mut problems);
 
     let pool_size = merged.pool("database.pool_size");
-    let max_working = match merged.optional_int("database.max_working").and_then(|n| u32::try_from(n).ok()) {
+    let max_working = match merged
+        .optional_int("database.max_working")
+        .and_then(|n| u32::try_from(n).ok())
+    {
         Some(most) if most > pool_size.get() => {
-            let origin = merged.origin("database.max_working").cloned().unwrap_or_else(|| home("database.max_working"));
+            let origin = merged
+                .origin("database.max_working")
+                .cloned()
+                .unwrap_or_else(|| home("database.max_working"));
             problems.push(Diagnostic::at(
                 &origin,
-                format!("`database.max_working` is {most}, but the pool has {pool_size} connections"),
+                format!(
+                    "`database.max_working` is {most}, but the pool has {pool_size} connections"
+                ),
                 Some(format!("write at most {pool_size}, or raise `pool_size`")),
             ));
             most
@@ -101,10 +118,14 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         None => pool_size.get().min(MAX_WORKING),
     };
     let telemetry = TelemetryConfig {
-        enabled: merged.optional_bool("telemetry.broker.enabled").unwrap_or_else(|| merged.bool("telemetry.enabled")),
-        otlp_endpoint: merged.text_of(&["telemetry.broker.otlp_endpoint", "telemetry.otlp_endpoint"]),
+        enabled: merged
+            .optional_bool("telemetry.broker.enabled")
+            .unwrap_or_else(|| merged.bool("telemetry.enabled")),
+        otlp_endpoint: merged
+            .text_of(&["telemetry.broker.otlp_endpoint", "telemetry.otlp_endpoint"]),
         service_name: merged.text_of(&["telemetry.broker.service_name", "telemetry.service_name"]),
-        sampling_rate: merged.float_of(&["telemetry.broker.sampling_rate", "telemetry.sampling_rate"]),
+        sampling_rate: merged
+            .float_of(&["telemetry.broker.sampling_rate", "telemetry.sampling_rate"]),
     };
     let sections = Sections {
         log: LogConfig {
@@ -115,12 +136,20 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
                 "trace" => LogLevel::Trace,
                 _ => LogLevel::Info,
             },
-            format: if merged.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+            format: if merged.text("log.format") == "json" {
+                LogFormat::Json
+            } else {
+                LogFormat::Text
+            },
         },
         limits: LimitsConfig {
             memory_max: merged.optional_size("limits.memory_max"),
-            cpu_weight: merged.optional_int("limits.cpu_weight").and_then(|n| u32::try_from(n).ok()),
-            pids_max: merged.optional_int("limits.pids_max").and_then(|n| u32::try_from(n).ok()),
+            cpu_weight: merged
+                .optional_int("limits.cpu_weight")
+                .and_then(|n| u32::try_from(n).ok()),
+            pids_max: merged
+                .optional_int("limits.pids_max")
+                .and_then(|n| u32::try_from(n).ok()),
         },
         supervision: SupervisionConfig {
             enabled: merged.bool("supervision.enabled"),
@@ -134,10 +163,12 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
             },
             pak_hash: merged.optional_secret("broker.pak_hash"),
             auth_cache_ttl_seconds: merged.uint("broker.auth_cache_ttl_seconds"),
-            diagnostic_cleanup_interval_seconds: merged.uint("broker.diagnostic_cleanup_interval_seconds"),
+            diagnostic_cleanup_interval_seconds: merged
+                .uint("broker.diagnostic_cleanup_interval_seconds"),
             diagnostic_max_age_hours: merged.int("broker.diagnostic_max_age_hours"),
             webhook_encryption_key: merged.optional_secret("broker.webhook_encryption_key"),
-            webhook_delivery_interval_seconds: merged.uint("broker.webhook_delivery_interval_seconds"),
+            webhook_delivery_interval_seconds: merged
+                .uint("broker.webhook_delivery_interval_seconds"),
             webhook_delivery_batch_size: merged.int("broker.webhook_delivery_batch_size"),
             webhook_cleanup_retention_days: merged.int("broker.webhook_cleanup_retention_days"),
             audit_log_retention_days: merged.int("broker.audit_log_retention_days"),
@@ -157,7 +188,10 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         },
         telemetry,
     };
-    let (schema, acquire_timeout) = (merged.schema("database.schema"), merged.duration("database.acquire_timeout"));
+    let (schema, acquire_timeout) = (
+        merged.schema("database.schema"),
+        merged.duration("database.acquire_timeout"),
+    );
     let statement_timeout = merged.duration("database.statement_timeout");
     let idle_in_transaction_timeout = merged.duration("database.idle_in_transaction_timeout");
     let request_timeout = merged.duration("http.request_timeout");
@@ -168,7 +202,15 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         return Err(problems);
     };
     files.extend(url.ssl_root_cert().map(ToOwned::to_owned));
-    let Sections { log, limits, supervision, broker, pak, cors, telemetry } = sections;
+    let Sections {
+        log,
+        limits,
+        supervision,
+        broker,
+        pak,
+        cors,
+        telemetry,
+    } = sections;
     Ok(Resolved {
         config: BrokerConfig {
             database: DatabaseConfig {
@@ -180,7 +222,10 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
                 statement_timeout,
                 idle_in_transaction_timeout,
             },
-            http: HttpConfig { listen, request_timeout },
+            http: HttpConfig {
+                listen,
+                request_timeout,
+            },
             log,
             limits,
             supervision,
@@ -212,12 +257,19 @@ struct Sections {
 fn home(file: Option<&Arc<Source>>, key: &str) -> Origin {
     match file {
         Some(source) => Origin::File(source.clone(), 0..0),
-        None => Origin::Env(format!("BROKKR__{}", key.to_ascii_uppercase().replace('.', "__"))),
+        None => Origin::Env(format!(
+            "BROKKR__{}",
+            key.to_ascii_uppercase().replace('.', "__")
+        )),
     }
 }
 
 /// The URL, and the file it was read from. `None`: the reason is in `problems` by now.
-fn database_url(merged: &mut Merged<'_>, home: &Origin, problems: &mut Diagnostics) -> Option<(DatabaseUrl, Vec<PathBuf>)> {
+fn database_url(
+    merged: &mut Merged<'_>,
+    home: &Origin,
+    problems: &mut Diagnostics,
+) -> Option<(DatabaseUrl, Vec<PathBuf>)> {
     let (url, file) = merged.url_or_file(problems);
     if let Some(url) = url {
         return Some((url, Vec::new()));
@@ -225,16 +277,31 @@ fn database_url(merged: &mut Merged<'_>, home: &Origin, problems: &mut Diagnosti
     let Some((path, origin)) = file else {
         if !merged.is_broken("database.url") && !merged.is_broken("database.url_file") {
             let hint = "write [database] and below it url = \"postgres://brokkr@db.internal:5432/brokkr\", or url_file = \"…\"";
-            problems.push(Diagnostic::at(home, "`database.url` is missing", Some(hint.to_owned())));
+            problems.push(Diagnostic::at(
+                home,
+                "`database.url` is missing",
+                Some(hint.to_owned()),
+            ));
         }
         return None;
     };
     let refuse = |why: String, hint: Option<String>| {
-        Diagnostic::at(&origin, format!("`database.url_file`: {}: {why}", path.display()), hint)
+        Diagnostic::at(
+            &origin,
+            format!("`database.url_file`: {}: {why}", path.display()),
+            hint,
+        )
     };
     let read = read_bytes(&path, MAX_URL_FILE)
-        .map_err(|error| refuse(error.to_string(), Some("it holds the URL on one line".to_owned())))
-        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| refuse("it is not UTF-8".to_owned(), None)))
+        .map_err(|error| {
+            refuse(
+                error.to_string(),
+                Some("it holds the URL on one line".to_owned()),
+            )
+        })
+        .and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|_| refuse("it is not UTF-8".to_owned(), None))
+        })
         .and_then(|text| {
             let text = text.strip_suffix('\n').unwrap_or(&text);
             let text = text.strip_suffix('\r').unwrap_or(text);
@@ -252,7 +319,12 @@ fn database_url(merged: &mut Merged<'_>, home: &Origin, problems: &mut Diagnosti
     }
 }
 
-fn listen(merged: &mut Merged<'_>, mode: Mode, home: &Origin, problems: &mut Diagnostics) -> Option<Listen> {
+fn listen(
+    merged: &mut Merged<'_>,
+    mode: Mode,
+    home: &Origin,
+    problems: &mut Diagnostics,
+) -> Option<Listen> {
     const EXAMPLE: &str = "for example \"127.0.0.1:3001\" or \"unix:/run/brokkr/acme.sock\"";
     match (merged.take("http.listen"), mode) {
         (Some((Value::Listen(listen), origin)), Mode::Supervised) if listen.is_any_port() => {
@@ -261,7 +333,9 @@ fn listen(merged: &mut Merged<'_>, mode: Mode, home: &Origin, problems: &mut Dia
             None
         }
         (Some((Value::Listen(listen), _)), _) => Some(listen),
-        (_, Mode::Alone) if !merged.is_broken("http.listen") => Some(Listen::Tcp(([0, 0, 0, 0], 3000).into())),
+        (_, Mode::Alone) if !merged.is_broken("http.listen") => {
+            Some(Listen::Tcp(([0, 0, 0, 0], 3000).into()))
+        }
         (_, Mode::Supervised) if !merged.is_broken("http.listen") => {
             let hint = format!("write [http] and below it listen = …, {EXAMPLE}");
             problems.push(Diagnostic::at(home, "`http.listen` is missing", Some(hint)));

@@ -29,23 +29,33 @@ impl SchemaName {
             let error = Invalid::new(format!("{} is not a schema's name: {why}", shown(text)));
             match suggestion(text) {
                 Some(better) => error.hint(format!("for example \"{better}\"")),
-                None => error.hint("letters, digits and underscores, first a letter, for example \"tenant_acme\""),
+                None => error.hint(
+                    "letters, digits and underscores, first a letter, for example \"tenant_acme\"",
+                ),
             }
         })
     }
 
     fn check(text: &str) -> Result<Self, String> {
         let Some(first) = text.chars().next() else {
-            return Err("it is empty; leave it out for the single-tenant default `public`".to_owned());
+            return Err(
+                "it is empty; leave it out for the single-tenant default `public`".to_owned(),
+            );
         };
         if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
-            return Err(format!("it holds {}; only letters a to z, digits and underscores are allowed", shown(&bad.to_string())));
+            return Err(format!(
+                "it holds {}; only letters a to z, digits and underscores are allowed",
+                shown(&bad.to_string())
+            ));
         }
         if !first.is_ascii_alphabetic() {
             return Err("it must begin with a letter".to_owned());
         }
         if text.len() > MAX_SCHEMA {
-            return Err(format!("it has {} bytes, {MAX_SCHEMA} are allowed", text.len()));
+            return Err(format!(
+                "it has {} bytes, {MAX_SCHEMA} are allowed",
+                text.len()
+            ));
         }
         let folded = text.to_ascii_lowercase();
         if folded.starts_with("pg_") {
@@ -153,7 +163,11 @@ mod tests {
 
     #[test]
     fn the_references_invalid_examples_are_refused_with_a_better_name() {
-        for (name, better) in [("tenant-acme", "tenant_acme"), ("drop table;", "drop_table"), ("my schema", "my_schema")] {
+        for (name, better) in [
+            ("tenant-acme", "tenant_acme"),
+            ("drop table;", "drop_table"),
+            ("my schema", "my_schema"),
+        ] {
             let error = SchemaName::parse(name).unwrap_err();
             assert_eq!(error.hint.unwrap(), format!("for example \"{better}\""));
         }
@@ -161,7 +175,18 @@ mod tests {
 
     #[test]
     fn names_of_postgresql_and_words_of_sql_are_refused_in_any_case() {
-        for name in ["pg_catalog", "PG_x", "pg_", "information_schema", "Information_Schema", "user", "SELECT", "system_user", "left", "verbose"] {
+        for name in [
+            "pg_catalog",
+            "PG_x",
+            "pg_",
+            "information_schema",
+            "Information_Schema",
+            "user",
+            "SELECT",
+            "system_user",
+            "left",
+            "verbose",
+        ] {
             assert!(SchemaName::parse(name).is_err(), "{name}");
         }
         for name in ["pgx", "public", "between", "users", "p"] {
@@ -171,7 +196,9 @@ mod tests {
 
     #[test]
     fn the_form_is_a_letter_then_letters_digits_underscores_within_63_bytes() {
-        for name in ["", "_a", "1a", "a-b", "a b", "a\"b", "a;b", "a.b", "a\0", "ä", "ａ", "a\n", " a", "a "] {
+        for name in [
+            "", "_a", "1a", "a-b", "a b", "a\"b", "a;b", "a.b", "a\0", "ä", "ａ", "a\n", " a", "a ",
+        ] {
             assert!(SchemaName::parse(name).is_err(), "{name:?}");
         }
         assert!(SchemaName::parse(&"a".repeat(63)).is_ok());

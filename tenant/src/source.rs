@@ -30,7 +30,10 @@ impl Source {
             Some(rest) => rest.to_owned(),
             None => text,
         };
-        Self { path: path.into(), text }
+        Self {
+            path: path.into(),
+            text,
+        }
     }
 
     /// Reads the file at `path`: a regular file of at most 1 MiB of UTF-8.
@@ -50,9 +53,16 @@ impl Source {
                     "save the file as UTF-8"
                 };
                 // The bad bytes become one replacement character each, all of them after `at`.
-                let source = Self { path: path.to_owned(), text: String::from_utf8_lossy(&bytes).into_owned() };
+                let source = Self {
+                    path: path.to_owned(),
+                    text: String::from_utf8_lossy(&bytes).into_owned(),
+                };
                 let bad = bytes.get(at).copied().unwrap_or_default();
-                Err(source.diagnostic(at..at, format!("the file is not UTF-8: byte 0x{bad:02X}"), Some(hint.to_owned())))
+                Err(source.diagnostic(
+                    at..at,
+                    format!("the file is not UTF-8: byte 0x{bad:02X}"),
+                    Some(hint.to_owned()),
+                ))
             }
         }
     }
@@ -74,16 +84,27 @@ impl Source {
     }
 
     /// An error at a place in this text (a range of bytes).
-    pub fn diagnostic(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) -> Diagnostic {
+    pub fn diagnostic(
+        &self,
+        span: Range<usize>,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Diagnostic {
         let start = floor(&self.text, span.start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |n| n + 1);
-        let line_end = self.text[start..].find('\n').map_or(self.text.len(), |n| start + n);
+        let line_end = self.text[start..]
+            .find('\n')
+            .map_or(self.text.len(), |n| start + n);
         let end = floor(&self.text, span.end.clamp(start, line_end));
         let line = self.text[..line_start].matches('\n').count() + 1;
         let column = self.text[line_start..start].chars().count() + 1;
         let width = self.text[start..end].chars().count();
         let text = self.text[line_start..line_end].trim_end_matches('\r');
-        let snippet = Snippet::new(&Mask::of_line(text, &self.text[..line_start]), column - 1, width);
+        let snippet = Snippet::new(
+            &Mask::of_line(text, &self.text[..line_start]),
+            column - 1,
+            width,
+        );
         let mut diagnostic = Diagnostic::at_start(&self.path, message, hint);
         (diagnostic.line, diagnostic.column) = (line, column);
         // An empty file has no line to show.
@@ -123,8 +144,12 @@ pub(crate) enum ReadError {
 impl ReadError {
     fn diagnostic(self, path: &Path) -> Diagnostic {
         let hint = match &self {
-            Self::NotAFile(_) => Some("only regular files, or links to them, are read; move it elsewhere".to_owned()),
-            Self::TooLarge => Some("a configuration is a few hundred bytes; is this the right file?".to_owned()),
+            Self::NotAFile(_) => {
+                Some("only regular files, or links to them, are read; move it elsewhere".to_owned())
+            }
+            Self::TooLarge => {
+                Some("a configuration is a few hundred bytes; is this the right file?".to_owned())
+            }
             Self::Dangling => Some("remove the link or create what it points to".to_owned()),
             Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Some("it must be readable by the user that reads it".to_owned())
@@ -159,8 +184,14 @@ pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     }
     let mut bytes = Vec::new();
     // It may grow while it is read.
-    file.take(most + 1).read_to_end(&mut bytes).map_err(ReadError::Io)?;
-    if bytes.len() as u64 > most { Err(ReadError::TooLarge) } else { Ok(bytes) }
+    file.take(most + 1)
+        .read_to_end(&mut bytes)
+        .map_err(ReadError::Io)?;
+    if bytes.len() as u64 > most {
+        Err(ReadError::TooLarge)
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn regular(metadata: &std::fs::Metadata) -> Result<(), ReadError> {

@@ -40,7 +40,10 @@ impl ByteSize {
             _ => return Err(refuse("the unit is unknown")),
         };
         let number = integer(number).ok_or_else(|| refuse("it must begin with an integer"))?;
-        number.checked_mul(factor).map(Self).ok_or_else(|| refuse("it is too large"))
+        number
+            .checked_mul(factor)
+            .map(Self)
+            .ok_or_else(|| refuse("it is too large"))
     }
 }
 
@@ -74,7 +77,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
         _ => return Err(refuse("the unit is unknown")),
     };
     let number = integer(number).ok_or_else(|| refuse("it must begin with an integer"))?;
-    number.checked_mul(factor).map(Duration::from_millis).ok_or_else(|| refuse("it is too long"))
+    number
+        .checked_mul(factor)
+        .map(Duration::from_millis)
+        .ok_or_else(|| refuse("it is too long"))
 }
 
 /// A duration as it would be written, in the largest unit that holds it exactly; below a millisecond nothing is kept.
@@ -89,12 +95,19 @@ pub fn format_duration(duration: Duration) -> String {
 }
 
 fn split(text: &str) -> (&str, &str) {
-    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+    text.split_at(
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len()),
+    )
 }
 
 /// `u64::from_str` would also take `+5`.
 fn integer(text: &str) -> Option<u64> {
-    if text.is_empty() { None } else { text.parse().ok() }
+    if text.is_empty() {
+        None
+    } else {
+        text.parse().ok()
+    }
 }
 
 /// Durations in JSON, as text, so that what the supervisor hands over reads like a file.
@@ -121,7 +134,18 @@ mod tests {
     fn sizes_are_powers_of_1024() {
         assert_eq!(ByteSize::parse("256M").unwrap().get(), 256 * 1024 * 1024);
         assert_eq!(ByteSize::parse("3").unwrap().get(), 3);
-        for bad in ["", "M", "1.5G", "256MB", "256 M", "-1K", "+1K", "1k", "99999999999999999999", "17179869184G"] {
+        for bad in [
+            "",
+            "M",
+            "1.5G",
+            "256MB",
+            "256 M",
+            "-1K",
+            "+1K",
+            "1k",
+            "99999999999999999999",
+            "17179869184G",
+        ] {
             assert!(ByteSize::parse(bad).is_err(), "{bad:?}");
         }
     }
@@ -131,7 +155,17 @@ mod tests {
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse_duration("2m").unwrap(), Duration::from_secs(120));
         assert_eq!(parse_duration("0s").unwrap(), Duration::ZERO);
-        for bad in ["", "5", "5 s", "5S", "1.5s", "-1s", "s", "1d", "18446744073709551615h"] {
+        for bad in [
+            "",
+            "5",
+            "5 s",
+            "5S",
+            "1.5s",
+            "-1s",
+            "s",
+            "1d",
+            "18446744073709551615h",
+        ] {
             assert!(parse_duration(bad).is_err(), "{bad:?}");
         }
     }

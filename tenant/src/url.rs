@@ -199,7 +199,10 @@ impl DatabaseUrl {
 
     /// The URL with the password in the clear. Reads back as an equal URL.
     pub fn expose(&self) -> String {
-        let password = self.password.as_ref().map(|password| encode(password.expose()));
+        let password = self
+            .password
+            .as_ref()
+            .map(|password| encode(password.expose()));
         self.write(password.as_deref())
     }
 
@@ -211,7 +214,9 @@ impl DatabaseUrl {
         }
         url.push('@');
         match &self.host {
-            Host::Tcp(host) if host.contains(':') => url.push_str(&format!("[{host}]:{}", self.port)),
+            Host::Tcp(host) if host.contains(':') => {
+                url.push_str(&format!("[{host}]:{}", self.port))
+            }
             Host::Tcp(host) => url.push_str(&format!("{}:{}", encode(host), self.port)),
             // The port of a Unix socket has no place before the path where there is no host.
             Host::Unix(_) => {}

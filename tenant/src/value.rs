@@ -2,7 +2,10 @@
 
 use std::{path::Path, path::PathBuf, time::Duration};
 
-use crate::{ByteSize, DatabaseUrl, Invalid, Listen, PoolSize, SchemaName, Secret, invalid::shown, keys::Kind, parse_duration};
+use crate::{
+    ByteSize, DatabaseUrl, Invalid, Listen, PoolSize, SchemaName, Secret, invalid::shown,
+    keys::Kind, parse_duration,
+};
 
 /// A value that its key's kind has accepted.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,8 +60,13 @@ impl Kind {
     /// Reads `raw` as this kind; relative paths are taken from `base`.
     pub(crate) fn read(self, raw: &Raw<'_>, base: &Path) -> Result<Value, Invalid> {
         let wrong = |wanted: &str, example: &str| {
-            let what = if matches!(raw, Raw::Env(_)) { "something else" } else { raw.what() };
-            Err(Invalid::new(format!("must be {wanted}, not {what}")).hint(format!("for example {example}")))
+            let what = if matches!(raw, Raw::Env(_)) {
+                "something else"
+            } else {
+                raw.what()
+            };
+            Err(Invalid::new(format!("must be {wanted}, not {what}"))
+                .hint(format!("for example {example}")))
         };
         let text = match raw {
             Raw::Text(text) | Raw::Env(text) => Some(*text),
@@ -76,7 +84,10 @@ impl Kind {
                 _ => wrong("true or false", "true"),
             },
             Self::Int(min, max) => match self.integer(raw, env) {
-                Some(number) => number.filter(|n| (min..=max).contains(n)).map(Value::Int).ok_or_else(|| out_of(min, max)),
+                Some(number) => number
+                    .filter(|n| (min..=max).contains(n))
+                    .map(Value::Int)
+                    .ok_or_else(|| out_of(min, max)),
                 None => wrong("a whole number", &min.max(1).to_string()),
             },
             Self::Pool => match self.integer(raw, env) {
@@ -97,17 +108,30 @@ impl Kind {
                     (_, Some(text)) => text.parse().ok(),
                     _ => return wrong("a number", "0.1"),
                 };
-                number.filter(|n| (min..=max).contains(n)).map(Value::Float).ok_or_else(|| {
-                    Invalid::new("is out of range").hint(format!("write a number from {min} to {max}"))
-                })
+                number
+                    .filter(|n| (min..=max).contains(n))
+                    .map(Value::Float)
+                    .ok_or_else(|| {
+                        Invalid::new("is out of range")
+                            .hint(format!("write a number from {min} to {max}"))
+                    })
             }
             Self::List => match (raw, env) {
-                (_, Some(text)) => Ok(Value::List(text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect())),
+                (_, Some(text)) => Ok(Value::List(
+                    text.split(',')
+                        .map(str::trim)
+                        .filter(|t| !t.is_empty())
+                        .map(str::to_owned)
+                        .collect(),
+                )),
                 (Raw::List(items), _) => items
                     .iter()
                     .map(|item| match item {
                         Raw::Text(text) => Ok((*text).to_owned()),
-                        other => Err(Invalid::new(format!("must be a list of texts; one of them is {}", other.what()))),
+                        other => Err(Invalid::new(format!(
+                            "must be a list of texts; one of them is {}",
+                            other.what()
+                        ))),
                     })
                     .collect::<Result<_, _>>()
                     .map(Value::List),
@@ -115,7 +139,11 @@ impl Kind {
             },
             Self::Ignored => Ok(Value::Ignored),
             Self::Duration(..) | Self::Size if matches!(raw, Raw::Int(_)) => {
-                let (what, example) = if self == Self::Size { ("size", "\"256M\"") } else { ("duration", "\"5s\"") };
+                let (what, example) = if self == Self::Size {
+                    ("size", "\"256M\"")
+                } else {
+                    ("duration", "\"5s\"")
+                };
                 wrong(&format!("a {what} with its unit, in quotes"), example)
             }
             _ => match text {
@@ -137,10 +165,12 @@ impl Kind {
         match self {
             Self::Choice(words) => match words.iter().find(|word| **word == text) {
                 Some(word) => Ok(Value::Text((*word).to_owned())),
-                None => Err(Invalid::new(format!("cannot be {}", shown(text))).hint(format!("one of {}", words.join(", ")))),
+                None => Err(Invalid::new(format!("cannot be {}", shown(text)))
+                    .hint(format!("one of {}", words.join(", ")))),
             },
             Self::NoUnderscore => {
-                if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+                if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                {
                     return Err(Invalid::new("must be letters, digits and hyphens, without an underscore: underscores part a PAK").hint("for example \"brokkr\""));
                 }
                 Ok(Value::Text(text.to_owned()))
@@ -151,11 +181,13 @@ impl Kind {
                 if (min..=max).contains(&duration) {
                     Ok(Value::Duration(duration))
                 } else {
-                    Err(Invalid::new(format!("{} is out of range", shown(text))).hint(format!(
-                        "write a duration from {} to {}",
-                        crate::format_duration(min),
-                        crate::format_duration(max)
-                    )))
+                    Err(
+                        Invalid::new(format!("{} is out of range", shown(text))).hint(format!(
+                            "write a duration from {} to {}",
+                            crate::format_duration(min),
+                            crate::format_duration(max)
+                        )),
+                    )
                 }
             }
             Self::Size => ByteSize::parse(text).map(Value::Size),
@@ -168,11 +200,16 @@ impl Kind {
             Self::Listen => Listen::parse(text)?.within(base).map(Value::Listen),
             Self::SecretHex(digits) => {
                 // The text is a secret: it is in no message.
-                if text.is_empty() || (text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit())) {
+                if text.is_empty()
+                    || (text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit()))
+                {
                     // Hashes are compared as lower-case text.
                     Ok(Value::Secret(Secret::new(text.to_ascii_lowercase())))
                 } else {
-                    Err(Invalid::new(format!("must be exactly {digits} hexadecimal digits")).hint("leave it out to have one made"))
+                    Err(
+                        Invalid::new(format!("must be exactly {digits} hexadecimal digits"))
+                            .hint("leave it out to have one made"),
+                    )
                 }
             }
             _ => Ok(Value::Text(text.to_owned())),
@@ -194,7 +231,11 @@ impl Kind {
 }
 
 fn out_of(min: i64, max: i64) -> Invalid {
-    let hint = if max == i64::MAX { format!("write a number of at least {min}") } else { format!("write a number from {min} to {max}") };
+    let hint = if max == i64::MAX {
+        format!("write a number of at least {min}")
+    } else {
+        format!("write a number from {min} to {max}")
+    };
     Invalid::new("is out of range").hint(hint)
 }
 
@@ -205,12 +246,16 @@ fn path(text: &str, base: &Path, credentials: Option<&Path>) -> Result<PathBuf, 
     }
     if let Some(rest) = text.strip_prefix(VARIABLE) {
         let Some(folder) = credentials else {
-            return Err(Invalid::new(format!("names {VARIABLE}, which is not set")).hint("the unit needs LoadCredential= for it"));
+            return Err(Invalid::new(format!("names {VARIABLE}, which is not set"))
+                .hint("the unit needs LoadCredential= for it"));
         };
         return Ok(folder.join(rest.trim_start_matches('/')));
     }
     if text.contains("${") {
-        return Err(Invalid::new(format!("names a variable other than {VARIABLE}")).hint(format!("only {VARIABLE} is expanded, at the beginning")));
+        return Err(
+            Invalid::new(format!("names a variable other than {VARIABLE}"))
+                .hint(format!("only {VARIABLE} is expanded, at the beginning")),
+        );
     }
     Ok(base.join(text))
 }
@@ -225,8 +270,21 @@ mod tests {
         let base = Path::new("/etc/brokkr");
         assert_eq!(path("x", base, None).unwrap(), Path::new("/etc/brokkr/x"));
         assert_eq!(path("/x", base, None).unwrap(), Path::new("/x"));
-        assert_eq!(path("${CREDENTIALS_DIRECTORY}/x", base, Some(Path::new("/run/c"))).unwrap(), Path::new("/run/c/x"));
-        for bad in ["", "${CREDENTIALS_DIRECTORY}/x", "${HOME}/x", "a/${CREDENTIALS_DIRECTORY}"] {
+        assert_eq!(
+            path(
+                "${CREDENTIALS_DIRECTORY}/x",
+                base,
+                Some(Path::new("/run/c"))
+            )
+            .unwrap(),
+            Path::new("/run/c/x")
+        );
+        for bad in [
+            "",
+            "${CREDENTIALS_DIRECTORY}/x",
+            "${HOME}/x",
+            "a/${CREDENTIALS_DIRECTORY}",
+        ] {
             assert!(path(bad, base, None).is_err());
         }
     }
@@ -236,14 +294,23 @@ mod tests {
         let read = |raw: Raw<'_>| Kind::Int(0, 9).read(&raw, Path::new("/"));
         assert_eq!(read(Raw::Env("7")).unwrap(), Value::Int(7));
         assert_eq!(read(Raw::Int(Some(7))).unwrap(), Value::Int(7));
-        for bad in [Raw::Text("7"), Raw::Int(Some(10)), Raw::Int(None), Raw::Env("x"), Raw::Float(Some(1.0)), Raw::Bool(true)] {
+        for bad in [
+            Raw::Text("7"),
+            Raw::Int(Some(10)),
+            Raw::Int(None),
+            Raw::Env("x"),
+            Raw::Float(Some(1.0)),
+            Raw::Bool(true),
+        ] {
             assert!(read(bad).is_err());
         }
     }
 
     #[test]
     fn a_secret_that_is_refused_is_not_in_the_message() {
-        let error = Kind::SecretHex(64).read(&Raw::Text("hunter2"), Path::new("/")).unwrap_err();
+        let error = Kind::SecretHex(64)
+            .read(&Raw::Text("hunter2"), Path::new("/"))
+            .unwrap_err();
         assert!(!error.to_string().contains("hunter2"));
     }
 }

@@ -13,24 +13,39 @@ use crate::{
 };
 
 pub(super) fn read(source: Arc<Source>, keys: &Keys) -> Layer {
-    let mut layer = Layer { source: Some(source.clone()), ..Layer::default() };
+    let mut layer = Layer {
+        source: Some(source.clone()),
+        ..Layer::default()
+    };
     let (document, errors) = DeTable::parse_recoverable(source.text());
     let mut only_duplicates = true;
     for error in &errors {
         let (message, hint) = syntax(error.message());
         only_duplicates &= error.message() == DUPLICATE;
         let end = source.text().len();
-        layer.problems.push(source.diagnostic(error.span().unwrap_or(end..end), message, hint));
+        layer
+            .problems
+            .push(source.diagnostic(error.span().unwrap_or(end..end), message, hint));
     }
     // After any other error the parser's guess at the rest would be wrong about what is missing or unknown.
     if only_duplicates {
-        let mut walk = Walk { base: source.folder(), source: source.clone(), keys, layer, foreign: Vec::new(), idle: Vec::new() };
+        let mut walk = Walk {
+            base: source.folder(),
+            source: source.clone(),
+            keys,
+            layer,
+            foreign: Vec::new(),
+            idle: Vec::new(),
+        };
         walk.table(document.get_ref(), "");
         layer = walk.finish();
     } else {
         layer.unreadable = true;
     }
-    layer.problems.list.sort_by_key(|problem| (problem.line, problem.column));
+    layer
+        .problems
+        .list
+        .sort_by_key(|problem| (problem.line, problem.column));
     layer
 }
 
@@ -39,7 +54,10 @@ const DUPLICATE: &str = "duplicate key";
 
 fn syntax(message: &str) -> (String, Option<String>) {
     match message {
-        DUPLICATE => ("this key or section is there twice".to_owned(), Some("keep one of the two".to_owned())),
+        DUPLICATE => (
+            "this key or section is there twice".to_owned(),
+            Some("keep one of the two".to_owned()),
+        ),
         _ => (format!("not TOML: {message}"), None),
     }
 }
@@ -56,7 +74,11 @@ struct Walk<'k> {
 impl Walk<'_> {
     fn table(&mut self, table: &DeTable<'_>, prefix: &str) {
         for (key, value) in table {
-            let name = if prefix.is_empty() { key.get_ref().to_string() } else { format!("{prefix}.{}", key.get_ref()) };
+            let name = if prefix.is_empty() {
+                key.get_ref().to_string()
+            } else {
+                format!("{prefix}.{}", key.get_ref())
+            };
             self.entry(name, key.get_ref(), key.span(), value.get_ref());
         }
     }
@@ -64,11 +86,16 @@ impl Walk<'_> {
     fn entry(&mut self, name: String, own: &str, span: Range<usize>, value: &DeValue<'_>) {
         let origin = Origin::File(self.source.clone(), span.clone());
         // A quoted key with a dot in it is not the path it looks like.
-        let known = if own.contains('.') { None } else { self.keys.find(&name) };
+        let known = if own.contains('.') {
+            None
+        } else {
+            self.keys.find(&name)
+        };
         if let Some(known) = known {
             let raw = raw(value);
             let read = match raw {
-                Raw::Section => Err(Invalid::new("must be a value, not a section").hint(format!("write `{own} = …`"))),
+                Raw::Section => Err(Invalid::new("must be a value, not a section")
+                    .hint(format!("write `{own} = …`"))),
                 raw => known.kind.read(&raw, &self.base),
             };
             if !known.effect && read.is_ok() {
@@ -81,18 +108,32 @@ impl Walk<'_> {
             match value {
                 DeValue::Table(table) => self.table(table, &name),
                 _ => {
-                    let hint = Some(format!("write [{name}] on a line of its own and its keys below"));
-                    self.layer.problems.push(Diagnostic::at(&origin, format!("`{name}` is a section, not a value"), hint));
+                    let hint = Some(format!(
+                        "write [{name}] on a line of its own and its keys below"
+                    ));
+                    self.layer.problems.push(Diagnostic::at(
+                        &origin,
+                        format!("`{name}` is a section, not a value"),
+                        hint,
+                    ));
                 }
             }
         } else {
-            let what = if matches!(value, DeValue::Table(_)) { "section" } else { "key" };
+            let what = if matches!(value, DeValue::Table(_)) {
+                "section"
+            } else {
+                "key"
+            };
             let place = match split(&name).0 {
                 section if section.is_empty() || own.contains('.') => String::new(),
                 section => format!(" in [{section}]"),
             };
             let message = format!("unknown {what} {}{place}", shown(own));
-            self.layer.problems.push(Diagnostic::at(&origin, message, Some(self.keys.advice(&name))));
+            self.layer.problems.push(Diagnostic::at(
+                &origin,
+                message,
+                Some(self.keys.advice(&name)),
+            ));
         }
     }
 
@@ -101,7 +142,11 @@ impl Walk<'_> {
             if let Some((_, span)) = found.iter().min_by_key(|(_, span)| span.start) {
                 let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
                 let message = format!("{why}: {}", names.join(", "));
-                self.layer.problems.push(self.source.diagnostic(span.clone(), message, None).warning());
+                self.layer.problems.push(
+                    self.source
+                        .diagnostic(span.clone(), message, None)
+                        .warning(),
+                );
             }
         }
         self.layer
@@ -111,7 +156,9 @@ impl Walk<'_> {
 fn raw<'t>(value: &'t DeValue<'_>) -> Raw<'t> {
     match value {
         DeValue::String(text) => Raw::Text(text),
-        DeValue::Integer(number) => Raw::Int(i64::from_str_radix(number.as_str(), number.radix()).ok()),
+        DeValue::Integer(number) => {
+            Raw::Int(i64::from_str_radix(number.as_str(), number.radix()).ok())
+        }
         DeValue::Float(number) => Raw::Float(number.as_str().parse().ok()),
         DeValue::Boolean(value) => Raw::Bool(*value),
         DeValue::Datetime(_) => Raw::Date,

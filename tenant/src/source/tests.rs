@@ -13,7 +13,13 @@ fn what_is_not_a_regular_file_is_refused_at_once_at_its_first_line() {
     std::os::unix::fs::symlink("nowhere", path("dangling.toml")).unwrap();
     std::os::unix::fs::symlink("/dev/zero", path("device.toml")).unwrap();
     std::os::unix::fs::symlink("loop.toml", path("loop.toml")).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(path("fifo.toml")).status().unwrap().success());
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(path("fifo.toml"))
+            .status()
+            .unwrap()
+            .success()
+    );
     let _socket = std::os::unix::net::UnixListener::bind(path("socket.toml")).unwrap();
     for (name, says) in [
         ("dir.toml", "a directory"),
@@ -25,7 +31,10 @@ fn what_is_not_a_regular_file_is_refused_at_once_at_its_first_line() {
         ("absent.toml", "cannot read it"),
     ] {
         let error = error(&path(name));
-        assert!(error.starts_with(&format!("{}:1:1: ", path(name).display())), "{error}");
+        assert!(
+            error.starts_with(&format!("{}:1:1: ", path(name).display())),
+            "{error}"
+        );
         assert!(error.contains(says), "{error}");
     }
 }
@@ -46,7 +55,13 @@ fn a_byte_that_is_not_utf_8_is_named_with_its_place() {
     let path = dir.path().join("a.toml");
     std::fs::write(&path, b"a = 1\nb = \"\xe4\"\n").unwrap();
     let shown = error(&path);
-    assert!(shown.starts_with(&format!("{}:2:6: the file is not UTF-8: byte 0xE4", path.display())), "{shown}");
+    assert!(
+        shown.starts_with(&format!(
+            "{}:2:6: the file is not UTF-8: byte 0xE4",
+            path.display()
+        )),
+        "{shown}"
+    );
     std::fs::write(&path, b"\xff\xfea\0").unwrap();
     assert!(error(&path).contains("UTF-16"));
 }

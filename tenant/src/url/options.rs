@@ -10,15 +10,36 @@ use crate::{Invalid, invalid::shown};
 
 /// Options of libpq (to 18) that are not implemented, with the reason where one helps.
 const REFUSED: &[(&str, &str)] = &[
-    ("options", "a pooler refuses it, and search_path is the broker's own; set server settings on the role with ALTER ROLE … SET"),
+    (
+        "options",
+        "a pooler refuses it, and search_path is the broker's own; set server settings on the role with ALTER ROLE … SET",
+    ),
     ("hostaddr", "write the address as the host"),
-    ("passfile", "write the password into the URL, or the whole URL into a file named by url_file"),
+    (
+        "passfile",
+        "write the password into the URL, or the whole URL into a file named by url_file",
+    ),
     ("service", "name host, port, user and database in the URL"),
-    ("servicefile", "name host, port, user and database in the URL"),
-    ("sslcert", "certificates of clients are not supported; use a password"),
-    ("sslkey", "certificates of clients are not supported; use a password"),
-    ("sslpassword", "certificates of clients are not supported; use a password"),
-    ("sslcertmode", "certificates of clients are not supported; use a password"),
+    (
+        "servicefile",
+        "name host, port, user and database in the URL",
+    ),
+    (
+        "sslcert",
+        "certificates of clients are not supported; use a password",
+    ),
+    (
+        "sslkey",
+        "certificates of clients are not supported; use a password",
+    ),
+    (
+        "sslpassword",
+        "certificates of clients are not supported; use a password",
+    ),
+    (
+        "sslcertmode",
+        "certificates of clients are not supported; use a password",
+    ),
     ("sslcrl", "revocation lists are not supported"),
     ("sslcrldir", "revocation lists are not supported"),
     ("load_balance_hosts", "one URL is one server here"),
@@ -34,7 +55,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("gsslib", "GSSAPI is not supported"),
     ("gssdelegation", "GSSAPI is not supported"),
     ("krbsrvname", "GSSAPI is not supported"),
-    ("fallback_application_name", "the application_name is set by us"),
+    (
+        "fallback_application_name",
+        "the application_name is set by us",
+    ),
     ("scram_client_key", ""),
     ("scram_server_key", ""),
     ("min_protocol_version", ""),
@@ -45,15 +69,32 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// The options that [`set`] knows, for the advice on a name it does not.
 const KNOWN: &[&str] = &[
-    "host", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "ssl", "channel_binding", "application_name",
-    "connect_timeout", "tcp_user_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count",
-    "target_session_attrs", "client_encoding", "gssencmode",
+    "host",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "sslmode",
+    "sslrootcert",
+    "ssl",
+    "channel_binding",
+    "application_name",
+    "connect_timeout",
+    "tcp_user_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "target_session_attrs",
+    "client_encoding",
+    "gssencmode",
 ];
 
 pub(super) fn read(query: &str, parts: &mut Parts) -> Result<(), Invalid> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let Some((name, value)) = pair.split_once('=') else {
-            return Err(Invalid::new("an option of the database URL has no value").hint("options are written ?name=value&name=value"));
+            return Err(Invalid::new("an option of the database URL has no value")
+                .hint("options are written ?name=value&name=value"));
         };
         let name = decode(name, "option's name")?;
         let value = decode(value, &format!("option {}", shown(&name)))?;
@@ -64,11 +105,17 @@ pub(super) fn read(query: &str, parts: &mut Parts) -> Result<(), Invalid> {
 
 fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
     let one_of = |allowed: &str| {
-        Err(Invalid::new(format!("the option `{name}` of the database URL has a value it cannot have")).hint(format!("one of {allowed}")))
+        Err(Invalid::new(format!(
+            "the option `{name}` of the database URL has a value it cannot have"
+        ))
+        .hint(format!("one of {allowed}")))
     };
     let number = || {
         value.parse::<u32>().map_err(|_| {
-            Invalid::new(format!("the option `{name}` of the database URL is not a whole number")).hint("zero is the default of the system")
+            Invalid::new(format!(
+                "the option `{name}` of the database URL is not a whole number"
+            ))
+            .hint("zero is the default of the system")
         })
     };
     // Zero is "the system's default" everywhere in libpq.
@@ -87,7 +134,8 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
                 "verify-ca" => SslMode::VerifyCa,
                 "verify-full" => SslMode::VerifyFull,
                 "allow" => {
-                    return Err(Invalid::new("sslmode=allow is not supported").hint("use prefer, which tries TLS first, or disable"));
+                    return Err(Invalid::new("sslmode=allow is not supported")
+                        .hint("use prefer, which tries TLS first, or disable"));
                 }
                 _ => return one_of("disable, prefer, require, verify-ca, verify-full"),
             });
@@ -107,7 +155,10 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
         }
         "application_name" => parts.application_name = Some(value),
         "connect_timeout" => parts.connect_timeout = seconds()?,
-        "tcp_user_timeout" => parts.tcp_user_timeout = Some(Duration::from_millis(number()?.into())).filter(|d| !d.is_zero()),
+        "tcp_user_timeout" => {
+            parts.tcp_user_timeout =
+                Some(Duration::from_millis(number()?.into())).filter(|d| !d.is_zero())
+        }
         "keepalives" => match value.as_str() {
             "0" => parts.keepalives.enabled = Some(false),
             "1" => parts.keepalives.enabled = Some(true),
@@ -120,12 +171,18 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
             // Every broker asks for a server that takes writes anyway.
             "any" | "read-write" | "primary" => {}
             "read-only" | "standby" | "prefer-standby" => {
-                return Err(Invalid::new("target_session_attrs asks for a server that takes no writes")
-                    .hint("a tenant's server must take writes: leave the option out"));
+                return Err(Invalid::new(
+                    "target_session_attrs asks for a server that takes no writes",
+                )
+                .hint("a tenant's server must take writes: leave the option out"));
             }
             _ => return one_of("any, read-write, primary"),
         },
-        "client_encoding" if matches!(value.to_ascii_lowercase().as_str(), "utf8" | "utf-8" | "auto") => {}
+        "client_encoding"
+            if matches!(
+                value.to_ascii_lowercase().as_str(),
+                "utf8" | "utf-8" | "auto"
+            ) => {}
         "client_encoding" => return one_of("UTF8"),
         "gssencmode" if matches!(value.as_str(), "disable" | "prefer") => {}
         "gssencmode" => return one_of("disable, prefer"),
@@ -136,10 +193,19 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
 
 fn unknown(name: &str) -> Invalid {
     if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
-        let error = Invalid::new(format!("the option `{name}` of the database URL is not supported"));
-        return if why.is_empty() { error.hint("leave it out") } else { error.hint(*why) };
+        let error = Invalid::new(format!(
+            "the option `{name}` of the database URL is not supported"
+        ));
+        return if why.is_empty() {
+            error.hint("leave it out")
+        } else {
+            error.hint(*why)
+        };
     }
-    let error = Invalid::new(format!("the option {} of the database URL is unknown", shown(name)));
+    let error = Invalid::new(format!(
+        "the option {} of the database URL is unknown",
+        shown(name)
+    ));
     match crate::closest::closest(name, KNOWN.iter().copied()) {
         Some(better) => error.hint(format!("did you mean `{better}`?")),
         None => error.hint("in the password write ? as %3F and & as %26"),
@@ -179,11 +245,23 @@ impl DatabaseUrl {
                 options.push((name, value.to_string()));
             }
         };
-        number("connect_timeout", self.connect_timeout.map(|d| d.as_secs().into()));
-        number("tcp_user_timeout", self.tcp_user_timeout.map(|d| d.as_millis()));
+        number(
+            "connect_timeout",
+            self.connect_timeout.map(|d| d.as_secs().into()),
+        );
+        number(
+            "tcp_user_timeout",
+            self.tcp_user_timeout.map(|d| d.as_millis()),
+        );
         number("keepalives", keepalives.enabled.map(u128::from));
-        number("keepalives_idle", keepalives.idle.map(|d| d.as_secs().into()));
-        number("keepalives_interval", keepalives.interval.map(|d| d.as_secs().into()));
+        number(
+            "keepalives_idle",
+            keepalives.idle.map(|d| d.as_secs().into()),
+        );
+        number(
+            "keepalives_interval",
+            keepalives.interval.map(|d| d.as_secs().into()),
+        );
         number("keepalives_count", keepalives.count.map(u128::from));
         options
     }

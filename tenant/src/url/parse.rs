@@ -28,15 +28,20 @@ pub(super) struct Parts {
 }
 
 pub(super) fn parse(text: &str) -> Result<DatabaseUrl, Invalid> {
-    let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")).ok_or_else(|| {
-        if text.is_empty() {
-            Invalid::new("the database URL is empty").hint(EXAMPLE)
-        } else if text.contains('=') && !text.contains("://") {
-            Invalid::new("the database URL is in libpq's keyword form").hint(format!("write it as a URL, {EXAMPLE}"))
-        } else {
-            Invalid::new("the database URL does not begin with postgres:// or postgresql://").hint(EXAMPLE)
-        }
-    })?;
+    let rest = text
+        .strip_prefix("postgres://")
+        .or_else(|| text.strip_prefix("postgresql://"))
+        .ok_or_else(|| {
+            if text.is_empty() {
+                Invalid::new("the database URL is empty").hint(EXAMPLE)
+            } else if text.contains('=') && !text.contains("://") {
+                Invalid::new("the database URL is in libpq's keyword form")
+                    .hint(format!("write it as a URL, {EXAMPLE}"))
+            } else {
+                Invalid::new("the database URL does not begin with postgres:// or postgresql://")
+                    .hint(EXAMPLE)
+            }
+        })?;
     if text.chars().any(char::is_control) {
         return Err(Invalid::new("the database URL holds a control character"));
     }
@@ -83,23 +88,35 @@ fn credentials(text: &str, parts: &mut Parts) -> Result<(), Invalid> {
 
 fn host_and_port(text: &str, parts: &mut Parts) -> Result<(), Invalid> {
     if text.contains('@') {
-        return Err(Invalid::new("the database URL has more than one @ before the host")
-            .hint("write an @ in the user or password as %40, a slash as %2F, a colon as %3A"));
+        return Err(
+            Invalid::new("the database URL has more than one @ before the host")
+                .hint("write an @ in the user or password as %40, a slash as %2F, a colon as %3A"),
+        );
     }
     if text.contains(',') {
         return Err(several_hosts());
     }
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let Some((host, after)) = rest.split_once(']') else {
-            return Err(Invalid::new("the IPv6 address of the database URL has no closing bracket").hint("for example [::1]:5432"));
+            return Err(Invalid::new(
+                "the IPv6 address of the database URL has no closing bracket",
+            )
+            .hint("for example [::1]:5432"));
         };
         if host.parse::<std::net::Ipv6Addr>().is_err() {
-            return Err(Invalid::new("what is in brackets in the database URL is not an IPv6 address").hint("for example [::1]:5432"));
+            return Err(Invalid::new(
+                "what is in brackets in the database URL is not an IPv6 address",
+            )
+            .hint("for example [::1]:5432"));
         }
         match after.strip_prefix(':') {
             Some(port) => (host, Some(port)),
             None if after.is_empty() => (host, None),
-            None => return Err(Invalid::new("after the IPv6 address of the database URL comes neither a port nor a slash")),
+            None => {
+                return Err(Invalid::new(
+                    "after the IPv6 address of the database URL comes neither a port nor a slash",
+                ));
+            }
         }
     } else {
         match text.split_once(':') {
@@ -138,17 +155,25 @@ pub(super) fn decode(text: &str, what: &str) -> Result<String, Invalid> {
         }
         let digit = |n: usize| tail.get(n).and_then(|b| char::from(*b).to_digit(16));
         let (Some(high), Some(low)) = (digit(0), digit(1)) else {
-            return Err(Invalid::new(format!("in the {what} of the database URL a % is not followed by two hexadecimal digits"))
-                .hint("write a % itself as %25"));
+            return Err(Invalid::new(format!(
+                "in the {what} of the database URL a % is not followed by two hexadecimal digits"
+            ))
+            .hint("write a % itself as %25"));
         };
         // Two hexadecimal digits fit a byte.
         bytes.push((high * 16 + low) as u8);
         rest = &tail[2..];
     }
     if bytes.contains(&0) {
-        return Err(Invalid::new(format!("the {what} of the database URL holds a NUL")));
+        return Err(Invalid::new(format!(
+            "the {what} of the database URL holds a NUL"
+        )));
     }
-    String::from_utf8(bytes).map_err(|_| Invalid::new(format!("the {what} of the database URL is not UTF-8 once decoded")))
+    String::from_utf8(bytes).map_err(|_| {
+        Invalid::new(format!(
+            "the {what} of the database URL is not UTF-8 once decoded"
+        ))
+    })
 }
 
 fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
@@ -157,9 +182,16 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         Some(host) if host.contains(',') => return Err(several_hosts()),
         Some(host) if host.starts_with('/') => Host::Unix(PathBuf::from(host)),
         Some(host) if host.starts_with('@') => {
-            return Err(Invalid::new("the host of the database URL is an abstract Unix socket").hint("use one with a path"));
+            return Err(
+                Invalid::new("the host of the database URL is an abstract Unix socket")
+                    .hint("use one with a path"),
+            );
         }
-        Some(host) if host.contains(|c: char| c.is_whitespace() || c.is_control() || "/\\\"'@?#[]".contains(c)) => {
+        Some(host)
+            if host.contains(|c: char| {
+                c.is_whitespace() || c.is_control() || "/\\\"'@?#[]".contains(c)
+            }) =>
+        {
             return Err(Invalid::new("the host of the database URL is not a host name").hint(
                 "a Unix socket's folder is absolute, ?host=/run/postgresql; in the password write @ as %40, / as %2F, ? as %3F",
             ));
@@ -173,8 +205,10 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
             // `parse` would take a plus sign.
             Ok(number) if number != 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
             _ => {
-                return Err(Invalid::new("the port of the database URL is not a number from 1 to 65535")
-                    .hint("in the password write : as %3A, @ as %40, / as %2F"));
+                return Err(Invalid::new(
+                    "the port of the database URL is not a number from 1 to 65535",
+                )
+                .hint("in the password write : as %3A, @ as %40, / as %2F"));
             }
         },
     };
@@ -186,13 +220,23 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         // libpq's word for the system's roots; it insists on the full check then, and so do we.
         Some("system") => match parts.ssl_mode {
             None | Some(SslMode::VerifyFull) => (SslMode::VerifyFull, None),
-            Some(_) => return Err(Invalid::new("sslrootcert=system needs sslmode=verify-full, as in libpq")),
+            Some(_) => {
+                return Err(Invalid::new(
+                    "sslrootcert=system needs sslmode=verify-full, as in libpq",
+                ));
+            }
         },
-        Some(path) => (parts.ssl_mode.unwrap_or(SslMode::Prefer), Some(PathBuf::from(path))),
+        Some(path) => (
+            parts.ssl_mode.unwrap_or(SslMode::Prefer),
+            Some(PathBuf::from(path)),
+        ),
         None => (parts.ssl_mode.unwrap_or(SslMode::Prefer), None),
     };
     Ok(DatabaseUrl {
-        dbname: parts.dbname.filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone()),
+        dbname: parts
+            .dbname
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| user.clone()),
         host,
         port,
         user,

@@ -8,24 +8,39 @@ fn url(text: &str) -> DatabaseUrl {
 
 #[test]
 fn the_parts_of_a_url_are_read_as_libpq_reads_them() {
-    let u = url("postgres://brokkr:p%40ss%3A@db.internal:5433/main?sslmode=verify-full&connect_timeout=4");
+    let u = url(
+        "postgres://brokkr:p%40ss%3A@db.internal:5433/main?sslmode=verify-full&connect_timeout=4",
+    );
     assert_eq!(u.host(), &Host::Tcp("db.internal".into()));
     assert_eq!((u.port(), u.user(), u.dbname()), (5433, "brokkr", "main"));
     assert_eq!(u.password().unwrap().expose(), "p@ss:");
     assert_eq!(u.ssl_mode(), SslMode::VerifyFull);
     assert_eq!(u.connect_timeout(), Some(Duration::from_secs(4)));
     let u = url("postgresql://a@[::1]/");
-    assert_eq!((u.host(), u.port(), u.dbname()), (&Host::Tcp("::1".into()), 5432, "a"));
-    for unix in ["postgres://a@/db?host=/run/pg&port=6000", "postgres://a@%2Frun%2Fpg:6000/db", "postgres:///db?host=/run/pg&user=a&port=6000"] {
+    assert_eq!(
+        (u.host(), u.port(), u.dbname()),
+        (&Host::Tcp("::1".into()), 5432, "a")
+    );
+    for unix in [
+        "postgres://a@/db?host=/run/pg&port=6000",
+        "postgres://a@%2Frun%2Fpg:6000/db",
+        "postgres:///db?host=/run/pg&user=a&port=6000",
+    ] {
         let u = url(unix);
-        assert_eq!((u.host(), u.port(), u.user(), u.dbname()), (&Host::Unix("/run/pg".into()), 6000, "a", "db"));
+        assert_eq!(
+            (u.host(), u.port(), u.user(), u.dbname()),
+            (&Host::Unix("/run/pg".into()), 6000, "a", "db")
+        );
     }
 }
 
 #[test]
 fn what_nobody_said_is_libpqs_default() {
     let u = url("postgres://");
-    assert_eq!((u.host(), u.port()), (&Host::Unix("/var/run/postgresql".into()), 5432));
+    assert_eq!(
+        (u.host(), u.port()),
+        (&Host::Unix("/var/run/postgresql".into()), 5432)
+    );
     assert_eq!(u.user(), u.dbname());
     assert!(!u.user().is_empty() && u.password().is_none());
     assert_eq!(u.ssl_mode(), SslMode::Prefer);
@@ -34,10 +49,21 @@ fn what_nobody_said_is_libpqs_default() {
 #[test]
 fn the_password_is_in_no_printed_form() {
     let u = url("postgres://brokkr:hunter2@db/main");
-    for shown in [format!("{u}"), format!("{u:?}"), u.redacted(), serde_json::to_string(&u).unwrap()] {
-        assert!(!shown.contains("hunter2") && shown.contains("postgres://brokkr:***@db:5432/main"), "{shown}");
+    for shown in [
+        format!("{u}"),
+        format!("{u:?}"),
+        u.redacted(),
+        serde_json::to_string(&u).unwrap(),
+    ] {
+        assert!(
+            !shown.contains("hunter2") && shown.contains("postgres://brokkr:***@db:5432/main"),
+            "{shown}"
+        );
     }
-    assert_eq!(url("postgres://brokkr@db/main").to_string(), "postgres://brokkr@db:5432/main");
+    assert_eq!(
+        url("postgres://brokkr@db/main").to_string(),
+        "postgres://brokkr@db:5432/main"
+    );
 }
 
 #[test]
@@ -49,12 +75,21 @@ fn what_is_wrong_is_named_and_the_password_is_not() {
         ("postgres://u:hunter2@ss@h/d", "%40"),
         ("postgres://u:hunter2@a,b/d", "several hosts"),
         ("postgres://u:hunter2@a/d?host=a,b", "several hosts"),
-        ("postgres://u:hunter2@a/d?options=-csearch_path%3Dx", "`options`"),
+        (
+            "postgres://u:hunter2@a/d?options=-csearch_path%3Dx",
+            "`options`",
+        ),
         ("postgres://u:hunter2@a/d?sslcert=x", "`sslcert`"),
         ("postgres://u:hunter2@a/d?ssl_mode=require", "`sslmode`"),
         ("postgres://u:hunter2@a/d?sslmode=on", "sslmode"),
-        ("postgres://u:hunter2@a/d?target_session_attrs=standby", "writes"),
-        ("postgres://u:hunter2@a/d?connect_timeout=x", "connect_timeout"),
+        (
+            "postgres://u:hunter2@a/d?target_session_attrs=standby",
+            "writes",
+        ),
+        (
+            "postgres://u:hunter2@a/d?connect_timeout=x",
+            "connect_timeout",
+        ),
         ("postgres://u:hunter2%@a/d", "%25"),
         ("postgres://u:hunter2%00@a/d", "NUL"),
         ("postgres://u:hunter2%ff@a/d", "UTF-8"),
@@ -68,7 +103,10 @@ fn what_is_wrong_is_named_and_the_password_is_not() {
         ("postgres://u:hunter2@a b/d", "host name"),
         ("postgres://u:hunter2@a/d?host=relative/dir", "absolute"),
         ("postgres://u:hunter2@a/d?x", "no value"),
-        ("postgres://u:hunter2@a/d?sslrootcert=system&sslmode=require", "verify-full"),
+        (
+            "postgres://u:hunter2@a/d?sslrootcert=system&sslmode=require",
+            "verify-full",
+        ),
         ("postgres://u:hunter2@a/d\n", "control"),
     ] {
         let error = DatabaseUrl::parse(bad).unwrap_err().to_string();
@@ -79,7 +117,8 @@ fn what_is_wrong_is_named_and_the_password_is_not() {
 
 #[test]
 fn a_relative_root_certificate_is_taken_from_the_folder_of_the_file() {
-    let u = url("postgres://u@h/d?sslrootcert=ca.pem&sslmode=verify-ca").within(Path::new("/etc/brokkr"));
+    let u = url("postgres://u@h/d?sslrootcert=ca.pem&sslmode=verify-ca")
+        .within(Path::new("/etc/brokkr"));
     assert_eq!(u.ssl_root_cert(), Some(Path::new("/etc/brokkr/ca.pem")));
 }
 

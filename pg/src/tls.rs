@@ -1,0 +1,198 @@
+//! TLS as `sslmode` means it: who is not verified, whose chain, and whose name too.
+//!
+//! The cryptography is chosen here, explicitly: a process-wide default would be one more thing two crates could set differently.
+
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+use brokkr_tenant::SslMode;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
+};
+
+/// Why TLS could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    #[error("sslrootcert {0}: {1}")]
+    RootFile(PathBuf, rustls::pki_types::pem::Error),
+    #[error("sslrootcert {0} holds no certificate")]
+    NoRootInFile(PathBuf),
+    #[error(
+        "the system has no trusted root certificates; install ca-certificates or set sslrootcert"
+    )]
+    NoSystemRoots,
+    #[error("TLS cannot be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+    #[error("TLS cannot be set up: {0}")]
+    Verifier(#[from] rustls::client::VerifierBuilderError),
+}
+
+/// The client side for `mode`; `None` when there is to be no TLS.
+pub(crate) fn client(
+    mode: SslMode,
+    root_cert: Option<&Path>,
+) -> Result<Option<ClientConfig>, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier: Arc<dyn ServerCertVerifier> = match mode {
+        SslMode::Disable => return Ok(None),
+        SslMode::Prefer | SslMode::Require => Arc::new(Unverified(provider.clone())),
+        SslMode::VerifyCa => Arc::new(ChainOnly {
+            roots: roots(root_cert)?,
+            provider: provider.clone(),
+        }),
+        SslMode::VerifyFull => WebPkiServerVerifier::builder_with_provider(
+            Arc::new(roots(root_cert)?),
+            provider.clone(),
+        )
+        .build()?,
+    };
+    Ok(Some(
+        ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth(),
+    ))
+}
+
+fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = file {
+        let certs = CertificateDer::pem_file_iter(path)
+            .map_err(|error| TlsError::RootFile(path.to_owned(), error))?;
+        for cert in certs {
+            let cert = cert.map_err(|error| TlsError::RootFile(path.to_owned(), error))?;
+            roots.add(cert)?;
+        }
+        if roots.is_empty() {
+            return Err(TlsError::NoRootInFile(path.to_owned()));
+        }
+    } else {
+        // One that cannot be parsed is passed over, as every other program does: the store is not ours.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(TlsError::NoSystemRoots);
+        }
+    }
+    Ok(roots)
+}
+
+/// Any certificate will do: `prefer` and `require` keep listeners out, not impostors, as in libpq. The signature of the
+/// handshake is checked still: the peer holds the key of the certificate it shows.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The chain must lead to a trusted root; whose name the certificate bears is not looked at.
+#[derive(Debug)]
+struct ChainOnly {
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for ChainOnly {
+    fn verify_server_cert(
+        &self,
+        cert: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let cert = ParsedCertificate::try_from(cert)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(
+            &cert,
+            &self.roots,
+            intermediates,
+            now,
+            algorithms,
+        )?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
