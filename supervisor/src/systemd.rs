@@ -1,1 +1,162 @@
-//! (being written)
+//! What systemd is told: readiness, reloading, stopping, a line of status, and that the event loop turns.
+//!
+//! Written here and not taken from a library because a full socket must not block the event loop.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Tells systemd, or nobody where `NOTIFY_SOCKET` is not set. Cheap to clone. A datagram that cannot be sent is lost:
+/// systemd not hearing is nothing a tenant should suffer for.
+#[derive(Debug, Clone, Default)]
+pub struct Notifier {
+    target: Option<Arc<(UnixDatagram, SocketAddr)>>,
+    watchdog: Option<Duration>,
+}
+
+impl Notifier {
+    /// A notifier made of what systemd put into this process's environment. The variables stay there: removing one is not
+    /// safe with threads, and a broker gets an environment of its own anyway.
+    ///
+    /// # Errors
+    /// When `NOTIFY_SOCKET` is set to something that is no socket's address.
+    pub fn from_env() -> io::Result<Self> {
+        Self::new(std::env::var_os("NOTIFY_SOCKET"), |name| std::env::var(name).ok())
+    }
+
+    fn new(socket: Option<OsString>, variable: impl Fn(&str) -> Option<String>) -> io::Result<Self> {
+        let Some(socket) = socket.filter(|socket| !socket.is_empty()) else {
+            return Ok(Self::default());
+        };
+        let bytes = socket.into_vec();
+        let address = match bytes.strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(&bytes))?,
+        };
+        let datagrams = UnixDatagram::unbound()?;
+        datagrams.set_nonblocking(true)?;
+        let ours = match variable("WATCHDOG_PID").map(|pid| pid.parse()) {
+            None => true,
+            Some(pid) => pid == Ok(std::process::id()),
+        };
+        let microseconds = variable("WATCHDOG_USEC").and_then(|usec| usec.parse().ok());
+        let watchdog = microseconds.filter(|usec| ours && *usec > 0).map(Duration::from_micros);
+        Ok(Self { target: Some(Arc::new((datagrams, address))), watchdog })
+    }
+
+    /// Everything that could be started has been, or waits for something outside.
+    pub fn ready(&self) {
+        self.send("READY=1");
+    }
+
+    /// A reload begins; `ready` ends it.
+    pub fn reloading(&self) {
+        // Systemd compares this with its own CLOCK_MONOTONIC to tell a new reload from an old one.
+        match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+            Ok(now) => {
+                let now = Duration::from(now).as_micros();
+                self.send(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+            }
+            Err(_) => self.send("RELOADING=1"),
+        }
+    }
+
+    /// Draining has begun.
+    pub fn stopping(&self) {
+        self.send("STOPPING=1");
+    }
+
+    /// One line for `systemctl status`.
+    pub fn status(&self, line: &str) {
+        self.send(&format!("STATUS={}", line.replace('\n', " ")));
+    }
+
+    /// What is under way may take `time` more from now.
+    pub fn extend_timeout(&self, time: Duration) {
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
+    }
+
+    /// The event loop turns.
+    pub fn watchdog(&self) {
+        self.send("WATCHDOG=1");
+    }
+
+    /// How often to call [`watchdog`](Self::watchdog): half of what systemd waits. `None`: it does not watch us.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
+        self.watchdog.map(|patience| patience / 2)
+    }
+
+    fn send(&self, text: &str) {
+        if let Some(target) = &self.target {
+            let (datagrams, address) = target.as_ref();
+            // See the type: nobody is to wait or fail for this.
+            let _ = datagrams.send_to_addr(text.as_bytes(), address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn notifier(variables: &'static [(&str, &str)]) -> (tempfile::TempDir, UnixDatagram, Notifier) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        let variable = |name: &str| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        let notifier = Notifier::new(Some(path.into()), variable).unwrap();
+        (dir, systemd, notifier)
+    }
+
+    fn heard(systemd: &UnixDatagram) -> String {
+        let mut buffer = [0; 256];
+        let length = systemd.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn systemd_hears_each_word_as_it_spells_it() {
+        let (_dir, systemd, notifier) = notifier(&[]);
+        notifier.ready();
+        assert_eq!(heard(&systemd), "READY=1");
+        notifier.reloading();
+        let text = heard(&systemd);
+        let usec = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+        assert!(usec.parse::<u64>().unwrap() > 0);
+        notifier.status("2 tenants\nready");
+        assert_eq!(heard(&systemd), "STATUS=2 tenants ready");
+        notifier.extend_timeout(Duration::from_secs(3));
+        assert_eq!(heard(&systemd), "EXTEND_TIMEOUT_USEC=3000000");
+        notifier.watchdog();
+        assert_eq!(heard(&systemd), "WATCHDOG=1");
+        notifier.stopping();
+        assert_eq!(heard(&systemd), "STOPPING=1");
+    }
+
+    #[test]
+    fn the_watchdog_is_answered_twice_as_often_as_it_asks_and_only_by_whom_it_asks() {
+        let (_dir, _systemd, watched) = notifier(&[("WATCHDOG_USEC", "4000000")]);
+        assert_eq!(watched.watchdog_interval(), Some(Duration::from_secs(2)));
+        let (_dir, _systemd, other) =
+            notifier(&[("WATCHDOG_USEC", "4000000"), ("WATCHDOG_PID", "1")]);
+        assert_eq!(other.watchdog_interval(), None);
+    }
+
+    #[test]
+    fn without_systemd_nothing_is_said_and_a_full_socket_blocks_nobody() {
+        let nobody = Notifier::new(None, |_| None).unwrap();
+        nobody.ready();
+        assert_eq!(nobody.watchdog_interval(), None);
+        let (_dir, _systemd, notifier) = notifier(&[]);
+        for _ in 0..10_000 {
+            notifier.ready();
+        }
+    }
+}

@@ -191,8 +191,12 @@ fn unit(bytes: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0, |sum, byte| Some(sum * 16 + char::from(*byte).to_digit(16)?))
 }
 
-/// JSON's grammar of numbers: no leading zero or plus, digits on both sides of a point.
+/// JSON's grammar of numbers: no leading zero or plus, digits on both sides of a point; and small enough for every reader:
+/// many refuse what is beyond a double, which 32 bytes and two digits of exponent never are.
 fn is_number(word: &[u8]) -> bool {
+    if word.len() > 32 {
+        return false;
+    }
     fn digits(word: &[u8]) -> Option<&[u8]> {
         let count = word.iter().take_while(|b| b.is_ascii_digit()).count();
         (count > 0).then(|| &word[count..])
@@ -215,8 +219,8 @@ fn is_number(word: &[u8]) -> bool {
         let unsigned =
             exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent);
         match digits(unsigned) {
-            Some(after) => rest = after,
-            None => return false,
+            Some(after) if unsigned.len() <= 2 => rest = after,
+            _ => return false,
         }
     }
     rest.is_empty()
@@ -337,7 +341,7 @@ mod tests {
         fn the_scan_accepts_only_what_a_json_parser_accepts(line in r#"\{("timestamp":"t",)("level":"INFO",)("target":"x")(,"[a-z\\"]{0,3}":("[a-z\\u0-9"]{0,8}"|[0-9eE.+-]{1,5}|null|\{\}|\[1\]))*\}"#) {
             if scan(line.as_bytes()).is_some() {
                 let value: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_str(&line);
-                prop_assert!(value.is_ok() || line.contains(['e', 'E']), "{line}");
+                prop_assert!(value.is_ok(), "{line}");
             }
         }
 

@@ -1,0 +1,227 @@
+//! What can be typed.
+
+use crate::logs::Level;
+use brokkr_tenant::TenantName;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+
+/// The supervisor's own file where nothing else is said.
+const CONFIG: &str = "/etc/brokkr/supervisor.toml";
+
+/// Runs one isolated Brokkr broker per tenant, against shared PostgreSQL servers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "brokkr-supervisor",
+    version,
+    after_help = "Exit status: 0 done, 1 problem found, 2 usage, 69 supervisor not running, 78 configuration."
+)]
+pub struct Cli {
+    // No default here: clap would let the default of a subcommand's match win over what stands before it.
+    /// The supervisor's own file [default: /etc/brokkr/supervisor.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// The supervisor's own file.
+    pub fn config(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(CONFIG))
+    }
+}
+
+/// One command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run every tenant, in the foreground
+    Run,
+    /// Judge every file, schema, address and budget; change nothing
+    Check(Check),
+    /// Show tenants and servers
+    Status(Status),
+    /// Show the last log lines
+    Logs(Logs),
+    /// Start tenants; those in backoff are tried at once
+    Start(Which),
+    /// Drain tenants and keep them stopped
+    Stop(Which),
+    /// Replace instances without losing a request
+    Restart(Which),
+    /// Read every file again, wait until all has settled, and print what changed
+    Reload(Reload),
+    /// Add, remove and list tenants' files
+    Tenant {
+        /// What to do.
+        #[command(subcommand)]
+        command: Tenant,
+    },
+    /// Print the admin PAK of a tenant's first start
+    Pak {
+        /// The tenant
+        #[arg(value_name = "TENANT", value_parser = tenant_name)]
+        tenant: TenantName,
+    },
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Judge files, schemas and addresses without asking any server
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Only this tenant, in detail
+    #[arg(value_name = "TENANT", value_parser = tenant_name)]
+    pub tenant: Option<TenantName>,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value_t = StatusFormat::Table)]
+    pub format: StatusFormat,
+    /// Show it again whenever it changes
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// How `status` is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatusFormat {
+    /// Aligned columns.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+/// `logs`
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Go on with lines as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only lines of this tenant; may be given more than once
+    #[arg(short, long = "tenant", value_name = "TENANT", value_parser = tenant_name)]
+    pub tenants: Vec<TenantName>,
+    /// How many of the last lines
+    #[arg(short = 'n', long, value_name = "LINES", default_value_t = 100)]
+    pub lines: usize,
+    /// Only lines as grave as this, or graver
+    #[arg(long, value_enum)]
+    pub level: Option<Level>,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub format: LogFormat,
+}
+
+/// How `logs` prints lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Which tenants `start`, `stop` and `restart` are for.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// These tenants
+    #[arg(value_name = "TENANT", value_parser = tenant_name)]
+    pub tenants: Vec<TenantName>,
+    /// Every tenant
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `reload`
+#[derive(Debug, Args)]
+pub struct Reload {
+    /// Carry out removals that were held because they were so many
+    #[arg(long)]
+    pub confirm_removals: bool,
+}
+
+/// `tenant`
+#[derive(Debug, Subcommand)]
+pub enum Tenant {
+    /// Write a tenant's file and start it
+    Add(Add),
+    /// Remove a tenant's file; its broker drains and goes, its data stays
+    Remove {
+        /// The tenant
+        #[arg(value_name = "TENANT", value_parser = tenant_name)]
+        tenant: TenantName,
+    },
+    /// Print the names of all tenants that have a file
+    List,
+}
+
+/// `tenant add`
+#[derive(Debug, Args)]
+pub struct Add {
+    /// The tenant
+    #[arg(value_name = "TENANT", value_parser = tenant_name)]
+    pub tenant: TenantName,
+    /// File with the URL of its database; absent: that of [defaults]. A URL itself is no argument: everybody on
+    /// the host can read those
+    #[arg(long, value_name = "FILE")]
+    pub url_file: Option<PathBuf>,
+    /// Its schema; absent: tenant_NAME, hyphens as underscores
+    #[arg(long)]
+    pub schema: Option<String>,
+    /// Where it listens, IP:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: String,
+    /// Most connections it may hold
+    #[arg(long, value_name = "CONNECTIONS")]
+    pub pool_size: Option<u32>,
+}
+
+fn tenant_name(text: &str) -> Result<TenantName, String> {
+    TenantName::parse(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_commands_hang_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_configuration_may_be_named_before_or_after_the_command() {
+        assert_eq!(parse("x status").unwrap().config(), Path::new(CONFIG));
+        assert_eq!(parse("x --config a status").unwrap().config(), Path::new("a"));
+        assert_eq!(parse("x status acme --config a").unwrap().config(), Path::new("a"));
+        assert_eq!(parse("x tenant --config a list").unwrap().config(), Path::new("a"));
+    }
+
+    #[test]
+    fn start_takes_tenants_or_all_but_one_of_these() {
+        assert!(parse("x start acme globex").is_ok());
+        assert!(parse("x start --all").is_ok());
+        assert_eq!(parse("x start").unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+        assert_eq!(parse("x stop acme --all").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+        assert_eq!(parse("x stop A").unwrap_err().kind(), ErrorKind::ValueValidation);
+    }
+
+    #[test]
+    fn usage_errors_exit_with_two() {
+        assert_eq!(parse("x sweep").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("x status --format xml").unwrap_err().exit_code(), 2);
+    }
+}
