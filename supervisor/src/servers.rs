@@ -14,6 +14,73 @@
 //! When it fails the server is down, and it is tried again every quarter of a second or so until it is
 //! identified anew.
 
+mod connect;
+mod coordinator;
+mod identify;
+mod probe;
+mod session;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use view::{Endpoint, Server, ServersView};
+
+use brokkr_tenant::DatabaseUrl;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A handle to the thread of probers. The thread ends, and its connections close, when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    wanted: Arc<watch::Sender<BTreeSet<DatabaseUrl>>>,
+    refreshes: mpsc::Sender<oneshot::Sender<()>>,
+    view: watch::Receiver<Arc<ServersView>>,
+}
+
+impl Servers {
+    /// Starts the thread. `prefix` is what begins the `application_name` of every program of this machine:
+    /// what does not begin with it is not ours. The rest of such a name is the tenant's.
+    ///
+    /// # Errors
+    /// When the thread or its event loop cannot be made.
+    pub fn start(prefix: String) -> io::Result<Self> {
+        let (wanted, wants) = watch::channel(BTreeSet::new());
+        // Full when this many reloads wait at once: the next one waits for its place.
+        let (refreshes, requests) = mpsc::channel(16);
+        let (publish, view) = watch::channel(Arc::new(ServersView::default()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("servers".to_owned()).spawn(move || {
+            let work = coordinator::run(wants, requests, publish, prefix);
+            tokio::task::LocalSet::new().block_on(&runtime, work);
+            // A name that is being resolved may take long; nobody waits for it any more.
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { wanted: Arc::new(wanted), refreshes, view })
+    }
+
+    /// Says which URLs matter from now on. New ones are tried at once, those no longer named are forgotten.
+    pub fn want(&self, urls: BTreeSet<DatabaseUrl>) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != urls;
+            *wanted = urls;
+            changed
+        });
+    }
+
+    /// The latest view, and to be woken by each newer one.
+    pub fn view(&self) -> watch::Receiver<Arc<ServersView>> {
+        self.view.clone()
+    }
+
+    /// Tries every wanted URL again, reads every figure again, and returns when the view has them. Takes a
+    /// few seconds at most for servers that do not answer.
+    pub async fn refresh(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.refreshes.send(done).await.is_ok() {
+            // An error means that the thread has ended: there is nothing to wait for.
+            let _ = wait.await;
+        }
+    }
+}

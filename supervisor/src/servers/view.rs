@@ -71,6 +71,8 @@ pub struct Server {
     pub reason: Option<String>,
     /// Since when it has been up or down.
     pub since: Instant,
+    /// When `ours` and `in_use` were asked for: they tell of nothing earlier.
+    pub sampled: Instant,
     /// Connections of this host's tenants, counted on the server: whatever holds them, an instance, a
     /// command, or backends a killed broker left behind.
     pub ours: BTreeMap<TenantName, u32>,
@@ -85,6 +87,18 @@ pub struct Server {
 }
 
 impl ServersView {
+    /// Whether nothing but the time of the last count differs: then there is nothing new to judge.
+    pub fn same_but_for_times(&self, other: &Self) -> bool {
+        let plain = |view: &Self| {
+            let mut view = view.clone();
+            for server in view.servers.values_mut() {
+                server.sampled = server.since;
+            }
+            view
+        };
+        plain(self) == plain(other)
+    }
+
     /// Facts by server, as the budget takes them.
     pub fn facts(&self) -> BTreeMap<ServerId, Facts> {
         self.servers.iter().map(|(id, server)| (id.clone(), server.facts.clone())).collect()

@@ -1,0 +1,79 @@
+//! From a URL to an open connection, and a stand-in for TLS where there is no wire.
+
+use super::session::Failure;
+use brokkr_tenant::{DatabaseUrl, Host};
+use std::future::{Future, Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::{Client, Config};
+
+/// The connection's own work, to be run beside its client.
+pub(super) type Work = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>>>;
+
+/// Connects and logs in. The caller sets the deadline.
+pub(super) async fn connect(url: &DatabaseUrl, name: &str) -> Result<(Client, Work), Failure> {
+    let mut config = Config::new();
+    config.user(url.user()).dbname(url.dbname()).port(url.port()).application_name(name);
+    if let Some(password) = url.password() {
+        config.password(password.expose());
+    }
+    match url.host() {
+        Host::Tcp(host) => config.host(host),
+        Host::Unix(folder) => config.host_path(folder),
+    };
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    Ok((client, Box::pin(connection)))
+}
+
+/// Passes bytes on as they are.
+pub(super) struct Plain;
+
+/// A stream behind [`Plain`].
+pub(super) struct PlainStream<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsConnect<S> for Plain {
+    type Stream = PlainStream<S>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<PlainStream<S>>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        ready(Ok(PlainStream(stream)))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for PlainStream<S> {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for PlainStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for PlainStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,137 @@
+//! Logging into one URL and finding out which server it is, and whether it is one for a tenant.
+
+use super::session::{Failure, Row, Session};
+use crate::budget::{Database, Role};
+use brokkr_tenant::{DatabaseUrl, Host};
+
+/// How often each of two connections is asked for its backend: a busy pooler may give them different ones
+/// once, hardly so every time.
+const ROUNDS: usize = 3;
+
+/// What one pass over one connection found.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    /// `system_identifier`, or the resolved address where that may not be read.
+    pub(super) identifier: String,
+    /// `pg_postmaster_start_time()`; empty where it may not be read.
+    pub(super) started: String,
+    /// Whether both were read.
+    pub(super) certain: bool,
+    pub(super) database_oid: u32,
+    pub(super) database: Database,
+    pub(super) role_name: String,
+    pub(super) role: Role,
+    pub(super) max_connections: u32,
+    pub(super) superuser_reserved: u32,
+    pub(super) reserved: u32,
+    pub(super) version: String,
+    /// A pooler in session mode stands in front.
+    pub(super) pooler: bool,
+}
+
+/// Everything but the identity, in one statement. `reserved_connections` exists from 16 on.
+const ASK: &str = "\
+SELECT d.oid, d.datname, d.datconnlimit, r.rolname, r.rolconnlimit, r.rolsuper, \
+       current_setting('max_connections'), current_setting('superuser_reserved_connections'), \
+       coalesce(current_setting('reserved_connections', true), '0'), current_setting('server_version'), \
+       pg_is_in_recovery(), current_setting('transaction_read_only'), \
+       has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') \
+       AND has_function_privilege('pg_catalog.pg_postmaster_start_time()', 'EXECUTE') \
+  FROM pg_catalog.pg_database d, pg_catalog.pg_roles r \
+ WHERE d.datname = current_database() AND r.rolname = session_user";
+
+const WHO: &str = "SELECT system_identifier, extract(epoch FROM pg_catalog.pg_postmaster_start_time()) \
+                   FROM pg_catalog.pg_control_system()";
+
+/// Logs into `url` and asks. The connection that answered is given back: the prober keeps it.
+pub(super) async fn identify(
+    url: &DatabaseUrl,
+    name: &str,
+) -> Result<(Identity, Session), Failure> {
+    let first = Session::open(url, name).await?;
+    let second = Session::open(url, name).await?;
+    not_shared(&first, &second).await?;
+    drop(second);
+
+    let row = first.ask_one(ASK).await?;
+    if row.flag(10)? {
+        return Err(Failure::refused("is a standby: it is in recovery and takes no writes"));
+    }
+    if row.text(11)? == "on" {
+        return Err(Failure::refused(
+            "is read-only: transaction_read_only is on for this role, database or server",
+        ));
+    }
+    let certain = row.flag(12)?;
+    let (identifier, started) = if certain {
+        let who = first.ask_one(WHO).await?;
+        (who.text(0)?.to_owned(), who.text(1)?.to_owned())
+    } else {
+        (resolved(url).await, String::new())
+    };
+    let superuser = row.flag(5)?;
+    let pooler = first.process_id().await.is_some_and(|told| Some(told) != first.backend());
+    let identity = Identity {
+        identifier,
+        started,
+        certain,
+        database_oid: row.number(0)?,
+        database: Database { name: row.text(1)?.to_owned(), limit: limit(&row, 2)? },
+        role_name: row.text(3)?.to_owned(),
+        role: Role { limit: limit(&row, 4)?, superuser },
+        max_connections: row.number(6)?,
+        superuser_reserved: row.number(7)?,
+        reserved: row.number(8)?,
+        version: row.text(9)?.to_owned(),
+        pooler,
+    };
+    Ok((identity, first))
+}
+
+/// Two connections that are open at once have a backend each, or something in between shares them out
+/// statement by statement, and with them one tenant's `search_path` to the next.
+async fn not_shared(first: &Session, second: &Session) -> Result<(), Failure> {
+    let mut seen: [Option<i32>; 2] = [None, None];
+    for _ in 0..ROUNDS {
+        for (session, seen) in [first, second].into_iter().zip(&mut seen) {
+            let pid = session.ask_backend().await?;
+            if seen.is_some_and(|before| before != pid) {
+                return Err(pooled());
+            }
+            *seen = Some(pid);
+        }
+        if seen[0] == seen[1] {
+            return Err(pooled());
+        }
+    }
+    Ok(())
+}
+
+fn pooled() -> Failure {
+    Failure::refused(
+        "is a pooler in transaction or statement mode: two connections share one backend, which would \
+         carry search_path from one tenant to another; use session mode, or the server itself",
+    )
+}
+
+/// -1 is no limit; anything else below zero marks an invalid database, which nobody may enter.
+fn limit(row: &Row, column: usize) -> Result<Option<u32>, Failure> {
+    let text = row.text(column)?;
+    Ok(if text == "-1" { None } else { Some(text.parse().unwrap_or(0)) })
+}
+
+/// Address and port as the name resolves here: the only name left for a server that does not tell its own.
+async fn resolved(url: &DatabaseUrl) -> String {
+    match url.host() {
+        Host::Unix(folder) => {
+            let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.clone());
+            format!("{}:{}", folder.display(), url.port())
+        }
+        Host::Tcp(name) => match tokio::net::lookup_host((name.as_str(), url.port())).await {
+            Ok(mut addresses) => {
+                addresses.next().map_or_else(|| format!("{name}:{}", url.port()), |a| a.to_string())
+            }
+            Err(_) => format!("{name}:{}", url.port()),
+        },
+    }
+}

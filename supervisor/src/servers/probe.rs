@@ -1,0 +1,56 @@
+//! The kept connection to one server and the statement it asks once a second.
+
+use super::session::{Failure, Session};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Time between two probes of a server that is up.
+pub(super) const PERIOD: Duration = Duration::from_secs(1);
+
+/// Who is connected, by application name, and whether this is still the server it was, and still takes
+/// writes. Parallel workers are not connections; their type is only told to those who may see it.
+const ASK: &str = "\
+SELECT application_name, count(*), pg_is_in_recovery(), current_setting('transaction_read_only') \
+  FROM pg_catalog.pg_stat_activity \
+ WHERE datid IS NOT NULL AND usesysid IS NOT NULL \
+   AND (backend_type IS NULL OR backend_type = 'client backend') \
+ GROUP BY application_name";
+
+/// Who was connected, at one time.
+#[derive(Debug, Clone)]
+pub(super) struct Sample {
+    /// When it was asked for.
+    pub(super) asked: Instant,
+    /// Connections by application name.
+    pub(super) connections: BTreeMap<String, u32>,
+}
+
+/// Asks once.
+pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
+    let mut sample = Sample { asked: Instant::now(), connections: BTreeMap::new() };
+    for row in session.ask(ASK).await? {
+        if row.flag(2)? {
+            return Err(Failure::refused("has become a standby: it is in recovery"));
+        }
+        if row.text(3)? == "on" {
+            return Err(Failure::refused("has become read-only: transaction_read_only is on"));
+        }
+        sample.connections.insert(row.nullable(0).unwrap_or_default().to_owned(), row.number(1)?);
+    }
+    Ok(sample)
+}
+
+/// Asks every [`PERIOD`] until it fails; `tell` gets every answer.
+pub(super) async fn watch(mut session: Session, mut tell: impl FnMut(Sample)) -> Failure {
+    loop {
+        tokio::select! {
+            // Cancel-safe: the timer is made anew, and a connection that has ended stays ended.
+            failure = session.ended() => return failure,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        match sample(&session).await {
+            Ok(answer) => tell(answer),
+            Err(failure) => return failure,
+        }
+    }
+}
