@@ -138,6 +138,14 @@ impl Hub {
     }
 }
 
+/// One canonical line of the supervisor's own, about no tenant, that is in nobody's log: for those who read here and now.
+pub fn notice(message: &str) -> Bytes {
+    let origin = Origin::new(None, nix::unistd::getpid().as_raw());
+    let mut line = Vec::new();
+    origin.write(&mut line, "WARN", "brokkr_supervisor::logs", message);
+    line.into()
+}
+
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hub").finish_non_exhaustive()

@@ -1,0 +1,157 @@
+//! `GET /v1/logs`.
+
+use super::App;
+use super::peer::Peer;
+use super::routes::Problem;
+use super::stream;
+use crate::logs::{Filter, Followed, Level, Subscription, TextEncoder};
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::Extension;
+use brokkr_tenant::TenantName;
+use bytes::Bytes;
+use percent_encoding::percent_decode_str;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Lines given when the request does not say how many, and the most it may say.
+const LINES: usize = 100;
+const MOST: usize = 100_000;
+
+#[derive(Debug, PartialEq, Eq)]
+struct Query {
+    filter: Filter,
+    lines: usize,
+    follow: bool,
+    json: bool,
+}
+
+impl Query {
+    /// By hand, for `tenant` may come more than once.
+    fn parse(query: &str) -> Result<Self, Problem> {
+        let mut parsed = Query { filter: Filter::default(), lines: LINES, follow: false, json: false };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = percent_decode_str(value).decode_utf8_lossy();
+            let bad = || Problem::bad(format!("{key}={value} is not understood"));
+            match key {
+                "tenant" => {
+                    let name = TenantName::parse(&value);
+                    parsed.filter.tenants.push(name.map_err(|e| Problem::bad(e.to_string()))?);
+                }
+                "n" => parsed.lines = value.parse::<usize>().map_err(|_| bad())?.min(MOST),
+                "level" => {
+                    let level = <Level as clap::ValueEnum>::from_str(&value, true);
+                    parsed.filter.level = Some(level.map_err(|_| bad())?);
+                }
+                "follow" => parsed.follow = flag(&value).ok_or_else(bad)?,
+                "format" => match value.as_ref() {
+                    "json" => parsed.json = true,
+                    "text" => parsed.json = false,
+                    _ => return Err(bad()),
+                },
+                _ => return Err(bad()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// A yes or no in a query.
+pub(super) fn flag(value: &str) -> Option<bool> {
+    match value {
+        "1" | "true" | "" => Some(true),
+        "0" | "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// Answers with lines, and goes on with what comes when asked to follow.
+pub(super) async fn lines(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let query = Query::parse(query.as_deref().unwrap_or_default())?;
+    let snapshot = app.context.fleet.snapshot();
+    for name in &query.filter.tenants {
+        if !snapshot.tenants.iter().any(|tenant| tenant.name == name.as_str()) {
+            return Err(Problem::no_tenant(name));
+        }
+    }
+    let form = if query.json { Form::Json } else { Form::Text(TextEncoder::default()) };
+    let kind = if query.json { "application/x-ndjson" } else { "text/plain; charset=utf-8" };
+    let body = if query.follow {
+        let permit = app.stream()?;
+        peer.patience().be_long();
+        let (tail, subscription) = app.context.logs.follow(query.filter, query.lines);
+        follow(form.all(&tail), subscription, form, permit)
+    } else {
+        Body::from(form.all(&app.context.logs.tail(&query.filter, query.lines)))
+    };
+    Ok(([(CONTENT_TYPE, kind)], body).into_response())
+}
+
+enum Form {
+    Json,
+    Text(TextEncoder),
+}
+
+impl Form {
+    fn all(&self, lines: &[Bytes]) -> Bytes {
+        let mut out = Vec::new();
+        for line in lines {
+            self.append(line, &mut out);
+        }
+        out.into()
+    }
+
+    fn append(&self, lines: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Form::Json => out.extend_from_slice(lines),
+            Form::Text(text) => {
+                lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| text.encode(line, out));
+            }
+        }
+    }
+}
+
+fn follow(tail: Bytes, mut subscription: Subscription, form: Form, permit: OwnedSemaphorePermit) -> Body {
+    let (mut feed, body) = stream::channel(permit);
+    tokio::spawn(async move {
+        // Sent at once even when empty, so that the client has its answer's head.
+        let mut bytes = tail;
+        while feed.send(bytes).await {
+            bytes = match feed.unless_gone(subscription.next()).await {
+                Some(Followed::Lines(lines)) => form.all(&[lines]),
+                Some(Followed::Lost(count)) => lost(&form, count),
+                None => break,
+            };
+        }
+    });
+    body
+}
+
+/// What stands where lines are missing, in the form of a line.
+fn lost(form: &Form, count: u64) -> Bytes {
+    let text = format!("{count} lines came faster than they were read here, and are not shown");
+    form.all(&[crate::logs::notice(&text)])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_query_is_taken_whole_or_refused() {
+        let query = Query::parse("tenant=acme&tenant=globex&n=7&level=warn&follow=1&format=json").unwrap();
+        assert_eq!(query.filter.tenants.len(), 2);
+        assert_eq!(query.filter.level, Some(Level::Warn));
+        assert_eq!((query.lines, query.follow, query.json), (7, true, true));
+        for bad in ["tenant=A", "n=x", "level=loud", "follow=maybe", "format=xml", "other=1", "tenant=%00"] {
+            assert!(Query::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

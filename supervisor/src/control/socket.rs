@@ -1,0 +1,142 @@
+//! The control socket's file: never there with other permissions than it should have, not for a moment.
+
+use nix::unistd::{Gid, Group, chown};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// Who may talk to the supervisor, beside root and its own user.
+pub(super) const GROUP: &str = "brokkr";
+/// The file in the runtime folder.
+const NAME: &str = "control.sock";
+/// Longest path of a Unix socket, in bytes.
+const LONGEST: usize = 107;
+
+/// The bound control socket.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    file: Bound,
+    group: Option<Gid>,
+}
+
+/// The file; removed when dropped, unless it is somebody else's by now.
+#[derive(Debug)]
+pub(super) struct Bound {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            // Left behind, it is replaced by the next supervisor.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Socket {
+    /// Binds `runtime_dir/control.sock`, replacing what is there: only the holder of the runtime folder's lock may call
+    /// this. Mode 0660 and group `brokkr`, or 0600 with one warning where there is no such group or it is not ours to
+    /// give.
+    ///
+    /// # Errors
+    /// When the path is too long or the folder cannot be written; the text names the path.
+    pub fn bind(runtime_dir: &Path) -> io::Result<Self> {
+        let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
+        let socket = Self::bind_for(runtime_dir, group)?;
+        if socket.group.is_none() {
+            let why = if group.is_some() { "may not give it to" } else { "found no" };
+            tracing::warn!(
+                "only root and this user may use {}: {why} group {GROUP}",
+                socket.file.path.display()
+            );
+        }
+        Ok(socket)
+    }
+
+    fn bind_for(runtime_dir: &Path, group: Option<Gid>) -> io::Result<Self> {
+        let path = runtime_dir.join(NAME);
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot bind {}: {error}", path.display()))
+        };
+        // In a folder of its own that nobody else may enter: between `bind` and `chmod` the socket has whatever the
+        // umask leaves, and connecting then would outlast the `chmod`.
+        let private = runtime_dir.join(format!(".c{}", std::process::id()));
+        let early = private.join("s");
+        for path in [&path, &early] {
+            if path.as_os_str().len() > LONGEST {
+                let text = format!("{} is longer than {LONGEST} bytes", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        }
+        let _ = fs::remove_dir_all(&private);
+        DirBuilder::new().mode(0o700).create(&private).map_err(named)?;
+        let bound = Self::place(&early, &path, group);
+        let _ = fs::remove_dir_all(&private);
+        bound.map_err(named)
+    }
+
+    fn place(early: &Path, path: &Path, group: Option<Gid>) -> io::Result<Self> {
+        let listener = UnixListener::bind(early)?;
+        let given = group.filter(|group| chown(early, None, Some(*group)).is_ok());
+        let mode = if given.is_some() { 0o660 } else { 0o600 };
+        fs::set_permissions(early, Permissions::from_mode(mode))?;
+        let inode = fs::symlink_metadata(early)?.ino();
+        fs::rename(early, path)?;
+        Ok(Self { listener, file: Bound { path: path.to_owned(), inode }, group: given })
+    }
+
+    /// The group it was given to.
+    pub(super) fn group(&self) -> Option<Gid> {
+        self.group
+    }
+
+    pub(super) fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Bound)> {
+        self.listener.set_nonblocking(true)?;
+        Ok((tokio::net::UnixListener::from_std(self.listener)?, self.file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::os::unix::fs::FileTypeExt;
+
+    #[test]
+    fn the_socket_has_its_mode_replaces_a_stale_one_and_goes_with_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        fs::write(&path, "stale").unwrap();
+        let own = nix::unistd::getegid();
+        for (group, mode) in [(None, 0o600), (Some(own), 0o660)] {
+            let socket = Socket::bind_for(dir.path(), group).unwrap();
+            let found = fs::symlink_metadata(&path).unwrap();
+            assert!(found.file_type().is_socket());
+            assert_eq!(found.mode() & 0o777, mode);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+            drop(socket);
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn an_older_owner_does_not_remove_a_newer_ones_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Socket::bind_for(dir.path(), None).unwrap();
+        let _new = Socket::bind_for(dir.path(), None).unwrap();
+        drop(old);
+        assert!(dir.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_said() {
+        let dir = tempfile::tempdir().unwrap().path().join("x".repeat(100));
+        let error = Socket::bind_for(&dir, None).unwrap_err().to_string();
+        assert!(error.contains("longer than 107 bytes"), "{error}");
+    }
+}

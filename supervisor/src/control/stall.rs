@@ -1,0 +1,111 @@
+//! A stream that gives up on a peer that does not read.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// For an answer.
+const SHORT: Duration = Duration::from_secs(30);
+/// For a stream that goes to a terminal somebody has stopped to read in peace.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// How long a peer may not read. Shared with the request's handler.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Patience(Arc<AtomicBool>);
+
+impl Patience {
+    /// The answer is a stream.
+    pub(super) fn be_long(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn time(&self) -> Duration {
+        if self.0.load(Ordering::Relaxed) { LONG } else { SHORT }
+    }
+}
+
+/// `S`, failing writes that have waited too long.
+pub(super) struct Stall<S> {
+    stream: S,
+    patience: Patience,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Stall<S> {
+    pub(super) fn new(stream: S, patience: Patience) -> Self {
+        Self { stream, patience, waiting: None }
+    }
+
+    /// What a write came to, with the clock running while it is pending.
+    fn watched<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.waiting = None;
+            return written;
+        }
+        let time = self.patience.time();
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        match waiting.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Stall<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Stall<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watched(cx, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watched(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watched(cx, written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_reads_is_given_up() {
+        let (ours, _theirs) = tokio::io::duplex(16);
+        let mut stream = Stall::new(ours, Patience::default());
+        let error = stream.write_all(&[0; 64]).await.err().map(|error| error.kind());
+        assert_eq!(error, Some(io::ErrorKind::TimedOut));
+    }
+}
