@@ -148,7 +148,7 @@ pub struct Diagnostic {
     /// The file; `None` when the value came from no file, then `label` says from where.
     pub path: Option<PathBuf>,
     /// What stands in the place of `PATH:LINE:COLUMN` where there is no file.
-    pub label: String,
+    pub label: Box<str>,
     /// Line, from 1.
     pub line: usize,
     /// Column, from 1, in characters.
@@ -157,7 +157,8 @@ pub struct Diagnostic {
     pub message: String,
     /// What to write instead.
     pub hint: Option<String>,
-    pub(crate) snippet: Option<Snippet>,
+    // Boxed: a diagnostic is the error of many functions, and errors travel by value.
+    pub(crate) snippet: Option<Box<Snippet>>,
 }
 
 impl Diagnostic {
@@ -168,7 +169,7 @@ impl Diagnostic {
             Origin::Env(_) | Origin::Default(_) => Self {
                 severity: Severity::Error,
                 path: None,
-                label: origin.to_string(),
+                label: origin.to_string().into(),
                 line: 0,
                 column: 0,
                 message: message.into(),
@@ -183,7 +184,7 @@ impl Diagnostic {
         Self {
             severity: Severity::Error,
             path: Some(path.to_owned()),
-            label: String::new(),
+            label: Box::default(),
             line: 1,
             column: 1,
             message: message.into(),
@@ -228,12 +229,12 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.headline())?;
-        if let Some(Snippet {
-            text,
-            indent,
-            carets,
-        }) = &self.snippet
-        {
+        if let Some(snippet) = &self.snippet {
+            let Snippet {
+                text,
+                indent,
+                carets,
+            } = &**snippet;
             let line = self.line.to_string();
             let gutter = line.len();
             write!(

@@ -161,6 +161,11 @@ impl Keys {
 
     /// What may have been meant by the unknown `name`.
     pub(crate) fn advice(&self, name: &str) -> String {
+        if let Some((prefix, keys)) = self.nested
+            && (keys.is_section(name) || keys.find(name).is_some())
+        {
+            return format!("did you mean `{prefix}.{name}`?");
+        }
         let names = self.names();
         let (section, last) = split(name);
         let children: Vec<&str> = names

@@ -108,7 +108,7 @@ impl Source {
         let mut diagnostic = Diagnostic::at_start(&self.path, message, hint);
         (diagnostic.line, diagnostic.column) = (line, column);
         // An empty file has no line to show.
-        diagnostic.snippet = (!self.text.is_empty()).then_some(snippet);
+        diagnostic.snippet = (!self.text.is_empty()).then(|| Box::new(snippet));
         diagnostic
     }
 }

@@ -138,8 +138,9 @@ impl Walk<'_> {
     }
 
     fn finish(mut self) -> Layer {
-        for (found, why) in [(&self.foreign, FOREIGN), (&self.idle, IDLE)] {
-            if let Some((_, span)) = found.iter().min_by_key(|(_, span)| span.start) {
+        for (found, why) in [(&mut self.foreign, FOREIGN), (&mut self.idle, IDLE)] {
+            found.sort_by_key(|(_, span)| span.start);
+            if let Some((_, span)) = found.first() {
                 let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
                 let message = format!("{why}: {}", names.join(", "));
                 self.layer.problems.push(

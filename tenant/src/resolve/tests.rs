@@ -1,1 +1,413 @@
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+use std::time::Duration;
 
+use super::*;
+use crate::{InstanceConfig, SchemaName, TenantName};
+use proptest::prelude::*;
+
+const URL: &str = "postgres://brokkr:password@db:5432/brokkr";
+
+fn file(text: &str) -> Layer {
+    Layer::from_source(Source::new("t/acme.toml", text), &settings::KEYS)
+}
+
+fn env(pairs: &[(&str, &str)]) -> Layer {
+    Layer::from_env(
+        pairs
+            .iter()
+            .map(|(name, value)| (name.into(), value.into())),
+    )
+}
+
+fn alone(text: &str) -> Resolved {
+    resolve(&[file(text)], Mode::Alone).unwrap()
+}
+
+fn refused(text: &str) -> String {
+    resolve(&[file(text)], Mode::Supervised)
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn the_references_single_tenant_file_serves_public_on_port_3000() {
+    let config = alone(&format!("[database]\nurl = \"{URL}\"\n")).config;
+    assert!(config.database.schema.is_public());
+    assert_eq!(config.database.pool_size.get(), 50);
+    assert_eq!(config.database.max_working, 8);
+    assert_eq!(config.http.listen.to_string(), "0.0.0.0:3000");
+    assert_eq!(config.log.level, LogLevel::Info);
+    assert_eq!(config.broker.pak_hash, None);
+    assert_eq!(config.telemetry.service_name, "brokkr-broker");
+    assert_eq!(config.pak.long_token_length, 24);
+    assert_eq!(config.database.acquire_timeout, Duration::from_secs(5));
+    assert_eq!(config.state_dir(None), PathBuf::from("./brokkr-state"));
+    assert_eq!(
+        config.state_dir(Some("/a:/b".as_ref())),
+        PathBuf::from("/a")
+    );
+}
+
+#[test]
+fn the_references_multi_tenant_file_and_its_variable_name_the_schema() {
+    let config = alone(&format!(
+        "[database]\nurl = \"{URL}\"\nschema = \"tenant_acme\"\n"
+    ))
+    .config;
+    assert_eq!(config.database.schema.as_str(), "tenant_acme");
+    let layers = [
+        file(&format!("[database]\nurl = \"{URL}\"\n")),
+        env(&[("BROKKR__DATABASE__SCHEMA", "tenant_acme")]),
+    ];
+    assert_eq!(
+        resolve(&layers, Mode::Alone)
+            .unwrap()
+            .config
+            .database
+            .schema
+            .as_str(),
+        "tenant_acme"
+    );
+    let only = env(&[("BROKKR__DATABASE__URL", URL)]);
+    assert_eq!(
+        resolve(&[only], Mode::Alone)
+            .unwrap()
+            .config
+            .database
+            .url
+            .expose(),
+        URL
+    );
+}
+
+#[test]
+fn every_default_of_the_table_is_of_its_kind() {
+    // A mismatch of the table with what reads it would be an error here, for every key.
+    assert!(Layer::defaults(&settings::KEYS).problems().is_empty());
+    assert!(
+        alone(&format!("[database]\nurl = \"{URL}\"\n"))
+            .warnings
+            .is_empty()
+    );
+}
+
+#[test]
+fn the_highest_layer_wins_key_by_key() {
+    let defaults = Layer::from_source(
+        Source::new(
+            "s.toml",
+            format!("[database]\nurl = \"{URL}\"\npool_size = 20\n[log]\nlevel = \"warn\"\n"),
+        ),
+        &settings::KEYS,
+    );
+    let tenant = file("[database]\npool_size = 30\n[http]\nlisten = \"127.0.0.1:1\"\n");
+    let resolved = resolve(
+        &[defaults, tenant, env(&[("BROKKR__LOG__LEVEL", "debug")])],
+        Mode::Supervised,
+    )
+    .unwrap();
+    assert_eq!(resolved.config.database.pool_size.get(), 30);
+    assert_eq!(resolved.config.log.level, LogLevel::Debug);
+    assert_eq!(
+        resolved.origin("database.url").unwrap().to_string(),
+        "s.toml:2:1"
+    );
+    assert_eq!(
+        resolved.origin("database.pool_size").unwrap().to_string(),
+        "t/acme.toml:2:1"
+    );
+    assert_eq!(
+        resolved.origin("log.level").unwrap().to_string(),
+        "BROKKR__LOG__LEVEL"
+    );
+    assert_eq!(
+        resolved
+            .origin("http.listen")
+            .unwrap()
+            .position()
+            .unwrap()
+            .1,
+        4
+    );
+    let taken = resolved
+        .diagnostic("http.listen", "taken", None)
+        .to_string();
+    assert!(taken.starts_with("t/acme.toml:4:1: taken\n"), "{taken}");
+    // Nobody says the schema: there is no key to point at.
+    assert!(
+        resolved
+            .diagnostic("database.schema", "taken", None)
+            .to_string()
+            .starts_with("t/acme.toml:1:1: taken")
+    );
+}
+
+#[test]
+fn what_is_missing_is_missing_at_the_beginning_of_the_tenants_file() {
+    for text in ["", "\n", "# nothing\n"] {
+        let shown = refused(text);
+        assert!(
+            shown.contains("t/acme.toml:1:1: `database.url` is missing"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("t/acme.toml:1:1: `http.listen` is missing"),
+            "{shown}"
+        );
+    }
+    let shown = resolve(&[], Mode::Alone).unwrap_err().to_string();
+    assert!(
+        shown.starts_with("BROKKR__DATABASE__URL: `database.url` is missing"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_bad_value_is_not_missing_as_well_and_other_problems_are_said_too() {
+    let problems = resolve(
+        &[file(
+            "x = 1\n[database]\nurl = 5\n[http]\nlisten = \"localhost:1\"\n",
+        )],
+        Mode::Supervised,
+    )
+    .unwrap_err();
+    assert_eq!(problems.errors().count(), 3, "{problems}");
+    let problems = resolve(&[file("x = \n")], Mode::Supervised).unwrap_err();
+    assert_eq!(problems.errors().count(), 1, "{problems}");
+    let problems = resolve(
+        &[file(&format!("y = 1\n[database]\nurl = \"{URL}\"\n"))],
+        Mode::Supervised,
+    )
+    .unwrap_err();
+    assert_eq!(problems.errors().count(), 2, "{problems}");
+}
+
+#[test]
+fn port_0_is_for_a_broker_alone() {
+    let text = format!("[database]\nurl = \"{URL}\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    assert!(refused(&text).starts_with("t/acme.toml:4:1: `http.listen` is 127.0.0.1:0: port 0"));
+    assert_eq!(alone(&text).config.http.listen.to_string(), "127.0.0.1:0");
+}
+
+#[test]
+fn more_at_work_than_the_pool_holds_is_an_error_at_that_key() {
+    let text = format!(
+        "[database]\nurl = \"{URL}\"\npool_size = 4\nmax_working = 5\n[http]\nlisten = \"127.0.0.1:1\"\n"
+    );
+    assert!(refused(&text).starts_with("t/acme.toml:4:1: `database.max_working` is 5"));
+    assert_eq!(
+        alone(&text.replace("max_working = 5", ""))
+            .config
+            .database
+            .max_working,
+        4
+    );
+}
+
+#[test]
+fn the_url_can_be_in_a_file_beside_the_one_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = dir.path().join("acme.toml");
+    let secret = dir.path().join("acme.url");
+    std::fs::write(&tenant, "[database]\nurl_file = \"acme.url\"\n").unwrap();
+    let read = || resolve(&[Layer::from_file(&tenant)], Mode::Alone);
+
+    let missing = read().unwrap_err();
+    assert!(missing.to_string().starts_with(&format!(
+        "{}:2:1: `database.url_file`: {}",
+        tenant.display(),
+        secret.display()
+    )));
+    assert_eq!(missing.files, std::slice::from_ref(&secret));
+
+    std::fs::write(
+        &secret,
+        format!("{URL}?sslmode=verify-ca&sslrootcert=ca.pem\n"),
+    )
+    .unwrap();
+    let resolved = read().unwrap();
+    assert_eq!(
+        resolved.config.database.url.password().unwrap().expose(),
+        "password"
+    );
+    assert_eq!(resolved.files, [secret.clone(), dir.path().join("ca.pem")]);
+    assert_eq!(resolved.url_key(), "database.url_file");
+    let digest = resolved.config.digest();
+    assert_eq!(digest, read().unwrap().config.digest());
+
+    std::fs::write(&secret, URL.replace("password", "hunter2")).unwrap();
+    assert_ne!(digest, read().unwrap().config.digest());
+
+    std::fs::write(&secret, "postgres://u:hunter2@a,b/").unwrap();
+    let bad = read().unwrap_err().to_string();
+    assert!(
+        bad.contains("several hosts") && !bad.contains("hunter2"),
+        "{bad}"
+    );
+}
+
+#[test]
+fn a_tenants_own_url_file_stands_above_a_default_url_and_both_in_one_file_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("u");
+    std::fs::write(&secret, "postgres://u@own/").unwrap();
+    let defaults = Layer::from_pairs("the embedded server", [("database.url", URL)]);
+    let tenant = file(&format!(
+        "[database]\nurl_file = \"{}\"\n",
+        secret.display()
+    ));
+    let resolved = resolve(&[defaults.clone(), tenant], Mode::Alone).unwrap();
+    assert_eq!(
+        resolved.config.database.url.host(),
+        &crate::Host::Tcp("own".into())
+    );
+    let resolved = resolve(&[defaults, file("")], Mode::Alone).unwrap();
+    assert_eq!(
+        resolved.origin("database.url").unwrap().to_string(),
+        "the embedded server"
+    );
+    assert!(
+        refused(&format!("[database]\nurl = \"{URL}\"\nurl_file = \"x\"\n"))
+            .contains("t/acme.toml:3:1: `database.url_file` and")
+    );
+}
+
+#[test]
+fn relative_paths_are_taken_from_the_folder_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("acme.toml");
+    std::fs::write(&path, format!("[database]\nurl = \"{URL}?sslrootcert=ca.pem\"\n[http]\nlisten = \"unix:a.sock\"\n[broker]\nstate_dir = \"s\"\n")).unwrap();
+    let config = resolve(&[Layer::from_file(&path)], Mode::Supervised)
+        .unwrap()
+        .config;
+    assert_eq!(config.http.listen, Listen::Unix(dir.path().join("a.sock")));
+    assert_eq!(config.broker.state_dir, Some(dir.path().join("s")));
+    assert_eq!(
+        config.database.url.ssl_root_cert().unwrap(),
+        dir.path().join("ca.pem")
+    );
+}
+
+fn instance(config: BrokerConfig) -> InstanceConfig {
+    InstanceConfig {
+        version: 1,
+        tenant: TenantName::parse("acme").unwrap(),
+        instance: 7,
+        state_dir: "/var/lib/brokkr/tenants/acme".into(),
+        connections: 10,
+        config,
+    }
+}
+
+#[test]
+fn an_instance_reads_back_what_the_supervisor_wrote_and_only_the_memfd_holds_secrets() {
+    let hash = "AB".repeat(32);
+    let text = format!(
+        "[database]\nurl = \"{URL}\"\n[broker]\npak_hash = \"{hash}\"\nwebhook_encryption_key = \"{}\"\n",
+        "12".repeat(32)
+    );
+    let instance = instance(alone(&text).config);
+    let json = instance.to_json();
+    assert!(json.contains(URL) && json.contains(&hash.to_lowercase()));
+    assert_eq!(
+        InstanceConfig::from_json(json.as_bytes()).unwrap(),
+        instance
+    );
+    for shown in [
+        format!("{instance:?}"),
+        serde_json::to_string(&instance).unwrap(),
+    ] {
+        assert!(
+            !shown.contains("password@") && !shown.contains("abab") && !shown.contains("1212"),
+            "{shown}"
+        );
+    }
+    let other = json.replacen("\"version\":1", "\"version\":2", 1);
+    assert!(
+        InstanceConfig::from_json(other.as_bytes())
+            .unwrap_err()
+            .to_string()
+            .contains("version 2")
+    );
+    let broken = InstanceConfig::from_json(json.replace("postgres://", "hunter2://").as_bytes())
+        .unwrap_err();
+    assert!(!broken.to_string().contains("hunter2"));
+}
+
+/// For each key a text other than its default.
+fn another(name: &str) -> String {
+    match name {
+        "database.url" => "\"postgres://u@other/\"".into(),
+        "database.schema" => "\"another\"".into(),
+        "http.listen" => "\"127.0.0.1:9\"".into(),
+        "log.level" => "\"warn\"".into(),
+        "log.format" => "\"json\"".into(),
+        "limits.memory_max" => "\"7M\"".into(),
+        "supervision.enabled" => "false".into(),
+        "telemetry.enabled" | "telemetry.broker.enabled" => "true".into(),
+        "broker.state_dir" => "\"/elsewhere\"".into(),
+        "broker.target_state_default" => "\"incremental\"".into(),
+        "broker.pak_hash" | "broker.webhook_encryption_key" => format!("\"{}\"", "cd".repeat(32)),
+        name if name.ends_with("timeout") => "\"7s\"".into(),
+        name if name.starts_with("cors.allowed") => "[\"X\"]".into(),
+        name if name.ends_with("rate") => "0.5".into(),
+        "pak.prefix" | "pak.short_token_prefix" => "\"other\"".into(),
+        name if name.starts_with("telemetry.") => "\"other\"".into(),
+        _ => "17".into(),
+    }
+}
+
+#[test]
+fn the_digest_changes_with_every_single_key() {
+    let base = format!("database.url = \"{URL}\"\n");
+    let plain = alone(&base).config.digest();
+    assert_eq!(plain.to_string().len(), 64);
+    let mut seen = std::collections::BTreeSet::from([plain]);
+    for key in settings::KEYS.list() {
+        // Read and ignored, or another way to say the URL, or covered by a more particular key.
+        if [
+            "database.url_file",
+            "pak.rng",
+            "pak.digest",
+            "telemetry.service_name",
+        ]
+        .contains(&key.name)
+        {
+            continue;
+        }
+        let text = match key.name {
+            "database.url" => format!("database.url = {}\n", another(key.name)),
+            name => format!("{base}{name} = {}\n", another(name)),
+        };
+        let digest = alone(&text).config.digest();
+        let overridden = key.name.starts_with("telemetry.broker.");
+        assert!(
+            seen.insert(digest) || overridden,
+            "{} does not count",
+            key.name
+        );
+        assert_ne!(digest, plain, "{} does not count", key.name);
+    }
+    assert_ne!(
+        plain,
+        alone(&base.replace("password", "passwore")).config.digest()
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_configuration_reads_back_from_its_json(
+        schema in "t_[a-z0-9]{0,20}", pool in 2u32..=1000, port in 1u16.., ms in 100u64..3_000_000, rate in 0.0f64..=1.0,
+        password in "[^\\pC]{1,12}", origins in proptest::collection::vec("[^\\pC\"\\\\]{0,9}", 0..3), weight in 1u32..=10000,
+    ) {
+        let mut config = alone(&format!("[database]\nurl = \"{URL}\"\n[limits]\ncpu_weight = {weight}\n[telemetry]\nsampling_rate = {rate:?}\n")).config;
+        config.database.url = config.database.url.with_user("u", Some(crate::Secret::new(password)));
+        config.database.schema = SchemaName::parse(&schema).unwrap();
+        config.database.pool_size = crate::PoolSize::new(pool).unwrap();
+        config.database.statement_timeout = Duration::from_millis(ms);
+        config.http.listen = Listen::Tcp(([127, 0, 0, 1], port).into());
+        config.cors.allowed_origins = origins;
+        let instance = instance(config);
+        prop_assert_eq!(InstanceConfig::from_json(instance.to_json().as_bytes()).unwrap(), instance);
+    }
+}
