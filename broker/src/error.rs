@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use postgres::error::SqlState;
 use serde::Serialize;
@@ -23,9 +23,12 @@ pub struct Error {
     status: StatusCode,
     code: &'static str,
     message: Cow<'static, str>,
-    details: Option<serde_json::Map<String, serde_json::Value>>,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Boxed because few errors have any, and every result of the API is as large as this.
+    details: Option<Box<Details>>,
+    retry_after_seconds: Option<u64>,
 }
+
+type Details = serde_json::Map<String, serde_json::Value>;
 
 /// The body of every error answer.
 #[derive(Serialize)]
@@ -33,7 +36,7 @@ struct Body<'a> {
     code: &'a str,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    details: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    details: Option<&'a Details>,
 }
 
 impl Error {
@@ -48,7 +51,7 @@ impl Error {
             code,
             message: message.into(),
             details: None,
-            header: None,
+            retry_after_seconds: None,
         }
     }
 
@@ -102,10 +105,7 @@ impl Error {
             "database_unavailable",
             "the database cannot be reached at the moment; try again",
         );
-        error.header = Some((
-            header::RETRY_AFTER,
-            HeaderValue::from(retry_after_seconds.max(1)),
-        ));
+        error.retry_after_seconds = Some(retry_after_seconds.max(1));
         error
     }
 
@@ -113,7 +113,7 @@ impl Error {
     #[must_use]
     pub fn detail(mut self, key: &str, value: impl Into<serde_json::Value>) -> Self {
         self.details
-            .get_or_insert_with(serde_json::Map::new)
+            .get_or_insert_default()
             .insert(key.to_owned(), value.into());
         self
     }
@@ -134,7 +134,7 @@ impl IntoResponse for Error {
         let body = Body {
             code: self.code,
             message: &self.message,
-            details: self.details.as_ref(),
+            details: self.details.as_deref(),
         };
         // Three strings and a map with string keys always serialise.
         let json = serde_json::to_vec(&body).unwrap_or_default();
@@ -147,8 +147,8 @@ impl IntoResponse for Error {
             json,
         )
             .into_response();
-        if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

@@ -2,6 +2,7 @@
 
 use axum::Router;
 use axum::routing::get;
+use brokkr_tenant::TargetStateMode;
 use serde::Deserialize;
 
 use super::access;
@@ -35,7 +36,10 @@ fn target_state(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let asked: Asked = call.query()?;
     access::admin_or_agent(call.principal, id)?;
     let mode = match asked.mode.as_deref() {
-        None => default_mode(call),
+        None => match call.app.config.broker.target_state_default {
+            TargetStateMode::Full => Mode::Full,
+            TargetStateMode::Incremental => Mode::Incremental,
+        },
         Some("full") => Mode::Full,
         Some(_) => Mode::Incremental,
     };

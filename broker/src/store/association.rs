@@ -34,20 +34,22 @@ macro_rules! served {
 }
 
 /// Whether agent `$1` serves stack `$2` now, as an expression.
+///
+/// `OFFSET 0` keeps the planner from turning a look-up of one row into a hash of all rows there are for this agent.
 macro_rules! serves {
     () => {
         "EXISTS (SELECT 1 FROM stacks s
                   WHERE s.id = $2 AND s.deleted_at IS NULL
-                    AND (EXISTS (SELECT 1 FROM agent_targets t WHERE t.agent_id = $1 AND t.stack_id = s.id)
+                    AND (EXISTS (SELECT 1 FROM agent_targets t WHERE t.agent_id = $1 AND t.stack_id = s.id OFFSET 0)
                       OR (EXISTS (SELECT 1 FROM agent_generator_registrations r
-                                   WHERE r.agent_id = $1 AND r.generator_id = s.generator_id)
+                                   WHERE r.agent_id = $1 AND r.generator_id = s.generator_id OFFSET 0)
                           AND (EXISTS (SELECT 1 FROM stack_labels sl
                                          JOIN agent_labels al ON al.agent_id = $1 AND al.label = sl.label
-                                        WHERE sl.stack_id = s.id)
+                                        WHERE sl.stack_id = s.id OFFSET 0)
                             OR EXISTS (SELECT 1 FROM stack_annotations sa
                                          JOIN agent_annotations aa
                                            ON aa.agent_id = $1 AND aa.key = sa.key AND aa.value = sa.value
-                                        WHERE sa.stack_id = s.id)))))"
+                                        WHERE sa.stack_id = s.id OFFSET 0)))))"
     };
 }
 
@@ -108,7 +110,7 @@ pub fn target_state(db: &mut impl Sql, agent: Uuid, mode: Mode) -> Result<Vec<Ob
           WHERE NOT ($2 AND EXISTS (
                 SELECT 1 FROM agent_events e
                  WHERE e.agent_id = $1 AND e.deployment_object_id = o.id
-                   AND e.success_digest IS NOT NULL AND e.deleted_at IS NULL))
+                   AND e.success_digest IS NOT NULL AND e.deleted_at IS NULL OFFSET 0))
          UNION ALL
          SELECT ",
         objects::columns!(),

@@ -1,0 +1,107 @@
+//! The fields of every answer, with their types: `s` text, `u` UUID, `t` time, `b` true or false, `i` integer; `?` may be
+//! null but must be there. An answer has exactly these keys.
+#![allow(
+    dead_code,
+    clippy::panic,
+    reason = "each test file uses its part of it; a wrong shape ends the test"
+)]
+
+use serde_json::Value;
+
+const SHAPES: &[(&str, &str)] = &[
+    ("AuthResponse", "admin:b agent:u? generator:u? readonly:b"),
+    (
+        "Agent",
+        "id:u created_at:t updated_at:t deleted_at:t? name:s cluster_name:s status:s last_heartbeat:t? \
+         k8s_reachable:b? k8s_api_latency_ms:i? k8s_reported_at:t?",
+    ),
+    ("AgentLabel", "id:u agent_id:u label:s"),
+    ("AgentAnnotation", "id:u agent_id:u key:s value:s"),
+    ("AgentTarget", "id:u agent_id:u stack_id:u"),
+    (
+        "AgentEvent",
+        "id:u created_at:t updated_at:t deleted_at:t? agent_id:u deployment_object_id:u event_type:s status:s message:s?",
+    ),
+    (
+        "AgentGeneratorRegistration",
+        "id:u agent_id:u generator_id:u registered_at:t",
+    ),
+    (
+        "Generator",
+        "id:u created_at:t updated_at:t deleted_at:t? name:s description:s? last_active_at:t? is_active:b is_system:b",
+    ),
+    (
+        "Stack",
+        "id:u created_at:t updated_at:t deleted_at:t? name:s description:s? generator_id:u",
+    ),
+    ("StackLabel", "id:u stack_id:u label:s"),
+    ("StackAnnotation", "id:u stack_id:u key:s value:s"),
+    (
+        "DeploymentObject",
+        "id:u created_at:t updated_at:t deleted_at:t? sequence_id:i stack_id:u yaml_content:s yaml_checksum:s \
+         submitted_at:t is_deletion_marker:b",
+    ),
+    ("CreateAgentResponse", "agent:Agent initial_pak:s"),
+    ("RotatedAgent", "agent:Agent pak:s"),
+    ("CreateGeneratorResponse", "generator:Generator pak:s"),
+];
+
+/// Checks an answer against a shape; `[Shape]` is a list of them.
+#[track_caller]
+pub(crate) fn check(shape: &str, value: &Value) {
+    if let Some(inner) = shape.strip_prefix('[').and_then(|s| s.strip_suffix(']')) {
+        let list = value
+            .as_array()
+            .unwrap_or_else(|| panic!("{shape}: no list: {value}"));
+        list.iter().for_each(|item| check(inner, item));
+        return;
+    }
+    let Some((_, fields)) = SHAPES.iter().find(|(name, _)| *name == shape) else {
+        panic!("no shape {shape}");
+    };
+    let object = value
+        .as_object()
+        .unwrap_or_else(|| panic!("{shape}: no object: {value}"));
+    let mut wanted: Vec<&str> = Vec::new();
+    for field in fields.split_whitespace() {
+        let Some((name, kind)) = field.split_once(':') else {
+            panic!("{field}")
+        };
+        wanted.push(name);
+        let Some(found) = object.get(name) else {
+            panic!("{shape}.{name} is missing: {value}")
+        };
+        if let Some(kind) = kind.strip_suffix('?') {
+            assert!(
+                found.is_null() || is(kind, found),
+                "{shape}.{name}: {found}"
+            );
+        } else if kind.len() > 1 {
+            check(kind, found);
+        } else {
+            assert!(is(kind, found), "{shape}.{name}: {found}");
+        }
+    }
+    for name in object.keys() {
+        assert!(
+            wanted.contains(&name.as_str()),
+            "{shape} must not have {name}"
+        );
+    }
+}
+
+fn is(kind: &str, value: &Value) -> bool {
+    let text = value.as_str();
+    match kind {
+        "s" => text.is_some(),
+        "b" => value.is_boolean(),
+        "i" => value.is_i64(),
+        "u" => text.is_some_and(|t| {
+            uuid::Uuid::parse_str(t).is_ok_and(|id| id.hyphenated().to_string() == t)
+        }),
+        "t" => text.is_some_and(|t| {
+            t.len() >= 20 && t.ends_with('Z') && t.as_bytes().get(10) == Some(&b'T')
+        }),
+        _ => panic!("no kind {kind}"),
+    }
+}

@@ -1,0 +1,226 @@
+//! One tenant for one test: a broker alone in a schema of its own, on a server that all tests of a file share.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test file uses its part of it; a test that cannot go on says why and ends"
+)]
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use brokkr_tests::{Api, Broker, PgServer, Response};
+use serde_json::{Value, json};
+
+/// The server of this file's tests.
+pub(crate) fn server() -> &'static PgServer {
+    static SERVER: OnceLock<PgServer> = OnceLock::new();
+    SERVER.get_or_init(PgServer::start)
+}
+
+/// A number nobody else in this process is given.
+pub(crate) fn unique() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A running broker with a schema of its own.
+pub(crate) struct World {
+    pub(crate) broker: Broker,
+    pub(crate) admin: Api,
+    pub(crate) schema: String,
+}
+
+/// Somebody with an id and a PAK.
+#[derive(Clone)]
+pub(crate) struct Party {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) pak: String,
+    pub(crate) api: Api,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// With keys of its file, each with its value in TOML's writing.
+    pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
+        let schema = format!("tenant_{}", unique());
+        let mut draft = Broker::on(server()).schema(&schema);
+        for (key, toml) in settings {
+            draft = draft.set(key, toml);
+        }
+        let broker = draft.start();
+        let admin = broker.api();
+        Self {
+            broker,
+            admin,
+            schema,
+        }
+    }
+
+    /// A superuser's session in this tenant's schema.
+    pub(crate) fn sql(&self) -> postgres::Client {
+        let mut client = server().client();
+        client
+            .batch_execute(&format!("SET search_path = {}", self.schema))
+            .unwrap();
+        client
+    }
+
+    /// The caller without a PAK.
+    pub(crate) fn nobody(&self) -> Api {
+        self.admin.with_pak("")
+    }
+
+    pub(crate) fn agent(&self, name: &str) -> Party {
+        let name = format!("{name}-{}", unique());
+        let made = self
+            .admin
+            .post("/agents", &json!({ "name": name, "cluster_name": "c" }))
+            .expect(201)
+            .json();
+        let pak = made["initial_pak"].as_str().unwrap().to_owned();
+        Party {
+            id: id(&made["agent"]),
+            name,
+            api: self.admin.with_pak(&pak),
+            pak,
+        }
+    }
+
+    pub(crate) fn generator(&self, name: &str) -> Party {
+        let name = format!("{name}-{}", unique());
+        let made = self
+            .admin
+            .post("/generators", &json!({ "name": name }))
+            .expect(201)
+            .json();
+        let pak = made["pak"].as_str().unwrap().to_owned();
+        Party {
+            id: id(&made["generator"]),
+            name,
+            api: self.admin.with_pak(&pak),
+            pak,
+        }
+    }
+
+    /// A stack of that generator; its id.
+    pub(crate) fn stack(&self, generator: &Party) -> String {
+        let name = format!("stack-{}", unique());
+        let body = json!({ "name": name, "generator_id": generator.id });
+        id(&generator.api.post("/stacks", &body).expect(201).json())
+    }
+
+    /// An object on that stack, as JSON.
+    pub(crate) fn object(&self, stack: &str, yaml: &str) -> Value {
+        self.admin
+            .post(
+                &format!("/stacks/{stack}/deployment-objects"),
+                &json!({ "yaml_content": yaml }),
+            )
+            .expect(201)
+            .json()
+    }
+
+    pub(crate) fn register(&self, agent: &Party, generator: &Party) {
+        let _ = agent
+            .api
+            .post(
+                &format!("/generators/{}/register", generator.id),
+                &json!({}),
+            )
+            .expect(201);
+    }
+
+    pub(crate) fn target(&self, agent: &Party, stack: &str) {
+        let body = json!({ "agent_id": agent.id, "stack_id": stack });
+        let _ = self
+            .admin
+            .post(&format!("/agents/{}/targets", agent.id), &body)
+            .expect(201);
+    }
+
+    pub(crate) fn label_agent(&self, agent: &Party, label: &str) {
+        let body = json!({ "agent_id": agent.id, "label": label });
+        let _ = self
+            .admin
+            .post(&format!("/agents/{}/labels", agent.id), &body)
+            .expect(201);
+    }
+
+    pub(crate) fn label_stack(&self, stack: &str, label: &str) {
+        let _ = self
+            .admin
+            .post(&format!("/stacks/{stack}/labels"), &json!(label))
+            .expect(201);
+    }
+
+    /// What the agent reports about an object.
+    pub(crate) fn report(&self, agent: &Party, object: &str, status: &str) -> Response {
+        agent.api.post(
+            &format!("/agents/{}/events", agent.id),
+            &event(agent, object, status),
+        )
+    }
+
+    /// The ids of the agent's target state, newest first.
+    pub(crate) fn target_state(&self, agent: &Party, query: &str) -> Vec<String> {
+        let state = agent
+            .api
+            .get(&format!("/agents/{}/target-state{query}", agent.id))
+            .expect(200)
+            .json();
+        ids(&state)
+    }
+}
+
+/// The body of an event.
+pub(crate) fn event(agent: &Party, object: &str, status: &str) -> Value {
+    json!({
+        "agent_id": agent.id, "deployment_object_id": object,
+        "event_type": "DEPLOY", "status": status, "message": "said by a test",
+    })
+}
+
+/// The id of an answered object.
+pub(crate) fn id(value: &Value) -> String {
+    value["id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no id in {value}"))
+        .to_owned()
+}
+
+/// The ids of an answered list.
+pub(crate) fn ids(value: &Value) -> Vec<String> {
+    value
+        .as_array()
+        .unwrap_or_else(|| panic!("no list: {value}"))
+        .iter()
+        .map(id)
+        .collect()
+}
+
+/// Checks an error answer: status, code, JSON, and a message for people. Gives its `details`.
+#[track_caller]
+pub(crate) fn refused(response: &Response, status: u16, code: &str) -> Value {
+    assert_eq!(response.status, status, "{}", response.text());
+    assert_eq!(
+        response.header("content-type"),
+        Some("application/json"),
+        "{}",
+        response.text()
+    );
+    let body = response.json();
+    assert_eq!(body["code"], code, "{body}");
+    assert!(
+        body["message"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty()),
+        "{body}"
+    );
+    body["details"].clone()
+}
