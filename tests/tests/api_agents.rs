@@ -9,6 +9,7 @@
 #[path = "support/world.rs"]
 mod world;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use brokkr_tests::http::request;
@@ -295,16 +296,15 @@ fn a_put_racing_a_rotation_never_brings_the_old_pak_back() {
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
     let mut paks = vec![agent.pak.clone()];
+    let stop = &AtomicBool::new(false);
     thread::scope(|scope| {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let stop = &stop;
         let admin = &world.admin;
         let path = &path;
         let writers: Vec<_> = (0..3)
             .map(|n| {
                 scope.spawn(move || {
                     let mut puts = 0;
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    while !stop.load(Ordering::Relaxed) {
                         let _ = admin
                             .put(path, &json!({ "status": format!("S{n}-{puts}") }))
                             .expect(200);
@@ -322,7 +322,7 @@ fn a_put_racing_a_rotation_never_brings_the_old_pak_back() {
                 .json();
             paks.push(rotated["pak"].as_str().unwrap().to_owned());
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         for writer in writers {
             assert!(writer.join().unwrap() > 0);
         }
