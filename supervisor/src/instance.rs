@@ -9,6 +9,7 @@ pub(crate) mod listen;
 pub(crate) mod lock;
 mod notify;
 pub(crate) mod orphans;
+pub(crate) mod postgres;
 pub(crate) mod private;
 pub(crate) mod process;
 pub(crate) mod report;
@@ -16,7 +17,7 @@ mod stand_in;
 pub(crate) mod survivors;
 pub(crate) mod threads;
 
-use crate::lifecycle::InstanceId;
+use crate::lifecycle::{Event, InstanceId};
 use crate::logs::Hub;
 use brokkr_tenant::{InstanceConfig, Listen, TenantName};
 use launch::Launch;
@@ -134,7 +135,18 @@ impl Edge {
             config,
             open_files: self.settings.open_files,
         };
-        tokio::spawn(process.run(launch));
+        let reporter = Reporter::new(tenant.clone(), self.reports.clone());
+        let files = launch.files.clone();
+        let task = tokio::spawn(process.run(launch));
+        tokio::spawn(async move {
+            // A panic in one tenant's task is that tenant's failure. Its process may still be there, and nobody waits
+            // for it any more.
+            if let Err(panic) = task.await {
+                survivors::end_one(&files);
+                let reason = format!("the supervisor failed at it: {panic}");
+                reporter.life(Event::Exited { id, reason, configuration: false }).await;
+            }
+        });
         Ok(())
     }
 

@@ -4,6 +4,7 @@ mod budget;
 mod commands;
 mod config;
 mod control;
+mod embedded;
 mod fleet;
 mod instance;
 mod lifecycle;

@@ -1,0 +1,275 @@
+//! The embedded PostgreSQL: a private server for a demo or a single box.
+//!
+//! It listens on a Unix socket only, in a folder no other user can enter, and lets in by the user the kernel
+//! says is calling (peer), so there is no password to keep. Tenants log in as `brokkr`, which owns the
+//! database `brokkr` and is no superuser.
+//!
+//! One task keeps it: it waits for its end, which is a reason to start it again, or for the order to stop. A
+//! server that a killed supervisor left behind is adopted, data and brokers being none the wiser. Processes
+//! are started and ended in `instance/postgres.rs`; its log lines are the supervisor's own, with target
+//! `postgres`.
+
+mod data;
+mod folder;
+mod log;
+mod programs;
+#[cfg(test)]
+mod tests;
+
+use crate::config::Supervisor;
+use crate::instance::postgres::{Launch, Server};
+use brokkr_tenant::DatabaseUrl;
+use log::LastLines;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// From SIGINT to SIGQUIT.
+const STOP_GRACE: Duration = Duration::from_secs(60);
+/// A server that recovers from a crash may take long; then brokers wait as for any other server.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks whether it accepts connections.
+const READY_INTERVAL: Duration = Duration::from_millis(50);
+/// Between the end of a server and the next, at first and at most.
+const RESTART: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// The role tenants log in with, and the database it owns.
+const NAME: &str = "brokkr";
+const SUPERUSER: &str = "postgres";
+
+/// A running embedded server.
+#[derive(Debug)]
+pub struct Embedded {
+    url: DatabaseUrl,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// What it takes to start the server, and to start it again.
+#[derive(Debug)]
+struct Plan {
+    launch: Launch,
+    data: PathBuf,
+    url: DatabaseUrl,
+    admin: DatabaseUrl,
+    last_lines: Arc<LastLines>,
+}
+
+/// The URL of the embedded server, as tenants without a URL of their own use it, whether it runs or not.
+///
+/// # Errors
+/// When the path of its socket would be too long anywhere.
+pub fn url(config: &Supervisor) -> Result<DatabaseUrl, String> {
+    url_as(&folder::socket_folder(&config.runtime_dir)?, NAME)
+}
+
+/// Whether a server runs on the data folder.
+pub fn runs(config: &Supervisor) -> bool {
+    folder::socket_folder(&config.runtime_dir)
+        .is_ok_and(|folder| std::os::unix::net::UnixStream::connect(folder.join(folder::SOCKET)).is_ok())
+}
+
+impl Embedded {
+    /// Starts the server, or adopts the one that runs, and waits until it accepts connections. The first
+    /// time its data folder is made.
+    ///
+    /// # Errors
+    /// What is missing or in the way, with what to do about it.
+    pub async fn start(config: &Supervisor) -> Result<Self, String> {
+        let plan = {
+            let config = config.clone();
+            blocking(move || prepare(&config)).await?
+        };
+        let mut server = match Server::adopt(&plan.data) {
+            Ok(Some(server)) if plan.answers().await => {
+                tracing::info!(
+                    target: "postgres",
+                    pid = server.pid(),
+                    "the server an earlier supervisor left is kept; its log lines go nowhere until it is restarted"
+                );
+                server
+            }
+            Ok(Some(server)) => {
+                // It listens elsewhere (another runtime_dir), or is on its way out.
+                tracing::info!(target: "postgres", pid = server.pid(), "the server an earlier supervisor left does not answer here: it is stopped first");
+                server.stop(STOP_GRACE).await;
+                plan.start().await?
+            }
+            Ok(None) => plan.start().await?,
+            Err(error) => return Err(format!("{}: {error}", plan.data.display())),
+        };
+        plan.wait_ready(&mut server).await?;
+        plan.furnish().await?;
+        tracing::info!(target: "postgres", pid = server.pid(), "ready");
+        let (stop, stopped) = oneshot::channel();
+        let url = plan.url.clone();
+        let task = tokio::spawn(keep(plan, server, stopped));
+        Ok(Self { url, stop, task })
+    }
+
+    /// For tenants without a URL of their own.
+    pub fn url(&self) -> &DatabaseUrl {
+        &self.url
+    }
+
+    /// Stops the server; for when no broker is left. Takes up to a minute when it will not go.
+    pub async fn stop(self) {
+        // An error means that the task has ended, and with it the server.
+        let _ = self.stop.send(());
+        if let Err(error) = self.task.await {
+            tracing::error!(target: "postgres", "keeping the server failed: {error}");
+        }
+    }
+}
+
+/// Starts the server again whenever it ends, until told to stop it.
+async fn keep(plan: Plan, mut server: Server, mut stopped: oneshot::Receiver<()>) {
+    let mut wait = RESTART.0;
+    loop {
+        let began = std::time::Instant::now();
+        // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
+        tokio::select! {
+            _ = &mut stopped => {
+                let how = server.stop(STOP_GRACE).await;
+                tracing::info!(target: "postgres", "stopped: {how}");
+                return;
+            }
+            how = server.ended() => {
+                tracing::error!(target: "postgres", "the embedded server {how}; it is started again");
+            }
+        }
+        if began.elapsed() > RESTART.1 {
+            wait = RESTART.0;
+        }
+        server = loop {
+            tokio::select! {
+                _ = &mut stopped => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RESTART.1);
+            match plan.start().await {
+                Ok(server) => break server,
+                Err(error) => tracing::error!(target: "postgres", "{error}"),
+            }
+        };
+    }
+}
+
+impl Plan {
+    async fn start(&self) -> Result<Server, String> {
+        let (server, stderr) =
+            self.launch.server().map_err(|error| format!("cannot start {}: {error}", self.launch.program.display()))?;
+        if let Some(stderr) = stderr {
+            log::read(stderr, self.last_lines.clone())
+                .map_err(|error| format!("cannot start the thread that reads the server's log: {error}"))?;
+        }
+        Ok(server)
+    }
+
+    /// Waits until it lets us in.
+    async fn wait_ready(&self, server: &mut Server) -> Result<(), String> {
+        let deadline = tokio::time::Instant::now() + START_PATIENCE;
+        while !self.answers().await {
+            if tokio::time::Instant::now() > deadline {
+                return Err(format!(
+                    "the embedded server does not accept connections after {} s: {}",
+                    START_PATIENCE.as_secs(),
+                    self.last_lines
+                ));
+            }
+            tokio::select! {
+                how = server.ended() => {
+                    return Err(format!("the embedded server {how}: {}", self.last_lines));
+                }
+                () = tokio::time::sleep(READY_INTERVAL) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn answers(&self) -> bool {
+        let url = self.admin.clone();
+        // Bounded from outside: a stopped server accepts and says nothing.
+        let asked = tokio::time::timeout(Duration::from_secs(5), blocking(move || connect(&url).map(drop)));
+        matches!(asked.await, Ok(Ok(())))
+    }
+
+    /// The role and the database, unless they are there.
+    async fn furnish(&self) -> Result<(), String> {
+        let url = self.admin.clone();
+        blocking(move || {
+            let mut client = connect(&url)?;
+            let furnish = |client: &mut postgres::Client| -> Result<(), postgres::Error> {
+                if client.query("SELECT FROM pg_roles WHERE rolname = $1", &[&NAME])?.is_empty() {
+                    client.batch_execute(&format!("CREATE ROLE {NAME} LOGIN"))?;
+                }
+                if client.query("SELECT FROM pg_database WHERE datname = $1", &[&NAME])?.is_empty() {
+                    client.batch_execute(&format!("CREATE DATABASE {NAME} OWNER {NAME}"))?;
+                }
+                Ok(())
+            };
+            furnish(&mut client).map_err(|error| format!("cannot make role and database {NAME}: {error}"))
+        })
+        .await
+    }
+}
+
+/// Everything that is needed before the first start. Blocks.
+fn prepare(config: &Supervisor) -> Result<Plan, String> {
+    let programs = programs::find(config.postgres.bin_dir.as_deref())?;
+    let user = folder::server_user()?;
+    let sockets = folder::socket_folder(&config.runtime_dir)?;
+    let data = config.postgres.data_dir.clone();
+    folder::reachable(&data, user)?;
+    folder::reachable(&sockets, user)?;
+    folder::own(&sockets, user)?;
+    data::prepare(&programs, &data, user)?;
+    let arguments = [
+        "-D".to_owned(),
+        data.display().to_string(),
+        "-k".to_owned(),
+        sockets.display().to_string(),
+        "-p".to_owned(),
+        brokkr_tenant::DEFAULT_PORT.to_string(),
+    ];
+    let settings = [
+        ("listen_addresses", String::new()),
+        ("max_connections", config.postgres.max_connections.to_string()),
+        ("unix_socket_permissions", "0777".to_owned()), // the folder is closed, and peer asks who it is
+        ("logging_collector", "off".to_owned()),
+        ("log_destination", "stderr".to_owned()),
+        ("log_line_prefix", String::new()), // time and process are on our lines already
+        ("cluster_name", NAME.to_owned()),
+    ];
+    let arguments = arguments
+        .into_iter()
+        .chain(settings.into_iter().flat_map(|(key, value)| ["-c".to_owned(), format!("{key}={value}")]))
+        .collect();
+    Ok(Plan {
+        launch: Launch { program: programs.postgres, arguments, user, folder: data.clone() },
+        url: url_as(&sockets, NAME)?,
+        admin: url_as(&sockets, SUPERUSER)?.with_dbname("postgres"),
+        data,
+        last_lines: Arc::new(LastLines::default()),
+    })
+}
+
+fn url_as(sockets: &Path, user: &str) -> Result<DatabaseUrl, String> {
+    let folder = sockets.to_str().ok_or_else(|| format!("{}: not UTF-8", sockets.display()))?;
+    let folder = percent_encoding::utf8_percent_encode(folder, percent_encoding::NON_ALPHANUMERIC);
+    DatabaseUrl::parse(&format!("postgres://{user}@/{NAME}?host={folder}"))
+        .map_err(|error| format!("{}: {error}", sockets.display()))
+}
+
+fn connect(url: &DatabaseUrl) -> Result<postgres::Client, String> {
+    let name = brokkr_pg::application_name(".supervisor");
+    brokkr_pg::connect(url, &brokkr_pg::Options::new(name)).map_err(|error| error.to_string())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string()))
+}

@@ -1,0 +1,66 @@
+//! The data folder: made once, and who is let in, written before every start.
+
+use super::programs::Programs;
+use super::{NAME, SUPERUSER, folder};
+use crate::instance::postgres::Launch;
+use nix::unistd::{User, chown, geteuid};
+use std::path::Path;
+
+/// Makes the data folder unless it is there, and writes who is let in. Blocks for a second or so the first time.
+pub(super) fn prepare(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
+    let said = |error: std::io::Error| format!("{}: {error}", data.display());
+    if !data.join("PG_VERSION").exists() {
+        if let Some(above) = data.parent() {
+            std::fs::create_dir_all(above).map_err(said)?;
+        }
+        folder::own(data, user)?;
+        init(programs, data, user)?;
+    }
+    let me = User::from_uid(geteuid())
+        .map_err(|error| format!("cannot look up our own user: {error}"))?
+        .ok_or_else(|| format!("user {} has no name, and PostgreSQL asks for one", geteuid()))?;
+    let lines = [
+        ("pg_hba.conf", "# Written at every start.\nlocal all all peer map=brokkr\n".to_owned()),
+        (
+            "pg_ident.conf",
+            format!(
+                "# Written at every start.\nbrokkr \"{me}\" {NAME}\nbrokkr \"{me}\" {SUPERUSER}\n",
+                me = me.name
+            ),
+        ),
+    ];
+    for (file, text) in lines {
+        let path = data.join(file);
+        let said = |error: std::io::Error| format!("{}: {error}", path.display());
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            continue;
+        }
+        std::fs::write(&path, text).map_err(said)?;
+        if let Some((uid, gid)) = user {
+            chown(&path, Some(uid.into()), Some(gid.into())).map_err(|error| said(error.into()))?;
+        }
+    }
+    Ok(())
+}
+
+fn init(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
+    tracing::info!(target: "postgres", "making the embedded server's data folder {}", data.display());
+    let arguments = ["-D", &data.display().to_string(), "-U", SUPERUSER, "-A", "reject", "-E", "UTF8", "--locale=C"];
+    let launch = Launch {
+        program: programs.initdb.clone(),
+        arguments: arguments.map(str::to_owned).to_vec(),
+        user,
+        folder: data.to_owned(),
+    };
+    let output =
+        launch.output().map_err(|error| format!("cannot start {}: {error}", programs.initdb.display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} failed on {}: {}",
+        programs.initdb.display(),
+        data.display(),
+        String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
+    ))
+}

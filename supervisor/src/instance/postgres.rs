@@ -1,0 +1,148 @@
+//! The processes of the embedded PostgreSQL: its `initdb`, its server, and a server an earlier supervisor left.
+
+use super::orphans::{self, Registered};
+use crate::sys;
+use nix::sys::signal::Signal;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// After SIGKILL there is nothing left to wait for but the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A program of PostgreSQL's and how to start it.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    /// The program.
+    pub(crate) program: PathBuf,
+    /// Its arguments.
+    pub(crate) arguments: Vec<String>,
+    /// User and group to become; `None`: as we are.
+    pub(crate) user: Option<(u32, u32)>,
+    /// Its working directory: one that user may enter.
+    pub(crate) folder: PathBuf,
+}
+
+impl Launch {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            // Nothing of ours: PGDATA, PGPORT and their kin would change what is started. Messages are
+            // read by us, so they are in English.
+            .env_clear()
+            .env("LC_MESSAGES", "C")
+            .env("PATH", "/usr/bin:/bin")
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Ctrl-C at our terminal is not meant for it: it is stopped last.
+            .process_group(0);
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    /// Runs it to its end. Blocks.
+    pub(crate) fn output(&self) -> io::Result<Output> {
+        let child = self.command().stdout(Stdio::piped()).spawn()?;
+        let _registered = orphans::register(pid_of(&child));
+        child.wait_with_output()
+    }
+
+    /// Starts it as a server; the other end of its standard error is given back.
+    pub(crate) fn server(&self) -> io::Result<(Server, Option<ChildStderr>)> {
+        let mut child = self.command().spawn()?;
+        let registered = orphans::register(pid_of(&child));
+        let pidfd = match sys::pidfd_open(pid_of(&child)) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                return Err(error);
+            }
+        };
+        let stderr = child.stderr.take();
+        let server = Server {
+            pid: pid_of(&child),
+            pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)?,
+            child: Some((child, registered)),
+        };
+        Ok((server, stderr))
+    }
+}
+
+/// Process ids are positive and fit: the kernel's limit is 2^22.
+fn pid_of(child: &Child) -> i32 {
+    child.id() as i32
+}
+
+/// A running server, ours or adopted. Dropping it leaves it running.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pid: i32,
+    pidfd: AsyncFd<OwnedFd>,
+    child: Option<(Child, Registered)>,
+}
+
+impl Server {
+    /// Takes over the server that runs on this data folder, if there is one: `postmaster.pid` names it, and
+    /// its working directory proves it (the number may be somebody else's by now).
+    pub(crate) fn adopt(data: &Path) -> io::Result<Option<Self>> {
+        let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return Ok(None) };
+        let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
+            return Ok(None);
+        };
+        // The descriptor first: what is looked at after that is this process and no later one.
+        let Ok(pidfd) = sys::pidfd_open(pid) else { return Ok(None) };
+        let at = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
+        if at.is_none() || at != std::fs::canonicalize(data).ok() {
+            return Ok(None);
+        }
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        Ok(Some(Self { pid, pidfd, child: None }))
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until it has ended, and says how, which is not known of an adopted one.
+    pub(crate) async fn ended(&mut self) -> String {
+        // A pidfd is readable when its process has ended, and stays so. An error can only mean that the
+        // event loop is ending.
+        let _ = self.pidfd.readable().await;
+        let status = self.child.as_mut().and_then(|(child, _)| child.wait().ok());
+        status.map_or_else(|| "ended".to_owned(), |status| how(&status))
+    }
+
+    /// Stops it: SIGINT (fast shutdown), after `grace` SIGQUIT (immediate), at last SIGKILL.
+    pub(crate) async fn stop(mut self, grace: Duration) -> String {
+        for (signal, patience) in
+            [(Signal::SIGINT, grace), (Signal::SIGQUIT, KILL_PATIENCE), (Signal::SIGKILL, KILL_PATIENCE)]
+        {
+            // An error means that it has ended, which is what is waited for.
+            let _ = sys::pidfd_send_signal(self.pidfd.get_ref().as_fd(), signal as i32);
+            if let Ok(how) = tokio::time::timeout(patience, self.ended()).await {
+                return how;
+            }
+        }
+        "cannot be killed".to_owned()
+    }
+}
+
+fn how(status: &ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
