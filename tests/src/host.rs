@@ -2,9 +2,11 @@
 
 mod status;
 mod tenant;
+mod wrapper;
 
 pub use status::{ServerStatus, Status, TenantStatus};
 pub use tenant::{Draft, Tenant};
+pub use wrapper::Wrapper;
 
 use crate::bin::{self, Ran};
 use crate::pg::{self, PgServer};
@@ -318,6 +320,11 @@ impl Host {
     /// A tenant whose file is there already.
     pub fn known(&self, name: &str) -> Tenant<'_> {
         Tenant::known(self, name)
+    }
+
+    /// Puts a script in place of the broker, which can misbehave for one tenant; before [`Host::up`].
+    pub fn wrap_broker(&self) -> Wrapper {
+        Wrapper::install(self)
     }
 
     /// Everything the supervisor and, through it, the brokers have written: JSON lines, and what came before

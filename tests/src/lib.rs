@@ -20,6 +20,7 @@
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
+//! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
 //!
 //! Everything is blocking on purpose: a test reads from top to bottom. Do not call it from inside an async runtime.
@@ -36,6 +37,7 @@ pub mod bin;
 pub mod broker;
 pub mod host;
 pub mod http;
+pub mod load;
 pub mod pg;
 pub mod place;
 pub mod ports;
@@ -46,6 +48,7 @@ pub mod wait;
 pub use broker::Broker;
 pub use host::{Host, Tenant};
 pub use http::{Addr, Api, Connection, Response};
+pub use load::Load;
 pub use pg::PgServer;
 pub use place::Place;
 pub use wait::{holds_for, until};

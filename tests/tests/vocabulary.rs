@@ -1,6 +1,12 @@
 //! The tools of the other tests are what they say they are: a server that stops, freezes and replicates; ports nobody
 //! else gets; a client that keeps a connection.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 use brokkr_tests::http::{Addr, Connection};
 use brokkr_tests::pg::{Options, PgServer};

@@ -1,0 +1,53 @@
+//! A program put in place of the broker: a shell script that misbehaves first, then is the real broker (`exec`).
+//!
+//! It is the operator's `broker = "…"` key that points at it, so the supervisor is the real one and unaware. What it
+//! does is decided by files beside it, one for each tenant, so one bad tenant can live among good ones.
+
+use super::Host;
+use crate::{bin, place};
+use std::fs;
+use std::path::PathBuf;
+
+/// The script, beside the host's other files.
+#[derive(Debug)]
+pub struct Wrapper {
+    folder: PathBuf,
+}
+
+impl Wrapper {
+    pub(super) fn install(host: &Host) -> Self {
+        let folder = host.root().join("wrap");
+        fs::create_dir_all(&folder).unwrap();
+        let script = folder.join("brokkr-broker");
+        // Which tenant this is, is in the path of the notification socket and nowhere else in the environment.
+        let text = format!(
+            "#!/bin/sh\n\
+             tenant=${{NOTIFY_SOCKET##*/}}; tenant=${{tenant%%.*}}\n\
+             export BROKKR_REAL={real}\n\
+             if [ -e {folder}/$tenant.sh ]; then . {folder}/$tenant.sh; fi\n\
+             unset BROKKR_REAL\n\
+             exec {real} \"$@\"\n",
+            real = bin::broker().display(),
+            folder = folder.display()
+        );
+        fs::write(&script, text).unwrap();
+        place::set_mode(&script, 0o755);
+        host.set(
+            "broker",
+            &crate::toml_text::quoted(&script.display().to_string()),
+        );
+        Self { folder }
+    }
+
+    /// What `tenant` does before it is the real broker, from its next instance on.
+    pub fn first(&self, tenant: &str, script: &str) {
+        let temporary = self.folder.join(format!(".{tenant}"));
+        fs::write(&temporary, format!("{script}\n")).unwrap();
+        fs::rename(&temporary, self.folder.join(format!("{tenant}.sh"))).unwrap();
+    }
+
+    /// `tenant` behaves again, from its next instance on.
+    pub fn heal(&self, tenant: &str) {
+        fs::remove_file(self.folder.join(format!("{tenant}.sh"))).unwrap();
+    }
+}

@@ -1,0 +1,215 @@
+//! Brokers that die, hang, exit at once or never become ready: one tenant's misfortune is nobody else's.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use brokkr_tests::{Host, Load, http, procs, until};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+#[test]
+fn a_killed_broker_is_replaced_and_no_connection_is_refused() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let (acme_pid, globex_pid) = (acme.pid(), globex.pid());
+    let load = Load::start(&acme.addr(), "/healthz", "", 4, false);
+
+    procs::signal(acme_pid, Signal::SIGKILL);
+    let status = acme.replaced(acme_pid);
+    assert_eq!(status.restarts, 1);
+    let seen = load.stop();
+    assert_eq!(seen.refused, 0, "{seen:?}");
+    // Only what the killed process had in its hands.
+    assert!(seen.lost.len() <= 4, "{seen:?}");
+    assert!(
+        seen.count(200) > 0 && seen.answers.keys().all(|s| *s == 200),
+        "{seen:?}"
+    );
+    assert_eq!(acme.api().get("/agents").status, 200);
+    assert_eq!((globex.pid(), globex.status().restarts), (globex_pid, 0));
+}
+
+#[test]
+fn a_frozen_broker_is_found_by_its_probes_and_replaced() {
+    let host = Host::builder()
+        .set("health.interval", "\"300ms\"")
+        .set("health.timeout", "\"300ms\"")
+        .build();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let (acme_pid, globex_pid) = (acme.pid(), globex.pid());
+    procs::signal(acme_pid, Signal::SIGSTOP);
+    let status = acme.replaced(acme_pid);
+    assert_eq!(status.restarts, 1);
+    assert!(!procs::alive(acme_pid));
+    assert_eq!(acme.get("/healthz").status, 200);
+    // What its threads were doing was noted before it was killed.
+    let log = host.log();
+    assert!(
+        log.contains("acme") && log.to_lowercase().contains("hung"),
+        "{log}"
+    );
+    assert_eq!((globex.pid(), globex.status().restarts), (globex_pid, 0));
+}
+
+#[test]
+fn a_broker_that_exits_at_once_is_tried_again_with_growing_pauses_and_its_last_words_are_shown() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    wrapper.first("globex", "echo 'the dog ate my configuration' >&2; exit 1");
+    let globex = host.tenant("globex").write();
+    let status = globex.wait("in backoff with some exits", |t| {
+        t.state == "backoff" && t.restarts >= 3
+    });
+    assert!(status.reason.is_some());
+    let words = status.last_words.join("\n");
+    assert!(words.contains("the dog ate my configuration"), "{status:?}");
+    assert_eq!((acme.pid(), acme.status().restarts), (pid, 0));
+    assert_eq!(acme.get("/healthz").status, 200);
+    // Nobody is left in a state that costs: at most one process of it at a time.
+    assert!(host.broker_pids().len() <= 2);
+
+    wrapper.heal("globex");
+    host.command(&["start", "globex"]).ok();
+    globex.becomes("ready");
+}
+
+#[test]
+fn a_broker_that_says_configuration_is_not_tried_in_a_loop() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    wrapper.first(
+        "acme",
+        &format!("echo once >> {}/tries; exit 78", host.root().display()),
+    );
+    let acme = host.tenant("acme").write();
+    host.up();
+    acme.becomes("backoff");
+    let tries = || {
+        std::fs::read_to_string(host.root().join("tries"))
+            .unwrap()
+            .lines()
+            .count()
+    };
+    brokkr_tests::holds_for(Duration::from_secs(3), "it is tried once", || {
+        match tries() {
+            1 => Ok(()),
+            n => Err(format!("{n} tries")),
+        }
+    });
+    // Not its configuration, but an operator's word.
+    wrapper.heal("acme");
+    host.command(&["restart", "acme"]);
+    acme.becomes("ready");
+}
+
+#[test]
+fn a_broker_that_never_becomes_ready_is_ended_and_tried_again() {
+    let host = Host::builder()
+        .set("start.timeout", "\"1s\"")
+        .set("stop.grace", "\"1s\"")
+        .build();
+    let wrapper = host.wrap_broker();
+    wrapper.first("acme", "exec sleep 1000");
+    let acme = host.tenant("acme").write();
+    host.up();
+    let status = acme.wait("in backoff", |t| t.state == "backoff");
+    assert!(
+        status
+            .reason
+            .as_deref()
+            .is_some_and(|r| r.contains("ready")),
+        "{status:?}"
+    );
+    wrapper.heal("acme");
+    acme.becomes("ready");
+    until(
+        Duration::from_secs(10),
+        "nothing of the slow one to be left",
+        || {
+            let sleeping = procs::naming(&format!("{}/run", host.root().display()));
+            sleeping
+                .iter()
+                .all(|pid| !procs::arguments(*pid).iter().any(|a| a == "1000"))
+                .then_some(())
+        },
+    );
+}
+
+#[test]
+fn connections_wait_while_nobody_serves_and_get_an_honest_answer_when_it_lasts() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    wrapper.first("acme", "exit 1");
+    acme.signal(Signal::SIGKILL);
+    let answer = until(Duration::from_secs(10), "the stand-in to answer", || {
+        http::get(&acme.addr(), "/api/v1/agents").ok()
+    });
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    assert!(answer.closes(), "{answer:?}");
+    assert_eq!(answer.json()["code"], "database_unavailable", "{answer:?}");
+    wrapper.heal("acme");
+    host.command(&["start", "acme"]);
+    acme.becomes("ready");
+    assert_eq!(acme.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_port_held_by_a_stranger_is_tried_again_until_it_is_free() {
+    let host = Host::new();
+    host.up();
+    let port = brokkr_tests::ports::free();
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let acme = host
+        .tenant("acme")
+        .listen(&format!("127.0.0.1:{port}"))
+        .write();
+    let status = acme.becomes("backoff");
+    assert!(status.reason.unwrap().contains(&port.to_string()));
+    drop(stranger);
+    acme.becomes("ready");
+}
+
+#[test]
+fn a_supervisor_that_finds_brokers_of_a_killed_one_ends_them_and_runs_each_once() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let orphan = acme.pid();
+    host.kill();
+    assert!(
+        procs::alive(orphan),
+        "brokers do not die with the supervisor"
+    );
+    host.up();
+    acme.replaced(orphan);
+    assert!(!procs::alive(orphan));
+    assert_eq!(host.broker_pids(), [acme.pid()]);
+    assert_eq!(acme.api().get("/agents").status, 200);
+}
+
+#[test]
+fn stopped_by_the_operator_is_stopped_over_a_restart_of_the_supervisor() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    host.command(&["stop", "acme"]).ok();
+    let status = acme.becomes("stopped");
+    assert_eq!(status.pid, None);
+    assert!(http::get(&acme.addr(), "/healthz").is_err());
+    host.stop();
+    host.up();
+    globex.becomes("ready");
+    acme.becomes("stopped");
+    host.command(&["start", "acme"]).ok();
+    acme.becomes("ready");
+    assert_eq!(acme.status().restarts, 0);
+}

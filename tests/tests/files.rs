@@ -1,0 +1,229 @@
+//! Tenant files dropped, changed, broken, repaired and removed, in an order no person would think of.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use brokkr_tests::{Host, Tenant, holds_for, until};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const BROKEN: [&str; 4] = [
+    "[database\n",
+    "[database]\npool_size = \"ten\"\n",
+    "[nonsense]\nkey = 1\n",
+    "\u{0}",
+];
+
+/// What a tenant should be: the pool of the last good file it had, and whether the file is good now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Model {
+    pool: Option<u32>,
+    good: bool,
+}
+
+#[test]
+fn fifty_random_changes_of_files_end_in_the_right_set_of_processes() {
+    let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+    println!("SEED={seed}");
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let host = Host::builder().set("stop.grace", "\"2s\"").build();
+    host.up();
+    let listens: BTreeMap<&str, String> = ["a", "b", "c", "d", "e"]
+        .into_iter()
+        .map(|name| (name, format!("127.0.0.1:{}", brokkr_tests::ports::free())))
+        .collect();
+    let mut models: BTreeMap<&str, Model> = BTreeMap::new();
+
+    for step in 0..50 {
+        let (name, listen) = listens.iter().nth(dice.usize(..5)).unwrap();
+        let tenant = host.known(name);
+        let pool = dice.u32(3..8);
+        let good = host.tenant(name).listen(listen).pool(pool).text();
+        match (models.get(name).copied(), dice.u8(..4)) {
+            // Dropped, changed, repaired: a rename, or written where it is.
+            (_, 0 | 1) => {
+                println!("{step}: {name} has a pool of {pool}");
+                if dice.bool() {
+                    tenant.replace_file(&good)
+                } else {
+                    tenant.write_file(&good)
+                }
+                models.insert(
+                    name,
+                    Model {
+                        pool: Some(pool),
+                        good: true,
+                    },
+                );
+            }
+            // Broken. What counts is whether a good one was read before.
+            (model, 2) => {
+                println!("{step}: {name} is broken");
+                if let Some(Model {
+                    pool: Some(pool),
+                    good: true,
+                }) = model
+                {
+                    tenant.wait("read", |t| t.state == "ready" && t.pool_size == Some(pool));
+                }
+                tenant.write_file(BROKEN[dice.usize(..BROKEN.len())]);
+                models.insert(
+                    name,
+                    Model {
+                        pool: model.and_then(|m| m.pool),
+                        good: false,
+                    },
+                );
+            }
+            (Some(_), _) => {
+                println!("{step}: {name} is removed");
+                tenant.remove_file();
+                tenant.is_gone();
+                models.remove(name);
+            }
+            (None, _) => {}
+        }
+    }
+
+    for (name, model) in &models {
+        let tenant = host.known(name);
+        match model.pool {
+            Some(pool) => {
+                tenant.wait(&format!("ready with {pool}"), |t| {
+                    t.state == "ready" && t.pool_size == Some(pool)
+                });
+            }
+            None => {
+                tenant.becomes("refused");
+            }
+        }
+    }
+    let wanted = models.values().filter(|model| model.pool.is_some()).count();
+    until(
+        Duration::from_secs(20),
+        "as many brokers as tenants that run, and theirs",
+        || {
+            let mut pids: Vec<i32> = host.status().tenants.iter().filter_map(|t| t.pid).collect();
+            pids.sort_unstable();
+            (host.broker_pids() == pids && pids.len() == wanted).then_some(())
+        },
+    );
+    let status = host.status();
+    assert_eq!(status.tenants.len(), models.len(), "{status:#?}");
+    assert!(
+        status.tenants.iter().all(|t| t.restarts == 0),
+        "{status:#?}"
+    );
+    // What runs on an old file says so.
+    for (name, _) in models.iter().filter(|(_, m)| m.pool.is_some() && !m.good) {
+        assert!(
+            status.tenant(name).unwrap().pending.is_some(),
+            "{status:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_is_briefly_invalid_or_gone_never_stops_a_running_tenant() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let (pid, text) = (acme.pid(), acme.read_file());
+    let runs_on = |acme: &Tenant<'_>| {
+        let status = acme.status();
+        let seen = (status.state.as_str(), status.pid, status.restarts);
+        if seen == ("ready", Some(pid), 0) {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
+    };
+
+    acme.write_file("[data");
+    acme.wait("shown to be broken", |t| t.pending.is_some());
+    runs_on(&acme).unwrap();
+    acme.write_file(&text);
+    acme.wait("as before", |t| t.pending.is_none());
+
+    acme.remove_file();
+    std::thread::sleep(Duration::from_millis(700)); // Shorter than the two seconds a removal takes to count.
+    acme.replace_file(&text);
+    holds_for(Duration::from_secs(3), "acme runs on", || runs_on(&acme));
+}
+
+#[test]
+fn a_change_without_effect_replaces_nothing_and_one_with_effect_only_its_own_tenant() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let (acme_pid, globex_pid) = (acme.pid(), globex.pid());
+    acme.replace_file(&format!("# a comment\n{}", acme.read_file()));
+    host.reload().ok();
+    assert_eq!(acme.pid(), acme_pid);
+
+    acme.replace_file(&acme.read_file().replace("pool_size = 5", "pool_size = 7"));
+    let report = host.reload().ok();
+    assert!(
+        report.contains("acme") && !report.contains("globex"),
+        "{report}"
+    );
+    let status = acme.replaced(acme_pid);
+    assert_eq!((status.pool_size, status.restarts), (Some(7), 0));
+    assert_eq!(globex.pid(), globex_pid);
+}
+
+#[test]
+fn a_tenants_dir_that_is_gone_changes_nothing_until_it_is_back() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let aside = host.root().join("aside");
+    std::fs::rename(host.tenants_dir(), &aside).unwrap();
+    let ran = host.reload();
+    assert!(
+        format!("{}{}", ran.stdout, ran.stderr).contains("tenants.d"),
+        "{ran:?}"
+    );
+    holds_for(Duration::from_secs(3), "acme runs on", || {
+        let status = acme.status();
+        if status.pid == Some(pid) && status.state == "ready" {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
+    });
+    std::fs::rename(&aside, host.tenants_dir()).unwrap();
+    host.tenant("globex").write();
+    host.known("globex").becomes("ready");
+    assert_eq!(acme.pid(), pid);
+}
+
+#[test]
+fn removing_most_files_at_once_is_held_until_it_is_confirmed() {
+    let host = Host::new();
+    let tenants: Vec<_> = ["a", "b", "c", "d", "e"]
+        .into_iter()
+        .map(|name| host.tenant(name).pool(2).up())
+        .collect();
+    let pids: Vec<i32> = tenants.iter().map(Tenant::pid).collect();
+    let aside = host.root().join("aside");
+    std::fs::create_dir(&aside).unwrap();
+    // In one scan: the folder is put aside as a whole and comes back with one file.
+    std::fs::rename(host.tenants_dir(), aside.join("old")).unwrap();
+    std::fs::create_dir(host.tenants_dir()).unwrap();
+    std::fs::copy(aside.join("old/a.toml"), host.tenants_dir().join("a.toml")).unwrap();
+    let ran = host.reload();
+    assert!(
+        format!("{}{}", ran.stdout, ran.stderr).contains("confirm-removals"),
+        "{ran:?}"
+    );
+    assert_eq!(tenants.iter().map(Tenant::pid).collect::<Vec<_>>(), pids);
+    host.command(&["reload", "--confirm-removals"]);
+    let status = host.wait(Duration::from_secs(20), "only a to be left", |s| {
+        s.tenants.len() == 1
+    });
+    assert_eq!(status.tenants[0].pid, Some(pids[0]));
+}

@@ -1,0 +1,215 @@
+//! A newcomer that would take from those already there is refused, with the place in its file and what to do; who runs
+//! is left alone.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use brokkr_tests::{Host, Tenant, pg};
+
+/// That `newcomer` is refused for a reason with all of `words`, which begins with a place in its file, and that
+/// `runner` still is the process it was.
+fn refused(newcomer: &Tenant<'_>, words: &[&str], runner: &Tenant<'_>, pid: i32) {
+    let status = newcomer.becomes("refused");
+    let reason = status.reason.unwrap();
+    for word in words {
+        assert!(reason.contains(word), "{word:?} is not in: {reason}");
+    }
+    let place = format!("{}:", newcomer.file().display());
+    let rest = reason
+        .strip_prefix(&place)
+        .unwrap_or_else(|| panic!("does not begin with {place} {reason}"));
+    let numbers: Vec<&str> = rest.splitn(3, ':').collect();
+    assert!(
+        numbers[0].parse::<u32>().is_ok() && numbers[1].parse::<u32>().is_ok(),
+        "{reason}"
+    );
+    assert_eq!(status.pid, None);
+    let running = runner.status();
+    assert_eq!(
+        (running.state.as_str(), running.pid, running.restarts),
+        ("ready", Some(pid), 0)
+    );
+}
+
+#[test]
+fn the_same_schema_in_another_case_is_taken() {
+    let host = Host::new();
+    let acme = host.tenant("acme").schema("tenant_acme").up();
+    let pid = acme.pid();
+    let copy = host.tenant("copycat").schema("Tenant_ACME").write();
+    refused(&copy, &["tenant_acme", "acme"], &acme, pid);
+
+    // It is told apart from a repaired one.
+    host.tenant("copycat").schema("tenant_copycat").up();
+    assert_eq!(acme.pid(), pid);
+}
+
+#[test]
+fn the_same_schema_by_another_url_to_the_same_database_is_taken() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let url = host.server().unix_url("brokkr", "brokkr");
+    let copy = host
+        .tenant("copycat")
+        .schema("tenant_acme")
+        .url(&url)
+        .write();
+    refused(&copy, &["tenant_acme", "acme"], &acme, pid);
+
+    // In another database it is another schema.
+    host.server().database("second", "brokkr");
+    host.tenant("copycat")
+        .schema("tenant_acme")
+        .url(&host.server().url("second", "brokkr"))
+        .up();
+}
+
+#[test]
+fn the_same_address_is_taken_also_by_every_address() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let listen = acme.addr().to_string();
+    let copy = host.tenant("copycat").listen(&listen).write();
+    refused(&copy, &[&listen, "acme"], &acme, pid);
+    let every = listen.replace("127.0.0.1", "0.0.0.0");
+    let copy = host.tenant("copycat").listen(&every).write();
+    refused(&copy, &["acme"], &acme, pid);
+    assert_eq!(acme.get("/healthz").status, 200);
+}
+
+#[test]
+fn with_default_pools_on_a_default_server_the_second_tenant_is_refused_with_numbers_and_advice() {
+    let host = Host::new();
+    let acme = host.tenant("acme").unset("database.pool_size").up();
+    let pid = acme.pid();
+    assert_eq!(acme.status().pool_size, Some(50));
+    let globex = host.tenant("globex").unset("database.pool_size").write();
+    refused(
+        &globex,
+        &["50", "94", "pool_size", "max_connections"],
+        &acme,
+        pid,
+    );
+
+    // A smaller one behind it is still admitted.
+    let small = host.tenant("small").pool(5).up();
+    let status = host.status();
+    let server = &status.servers[0];
+    assert_eq!(
+        (
+            server.max_connections,
+            server.reserved,
+            server.headroom,
+            server.capacity,
+            server.committed
+        ),
+        (Some(100), Some(3), Some(3), Some(94), 50 + 5 + 4)
+    );
+    assert_eq!(small.status().server.as_deref(), Some(server.id.as_str()));
+
+    // `check` says the same, in its table, and finds a problem.
+    let check = host.command(&["check"]);
+    assert_eq!(check.code, Some(1), "{check:?}");
+    let said = format!("{}{}", check.stdout, check.stderr);
+    for word in ["globex", "94", "max_connections"] {
+        assert!(said.contains(word), "{word} is not in: {said}");
+    }
+    // A pool that fits is admitted as soon as it is written.
+    globex.replace_file(&host.tenant("globex").pool(20).text());
+    globex.becomes("ready");
+    assert_eq!(acme.pid(), pid);
+    assert_eq!(host.command(&["check"]).code, Some(0));
+}
+
+#[test]
+fn an_admitted_tenant_keeps_its_place_over_a_restart_of_the_supervisor() {
+    let host = Host::builder()
+        .pg(pg::Options::new().max_connections(40))
+        .build();
+    // Capacity 34, of which 4 are for replacement, supervisor and command.
+    let last_by_name = host.tenant("zulu").pool(20).up();
+    host.stop();
+    let first_by_name = host
+        .tenant("alfa")
+        .pool(20)
+        .set("supervision.priority", "10")
+        .write();
+    host.up();
+    last_by_name.becomes("ready");
+    first_by_name.becomes("refused");
+
+    // Its file gone, its place is free.
+    last_by_name.remove_file();
+    first_by_name.becomes("ready");
+    last_by_name.is_gone();
+}
+
+#[test]
+fn a_pool_raised_beyond_the_budget_is_pending_and_the_old_one_runs_on() {
+    let host = Host::builder()
+        .pg(pg::Options::new().max_connections(40))
+        .build();
+    let acme = host.tenant("acme").pool(10).up();
+    let globex = host.tenant("globex").pool(10).up();
+    let pid = acme.pid();
+    let wanted = host
+        .tenant("acme")
+        .listen(&acme.addr().to_string())
+        .pool(25)
+        .text();
+    acme.replace_file(&wanted);
+    let status = acme.wait("pending", |t| t.pending.is_some());
+    assert_eq!(
+        (status.state.as_str(), status.pid, status.pool_size),
+        ("ready", Some(pid), Some(10))
+    );
+    let pending = status.pending.unwrap();
+    assert!(pending.contains("25"), "{pending}");
+
+    // Room is made: it is taken.
+    globex.remove_file();
+    let status = acme.wait("ready with 25", |t| {
+        t.state == "ready" && t.pool_size == Some(25)
+    });
+    assert_ne!(status.pid, Some(pid));
+    assert_eq!((status.pending, status.restarts), (None, 0));
+}
+
+#[test]
+fn what_is_no_tenant_file_is_named_and_harms_nobody() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let folder = host.tenants_dir();
+    std::fs::create_dir(folder.join("folder.toml")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", folder.join("dangling.toml")).unwrap();
+    std::fs::write(folder.join("latin1.toml"), b"[log]\nlevel = \"caf\xe9\"\n").unwrap();
+    std::fs::write(folder.join("empty.toml"), "").unwrap();
+    std::fs::write(folder.join("huge.toml"), vec![b'#'; 10 << 20]).unwrap();
+    std::fs::write(
+        folder.join("typo.toml"),
+        "[database]\nschemma = \"tenant_typo\"\n",
+    )
+    .unwrap();
+    // Not tenants at all.
+    std::fs::write(folder.join(".hidden.toml"), "nonsense").unwrap();
+    std::fs::write(folder.join("acme.toml~"), "nonsense").unwrap();
+    for name in ["folder", "dangling", "latin1", "empty", "huge", "typo"] {
+        let reason = host.known(name).becomes("refused").reason.unwrap();
+        assert!(reason.contains(&format!("{name}.toml")), "{reason}");
+    }
+    let reason = host.known("typo").status().reason.unwrap();
+    for word in ["typo.toml:2:1: ", "schemma", "schema"] {
+        assert!(reason.contains(word), "{word:?} is not in: {reason}");
+    }
+    assert_eq!(host.status().tenants.len(), 7);
+    assert_eq!(acme.pid(), pid);
+    let check = host.command(&["check"]);
+    assert_eq!(check.code, Some(1));
+}

@@ -1,0 +1,204 @@
+//! A tenant's instance is replaced while it is in use, and nobody notices.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use brokkr_tests::{Connection, Host, Load, holds_for, until};
+use std::time::Duration;
+
+#[test]
+fn an_idle_keep_alive_connection_gets_one_more_answer_that_closes_it() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    let mut connection = acme.connect();
+    let mut ask = || connection.request("GET", "/healthz", &[], None);
+    let first = ask().unwrap();
+    assert_eq!((first.status, first.closes()), (200, false));
+
+    let restart = std::thread::scope(|scope| {
+        let ran = scope.spawn(|| host.command(&["restart", "acme"]));
+        // The new one serves while the old one waits for its idle connection.
+        acme.replaced(old);
+        let last = ask().unwrap();
+        assert_eq!((last.status, last.closes()), (200, true), "{last:?}");
+        ran.join().unwrap()
+    });
+    assert_eq!(restart.code, Some(0), "{restart:?}");
+    assert!(connection.is_closed().unwrap());
+    until(Duration::from_secs(10), "the old one to end", || {
+        (!brokkr_tests::procs::alive(old)).then_some(())
+    });
+    assert_eq!(acme.status().restarts, 0);
+}
+
+#[test]
+fn what_is_still_idle_when_the_grace_ends_is_closed() {
+    let host = Host::builder().set("stop.grace", "\"2s\"").build();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    let mut idle = acme.connect();
+    assert_eq!(
+        idle.request("GET", "/healthz", &[], None).unwrap().status,
+        200
+    );
+    host.command(&["restart", "acme"]).ok();
+    assert!(idle.is_closed().unwrap());
+    until(Duration::from_secs(10), "the old one to end", || {
+        (!brokkr_tests::procs::alive(old)).then_some(())
+    });
+}
+
+#[test]
+fn no_request_is_lost_over_five_replacements_and_connections_stay_within_pool_and_two() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(5).up();
+    let pak = acme.pak();
+    let kept = Load::start(&acme.addr(), "/api/v1/agents", &pak, 6, true);
+    let fresh = Load::start(&acme.addr(), "/api/v1/agents", &pak, 2, false);
+    let held = std::sync::atomic::AtomicBool::new(true);
+    let most = std::thread::scope(|scope| {
+        let counting = scope.spawn(|| {
+            let mut client = host.server().client();
+            let ask =
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%:acme'";
+            let mut most = 0;
+            while held.load(std::sync::atomic::Ordering::Relaxed) {
+                most = most.max(client.query_one(ask, &[]).unwrap().get::<_, i64>(0));
+            }
+            most
+        });
+        for _ in 0..5 {
+            let old = acme.pid();
+            host.command(&["restart", "acme"]).ok();
+            acme.replaced(old);
+        }
+        held.store(false, std::sync::atomic::Ordering::Relaxed);
+        counting.join().unwrap()
+    });
+    for seen in [kept.stop(), fresh.stop()] {
+        println!("{:?}, slowest {:?}", seen.answers, seen.slowest);
+        assert!(seen.lost.is_empty() && seen.refused == 0, "{seen:?}");
+        assert!(seen.answers.keys().all(|s| *s == 200), "{seen:?}");
+    }
+    println!("most connections at once: {most}");
+    assert!(
+        (1..=7).contains(&most),
+        "{most} connections with a pool of 5"
+    );
+    assert_eq!(acme.status().restarts, 0);
+}
+
+#[test]
+fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_on() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    wrapper.first("acme", "echo 'not today' >&2; exit 1");
+    let ran = host.command(&["restart", "acme"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let status = acme.status();
+    assert_eq!((status.state.as_str(), status.pid), ("ready", Some(old)));
+    assert!(status.pending.is_some(), "{status:?}");
+    assert_eq!(acme.get("/healthz").status, 200);
+    wrapper.heal("acme");
+    host.command(&["restart", "acme"]).ok();
+    acme.replaced(old);
+}
+
+#[test]
+fn a_request_in_flight_when_its_broker_is_told_to_stop_is_answered() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    // A request whose body is not all there yet is in flight for as long as the client likes.
+    let body = br#"{"name":"slow","cluster_name":"berlin"}"#;
+    let mut connection = Connection::open(&acme.addr()).unwrap();
+    let head = format!(
+        "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        acme.pak(),
+        body.len()
+    );
+    connection.raw(head.as_bytes()).unwrap();
+    connection.raw(&body[..10]).unwrap();
+    std::thread::scope(|scope| {
+        let restart = scope.spawn(|| host.command(&["restart", "acme"]));
+        acme.replaced(old);
+        connection.raw(&body[10..]).unwrap();
+        let answer = connection.receive(false).unwrap();
+        assert_eq!(answer.status, 201, "{answer:?}");
+        restart.join().unwrap().ok();
+    });
+    assert!(acme.api().get("/agents").text().contains("slow"));
+}
+
+#[test]
+fn a_sink_that_reads_nothing_for_ten_seconds_slows_nobody_and_the_drops_are_counted() {
+    use std::io::Read;
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    wrapper.first("noisy", "(while :; do echo 'a line of a flood that nobody reads, long enough to matter'; done) & echo $! >&2");
+    let noisy = host.tenant("noisy").write();
+    let quiet = host.tenant("quiet").write();
+    let mut sink = host.up_with_pipe();
+    for tenant in [&noisy, &quiet] {
+        tenant.becomes("ready");
+    }
+    let probes: Vec<Load> = [&noisy, &quiet]
+        .map(|t| Load::start(&t.addr(), "/healthz", "", 1, true))
+        .into_iter()
+        .collect();
+    holds_for(
+        Duration::from_secs(10),
+        "both are ready, and the supervisor answers",
+        || {
+            let status = host.try_status().ok_or("no status".to_owned())?;
+            if status.all("ready") {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        },
+    );
+    for probe in probes {
+        let seen = probe.stop();
+        println!("{} answers, slowest {:?}", seen.count(200), seen.slowest);
+        assert!(seen.count(200) > 100 && seen.lost.is_empty(), "{seen:?}");
+        assert!(seen.slowest < Duration::from_secs(1), "{seen:?}");
+    }
+    assert!(host.status().tenants.iter().all(|t| t.restarts == 0));
+
+    // Read at last: the stream says how many are missing, and whose.
+    let mut text = String::new();
+    let mut block = [0; 1 << 16];
+    until(
+        Duration::from_secs(20),
+        "the count of dropped lines",
+        || {
+            let n = sink.read(&mut block).unwrap();
+            text.push_str(&String::from_utf8_lossy(&block[..n]));
+            text.lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .any(|line| {
+                    line["tenant"] == "noisy"
+                        && line["message"]
+                            .as_str()
+                            .is_some_and(|m| m.starts_with("dropped "))
+                })
+                .then_some(())
+        },
+    );
+    // Keep reading, so that the supervisor can end.
+    let draining = std::thread::spawn(move || std::io::copy(&mut sink, &mut std::io::sink()));
+    host.stop();
+    for pid in brokkr_tests::procs::naming(&host.root().display().to_string()) {
+        brokkr_tests::procs::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    draining.join().unwrap().unwrap();
+}

@@ -1,0 +1,222 @@
+//! Rules of the source that no compiler checks.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Lines of code, without comments and without what only tests see.
+fn code<'a>(name: &str, text: &'a str) -> Vec<(usize, &'a str)> {
+    if name.ends_with("/tests.rs") || name.contains("/tests/") {
+        return Vec::new();
+    }
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    code.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(i, l)| (i + 1, l))
+        .collect()
+}
+
+#[test]
+fn only_instance_spawns_or_kills() {
+    // What starts or signals a process, in the standard library, nix, libc and the system calls themselves.
+    let words = [
+        "Command::new",
+        "process::Command",
+        "fork(",
+        "vfork",
+        "posix_spawn",
+        "execv",
+        "fexecve",
+        "SYS_clone",
+        "clone3",
+        "kill(",
+        "killpg",
+        "tgkill",
+        "SYS_kill",
+        "pidfd_send_signal",
+        "cgroup.kill",
+    ];
+    let mut wrong = Vec::new();
+    let mut right = 0;
+    for (name, text) in sources("supervisor/src") {
+        let own =
+            name == "supervisor/src/instance.rs" || name.starts_with("supervisor/src/instance/");
+        // Holds the system calls behind safe functions; who calls them is looked at like everybody else.
+        let calls = name == "supervisor/src/sys.rs" || name.starts_with("supervisor/src/sys/");
+        for (number, line) in code(&name, &text) {
+            if words.iter().any(|word| line.contains(word)) {
+                if own {
+                    right += 1;
+                } else if !calls {
+                    wrong.push(format!("{name}:{number}: {}", line.trim()));
+                }
+            }
+        }
+    }
+    // The safe functions of sys.rs that start or signal are for instance/ alone, too.
+    let sys = fs::read_to_string(root().join("supervisor/src/sys.rs")).unwrap();
+    let doers: Vec<&str> = sys
+        .split("pub(crate) fn ")
+        .skip(1)
+        .filter(|function| words.iter().any(|word| function.contains(word)))
+        .filter_map(|function| function.split(['(', '<']).next())
+        .collect();
+    for (name, text) in sources("supervisor/src") {
+        if name.starts_with("supervisor/src/instance") || name == "supervisor/src/sys.rs" {
+            continue;
+        }
+        for (number, line) in code(&name, &text) {
+            if doers
+                .iter()
+                .any(|doer| line.contains(&format!("sys::{doer}(")))
+            {
+                wrong.push(format!("{name}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    assert!(
+        right > 0 || !doers.is_empty(),
+        "instance/ starts processes; this test no longer sees how"
+    );
+}
+
+#[test]
+fn unsafe_code_is_in_sys_alone_and_every_block_has_its_reason() {
+    for folder in ["supervisor/src", "broker/src", "tenant/src", "pg/src"] {
+        for (name, text) in sources(folder) {
+            let lines: Vec<&str> = text.lines().collect();
+            for (number, line) in code(&name, &text) {
+                if !line.contains("unsafe ")
+                    || line.contains("unsafe_code")
+                    || line.contains("unsafe_op")
+                {
+                    continue;
+                }
+                assert!(name.ends_with("src/sys.rs"), "{name}:{number}: {line}");
+                let above = &lines[number.saturating_sub(8)..number];
+                assert!(
+                    above.iter().any(|l| l.to_uppercase().contains("SAFETY")),
+                    "{name}:{number}: no SAFETY reason"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_pure_parts_know_no_clock_no_input_and_no_async() {
+    for (name, text) in sources("supervisor/src") {
+        let pure = ["supervisor/src/lifecycle", "supervisor/src/budget"]
+            .iter()
+            .any(|p| name.starts_with(p));
+        if !pure {
+            continue;
+        }
+        for (number, line) in code(&name, &text) {
+            for word in [
+                "Instant::now",
+                "SystemTime",
+                "std::fs",
+                "TcpStream",
+                "TcpListener",
+                "async ",
+                ".await",
+                "tokio::",
+                "std::thread",
+            ] {
+                assert!(!line.contains(word), "{name}:{number}: {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn broker_and_supervisor_never_depend_on_each_other_and_tenant_on_nothing_of_ours() {
+    let manifest = |name: &str| fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
+    let ours = [
+        "brokkr-broker",
+        "brokkr-supervisor",
+        "brokkr-pg",
+        "brokkr-tenant",
+        "brokkr-tests",
+    ];
+    let depends = |name: &str| -> Vec<&str> {
+        let text = manifest(name);
+        let dependencies = text
+            .split_once("[dependencies]")
+            .map_or("", |(_, d)| d)
+            .split("[dev-")
+            .next()
+            .unwrap()
+            .to_owned();
+        ours.into_iter()
+            .filter(|o| dependencies.lines().any(|l| l.starts_with(o)))
+            .collect()
+    };
+    assert_eq!(depends("tenant"), Vec::<&str>::new());
+    for folder in ["broker", "supervisor"] {
+        let on = depends(folder);
+        assert!(
+            on.iter()
+                .all(|d| ["brokkr-tenant", "brokkr-pg"].contains(d)),
+            "{folder}: {on:?}"
+        );
+    }
+}
+
+#[test]
+fn handlers_hold_no_sql_and_stores_know_no_http() {
+    for (name, text) in sources("broker/src") {
+        for (number, line) in code(&name, &text) {
+            if name.starts_with("broker/src/api") {
+                for word in [
+                    "\"SELECT ",
+                    "\"INSERT ",
+                    "\"UPDATE ",
+                    "\"DELETE FROM",
+                    "\"WITH ",
+                ] {
+                    assert!(!line.contains(word), "{name}:{number}: {word}");
+                }
+            }
+            if name.starts_with("broker/src/store") {
+                for word in ["axum", "hyper::", "StatusCode"] {
+                    assert!(!line.contains(word), "{name}:{number}: {word}");
+                }
+            }
+        }
+    }
+}
