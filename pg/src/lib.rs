@@ -13,7 +13,7 @@ mod error;
 mod identity;
 mod tls;
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use brokkr_tenant::{ChannelBinding, DatabaseUrl, Host, SslMode};
 use postgres::{
@@ -35,6 +35,9 @@ pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_COUNT: u32 = 3;
+
+/// What keeps an asynchronous connection going; the connection ends when it does.
+pub type Work = Pin<Box<dyn Future<Output = Result<(), postgres::Error>> + Send>>;
 
 /// What the URL does not say about a connection.
 #[derive(Debug, Clone)]
@@ -75,7 +78,11 @@ impl Options {
 /// The driver's configuration for `url`. `sslmode` is in it only as far as the driver knows it: what a certificate has
 /// to prove is in [`Connector`]. `target_session_attrs` is left to the caller.
 pub fn config(url: &DatabaseUrl, application_name: &str) -> Config {
-    let mut config = Config::new();
+    driver_config(url, application_name).into()
+}
+
+fn driver_config(url: &DatabaseUrl, application_name: &str) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
     match url.host() {
         Host::Tcp(host) => config.host(host),
         Host::Unix(folder) => config.host_path(folder),
@@ -122,7 +129,7 @@ fn ssl_mode(url: &DatabaseUrl) -> SslMode {
 /// Connects again and again to one URL. Trusted roots are read once, when it is made.
 #[derive(Clone)]
 pub struct Connector {
-    config: Config,
+    config: tokio_postgres::Config,
     mode: SslMode,
     /// `None` when there is to be no TLS.
     tls: Option<MakeRustlsConnect>,
@@ -149,7 +156,7 @@ impl Connector {
             Host::Tcp(host) => format!("{host}:{}", url.port()),
             Host::Unix(folder) => format!("{}/.s.PGSQL.{}", folder.display(), url.port()),
         };
-        let mut config = config(url, &options.application_name);
+        let mut config = driver_config(url, &options.application_name);
         if let Some(timeout) = options.connect_timeout {
             config.connect_timeout(timeout);
         }
@@ -176,22 +183,47 @@ impl Connector {
     /// The reason says what it means; the text names the server and never holds the password.
     pub fn connect(&self) -> Result<Client, ConnectError> {
         let fail = |error| ConnectError::new(&self.server, error);
+        let config = Config::from(self.config.clone());
         let Some(tls) = &self.tls else {
-            return self.config.connect(NoTls).map_err(fail);
+            return config.connect(NoTls).map_err(fail);
         };
-        match self.config.connect(tls.clone()).map_err(fail) {
-            // `prefer` is the only mode that may end without TLS: where the handshake fails, and where the server's
-            // pg_hba.conf has no line for TLS (the server itself saying that it has no TLS is seen by the driver).
-            Err(error) if self.mode == SslMode::Prefer && error.may_do_without_tls() => {
-                let mut plain = self.config.clone();
-                // When plain fails too, what it says is the newer of two truths, as in libpq.
-                plain
-                    .ssl_mode(PgSslMode::Disable)
-                    .connect(NoTls)
-                    .map_err(fail)
+        match config.connect(tls.clone()).map_err(fail) {
+            Err(error) if self.falls_back(&error) => {
+                Config::from(self.without_tls()).connect(NoTls).map_err(fail)
             }
             result => result,
         }
+    }
+
+    /// Opens one connection for an event loop: the client, and the work to be run beside it. Without a bound of its
+    /// own beyond reaching the server, and dropped without harm at any time.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn open(&self) -> Result<(tokio_postgres::Client, Work), ConnectError> {
+        let fail = |error| ConnectError::new(&self.server, error);
+        if let Some(tls) = &self.tls {
+            match self.config.connect(tls.clone()).await.map_err(fail) {
+                Ok((client, work)) => return Ok((client, Box::pin(work))),
+                Err(error) if self.falls_back(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (client, work) = self.without_tls().connect(NoTls).await.map_err(fail)?;
+        Ok((client, Box::pin(work)))
+    }
+
+    /// `prefer` is the only mode that may end without TLS: where the handshake fails, and where the server's
+    /// pg_hba.conf has no line for TLS (the server itself saying that it has no TLS is seen by the driver).
+    fn falls_back(&self, error: &ConnectError) -> bool {
+        self.mode == SslMode::Prefer && error.may_do_without_tls()
+    }
+
+    /// When plain fails too, what it says is the newer of two truths, as in libpq.
+    fn without_tls(&self) -> tokio_postgres::Config {
+        let mut plain = self.config.clone();
+        plain.ssl_mode(PgSslMode::Disable);
+        plain
     }
 }
 

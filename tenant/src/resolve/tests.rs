@@ -411,3 +411,27 @@ proptest! {
         prop_assert_eq!(InstanceConfig::from_json(instance.to_json().as_bytes()).unwrap(), instance);
     }
 }
+
+#[test]
+fn the_sample_tenants_need_only_a_url_from_elsewhere() {
+    let embedded = Layer::from_pairs("the embedded server", [("database.url", URL)]);
+    for (name, port) in [("acme", 3001), ("globex", 3002)] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("../tenants.d/{name}.toml"));
+        assert_eq!(TenantName::of_file(&path).unwrap().as_str(), name);
+        let resolved = resolve(
+            &[embedded.clone(), Layer::from_file(&path)],
+            Mode::Supervised,
+        )
+        .unwrap();
+        assert_eq!(
+            resolved.config.database.schema.as_str(),
+            format!("tenant_{name}")
+        );
+        assert_eq!(
+            resolved.config.http.listen.to_string(),
+            format!("127.0.0.1:{port}")
+        );
+        assert!(resolved.warnings.is_empty());
+    }
+}
