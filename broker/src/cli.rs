@@ -3,7 +3,6 @@
 
 mod healthcheck;
 
-use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +11,7 @@ use brokkr_tenant::LogFormat;
 use clap::{Parser, Subcommand};
 
 use crate::config::{ConfigError, Instance};
-use crate::db::start::{StartError, Step, migrate, rotate_admin};
+use crate::db::start::{StartError, migrate, rotate_admin};
 use crate::log;
 use crate::pak::{Format, Pak, PakHash};
 use crate::serve::{Exit, Inherited, serve};
@@ -64,7 +63,10 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            say_error(&exit.reason);
+            // Empty: it has been said already, in the log.
+            if !exit.reason.is_empty() {
+                say(Stream::Err, &format!("Error: {}\n", exit.reason)).ok();
+            }
             ExitCode::from(exit.code)
         }
     }
@@ -94,22 +96,21 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
     for warning in &instance.warnings {
         tracing::warn!(tenant = instance.tenant, "{warning}");
     }
-    let tenant = instance.tenant.clone();
-    let result = serve(instance, inherited, guard.dropped());
-    if let Err(exit) = &result {
-        tracing::error!(tenant, code = exit.code, "{}", exit.reason);
+    let (tenant, supervised) = (instance.tenant.clone(), instance.supervised);
+    let mut result = serve(instance, inherited, guard.dropped());
+    if let Err(exit) = &mut result
+        && supervised
+    {
+        // For the log stream; `Error: …` is for a person at a terminal.
+        tracing::error!(tenant, code = exit.code, "{}", std::mem::take(&mut exit.reason));
     }
     drop(guard);
     result
 }
 
 fn run_migrate(instance: &Instance) -> Result<(), Exit> {
-    let step = |step| match step {
-        Step::WaitingForLock => {}
-        Step::Migrating => say_error_free("migrating"),
-    };
-    let outcome = migrate(&instance.plan(), &step).map_err(|error| failed(instance, error))?;
-    say(&format!(
+    let outcome = migrate(&instance.plan(), &|_| {}).map_err(|error| failed(instance, error))?;
+    say(Stream::Out, &format!(
         "{}: schema {} is at version {}, {} applied now\n",
         instance.tenant, instance.config.database.schema, outcome.version, outcome.applied
     ))
@@ -118,7 +119,7 @@ fn run_migrate(instance: &Instance) -> Result<(), Exit> {
 fn run_rotate_admin(instance: &Instance) -> Result<(), Exit> {
     let plan = instance.plan();
     match rotate_admin(&plan).map_err(|error| failed(instance, error))? {
-        Some(pak) => say(&format!(
+        Some(pak) => say(Stream::Out, &format!(
             "Admin PAK of {} rotated.\nNew PAK: {}\nHash: {}\nWritten to {}\n",
             instance.tenant,
             pak.expose(),
@@ -127,7 +128,7 @@ fn run_rotate_admin(instance: &Instance) -> Result<(), Exit> {
         )),
         None => {
             let hash = plan.pak_hash.as_ref().map_or("", PakHash::as_str);
-            say(&format!(
+            say(Stream::Out, &format!(
                 "Admin hash of {} replaced by broker.pak_hash of the configuration; no PAK was minted.\nHash: {hash}\n",
                 instance.tenant
             ))
@@ -144,7 +145,7 @@ fn generate_pak(cli: &Cli) -> Result<(), Exit> {
         Err(_) => Format::default(),
     };
     let pak = Pak::mint(&format).map_err(|error| Exit { code: 1, reason: error.to_string() })?;
-    say(&format!(
+    say(Stream::Out, &format!(
         "PAK: {}\nHash: {}\n\nKeep the PAK; it is not stored. To make it the administrator's, set\n\n    [broker]\n    \
          pak_hash = \"{}\"\n\nbefore the first start, or before `brokkr-broker rotate admin`.\n",
         pak.expose(),
@@ -168,22 +169,21 @@ impl From<ConfigError> for Exit {
     }
 }
 
-/// A command's result. A reader that has gone is no error of ours.
-fn say(text: &str) -> Result<(), Exit> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+enum Stream {
+    Out,
+    Err,
+}
+
+/// Writes to a standard stream. A reader that has gone is no error of ours.
+fn say(stream: Stream, text: &str) -> Result<(), Exit> {
+    let mut to: Box<dyn Write> = match stream {
+        Stream::Out => Box::new(std::io::stdout().lock()),
+        Stream::Err => Box::new(std::io::stderr().lock()),
+    };
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Exit { code: 1, reason: format!("standard output: {error}") })
         }
         _ => Ok(()),
     }
-}
-
-fn say_error(text: impl Display) {
-    // With standard error gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "Error: {text}");
-}
-
-fn say_error_free(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -242,7 +242,6 @@ async fn drain(
     accepting: Option<tokio::task::JoinHandle<()>>,
     signals: &mut Signals,
 ) {
-    tracing::info!(connections = public.open(), "draining");
     app.health.draining();
     phase.send_replace(Phase::Draining);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
@@ -251,6 +250,7 @@ async fn drain(
             // Ends with the phase; a panic in it has been logged.
             let _ = accepting.await;
         }
+        tracing::info!(connections = public.open(), "draining");
         app.db.drain().await;
         let ended = public.ended();
         tokio::pin!(ended);

@@ -173,7 +173,7 @@ impl Slotted {
         }
     }
 
-    /// Marks it as not to be used again.
+    /// Marks it as not to be used again: it is closed when it is dropped.
     pub(super) fn spoil(&mut self) {
         if let State::Live(live) = &mut self.0.state {
             live.spoiled = true;

@@ -318,6 +318,23 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    /// The last handle is often dropped on the event loop, where a connection must not be closed: saying goodbye blocks,
+    /// and the client panics rather than block there.
+    fn drop(&mut self) {
+        let pool = self.pool.clone();
+        let close = move || {
+            while let Some(mut slotted) = pool.try_get() {
+                slotted.spoil();
+            }
+        };
+        if std::thread::Builder::new().name("db-close".to_owned()).spawn(close).is_err() {
+            // No thread to be had: the process is at its limits or at its end, and the kernel closes what is left.
+            std::mem::forget(self.pool.clone());
+        }
+    }
+}
+
 /// Most slots for a cap.
 fn working(options: &Options, cap: u32) -> u32 {
     options.max_working.min(cap).max(1)

@@ -34,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all connections are doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub(super) enum Phase {
     /// Accept and serve.
     Serving,
     /// Accept no more; every answer is its connection's last.
@@ -45,7 +45,7 @@ pub enum Phase {
 
 /// All connections of one listener.
 #[derive(Clone)]
-pub struct Connections {
+pub(super) struct Connections {
     router: Router,
     phase: watch::Receiver<Phase>,
     /// One permit per connection. When all are taken, new ones wait in the backlog.
@@ -55,12 +55,12 @@ pub struct Connections {
 
 impl Connections {
     /// At most `most` connections at once.
-    pub fn new(router: Router, phase: watch::Receiver<Phase>, most: u32) -> Self {
+    pub(super) fn new(router: Router, phase: watch::Receiver<Phase>, most: u32) -> Self {
         Connections { router, phase, room: Arc::new(Semaphore::new(most as usize)), most }
     }
 
     /// Accepts until draining begins.
-    pub async fn accept(self, listener: Listener) {
+    pub(super) async fn accept(self, listener: Listener) {
         let mut phase = self.phase.clone();
         let mut told = false;
         loop {
@@ -97,12 +97,12 @@ impl Connections {
     }
 
     /// Connections open now.
-    pub fn open(&self) -> u32 {
+    pub(super) fn open(&self) -> u32 {
         self.most.saturating_sub(self.room.available_permits() as u32)
     }
 
     /// Waits until the last connection has ended. Call once accepting has ended.
-    pub async fn ended(&self) {
+    pub(super) async fn ended(&self) {
         // The semaphore is never closed.
         let _ = self.room.acquire_many(self.most).await;
     }

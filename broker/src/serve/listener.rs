@@ -19,7 +19,7 @@ const BACKLOG: u32 = 4096;
 
 /// A listening socket.
 #[derive(Debug)]
-pub struct Listener {
+pub(super) struct Listener {
     socket: Socket,
     /// Bound by us: nobody else serves what waits in its backlog.
     own: bool,
@@ -34,7 +34,7 @@ enum Socket {
 }
 
 /// One accepted connection.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// What was passed by `LISTEN_FDS`.
@@ -86,7 +86,7 @@ impl Listener {
     /// # Errors
     ///
     /// When it is not a listening socket of either kind.
-    pub fn inherited(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn inherited(fd: OwnedFd) -> io::Result<Self> {
         let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
         let socket = match address.family() {
             Some(AddressFamily::Unix) => {
@@ -109,7 +109,7 @@ impl Listener {
     /// # Errors
     ///
     /// When it cannot be bound. A Unix socket that nobody answers on is replaced; one that somebody answers on is in use.
-    pub async fn bind(listen: &Listen) -> io::Result<Self> {
+    pub(super) async fn bind(listen: &Listen) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => {
                 let socket = if address.is_ipv4() {
@@ -130,12 +130,12 @@ impl Listener {
     }
 
     /// Whether it is ours alone.
-    pub fn is_own(&self) -> bool {
+    pub(super) fn is_own(&self) -> bool {
         self.own
     }
 
     /// Where it listens, for the log and for tests.
-    pub fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().map(|a| a.to_string()).unwrap_or_default(),
             Socket::Unix(listener) => {
@@ -150,7 +150,7 @@ impl Listener {
     /// # Errors
     ///
     /// As accept(2).
-    pub async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    pub(super) async fn accept(&self) -> io::Result<Box<dyn Stream>> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;

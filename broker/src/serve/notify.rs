@@ -7,11 +7,11 @@ use std::time::Duration;
 
 /// Sends to `NOTIFY_SOCKET`; without one it says nothing.
 #[derive(Debug)]
-pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 
 impl Notifier {
     /// Reads `NOTIFY_SOCKET` (a path, or `@` and an abstract name).
-    pub fn from_env() -> Self {
+    pub(super) fn from_env() -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Notifier(None) };
         let address = match name.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name),
@@ -29,7 +29,7 @@ impl Notifier {
 
     /// Sends these lines as one datagram. Waits up to a second while the receiver's queue is full; what it does not
     /// take by then is dropped and logged.
-    pub async fn send(&self, lines: &[&str]) {
+    pub(super) async fn send(&self, lines: &[&str]) {
         let Some((socket, address)) = &self.0 else { return };
         let message = lines.join("\n");
         for _ in 0..100 {
@@ -48,12 +48,12 @@ impl Notifier {
     }
 
     /// `STATUS=`, one line.
-    pub async fn status(&self, status: &str) {
+    pub(super) async fn status(&self, status: &str) {
         self.send(&[&format!("STATUS={}", one_line(status))]).await;
     }
 
     /// Says why the process is about to end with `code`.
-    pub async fn exit(&self, code: u8, reason: &str) {
+    pub(super) async fn exit(&self, code: u8, reason: &str) {
         self.send(&[&format!("EXIT_STATUS={code}"), &format!("STATUS={}", one_line(reason))]).await;
     }
 }

@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::db::Figures;
 
 /// Everything the private socket answers.
-pub fn router(app: App, dropped: super::Dropped) -> Router {
+pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .route("/healthz", get(public::healthz))
         .route("/readyz", get(readyz))

@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::metrics::{self, UNMATCHED};
 
 /// Everything the tenant's own address answers.
-pub fn router(app: App, dropped: super::Dropped) -> Router {
+pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
         .route("/healthz", get(healthz))

@@ -1,0 +1,61 @@
+//! The broker against a real PostgreSQL of the test's own: its pool, its start, its sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod pool;
+mod serving;
+mod start;
+
+use std::time::Duration;
+
+use brokkr_broker::db::start::{KeyFile, Plan};
+use brokkr_broker::db::{Db, Options};
+use brokkr_broker::pak::Format;
+use brokkr_tenant::{DatabaseUrl, SchemaName};
+use brokkr_tests::{PgServer, Place};
+
+/// The one-threaded event loop the broker has.
+fn event_loop() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn options(server: &PgServer, schema: &str) -> Options {
+    Options {
+        url: DatabaseUrl::parse(&server.url("brokkr", "brokkr")).unwrap(),
+        schema: SchemaName::parse(schema).unwrap(),
+        application_name: "brokkr:test".to_owned(),
+        pool_size: 20,
+        connections: 20,
+        acquire_timeout: Duration::from_secs(2),
+        max_working: 8,
+        statement_timeout: Duration::from_secs(30),
+        idle_in_transaction_timeout: Duration::from_secs(30),
+        deadline: Duration::from_secs(20),
+    }
+}
+
+fn pool(server: &PgServer, change: impl FnOnce(&mut Options)) -> Db {
+    let mut options = options(server, "tenant_pool");
+    change(&mut options);
+    Db::new(options).unwrap()
+}
+
+fn plan(server: &PgServer, schema: &str, place: &Place) -> Plan {
+    Plan {
+        url: DatabaseUrl::parse(&server.url("brokkr", "brokkr")).unwrap(),
+        schema: SchemaName::parse(schema).unwrap(),
+        application_name: "brokkr:test".to_owned(),
+        pak_format: Format::default(),
+        pak_hash: None,
+        key_file: KeyFile::in_folder(&place.join("state")),
+    }
+}
+
+/// SQL as superuser, from a thread of its own: the blocking client must not be used on the event loop's.
+fn sql(server: &PgServer, statements: &str) {
+    std::thread::scope(|scope| scope.spawn(|| server.sql(statements)).join()).unwrap();
+}
+
+/// The same for starting and stopping it.
+fn aside(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap();
+}
