@@ -188,9 +188,9 @@ impl Connector {
             return config.connect(NoTls).map_err(fail);
         };
         match config.connect(tls.clone()).map_err(fail) {
-            Err(error) if self.falls_back(&error) => {
-                Config::from(self.without_tls()).connect(NoTls).map_err(fail)
-            }
+            Err(error) if self.falls_back(&error) => Config::from(self.without_tls())
+                .connect(NoTls)
+                .map_err(fail),
             result => result,
         }
     }
