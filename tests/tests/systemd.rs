@@ -1,0 +1,330 @@
+//! Under a real systemd: installed, started, reloaded, killed, restarted, stopped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use brokkr_tests::bin::{self, Ran, run_command};
+use brokkr_tests::host::Status;
+use brokkr_tests::place::{AtDeath, Place, is_root, mortal, spawn};
+use brokkr_tests::wait::until_ok;
+use brokkr_tests::{Addr, Api, http, procs, until};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A booted systemd; gone when dropped.
+struct Machine {
+    place: Place,
+    nspawn: Child,
+    init: i32,
+}
+
+impl Machine {
+    /// Boots one with what `make install` installs.
+    fn boot(configuration: &[(&str, &str)]) -> Self {
+        let place = Place::new();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut make = Command::new("make");
+        make.arg("--silent")
+            .arg("-C")
+            .arg(root)
+            .arg("install")
+            .arg(format!(
+                "BIN={}",
+                bin::supervisor().parent().unwrap().display()
+            ))
+            .arg(format!("DESTDIR={}", place.join("stage").display()))
+            .env_remove("MAKEFLAGS")
+            .env_remove("MAKELEVEL");
+        run_command(make, Duration::from_secs(60)).ok();
+        for (name, text) in configuration {
+            fs::write(place.join("stage/etc/brokkr").join(name), text).unwrap();
+        }
+        let console = File::create(place.join("console")).unwrap();
+        let mut boot = mortal(Path::new("unshare"), AtDeath::Kill, None);
+        boot.arg("--mount")
+            .arg(root.join("tests/systemd/box"))
+            .arg(place.path())
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().unwrap())
+            .stderr(console);
+        let nspawn = spawn(boot);
+        let pid = i32::try_from(nspawn.id()).unwrap();
+        let mut machine = Self {
+            place,
+            nspawn,
+            init: 0,
+        };
+        machine.init = until(Duration::from_secs(30), "the box's systemd", || {
+            if let Some(status) = machine.nspawn.try_wait().unwrap() {
+                panic!("the box ended ({status}): {}", machine.console());
+            }
+            let init = |child: &i32| {
+                fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|c| c == "systemd\n")
+            };
+            procs::children(pid).into_iter().find(init)
+        });
+        until(Duration::from_secs(60), "the box to be up", || {
+            let state = machine.run(&["systemctl", "is-system-running"]).stdout;
+            matches!(state.trim(), "running" | "degraded").then_some(())
+        });
+        machine
+    }
+
+    fn console(&self) -> String {
+        fs::read_to_string(self.place.join("console")).unwrap_or_default()
+    }
+
+    /// Runs a command in the box.
+    fn run(&self, command: &[&str]) -> Ran {
+        let mut nsenter = Command::new("nsenter");
+        nsenter
+            .args(["-t", &self.init.to_string(), "-a"])
+            .args(command);
+        nsenter
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C");
+        run_command(nsenter, Duration::from_secs(180))
+    }
+
+    fn ok(&self, command: &[&str]) -> String {
+        let ran = self.run(command);
+        assert_eq!(
+            ran.code,
+            Some(0),
+            "{command:?}: {ran:?}\n{}",
+            self.journal()
+        );
+        ran.stdout
+    }
+
+    fn journal(&self) -> String {
+        self.run(&[
+            "journalctl",
+            "--no-pager",
+            "-n",
+            "80",
+            "-u",
+            "brokkr-supervisor",
+        ])
+        .stdout
+    }
+
+    /// A file of the box, seen from here.
+    fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init))
+    }
+
+    fn main_pid(&self) -> String {
+        self.ok(&["systemctl", "show", "-P", "MainPID", "brokkr-supervisor"])
+            .trim()
+            .to_owned()
+    }
+
+    /// Waits until every tenant is ready and there are so many.
+    fn ready(&self, tenants: usize) -> Status {
+        until_ok(
+            Duration::from_secs(60),
+            format!("{tenants} tenants to be ready"),
+            || {
+                let ran = self.run(&["brokkr-supervisor", "status", "--format", "json"]);
+                if ran.code != Some(0) {
+                    return Err(format!("{ran:?}\n{}", self.journal()));
+                }
+                let status = Status::parse(&ran.stdout);
+                if status.all("ready") && status.tenants.len() == tenants {
+                    Ok(status)
+                } else {
+                    Err(format!("{status:#?}\n{}", self.journal()))
+                }
+            },
+        )
+    }
+
+    /// Messages in the journal with `TENANT=name`.
+    fn lines_of(&self, tenant: &str) -> Vec<String> {
+        let field = format!("TENANT={tenant}");
+        self.ok(&[
+            "journalctl",
+            "--no-pager",
+            "-o",
+            "json",
+            "-u",
+            "brokkr-supervisor",
+            &field,
+        ])
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .inspect(|line| assert_eq!(line["TENANT"], *tenant))
+        .map(|line| line["MESSAGE"].as_str().unwrap_or_default().to_owned())
+        .collect()
+    }
+
+    /// Processes of user brokkr.
+    fn processes(&self) -> String {
+        self.run(&["pgrep", "-u", "brokkr", "-a"]).stdout
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // systemd: power off, at once.
+        if self.init != 0 {
+            self.run(&["systemctl", "poweroff", "--force", "--force"]);
+        }
+        let start = std::time::Instant::now();
+        while self.nspawn.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if start.elapsed() > Duration::from_secs(5) {
+                let _ = self.nspawn.kill();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Why this cannot be tested here, if so.
+fn impossible() -> Option<&'static str> {
+    if !is_root() {
+        return Some("a systemd of its own needs root");
+    }
+    if !Path::new("/usr/bin/systemd-nspawn").exists() {
+        return Some("systemd-nspawn is not installed (make deps, as root)");
+    }
+    None
+}
+
+const SUPERVISOR: &str = r#"
+tenants_dir = "/etc/brokkr/tenants.d"
+state_dir   = "/var/lib/brokkr"
+runtime_dir = "/run/brokkr"
+
+[postgres]
+embedded = true
+max_connections = 60
+"#;
+
+fn tenant(name: &str, listen: &str) -> String {
+    format!(
+        "[database]\nschema = \"tenant_{name}\"\npool_size = 5\n\n[http]\nlisten = \"{listen}\"\n\n[log]\nlevel = \"debug\"\n"
+    )
+}
+
+#[test]
+fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_trace() {
+    if let Some(reason) = impossible() {
+        println!("skipped: {reason}");
+        return;
+    }
+    let acme = tenant("acme", "unix:/run/brokkr/acme.sock");
+    let globex = tenant("globex", "127.0.0.1:3002");
+    let machine = Machine::boot(&[
+        ("supervisor.toml", SUPERVISOR),
+        ("tenants.d/acme.toml", &acme),
+        ("tenants.d/globex.toml", &globex),
+    ]);
+
+    // What an administrator, or a package, does after the files are there.
+    machine.ok(&["systemd-sysusers"]);
+    machine.ok(&["systemd-tmpfiles", "--create", "brokkr.conf"]);
+    machine.ok(&["systemctl", "daemon-reload"]);
+    let verify = machine.run(&[
+        "systemd-analyze",
+        "verify",
+        "/usr/lib/systemd/system/brokkr-supervisor.service",
+        "/usr/lib/systemd/system/brokkr-tenants.service",
+    ]);
+    assert_eq!((verify.code, verify.stderr.as_str()), (Some(0), ""));
+
+    // Start.
+    machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
+    let started = machine.ready(2);
+    assert_eq!(
+        machine
+            .ok(&["systemctl", "is-active", "brokkr-tenants"])
+            .trim(),
+        "active"
+    );
+    let addr = Addr::Unix(machine.path("/run/brokkr/acme.sock"));
+    assert_eq!(http::get(&addr, "/healthz").unwrap().text(), "OK");
+    let pak = machine.ok(&["brokkr-supervisor", "pak", "acme"]);
+    let api = Api::new(addr.clone(), pak.trim());
+    api.post(
+        "/agents",
+        &json!({"name": "edge-1", "cluster_name": "berlin"}),
+    )
+    .expect(201);
+
+    // Logs: each tenant's own.
+    for name in ["acme", "globex"] {
+        until(
+            Duration::from_secs(10),
+            format!("lines of {name} in the journal"),
+            || (!machine.lines_of(name).is_empty()).then_some(()),
+        );
+    }
+
+    // A file dropped, and a reload: nobody else is touched.
+    let main = machine.main_pid();
+    fs::write(
+        machine.path("/etc/brokkr/tenants.d/initech.toml"),
+        tenant("initech", "127.0.0.1:3003"),
+    )
+    .unwrap();
+    machine.ok(&["systemctl", "reload", "brokkr-supervisor"]);
+    let reloaded = machine.ready(3);
+    for name in ["acme", "globex"] {
+        assert_eq!(
+            reloaded.tenant(name).unwrap().pid,
+            started.tenant(name).unwrap().pid
+        );
+    }
+    assert_eq!(machine.main_pid(), main);
+
+    // Killed: systemd starts another, and every tenant runs once.
+    machine.ok(&["kill", "-9", &main]);
+    until(Duration::from_secs(30), "another main process", || {
+        let pid = machine.main_pid();
+        (pid != main && pid != "0").then_some(())
+    });
+    let again = machine.ready(3);
+    let brokers = machine
+        .processes()
+        .lines()
+        .filter(|l| l.contains("brokkr-broker serve"))
+        .count();
+    assert_eq!(brokers, 3, "{}", machine.processes());
+    assert!(api.get("/agents").expect(200).text().contains("edge-1"));
+    assert!(again.tenants.iter().all(|t| t.pid.is_some()));
+
+    // Restart.
+    machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    machine.ready(3);
+
+    // Stop: nothing is left, and it was no failure.
+    machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
+    assert_eq!(machine.processes(), "");
+    assert_eq!(machine.ok(&["find", "/run/brokkr", "-type", "s"]), "");
+    let result = machine.ok(&["systemctl", "show", "-P", "Result", "brokkr-supervisor"]);
+    assert_eq!(result.trim(), "success");
+    assert!(http::get(&addr, "/healthz").is_err());
+    println!(
+        "security: {}",
+        machine
+            .ok(&[
+                "systemd-analyze",
+                "security",
+                "--no-pager",
+                "brokkr-supervisor"
+            ])
+            .lines()
+            .last()
+            .unwrap_or_default()
+    );
+}
