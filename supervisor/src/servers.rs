@@ -14,9 +14,9 @@
 //! When it fails the server is down, and it is tried again every quarter of a second or so until it is
 //! identified anew.
 
-mod connect;
 mod coordinator;
 mod identify;
+mod plain;
 mod probe;
 mod session;
 #[cfg(test)]

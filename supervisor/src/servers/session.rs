@@ -1,5 +1,6 @@
 //! One connection to one server, every step of it within a deadline of ours.
 
+use brokkr_pg::{ConnectError, Connector, Options};
 use brokkr_tenant::DatabaseUrl;
 use std::cell::Cell;
 use std::error::Error as _;
@@ -37,6 +38,18 @@ impl Failure {
 
     fn late(what: &str) -> Self {
         Self::Unreachable(format!("{what} took longer than {} s", DEADLINE.as_secs()))
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        // A pooler says with class 08 that the server behind it is away.
+        let behind = error.code().is_some_and(|code| code.code().starts_with("08"));
+        if error.is_transient() || behind {
+            Self::Unreachable(error.to_string())
+        } else {
+            Self::Refused(error.to_string())
+        }
     }
 }
 
@@ -116,7 +129,9 @@ pub(super) struct Session {
 impl Session {
     /// Connects and logs in, with `name` as `application_name`.
     pub(super) async fn open(url: &DatabaseUrl, name: &str) -> Result<Self, Failure> {
-        let (client, connection) = within("connecting", super::connect::connect(url, name)).await?;
+        let connector = Connector::new(url, &Options::new(name))?;
+        let (client, connection) =
+            within("connecting", async { Ok(connector.open().await?) }).await?;
         let ended = tokio::task::spawn_local(async move { connection.await.err().map(Failure::from) });
         Ok(Self { client, ended, backend: Cell::new(None) })
     }
@@ -162,7 +177,7 @@ impl Session {
         // it write one, to ourselves. Length, code, process, key: four numbers.
         let (mut ours, theirs) = tokio::io::duplex(64);
         let token = self.client.cancel_token();
-        let cancel = token.cancel_query_raw(theirs, super::connect::Plain);
+        let cancel = token.cancel_query_raw(theirs, super::plain::Plain);
         let read = async {
             let mut request = [0; 16];
             ours.read_exact(&mut request[..8]).await.ok()?;

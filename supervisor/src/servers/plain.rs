@@ -1,32 +1,11 @@
-//! From a URL to an open connection, and a stand-in for TLS where there is no wire.
+//! A stand-in for TLS where there is no wire: it passes bytes on as they are.
 
-use super::session::Failure;
-use brokkr_tenant::{DatabaseUrl, Host};
-use std::future::{Future, Ready, ready};
+use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config};
-
-/// The connection's own work, to be run beside its client.
-pub(super) type Work = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>>>;
-
-/// Connects and logs in. The caller sets the deadline.
-pub(super) async fn connect(url: &DatabaseUrl, name: &str) -> Result<(Client, Work), Failure> {
-    let mut config = Config::new();
-    config.user(url.user()).dbname(url.dbname()).port(url.port()).application_name(name);
-    if let Some(password) = url.password() {
-        config.password(password.expose());
-    }
-    match url.host() {
-        Host::Tcp(host) => config.host(host),
-        Host::Unix(folder) => config.host_path(folder),
-    };
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-    Ok((client, Box::pin(connection)))
-}
 
 /// Passes bytes on as they are.
 pub(super) struct Plain;
