@@ -58,7 +58,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::GeneratePak => generate_pak(&cli),
-        _ => Instance::load(cli.config.as_deref()).map_err(Exit::from).and_then(|instance| run(&cli, instance)),
+        _ => Instance::load(cli.config.as_deref())
+            .map_err(Exit::from)
+            .and_then(|instance| run(&cli, instance)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,23 +78,31 @@ fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
     match &cli.command {
         Command::Serve => run_serve(instance),
         Command::Migrate => run_migrate(&instance),
-        Command::Rotate { what: Rotate::Admin } => run_rotate_admin(&instance),
-        Command::Healthcheck => healthcheck::run(&instance.config.http.listen).map_err(|reason| Exit { code: 1, reason }),
+        Command::Rotate {
+            what: Rotate::Admin,
+        } => run_rotate_admin(&instance),
+        Command::Healthcheck => healthcheck::run(&instance.config.http.listen)
+            .map_err(|reason| Exit { code: 1, reason }),
         // Needs no configuration that could be wrong; handled in `main`.
         Command::GeneratePak => generate_pak(cli),
     }
 }
 
 fn run_serve(instance: Instance) -> Result<(), Exit> {
-    let inherited =
-        Inherited::from_env().map_err(|error| Exit { code: 1, reason: format!("LISTEN_FDS: {error}") })?;
+    let inherited = Inherited::from_env().map_err(|error| Exit {
+        code: 1,
+        reason: format!("LISTEN_FDS: {error}"),
+    })?;
     // Only the supervisor's pipe needs JSON whatever the file says.
     let format = match instance.config.log.format {
         LogFormat::Text if !instance.supervised => log::Format::Text,
         _ => log::Format::Json,
     };
     let level = instance.config.log.level.as_str();
-    let guard = log::init(level, format).map_err(|error| Exit { code: 1, reason: format!("log: {error}") })?;
+    let guard = log::init(level, format).map_err(|error| Exit {
+        code: 1,
+        reason: format!("log: {error}"),
+    })?;
     for warning in &instance.warnings {
         tracing::warn!(tenant = instance.tenant, "{warning}");
     }
@@ -102,7 +112,12 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
         && supervised
     {
         // For the log stream; `Error: …` is for a person at a terminal.
-        tracing::error!(tenant, code = exit.code, "{}", std::mem::take(&mut exit.reason));
+        tracing::error!(
+            tenant,
+            code = exit.code,
+            "{}",
+            std::mem::take(&mut exit.reason)
+        );
     }
     drop(guard);
     result
@@ -110,28 +125,37 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
 
 fn run_migrate(instance: &Instance) -> Result<(), Exit> {
     let outcome = migrate(&instance.plan(), &|_| {}).map_err(|error| failed(instance, error))?;
-    say(Stream::Out, &format!(
-        "{}: schema {} is at version {}, {} applied now\n",
-        instance.tenant, instance.config.database.schema, outcome.version, outcome.applied
-    ))
+    say(
+        Stream::Out,
+        &format!(
+            "{}: schema {} is at version {}, {} applied now\n",
+            instance.tenant, instance.config.database.schema, outcome.version, outcome.applied
+        ),
+    )
 }
 
 fn run_rotate_admin(instance: &Instance) -> Result<(), Exit> {
     let plan = instance.plan();
     match rotate_admin(&plan).map_err(|error| failed(instance, error))? {
-        Some(pak) => say(Stream::Out, &format!(
-            "Admin PAK of {} rotated.\nNew PAK: {}\nHash: {}\nWritten to {}\n",
-            instance.tenant,
-            pak.expose(),
-            pak.hash().as_str(),
-            plan.key_file.path().display()
-        )),
+        Some(pak) => say(
+            Stream::Out,
+            &format!(
+                "Admin PAK of {} rotated.\nNew PAK: {}\nHash: {}\nWritten to {}\n",
+                instance.tenant,
+                pak.expose(),
+                pak.hash().as_str(),
+                plan.key_file.path().display()
+            ),
+        ),
         None => {
             let hash = plan.pak_hash.as_ref().map_or("", PakHash::as_str);
-            say(Stream::Out, &format!(
-                "Admin hash of {} replaced by broker.pak_hash of the configuration; no PAK was minted.\nHash: {hash}\n",
-                instance.tenant
-            ))
+            say(
+                Stream::Out,
+                &format!(
+                    "Admin hash of {} replaced by broker.pak_hash of the configuration; no PAK was minted.\nHash: {hash}\n",
+                    instance.tenant
+                ),
+            )
         }
     }
 }
@@ -144,14 +168,20 @@ fn generate_pak(cli: &Cli) -> Result<(), Exit> {
         Err(error) if cli.config.is_some() => return Err(error.into()),
         Err(_) => Format::default(),
     };
-    let pak = Pak::mint(&format).map_err(|error| Exit { code: 1, reason: error.to_string() })?;
-    say(Stream::Out, &format!(
-        "PAK: {}\nHash: {}\n\nKeep the PAK; it is not stored. To make it the administrator's, set\n\n    [broker]\n    \
+    let pak = Pak::mint(&format).map_err(|error| Exit {
+        code: 1,
+        reason: error.to_string(),
+    })?;
+    say(
+        Stream::Out,
+        &format!(
+            "PAK: {}\nHash: {}\n\nKeep the PAK; it is not stored. To make it the administrator's, set\n\n    [broker]\n    \
          pak_hash = \"{}\"\n\nbefore the first start, or before `brokkr-broker rotate admin`.\n",
-        pak.expose(),
-        pak.hash().as_str(),
-        pak.hash().as_str()
-    ))
+            pak.expose(),
+            pak.hash().as_str(),
+            pak.hash().as_str()
+        ),
+    )
 }
 
 fn failed(instance: &Instance, error: StartError) -> Exit {
@@ -160,12 +190,18 @@ fn failed(instance: &Instance, error: StartError) -> Exit {
         StartError::Configuration(_) => CONFIGURATION,
         StartError::Failed(_) => 1,
     };
-    Exit { code, reason: format!("{}: {error}", instance.tenant) }
+    Exit {
+        code,
+        reason: format!("{}: {error}", instance.tenant),
+    }
 }
 
 impl From<ConfigError> for Exit {
     fn from(error: ConfigError) -> Self {
-        Exit { code: CONFIGURATION, reason: error.to_string() }
+        Exit {
+            code: CONFIGURATION,
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -181,9 +217,10 @@ fn say(stream: Stream, text: &str) -> Result<(), Exit> {
         Stream::Err => Box::new(std::io::stderr().lock()),
     };
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Exit { code: 1, reason: format!("standard output: {error}") })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Exit {
+            code: 1,
+            reason: format!("standard output: {error}"),
+        }),
         _ => Ok(()),
     }
 }

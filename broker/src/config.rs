@@ -57,7 +57,9 @@ impl Instance {
 
     fn from_descriptor(number: &str) -> Result<Self, ConfigError> {
         let bad = |error: &dyn std::fmt::Display| ConfigError::Descriptor(error.to_string());
-        let fd = number.parse().map_err(|error: std::num::ParseIntError| bad(&error))?;
+        let fd = number
+            .parse()
+            .map_err(|error: std::num::ParseIntError| bad(&error))?;
         // Closed at the end of this function: nothing that runs later can read the secrets from it.
         let file = sys::inherited_file(fd).map_err(|error| bad(&error))?;
         let json = read_from_start(&file).map_err(|error| bad(&error))?;
@@ -73,21 +75,32 @@ impl Instance {
     }
 
     fn alone(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let named = std::env::var_os("BROKKR_CONFIG_FILE").filter(|name| !name.is_empty()).map(PathBuf::from);
+        let named = std::env::var_os("BROKKR_CONFIG_FILE")
+            .filter(|name| !name.is_empty())
+            .map(PathBuf::from);
         let file = file.map(Path::to_owned).or(named);
         let mut layers = Vec::new();
         layers.extend(file.as_deref().map(Layer::from_file));
         layers.push(Layer::from_env(std::env::vars_os()));
         let resolved = resolve(&layers, Mode::Alone).map_err(ConfigError::Invalid)?;
         let config = resolved.config;
-        let stem = file.as_deref().and_then(Path::file_stem).and_then(|stem| stem.to_str());
-        let tenant = stem.filter(|stem| TenantName::parse(stem).is_ok()).unwrap_or(config.database.schema.as_str());
+        let stem = file
+            .as_deref()
+            .and_then(Path::file_stem)
+            .and_then(|stem| stem.to_str());
+        let tenant = stem
+            .filter(|stem| TenantName::parse(stem).is_ok())
+            .unwrap_or(config.database.schema.as_str());
         Ok(Instance {
             tenant: tenant.to_owned(),
             state_dir: config.state_dir(std::env::var_os("STATE_DIRECTORY").as_deref()),
             connections: config.database.pool_size.get(),
             supervised: false,
-            warnings: resolved.warnings.iter().map(brokkr_tenant::Diagnostic::headline).collect(),
+            warnings: resolved
+                .warnings
+                .iter()
+                .map(brokkr_tenant::Diagnostic::headline)
+                .collect(),
             config,
         })
     }
@@ -99,7 +112,12 @@ impl Instance {
 
     /// What a start needs of it.
     pub fn plan(&self) -> Plan {
-        let pak_hash = self.config.broker.pak_hash.as_ref().and_then(|hash| PakHash::parse(hash.expose()));
+        let pak_hash = self
+            .config
+            .broker
+            .pak_hash
+            .as_ref()
+            .and_then(|hash| PakHash::parse(hash.expose()));
         Plan {
             url: self.config.database.url.clone(),
             schema: self.config.database.schema.clone(),

@@ -54,8 +54,21 @@ pub struct Audit {
 
 impl Audit {
     /// An entry without details.
-    pub fn new(actor: Actor, action: &'static str, resource_type: &'static str, resource_id: Option<Uuid>) -> Self {
-        Audit { actor, action, resource_type, resource_id, details: None, ip_address: None, user_agent: None }
+    pub fn new(
+        actor: Actor,
+        action: &'static str,
+        resource_type: &'static str,
+        resource_id: Option<Uuid>,
+    ) -> Self {
+        Audit {
+            actor,
+            action,
+            resource_type,
+            resource_id,
+            details: None,
+            ip_address: None,
+            user_agent: None,
+        }
     }
 
     /// The same with details.
@@ -102,7 +115,10 @@ pub fn emit(sql: &mut impl Sql, audits: &[Audit], events: &[Event]) -> Result<()
         return Ok(());
     }
     let audits: Value = audits.iter().map(audit_row).collect();
-    let events: Value = events.iter().map(|e| json!({ "event_type": e.event_type, "data": e.data })).collect();
+    let events: Value = events
+        .iter()
+        .map(|e| json!({ "event_type": e.event_type, "data": e.data }))
+        .collect();
     sql.execute(EMIT, &[&audits, &events])?;
     Ok(())
 }

@@ -38,7 +38,12 @@ impl Health {
     /// Nothing is known yet: not started.
     pub fn new() -> Self {
         Health {
-            state: Mutex::new(State { started: false, draining: false, server: None, looked: None }),
+            state: Mutex::new(State {
+                started: false,
+                draining: false,
+                server: None,
+                looked: None,
+            }),
             looking: tokio::sync::Mutex::new(()),
         }
     }

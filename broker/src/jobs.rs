@@ -45,13 +45,18 @@ pub async fn sweep(db: &Db, retention: Retention) -> Result<u64, DbError> {
     const EVENTS: &str = "DELETE FROM event_outbox WHERE id IN (SELECT id FROM event_outbox \
                           WHERE created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2)";
     let mut total = 0;
-    for (sql, days) in [(AUDIT, retention.audit_log_days), (EVENTS, retention.events_days)] {
+    for (sql, days) in [
+        (AUDIT, retention.audit_log_days),
+        (EVENTS, retention.events_days),
+    ] {
         if days <= 0 {
             continue;
         }
         // A connection per chunk: requests come in between.
         loop {
-            let rows = db.run(move |conn| conn.execute(sql, &[&days, &CHUNK])).await?;
+            let rows = db
+                .run(move |conn| conn.execute(sql, &[&days, &CHUNK]))
+                .await?;
             total += rows;
             if (rows as i64) < CHUNK {
                 break;

@@ -56,7 +56,9 @@ impl Drop for Guard {
         let _ = self.sink.lines.try_send(String::new());
         // A reader that never reads must not keep the process from ending.
         let done = self.finished.recv_timeout(Duration::from_secs(1));
-        if let (Ok(()) | Err(RecvTimeoutError::Disconnected), Some(writer)) = (done, self.writer.take()) {
+        if let (Ok(()) | Err(RecvTimeoutError::Disconnected), Some(writer)) =
+            (done, self.writer.take())
+        {
             let _ = writer.join();
         }
     }
@@ -68,13 +70,21 @@ impl Drop for Guard {
 ///
 /// When the writer's thread cannot be started, or a subscriber is installed already.
 pub fn init(level: &str, format: Format) -> std::io::Result<Guard> {
-    let filter = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = filter.or_else(|| level.parse().ok()).unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter
+        .or_else(|| level.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(Level::INFO));
     let (sink, guard) = writer(std::io::stderr(), QUEUE, format)?;
-    let subscriber = tracing_subscriber::registry().with(Lines { sink, format }.with_filter(filter));
+    let subscriber =
+        tracing_subscriber::registry().with(Lines { sink, format }.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
     std::panic::set_hook(Box::new(|panic| {
-        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        let location = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         tracing::error!(target: "panic", location, "{}", panic_message(panic.payload()));
     }));
     Ok(guard)
@@ -111,37 +121,53 @@ fn writer(
     let (lines, queued) = sync_channel::<String>(queue);
     let (finish, finished) = channel();
     let stopping = Arc::new(AtomicBool::new(false));
-    let sink = Sink { lines, dropped: Arc::new(AtomicU64::new(0)) };
+    let sink = Sink {
+        lines,
+        dropped: Arc::new(AtomicU64::new(0)),
+    };
     let (count, stop) = (sink.dropped.clone(), stopping.clone());
-    let writer = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
-        let mut told = 0;
-        while let Ok(first) = queued.recv() {
-            let mut batch = first;
-            // What is there already goes out in one write.
-            while batch.len() < BATCH
-                && let Ok(line) = queued.try_recv()
-            {
-                batch.push_str(&line);
+    let writer = std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || {
+            let mut told = 0;
+            loop {
+                // Told to stop: what is queued still goes out, and nothing is waited for.
+                let first = if stop.load(Ordering::Relaxed) {
+                    queued.try_recv().ok()
+                } else {
+                    queued.recv().ok()
+                };
+                let Some(mut batch) = first else { break };
+                // What is there already goes out in one write.
+                while batch.len() < BATCH
+                    && let Ok(line) = queued.try_recv()
+                {
+                    batch.push_str(&line);
+                }
+                let lost = count.load(Ordering::Relaxed);
+                if lost > told {
+                    batch.push_str(&dropped_line(format, lost - told));
+                    told = lost;
+                }
+                // EPIPE and the like: nobody reads, and there is nowhere to say so.
+                let _ = out.write_all(batch.as_bytes()).and_then(|()| out.flush());
             }
-            let lost = count.load(Ordering::Relaxed);
-            if lost > told {
-                batch.push_str(&dropped_line(format, lost - told));
-                told = lost;
-            }
-            // EPIPE and the like: nobody reads, and there is nowhere to say so.
-            let _ = out.write_all(batch.as_bytes()).and_then(|()| out.flush());
-            if stop.load(Ordering::Relaxed) && batch.len() < BATCH {
-                break;
-            }
-        }
-        let _ = finish.send(());
-    })?;
-    let guard = Guard { sink: sink.clone(), stopping, writer: Some(writer), finished };
+            let _ = finish.send(());
+        })?;
+    let guard = Guard {
+        sink: sink.clone(),
+        stopping,
+        writer: Some(writer),
+        finished,
+    };
     Ok((sink, guard))
 }
 
 fn dropped_line(format: Format, lost: u64) -> String {
-    let mut fields = Fields { message: "log lines dropped, because nobody read them".to_owned(), ..Fields::default() };
+    let mut fields = Fields {
+        message: "log lines dropped, because nobody read them".to_owned(),
+        ..Fields::default()
+    };
     fields.other.insert("dropped".to_owned(), lost.into());
     line(format, Level::WARN, "brokkr_broker::log", fields)
 }
@@ -157,7 +183,12 @@ impl<S: Subscriber> Layer<S> for Lines {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let metadata = event.metadata();
-        self.sink.send(line(self.format, *metadata.level(), metadata.target(), fields));
+        self.sink.send(line(
+            self.format,
+            *metadata.level(),
+            metadata.target(),
+            fields,
+        ));
     }
 }
 
@@ -212,14 +243,21 @@ fn line(format: Format, level: Level, target: &str, fields: Fields) -> String {
         Format::Json => {
             let message = Value::String(fields.message);
             let target = Value::from(target);
-            let _ = write!(out, r#"{{"timestamp":"{now}","level":"{level}","target":{target},"message":{message}"#);
+            let _ = write!(
+                out,
+                r#"{{"timestamp":"{now}","level":"{level}","target":{target},"message":{message}"#
+            );
             for (name, value) in fields.other {
                 let _ = write!(out, ",{}:{value}", Value::String(name));
             }
             out.push_str("}\n");
         }
         Format::Text => {
-            let _ = write!(out, "{now} {level:>5} {target}: {}", fields.message.replace('\n', "\\n"));
+            let _ = write!(
+                out,
+                "{now} {level:>5} {target}: {}",
+                fields.message.replace('\n', "\\n")
+            );
             for (name, value) in fields.other {
                 match value {
                     Value::String(text) if !text.contains([' ', '"', '\n']) => {
@@ -261,8 +299,13 @@ mod tests {
         assert_eq!(dropped, 0);
         let mut text = String::new();
         theirs.read_to_string(&mut text).unwrap();
-        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        let [first, second] = &lines[..] else { panic!("{text}") };
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        let [first, second] = &lines[..] else {
+            panic!("{text}")
+        };
         assert_eq!(first["message"], "said so");
         assert_eq!(first["level"], "INFO");
         assert_eq!(first["target"], "somewhere");
@@ -271,14 +314,20 @@ mod tests {
         assert_eq!(first["field_level"], "mine");
         assert_eq!(second["message"], "again");
         let timestamp = first["timestamp"].as_str().unwrap();
-        assert!(timestamp.ends_with('Z') && timestamp.len() == "2026-01-02T03:04:05.123456Z".len(), "{timestamp}");
+        assert!(
+            timestamp.ends_with('Z') && timestamp.len() == "2026-01-02T03:04:05.123456Z".len(),
+            "{timestamp}"
+        );
     }
 
     #[test]
     fn a_reader_that_does_not_read_costs_lines_and_never_blocks_and_the_count_is_logged() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let (sink, guard) = writer(ours, 16, Format::Json).unwrap();
-        let subscriber = tracing_subscriber::registry().with(Lines { sink, format: Format::Json });
+        let subscriber = tracing_subscriber::registry().with(Lines {
+            sink,
+            format: Format::Json,
+        });
         let filler = "x".repeat(1000);
         tracing::subscriber::with_default(subscriber, || {
             // Far more than socket buffer, batch and queue hold together.
@@ -295,7 +344,10 @@ mod tests {
         });
         drop(guard);
         let text = reader.join().unwrap();
-        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
         let told: u64 = lines.iter().filter_map(|l| l["dropped"].as_u64()).sum();
         let arrived = lines.iter().filter(|l| l["level"] == "INFO").count() as u64;
         assert_eq!((told, arrived + told), (dropped, 20_000));

@@ -17,7 +17,9 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 pub const UNMATCHED: &str = "unmatched";
 
 /// Upper bounds of the request duration histogram, in seconds.
-const BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 /// All of the broker's own figures.
 #[derive(Debug, Default)]
@@ -41,12 +43,24 @@ struct Series {
 
 impl Metrics {
     /// Counts one answered request. `endpoint` is a route template or [`UNMATCHED`].
-    pub fn request(&self, endpoint: &str, method: &axum::http::Method, status: u16, took: Duration) {
-        let key = Endpoint { endpoint: endpoint.to_owned(), method: method_label(method) };
+    pub fn request(
+        &self,
+        endpoint: &str,
+        method: &axum::http::Method,
+        status: u16,
+        took: Duration,
+    ) {
+        let key = Endpoint {
+            endpoint: endpoint.to_owned(),
+            method: method_label(method),
+        };
         let mut http = self.http();
         let series = http.entry(key).or_default();
         *series.by_status.entry(status).or_default() += 1;
-        if let Some(bucket) = BUCKETS.iter().position(|bound| took.as_secs_f64() <= *bound) {
+        if let Some(bucket) = BUCKETS
+            .iter()
+            .position(|bound| took.as_secs_f64() <= *bound)
+        {
             series.buckets[bucket] += 1;
         }
         series.sum += took;
@@ -58,12 +72,27 @@ impl Metrics {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
         let gauges = [
-            ("brokkr_db_connections_max", "Most database connections this broker may hold.", pool.connections),
-            ("brokkr_db_connections", "Database connections held.", pool.held),
-            ("brokkr_db_connections_working", "Database connections in use.", pool.working),
+            (
+                "brokkr_db_connections_max",
+                "Most database connections this broker may hold.",
+                pool.connections,
+            ),
+            (
+                "brokkr_db_connections",
+                "Database connections held.",
+                pool.held,
+            ),
+            (
+                "brokkr_db_connections_working",
+                "Database connections in use.",
+                pool.working,
+            ),
         ];
         for (name, help, value) in gauges {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+            let _ = writeln!(
+                out,
+                "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+            );
         }
         let name = "brokkr_log_lines_dropped_total";
         let _ = writeln!(
@@ -77,7 +106,10 @@ impl Metrics {
     fn render_http(&self, out: &mut String) {
         let http = self.http();
         let total = "brokkr_http_requests_total";
-        let _ = writeln!(out, "# HELP {total} Requests answered.\n# TYPE {total} counter");
+        let _ = writeln!(
+            out,
+            "# HELP {total} Requests answered.\n# TYPE {total} counter"
+        );
         for (key, series) in http.iter() {
             for (status, count) in &series.by_status {
                 let (endpoint, method) = (escape(&key.endpoint), key.method);
@@ -88,16 +120,31 @@ impl Metrics {
             }
         }
         let seconds = "brokkr_http_request_duration_seconds";
-        let _ = writeln!(out, "# HELP {seconds} Time to answer a request.\n# TYPE {seconds} histogram");
+        let _ = writeln!(
+            out,
+            "# HELP {seconds} Time to answer a request.\n# TYPE {seconds} histogram"
+        );
         for (key, series) in http.iter() {
-            let labels = format!("endpoint=\"{}\",method=\"{}\"", escape(&key.endpoint), key.method);
+            let labels = format!(
+                "endpoint=\"{}\",method=\"{}\"",
+                escape(&key.endpoint),
+                key.method
+            );
             let mut below = 0;
             for (bound, count) in BUCKETS.iter().zip(series.buckets) {
                 below += count;
                 let _ = writeln!(out, "{seconds}_bucket{{{labels},le=\"{bound}\"}} {below}");
             }
-            let _ = writeln!(out, "{seconds}_bucket{{{labels},le=\"+Inf\"}} {}", series.count);
-            let _ = writeln!(out, "{seconds}_sum{{{labels}}} {}", series.sum.as_secs_f64());
+            let _ = writeln!(
+                out,
+                "{seconds}_bucket{{{labels},le=\"+Inf\"}} {}",
+                series.count
+            );
+            let _ = writeln!(
+                out,
+                "{seconds}_sum{{{labels}}} {}",
+                series.sum.as_secs_f64()
+            );
             let _ = writeln!(out, "{seconds}_count{{{labels}}} {}", series.count);
         }
     }
@@ -122,7 +169,10 @@ fn method_label(method: &axum::http::Method) -> &'static str {
 }
 
 fn escape(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    label
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -132,14 +182,33 @@ mod tests {
 
     use super::*;
 
-    const POOL: Figures = Figures { connections: 10, held: 2, working: 1 };
+    const POOL: Figures = Figures {
+        connections: 10,
+        held: 2,
+        working: 1,
+    };
 
     #[test]
     fn requests_are_counted_by_template_method_and_status() {
         let metrics = Metrics::default();
-        metrics.request("/api/v1/agents/{id}", &Method::GET, 200, Duration::from_millis(3));
-        metrics.request("/api/v1/agents/{id}", &Method::GET, 404, Duration::from_secs(20));
-        metrics.request(UNMATCHED, &Method::from_bytes(b"BREW").unwrap(), 404, Duration::ZERO);
+        metrics.request(
+            "/api/v1/agents/{id}",
+            &Method::GET,
+            200,
+            Duration::from_millis(3),
+        );
+        metrics.request(
+            "/api/v1/agents/{id}",
+            &Method::GET,
+            404,
+            Duration::from_secs(20),
+        );
+        metrics.request(
+            UNMATCHED,
+            &Method::from_bytes(b"BREW").unwrap(),
+            404,
+            Duration::ZERO,
+        );
         let text = metrics.render(POOL, 7);
         for line in [
             "brokkr_http_requests_total{endpoint=\"/api/v1/agents/{id}\",method=\"GET\",status=\"200\"} 1",

@@ -57,15 +57,30 @@ impl Pak {
     ///
     /// [`MintError`].
     pub fn mint(format: &Format) -> Result<Self, MintError> {
-        if format.prefix.is_empty() || format.prefix.contains('_') || format.short_token_prefix.contains('_') {
-            return Err(MintError::Format("prefix and short_token_prefix must hold no underscore"));
+        if format.prefix.is_empty()
+            || format.prefix.contains('_')
+            || format.short_token_prefix.contains('_')
+        {
+            return Err(MintError::Format(
+                "prefix and short_token_prefix must hold no underscore",
+            ));
         }
         if format.short_token_length == 0 || format.long_token_length == 0 {
-            return Err(MintError::Format("short_token_length and long_token_length must be at least 1"));
+            return Err(MintError::Format(
+                "short_token_length and long_token_length must be at least 1",
+            ));
         }
-        let short = format!("{}{}", format.short_token_prefix, random(format.short_token_length)?);
+        let short = format!(
+            "{}{}",
+            format.short_token_prefix,
+            random(format.short_token_length)?
+        );
         let short: String = short.chars().take(format.short_token_length).collect();
-        Ok(Pak(format!("{}_{short}_{}", format.prefix, random(format.long_token_length)?)))
+        Ok(Pak(format!(
+            "{}_{short}_{}",
+            format.prefix,
+            random(format.long_token_length)?
+        )))
     }
 
     /// The text to hand out.
@@ -91,7 +106,9 @@ impl PakHash {
     pub fn of(pak: &str) -> Option<Self> {
         let mut parts = pak.split('_');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(_), Some(_), Some(long), None) if !long.is_empty() => Some(Self::of_long_token(long)),
+            (Some(_), Some(_), Some(long), None) if !long.is_empty() => {
+                Some(Self::of_long_token(long))
+            }
             _ => None,
         }
     }
@@ -126,7 +143,7 @@ fn random(bytes: usize) -> Result<String, MintError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -134,13 +151,19 @@ mod tests {
     fn a_minted_pak_has_three_parts_of_the_right_shape_and_hashes_to_its_long_token() {
         let pak = Pak::mint(&Format::default()).unwrap();
         let parts: Vec<&str> = pak.expose().split('_').collect();
-        let [prefix, short, long] = parts[..] else { panic!("{parts:?}") };
+        let [prefix, short, long] = parts[..] else {
+            panic!("{parts:?}")
+        };
         assert_eq!(prefix, "brokkr");
         assert!(short.starts_with("BR") && short.len() == 8, "{short}");
         assert!((28..=33).contains(&long.len()), "{long}");
         assert!(!format!("{short}{long}").contains(['0', 'O', 'I', 'l']));
         assert_eq!(PakHash::of(pak.expose()).unwrap(), pak.hash());
-        assert_eq!(PakHash::of(&format!("other_words_{long}")).unwrap(), pak.hash(), "only the long token counts");
+        assert_eq!(
+            PakHash::of(&format!("other_words_{long}")).unwrap(),
+            pak.hash(),
+            "only the long token counts"
+        );
         assert_ne!(Pak::mint(&Format::default()).unwrap(), pak);
     }
 
@@ -156,8 +179,17 @@ mod tests {
     #[test]
     fn a_configured_hash_is_64_hex_digits_and_is_folded() {
         let upper = "BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD";
-        assert_eq!(PakHash::parse(upper).unwrap().as_str(), upper.to_ascii_lowercase());
-        for bad in ["", "ba78", &upper[1..], &format!("{upper}0"), &upper.replace('B', "g")] {
+        assert_eq!(
+            PakHash::parse(upper).unwrap().as_str(),
+            upper.to_ascii_lowercase()
+        );
+        for bad in [
+            "",
+            "ba78",
+            &upper[1..],
+            &format!("{upper}0"),
+            &upper.replace('B', "g"),
+        ] {
             assert!(PakHash::parse(bad).is_none(), "{bad}");
         }
     }

@@ -29,14 +29,14 @@ use tokio::sync::{mpsc, watch};
 use crate::app::App;
 use crate::auth;
 use crate::config::Instance;
-use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::db::Db;
+use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::health::Health;
 use crate::jobs;
 use crate::metrics::Metrics;
 use connections::{Connections, Phase};
-use listener::Listener;
 pub use listener::Inherited;
+use listener::Listener;
 use notify::Notifier;
 
 /// Log lines dropped so far.
@@ -67,7 +67,10 @@ pub struct Exit {
 
 impl Exit {
     fn failed(what: &str, error: impl std::fmt::Display) -> Self {
-        Exit { code: 1, reason: format!("{what}: {error}") }
+        Exit {
+            code: 1,
+            reason: format!("{what}: {error}"),
+        }
     }
 }
 
@@ -109,20 +112,35 @@ async fn run_notified(
     let mut signals = Signals::new().map_err(|error| Exit::failed("signals", error))?;
     let (phase, phases) = watch::channel(Phase::Serving);
     let listener = match inherited.http {
-        Some(fd) => Listener::inherited(fd).map_err(|error| Exit::failed("inherited socket", error))?,
+        Some(fd) => {
+            Listener::inherited(fd).map_err(|error| Exit::failed("inherited socket", error))?
+        }
         None => Listener::bind(&instance.config.http.listen)
             .await
-            .map_err(|error| Exit::failed(&format!("http.listen {}", instance.config.http.listen), error))?,
+            .map_err(|error| {
+                Exit::failed(
+                    &format!("http.listen {}", instance.config.http.listen),
+                    error,
+                )
+            })?,
     };
     let app = app(&instance)?;
-    let public =
-        Connections::new(public::router(app.clone(), dropped.clone()), phases.clone(), most_connections(&instance));
+    let public = Connections::new(
+        public::router(app.clone(), dropped.clone()),
+        phases.clone(),
+        most_connections(&instance),
+    );
 
     if let Some(fd) = inherited.private {
-        let listener = Listener::inherited(fd).map_err(|error| Exit::failed("private socket", error))?;
+        let listener =
+            Listener::inherited(fd).map_err(|error| Exit::failed("private socket", error))?;
         // Probes and orders are answered to the very end: a phase of its own, which never changes.
         let (forever, phases) = watch::channel(Phase::Serving);
-        let connections = Connections::new(private::router(app.clone(), dropped), phases, PRIVATE_CONNECTIONS);
+        let connections = Connections::new(
+            private::router(app.clone(), dropped),
+            phases,
+            PRIVATE_CONNECTIONS,
+        );
         tokio::spawn(async move {
             let _forever = forever;
             connections.accept(listener).await;
@@ -133,7 +151,9 @@ async fn run_notified(
     let mut listener = Some(listener);
     let mut accepting = None;
     if !instance.supervised {
-        accepting = listener.take().map(|listener| tokio::spawn(public.clone().accept(listener)));
+        accepting = listener
+            .take()
+            .map(|listener| tokio::spawn(public.clone().accept(listener)));
     }
     tokio::select! {
         started = until_started(notifier, &instance) => started?,
@@ -170,7 +190,8 @@ fn app(instance: &Instance) -> Result<App, Exit> {
 /// As many as descriptors allow, less what the pool (a connection is four) and the process itself need.
 fn most_connections(instance: &Instance) -> u32 {
     use nix::sys::resource::{Resource, getrlimit};
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(20_000)) as u32;
+    let descriptors =
+        getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(20_000)) as u32;
     let ours = 64 + 4 * instance.config.database.pool_size.get();
     descriptors.saturating_sub(ours).clamp(64, 10_000)
 }
@@ -192,7 +213,9 @@ async fn until_started(notifier: &Notifier, instance: &Instance) -> Result<Outco
         }
         if reason != told {
             tracing::warn!(%reason, "waiting for the database");
-            notifier.status(&format!("waiting for the database: {reason}")).await;
+            notifier
+                .status(&format!("waiting for the database: {reason}"))
+                .await;
             told = reason;
         }
         // Full jitter with a floor: brokers that lost one server together do not come back together.
@@ -288,7 +311,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// The next of either. Cancel-safe.
@@ -305,6 +331,9 @@ fn error_answer(status: StatusCode, code: &str, message: &str) -> Response<Body>
     let body = serde_json::json!({ "code": code, "message": message });
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     response
 }

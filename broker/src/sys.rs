@@ -1,6 +1,9 @@
 //! The broker's only unsafe code: taking over a descriptor that was inherited by number.
 
-#![allow(unsafe_code, reason = "descriptors given by number in the environment become owned values here")]
+#![allow(
+    unsafe_code,
+    reason = "descriptors given by number in the environment become owned values here"
+)]
 
 use std::fs::File;
 use std::io;
@@ -13,7 +16,10 @@ use std::os::fd::{FromRawFd, RawFd};
 /// When `fd` is not open, or is one of the standard three.
 pub(crate) fn inherited_file(fd: RawFd) -> io::Result<File> {
     if fd < 3 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {fd} is not one to be inherited")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("descriptor {fd} is not one to be inherited"),
+        ));
     }
     // Asked first, so that a wrong number is an error and not a descriptor of ours closed by surprise.
     nix::fcntl::fcntl(borrowed(fd), nix::fcntl::FcntlArg::F_GETFD)?;

@@ -11,19 +11,36 @@ use super::manager::Manager;
 /// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
 pub trait Sql {
     /// All rows of a query.
-    fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError>;
+    fn query(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DbError>;
 
     /// Runs a statement; the number of rows it touched.
-    fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError>;
+    fn execute(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DbError>;
 
     /// The first row, if there is one.
-    fn query_opt(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
+    fn query_opt(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, DbError> {
         Ok(self.query(sql, params)?.into_iter().next())
     }
 
     /// The first row of a query that always has one.
-    fn query_one(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
-        self.query_opt(sql, params)?.ok_or(DbError::Refused("a query that always has a row had none"))
+    fn query_one(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, DbError> {
+        self.query_opt(sql, params)?
+            .ok_or(DbError::Refused("a query that always has a row had none"))
     }
 }
 
@@ -64,7 +81,11 @@ impl Conn {
         // throws the connection away, for `SET` would succeed inside a transaction that was left open.
         live.spoiled = true;
         let tx = live.client.transaction().map_err(|e| E::from(e.into()))?;
-        let mut tx = Tx { tx, statements: &mut live.statements, spoiled: false };
+        let mut tx = Tx {
+            tx,
+            statements: &mut live.statements,
+            spoiled: false,
+        };
         let result = work(&mut tx);
         let Tx { tx, spoiled, .. } = tx;
         let ended = match &result {
@@ -135,11 +156,19 @@ impl Conn {
 }
 
 impl Sql for Conn {
-    fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
+    fn query(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DbError> {
         self.run(sql, |client, statement| client.query(statement, params))
     }
 
-    fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+    fn execute(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DbError> {
         self.run(sql, |client, statement| client.execute(statement, params))
     }
 }
@@ -170,11 +199,19 @@ impl Tx<'_> {
 }
 
 impl Sql for Tx<'_> {
-    fn query(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
+    fn query(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DbError> {
         self.run(sql, |tx, statement| tx.query(statement, params))
     }
 
-    fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+    fn execute(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DbError> {
         self.run(sql, |tx, statement| tx.execute(statement, params))
     }
 }
@@ -184,13 +221,30 @@ impl Sql for Tx<'_> {
 /// Looked at once per text and connection, when it is prepared, so it costs nothing.
 fn refuse_session_control(sql: &str) -> Result<(), DbError> {
     const WORDS: [&str; 13] = [
-        "begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "set", "reset",
-        "discard", "listen",
+        "begin",
+        "start",
+        "commit",
+        "end",
+        "rollback",
+        "abort",
+        "savepoint",
+        "release",
+        "prepare",
+        "set",
+        "reset",
+        "discard",
+        "listen",
     ];
-    let first: String =
-        sql.trim_start().chars().take_while(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
+    let first: String = sql
+        .trim_start()
+        .chars()
+        .take_while(char::is_ascii_alphabetic)
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
     if WORDS.contains(&first.as_str()) {
-        return Err(DbError::Refused("transactions and settings belong to the pool (use Conn::transaction)"));
+        return Err(DbError::Refused(
+            "transactions and settings belong to the pool (use Conn::transaction)",
+        ));
     }
     Ok(())
 }
@@ -201,10 +255,22 @@ mod tests {
 
     #[test]
     fn texts_that_would_change_the_session_are_refused_and_all_others_are_not() {
-        for text in ["BEGIN", " begin; x", "SET search_path TO public", "rollback", "DISCARD ALL", "Prepare x AS y"] {
+        for text in [
+            "BEGIN",
+            " begin; x",
+            "SET search_path TO public",
+            "rollback",
+            "DISCARD ALL",
+            "Prepare x AS y",
+        ] {
             assert!(refuse_session_control(text).is_err(), "{text}");
         }
-        for text in ["SELECT 1", "INSERT INTO settings VALUES (1)", "WITH x AS (SELECT 1) SELECT * FROM x", ""] {
+        for text in [
+            "SELECT 1",
+            "INSERT INTO settings VALUES (1)",
+            "WITH x AS (SELECT 1) SELECT * FROM x",
+            "",
+        ] {
             assert!(refuse_session_control(text).is_ok(), "{text}");
         }
     }

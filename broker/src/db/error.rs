@@ -33,7 +33,10 @@ pub enum DbError {
 impl DbError {
     /// An [`DbError::Unavailable`] with the usual one second to wait.
     pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
-        DbError::Unavailable { retry_after: Duration::from_secs(1), reason: reason.into() }
+        DbError::Unavailable {
+            retry_after: Duration::from_secs(1),
+            reason: reason.into(),
+        }
     }
 
     /// The server's code for what it refused, if it was the server that refused.
@@ -89,13 +92,19 @@ pub(crate) fn server_lost(error: &postgres::Error) -> bool {
 
 /// 57P01 to 57P03: shutting down, crashed, starting up.
 fn is_shutdown(code: &SqlState) -> bool {
-    *code == SqlState::ADMIN_SHUTDOWN || *code == SqlState::CRASH_SHUTDOWN || *code == SqlState::CANNOT_CONNECT_NOW
+    *code == SqlState::ADMIN_SHUTDOWN
+        || *code == SqlState::CRASH_SHUTDOWN
+        || *code == SqlState::CANNOT_CONNECT_NOW
 }
 
 /// True when a connection that has seen this error must not be used again.
 pub(crate) fn spoils_connection(error: &postgres::Error) -> bool {
     match error.code() {
-        Some(code) => *code == SqlState::READ_ONLY_SQL_TRANSACTION || is_shutdown(code) || code.code().starts_with("08"),
+        Some(code) => {
+            *code == SqlState::READ_ONLY_SQL_TRANSACTION
+                || is_shutdown(code)
+                || code.code().starts_with("08")
+        }
         None => error.is_closed() || is_io(error),
     }
 }

@@ -46,7 +46,12 @@ impl Gate {
     pub(super) fn new(limit: u32) -> Arc<Self> {
         Arc::new(Gate {
             slots: Arc::new(Semaphore::new(1)),
-            state: Mutex::new(State { total: 1, limit: limit.max(1), grown: None, frozen: false }),
+            state: Mutex::new(State {
+                total: 1,
+                limit: limit.max(1),
+                grown: None,
+                frozen: false,
+            }),
             waiting: AtomicUsize::new(0),
         })
     }
@@ -86,7 +91,9 @@ impl Gate {
         if let Some(grown) = state.grown
             && now < grown + GROW_AFTER
         {
-            return (grown + GROW_AFTER).duration_since(now).max(Duration::from_millis(1));
+            return (grown + GROW_AFTER)
+                .duration_since(now)
+                .max(Duration::from_millis(1));
         }
         state.grown = Some(now);
         state.total += 1;
@@ -136,7 +143,10 @@ impl Gate {
     }
 
     fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
-        Slot { permit: Some(permit), gate: self.clone() }
+        Slot {
+            permit: Some(permit),
+            gate: self.clone(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -147,7 +157,9 @@ impl Gate {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Some(permit) = self.permit.take() else { return };
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
         let mut state = self.gate.lock();
         if state.total > state.limit {
             state.total -= 1;
@@ -223,7 +235,11 @@ mod tests {
     async fn who_waits_too_long_is_told_so() {
         let gate = Gate::new(1);
         let held = gate.acquire(soon()).await.unwrap();
-        assert!(gate.acquire(Instant::now() + Duration::from_millis(50)).await.is_none());
+        assert!(
+            gate.acquire(Instant::now() + Duration::from_millis(50))
+                .await
+                .is_none()
+        );
         assert_eq!(gate.waiting(), 0);
         drop(held);
         assert!(gate.acquire(soon()).await.is_some());
@@ -253,7 +269,11 @@ mod tests {
         let gate = Gate::new(3);
         let held = gate.acquire(soon()).await.unwrap();
         gate.freeze();
-        assert!(gate.acquire(Instant::now() + Duration::from_secs(1)).await.is_none());
+        assert!(
+            gate.acquire(Instant::now() + Duration::from_secs(1))
+                .await
+                .is_none()
+        );
         drop(held);
         assert!(gate.acquire(soon()).await.is_some());
     }

@@ -8,8 +8,8 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use brokkr_pg::{ConnectError, Connector};
@@ -60,6 +60,10 @@ struct Inner {
     recipe: Arc<Recipe>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every one is live, and it is behind a box already"
+)]
 enum State {
     Live(Live),
     Failed(Failed),
@@ -142,7 +146,9 @@ impl Recipe {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("opening a connection panicked".to_owned()),
         };
-        client.batch_execute(&self.settings).map_err(|error| describe(&error))?;
+        client
+            .batch_execute(&self.settings)
+            .map_err(|error| describe(&error))?;
         let lifetime = MAX_LIFETIME.mul_f64(0.75 + 0.25 * fastrand::f64());
         Ok(Live {
             client,
@@ -159,9 +165,12 @@ impl Slotted {
     pub(super) fn live(&mut self) -> Result<&mut Live, DbError> {
         match &mut self.0.state {
             State::Live(live) => Ok(live),
-            State::Failed(failed) => {
-                Err(DbError::unavailable(failed.reason.clone().unwrap_or_else(|| "no connection".to_owned())))
-            }
+            State::Failed(failed) => Err(DbError::unavailable(
+                failed
+                    .reason
+                    .clone()
+                    .unwrap_or_else(|| "no connection".to_owned()),
+            )),
         }
     }
 
@@ -183,7 +192,10 @@ impl Slotted {
     /// Replaces the connection by a fresh one, with its path set. The old one is closed first, so that at no time
     /// more are open than may be.
     pub(super) fn reconnect(&mut self) -> Result<(), DbError> {
-        self.0.state = State::Failed(Failed { at: Instant::now(), reason: Some("reconnecting".to_owned()) });
+        self.0.state = State::Failed(Failed {
+            at: Instant::now(),
+            reason: Some("reconnecting".to_owned()),
+        });
         let recipe = &self.0.recipe;
         let mut live = recipe.open().map_err(DbError::unavailable)?;
         live.client.batch_execute(&recipe.set_path)?;
@@ -199,28 +211,42 @@ impl r2d2::ManageConnection for Manager {
     /// Never fails: see the module's comment.
     fn connect(&self) -> Result<Slotted, DbError> {
         let shared = &self.0.shared;
-        let needed = shared.wanted.load(Ordering::Relaxed) > 0 && *shared.open.borrow() < shared.gate.figures().0;
+        let needed = shared.wanted.load(Ordering::Relaxed) > 0
+            && *shared.open.borrow() < shared.gate.figures().0;
         let state = match needed.then(|| self.0.open()) {
             Some(Ok(live)) => State::Live(live),
-            Some(Err(reason)) => State::Failed(Failed { at: Instant::now(), reason: Some(reason) }),
-            None => State::Failed(Failed { at: Instant::now(), reason: None }),
+            Some(Err(reason)) => State::Failed(Failed {
+                at: Instant::now(),
+                reason: Some(reason),
+            }),
+            None => State::Failed(Failed {
+                at: Instant::now(),
+                reason: None,
+            }),
         };
-        Ok(Slotted(Box::new(Inner { state, recipe: self.0.clone() })))
+        Ok(Slotted(Box::new(Inner {
+            state,
+            recipe: self.0.clone(),
+        })))
     }
 
     /// Sets the path. One round trip is both: the connection lives, and it looks at this tenant's schema only.
     fn is_valid(&self, slotted: &mut Slotted) -> Result<(), DbError> {
         let live = slotted.live()?;
-        live.client.batch_execute(&self.0.set_path).map_err(|error| {
-            live.spoiled = true;
-            DbError::unavailable(describe(&error))
-        })
+        live.client
+            .batch_execute(&self.0.set_path)
+            .map_err(|error| {
+                live.spoiled = true;
+                DbError::unavailable(describe(&error))
+            })
     }
 
     /// Asked when a connection comes back: whether to throw it away.
     fn has_broken(&self, slotted: &mut Slotted) -> bool {
         let shared = &self.0.shared;
-        let State::Live(live) = &mut slotted.0.state else { return true };
+        let State::Live(live) = &mut slotted.0.state else {
+            return true;
+        };
         live.spoiled
             || live.client.is_closed()
             || Instant::now() >= live.expires

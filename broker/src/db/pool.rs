@@ -123,7 +123,13 @@ impl Db {
             .thread_pool(Arc::new(helper))
             .build(manager.clone())
             .map_err(|error| DbError::Setup(error.to_string()))?;
-        Ok(Db(Arc::new(Inner { pool, manager, shared, options, last: Mutex::default() })))
+        Ok(Db(Arc::new(Inner {
+            pool,
+            manager,
+            shared,
+            options,
+            last: Mutex::default(),
+        })))
     }
 
     /// Runs `work` on one connection, on a blocking thread.
@@ -152,11 +158,15 @@ impl Db {
         let began = tokio::time::Instant::now();
         let until = began + acquire_timeout;
         let Some(slot) = self.0.shared.gate.acquire(until).await else {
-            return Err(DbError::unavailable(format!("no connection came free within {acquire_timeout:?}")).into());
+            return Err(DbError::unavailable(format!(
+                "no connection came free within {acquire_timeout:?}"
+            ))
+            .into());
         };
         let (started, has_started) = oneshot::channel();
         let inner = self.0.clone();
-        let mut job = tokio::task::spawn_blocking(move || inner.job(slot, until.into_std(), started, work));
+        let mut job =
+            tokio::task::spawn_blocking(move || inner.job(slot, until.into_std(), started, work));
         match tokio::time::timeout_at(until, has_started).await {
             // The sender was dropped: the checkout failed, and the job ends at once with the reason.
             Ok(_) => {}
@@ -170,7 +180,10 @@ impl Db {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(DbError::Panicked.into()),
             Err(_) => {
-                let reason = format!("the server did not finish within {:?}", self.0.options.deadline);
+                let reason = format!(
+                    "the server did not finish within {:?}",
+                    self.0.options.deadline
+                );
                 Err(DbError::unavailable(reason).into())
             }
         }
@@ -187,7 +200,11 @@ impl Db {
 
     /// How the latest checkout ended.
     pub fn last(&self) -> Last {
-        self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The state of the pool now.
@@ -229,7 +246,9 @@ impl Db {
         let inner = self.0.clone();
         let closing = tokio::task::spawn_blocking(move || {
             while *inner.shared.open.borrow() > keep {
-                let Some(mut slotted) = inner.pool.try_get() else { break };
+                let Some(mut slotted) = inner.pool.try_get() else {
+                    break;
+                };
                 slotted.spoil();
             }
         });
@@ -241,7 +260,13 @@ impl Db {
 
 impl Inner {
     /// The blocking side of [`Db::run`].
-    fn job<T, E, F>(&self, slot: Slot, until: Instant, started: oneshot::Sender<()>, work: F) -> Result<T, E>
+    fn job<T, E, F>(
+        &self,
+        slot: Slot,
+        until: Instant,
+        started: oneshot::Sender<()>,
+        work: F,
+    ) -> Result<T, E>
     where
         F: FnOnce(&mut Conn) -> Result<T, E>,
         E: From<DbError>,
@@ -250,7 +275,10 @@ impl Inner {
         let _slot = slot;
         let mut conn = Conn::new(self.checkout(until)?);
         if started.send(()).is_err() {
-            return Err(DbError::unavailable("the request was given up before a connection came free").into());
+            return Err(DbError::unavailable(
+                "the request was given up before a connection came free",
+            )
+            .into());
         }
         match catch_unwind(AssertUnwindSafe(|| work(&mut conn))) {
             Ok(result) => result,
@@ -267,7 +295,9 @@ impl Inner {
         loop {
             let mut slotted = match self.pool.try_get() {
                 Some(slotted) => slotted,
-                None => self.wait_for_new(until).inspect_err(|error| self.note(Last::Failed(error.to_string())))?,
+                None => self
+                    .wait_for_new(until)
+                    .inspect_err(|error| self.note(Last::Failed(error.to_string())))?,
             };
             match slotted.failed() {
                 // The attempt was made for this request: its reason is the answer.
@@ -301,8 +331,12 @@ impl Inner {
         }
         self.shared.wanted.fetch_add(1, Ordering::Relaxed);
         let _wanted = Wanted(&self.shared.wanted);
-        let wait = until.saturating_duration_since(Instant::now()).min(CONNECTION_TIMEOUT);
-        self.pool.get_timeout(wait).map_err(|_| DbError::unavailable("no new connection in time"))
+        let wait = until
+            .saturating_duration_since(Instant::now())
+            .min(CONNECTION_TIMEOUT);
+        self.pool
+            .get_timeout(wait)
+            .map_err(|_| DbError::unavailable("no new connection in time"))
     }
 
     fn note(&self, last: Last) {
@@ -328,7 +362,11 @@ impl Drop for Inner {
                 slotted.spoil();
             }
         };
-        if std::thread::Builder::new().name("db-close".to_owned()).spawn(close).is_err() {
+        if std::thread::Builder::new()
+            .name("db-close".to_owned())
+            .spawn(close)
+            .is_err()
+        {
             // No thread to be had: the process is at its limits or at its end, and the kernel closes what is left.
             std::mem::forget(self.pool.clone());
         }

@@ -152,7 +152,10 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
         && bootstrap::is_done(&mut client)?
     {
         bootstrap::finish_key_file(&mut client, plan)?;
-        return Ok(Outcome { version, applied: 0 });
+        return Ok(Outcome {
+            version,
+            applied: 0,
+        });
     }
     let lock = Lock::take(plan, &mut client, step)?;
     let outcome = migrate_locked(&mut client, step)?;
@@ -172,7 +175,10 @@ pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> 
     ensure_schema(&mut client, &plan.schema)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if let Some(version) = up_to_date(&mut client)? {
-        return Ok(Outcome { version, applied: 0 });
+        return Ok(Outcome {
+            version,
+            applied: 0,
+        });
     }
     let lock = Lock::take(plan, &mut client, step)?;
     let outcome = migrate_locked(&mut client, step)?;
@@ -189,7 +195,10 @@ pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> 
     let mut client = connect(plan)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if up_to_date(&mut client)?.is_none() {
-        let message = format!("schema {} is not up to date: run `brokkr-broker migrate` or start the broker", plan.schema);
+        let message = format!(
+            "schema {} is not up to date: run `brokkr-broker migrate` or start the broker",
+            plan.schema
+        );
         return Err(StartError::Configuration(message));
     }
     let minted = match plan.pak_hash {
@@ -200,9 +209,14 @@ pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> 
     let mut tx = client.transaction()?;
     tx.batch_execute(bootstrap::LOCK_ADMIN)?;
     if let Some(pak) = &minted {
-        plan.key_file.prepare(pak).map_err(|error| StartError::key_file(&plan.key_file, &error))?;
+        plan.key_file
+            .prepare(pak)
+            .map_err(|error| StartError::key_file(&plan.key_file, &error))?;
     }
-    let hash = minted.as_ref().map(crate::pak::Pak::hash).or_else(|| plan.pak_hash.clone());
+    let hash = minted
+        .as_ref()
+        .map(crate::pak::Pak::hash)
+        .or_else(|| plan.pak_hash.clone());
     if let Some(hash) = &hash {
         bootstrap::set_admin(&mut tx, hash)?;
     }
@@ -213,7 +227,9 @@ pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> 
     )?;
     tx.commit()?;
     if minted.is_some() {
-        plan.key_file.publish().map_err(|error| StartError::key_file(&plan.key_file, &error))?;
+        plan.key_file
+            .publish()
+            .map_err(|error| StartError::key_file(&plan.key_file, &error))?;
     }
     Ok(minted)
 }
@@ -231,8 +247,17 @@ fn connect(plan: &Plan) -> Result<Client, StartError> {
 /// to do.
 fn ensure_schema(client: &mut Client, schema: &SchemaName) -> Result<(), StartError> {
     racing(|| {
-        let there = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema.as_str()])?.is_some();
-        if there { Ok(()) } else { client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted())) }
+        let there = client
+            .query_opt(
+                "SELECT 1 FROM pg_namespace WHERE nspname = $1",
+                &[&schema.as_str()],
+            )?
+            .is_some();
+        if there {
+            Ok(())
+        } else {
+            client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))
+        }
     })
 }
 
@@ -254,31 +279,48 @@ fn up_to_date(client: &mut Client) -> Result<Option<i32>, StartError> {
     if !client.query_one(history, &[])?.get::<_, bool>(0) {
         return Ok(None);
     }
-    let rows = client.query("SELECT version, checksum FROM refinery_schema_history ORDER BY version", &[])?;
-    let applied: std::collections::BTreeMap<i32, String> =
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, postgres::Error>>()?;
+    let rows = client.query(
+        "SELECT version, checksum FROM refinery_schema_history ORDER BY version",
+        &[],
+    )?;
+    let applied: std::collections::BTreeMap<i32, String> = rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, postgres::Error>>()?;
     let runner = embedded::migrations::runner();
     let newest = newest(&runner);
-    let wanted: i32 = client.query_one("SELECT min_reader_version FROM brokkr_meta", &[])?.get(0);
+    let wanted: i32 = client
+        .query_one("SELECT min_reader_version FROM brokkr_meta", &[])?
+        .get(0);
     if wanted > newest {
         return Err(StartError::Configuration(format!(
             "the schema needs a broker that knows migration {wanted}; this one knows {newest}: install a newer broker"
         )));
     }
     let done = runner.get_migrations().iter().all(|m| {
-        applied.get(&(m.version() as i32)).is_some_and(|checksum| *checksum == m.checksum().to_string())
+        applied
+            .get(&m.version())
+            .is_some_and(|checksum| *checksum == m.checksum().to_string())
     });
     Ok(done.then(|| applied.keys().next_back().copied().unwrap_or_default()))
 }
 
 fn newest(runner: &refinery::Runner) -> i32 {
-    runner.get_migrations().iter().map(|m| m.version() as i32).max().unwrap_or_default()
+    runner
+        .get_migrations()
+        .iter()
+        .map(|m| m.version())
+        .max()
+        .unwrap_or_default()
 }
 
 fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     // Somebody else may have done it while this start waited for the lock; also refuses a schema from the future.
     if let Some(version) = up_to_date(client)? {
-        return Ok(Outcome { version, applied: 0 });
+        return Ok(Outcome {
+            version,
+            applied: 0,
+        });
     }
     step(Step::Migrating);
     let runner = embedded::migrations::runner()
@@ -294,7 +336,10 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
             Ok(report) => {
                 let applied = report.applied_migrations().len();
                 tracing::info!(version = newest, applied, "schema is up to date");
-                return Ok(Outcome { version: newest, applied });
+                return Ok(Outcome {
+                    version: newest,
+                    applied,
+                });
             }
             Err(error) => match migration_error(&error) {
                 // `lock_timeout`: the serving instance was in the way for two seconds. Its transactions are short.
@@ -323,9 +368,11 @@ fn migration_error(error: &refinery::Error) -> StartError {
         source = cause.source();
     }
     match error.kind() {
-        refinery::error::Kind::DivergentVersion(applied, ours) => StartError::Configuration(format!(
-            "the schema was migrated by a different {applied}; this broker's {ours} is not the same file"
-        )),
+        refinery::error::Kind::DivergentVersion(applied, ours) => {
+            StartError::Configuration(format!(
+                "the schema was migrated by a different {applied}; this broker's {ours} is not the same file"
+            ))
+        }
         _ => StartError::Failed(format!("migration: {error}")),
     }
 }
@@ -336,14 +383,22 @@ struct Lock(Client);
 impl Lock {
     fn take(plan: &Plan, client: &mut Client, step: &dyn Fn(Step)) -> Result<Self, StartError> {
         racing(|| {
-            let there = client.query_one("SELECT to_regclass('brokkr_lock') IS NOT NULL", &[])?.get(0);
-            if there { Ok(()) } else { client.batch_execute("CREATE TABLE brokkr_lock ()") }
+            let there = client
+                .query_one("SELECT to_regclass('brokkr_lock') IS NOT NULL", &[])?
+                .get(0);
+            if there {
+                Ok(())
+            } else {
+                client.batch_execute("CREATE TABLE brokkr_lock ()")
+            }
         })?;
         let mut holder = connect(plan)?;
         holder.batch_execute("SET idle_in_transaction_session_timeout = 0")?;
         holder.batch_execute(&set_path(&plan.schema))?;
         loop {
-            match holder.batch_execute("BEGIN; LOCK TABLE brokkr_lock IN ACCESS EXCLUSIVE MODE NOWAIT") {
+            match holder
+                .batch_execute("BEGIN; LOCK TABLE brokkr_lock IN ACCESS EXCLUSIVE MODE NOWAIT")
+            {
                 Ok(()) => return Ok(Lock(holder)),
                 Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                     holder.batch_execute("ROLLBACK")?;

@@ -56,7 +56,12 @@ pub(super) struct Connections {
 impl Connections {
     /// At most `most` connections at once.
     pub(super) fn new(router: Router, phase: watch::Receiver<Phase>, most: u32) -> Self {
-        Connections { router, phase, room: Arc::new(Semaphore::new(most as usize)), most }
+        Connections {
+            router,
+            phase,
+            room: Arc::new(Semaphore::new(most as usize)),
+            most,
+        }
     }
 
     /// Accepts until draining begins.
@@ -86,19 +91,30 @@ impl Connections {
         }
         // Nobody else will serve what waits in the backlog of a socket of our own.
         while listener.is_own() {
-            let Some(Ok((stream, permit))) = now_or_never(self.next(&listener)).await else { break };
+            let Some(Ok((stream, permit))) = now_or_never(self.next(&listener)).await else {
+                break;
+            };
             tokio::spawn(self.clone().serve(stream, permit));
         }
     }
 
-    async fn next(&self, listener: &Listener) -> io::Result<(Box<dyn Stream>, OwnedSemaphorePermit)> {
-        let permit = self.room.clone().acquire_owned().await.map_err(io::Error::other)?;
+    async fn next(
+        &self,
+        listener: &Listener,
+    ) -> io::Result<(Box<dyn Stream>, OwnedSemaphorePermit)> {
+        let permit = self
+            .room
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
         Ok((listener.accept().await?, permit))
     }
 
     /// Connections open now.
     pub(super) fn open(&self) -> u32 {
-        self.most.saturating_sub(self.room.available_permits() as u32)
+        self.most
+            .saturating_sub(self.room.available_permits() as u32)
     }
 
     /// Waits until the last connection has ended. Call once accepting has ended.
@@ -117,7 +133,9 @@ impl Connections {
             async move {
                 let mut response = answer.await;
                 if *phase.borrow() != Phase::Serving {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    response
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, std::convert::Infallible>(response)
             }
@@ -140,7 +158,10 @@ impl Connections {
 /// Errors that concern the one connection that was to be accepted.
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    )
 }
 
 /// One poll.
@@ -169,6 +190,10 @@ where
     .await;
     match polled {
         Some(Ok(response)) => response,
-        None => super::error_answer(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal error"),
+        None => super::error_answer(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            "internal error",
+        ),
     }
 }

@@ -59,7 +59,9 @@ impl Inherited {
         let mut inherited = Inherited::default();
         let var = |name: &str| std::env::var(name).ok();
         let pid = var("LISTEN_PID").and_then(|text| text.parse().ok());
-        let count: i32 = var("LISTEN_FDS").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let count: i32 = var("LISTEN_FDS")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
         if pid != Some(std::process::id()) || count <= 0 {
             return Ok(inherited);
         }
@@ -99,9 +101,18 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Socket::Tcp(tokio::net::TcpListener::from_std(listener)?)
             }
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a TCP nor a Unix socket")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "neither a TCP nor a Unix socket",
+                ));
+            }
         };
-        Ok(Listener { socket, own: false, path: None })
+        Ok(Listener {
+            socket,
+            own: false,
+            path: None,
+        })
     }
 
     /// Binds the address.
@@ -119,12 +130,20 @@ impl Listener {
                 };
                 socket.set_reuseaddr(true)?;
                 socket.bind(*address)?;
-                Ok(Listener { socket: Socket::Tcp(socket.listen(BACKLOG)?), own: true, path: None })
+                Ok(Listener {
+                    socket: Socket::Tcp(socket.listen(BACKLOG)?),
+                    own: true,
+                    path: None,
+                })
             }
             Listen::Unix(path) => {
                 remove_stale(path).await?;
                 let socket = Socket::Unix(tokio::net::UnixListener::bind(path)?);
-                Ok(Listener { socket, own: true, path: Some(path.clone()) })
+                Ok(Listener {
+                    socket,
+                    own: true,
+                    path: Some(path.clone()),
+                })
             }
         }
     }
@@ -137,10 +156,17 @@ impl Listener {
     /// Where it listens, for the log and for tests.
     pub(super) fn address(&self) -> String {
         match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().map(|a| a.to_string()).unwrap_or_default(),
+            Socket::Tcp(listener) => listener
+                .local_addr()
+                .map(|a| a.to_string())
+                .unwrap_or_default(),
             Socket::Unix(listener) => {
-                let path = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
-                path.map(|path| format!("unix:{}", path.display())).unwrap_or_default()
+                let path = listener
+                    .local_addr()
+                    .ok()
+                    .and_then(|a| a.as_pathname().map(Path::to_owned));
+                path.map(|path| format!("unix:{}", path.display()))
+                    .unwrap_or_default()
             }
         }
     }
@@ -177,13 +203,21 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path is taken by something that is no socket"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "the path is taken by something that is no socket",
+            ));
         }
         Ok(_) => {}
     }
     match tokio::net::UnixStream::connect(path).await {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves this socket")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process serves this socket",
+        )),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
         Err(error) => Err(error),
     }
 }

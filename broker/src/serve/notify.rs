@@ -12,12 +12,15 @@ pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 impl Notifier {
     /// Reads `NOTIFY_SOCKET` (a path, or `@` and an abstract name).
     pub(super) fn from_env() -> Self {
-        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Notifier(None) };
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+            return Notifier(None);
+        };
         let address = match name.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name),
             None => SocketAddr::from_pathname(&name),
         };
-        let socket = UnixDatagram::unbound().and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+        let socket = UnixDatagram::unbound()
+            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
         match (address, socket) {
             (Ok(address), Ok(socket)) => Notifier(Some((socket, address))),
             (Err(error), _) | (_, Err(error)) => {
@@ -30,7 +33,9 @@ impl Notifier {
     /// Sends these lines as one datagram. Waits up to a second while the receiver's queue is full; what it does not
     /// take by then is dropped and logged.
     pub(super) async fn send(&self, lines: &[&str]) {
-        let Some((socket, address)) = &self.0 else { return };
+        let Some((socket, address)) = &self.0 else {
+            return;
+        };
         let message = lines.join("\n");
         for _ in 0..100 {
             match socket.send_to_addr(message.as_bytes(), address) {
@@ -54,7 +59,11 @@ impl Notifier {
 
     /// Says why the process is about to end with `code`.
     pub(super) async fn exit(&self, code: u8, reason: &str) {
-        self.send(&[&format!("EXIT_STATUS={code}"), &format!("STATUS={}", one_line(reason))]).await;
+        self.send(&[
+            &format!("EXIT_STATUS={code}"),
+            &format!("STATUS={}", one_line(reason)),
+        ])
+        .await;
     }
 }
 

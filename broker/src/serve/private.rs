@@ -1,5 +1,6 @@
 //! The private socket: what the supervisor asks of, and tells, this one instance.
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,7 +17,10 @@ pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .route("/healthz", get(public::healthz))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(move |State(app): State<App>| async move { public::render(&app, &dropped) }))
+        .route(
+            "/metrics",
+            get(move |State(app): State<App>| async move { public::render(&app, &dropped) }),
+        )
         .route("/pool", get(pool).put(set_pool))
         .route("/server", put(set_server))
         .with_state(app)
@@ -31,7 +35,11 @@ struct Pool {
 
 impl From<Figures> for Pool {
     fn from(figures: Figures) -> Self {
-        Pool { connections: figures.connections, held: figures.held, working: figures.working }
+        Pool {
+            connections: figures.connections,
+            held: figures.held,
+            working: figures.working,
+        }
     }
 }
 
@@ -57,21 +65,41 @@ async fn pool(State(app): State<App>) -> Json<Pool> {
     Json(app.db.figures().into())
 }
 
-async fn set_pool(State(app): State<App>, Json(wanted): Json<SetPool>) -> Response {
+// Bodies are read whatever their content type says: there is one client, and it sends JSON.
+
+async fn set_pool(State(app): State<App>, body: Bytes) -> Response {
+    let wanted: SetPool = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => return bad_request(&error),
+    };
     if wanted.connections == 0 {
         return (StatusCode::BAD_REQUEST, "connections must be at least 1").into_response();
     }
     let figures = app.db.set_cap(wanted.connections).await;
-    tracing::info!(connections = figures.connections, held = figures.held, "most connections changed");
+    tracing::info!(
+        connections = figures.connections,
+        held = figures.held,
+        "most connections changed"
+    );
     Json(Pool::from(figures)).into_response()
 }
 
-async fn set_server(State(app): State<App>, Json(verdict): Json<SetServer>) -> StatusCode {
+async fn set_server(State(app): State<App>, body: Bytes) -> Response {
+    let verdict: SetServer = match serde_json::from_slice(&body) {
+        Ok(verdict) => verdict,
+        Err(error) => return bad_request(&error),
+    };
     let verdict = if verdict.up {
         Ok(())
     } else {
-        Err(verdict.reason.unwrap_or_else(|| "the supervisor says the server is down".to_owned()))
+        Err(verdict
+            .reason
+            .unwrap_or_else(|| "the supervisor says the server is down".to_owned()))
     };
     app.health.server(verdict);
-    StatusCode::NO_CONTENT
+    StatusCode::NO_CONTENT.into_response()
+}
+
+fn bad_request(error: &serde_json::Error) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }

@@ -21,7 +21,10 @@ pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
         .nest("/api/v1", crate::api::router())
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(move |State(app): State<App>| async move { render(&app, &dropped) }))
+        .route(
+            "/metrics",
+            get(move |State(app): State<App>| async move { render(&app, &dropped) }),
+        )
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .with_state(app)
@@ -43,21 +46,42 @@ async fn readyz(State(app): State<App>) -> Response {
 pub(super) fn render(app: &App, dropped: &super::Dropped) -> Response {
     let lost = dropped.load(std::sync::atomic::Ordering::Relaxed);
     let text = app.metrics.render(app.db.figures(), lost);
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE))], text).into_response()
+    (
+        [(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(metrics::CONTENT_TYPE),
+        )],
+        text,
+    )
+        .into_response()
 }
 
 async fn not_found() -> Response {
-    super::error_answer(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    super::error_answer(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there is nothing at this path",
+    )
 }
 
-async fn observe(State(app): State<App>, matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
+async fn observe(
+    State(app): State<App>,
+    matched: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
     let path = matched.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
     let response = if path.starts_with("/api/") && !app.health.has_started() {
-        let mut response =
-            super::error_answer(StatusCode::SERVICE_UNAVAILABLE, "database_unavailable", "the broker is starting");
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let mut response = super::error_answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "database_unavailable",
+            "the broker is starting",
+        );
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         response
     } else {
         next.run(request).await

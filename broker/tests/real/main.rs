@@ -1,9 +1,15 @@
 //! The broker against a real PostgreSQL of the test's own: its pool, its start, its sockets.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod pool;
 mod serving;
 mod start;
+mod supervised;
 
 use std::time::Duration;
 
@@ -15,7 +21,10 @@ use brokkr_tests::{PgServer, Place};
 
 /// The one-threaded event loop the broker has.
 fn event_loop() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn options(server: &PgServer, schema: &str) -> Options {

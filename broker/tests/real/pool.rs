@@ -26,7 +26,11 @@ fn requests_one_after_another_share_one_connection_and_a_burst_grows_slowly() {
     let server = server();
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
-        assert_eq!(db.figures().held, 0, "nothing is opened before it is needed");
+        assert_eq!(
+            db.figures().held,
+            0,
+            "nothing is opened before it is needed"
+        );
         let mut pids = HashSet::new();
         for _ in 0..50 {
             pids.insert(pid(&db).await);
@@ -51,21 +55,31 @@ fn requests_one_after_another_share_one_connection_and_a_burst_grows_slowly() {
             pids.insert(pid.unwrap());
         }
         let most = 1 + began.elapsed().as_millis() / 10;
-        assert!(pids.len() > 1 && pids.len() <= 8 && pids.len() as u128 <= most, "{} in {most}", pids.len());
+        assert!(
+            pids.len() > 1 && pids.len() <= 8 && pids.len() as u128 <= most,
+            "{} in {most}",
+            pids.len()
+        );
         assert_eq!(db.figures().working, 0);
     });
 }
 
 #[test]
 fn every_checkout_sets_the_tenants_path_and_nothing_ever_sets_another() {
-    let server = PgServer::with(Options::new().set("log_statement", "all").set("log_min_duration_statement", "-1"));
+    let server = PgServer::with(
+        Options::new()
+            .set("log_statement", "all")
+            .set("log_min_duration_statement", "-1"),
+    );
     sql(&server, "CREATE SCHEMA tenant_pool AUTHORIZATION brokkr");
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
         for _ in 0..25 {
             let path = db
                 .run(|conn| -> Result<String> {
-                    conn.transaction(|tx| -> Result<String> { Ok(tx.query_one("SHOW search_path", &[])?.get(0)) })
+                    conn.transaction(|tx| -> Result<String> {
+                        Ok(tx.query_one("SHOW search_path", &[])?.get(0))
+                    })
                 })
                 .await
                 .unwrap();
@@ -73,9 +87,16 @@ fn every_checkout_sets_the_tenants_path_and_nothing_ever_sets_another() {
         }
     });
     let log = server.log();
-    let set: Vec<&str> = log.lines().filter(|line| line.contains("search_path") && !line.contains("SHOW")).collect();
+    let set: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("search_path") && !line.contains("SHOW"))
+        .collect();
     assert_eq!(set.len(), 25, "{set:#?}");
-    assert!(set.iter().all(|line| line.ends_with("SET search_path TO \"tenant_pool\", pg_temp")), "{set:#?}");
+    assert!(
+        set.iter()
+            .all(|line| line.ends_with("SET search_path TO \"tenant_pool\", pg_temp")),
+        "{set:#?}"
+    );
 }
 
 #[test]
@@ -85,22 +106,36 @@ fn a_statement_is_prepared_once_per_connection() {
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
         for _ in 0..10 {
-            db.run(|conn| conn.query("SELECT 'prepared once'", &[])).await.unwrap();
+            db.run(|conn| conn.query("SELECT 'prepared once'", &[]))
+                .await
+                .unwrap();
         }
     });
     let log = server.log();
-    let count = |step: &str| log.lines().filter(|l| l.contains(step) && l.contains("SELECT 'prepared once'")).count();
+    let count = |step: &str| {
+        log.lines()
+            .filter(|l| l.contains(step) && l.contains("SELECT 'prepared once'"))
+            .count()
+    };
     assert_eq!((count("parse s"), count("execute s")), (1, 10), "{log}");
 }
 
 #[test]
 fn a_transaction_commits_on_ok_and_leaves_nothing_on_error_or_panic() {
     let server = server();
-    sql(&server, "CREATE TABLE tenant_pool.t (n int); GRANT ALL ON tenant_pool.t TO brokkr");
+    sql(
+        &server,
+        "CREATE TABLE tenant_pool.t (n int); GRANT ALL ON tenant_pool.t TO brokkr",
+    );
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
-        let insert = |tx: &mut brokkr_broker::db::Tx<'_>| tx.execute("INSERT INTO t VALUES (1)", &[]);
-        let count = || db.run(|conn| -> Result<i64> { Ok(conn.query_one("SELECT count(*) FROM t", &[])?.get(0)) });
+        let insert =
+            |tx: &mut brokkr_broker::db::Tx<'_>| tx.execute("INSERT INTO t VALUES (1)", &[]);
+        let count = || {
+            db.run(|conn| -> Result<i64> {
+                Ok(conn.query_one("SELECT count(*) FROM t", &[])?.get(0))
+            })
+        };
 
         db.run(move |conn| conn.transaction(insert)).await.unwrap();
         assert_eq!(count().await.unwrap(), 1);
@@ -117,7 +152,11 @@ fn a_transaction_commits_on_ok_and_leaves_nothing_on_error_or_panic() {
             .await;
         assert_eq!(failed.unwrap_err().sqlstate().unwrap().code(), "22012");
         assert_eq!(count().await.unwrap(), 1);
-        assert_eq!(pid(&db).await, first, "an error of the statement's own costs no connection");
+        assert_eq!(
+            pid(&db).await,
+            first,
+            "an error of the statement's own costs no connection"
+        );
 
         let panicked = db
             .run(move |conn| -> Result {
@@ -129,7 +168,11 @@ fn a_transaction_commits_on_ok_and_leaves_nothing_on_error_or_panic() {
             .await;
         assert!(matches!(panicked, Err(DbError::Panicked)));
         assert_eq!(count().await.unwrap(), 1);
-        assert_ne!(pid(&db).await, first, "the connection it panicked on is gone");
+        assert_ne!(
+            pid(&db).await,
+            first,
+            "the connection it panicked on is gone"
+        );
     });
 }
 
@@ -157,7 +200,9 @@ fn a_connection_the_server_has_ended_is_replaced_before_the_next_request_notices
 
         // Ended in the middle of its work: that one is lost, the next is not.
         let second = pid(&db).await;
-        let lost = db.run(|conn| conn.query("SELECT pg_terminate_backend(pg_backend_pid())", &[])).await;
+        let lost = db
+            .run(|conn| conn.query("SELECT pg_terminate_backend(pg_backend_pid())", &[]))
+            .await;
         assert!(lost.unwrap_err().is_unavailable());
         assert_ne!(pid(&db).await, second);
     });
@@ -166,13 +211,19 @@ fn a_connection_the_server_has_ended_is_replaced_before_the_next_request_notices
 #[test]
 fn a_server_that_has_become_read_only_costs_the_connection() {
     let server = server();
-    sql(&server, "CREATE TABLE tenant_pool.t (n int); GRANT ALL ON tenant_pool.t TO brokkr");
+    sql(
+        &server,
+        "CREATE TABLE tenant_pool.t (n int); GRANT ALL ON tenant_pool.t TO brokkr",
+    );
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
         let first = pid(&db).await;
         let refused = db
             .run(|conn| -> Result<u64> {
-                conn.query("SELECT set_config('default_transaction_read_only', 'on', false)", &[])?;
+                conn.query(
+                    "SELECT set_config('default_transaction_read_only', 'on', false)",
+                    &[],
+                )?;
                 conn.execute("INSERT INTO t VALUES (1)", &[])
             })
             .await;
@@ -184,25 +235,43 @@ fn a_server_that_has_become_read_only_costs_the_connection() {
 #[test]
 fn a_table_changed_under_a_prepared_statement_is_read_again_on_a_new_connection() {
     let server = server();
-    sql(&server, "CREATE TABLE tenant_pool.t (n int); GRANT ALL ON tenant_pool.t TO brokkr");
+    sql(
+        &server,
+        "CREATE TABLE tenant_pool.t (n int); GRANT ALL ON tenant_pool.t TO brokkr",
+    );
     sql(&server, "INSERT INTO tenant_pool.t VALUES (7)");
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
         // A star, which stores must not use, is the easiest way to a result that changes its shape.
-        let read = || db.run(|conn| -> Result<usize> { Ok(conn.query_one("SELECT * FROM t", &[])?.columns().len()) });
+        let read = || {
+            db.run(|conn| -> Result<usize> {
+                Ok(conn.query_one("SELECT * FROM t", &[])?.columns().len())
+            })
+        };
         assert_eq!(read().await.unwrap(), 1);
         let first = pid(&db).await;
         sql(&server, "ALTER TABLE tenant_pool.t ADD COLUMN m int");
         assert_eq!(read().await.unwrap(), 2);
         assert_ne!(pid(&db).await, first);
-        assert_eq!(db.figures().held, 1, "reconnecting does not open a second one");
+        assert_eq!(
+            db.figures().held,
+            1,
+            "reconnecting does not open a second one"
+        );
 
         // Inside a transaction it cannot be repeated; the request after it finds a fresh connection.
         sql(&server, "ALTER TABLE tenant_pool.t ADD COLUMN o int");
         let in_transaction = db
-            .run(|conn| conn.transaction(|tx| -> Result<usize> { Ok(tx.query("SELECT * FROM t", &[])?.len()) }))
+            .run(|conn| {
+                conn.transaction(|tx| -> Result<usize> {
+                    Ok(tx.query("SELECT * FROM t", &[])?.len())
+                })
+            })
             .await;
-        assert_eq!(in_transaction.unwrap_err().sqlstate().unwrap().code(), "0A000");
+        assert_eq!(
+            in_transaction.unwrap_err().sqlstate().unwrap().code(),
+            "0A000"
+        );
         assert_eq!(read().await.unwrap(), 3);
     });
 }
@@ -215,10 +284,14 @@ fn a_pool_that_is_all_taken_answers_in_time_and_the_cap_can_be_moved() {
             options.connections = 2;
             options.acquire_timeout = Duration::from_millis(300);
         });
-        let sleep = || db.run(|conn| -> Result { conn.query("SELECT pg_sleep(1.5)", &[]).map(drop) });
+        let sleep =
+            || db.run(|conn| -> Result { conn.query("SELECT pg_sleep(1.5)", &[]).map(drop) });
         let began = Instant::now();
         let (a, b, c) = tokio::join!(sleep(), sleep(), sleep());
-        let refused = [a, b, c].into_iter().filter(|r| r.as_ref().is_err_and(DbError::is_unavailable)).count();
+        let refused = [a, b, c]
+            .into_iter()
+            .filter(|r| r.as_ref().is_err_and(DbError::is_unavailable))
+            .count();
         assert_eq!(refused, 1);
         assert!(began.elapsed() < Duration::from_secs(3));
         assert_eq!(db.figures().held, 2);
@@ -229,8 +302,16 @@ fn a_pool_that_is_all_taken_answers_in_time_and_the_cap_can_be_moved() {
         assert!(b.is_ok() && c.is_ok() && d.is_ok());
         assert_eq!(db.figures().held, 3);
 
-        assert_eq!(db.set_cap(1).await.held, 1, "idle ones beyond the cap are closed at once");
-        assert_eq!(db.set_cap(1000).await.connections, 20, "never beyond the pool");
+        assert_eq!(
+            db.set_cap(1).await.held,
+            1,
+            "idle ones beyond the cap are closed at once"
+        );
+        assert_eq!(
+            db.set_cap(1000).await.connections,
+            20,
+            "never beyond the pool"
+        );
     });
 }
 
@@ -242,7 +323,11 @@ fn a_draining_pool_closes_what_is_idle_and_still_serves() {
         pid(&db).await;
         let busy = tokio::spawn({
             let db = db.clone();
-            async move { db.run(|conn| conn.query("SELECT pg_sleep(0.5)", &[])).await.is_ok() }
+            async move {
+                db.run(|conn| conn.query("SELECT pg_sleep(0.5)", &[]))
+                    .await
+                    .is_ok()
+            }
         });
         tokio::task::yield_now().await;
         db.drain().await;
@@ -263,22 +348,34 @@ fn an_idle_pool_ends_with_no_connection() {
     loop_.block_on(pid(&db));
     assert_eq!(db.figures().held, 1);
     // 30 s idle, looked at every 30 s.
-    until(Duration::from_secs(70), "the idle connection to be closed", || (db.figures().held == 0).then_some(()));
-    until(Duration::from_secs(5), "the server to have seen it", || server.sessions_of_ours().is_empty().then_some(()));
+    until(
+        Duration::from_secs(70),
+        "the idle connection to be closed",
+        || (db.figures().held == 0).then_some(()),
+    );
+    until(Duration::from_secs(5), "the server to have seen it", || {
+        server.sessions_of_ours().is_empty().then_some(())
+    });
 }
 
 #[test]
 fn a_hung_server_costs_the_acquire_timeout_and_a_dead_one_less() {
     let server = server();
     event_loop().block_on(async {
-        let db = pool(&server, |options| options.acquire_timeout = Duration::from_millis(500));
+        let db = pool(&server, |options| {
+            options.acquire_timeout = Duration::from_millis(500)
+        });
         pid(&db).await;
         aside(|| server.freeze());
         for _ in 0..12 {
             let began = Instant::now();
             let failed = db.run(|conn| conn.query("SELECT 1", &[])).await;
             assert!(failed.unwrap_err().is_unavailable());
-            assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+            assert!(
+                began.elapsed() < Duration::from_millis(900),
+                "{:?}",
+                began.elapsed()
+            );
         }
         aside(|| server.thaw());
         let began = Instant::now();
@@ -287,13 +384,22 @@ fn a_hung_server_costs_the_acquire_timeout_and_a_dead_one_less() {
         }
         aside(|| server.stop());
         let began = Instant::now();
-        assert!(db.run(|conn| conn.query("SELECT 1", &[])).await.unwrap_err().is_unavailable());
+        assert!(
+            db.run(|conn| conn.query("SELECT 1", &[]))
+                .await
+                .unwrap_err()
+                .is_unavailable()
+        );
         assert!(began.elapsed() < Duration::from_secs(1));
         aside(|| server.resume_service());
         let began = Instant::now();
         while db.run(|conn| conn.query("SELECT 1", &[])).await.is_err() {
             assert!(began.elapsed() < Duration::from_secs(2));
         }
-        assert!(db.figures().held <= 2, "an outage is not followed by a rush: {:?}", db.figures());
+        assert!(
+            db.figures().held <= 2,
+            "an outage is not followed by a rush: {:?}",
+            db.figures()
+        );
     });
 }

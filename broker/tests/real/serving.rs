@@ -6,7 +6,10 @@ use brokkr_tests::{Broker, Connection, PgServer, until};
 use nix::sys::signal::Signal;
 
 fn get(broker: &Broker, path: &str) -> brokkr_tests::Response {
-    Connection::open(&broker.addr()).unwrap().request("GET", path, &[], None).unwrap()
+    Connection::open(&broker.addr())
+        .unwrap()
+        .request("GET", path, &[], None)
+        .unwrap()
 }
 
 #[test]
@@ -18,10 +21,19 @@ fn probes_and_metrics_answer_as_promised() {
     let unknown = get(&broker, "/no/such/path").expect(404);
     assert_eq!(unknown.json()["code"], "not_found");
     let metrics = get(&broker, "/metrics").expect(200);
-    assert_eq!(metrics.header("content-type").unwrap(), "text/plain; version=0.0.4");
+    assert_eq!(
+        metrics.header("content-type").unwrap(),
+        "text/plain; version=0.0.4"
+    );
     let text = metrics.text();
-    assert!(text.contains("endpoint=\"unmatched\",method=\"GET\",status=\"404\"} 1"), "{text}");
-    assert!(text.contains("endpoint=\"/healthz\",method=\"GET\",status=\"200\"} 1"), "{text}");
+    assert!(
+        text.contains("endpoint=\"unmatched\",method=\"GET\",status=\"404\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("endpoint=\"/healthz\",method=\"GET\",status=\"200\"} 1"),
+        "{text}"
+    );
     broker.run(&["healthcheck"]).ok();
     assert!(broker.stop().success());
 }
@@ -33,7 +45,9 @@ fn a_keep_alive_connection_gets_one_more_answer_while_draining() {
     let mut kept = Connection::open(&broker.addr()).unwrap();
     assert!(!kept.request("GET", "/healthz", &[], None).unwrap().closes());
     broker.signal(Signal::SIGTERM);
-    until(Duration::from_secs(5), "the listener to be closed", || Connection::open(&broker.addr()).err());
+    until(Duration::from_secs(5), "the listener to be closed", || {
+        Connection::open(&broker.addr()).err()
+    });
     assert!(broker.ended().is_none(), "it waits for the idle connection");
     let last = kept.request("GET", "/healthz", &[], None).unwrap();
     assert_eq!((last.status, last.closes()), (200, true));
@@ -49,19 +63,31 @@ fn a_request_in_flight_is_answered_after_sigterm() {
     let pak = broker.admin_pak();
     let mut client = server.client_as("brokkr", "postgres");
     let mut locked = client.transaction().unwrap();
-    locked.batch_execute("LOCK TABLE tenant_alone.agents IN ACCESS EXCLUSIVE MODE").unwrap();
+    locked
+        .batch_execute("LOCK TABLE tenant_alone.agents IN ACCESS EXCLUSIVE MODE")
+        .unwrap();
     let mut slow = Connection::open(&broker.addr()).unwrap();
-    slow.send("GET", "/api/v1/agents", &[("Authorization", &pak)], None).unwrap();
+    slow.send("GET", "/api/v1/agents", &[("Authorization", &pak)], None)
+        .unwrap();
     let mut watcher = server.client();
-    until(Duration::from_secs(5), "the request to wait for the lock", || {
-        let waiting: i64 = watcher
-            .query_one("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", &[])
-            .unwrap()
-            .get(0);
-        (waiting > 0).then_some(())
-    });
+    until(
+        Duration::from_secs(5),
+        "the request to wait for the lock",
+        || {
+            let waiting: i64 = watcher
+                .query_one(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
+                    &[],
+                )
+                .unwrap()
+                .get(0);
+            (waiting > 0).then_some(())
+        },
+    );
     broker.signal(Signal::SIGTERM);
-    until(Duration::from_secs(5), "the listener to be closed", || Connection::open(&broker.addr()).err());
+    until(Duration::from_secs(5), "the listener to be closed", || {
+        Connection::open(&broker.addr()).err()
+    });
     locked.rollback().unwrap();
     let answer = slow.receive(false).unwrap();
     assert_eq!((answer.status, answer.closes()), (200, true));
@@ -72,11 +98,16 @@ fn a_request_in_flight_is_answered_after_sigterm() {
 fn a_second_signal_ends_it_at_once() {
     let server = PgServer::start();
     let broker = Broker::on(&server).start();
-    let _kept = Connection::open(&broker.addr()).unwrap().request("GET", "/healthz", &[], None).unwrap();
+    let _kept = Connection::open(&broker.addr())
+        .unwrap()
+        .request("GET", "/healthz", &[], None)
+        .unwrap();
     let mut idle = Connection::open(&broker.addr()).unwrap();
     idle.request("GET", "/healthz", &[], None).unwrap();
     broker.signal(Signal::SIGTERM);
-    until(Duration::from_secs(5), "the listener to be closed", || Connection::open(&broker.addr()).err());
+    until(Duration::from_secs(5), "the listener to be closed", || {
+        Connection::open(&broker.addr()).err()
+    });
     broker.signal(Signal::SIGTERM);
     until(Duration::from_secs(2), "the end", || broker.ended());
 }
@@ -88,7 +119,9 @@ fn while_the_server_is_away_requests_fail_fast_and_health_does_not_and_it_comes_
     let pak = broker.admin_pak();
     let agents = || {
         let mut connection = Connection::open(&broker.addr()).unwrap();
-        connection.request("GET", "/api/v1/agents", &[("Authorization", &pak)], None).unwrap()
+        connection
+            .request("GET", "/api/v1/agents", &[("Authorization", &pak)], None)
+            .unwrap()
     };
     agents().expect(200);
     for frozen in [false, true] {
@@ -98,21 +131,37 @@ fn while_the_server_is_away_requests_fail_fast_and_health_does_not_and_it_comes_
             server.stop();
         }
         let answer = agents().expect(503);
-        assert!(answer.took < Duration::from_millis(5500), "{:?}", answer.took);
+        assert!(
+            answer.took < Duration::from_millis(5500),
+            "{:?}",
+            answer.took
+        );
         assert_eq!(answer.json()["code"], "database_unavailable");
         assert!(answer.header("retry-after").is_some());
-        until(Duration::from_secs(5), "not ready", || (get(&broker, "/readyz").status == 503).then_some(()));
+        until(Duration::from_secs(5), "not ready", || {
+            (get(&broker, "/readyz").status == 503).then_some(())
+        });
         assert_eq!(get(&broker, "/readyz").text(), "database unavailable");
         let health = get(&broker, "/healthz").expect(200);
-        assert!(health.took < Duration::from_millis(200), "{:?}", health.took);
+        assert!(
+            health.took < Duration::from_millis(200),
+            "{:?}",
+            health.took
+        );
         if frozen {
             server.thaw();
         } else {
             server.resume_service();
         }
         let back = Instant::now();
-        until(Duration::from_secs(3), "ready again", || (get(&broker, "/readyz").status == 200).then_some(()));
-        assert!(back.elapsed() < Duration::from_millis(2500), "{:?}", back.elapsed());
+        until(Duration::from_secs(3), "ready again", || {
+            (get(&broker, "/readyz").status == 200).then_some(())
+        });
+        assert!(
+            back.elapsed() < Duration::from_millis(2500),
+            "{:?}",
+            back.elapsed()
+        );
         agents().expect(200);
     }
     assert!(broker.ended().is_none());
@@ -123,10 +172,15 @@ fn a_broker_alone_answers_probes_while_its_server_has_not_come_yet() {
     let server = PgServer::start();
     server.stop();
     let broker = Broker::on(&server).spawn();
-    until(Duration::from_secs(10), "it to listen", || Connection::open(&broker.addr()).ok());
+    until(Duration::from_secs(10), "it to listen", || {
+        Connection::open(&broker.addr()).ok()
+    });
     get(&broker, "/healthz").expect(200);
     get(&broker, "/readyz").expect(503);
-    assert_eq!(get(&broker, "/api/v1/agents").expect(503).json()["code"], "database_unavailable");
+    assert_eq!(
+        get(&broker, "/api/v1/agents").expect(503).json()["code"],
+        "database_unavailable"
+    );
     server.resume_service();
     broker.wait_ready();
     get(&broker, "/readyz").expect(200);
@@ -135,8 +189,17 @@ fn a_broker_alone_answers_probes_while_its_server_has_not_come_yet() {
 #[test]
 fn a_wrong_database_ends_it_with_78_and_a_reason() {
     let server = PgServer::start();
-    let broker = Broker::on(&server).set("database.url", &format!("{:?}", server.url("nowhere", "brokkr"))).spawn();
+    let broker = Broker::on(&server)
+        .set(
+            "database.url",
+            &format!("{:?}", server.url("nowhere", "brokkr")),
+        )
+        .spawn();
     let status = until(Duration::from_secs(10), "the end", || broker.ended());
     assert_eq!(status.code(), Some(78), "{}", broker.log());
-    assert!(broker.log().contains("Error: ") && broker.log().contains("nowhere"), "{}", broker.log());
+    assert!(
+        broker.log().contains("Error: ") && broker.log().contains("nowhere"),
+        "{}",
+        broker.log()
+    );
 }

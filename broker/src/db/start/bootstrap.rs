@@ -32,7 +32,9 @@ pub(super) fn run(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
             Some(hash) => hash.clone(),
             None => {
                 let pak = Pak::mint(&plan.pak_format)?;
-                plan.key_file.prepare(&pak).map_err(|error| StartError::key_file(&plan.key_file, &error))?;
+                plan.key_file
+                    .prepare(&pak)
+                    .map_err(|error| StartError::key_file(&plan.key_file, &error))?;
                 minted = true;
                 pak.hash()
             }
@@ -40,12 +42,17 @@ pub(super) fn run(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
         set_admin(&mut tx, &hash)?;
     }
     system_generator(&mut tx)?;
-    tx.execute("INSERT INTO app_initialization SELECT WHERE NOT EXISTS (SELECT FROM app_initialization)", &[])?;
+    tx.execute(
+        "INSERT INTO app_initialization SELECT WHERE NOT EXISTS (SELECT FROM app_initialization)",
+        &[],
+    )?;
     // An error here leaves the key file unpublished: whether the commit took place is found out by `finish_key_file`,
     // at the next attempt.
     tx.commit()?;
     if minted {
-        plan.key_file.publish().map_err(|error| StartError::key_file(&plan.key_file, &error))?;
+        plan.key_file
+            .publish()
+            .map_err(|error| StartError::key_file(&plan.key_file, &error))?;
         tracing::info!(path = %plan.key_file.path().display(), "first start: admin PAK written");
     }
     Ok(())

@@ -21,7 +21,9 @@ pub struct KeyFile {
 impl KeyFile {
     /// In this folder, the tenant's state folder.
     pub fn in_folder(folder: &Path) -> Self {
-        KeyFile { folder: folder.to_owned() }
+        KeyFile {
+            folder: folder.to_owned(),
+        }
     }
 
     /// The file's final path.
@@ -44,10 +46,17 @@ impl KeyFile {
     ///
     /// When the folder cannot be made or written.
     pub fn prepare(&self, pak: &Pak) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)?;
         self.discard()?;
         // `create_new` follows no link and takes over no file that somebody else has put there.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.temporary())?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.temporary())?;
         file.write_all(pak.expose().as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;
@@ -116,16 +125,32 @@ mod tests {
         file.prepare(&pak).unwrap();
         assert!(!file.path().exists());
         file.publish().unwrap();
-        assert_eq!(fs::read_to_string(file.path()).unwrap(), format!("{}\n", pak.expose()));
-        assert_eq!(fs::metadata(file.path()).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::metadata(folder.path().join("tenants/acme")).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::read_to_string(file.path()).unwrap(),
+            format!("{}\n", pak.expose())
+        );
+        assert_eq!(
+            fs::metadata(file.path()).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            fs::metadata(folder.path().join("tenants/acme"))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o700
+        );
     }
 
     #[test]
     fn what_a_dead_process_left_is_adopted_only_if_it_is_the_stored_pak() {
         let folder = tempfile::tempdir().unwrap();
         let file = KeyFile::in_folder(folder.path());
-        let (pak, other) = (Pak::mint(&Format::default()).unwrap(), Pak::mint(&Format::default()).unwrap());
+        let (pak, other) = (
+            Pak::mint(&Format::default()).unwrap(),
+            Pak::mint(&Format::default()).unwrap(),
+        );
         assert!(!file.adopt(&pak.hash()).unwrap());
         file.prepare(&other).unwrap();
         assert!(!file.adopt(&pak.hash()).unwrap());
