@@ -15,7 +15,7 @@ const CONFIG: &str = "/etc/brokkr/supervisor.toml";
     version,
     after_help = "Exit status: 0 done, 1 problem found, 2 usage, 69 supervisor not running, 78 configuration."
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     // No default here: clap would let the default of a subcommand's match win over what stands before it.
     /// The supervisor's own file [default: /etc/brokkr/supervisor.toml]
     #[arg(long, global = true, value_name = "FILE")]
@@ -23,19 +23,19 @@ pub struct Cli {
 
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 impl Cli {
     /// The supervisor's own file.
-    pub fn config(&self) -> &Path {
+    pub(crate) fn config(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG))
     }
 }
 
 /// One command.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run every tenant, in the foreground
     Run,
     /// Judge every file, schema, address and budget; change nothing
@@ -68,29 +68,29 @@ pub enum Command {
 
 /// `check`
 #[derive(Debug, Args)]
-pub struct Check {
+pub(crate) struct Check {
     /// Judge files, schemas and addresses without asking any server
     #[arg(long)]
-    pub offline: bool,
+    pub(crate) offline: bool,
 }
 
 /// `status`
 #[derive(Debug, Args)]
-pub struct Status {
+pub(crate) struct Status {
     /// Only this tenant, in detail
     #[arg(value_name = "TENANT", value_parser = tenant_name)]
-    pub tenant: Option<TenantName>,
+    pub(crate) tenant: Option<TenantName>,
     /// For people or for programs
     #[arg(long, value_enum, default_value_t = StatusFormat::Table)]
-    pub format: StatusFormat,
+    pub(crate) format: StatusFormat,
     /// Show it again whenever it changes
     #[arg(long)]
-    pub watch: bool,
+    pub(crate) watch: bool,
 }
 
 /// How `status` is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StatusFormat {
+pub(crate) enum StatusFormat {
     /// Aligned columns.
     Table,
     /// One JSON object.
@@ -99,27 +99,27 @@ pub enum StatusFormat {
 
 /// `logs`
 #[derive(Debug, Args)]
-pub struct Logs {
+pub(crate) struct Logs {
     /// Go on with lines as they come
     #[arg(short, long)]
-    pub follow: bool,
+    pub(crate) follow: bool,
     /// Only lines of this tenant; may be given more than once
     #[arg(short, long = "tenant", value_name = "TENANT", value_parser = tenant_name)]
-    pub tenants: Vec<TenantName>,
+    pub(crate) tenants: Vec<TenantName>,
     /// How many of the last lines
     #[arg(short = 'n', long, value_name = "LINES", default_value_t = 100)]
-    pub lines: usize,
+    pub(crate) lines: usize,
     /// Only lines as grave as this, or graver
     #[arg(long, value_enum)]
-    pub level: Option<Level>,
+    pub(crate) level: Option<Level>,
     /// For people or for programs
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    pub format: LogFormat,
+    pub(crate) format: LogFormat,
 }
 
 /// How `logs` prints lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     Text,
     /// A JSON object a line.
@@ -129,26 +129,26 @@ pub enum LogFormat {
 /// Which tenants `start`, `stop` and `restart` are for.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub struct Which {
+pub(crate) struct Which {
     /// These tenants
     #[arg(value_name = "TENANT", value_parser = tenant_name)]
-    pub tenants: Vec<TenantName>,
+    pub(crate) tenants: Vec<TenantName>,
     /// Every tenant
     #[arg(long)]
-    pub all: bool,
+    pub(crate) all: bool,
 }
 
 /// `reload`
 #[derive(Debug, Args)]
-pub struct Reload {
+pub(crate) struct Reload {
     /// Carry out removals that were held because they were so many
     #[arg(long)]
-    pub confirm_removals: bool,
+    pub(crate) confirm_removals: bool,
 }
 
 /// `tenant`
 #[derive(Debug, Subcommand)]
-pub enum Tenant {
+pub(crate) enum Tenant {
     /// Write a tenant's file and start it
     Add(Add),
     /// Remove a tenant's file; its broker drains and goes, its data stays
@@ -163,23 +163,26 @@ pub enum Tenant {
 
 /// `tenant add`
 #[derive(Debug, Args)]
-pub struct Add {
+pub(crate) struct Add {
     /// The tenant
     #[arg(value_name = "TENANT", value_parser = tenant_name)]
-    pub tenant: TenantName,
-    /// File with the URL of its database; absent: that of [defaults]. A URL itself is no argument: everybody on
-    /// the host can read those
+    pub(crate) tenant: TenantName,
+    /// URL of its database, without a password: everybody on the host can read arguments [default: as in the
+    /// supervisor's file]
+    #[arg(long, value_name = "URL", conflicts_with = "url_file")]
+    pub(crate) url: Option<String>,
+    /// File that holds the URL of its database
     #[arg(long, value_name = "FILE")]
-    pub url_file: Option<PathBuf>,
-    /// Its schema; absent: tenant_NAME, hyphens as underscores
+    pub(crate) url_file: Option<PathBuf>,
+    /// Its schema [default: tenant_NAME, hyphens as underscores]
     #[arg(long)]
-    pub schema: Option<String>,
+    pub(crate) schema: Option<String>,
     /// Where it listens, IP:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
-    pub listen: String,
+    pub(crate) listen: String,
     /// Most connections it may hold
     #[arg(long, value_name = "CONNECTIONS")]
-    pub pool_size: Option<u32>,
+    pub(crate) pool_size: Option<u32>,
 }
 
 fn tenant_name(text: &str) -> Result<TenantName, String> {
@@ -205,18 +208,36 @@ mod tests {
     #[test]
     fn the_configuration_may_be_named_before_or_after_the_command() {
         assert_eq!(parse("x status").unwrap().config(), Path::new(CONFIG));
-        assert_eq!(parse("x --config a status").unwrap().config(), Path::new("a"));
-        assert_eq!(parse("x status acme --config a").unwrap().config(), Path::new("a"));
-        assert_eq!(parse("x tenant --config a list").unwrap().config(), Path::new("a"));
+        assert_eq!(
+            parse("x --config a status").unwrap().config(),
+            Path::new("a")
+        );
+        assert_eq!(
+            parse("x status acme --config a").unwrap().config(),
+            Path::new("a")
+        );
+        assert_eq!(
+            parse("x tenant --config a list").unwrap().config(),
+            Path::new("a")
+        );
     }
 
     #[test]
     fn start_takes_tenants_or_all_but_one_of_these() {
         assert!(parse("x start acme globex").is_ok());
         assert!(parse("x start --all").is_ok());
-        assert_eq!(parse("x start").unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
-        assert_eq!(parse("x stop acme --all").unwrap_err().kind(), ErrorKind::ArgumentConflict);
-        assert_eq!(parse("x stop A").unwrap_err().kind(), ErrorKind::ValueValidation);
+        assert_eq!(
+            parse("x start").unwrap_err().kind(),
+            ErrorKind::MissingRequiredArgument
+        );
+        assert_eq!(
+            parse("x stop acme --all").unwrap_err().kind(),
+            ErrorKind::ArgumentConflict
+        );
+        assert_eq!(
+            parse("x stop A").unwrap_err().kind(),
+            ErrorKind::ValueValidation
+        );
     }
 
     #[test]

@@ -25,24 +25,28 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use routes::{Orders, Reload};
-pub use socket::Socket;
+pub(crate) use routes::{Orders, Reload};
+pub(crate) use socket::{GROUP, NAME as SOCKET};
 
+use crate::config::Supervisor;
 use crate::fleet::handle::Handle;
 use crate::logs::Hub;
 use axum::Router;
+use brokkr_tenant::Listen;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use peer::{Peer, Permitted};
-use stall::Stall;
+use socket::{Bound, Socket};
+use stall::{Patience, Stall};
 use std::io;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 
 /// Connections served at once; others wait in the backlog.
 const CONNECTIONS: usize = 64;
@@ -53,15 +57,71 @@ const HEAD: Duration = Duration::from_secs(10);
 /// After an error of `accept` (descriptors are short), so that trying again does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The control socket, and `[metrics] listen` where it is set, being served. Dropping it closes both and every
+/// connection, and removes the socket's file.
+#[derive(Debug)]
+pub(crate) struct Control {
+    notice: Option<String>,
+    /// Dropping a `JoinSet` ends its tasks.
+    _servers: JoinSet<()>,
+}
+
+impl Control {
+    /// Binds and begins to serve. The caller holds the lock of the runtime folder.
+    ///
+    /// # Errors
+    /// When one of the two cannot be bound; the text names it.
+    pub(crate) async fn start(config: &Supervisor, fleet: Handle, logs: Hub) -> io::Result<Self> {
+        let socket = Socket::bind(&config.runtime_dir)?;
+        let notice = socket.warning().map(str::to_owned);
+        if let Some(notice) = &notice {
+            tracing::warn!("{notice}");
+        }
+        let permitted = Permitted::new(socket.group());
+        let app = App::new(Context {
+            fleet,
+            logs,
+            state_dir: config.state_dir.clone(),
+        });
+        let mut servers = JoinSet::new();
+        if let Some(listen) = &config.metrics_listen {
+            let listener = match listen {
+                Listen::Tcp(address) => TcpListener::bind(address).await,
+                Listen::Unix(_) => Err(io::Error::other("it takes IP:PORT only")),
+            };
+            let listener = listener.map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot bind metrics.listen {listen}: {error}"),
+                )
+            })?;
+            servers.spawn(serve_metrics(listener, routes::metrics_only(app.clone())));
+        }
+        let (listener, file) = socket.into_tokio()?;
+        servers.spawn(serve_control(
+            listener,
+            file,
+            permitted,
+            routes::control(app),
+        ));
+        Ok(Self {
+            notice,
+            _servers: servers,
+        })
+    }
+
+    /// What an operator should know of the control socket.
+    pub(crate) fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+}
+
 /// What requests are answered from.
 #[derive(Debug, Clone)]
-pub struct Context {
-    /// The fleet.
-    pub fleet: Handle,
-    /// The merged log.
-    pub logs: Hub,
-    /// `state_dir`: where the admin PAKs are.
-    pub state_dir: PathBuf,
+struct Context {
+    fleet: Handle,
+    logs: Hub,
+    state_dir: PathBuf,
 }
 
 /// State of the router: the context and what bounds streams.
@@ -73,23 +133,17 @@ struct App {
 
 impl App {
     fn new(context: Context) -> Self {
-        Self { context, streams: Arc::new(Semaphore::new(STREAMS)) }
+        Self {
+            context,
+            streams: Arc::new(Semaphore::new(STREAMS)),
+        }
     }
 }
 
-/// Serves the control socket until the future is dropped; then the socket's file is removed and every connection closed.
-///
-/// # Errors
-/// When the runtime does not take the socket.
-pub async fn serve(socket: Socket, context: Context) -> io::Result<()> {
-    let permitted = Permitted::new(socket.group());
-    // Held to the end, for the file goes with it.
-    let (listener, _file) = socket.into_tokio()?;
-    let router = routes::control(App::new(context));
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return Ok(()) };
+/// Serves until it is dropped; `_file` is held to the end, for the file goes with it.
+async fn serve_control(listener: UnixListener, _file: Bound, permitted: Permitted, router: Router) {
+    let mut connections = Connections::new();
+    while let Some(permit) = connections.permit().await {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -97,9 +151,8 @@ pub async fn serve(socket: Socket, context: Context) -> io::Result<()> {
                 continue;
             }
         };
-        while connections.try_join_next().is_some() {}
         let (router, permitted) = (router.clone(), permitted.clone());
-        connections.spawn(async move {
+        connections.tasks.spawn(async move {
             let _permit = permit;
             match Peer::of(&stream, &permitted).await {
                 Ok(peer) => {
@@ -108,25 +161,16 @@ pub async fn serve(socket: Socket, context: Context) -> io::Result<()> {
                 }
                 Err(refusal) => {
                     tracing::warn!("refused a connection to the control socket: {refusal}");
-                    answer(stream, stall::Patience::default(), routes::refused(refusal)).await;
+                    answer(stream, Patience::default(), routes::refused(refusal)).await;
                 }
             }
         });
     }
 }
 
-/// Serves `/metrics` alone on TCP, `[metrics] listen`, until the future is dropped.
-///
-/// # Errors
-/// When the runtime does not take the listener.
-pub async fn serve_metrics(listener: TcpListener, context: Context) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let router = routes::metrics_only(App::new(context));
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return Ok(()) };
+async fn serve_metrics(listener: TcpListener, router: Router) {
+    let mut connections = Connections::new();
+    while let Some(permit) = connections.permit().await {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -134,12 +178,32 @@ pub async fn serve_metrics(listener: TcpListener, context: Context) -> io::Resul
                 continue;
             }
         };
-        while connections.try_join_next().is_some() {}
         let router = router.clone();
-        connections.spawn(async move {
+        connections.tasks.spawn(async move {
             let _permit = permit;
-            answer(stream, stall::Patience::default(), router).await;
+            answer(stream, Patience::default(), router).await;
         });
+    }
+}
+
+/// Connections being served, a bounded number of them.
+struct Connections {
+    permits: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    fn new() -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Waits for a place. Never `None`: nobody closes the semaphore.
+    async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
+        while self.tasks.try_join_next().is_some() {}
+        Arc::clone(&self.permits).acquire_owned().await.ok()
     }
 }
 
@@ -148,7 +212,7 @@ async fn pause(what: &str, error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-async fn answer<S>(stream: S, patience: stall::Patience, router: Router)
+async fn answer<S>(stream: S, patience: Patience, router: Router)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -156,7 +220,10 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(Stall::new(stream, patience)), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(Stall::new(stream, patience)),
+            TowerToHyperService::new(router),
+        );
     // A client that went away in the midst of its answer is its own affair.
     let _ = connection.await;
 }

@@ -34,11 +34,11 @@ mod tests;
 mod text;
 mod writer;
 
-pub use filter::{Filter, Level};
-pub use follow::{Followed, Subscription};
-pub use layer::HubLayer;
-pub use output::{Format, Output};
-pub use text::TextEncoder;
+pub(crate) use filter::{Filter, Level};
+pub(crate) use follow::{Followed, Subscription};
+pub(crate) use layer::HubLayer;
+pub(crate) use output::{Format, Output};
+pub(crate) use text::TextEncoder;
 
 use brokkr_tenant::TenantName;
 use bytes::Bytes;
@@ -58,7 +58,7 @@ const LAST_WORDS: usize = 20;
 
 /// The merged log of all tenants and of the supervisor itself. Cloning it gives another handle to the same.
 #[derive(Clone)]
-pub struct Hub {
+pub(crate) struct Hub {
     shared: Arc<Shared>,
     control: Arc<Control>,
 }
@@ -68,14 +68,18 @@ impl Hub {
     ///
     /// # Errors
     /// When the kernel refuses a descriptor or a thread.
-    pub fn start(output: Output) -> io::Result<Self> {
+    pub(crate) fn start(output: Output) -> io::Result<Self> {
         let (encoder, sink) = output.open()?;
         let shared = Arc::new(Shared::new(encoder));
         let control = Arc::new(Control::new()?);
         let reader = Reader::new(Arc::clone(&control), Arc::clone(&shared));
-        thread::Builder::new().name("log-reader".into()).spawn(move || reader.run())?;
+        thread::Builder::new()
+            .name("log-reader".into())
+            .spawn(move || reader.run())?;
         let queue = Arc::clone(&shared);
-        thread::Builder::new().name("log-writer".into()).spawn(move || writer::run(&queue, sink))?;
+        thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || writer::run(&queue, sink))?;
         Ok(Self { shared, control })
     }
 
@@ -83,19 +87,24 @@ impl Hub {
     ///
     /// # Errors
     /// When it is nothing that can be waited for, or the kernel is out of watches.
-    pub fn attach(&self, tenant: TenantName, pid: i32, pipe: OwnedFd) -> io::Result<()> {
+    pub(crate) fn attach(&self, tenant: TenantName, pid: i32, pipe: OwnedFd) -> io::Result<()> {
         let name = Some(tenant);
         let origin = Arc::new(Origin::new(name.clone(), pid));
         self.shared.pipe_opened(&name);
-        self.control.attach(origin, pipe).inspect_err(|_| self.shared.pipe_closed(&name))
+        self.control
+            .attach(origin, pipe)
+            .inspect_err(|_| self.shared.pipe_closed(&name))
     }
 
     /// The last lines of a process that has ended. Everything it wrote is read first, a last line without line feed
     /// included, also where a child of its own still holds the pipe. Empty when it wrote nothing.
-    pub async fn last_words(&self, tenant: &TenantName, pid: i32) -> Vec<String> {
+    pub(crate) async fn last_words(&self, tenant: &TenantName, pid: i32) -> Vec<String> {
         let name = Some(tenant.clone());
         let (done, drained) = oneshot::channel();
-        self.control.tell(Command::Drain { origin: Origin::new(name.clone(), pid), done });
+        self.control.tell(Command::Drain {
+            origin: Origin::new(name.clone(), pid),
+            done,
+        });
         // An error means that the reader has ended, and it read everything before.
         let _ = drained.await;
         let lines = self.shared.last_words(&name, pid, LAST_WORDS);
@@ -103,43 +112,48 @@ impl Hub {
     }
 
     /// Forgets the lines in memory of a tenant that has gone.
-    pub fn forget(&self, tenant: &TenantName) {
+    pub(crate) fn forget(&self, tenant: &TenantName) {
         self.shared.forget(&Some(tenant.clone()));
     }
 
     /// The last `lines` lines in memory that `filter` wants, as JSON with their line feeds, oldest first.
-    pub fn tail(&self, filter: &Filter, lines: usize) -> Vec<Bytes> {
+    pub(crate) fn tail(&self, filter: &Filter, lines: usize) -> Vec<Bytes> {
         let tail = self.shared.tail(filter, lines, None);
         tail.into_iter().map(|(_, line)| line).collect()
     }
 
     /// The same, and a subscription to all that comes after these, with none missed between.
-    pub fn follow(&self, filter: Filter, lines: usize) -> (Vec<Bytes>, Subscription) {
+    pub(crate) fn follow(&self, filter: Filter, lines: usize) -> (Vec<Bytes>, Subscription) {
         let follower = Arc::new(Follower::new(filter.clone()));
-        let tail = self.shared.tail(&filter, lines, Some(Arc::clone(&follower)));
-        (tail.into_iter().map(|(_, line)| line).collect(), Subscription(follower))
+        let tail = self
+            .shared
+            .tail(&filter, lines, Some(Arc::clone(&follower)));
+        (
+            tail.into_iter().map(|(_, line)| line).collect(),
+            Subscription(follower),
+        )
     }
 
     /// How many lines each tenant has lost on the way to the sink; `None` are the supervisor's own. Only those that lost any.
-    pub fn dropped(&self) -> Vec<(Option<TenantName>, u64)> {
+    pub(crate) fn dropped(&self) -> Vec<(Option<TenantName>, u64)> {
         self.shared.dropped()
     }
 
     /// A layer for the supervisor's own events. It never waits for the sink.
-    pub fn layer(&self) -> HubLayer {
+    pub(crate) fn layer(&self) -> HubLayer {
         HubLayer::new(Arc::clone(&self.shared))
     }
 
     /// Reads what is in the pipes, writes everything and ends both threads. False when not all was written by
     /// `deadline`, because the sink did not take it.
-    pub fn flush_and_stop(&self, deadline: Instant) -> bool {
+    pub(crate) fn flush_and_stop(&self, deadline: Instant) -> bool {
         self.control.tell(Command::Stop);
         self.shared.wait_written(deadline)
     }
 }
 
 /// One canonical line of the supervisor's own, about no tenant, that is in nobody's log: for those who read here and now.
-pub fn notice(message: &str) -> Bytes {
+pub(crate) fn notice(message: &str) -> Bytes {
     let origin = Origin::new(None, nix::unistd::getpid().as_raw());
     let mut line = Vec::new();
     origin.write(&mut line, "WARN", "brokkr_supervisor::logs", message);

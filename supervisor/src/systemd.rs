@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Tells systemd, or nobody where `NOTIFY_SOCKET` is not set. Cheap to clone. A datagram that cannot be sent is lost:
 /// systemd not hearing is nothing a tenant should suffer for.
 #[derive(Debug, Clone, Default)]
-pub struct Notifier {
+pub(crate) struct Notifier {
     target: Option<Arc<(UnixDatagram, SocketAddr)>>,
     watchdog: Option<Duration>,
 }
@@ -24,11 +24,16 @@ impl Notifier {
     ///
     /// # Errors
     /// When `NOTIFY_SOCKET` is set to something that is no socket's address.
-    pub fn from_env() -> io::Result<Self> {
-        Self::new(std::env::var_os("NOTIFY_SOCKET"), |name| std::env::var(name).ok())
+    pub(crate) fn from_env() -> io::Result<Self> {
+        Self::new(std::env::var_os("NOTIFY_SOCKET"), |name| {
+            std::env::var(name).ok()
+        })
     }
 
-    fn new(socket: Option<OsString>, variable: impl Fn(&str) -> Option<String>) -> io::Result<Self> {
+    fn new(
+        socket: Option<OsString>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> io::Result<Self> {
         let Some(socket) = socket.filter(|socket| !socket.is_empty()) else {
             return Ok(Self::default());
         };
@@ -44,17 +49,22 @@ impl Notifier {
             Some(pid) => pid == Ok(std::process::id()),
         };
         let microseconds = variable("WATCHDOG_USEC").and_then(|usec| usec.parse().ok());
-        let watchdog = microseconds.filter(|usec| ours && *usec > 0).map(Duration::from_micros);
-        Ok(Self { target: Some(Arc::new((datagrams, address))), watchdog })
+        let watchdog = microseconds
+            .filter(|usec| ours && *usec > 0)
+            .map(Duration::from_micros);
+        Ok(Self {
+            target: Some(Arc::new((datagrams, address))),
+            watchdog,
+        })
     }
 
     /// Everything that could be started has been, or waits for something outside.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         self.send("READY=1");
     }
 
     /// A reload begins; `ready` ends it.
-    pub fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         // Systemd compares this with its own CLOCK_MONOTONIC to tell a new reload from an old one.
         match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
             Ok(now) => {
@@ -66,27 +76,27 @@ impl Notifier {
     }
 
     /// Draining has begun.
-    pub fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.send("STOPPING=1");
     }
 
     /// One line for `systemctl status`.
-    pub fn status(&self, line: &str) {
+    pub(crate) fn status(&self, line: &str) {
         self.send(&format!("STATUS={}", line.replace('\n', " ")));
     }
 
     /// What is under way may take `time` more from now.
-    pub fn extend_timeout(&self, time: Duration) {
+    pub(crate) fn extend_timeout(&self, time: Duration) {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
 
     /// The event loop turns.
-    pub fn watchdog(&self) {
+    pub(crate) fn watchdog(&self) {
         self.send("WATCHDOG=1");
     }
 
     /// How often to call [`watchdog`](Self::watchdog): half of what systemd waits. `None`: it does not watch us.
-    pub fn watchdog_interval(&self) -> Option<Duration> {
+    pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|patience| patience / 2)
     }
 
@@ -109,7 +119,10 @@ mod tests {
         let path = dir.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();
         let variable = |name: &str| {
-            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
         };
         let notifier = Notifier::new(Some(path.into()), variable).unwrap();
         (dir, systemd, notifier)

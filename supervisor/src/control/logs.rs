@@ -5,11 +5,11 @@ use super::peer::Peer;
 use super::routes::Problem;
 use super::stream;
 use crate::logs::{Filter, Followed, Level, Subscription, TextEncoder};
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::Extension;
 use brokkr_tenant::TenantName;
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
@@ -30,7 +30,12 @@ struct Query {
 impl Query {
     /// By hand, for `tenant` may come more than once.
     fn parse(query: &str) -> Result<Self, Problem> {
-        let mut parsed = Query { filter: Filter::default(), lines: LINES, follow: false, json: false };
+        let mut parsed = Query {
+            filter: Filter::default(),
+            lines: LINES,
+            follow: false,
+            json: false,
+        };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode_str(value).decode_utf8_lossy();
@@ -38,7 +43,10 @@ impl Query {
             match key {
                 "tenant" => {
                     let name = TenantName::parse(&value);
-                    parsed.filter.tenants.push(name.map_err(|e| Problem::bad(e.to_string()))?);
+                    parsed
+                        .filter
+                        .tenants
+                        .push(name.map_err(|e| Problem::bad(e.to_string()))?);
                 }
                 "n" => parsed.lines = value.parse::<usize>().map_err(|_| bad())?.min(MOST),
                 "level" => {
@@ -76,19 +84,48 @@ pub(super) async fn lines(
     let query = Query::parse(query.as_deref().unwrap_or_default())?;
     let snapshot = app.context.fleet.snapshot();
     for name in &query.filter.tenants {
-        if !snapshot.tenants.iter().any(|tenant| tenant.name == name.as_str()) {
+        if !snapshot
+            .tenants
+            .iter()
+            .any(|tenant| tenant.name == name.as_str())
+        {
             return Err(Problem::no_tenant(name));
         }
     }
-    let form = if query.json { Form::Json } else { Form::Text(TextEncoder::default()) };
-    let kind = if query.json { "application/x-ndjson" } else { "text/plain; charset=utf-8" };
-    let body = if query.follow {
-        let permit = app.stream()?;
-        peer.patience().be_long();
-        let (tail, subscription) = app.context.logs.follow(query.filter, query.lines);
-        follow(form.all(&tail), subscription, form, permit)
+    let form = if query.json {
+        Form::Json
     } else {
-        Body::from(form.all(&app.context.logs.tail(&query.filter, query.lines)))
+        Form::Text(TextEncoder::default())
+    };
+    let kind = if query.json {
+        "application/x-ndjson"
+    } else {
+        "text/plain; charset=utf-8"
+    };
+    let permit = if query.follow {
+        Some(app.stream()?)
+    } else {
+        None
+    };
+    // Megabytes of lines may become text here, which is no work for the event loop.
+    let gathered = tokio::task::spawn_blocking(move || {
+        let (tail, subscription) = if query.follow {
+            let (tail, subscription) = app.context.logs.follow(query.filter, query.lines);
+            (tail, Some(subscription))
+        } else {
+            (app.context.logs.tail(&query.filter, query.lines), None)
+        };
+        (form.all(&tail), subscription, form)
+    });
+    let (tail, subscription, form) = gathered
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))?;
+    let body = match (subscription, permit) {
+        (Some(subscription), Some(permit)) => {
+            peer.patience().be_long();
+            follow(tail, subscription, form, permit)
+        }
+        _ => Body::from(tail),
     };
     Ok(([(CONTENT_TYPE, kind)], body).into_response())
 }
@@ -111,13 +148,20 @@ impl Form {
         match self {
             Form::Json => out.extend_from_slice(lines),
             Form::Text(text) => {
-                lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| text.encode(line, out));
+                lines
+                    .split_inclusive(|byte| *byte == b'\n')
+                    .for_each(|line| text.encode(line, out));
             }
         }
     }
 }
 
-fn follow(tail: Bytes, mut subscription: Subscription, form: Form, permit: OwnedSemaphorePermit) -> Body {
+fn follow(
+    tail: Bytes,
+    mut subscription: Subscription,
+    form: Form,
+    permit: OwnedSemaphorePermit,
+) -> Body {
     let (mut feed, body) = stream::channel(permit);
     tokio::spawn(async move {
         // Sent at once even when empty, so that the client has its answer's head.
@@ -146,11 +190,20 @@ mod tests {
 
     #[test]
     fn a_query_is_taken_whole_or_refused() {
-        let query = Query::parse("tenant=acme&tenant=globex&n=7&level=warn&follow=1&format=json").unwrap();
+        let query =
+            Query::parse("tenant=acme&tenant=globex&n=7&level=warn&follow=1&format=json").unwrap();
         assert_eq!(query.filter.tenants.len(), 2);
         assert_eq!(query.filter.level, Some(Level::Warn));
         assert_eq!((query.lines, query.follow, query.json), (7, true, true));
-        for bad in ["tenant=A", "n=x", "level=loud", "follow=maybe", "format=xml", "other=1", "tenant=%00"] {
+        for bad in [
+            "tenant=A",
+            "n=x",
+            "level=loud",
+            "follow=maybe",
+            "format=xml",
+            "other=1",
+            "tenant=%00",
+        ] {
             assert!(Query::parse(bad).is_err(), "{bad}");
         }
     }

@@ -18,23 +18,56 @@ pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> String {
         State::Stopping,
         State::Stopped,
     ] {
-        let count = snapshot.tenants.iter().filter(|tenant| tenant.state == state).count();
+        let count = snapshot
+            .tenants
+            .iter()
+            .filter(|tenant| tenant.state == state)
+            .count();
         text.value("tenants", "state", state.as_str(), count as f64);
     }
-    text.head("tenant_restarts_total", "counter", "Unplanned exits of a tenant's instances.");
+    text.head(
+        "tenant_restarts_total",
+        "counter",
+        "Unplanned exits of a tenant's instances.",
+    );
     for tenant in &snapshot.tenants {
-        text.value("tenant_restarts_total", "tenant", &tenant.name, tenant.restarts as f64);
+        text.value(
+            "tenant_restarts_total",
+            "tenant",
+            &tenant.name,
+            tenant.restarts as f64,
+        );
     }
-    text.head("server_up", "gauge", "1 while the PostgreSQL server answers.");
+    text.head(
+        "server_up",
+        "gauge",
+        "1 while the PostgreSQL server answers.",
+    );
     for server in &snapshot.servers {
-        text.value("server_up", "server", &server.id, f64::from(u8::from(server.up)));
+        text.value(
+            "server_up",
+            "server",
+            &server.id,
+            f64::from(u8::from(server.up)),
+        );
     }
     let servers = snapshot.servers.iter();
-    let figures = servers.map(|s| (&s.id, [s.capacity, Some(s.committed), s.in_use])).collect::<Vec<_>>();
+    let figures = servers
+        .map(|s| (&s.id, [s.capacity, Some(s.committed), s.in_use]))
+        .collect::<Vec<_>>();
     for (at, (name, help)) in [
-        ("server_connections_capacity", "Connections tenants may take altogether."),
-        ("server_connections_committed", "Connections promised to admitted tenants."),
-        ("server_connections_in_use", "Connections of ours the server has."),
+        (
+            "server_connections_capacity",
+            "Connections tenants may take altogether.",
+        ),
+        (
+            "server_connections_committed",
+            "Connections promised to admitted tenants.",
+        ),
+        (
+            "server_connections_in_use",
+            "Connections of ours the server has.",
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -68,7 +101,13 @@ impl Text {
     }
 
     fn value(&mut self, name: &str, label: &str, of: &str, value: f64) {
-        let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let _ = writeln!(self.0, "brokkr_supervisor_{name}{{{label}=\"{of}\"}} {value}");
+        let of = of
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n");
+        let _ = writeln!(
+            self.0,
+            "brokkr_supervisor_{name}{{{label}=\"{of}\"}} {value}"
+        );
     }
 }

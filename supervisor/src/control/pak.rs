@@ -54,7 +54,10 @@ mod tests {
         assert_eq!(read(dir.path(), &acme).unwrap(), None);
         let pak = own.join("admin.pak");
         fs::write(&pak, "brokkr_BRx\n").unwrap();
-        assert_eq!(read(dir.path(), &acme).unwrap().as_deref(), Some("brokkr_BRx"));
+        assert_eq!(
+            read(dir.path(), &acme).unwrap().as_deref(),
+            Some("brokkr_BRx")
+        );
 
         let secret = dir.path().join("secret");
         fs::rename(&pak, &secret).unwrap();

@@ -16,7 +16,10 @@ pub(super) struct Permitted {
 
 impl Permitted {
     pub(super) fn new(group: Option<Gid>) -> Self {
-        Self { own: geteuid(), group }
+        Self {
+            own: geteuid(),
+            group,
+        }
     }
 }
 
@@ -35,7 +38,11 @@ impl Peer {
         let cred = stream.peer_cred().map_err(|error| error.to_string())?;
         let uid = Uid::from_raw(cred.uid());
         let gid = Gid::from_raw(cred.gid());
-        let peer = Self { uid, pid: cred.pid(), patience: Patience::default() };
+        let peer = Self {
+            uid,
+            pid: cred.pid(),
+            patience: Patience::default(),
+        };
         if uid.is_root() || uid == permitted.own || permitted.group == Some(gid) {
             return Ok(peer);
         }
@@ -46,7 +53,9 @@ impl Peer {
                 return Ok(peer);
             }
         }
-        Err(format!("user {uid} is neither root nor a member of group {GROUP}"))
+        Err(format!(
+            "user {uid} is neither root nor a member of group {GROUP}"
+        ))
     }
 
     pub(super) fn patience(&self) -> Patience {
@@ -65,7 +74,11 @@ impl fmt::Display for Peer {
 }
 
 fn is_member(uid: Uid, primary: Gid, group: Gid) -> bool {
-    let Ok(Some(user)) = User::from_uid(uid) else { return false };
-    let Ok(name) = CString::new(user.name) else { return false };
+    let Ok(Some(user)) = User::from_uid(uid) else {
+        return false;
+    };
+    let Ok(name) = CString::new(user.name) else {
+        return false;
+    };
     getgrouplist(&name, primary).is_ok_and(|groups| groups.contains(&group))
 }

@@ -50,7 +50,10 @@ pub(super) fn metrics_only(app: App) -> Router {
 
 /// 403 to everything.
 pub(super) fn refused(why: String) -> Router {
-    let answer = async move || Problem { status: StatusCode::FORBIDDEN, error: why.clone() };
+    let answer = async move || Problem {
+        status: StatusCode::FORBIDDEN,
+        error: why.clone(),
+    };
     Router::new().fallback(answer)
 }
 
@@ -63,12 +66,25 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn bad(error: String) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, error }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            error,
+        }
+    }
+
+    pub(super) fn internal(error: String) -> Self {
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            error,
+        }
     }
 
     pub(super) fn no_tenant(name: &TenantName) -> Self {
         let error = RequestError::UnknownTenant(name.clone()).to_string();
-        Self { status: StatusCode::NOT_FOUND, error }
+        Self {
+            status: StatusCode::NOT_FOUND,
+            error,
+        }
     }
 }
 
@@ -78,7 +94,10 @@ impl From<RequestError> for Problem {
             RequestError::UnknownTenant(_) => StatusCode::NOT_FOUND,
             RequestError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self { status, error: error.to_string() }
+        Self {
+            status,
+            error: error.to_string(),
+        }
     }
 }
 
@@ -95,10 +114,12 @@ impl IntoResponse for Problem {
 impl App {
     /// A place among the streams.
     pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            error: format!("{} streams are open already", super::STREAMS),
-        })
+        Arc::clone(&self.streams)
+            .try_acquire_owned()
+            .map_err(|_| Problem {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                error: format!("{} streams are open already", super::STREAMS),
+            })
     }
 }
 
@@ -135,12 +156,30 @@ async fn status(
 
 /// The snapshot, or the part of it that is about one tenant and its server.
 fn one_tenant(snapshot: &Snapshot, name: Option<&TenantName>) -> Snapshot {
-    let Some(name) = name else { return snapshot.clone() };
-    let tenants = snapshot.tenants.iter().filter(|tenant| tenant.name == name.as_str());
+    let Some(name) = name else {
+        return snapshot.clone();
+    };
+    let tenants = snapshot
+        .tenants
+        .iter()
+        .filter(|tenant| tenant.name == name.as_str());
     let tenants: Vec<_> = tenants.cloned().collect();
-    let uses = |id: &String| tenants.iter().any(|tenant| tenant.server.as_ref() == Some(id));
-    let servers = snapshot.servers.iter().filter(|server| uses(&server.id)).cloned().collect();
-    Snapshot { tenants, servers, ..snapshot.clone() }
+    let uses = |id: &String| {
+        tenants
+            .iter()
+            .any(|tenant| tenant.server.as_ref() == Some(id))
+    };
+    let servers = snapshot
+        .servers
+        .iter()
+        .filter(|server| uses(&server.id))
+        .cloned()
+        .collect();
+    Snapshot {
+        tenants,
+        servers,
+        ..snapshot.clone()
+    }
 }
 
 /// A snapshot a line: the latest whenever it has changed and the last one has been read.
@@ -155,7 +194,8 @@ fn watch(
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
             // A snapshot is numbers and text with string keys: it has no way not to become JSON.
-            let mut line = serde_json::to_vec(&one_tenant(&snapshot, name.as_ref())).unwrap_or_default();
+            let mut line =
+                serde_json::to_vec(&one_tenant(&snapshot, name.as_ref())).unwrap_or_default();
             line.push(b'\n');
             if last != line {
                 last = Bytes::from(line);
@@ -176,11 +216,11 @@ fn watch(
 /// What `POST /v1/orders` takes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Orders {
+pub(crate) struct Orders {
     /// For whom.
-    pub selection: Selection,
+    pub(crate) selection: Selection,
     /// What.
-    pub order: Order,
+    pub(crate) order: Order,
 }
 
 async fn orders(
@@ -189,7 +229,11 @@ async fn orders(
     request: Body,
 ) -> Result<Response, Problem> {
     let Orders { selection, order } = body(request).await?;
-    let verb = serde_json::to_string(&order).unwrap_or_default();
+    let verb = match order {
+        Order::Start => "start",
+        Order::Stop => "stop",
+        Order::Restart => "restart",
+    };
     match &selection {
         Selection::All => tracing::info!("{peer} asks to {verb} every tenant"),
         Selection::Names(names) => {
@@ -207,9 +251,9 @@ async fn orders(
 /// What `POST /v1/reload` takes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Reload {
+pub(crate) struct Reload {
     /// Carry out removals that were held because they were so many.
-    pub confirm_removals: bool,
+    pub(crate) confirm_removals: bool,
 }
 
 async fn reload(
@@ -244,31 +288,53 @@ async fn admin_pak(
     let tenant = name.clone();
     let read = tokio::task::spawn_blocking(move || pak::read(&state_dir, &tenant)).await;
     match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
-        Ok(Some(pak)) => Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], pak + "\n").into_response()),
+        Ok(Some(pak)) => {
+            Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], pak + "\n").into_response())
+        }
         Ok(None) => {
-            let known = app.context.fleet.snapshot().tenants.iter().any(|t| t.name == name.as_str());
+            let known = app
+                .context
+                .fleet
+                .snapshot()
+                .tenants
+                .iter()
+                .any(|t| t.name == name.as_str());
             if !known {
                 return Err(Problem::no_tenant(&name));
             }
-            let error = format!("{name} has no admin PAK yet: it is written when the tenant first becomes ready");
-            Err(Problem { status: StatusCode::NOT_FOUND, error })
+            let error = format!(
+                "{name} has no admin PAK yet: it is written when the tenant first becomes ready"
+            );
+            Err(Problem {
+                status: StatusCode::NOT_FOUND,
+                error,
+            })
         }
-        Err(error) => {
-            let error = format!("the admin PAK of {name} cannot be read: {error}");
-            Err(Problem { status: StatusCode::INTERNAL_SERVER_ERROR, error })
-        }
+        Err(error) => Err(Problem::internal(format!(
+            "the admin PAK of {name} cannot be read: {error}"
+        ))),
     }
 }
 
 async fn figures(State(app): State<App>) -> Response {
     let text = metrics::render(&app.context.fleet.snapshot(), &app.context.logs);
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
+        .into_response()
 }
 
 async fn nothing() -> Problem {
-    Problem { status: StatusCode::NOT_FOUND, error: "there is nothing here".to_owned() }
+    Problem {
+        status: StatusCode::NOT_FOUND,
+        error: "there is nothing here".to_owned(),
+    }
 }
 
 async fn wrong_method() -> Problem {
-    Problem { status: StatusCode::METHOD_NOT_ALLOWED, error: "not with this method".to_owned() }
+    Problem {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        error: "not with this method".to_owned(),
+    }
 }

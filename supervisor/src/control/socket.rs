@@ -8,18 +8,19 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// Who may talk to the supervisor, beside root and its own user.
-pub(super) const GROUP: &str = "brokkr";
+pub(crate) const GROUP: &str = "brokkr";
 /// The file in the runtime folder.
-const NAME: &str = "control.sock";
+pub(crate) const NAME: &str = "control.sock";
 /// Longest path of a Unix socket, in bytes.
 const LONGEST: usize = 107;
 
 /// The bound control socket.
 #[derive(Debug)]
-pub struct Socket {
+pub(super) struct Socket {
     listener: UnixListener,
     file: Bound,
     group: Option<Gid>,
+    warning: Option<String>,
 }
 
 /// The file; removed when dropped, unless it is somebody else's by now.
@@ -40,28 +41,40 @@ impl Drop for Bound {
 
 impl Socket {
     /// Binds `runtime_dir/control.sock`, replacing what is there: only the holder of the runtime folder's lock may call
-    /// this. Mode 0660 and group `brokkr`, or 0600 with one warning where there is no such group or it is not ours to
-    /// give.
+    /// this. Mode 0660 and group `brokkr`, or 0600 where there is no such group or it is not ours to give: then
+    /// [`warning`](Self::warning) says so.
     ///
     /// # Errors
     /// When the path is too long or the folder cannot be written; the text names the path.
-    pub fn bind(runtime_dir: &Path) -> io::Result<Self> {
-        let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
-        let socket = Self::bind_for(runtime_dir, group)?;
+    pub(super) fn bind(runtime_dir: &Path) -> io::Result<Self> {
+        let group = Group::from_name(GROUP)
+            .ok()
+            .flatten()
+            .map(|group| group.gid);
+        let mut socket = Self::bind_for(runtime_dir, group)?;
         if socket.group.is_none() {
-            let why = if group.is_some() { "may not give it to" } else { "found no" };
-            tracing::warn!(
-                "only root and this user may use {}: {why} group {GROUP}",
-                socket.file.path.display()
-            );
+            let path = socket.file.path.display();
+            let why = match group {
+                Some(_) => format!("this user may not give it to group {GROUP}"),
+                None => format!("there is no group {GROUP}"),
+            };
+            socket.warning = Some(format!("only root and this user may use {path}: {why}"));
         }
         Ok(socket)
+    }
+
+    /// Why fewer people may use it than should.
+    pub(super) fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     fn bind_for(runtime_dir: &Path, group: Option<Gid>) -> io::Result<Self> {
         let path = runtime_dir.join(NAME);
         let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cannot bind {}: {error}", path.display()))
+            io::Error::new(
+                error.kind(),
+                format!("cannot bind {}: {error}", path.display()),
+            )
         };
         // In a folder of its own that nobody else may enter: between `bind` and `chmod` the socket has whatever the
         // umask leaves, and connecting then would outlast the `chmod`.
@@ -74,7 +87,10 @@ impl Socket {
             }
         }
         let _ = fs::remove_dir_all(&private);
-        DirBuilder::new().mode(0o700).create(&private).map_err(named)?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&private)
+            .map_err(named)?;
         let bound = Self::place(&early, &path, group);
         let _ = fs::remove_dir_all(&private);
         bound.map_err(named)
@@ -87,7 +103,15 @@ impl Socket {
         fs::set_permissions(early, Permissions::from_mode(mode))?;
         let inode = fs::symlink_metadata(early)?.ino();
         fs::rename(early, path)?;
-        Ok(Self { listener, file: Bound { path: path.to_owned(), inode }, group: given })
+        Ok(Self {
+            listener,
+            file: Bound {
+                path: path.to_owned(),
+                inode,
+            },
+            group: given,
+            warning: None,
+        })
     }
 
     /// The group it was given to.
@@ -97,7 +121,10 @@ impl Socket {
 
     pub(super) fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Bound)> {
         self.listener.set_nonblocking(true)?;
-        Ok((tokio::net::UnixListener::from_std(self.listener)?, self.file))
+        Ok((
+            tokio::net::UnixListener::from_std(self.listener)?,
+            self.file,
+        ))
     }
 }
 

@@ -25,8 +25,8 @@ impl Patience {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn time(&self) -> Duration {
-        if self.0.load(Ordering::Relaxed) { LONG } else { SHORT }
+    fn is_long(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -34,22 +34,38 @@ impl Patience {
 pub(super) struct Stall<S> {
     stream: S,
     patience: Patience,
+    short: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stall<S> {
     pub(super) fn new(stream: S, patience: Patience) -> Self {
-        Self { stream, patience, waiting: None }
+        Self {
+            stream,
+            patience,
+            short: SHORT,
+            waiting: None,
+        }
     }
 
     /// What a write came to, with the clock running while it is pending.
-    fn watched<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn watched<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.waiting = None;
             return written;
         }
-        let time = self.patience.time();
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        let time = if self.patience.is_long() {
+            LONG
+        } else {
+            self.short
+        };
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
         match waiting.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -68,7 +84,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stall<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Stall<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.watched(cx, written)
     }
@@ -101,11 +121,16 @@ mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_peer_that_never_reads_is_given_up() {
         let (ours, _theirs) = tokio::io::duplex(16);
         let mut stream = Stall::new(ours, Patience::default());
-        let error = stream.write_all(&[0; 64]).await.err().map(|error| error.kind());
+        stream.short = Duration::from_millis(20);
+        let error = stream
+            .write_all(&[0; 64])
+            .await
+            .err()
+            .map(|error| error.kind());
         assert_eq!(error, Some(io::ErrorKind::TimedOut));
     }
 }

@@ -20,7 +20,13 @@ struct Taken {
 /// A stream's two ends. `permit` is given back when the connection has done with it.
 pub(super) fn channel(permit: OwnedSemaphorePermit) -> (Feed, Body) {
     let (sender, pieces) = mpsc::channel(2);
-    (Feed(sender), Body::new(Taken { pieces, _permit: permit }))
+    (
+        Feed(sender),
+        Body::new(Taken {
+            pieces,
+            _permit: permit,
+        }),
+    )
 }
 
 impl Feed {
@@ -47,6 +53,8 @@ impl hyper::body::Body for Taken {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.pieces.poll_recv(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+        self.pieces
+            .poll_recv(cx)
+            .map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

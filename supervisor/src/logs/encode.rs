@@ -24,7 +24,9 @@ impl Encoder {
         match self {
             Encoder::Json => return chunk.bytes.clone(),
             Encoder::Text(text) => lines.for_each(|line| text.encode(line, &mut out)),
-            Encoder::Journal => lines.for_each(|line| journal::encode(&chunk.origin, line, &mut out)),
+            Encoder::Journal => {
+                lines.for_each(|line| journal::encode(&chunk.origin, line, &mut out))
+            }
         }
         out.into()
     }

@@ -6,9 +6,11 @@ use brokkr_tenant::TenantName;
 use serde::{Deserialize, Serialize};
 
 /// How grave a line is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(crate) enum Level {
     /// Everything.
     Trace,
     /// For those who work on the program.
@@ -62,7 +64,7 @@ impl Level {
     }
 
     /// The word as the control API takes it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Level::Trace => "trace",
             Level::Debug => "debug",
@@ -75,15 +77,18 @@ impl Level {
 
 /// Which lines to show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// Lines of these tenants; empty: of all, and the supervisor's own.
-    pub tenants: Vec<TenantName>,
+    pub(crate) tenants: Vec<TenantName>,
     /// Lines as grave as this or graver.
-    pub level: Option<Level>,
+    pub(crate) level: Option<Level>,
 }
 
 impl Filter {
     pub(super) fn wants(&self, name: &Name) -> bool {
-        self.tenants.is_empty() || name.as_ref().is_some_and(|name| self.tenants.contains(name))
+        self.tenants.is_empty()
+            || name
+                .as_ref()
+                .is_some_and(|name| self.tenants.contains(name))
     }
 }

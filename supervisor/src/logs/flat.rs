@@ -40,7 +40,10 @@ pub(super) fn scan(line: &[u8]) -> Option<Shape> {
     }
     // Written without an early exit so that it becomes vector instructions. Inside strings control characters are
     // not allowed, and between values no program of ours writes them.
-    if line.iter().fold(false, |found, byte| found | (*byte < 0x20)) {
+    if line
+        .iter()
+        .fold(false, |found, byte| found | (*byte < 0x20))
+    {
         return None;
     }
     let text = std::str::from_utf8(line).ok()?;
@@ -76,7 +79,10 @@ pub(super) fn scan(line: &[u8]) -> Option<Shape> {
             splice_at = pairs.at + 1;
         }
     }
-    (seen & REQUIRED == REQUIRED).then_some(Shape { splice_at, contested })
+    (seen & REQUIRED == REQUIRED).then_some(Shape {
+        splice_at,
+        contested,
+    })
 }
 
 /// The pairs of a flat object, in order.
@@ -89,7 +95,11 @@ pub(super) struct Pairs<'a> {
 impl<'a> Pairs<'a> {
     /// Pairs of `text`, which begins with `{`.
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, at: 1, first: true }
+        Self {
+            text,
+            at: 1,
+            first: true,
+        }
     }
 
     fn skip_spaces(&mut self) {
@@ -99,7 +109,10 @@ impl<'a> Pairs<'a> {
     }
 
     /// Outer `None`: not a flat object. Inner `None`: the end.
-    #[allow(clippy::option_option, reason = "three outcomes, two of which are used with `?`")]
+    #[allow(
+        clippy::option_option,
+        reason = "three outcomes, two of which are used with `?`"
+    )]
     fn next_checked(&mut self) -> Option<Option<(&'a str, Value<'a>)>> {
         let bytes = self.text.as_bytes();
         self.skip_spaces();
@@ -188,7 +201,9 @@ fn escape_length(bytes: &[u8]) -> Option<usize> {
 
 fn unit(bytes: &[u8]) -> Option<u32> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
-    digits.iter().try_fold(0, |sum, byte| Some(sum * 16 + char::from(*byte).to_digit(16)?))
+    digits.iter().try_fold(0, |sum, byte| {
+        Some(sum * 16 + char::from(*byte).to_digit(16)?)
+    })
 }
 
 /// JSON's grammar of numbers: no leading zero or plus, digits on both sides of a point; and small enough for every reader:
@@ -216,8 +231,10 @@ fn is_number(word: &[u8]) -> bool {
         }
     }
     if let Some(exponent) = rest.strip_prefix(b"e").or_else(|| rest.strip_prefix(b"E")) {
-        let unsigned =
-            exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent);
+        let unsigned = exponent
+            .strip_prefix(b"+")
+            .or_else(|| exponent.strip_prefix(b"-"))
+            .unwrap_or(exponent);
         match digits(unsigned) {
             Some(after) if unsigned.len() <= 2 => rest = after,
             _ => return false,
@@ -251,7 +268,10 @@ pub(super) fn unescape(raw: &str) -> Cow<'_, str> {
                 } else {
                     high
                 };
-                (char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER), length)
+                (
+                    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER),
+                    length,
+                )
             }
             Some(other) => (char::from(*other), 2),
             None => break,
@@ -301,7 +321,10 @@ mod tests {
     #[test]
     fn ours_go_behind_timestamp_and_level() {
         let shape = scan(LINE.as_bytes()).unwrap();
-        assert_eq!(&LINE[..shape.splice_at], r#"{"timestamp":"t","level":"INFO","#);
+        assert_eq!(
+            &LINE[..shape.splice_at],
+            r#"{"timestamp":"t","level":"INFO","#
+        );
         assert!(!shape.contested);
     }
 

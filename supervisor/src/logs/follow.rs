@@ -59,7 +59,7 @@ impl Follower {
 
 /// What a follower gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Followed {
+pub(crate) enum Followed {
     /// Whole lines of JSON.
     Lines(Bytes),
     /// So many lines came while it was not reading, and are lost to it.
@@ -68,11 +68,11 @@ pub enum Followed {
 
 /// A subscription to lines as they come. Dropping it ends it.
 #[derive(Debug)]
-pub struct Subscription(pub(super) Arc<Follower>);
+pub(crate) struct Subscription(pub(super) Arc<Follower>);
 
 impl Subscription {
     /// Waits for lines. Cancelling loses nothing: what is not returned stays queued.
-    pub async fn next(&mut self) -> Followed {
+    pub(crate) async fn next(&mut self) -> Followed {
         loop {
             if let Some(followed) = self.poll() {
                 return followed;
@@ -83,15 +83,22 @@ impl Subscription {
     }
 
     fn poll(&self) -> Option<Followed> {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self
+            .0
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         while let Some(chunk) = waiting.chunks.pop_front() {
             waiting.bytes -= chunk.bytes.len();
             match self.0.filter.level {
                 None => return Some(Followed::Lines(chunk.bytes)),
                 Some(least) => {
                     let lines = chunk.bytes.split_inclusive(|byte| *byte == b'\n');
-                    let wanted: Vec<u8> =
-                        lines.filter(|l| Level::of_line(l).at_least(least)).flatten().copied().collect();
+                    let wanted: Vec<u8> = lines
+                        .filter(|l| Level::of_line(l).at_least(least))
+                        .flatten()
+                        .copied()
+                        .collect();
                     if !wanted.is_empty() {
                         return Some(Followed::Lines(wanted.into()));
                     }

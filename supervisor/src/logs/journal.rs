@@ -20,7 +20,9 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Appends one canonical line as a datagram behind its length.
 pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
-    let Ok(text) = std::str::from_utf8(line) else { return };
+    let Ok(text) = std::str::from_utf8(line) else {
+        return;
+    };
     let text = text.trim_end();
     if !text.starts_with('{') {
         return;
@@ -39,7 +41,11 @@ pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
     let mut level = Level::Info;
     for (key, value) in Pairs::new(text) {
         let (Value::String(raw) | Value::Bare(raw)) = value;
-        let value = if matches!(value, Value::String(_)) { unescape(raw) } else { raw.into() };
+        let value = if matches!(value, Value::String(_)) {
+            unescape(raw)
+        } else {
+            raw.into()
+        };
         match key {
             "tenant" | "pid" => {}
             "level" => level = Level::parse(&value),
@@ -81,14 +87,29 @@ fn field(out: &mut Vec<u8>, name: &str, value: &str) {
 /// something to journald or to us (who it is from, which unit it is about) are not for a broker to say.
 fn field_name(key: &str) -> String {
     const OURS: [&str; 10] = [
-        "MESSAGE", "MESSAGE_ID", "PRIORITY", "TENANT", "TENANT_PID", "TARGET", "TIMESTAMP", "UNIT",
-        "USER_UNIT", "INVOCATION_ID",
+        "MESSAGE",
+        "MESSAGE_ID",
+        "PRIORITY",
+        "TENANT",
+        "TENANT_PID",
+        "TARGET",
+        "TIMESTAMP",
+        "UNIT",
+        "USER_UNIT",
+        "INVOCATION_ID",
     ];
     const PREFIXES: [&str; 4] = ["SYSLOG_", "OBJECT_", "COREDUMP_", "SUPERVISOR_"];
-    let upper = key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
+    let upper = key.chars().map(|c| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    });
     let mut name: String = upper.take(62).collect();
     let starts_badly = !name.starts_with(|c: char| c.is_ascii_uppercase());
-    if starts_badly || OURS.contains(&name.as_str()) || PREFIXES.iter().any(|p| name.starts_with(p)) {
+    if starts_badly || OURS.contains(&name.as_str()) || PREFIXES.iter().any(|p| name.starts_with(p))
+    {
         name.insert_str(0, "F_");
     }
     name
@@ -119,7 +140,13 @@ fn send_file(socket: &UnixDatagram, path: &Path, datagram: &[u8]) -> io::Result<
     let address = UnixAddr::new(path)?;
     let empty: [IoSlice<'_>; 0] = [];
     loop {
-        match sendmsg(socket.as_raw_fd(), &empty, &control, MsgFlags::empty(), Some(&address)) {
+        match sendmsg(
+            socket.as_raw_fd(),
+            &empty,
+            &control,
+            MsgFlags::empty(),
+            Some(&address),
+        ) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -147,10 +174,22 @@ mod tests {
         let all: Vec<&[u8]> = datagrams(&out).collect();
         assert_eq!(all.len(), 1);
         let text = String::from_utf8_lossy(all[0]);
-        assert!(text.starts_with("TENANT=acme\nSYSLOG_IDENTIFIER=brokkr:acme\nTENANT_PID=7\n"), "{text}");
-        assert!(text.contains("MESSAGE\n\u{3}\0\0\0\0\0\0\0a\nb\n"), "{text:?}");
-        assert!(text.contains("\nAGENT_ID=5\n") && text.contains("\nPRIORITY=3\n"), "{text}");
-        assert!(text.contains("\nF_OBJECT_SYSTEMD_UNIT=evil\n") && text.contains("\nF__PID=1\n"), "{text}");
+        assert!(
+            text.starts_with("TENANT=acme\nSYSLOG_IDENTIFIER=brokkr:acme\nTENANT_PID=7\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("MESSAGE\n\u{3}\0\0\0\0\0\0\0a\nb\n"),
+            "{text:?}"
+        );
+        assert!(
+            text.contains("\nAGENT_ID=5\n") && text.contains("\nPRIORITY=3\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nF_OBJECT_SYSTEMD_UNIT=evil\n") && text.contains("\nF__PID=1\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -164,8 +203,13 @@ mod tests {
         let mut buffer = [0; 16];
         let mut io = [IoSliceMut::new(&mut buffer)];
         let mut space = nix::cmsg_space!(i32);
-        let message =
-            recvmsg::<UnixAddr>(journald.as_raw_fd(), &mut io, Some(&mut space), MsgFlags::empty()).unwrap();
+        let message = recvmsg::<UnixAddr>(
+            journald.as_raw_fd(),
+            &mut io,
+            Some(&mut space),
+            MsgFlags::empty(),
+        )
+        .unwrap();
         let files = message.cmsgs().unwrap().find_map(|c| match c {
             ControlMessageOwned::ScmRights(files) => Some(files),
             _ => None,

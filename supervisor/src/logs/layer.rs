@@ -11,14 +11,17 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer};
 
 /// A `tracing` layer that hands events to the hub. An event's field `tenant` becomes the line's tenant.
-pub struct HubLayer {
+pub(crate) struct HubLayer {
     shared: Arc<Shared>,
     pid: i32,
 }
 
 impl HubLayer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, pid: nix::unistd::getpid().as_raw() }
+        Self {
+            shared,
+            pid: nix::unistd::getpid().as_raw(),
+        }
     }
 }
 
@@ -27,7 +30,10 @@ impl<S: tracing::Subscriber> Layer<S> for HubLayer {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let metadata = event.metadata();
-        let tenant = fields.tenant.as_deref().and_then(|name| TenantName::parse(name).ok());
+        let tenant = fields
+            .tenant
+            .as_deref()
+            .and_then(|name| TenantName::parse(name).ok());
         let origin = Origin::new(tenant, self.pid);
         let mut out = Vec::new();
         origin.write_at(
@@ -38,7 +44,11 @@ impl<S: tracing::Subscriber> Layer<S> for HubLayer {
             &fields.message,
             &fields.others,
         );
-        self.shared.push(Chunk { origin: Arc::new(origin), bytes: out.into(), lines: 1 });
+        self.shared.push(Chunk {
+            origin: Arc::new(origin),
+            bytes: out.into(),
+            lines: 1,
+        });
     }
 }
 
@@ -84,7 +94,11 @@ impl Visit for Fields {
         };
         let mut escaped = Vec::new();
         escape_into(&mut escaped, value);
-        let _ = write!(self.others, ",\"{name}\":\"{}\"", String::from_utf8_lossy(&escaped));
+        let _ = write!(
+            self.others,
+            ",\"{name}\":\"{}\"",
+            String::from_utf8_lossy(&escaped)
+        );
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {

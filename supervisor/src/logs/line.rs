@@ -30,7 +30,11 @@ impl Origin {
             Some(name) => format!("\"tenant\":\"{}\",\"pid\":{pid}", name.as_str()),
             None => format!("\"tenant\":null,\"pid\":{pid}"),
         };
-        Self { tenant, pid, keys: keys.into() }
+        Self {
+            tenant,
+            pid,
+            keys: keys.into(),
+        }
     }
 
     /// Appends one line made by the supervisor.
@@ -48,7 +52,14 @@ impl Origin {
         message: &str,
         fields: &str,
     ) {
-        for part in ["{\"timestamp\":\"", timestamp, "\",\"level\":\"", level, "\",", &self.keys] {
+        for part in [
+            "{\"timestamp\":\"",
+            timestamp,
+            "\",\"level\":\"",
+            level,
+            "\",",
+            &self.keys,
+        ] {
             out.extend_from_slice(part.as_bytes());
         }
         out.extend_from_slice(b",\"target\":\"");
@@ -116,7 +127,13 @@ pub(super) struct Splitter {
 
 impl Splitter {
     /// Appends every line that ends in `block` to `out`, in canonical form, and says how many these are.
-    pub(super) fn feed(&mut self, origin: &Origin, mut block: &[u8], now: &str, out: &mut Vec<u8>) -> u32 {
+    pub(super) fn feed(
+        &mut self,
+        origin: &Origin,
+        mut block: &[u8],
+        now: &str,
+        out: &mut Vec<u8>,
+    ) -> u32 {
         let mut lines = 0;
         while let Some(at) = memchr::memchr(b'\n', block) {
             let line = &block[..at];

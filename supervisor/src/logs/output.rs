@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// `log.format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub(crate) enum Format {
     /// `journald` when standard error is the journal, `text` otherwise.
     #[default]
     Auto,
@@ -28,7 +28,7 @@ pub enum Format {
 
 /// Where the merged stream goes.
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     /// Text to a file, pipe or terminal.
     Text(OwnedFd),
     /// JSON lines to a file, pipe or terminal.
@@ -39,7 +39,7 @@ pub enum Output {
 
 impl Output {
     /// The output that `format` means here, with `stdout` for streams.
-    pub fn choose(format: Format, stdout: OwnedFd) -> Self {
+    pub(crate) fn choose(format: Format, stdout: OwnedFd) -> Self {
         match format {
             Format::Text => Output::Text(stdout),
             Format::Json => Output::Json(stdout),
@@ -56,24 +56,29 @@ impl Output {
                 Sink::Stream(Stream::new(File::from(fd))),
             ),
             Output::Json(fd) => (Encoder::Json, Sink::Stream(Stream::new(File::from(fd)))),
-            Output::Journald(path) => {
-                (Encoder::Journal, Sink::Journal(UnixDatagram::unbound()?, path))
-            }
+            Output::Journald(path) => (
+                Encoder::Journal,
+                Sink::Journal(UnixDatagram::unbound()?, path),
+            ),
         })
     }
 }
 
 /// systemd says in `JOURNAL_STREAM` which device and inode its stream is: ours only if nobody has redirected since.
 fn stderr_is_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else { return false };
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else {
+        return false;
+    };
     is_stream(&stream, stat.st_dev, stat.st_ino)
 }
 
 fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
-    stream.split_once(':').is_some_and(|(dev, ino)| {
-        dev.parse() == Ok(device) && ino.parse() == Ok(inode)
-    })
+    stream
+        .split_once(':')
+        .is_some_and(|(dev, ino)| dev.parse() == Ok(device) && ino.parse() == Ok(inode))
 }
 
 #[cfg(test)]

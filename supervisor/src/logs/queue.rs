@@ -110,7 +110,11 @@ impl Shared {
             closed: false,
             written: false,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new(), encoder }
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            encoder,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -149,7 +153,10 @@ impl Shared {
                 self.changed.notify_all();
                 return None;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -177,8 +184,10 @@ impl Shared {
             if left == Duration::ZERO {
                 return false;
             }
-            (state, _) =
-                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         true
     }
@@ -200,7 +209,9 @@ impl Shared {
 
     pub(super) fn forget(&self, name: &Name) {
         let mut state = self.lock();
-        let Some(entry) = state.entries.get_mut(name) else { return };
+        let Some(entry) = state.entries.get_mut(name) else {
+            return;
+        };
         entry.gone = true;
         entry.memory = VecDeque::new();
         let freed = std::mem::take(&mut entry.remembered);
@@ -212,7 +223,8 @@ impl Shared {
     pub(super) fn dropped(&self) -> Vec<(Name, u64)> {
         let state = self.lock();
         let lost = state.entries.iter().filter(|(_, entry)| entry.lost > 0);
-        lost.map(|(name, entry)| (name.clone(), entry.lost)).collect()
+        lost.map(|(name, entry)| (name.clone(), entry.lost))
+            .collect()
     }
 
     /// The last `lines` lines in memory that `filter` wants, oldest first. From then on `follower` gets all that come:
@@ -227,7 +239,9 @@ impl Shared {
             let mut state = self.lock();
             state.followers.extend(follower);
             let wanted = state.entries.iter().filter(|(name, _)| filter.wants(name));
-            wanted.flat_map(|(_, entry)| entry.memory.iter().cloned()).collect()
+            wanted
+                .flat_map(|(_, entry)| entry.memory.iter().cloned())
+                .collect()
         };
         chunks.sort_unstable_by_key(|(sequence, _)| std::cmp::Reverse(*sequence));
         let chunks = chunks.into_iter().map(|(_, chunk)| chunk);
@@ -239,7 +253,10 @@ impl Shared {
         let chunks: Vec<Chunk> = {
             let state = self.lock();
             let memory = state.entries.get(name).map(|entry| entry.memory.iter());
-            let own = memory.into_iter().flatten().filter(|(_, chunk)| chunk.origin.pid == pid);
+            let own = memory
+                .into_iter()
+                .flatten()
+                .filter(|(_, chunk)| chunk.origin.pid == pid);
             own.map(|(_, chunk)| chunk.clone()).collect()
         };
         let last = last_lines(chunks.into_iter().rev(), lines, None);
@@ -282,14 +299,20 @@ impl State {
         let plural = if count == 1 { "line" } else { "lines" };
         let message = format!("dropped {count} {plural}: they came faster than the log is read");
         origin.write(&mut line, "WARN", "brokkr_supervisor::logs", &message);
-        let chunk = Chunk { origin, bytes: line.into(), lines: 1 };
+        let chunk = Chunk {
+            origin,
+            bytes: line.into(),
+            lines: 1,
+        };
         self.remember(name, chunk.clone());
         let encoded = self.encoder.encoded(&chunk);
         self.enqueue(name, encoded, 1);
     }
 
     fn enqueue(&mut self, name: &Name, bytes: Bytes, lines: u32) {
-        let Some(entry) = self.entries.get_mut(name) else { return };
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
         if entry.queue.is_empty() {
             self.turns.push_back(name.clone());
         }
@@ -316,7 +339,11 @@ impl State {
         self.remembered -= entry.trim(limit);
         if self.remembered > MEMORY {
             // The share has shrunk since the others wrote last.
-            let freed: usize = self.entries.values_mut().map(|entry| entry.trim(limit)).sum();
+            let freed: usize = self
+                .entries
+                .values_mut()
+                .map(|entry| entry.trim(limit))
+                .sum();
             self.remembered -= freed;
         }
     }
@@ -328,8 +355,12 @@ impl State {
         while taken < budget
             && let Some(name) = self.turns.pop_front()
         {
-            let Some(entry) = self.entries.get_mut(&name) else { continue };
-            let Some(ready) = entry.queue.pop_front() else { continue };
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            let Some(ready) = entry.queue.pop_front() else {
+                continue;
+            };
             entry.queued -= ready.bytes.len() + CHUNK_COST;
             taken += ready.bytes.len();
             if !entry.queue.is_empty() {
@@ -340,7 +371,11 @@ impl State {
                 self.say_losses(&name);
             }
             self.tidy(&name);
-            turns.push(Turn { name, bytes: ready.bytes, lines: ready.lines });
+            turns.push(Turn {
+                name,
+                bytes: ready.bytes,
+                lines: ready.lines,
+            });
         }
         turns
     }

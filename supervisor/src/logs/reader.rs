@@ -30,9 +30,16 @@ const WAKE: u64 = 0;
 /// What the reader is told.
 pub(super) enum Command {
     /// A new pipe.
-    Attach { token: u64, origin: Arc<Origin>, pipe: OwnedFd },
+    Attach {
+        token: u64,
+        origin: Arc<Origin>,
+        pipe: OwnedFd,
+    },
     /// The process has ended: read all there is, take what has no line feed as a line, and say so.
-    Drain { origin: Origin, done: oneshot::Sender<()> },
+    Drain {
+        origin: Origin,
+        done: oneshot::Sender<()>,
+    },
     /// Read all there is, everywhere, and end.
     Stop,
 }
@@ -48,10 +55,16 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let wake =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let commands = Mutex::default();
-        Ok(Self { epoll, wake, commands, tokens: AtomicU64::new(WAKE + 1) })
+        Ok(Self {
+            epoll,
+            wake,
+            commands,
+            tokens: AtomicU64::new(WAKE + 1),
+        })
     }
 
     /// Hands a pipe over.
@@ -59,19 +72,30 @@ impl Control {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         // First here, where an error has somebody to go to. Readable before the reader knows the token, it is
         // simply reported again.
-        self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-        self.tell(Command::Attach { token, origin, pipe });
+        self.epoll
+            .add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        self.tell(Command::Attach {
+            token,
+            origin,
+            pipe,
+        });
         Ok(())
     }
 
     pub(super) fn tell(&self, command: Command) {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        self.commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(command);
         // Full only when the reader has been woken four thousand million times and not looked.
         let _ = self.wake.write(1);
     }
 
     fn next(&self) -> Option<Command> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 }
 
@@ -93,7 +117,13 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(control: Arc<Control>, shared: Arc<Shared>) -> Self {
         let block = vec![0; BLOCK].into_boxed_slice();
-        Self { control, shared, sources: HashMap::new(), block, out: Vec::new() }
+        Self {
+            control,
+            shared,
+            sources: HashMap::new(),
+            block,
+            out: Vec::new(),
+        }
     }
 
     /// Reads until told to stop.
@@ -127,12 +157,26 @@ impl Reader {
         let _ = self.control.wake.read();
         while let Some(command) = self.control.next() {
             match command {
-                Command::Attach { token, origin, pipe } => {
+                Command::Attach {
+                    token,
+                    origin,
+                    pipe,
+                } => {
                     let splitter = Splitter::default();
-                    self.sources.insert(token, Source { origin, pipe, splitter });
+                    self.sources.insert(
+                        token,
+                        Source {
+                            origin,
+                            pipe,
+                            splitter,
+                        },
+                    );
                 }
                 Command::Drain { origin, done } => {
-                    let of_it = self.sources.iter().filter(|(_, source)| *source.origin == origin);
+                    let of_it = self
+                        .sources
+                        .iter()
+                        .filter(|(_, source)| *source.origin == origin);
                     for token in of_it.map(|(token, _)| *token).collect::<Vec<_>>() {
                         self.drain(token);
                     }
@@ -160,14 +204,18 @@ impl Reader {
             }
         }
         if let Some(source) = self.sources.get_mut(&token) {
-            let lines = source.splitter.end(&source.origin, &timestamp(Utc::now()), &mut self.out);
+            let lines = source
+                .splitter
+                .end(&source.origin, &timestamp(Utc::now()), &mut self.out);
             hand_on(&self.shared, &source.origin, &mut self.out, lines);
         }
     }
 
     /// Reads one block. Says how much that was.
     fn read(&mut self, token: u64) -> usize {
-        let Some(source) = self.sources.get_mut(&token) else { return 0 };
+        let Some(source) = self.sources.get_mut(&token) else {
+            return 0;
+        };
         let now = timestamp(Utc::now());
         match nix::unistd::read(&source.pipe, &mut self.block) {
             Ok(0) => {}
@@ -175,9 +223,16 @@ impl Reader {
                 let mut lines = 0;
                 // Parts, so that no chunk becomes much larger than others.
                 for part in self.block[..count].chunks(BLOCK / 4) {
-                    lines += source.splitter.feed(&source.origin, part, &now, &mut self.out);
+                    lines += source
+                        .splitter
+                        .feed(&source.origin, part, &now, &mut self.out);
                     if self.out.len() >= CHUNK {
-                        hand_on(&self.shared, &source.origin, &mut self.out, std::mem::take(&mut lines));
+                        hand_on(
+                            &self.shared,
+                            &source.origin,
+                            &mut self.out,
+                            std::mem::take(&mut lines),
+                        );
                     }
                 }
                 hand_on(&self.shared, &source.origin, &mut self.out, lines);
@@ -201,7 +256,11 @@ impl Reader {
 fn hand_on(shared: &Shared, origin: &Arc<Origin>, out: &mut Vec<u8>, lines: u32) {
     if lines > 0 {
         let bytes = Bytes::copy_from_slice(out);
-        shared.push(Chunk { origin: Arc::clone(origin), bytes, lines });
+        shared.push(Chunk {
+            origin: Arc::clone(origin),
+            bytes,
+            lines,
+        });
     }
     out.clear();
     // Kept for the next block, but not what one flood of tiny lines made of it.

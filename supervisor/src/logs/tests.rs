@@ -1,5 +1,10 @@
 //! The hub with real pipes: what goes in at one end is seen at the other.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 use super::*;
 use nix::fcntl::OFlag;
@@ -23,7 +28,10 @@ fn pipe() -> (File, OwnedFd) {
 /// A hub, and the lines that come out of it.
 fn hub(output: fn(OwnedFd) -> Output) -> (Hub, BufReader<File>) {
     let (write, read) = pipe();
-    (Hub::start(output(write.into())).unwrap(), BufReader::new(File::from(read)))
+    (
+        Hub::start(output(write.into())).unwrap(),
+        BufReader::new(File::from(read)),
+    )
 }
 
 fn attach(hub: &Hub, tenant: &str, pid: i32) -> File {
@@ -68,21 +76,27 @@ fn json(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
 }
 
-const LINE: &str = r#"{"timestamp":"2026-01-01T00:00:00.000000Z","level":"INFO","target":"t","message":"m"}"#;
+const LINE: &str =
+    r#"{"timestamp":"2026-01-01T00:00:00.000000Z","level":"INFO","target":"t","message":"m"}"#;
 
 #[test]
 fn a_brokers_line_keeps_its_own_words_and_gets_tenant_and_pid() {
     let lines = all_of(Output::Json, format!("{LINE}\n").as_bytes());
     assert_eq!(
         lines,
-        [r#"{"timestamp":"2026-01-01T00:00:00.000000Z","level":"INFO","tenant":"acme","pid":4711,"target":"t","message":"m"}"#]
+        [
+            r#"{"timestamp":"2026-01-01T00:00:00.000000Z","level":"INFO","tenant":"acme","pid":4711,"target":"t","message":"m"}"#
+        ]
     );
 }
 
 #[test]
 fn a_tenant_cannot_speak_for_another() {
     for key in ["tenant", "\\u0074enant", "t\\u0065nant"] {
-        let forged = LINE.replace("\"message\"", &format!("\"{key}\":\"evil\",\"pid\":1,\"message\""));
+        let forged = LINE.replace(
+            "\"message\"",
+            &format!("\"{key}\":\"evil\",\"pid\":1,\"message\""),
+        );
         let lines = all_of(Output::Json, format!("{forged}\n").as_bytes());
         assert!(!lines[0].contains("evil"), "{}", lines[0]);
         assert_eq!(lines[0].matches("tenant").count(), 1);
@@ -94,7 +108,10 @@ fn a_tenant_cannot_speak_for_another() {
 
 #[test]
 fn what_is_not_json_is_wrapped_and_what_has_no_line_feed_at_the_end_is_a_line() {
-    let lines = all_of(Output::Json, b"thread 'main' panicked\r\n\nno newline \xff\x00 here");
+    let lines = all_of(
+        Output::Json,
+        b"thread 'main' panicked\r\n\nno newline \xff\x00 here",
+    );
     assert_eq!(lines.len(), 2);
     let first = json(&lines[0]);
     assert_eq!(first["level"], "WARN");
@@ -110,7 +127,11 @@ fn a_line_of_a_megabyte_is_cut_and_marked_and_the_next_is_whole() {
     let lines = all_of(Output::Json, &bytes);
     assert_eq!(lines.len(), 2);
     let message = json(&lines[0])["message"].as_str().unwrap().to_owned();
-    assert!(message.ends_with("… [line cut: 1048576 bytes]"), "{}", &message[16_000..]);
+    assert!(
+        message.ends_with("… [line cut: 1048576 bytes]"),
+        "{}",
+        &message[16_000..]
+    );
     assert!(message.starts_with(&"x".repeat(16 * 1024)));
     assert_eq!(json(&lines[1])["message"], "next");
 }
@@ -137,7 +158,9 @@ fn a_line_that_arrives_in_parts_is_one_line() {
 fn a_forged_line_stays_inside_its_own_in_text() {
     let lines = all_of(Output::Text, b"x\r2026 other INFO forged\x1b[2J\x00\n");
     assert_eq!(lines.len(), 1);
-    assert!(lines[0].contains(" acme     WARN  stderr: x\\r2026 other INFO forged\\u{1b}[2J\\u{0}"));
+    assert!(
+        lines[0].contains(" acme     WARN  stderr: x\\r2026 other INFO forged\\u{1b}[2J\\u{0}")
+    );
 }
 
 #[test]
@@ -177,7 +200,12 @@ fn a_flood_loses_no_line_that_is_not_counted_and_anothers_lines_keep_their_order
                 next[0] += count;
                 continue;
             }
-            assert_eq!(message.parse::<usize>().unwrap(), next[lane], "{}", value["tenant"]);
+            assert_eq!(
+                message.parse::<usize>().unwrap(),
+                next[lane],
+                "{}",
+                value["tenant"]
+            );
             next[lane] += 1;
         }
         (next, dropped)
@@ -206,23 +234,48 @@ fn a_sink_that_reads_nothing_blocks_no_broker_and_costs_counted_lines_of_the_lou
     }
     writeln!(calm, "after").unwrap();
     let start = Instant::now();
-    while hub.tail(&Filter { tenants: vec![name("calm")], level: None }, 9).len() < 2 {
+    while hub
+        .tail(
+            &Filter {
+                tenants: vec![name("calm")],
+                level: None,
+            },
+            9,
+        )
+        .len()
+        < 2
+    {
         assert!(start.elapsed() < Duration::from_secs(20));
         thread::yield_now();
     }
     let lost = hub.dropped();
     assert_eq!(lost.len(), 1);
     assert_eq!(lost[0].0, Some(name("loud")));
-    assert!(!hub.flush_and_stop(Instant::now() + Duration::from_millis(50)), "nobody reads");
+    assert!(
+        !hub.flush_and_stop(Instant::now() + Duration::from_millis(50)),
+        "nobody reads"
+    );
 
     let lines = rest(&hub, out);
-    let of = |tenant: &str| lines.iter().map(|l| json(l)).filter(|v| v["tenant"] == tenant).collect::<Vec<_>>();
+    let of = |tenant: &str| {
+        lines
+            .iter()
+            .map(|l| json(l))
+            .filter(|v| v["tenant"] == tenant)
+            .collect::<Vec<_>>()
+    };
     let calm: Vec<Value> = of("calm").iter().map(|v| v["message"].clone()).collect();
     assert_eq!(calm, ["before", "after"]);
     let loud = of("loud");
     let said: u64 = loud
         .iter()
-        .filter_map(|v| v["message"].as_str().unwrap().strip_prefix("dropped ").map(str::to_owned))
+        .filter_map(|v| {
+            v["message"]
+                .as_str()
+                .unwrap()
+                .strip_prefix("dropped ")
+                .map(str::to_owned)
+        })
         .map(|text| text.split(' ').next().unwrap().parse::<u64>().unwrap())
         .sum();
     let arrived = loud.iter().filter(|v| v["target"] == "stderr").count() as u64;
@@ -260,7 +313,10 @@ async fn a_follower_gets_the_tail_then_everything_and_a_slow_one_is_told_what_it
     writeln!(other, "not asked for").unwrap();
     writeln!(acme, "{LINE}\nfirst").unwrap();
     hub.last_words(&name("acme"), 1).await;
-    let filter = Filter { tenants: vec![name("acme")], level: Some(Level::Warn) };
+    let filter = Filter {
+        tenants: vec![name("acme")],
+        level: Some(Level::Warn),
+    };
     let (tail, mut follow) = hub.follow(filter, 10);
     assert_eq!(tail.len(), 1, "{tail:?}");
     assert!(tail[0].ends_with(b"\"message\":\"first\"}\n"));
@@ -299,7 +355,14 @@ fn the_supervisors_own_events_carry_the_tenant_they_are_about() {
     let (hub, out) = hub(Output::Json);
     let subscriber = tracing_subscriber::registry().with(hub.layer());
     tracing::subscriber::with_default(subscriber, || {
-        tracing::warn!(tenant = "acme", pid = 5, why = "a \"b\"\n", ok = true, "it is {}", "so");
+        tracing::warn!(
+            tenant = "acme",
+            pid = 5,
+            why = "a \"b\"\n",
+            ok = true,
+            "it is {}",
+            "so"
+        );
         tracing::info!("about nobody");
     });
     let lines = rest(&hub, out);
@@ -327,9 +390,17 @@ fn journald_gets_a_datagram_a_line() {
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     };
     let first = receive();
-    assert!(first.contains("TENANT=acme\n") && first.contains("MESSAGE=m\n") && first.contains("PRIORITY=6\n"), "{first}");
+    assert!(
+        first.contains("TENANT=acme\n")
+            && first.contains("MESSAGE=m\n")
+            && first.contains("PRIORITY=6\n"),
+        "{first}"
+    );
     let second = receive();
-    assert!(second.contains("MESSAGE=plain\n") && second.contains("PRIORITY=4\n"), "{second}");
+    assert!(
+        second.contains("MESSAGE=plain\n") && second.contains("PRIORITY=4\n"),
+        "{second}"
+    );
     assert!(hub.flush_and_stop(soon()));
 }
 

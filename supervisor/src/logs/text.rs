@@ -8,23 +8,28 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Writes canonical lines as text.
 #[derive(Debug)]
-pub struct TextEncoder {
+pub(crate) struct TextEncoder {
     /// Width of the tenant's column: that of the longest name so far.
     width: AtomicUsize,
 }
 
 impl Default for TextEncoder {
     fn default() -> Self {
-        Self { width: AtomicUsize::new(8) }
+        Self {
+            width: AtomicUsize::new(8),
+        }
     }
 }
 
 impl TextEncoder {
     /// Appends one canonical line as text, with its tenant.
-    pub fn encode(&self, line: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, line: &[u8], out: &mut Vec<u8>) {
         let Some(parts) = Parts::of(line) else { return };
         let tenant = parts.tenant.unwrap_or("-");
-        let width = self.width.fetch_max(tenant.len(), Ordering::Relaxed).max(tenant.len());
+        let width = self
+            .width
+            .fetch_max(tenant.len(), Ordering::Relaxed)
+            .max(tenant.len());
         plain(out, parts.timestamp);
         out.push(b' ');
         out.extend_from_slice(tenant.as_bytes());
@@ -61,7 +66,14 @@ struct Parts<'a> {
 impl<'a> Parts<'a> {
     fn of(line: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(line).ok()?.trim_end();
-        let mut parts = Parts { timestamp: "", level: "", tenant: None, target: "", message: "", text };
+        let mut parts = Parts {
+            timestamp: "",
+            level: "",
+            tenant: None,
+            target: "",
+            message: "",
+            text,
+        };
         if !text.starts_with('{') {
             return None;
         }
@@ -87,7 +99,10 @@ impl<'a> Parts<'a> {
         out.extend_from_slice(b": ");
         plain(out, self.message);
         for (key, value) in Pairs::new(self.text) {
-            if matches!(key, "timestamp" | "level" | "tenant" | "pid" | "target" | "message") {
+            if matches!(
+                key,
+                "timestamp" | "level" | "tenant" | "pid" | "target" | "message"
+            ) {
                 continue;
             }
             out.push(b' ');
@@ -111,13 +126,18 @@ fn pad(out: &mut Vec<u8>, count: usize) {
 }
 
 fn is_word(raw: &str) -> bool {
-    !raw.is_empty() && !raw.bytes().any(|b| matches!(b, b' ' | b'"' | b'\\' | b'=' | b'\''))
+    !raw.is_empty()
+        && !raw
+            .bytes()
+            .any(|b| matches!(b, b' ' | b'"' | b'\\' | b'=' | b'\''))
 }
 
 /// Appends the text a JSON string stands for, made harmless.
 fn plain(out: &mut Vec<u8>, raw: &str) {
     // Nothing to undo and nothing to hide in nearly every string.
-    if raw.bytes().fold(true, |fine, b| fine & (b >= 0x20) & (b < 0x7f) & (b != b'\\')) {
+    if raw.bytes().fold(true, |fine, b| {
+        fine & (0x20..0x7f).contains(&b) & (b != b'\\')
+    }) {
         out.extend_from_slice(raw.as_bytes());
     } else {
         shown(out, &unescape(raw), false);
@@ -162,7 +182,10 @@ mod tests {
     #[test]
     fn a_line_shows_time_tenant_level_target_message_and_fields() {
         let line = "{\"timestamp\":\"T\",\"level\":\"WARN\",\"tenant\":\"acme\",\"pid\":7,\"target\":\"a::b\",\"message\":\"it is\",\"n\":1,\"path\":\"/x\",\"why\":\"two \\\"words\\\"\"}\n";
-        assert_eq!(text(line), "T acme     WARN  a::b: it is n=1 path=/x why=\"two \\\"words\\\"\"\n");
+        assert_eq!(
+            text(line),
+            "T acme     WARN  a::b: it is n=1 path=/x why=\"two \\\"words\\\"\"\n"
+        );
     }
 
     #[test]
@@ -171,6 +194,9 @@ mod tests {
         let shown = text(line);
         assert_eq!(shown.matches('\n').count(), 1, "{shown:?}");
         assert!(!shown.trim_end().chars().any(char::is_control), "{shown:?}");
-        assert!(shown.contains("a\\nT other INFO x: b\\u{1b}[2J\\u{0}\\r\\u{9b}\\u{202e}"), "{shown}");
+        assert!(
+            shown.contains("a\\nT other INFO x: b\\u{1b}[2J\\u{0}\\r\\u{9b}\\u{202e}"),
+            "{shown}"
+        );
     }
 }

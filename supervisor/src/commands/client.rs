@@ -1,0 +1,172 @@
+//! The other end of the control socket.
+
+use super::Failure;
+use crate::control::{GROUP, SOCKET};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+/// A supervisor that is alive has begun to answer by then, unless it was asked to wait until all is settled.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks the supervisor.
+#[derive(Debug)]
+pub(super) struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    pub(super) fn new(runtime_dir: &Path) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::Problem(format!("cannot make the event loop: {error}")))?;
+        Ok(Self {
+            socket: runtime_dir.join(SOCKET),
+            runtime,
+        })
+    }
+
+    /// The whole answer to a GET.
+    pub(super) fn get(&self, path: &str) -> Result<Bytes, Failure> {
+        self.runtime.block_on(async {
+            let asking = async {
+                let answer = self.ask(Method::GET, path, Bytes::new()).await?;
+                self.whole(answer).await
+            };
+            timeout(PATIENCE, asking)
+                .await
+                .unwrap_or_else(|_| Err(self.not_running()))
+        })
+    }
+
+    /// Each piece of the answer to a GET as it comes, until the supervisor ends it.
+    pub(super) fn stream(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.runtime.block_on(async {
+            let asking = self.ask(Method::GET, path, Bytes::new());
+            let mut answer = timeout(PATIENCE, asking)
+                .await
+                .unwrap_or_else(|_| Err(self.not_running()))?;
+            while let Some(frame) = answer.body_mut().frame().await {
+                let frame = frame.map_err(|error| self.lost(&error))?;
+                if let Some(piece) = frame.data_ref() {
+                    take(piece)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The answer to a POST, however long it takes.
+    pub(super) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::Problem(error.to_string()))?;
+        let answer = self.runtime.block_on(async {
+            let answer = self.ask(Method::POST, path, body.into()).await?;
+            self.whole(answer).await
+        })?;
+        serde_json::from_slice(&answer).map_err(|error| not_understood(&error))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.lost(&error))?;
+        // Ends with the runtime, or when the answer has been read.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "brokkr-supervisor")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| Failure::Problem(error.to_string()))?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.lost(&error))?;
+        if answer.status() == StatusCode::OK {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = self.whole(answer).await?;
+        #[derive(Deserialize)]
+        struct Problem {
+            error: String,
+        }
+        Err(Failure::Problem(
+            match serde_json::from_slice::<Problem>(&body) {
+                Ok(problem) => super::harmless(&problem.error),
+                Err(_) => format!("the supervisor answered {status}"),
+            },
+        ))
+    }
+
+    async fn whole(&self, answer: Response<Incoming>) -> Result<Bytes, Failure> {
+        let body = answer
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| self.lost(&error))?;
+        Ok(body.to_bytes())
+    }
+
+    fn not_running(&self) -> Failure {
+        Failure::NotRunning(format!(
+            "brokkr-supervisor is not running: no answer on {} (systemctl start brokkr-supervisor)",
+            self.socket.display()
+        ))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let socket = self.socket.display();
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => self.not_running(),
+            ErrorKind::PermissionDenied => Failure::Problem(format!(
+                "you may not use {socket}: be root or a member of group {GROUP}"
+            )),
+            _ => Failure::Problem(format!("cannot connect to {socket}: {error}")),
+        }
+    }
+
+    fn lost(&self, error: &hyper::Error) -> Failure {
+        let socket = self.socket.display();
+        Failure::NotRunning(format!(
+            "brokkr-supervisor has closed the connection on {socket}: {error}"
+        ))
+    }
+}
+
+/// The answer is none of those this program knows: the two are of different versions.
+pub(super) fn not_understood(error: &serde_json::Error) -> Failure {
+    Failure::Problem(format!(
+        "the supervisor's answer is not understood: {error}"
+    ))
+}

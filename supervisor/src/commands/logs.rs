@@ -1,0 +1,25 @@
+//! `logs`
+
+use super::client::Client;
+use super::{Failure, say};
+use crate::cli::{LogFormat, Logs};
+use std::fmt::Write;
+
+pub(super) fn logs(client: &Client, options: &Logs) -> Result<(), Failure> {
+    let format = match options.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let mut path = format!("/v1/logs?format={format}&n={}", options.lines);
+    for tenant in &options.tenants {
+        // Writing into a string cannot fail; a tenant's name needs no escapes.
+        let _ = write!(path, "&tenant={tenant}");
+    }
+    if let Some(level) = options.level {
+        let _ = write!(path, "&level={}", level.as_str());
+    }
+    if options.follow {
+        path.push_str("&follow=1");
+    }
+    client.stream(&path, say)
+}

@@ -1,0 +1,29 @@
+//! `start`, `stop`, `restart`
+
+use super::client::Client;
+use super::{Failure, harmless, say};
+use crate::cli::Which;
+use crate::control::Orders;
+use crate::fleet::handle::{Order, Outcome, Selection};
+use std::io::{self, Write};
+
+pub(super) fn order(client: &Client, which: &Which, order: Order) -> Result<(), Failure> {
+    let selection = if which.all {
+        Selection::All
+    } else {
+        Selection::Names(which.tenants.clone())
+    };
+    let outcomes: Vec<Outcome> = client.post("/v1/orders", &Orders { selection, order })?;
+    let mut all_done = true;
+    for outcome in &outcomes {
+        let line = format!("{}: {}\n", outcome.tenant, harmless(&outcome.message));
+        if outcome.done {
+            say(line.as_bytes())?;
+        } else {
+            all_done = false;
+            // Nobody reads our complaints any more: the status says it too.
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
+    }
+    if all_done { Ok(()) } else { Err(Failure::Told) }
+}

@@ -1,0 +1,10 @@
+//! `pak`
+
+use super::client::Client;
+use super::{Failure, say};
+use brokkr_tenant::TenantName;
+
+pub(super) fn pak(client: &Client, tenant: &TenantName) -> Result<(), Failure> {
+    let pak = client.get(&format!("/v1/pak/{tenant}"))?;
+    say(&pak)
+}

@@ -1,0 +1,51 @@
+//! `reload`
+
+use super::client::Client;
+use super::{EXIT_PROBLEM, Failure, complain, harmless, say};
+use crate::control::Reload;
+use crate::fleet::handle::ReloadReport;
+
+pub(super) fn reload(client: &Client, confirm_removals: bool) -> Result<(), Failure> {
+    let report: ReloadReport = client.post("/v1/reload", &Reload { confirm_removals })?;
+    say(changes(&report).as_bytes())?;
+    if report.problems.is_empty() {
+        return Ok(());
+    }
+    for problem in &report.problems {
+        // A problem may be several lines: the place, the source line, a hint.
+        let lines: Vec<String> = problem.lines().map(harmless).collect();
+        complain(&lines.join("\n"), EXIT_PROBLEM);
+    }
+    Err(Failure::Told)
+}
+
+fn changes(report: &ReloadReport) -> String {
+    let lines = |what: &'static str, names: &[String]| {
+        names
+            .iter()
+            .map(|name| format!("{what} {name}\n"))
+            .collect::<String>()
+    };
+    let all = lines("added", &report.added)
+        + &lines("changed", &report.changed)
+        + &lines("removed", &report.removed);
+    if all.is_empty() {
+        "nothing changed\n".to_owned()
+    } else {
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_a_line_each() {
+        let mut report = ReloadReport::default();
+        assert_eq!(changes(&report), "nothing changed\n");
+        report.added = vec!["a".into(), "b".into()];
+        report.removed = vec!["c".into()];
+        assert_eq!(changes(&report), "added a\nadded b\nremoved c\n");
+    }
+}

@@ -1,0 +1,239 @@
+//! `tenant add`, `tenant remove`, `tenant list`
+
+use super::client::Client;
+use super::{Failure, reload, say};
+use crate::cli::{Add, Tenant};
+use crate::config::{Supervisor, TenantConfig};
+use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+pub(super) fn tenant(
+    client: &Client,
+    config: &Supervisor,
+    command: &Tenant,
+) -> Result<(), Failure> {
+    match command {
+        Tenant::List => list(&config.tenants_dir),
+        Tenant::Add(options) => {
+            add(config, options)?;
+            reload::reload(client, false)
+        }
+        Tenant::Remove { tenant } => {
+            let path = file_of(&config.tenants_dir, tenant);
+            fs::remove_file(&path).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => Failure::Problem(format!(
+                    "there is no tenant {tenant}: no file {}",
+                    path.display()
+                )),
+                _ => unwritable(tenant, &path, &error),
+            })?;
+            reload::reload(client, false)
+        }
+    }
+}
+
+fn file_of(folder: &Path, tenant: &TenantName) -> PathBuf {
+    folder.join(format!("{tenant}.toml"))
+}
+
+fn unwritable(tenant: &TenantName, path: &Path, error: &io::Error) -> Failure {
+    Failure::Problem(format!(
+        "tenant {tenant}: cannot change {}: {error}",
+        path.display()
+    ))
+}
+
+/// Names, from the files themselves: what is wrong with one is for `check` to say.
+fn list(folder: &Path) -> Result<(), Failure> {
+    let unreadable = |error: io::Error| {
+        Failure::Problem(format!(
+            "cannot read tenants_dir {}: {error}",
+            folder.display()
+        ))
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        let stem = name.to_str().and_then(|name| name.strip_suffix(".toml"));
+        names.extend(stem.and_then(|stem| TenantName::parse(stem).ok()));
+    }
+    names.sort();
+    say(names
+        .iter()
+        .map(|name| format!("{name}\n"))
+        .collect::<String>()
+        .as_bytes())
+}
+
+/// Writes the file, once it is known to be good, and never over another.
+fn add(config: &Supervisor, options: &Add) -> Result<(), Failure> {
+    let tenant = &options.tenant;
+    let path = file_of(&config.tenants_dir, tenant);
+    // A name with a dot in front is no tenant's.
+    let early = config
+        .tenants_dir
+        .join(format!(".{tenant}.toml.{}", std::process::id()));
+    let written = write(&early, &content(options)?)
+        .map_err(|error| unwritable(tenant, &path, &error))
+        .and_then(|()| judge(config, tenant, &early, &path))
+        // Unlike a rename this fails when there is one.
+        .and_then(|()| {
+            fs::hard_link(&early, &path).map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    Failure::Problem(format!("tenant {tenant} exists: {}", path.display()))
+                }
+                _ => unwritable(tenant, &path, &error),
+            })
+        });
+    // Left behind, it is no tenant's and the next `add` of this process number writes over it.
+    let _ = fs::remove_file(&early);
+    written
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o640)
+        .open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn judge(
+    config: &Supervisor,
+    tenant: &TenantName,
+    early: &Path,
+    path: &Path,
+) -> Result<(), Failure> {
+    let mut under = vec![config.defaults.clone()];
+    if config.postgres.embedded {
+        // Whichever address the embedded server has, the tenant has a URL.
+        let url = [("database.url", "postgres:///brokkr?host=/")];
+        under.insert(0, Layer::from_pairs("the embedded server", url));
+    }
+    TenantConfig::load(tenant, early, &under)
+        .map(drop)
+        .map_err(|problems| {
+            let text = problems
+                .to_string()
+                .replace(&*early.to_string_lossy(), &path.to_string_lossy());
+            Failure::Problem(format!("tenant {tenant} is not added:\n{text}"))
+        })
+}
+
+fn content(options: &Add) -> Result<String, Failure> {
+    let tenant = &options.tenant;
+    let mut database = toml::Table::new();
+    if let Some(url) = &options.url {
+        // What is wrong with it otherwise is said with the line it has in the file.
+        if DatabaseUrl::parse(url).is_ok_and(|url| url.password().is_some()) {
+            let text = "a password has no place in an argument: put the URL into a file and use --url-file";
+            return Err(Failure::Problem(format!(
+                "tenant {tenant} is not added: {text}"
+            )));
+        }
+        database.insert("url".into(), url.clone().into());
+    }
+    if let Some(file) = &options.url_file {
+        let absolute = std::path::absolute(file).ok();
+        let text = absolute.as_ref().and_then(|path| path.to_str());
+        let text = text.ok_or_else(|| {
+            Failure::Problem(format!(
+                "tenant {tenant}: --url-file is not UTF-8: {}",
+                file.display()
+            ))
+        })?;
+        database.insert("url_file".into(), text.into());
+    }
+    let schema = options.schema.clone();
+    let schema = schema.unwrap_or_else(|| format!("tenant_{}", tenant.as_str().replace('-', "_")));
+    database.insert("schema".into(), schema.into());
+    if let Some(size) = options.pool_size {
+        database.insert("pool_size".into(), i64::from(size).into());
+    }
+    let mut http = toml::Table::new();
+    http.insert("listen".into(), options.listen.clone().into());
+    let mut all = toml::Table::new();
+    all.insert("database".into(), database.into());
+    all.insert("http".into(), http.into());
+    Ok(all.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn host() -> (tempfile::TempDir, Supervisor) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("supervisor.toml");
+        fs::write(
+            &file,
+            "tenants_dir = \"t\"\n[defaults.database]\nurl = \"postgres://brokkr@127.0.0.1/brokkr\"\n",
+        )
+        .unwrap();
+        fs::create_dir(dir.path().join("t")).unwrap();
+        let config = crate::config::load(&file).unwrap();
+        (dir, config)
+    }
+
+    fn options(schema: &str) -> Add {
+        Add {
+            tenant: TenantName::parse("acme").unwrap(),
+            url: None,
+            url_file: None,
+            schema: Some(schema.to_owned()),
+            listen: "127.0.0.1:3001".to_owned(),
+            pool_size: Some(7),
+        }
+    }
+
+    #[test]
+    fn a_good_file_is_written_once_and_never_over_another() {
+        let (dir, config) = host();
+        add(&config, &options("tenant_acme")).unwrap();
+        let files: Vec<_> = fs::read_dir(dir.path().join("t")).unwrap().collect();
+        assert_eq!(files.len(), 1);
+        let text = fs::read_to_string(dir.path().join("t/acme.toml")).unwrap();
+        assert!(
+            text.contains("pool_size = 7") && text.contains("listen = \"127.0.0.1:3001\""),
+            "{text}"
+        );
+        let again = add(&config, &options("other")).unwrap_err().to_string();
+        assert!(again.contains("tenant acme exists"), "{again}");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("t/acme.toml")).unwrap(),
+            text
+        );
+    }
+
+    #[test]
+    fn a_password_is_not_taken_from_an_argument() {
+        let (dir, config) = host();
+        let mut options = options("tenant_acme");
+        options.url = Some("postgres://u:hunter2@127.0.0.1/b".to_owned());
+        let error = add(&config, &options).unwrap_err().to_string();
+        assert!(
+            error.contains("--url-file") && !error.contains("hunter2"),
+            "{error}"
+        );
+        options.url = Some("postgres://u@127.0.0.1/b".to_owned());
+        add(&config, &options).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("t")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_bad_one_is_refused_with_the_line_and_nothing_is_left() {
+        let (dir, config) = host();
+        let error = add(&config, &options("drop table;"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("t/acme.toml:"), "{error}");
+        assert_eq!(fs::read_dir(dir.path().join("t")).unwrap().count(), 0);
+    }
+}
