@@ -307,18 +307,7 @@ impl Coordinator {
         self.notes.insert(url.clone(), notes);
         let key = (identity.identifier.clone(), identity.started.clone());
         let watched = self.servers.entry(id.clone()).or_insert_with(|| Watched {
-            view: Server {
-                facts: Facts::default(),
-                up: false,
-                reason: None,
-                since: Instant::now(),
-                sampled: Instant::now(),
-                ours: BTreeMap::new(),
-                in_use: 0,
-                version: String::new(),
-                pooler: false,
-                warnings: Vec::new(),
-            },
+            view: Server::unseen(Facts::default()),
             key: key.clone(),
             probe: None,
         });

@@ -86,6 +86,25 @@ pub struct Server {
     pub warnings: Vec<String>,
 }
 
+impl Server {
+    /// A server of which only these facts are known.
+    pub fn unseen(facts: Facts) -> Self {
+        let now = Instant::now();
+        Self {
+            facts,
+            up: false,
+            reason: None,
+            since: now,
+            sampled: now,
+            ours: BTreeMap::new(),
+            in_use: 0,
+            version: String::new(),
+            pooler: false,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 impl ServersView {
     /// Whether nothing but the time of the last count differs: then there is nothing new to judge.
     pub fn same_but_for_times(&self, other: &Self) -> bool {

@@ -1,0 +1,300 @@
+//! `check`: judges every file, schema, address and budget as `run` would, and changes nothing.
+//!
+//! Beside a running supervisor it uses what that one keeps in its state folder: who is admitted and who is
+//! stopped. Problems and warnings go to standard error, each problem beginning with its place; the sums to
+//! standard output.
+
+mod table;
+
+use crate::budget::{
+    self, Admission, Claim, Contested, Database, Decision, Facts, Place, Role, Seat, ServerId, Stake,
+    Verdict, Wanted, parse_admitted,
+};
+use crate::cli;
+use crate::config::{self, Look, Scanner, Supervisor, TenantConfig};
+use crate::embedded;
+use crate::servers::{Endpoint, Servers, ServersView};
+use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longer than the longest login: two connections and three statements, each with its own deadline.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// What a new server reserves for superusers unless it is told otherwise; ours is not told.
+const EMBEDDED_RESERVE: u32 = 3;
+
+/// What is found, before it is printed.
+#[derive(Debug, Default)]
+struct Findings {
+    problems: Vec<String>,
+    warnings: Vec<String>,
+    /// Tenants that want to run and whose file is good.
+    wanted: BTreeMap<TenantName, Arc<TenantConfig>>,
+    /// Why the others do not run.
+    idle: BTreeMap<TenantName, &'static str>,
+}
+
+/// Judges, prints, and says with the exit status whether all is well.
+pub(crate) fn check(path: &Path, options: &cli::Check) -> ExitCode {
+    let mut findings = Findings::default();
+    let mut output = String::new();
+    match config::load(path) {
+        Err(problems) => findings.problems.push(problems.to_string()),
+        Ok(config) => output = judge(&config, options.offline, &mut findings),
+    }
+    let mut errors = io::stderr().lock();
+    for warning in &findings.warnings {
+        // Nobody reads them: the exit status still says it.
+        let _ = writeln!(errors, "warning: {}", warning.trim_end());
+    }
+    for problem in &findings.problems {
+        let _ = writeln!(errors, "{}", problem.trim_end());
+    }
+    if let Err(error) = io::stdout().lock().write_all(output.as_bytes())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return super::complain(&format!("cannot write to standard output: {error}"), super::EXIT_PROBLEM);
+    }
+    if findings.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(super::EXIT_PROBLEM) }
+}
+
+fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String {
+    findings.warnings.extend(config.warnings.iter().map(brokkr_tenant::Diagnostic::headline));
+    let embedded = embedded_url(config, findings);
+    read_files(config, embedded.as_ref(), findings);
+    let admitted = read_admitted(config, findings);
+
+    let mut view = if offline { Arc::default() } else { ask(findings) };
+    if let Some(url) = &embedded
+        && findings.wanted.values().any(|tenant| tenant.broker().database.url == *url)
+        && !matches!(view.endpoint(url), Endpoint::Ready(_))
+        && !embedded::runs(config)
+    {
+        findings.warnings.push(format!(
+            "the embedded server is not running: its tenants are judged by [postgres] max_connections = {}",
+            config.postgres.max_connections
+        ));
+        view = Arc::new(with_embedded(&view, url, config.postgres.max_connections));
+    }
+    report_endpoints(&view, offline, findings);
+
+    let refused = find_conflicts(&view, &admitted, findings);
+    let claims: Vec<Claim> = findings
+        .wanted
+        .iter()
+        .filter(|(tenant, _)| !refused.contains_key(*tenant))
+        .map(|(tenant, config)| Claim {
+            tenant: tenant.clone(),
+            priority: priority(config),
+            wanted: Wanted::Pool {
+                connections: config.broker().database.pool_size.get(),
+                at: view.endpoint(&config.broker().database.url).place().cloned(),
+            },
+            held: Vec::new(),
+        })
+        .collect();
+    let verdict = budget::admit(&admitted, &claims, &view.facts(), config.budget.headroom);
+    report_shortages(&verdict, findings);
+    let verdicts = findings
+        .wanted
+        .keys()
+        .map(|tenant| {
+            let text = match (refused.get(tenant), verdict.tenants.get(tenant)) {
+                (Some(what), _) => format!("refused: {what} taken"),
+                (None, Some(Decision::Admitted)) => "fits".to_owned(),
+                (None, Some(Decision::Keep(_))) => "keeps its old pool".to_owned(),
+                (None, Some(Decision::Refused(_))) => "refused: over budget".to_owned(),
+                (None, _) if offline => "not asked".to_owned(),
+                (None, _) => "cannot be judged".to_owned(),
+            };
+            (tenant.clone(), text)
+        })
+        .collect();
+    table::render(&table::Sums {
+        wanted: &findings.wanted,
+        idle: &findings.idle,
+        verdicts: &verdicts,
+        view: &view,
+        verdict: &verdict,
+        headroom: config.budget.headroom,
+    })
+}
+
+/// The URL of tenants without one, if there is one.
+fn embedded_url(config: &Supervisor, findings: &mut Findings) -> Option<DatabaseUrl> {
+    if !config.postgres.embedded {
+        return None;
+    }
+    embedded::url(config).inspect_err(|error| findings.problems.push(error.clone())).ok()
+}
+
+fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mut Findings) {
+    let mut layers = Vec::new();
+    if let Some(url) = embedded {
+        layers.push(Layer::from_pairs("the embedded server", [("database.url", url.expose().as_str())]));
+    }
+    layers.push(config.defaults.clone());
+    let mut scanner = Scanner::new(config.tenants_dir.clone(), layers);
+    let look = Look { removals_at_once: true, confirm_removals: true };
+    let scanned = scanner.scan(Instant::now(), look, &BTreeSet::new());
+    findings.problems.extend(scanned.desired.problems);
+    let stopped = std::fs::read_to_string(config.state_dir.join("stopped")).unwrap_or_default();
+    let stopped: BTreeSet<&str> = stopped.lines().map(str::trim).collect();
+    for (tenant, file) in scanned.desired.tenants {
+        match file {
+            Err(problem) => findings.problems.push(problem),
+            Ok(file) => {
+                findings.warnings.extend(file.warnings.iter().cloned());
+                if !file.broker().supervision.enabled {
+                    findings.idle.insert(tenant, "stopped: enabled = false");
+                } else if stopped.contains(tenant.as_str()) {
+                    findings.idle.insert(tenant, "stopped by the operator");
+                } else {
+                    findings.wanted.insert(tenant, file);
+                }
+            }
+        }
+    }
+}
+
+fn read_admitted(config: &Supervisor, findings: &mut Findings) -> Vec<Admission> {
+    let path = config.state_dir.join("admitted");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => parse_admitted(&text).0,
+        Err(error) => {
+            // Absent: nothing has run yet.
+            if error.kind() != io::ErrorKind::NotFound {
+                findings.warnings.push(format!(
+                    "{}: {error}; tenants are judged by priority and name, as if none were admitted yet",
+                    path.display()
+                ));
+            }
+            Vec::new()
+        }
+    }
+}
+
+/// Asks every server once.
+fn ask(findings: &mut Findings) -> Arc<ServersView> {
+    let urls: BTreeSet<DatabaseUrl> =
+        findings.wanted.values().map(|config| config.broker().database.url.clone()).collect();
+    let asked = Servers::start(brokkr_pg::application_prefix().to_owned()).and_then(|servers| {
+        servers.want(urls.clone());
+        let mut view = servers.view();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let known =
+            |view: &Arc<ServersView>| urls.iter().all(|url| *view.endpoint(url) != Endpoint::Unknown);
+        // Late or not: what is known by then is judged.
+        let _ = runtime.block_on(async { tokio::time::timeout(PATIENCE, view.wait_for(known)).await });
+        Ok(view.borrow().clone())
+    });
+    asked.unwrap_or_else(|error| {
+        findings.problems.push(format!("cannot ask the servers: {error}"));
+        Arc::default()
+    })
+}
+
+/// The embedded server as it will be once it runs.
+fn with_embedded(view: &ServersView, url: &DatabaseUrl, max_connections: u32) -> ServersView {
+    let server = ServerId::new("embedded");
+    let place =
+        Place { server: server.clone(), database: 1, role: url.user().to_owned(), superuser: false };
+    let facts = Facts {
+        max_connections,
+        superuser_reserved: EMBEDDED_RESERVE,
+        databases: [(1, Database { name: url.dbname().to_owned(), limit: None })].into(),
+        roles: [(url.user().to_owned(), Role { limit: None, superuser: false })].into(),
+        own: Some(place.clone()),
+        ..Facts::default()
+    };
+    let mut view = view.clone();
+    view.endpoints.insert(url.clone(), Endpoint::Ready(place));
+    view.servers.insert(server, crate::servers::Server::unseen(facts));
+    view
+}
+
+fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) {
+    for (id, server) in &view.servers {
+        let users: Vec<&str> = findings
+            .wanted
+            .iter()
+            .filter(|(_, c)| view.endpoint(&c.broker().database.url).place().is_some_and(|p| p.server == *id))
+            .map(|(tenant, _)| tenant.as_str())
+            .collect();
+        for warning in &server.warnings {
+            findings.warnings.push(format!("server {id} (tenants {}): {warning}", users.join(", ")));
+        }
+    }
+    if offline {
+        return;
+    }
+    for (tenant, config) in &findings.wanted {
+        let endpoint = view.endpoint(&config.broker().database.url);
+        if let Some(problem) = endpoint.problem() {
+            let text = format!("tenant {tenant}: no server for it: {problem}");
+            findings.problems.push(config.at("database.url", &text));
+        }
+    }
+}
+
+/// Tenants whose schema or address is taken, and which of the two.
+fn find_conflicts(
+    view: &ServersView,
+    admitted: &[Admission],
+    findings: &mut Findings,
+) -> BTreeMap<TenantName, &'static str> {
+    let stakes: Vec<Stake> = findings
+        .wanted
+        .iter()
+        .map(|(tenant, config)| {
+            let broker = config.broker();
+            let url = &broker.database.url;
+            Stake {
+                tenant: tenant.clone(),
+                priority: priority(config),
+                running: Vec::new(),
+                wanted: Some(Seat {
+                    database: view
+                        .endpoint(url)
+                        .place()
+                        .map(|place| (place.server.clone(), place.database)),
+                    spelled: table::spelled(url) + "/" + url.dbname(),
+                    schema: broker.database.schema.clone(),
+                    listen: broker.http.listen.clone(),
+                }),
+            }
+        })
+        .collect();
+    let mut refused = BTreeMap::new();
+    for (tenant, conflict) in budget::conflicts(admitted, &stakes) {
+        let (key, what) = match conflict.contested {
+            Contested::Schema(_) => ("database.schema", "schema"),
+            Contested::Address(_) => ("http.listen", "address"),
+        };
+        if let Some(config) = findings.wanted.get(&tenant) {
+            findings.problems.push(config.at(key, &conflict.to_string()));
+        }
+        refused.insert(tenant, what);
+    }
+    refused
+}
+
+fn report_shortages(verdict: &Verdict, findings: &mut Findings) {
+    for (tenant, decision) in &verdict.tenants {
+        if let Decision::Refused(shortage) | Decision::Keep(shortage) = decision
+            && let Some(config) = findings.wanted.get(tenant)
+        {
+            let text = format!("over budget: tenant {tenant} {shortage}");
+            findings.problems.push(config.at("database.pool_size", &text));
+        }
+    }
+}
+
+/// Beyond what anybody writes it makes no difference.
+fn priority(config: &TenantConfig) -> i32 {
+    config.broker().supervision.priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+}

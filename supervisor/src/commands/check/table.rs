@@ -1,0 +1,152 @@
+//! The sums of `check`, server by server.
+
+use crate::budget::{COMMAND, Decision, OWN, REPLACEMENT, Shortage, Verdict};
+use crate::config::TenantConfig;
+use crate::servers::ServersView;
+use brokkr_tenant::{DatabaseUrl, Host, TenantName};
+use comfy_table::{CellAlignment, Table, presets};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+/// What the tables are made of.
+pub(super) struct Sums<'c> {
+    pub(super) wanted: &'c BTreeMap<TenantName, Arc<TenantConfig>>,
+    pub(super) idle: &'c BTreeMap<TenantName, &'static str>,
+    pub(super) verdicts: &'c BTreeMap<TenantName, String>,
+    pub(super) view: &'c ServersView,
+    pub(super) verdict: &'c Verdict,
+    pub(super) headroom: u32,
+}
+
+/// All tables as text.
+pub(super) fn render(sums: &Sums<'_>) -> String {
+    let mut text = String::new();
+    let mut groups: BTreeMap<String, Vec<&TenantName>> = BTreeMap::new();
+    for (tenant, config) in sums.wanted {
+        let url = &config.broker().database.url;
+        let place = sums.view.endpoint(url).place();
+        let group = place.map_or_else(|| spelled(url), |place| place.server.to_string());
+        groups.entry(group).or_default().push(tenant);
+    }
+    for (group, tenants) in groups {
+        one_server(sums, &group, &tenants, &mut text);
+    }
+    for (tenant, why) in sums.idle {
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(text, "{tenant}: {why}; it counts nothing");
+    }
+    text
+}
+
+fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut String) {
+    let server = sums.view.servers.iter().find(|(id, _)| id.as_str() == group);
+    let _ = match server.map(|(_, server)| server) {
+        Some(server) if !server.version.is_empty() => {
+            writeln!(text, "server {group} (PostgreSQL {})", server.version)
+        }
+        _ => writeln!(text, "server {group}"),
+    };
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["tenant", "pool", "role", "database", "schema", "listen", "verdict"]);
+    // The order they are judged in: admitted ones, oldest first, then the rest.
+    let place = |tenant: &TenantName| {
+        sums.verdict.admitted.iter().position(|a| a.tenant == *tenant).unwrap_or(usize::MAX)
+    };
+    let mut tenants = tenants.to_vec();
+    tenants.sort_by_key(|tenant| (place(tenant), *tenant));
+    let mut pools: u32 = 0;
+    for tenant in &tenants {
+        let Some(config) = sums.wanted.get(*tenant) else { continue };
+        let broker = config.broker();
+        let pool = broker.database.pool_size.get();
+        pools = pools.saturating_add(pool);
+        table.add_row([
+            tenant.as_str(),
+            &pool.to_string(),
+            broker.database.url.user(),
+            broker.database.url.dbname(),
+            broker.database.schema.as_str(),
+            &broker.http.listen.to_string(),
+            sums.verdicts.get(*tenant).map_or("", String::as_str),
+        ]);
+    }
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    push(text, &table);
+
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    let extra = REPLACEMENT + OWN + COMMAND;
+    let demand = pools.saturating_add(extra);
+    let mut row = |what: &str, number: String| {
+        table.add_row([what, number.as_str()]);
+    };
+    row("pools, refused ones included", pools.to_string());
+    row("+ a replacement instance", REPLACEMENT.to_string());
+    row("+ the supervisor", OWN.to_string());
+    row("+ a brokkr-broker command", COMMAND.to_string());
+    row("= demand", demand.to_string());
+    if let Some((_, server)) = server {
+        let facts = &server.facts;
+        row("max_connections", facts.max_connections.to_string());
+        row("- superuser_reserved_connections", facts.superuser_reserved.to_string());
+        row("- reserved_connections", facts.reserved.to_string());
+        let kept = sums.headroom.max(facts.foreign);
+        let what = if facts.foreign > sums.headroom {
+            format!("- connections that are not ours, now (headroom is {})", sums.headroom)
+        } else {
+            format!("- headroom ({} connections are not ours, now)", facts.foreign)
+        };
+        row(&what, kept.to_string());
+        let capacity = facts.capacity(sums.headroom);
+        row("= capacity", capacity.to_string());
+        let free = i64::from(capacity) - i64::from(demand);
+        row(if free < 0 { "missing" } else { "free" }, free.abs().to_string());
+    }
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    push(text, &table);
+
+    let mut advice: Vec<String> = Vec::new();
+    for shortage in tenants.iter().filter_map(|tenant| shortage(sums.verdict, tenant)) {
+        let line = format!("{}: {}", shortage.scope, shortage.advice());
+        if !advice.contains(&line) {
+            advice.push(line);
+        }
+    }
+    match (server, advice.is_empty()) {
+        (Some(_), true) => text.push_str("  everybody fits\n"),
+        (None, _) => text.push_str("  not asked: its max_connections is not known\n"),
+        (Some(_), false) => {
+            for line in advice {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
+    }
+    text.push('\n');
+}
+
+fn shortage<'v>(verdict: &'v Verdict, tenant: &TenantName) -> Option<&'v Shortage> {
+    match verdict.tenants.get(tenant)? {
+        Decision::Refused(shortage) | Decision::Keep(shortage) => Some(shortage),
+        _ => None,
+    }
+}
+
+fn push(text: &mut String, table: &Table) {
+    for line in table.to_string().lines() {
+        let _ = writeln!(text, " {}", line.trim_end());
+    }
+}
+
+/// Host and port as a URL spells them.
+pub(super) fn spelled(url: &DatabaseUrl) -> String {
+    match url.host() {
+        Host::Tcp(host) => format!("{host}:{}", url.port()),
+        Host::Unix(folder) => format!("{}:{}", folder.display(), url.port()),
+    }
+}
