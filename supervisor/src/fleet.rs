@@ -21,9 +21,9 @@ use crate::instance::report::{Report, What};
 use crate::lifecycle::{
     Action, Event, Hang, InstanceId, Lifecycle, Policy, Pulse, Spec, Time, Want, stalled_or_hung,
 };
-use crate::servers::ServersView;
+use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
-use brokkr_tenant::{DatabaseUrl, INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
+use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
 use entry::{Entry, Told};
 use handle::Request;
 use judge::{Judgement, Ruling, judge};
@@ -47,14 +47,13 @@ pub(crate) struct Parts {
     pub(crate) edge: Edge,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) desired: watch::Receiver<Arc<Desired>>,
-    pub(crate) view: watch::Receiver<Arc<ServersView>>,
+    pub(crate) servers: Servers,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) reloader: Reloader,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) admitted: Vec<Admission>,
     pub(crate) stopped: BTreeSet<TenantName>,
     pub(crate) first_free: BTreeMap<TenantName, u64>,
-    pub(crate) wanted_urls: watch::Sender<BTreeSet<DatabaseUrl>>,
     pub(crate) notices: Vec<String>,
 }
 
@@ -78,7 +77,7 @@ pub(crate) struct Fleet {
     requests: mpsc::Receiver<Request>,
     reloader: Reloader,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    wanted_urls: watch::Sender<BTreeSet<DatabaseUrl>>,
+    servers: Servers,
     entries: BTreeMap<TenantName, Entry>,
     admitted: Vec<Admission>,
     stopped: BTreeSet<TenantName>,
@@ -109,11 +108,11 @@ impl Fleet {
             edge: parts.edge,
             reports: parts.reports,
             desired: parts.desired,
-            view: parts.view,
+            view: parts.servers.view(),
+            servers: parts.servers,
             requests: parts.requests,
             reloader: parts.reloader,
             snapshots: parts.snapshots,
-            wanted_urls: parts.wanted_urls,
             entries: BTreeMap::new(),
             admitted: parts.admitted,
             stopped: parts.stopped,
@@ -191,7 +190,11 @@ impl Fleet {
         let Some(entry) = self.entries.get_mut(&report.tenant) else { return };
         match report.what {
             What::Life(event) => {
-                if let Event::Exited { id, .. } | Event::SpawnFailed { id, .. } = &event {
+                if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event {
+                    let planned = entry.life.instances().any(|i| i.id == *id && i.planned);
+                    if !planned {
+                        tracing::warn!(tenant = %report.tenant, "its broker has ended: {reason}");
+                    }
                     self.edge.ended(&report.tenant, *id);
                     entry.status = None;
                 }
@@ -314,11 +317,7 @@ impl Fleet {
             let configs = entry.asked().into_iter().chain(entry.revisions.values());
             urls.extend(configs.map(|config| config.broker().database.url.clone()));
         }
-        self.wanted_urls.send_if_modified(|old| {
-            let changed = *old != urls;
-            *old = urls;
-            changed
-        });
+        self.servers.want(urls);
     }
 
     fn judge_hangs(&mut self) {

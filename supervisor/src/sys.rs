@@ -8,6 +8,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// First descriptor after standard input, output and error: where `sd_listen_fds` begins.
 const FIRST_PASSED: RawFd = 3;
@@ -258,6 +260,15 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Res
         )
     };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Hands a descriptor to the event loop, to be woken when it becomes readable.
+///
+/// # Errors
+/// When the event loop cannot take it.
+pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what turns into an `OwnedFd` owns its descriptor: it stays open, and the same, until `inner` is dropped.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// Raises the soft limit of open files to the hard one, and gives the old pair for the children.

@@ -1,5 +1,8 @@
 //! Reads `tenants_dir` into what should be. Files that have not changed are not read again.
 
+#[cfg(test)]
+mod tests;
+
 use super::TenantConfig;
 use brokkr_tenant::{Layer, TenantName};
 use std::collections::{BTreeMap, BTreeSet};

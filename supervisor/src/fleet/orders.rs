@@ -111,9 +111,10 @@ impl Fleet {
         let before = before.map(|(n, e)| (n.clone(), e.asked().map(|c| c.digest))).collect();
         self.orders.reloads.push(Reload { before, scan: None, reply });
         let (done, scanned) = oneshot::channel();
-        let reloader = self.reloader.clone();
+        let (reloader, servers) = (self.reloader.clone(), self.servers.clone());
         self.orders.rescans.spawn(async move {
             let _ = reloader.send(ReloadWish { confirm_removals, done }).await;
+            servers.refresh().await;
             scanned.await.unwrap_or(0)
         });
         let now = self.now();

@@ -102,13 +102,13 @@ fn log_change(name: &TenantName, entry: &mut Entry) {
     if entry.logged.as_ref() == Some(&said) {
         return;
     }
-    let pid = instance.and_then(|i| i.pid);
+    let broker_pid = instance.and_then(|i| i.pid);
     let why = said.1.as_deref().unwrap_or("");
     match state {
-        State::Refused | State::Backoff => tracing::warn!(tenant = %name, %state, pid, "{state}: {why}"),
-        State::Degraded => tracing::warn!(tenant = %name, %state, pid, "{state}: {why}"),
-        _ if why.is_empty() => tracing::info!(tenant = %name, %state, pid, "{state}"),
-        _ => tracing::info!(tenant = %name, %state, pid, "{state}: {why}"),
+        State::Refused | State::Backoff => tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}"),
+        State::Degraded => tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}"),
+        _ if why.is_empty() => tracing::info!(tenant = %name, %state, broker_pid, "{state}"),
+        _ => tracing::info!(tenant = %name, %state, broker_pid, "{state}: {why}"),
     }
     entry.logged = Some(said);
 }

@@ -50,7 +50,7 @@ impl NotifySocket {
     /// # Errors
     /// When the event loop cannot take it.
     pub(crate) fn new(socket: UnixDatagram) -> io::Result<Self> {
-        Ok(Self { socket: AsyncFd::new(socket)? })
+        Ok(Self { socket: crate::sys::readable(socket)? })
     }
 
     /// The next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.

@@ -9,7 +9,6 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// After SIGKILL there is nothing left to wait for but the kernel.
@@ -72,7 +71,7 @@ impl Launch {
         let stderr = child.stderr.take();
         let server = Server {
             pid: pid_of(&child),
-            pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)?,
+            pidfd: sys::readable(pidfd)?,
             child: Some((child, registered)),
         };
         Ok((server, stderr))
@@ -106,7 +105,7 @@ impl Server {
         if at.is_none() || at != std::fs::canonicalize(data).ok() {
             return Ok(None);
         }
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        let pidfd = sys::readable(pidfd)?;
         Ok(Some(Self { pid, pidfd, child: None }))
     }
 

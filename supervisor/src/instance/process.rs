@@ -14,7 +14,6 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -93,7 +92,7 @@ impl Process {
         told: Wishes,
         testament: &mut Testament,
     ) -> io::Result<String> {
-        let pidfd = AsyncFd::new(pidfd)?;
+        let pidfd = sys::readable(pidfd)?;
         let notify = NotifySocket::new(notify)?;
         let mut private = None;
         loop {

@@ -69,6 +69,14 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
     Ok(swept)
 }
 
+/// Kills the instance these files belong to, if it still runs.
+pub(crate) fn end_one(files: &Files) {
+    if let Ok(Some((_, pidfd))) = find(&files.lock()) {
+        let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL as i32);
+    }
+    files.remove();
+}
+
 /// The process that holds a lock, as a pidfd that is surely its.
 fn find(path: &Path) -> io::Result<Option<(i32, OwnedFd)>> {
     let Found::Held(holder) = lock::look(path)? else { return Ok(None) };

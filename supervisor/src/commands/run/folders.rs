@@ -1,0 +1,65 @@
+//! The folders the daemon lives in, and the lock that makes it the only one there.
+
+use crate::config::Supervisor;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// `RUNTIME_DIR/instances`.
+pub(super) fn instances(config: &Supervisor) -> PathBuf {
+    config.runtime_dir.join("instances")
+}
+
+/// Makes what is missing and takes the runtime folder for this process alone, until the file is dropped.
+///
+/// # Errors
+/// What is in the way, for the operator.
+pub(super) fn prepare(config: &Supervisor) -> Result<File, String> {
+    // Others may pass through to reach the control socket, whose own mode says who may use it.
+    make(&config.runtime_dir, 0o755)?;
+    make(&config.state_dir, 0o755)?;
+    let lock = take(&config.runtime_dir.join("supervisor.lock"))?;
+    make(&instances(config), 0o700)?;
+    make(&config.state_dir.join("tenants"), 0o711)?;
+    Ok(lock)
+}
+
+fn make(path: &Path, mode: u32) -> Result<(), String> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|error| format!("cannot make {}: {error}", path.display()))
+}
+
+fn take(path: &Path) -> Result<File, String> {
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            return Err(format!(
+                "another brokkr-supervisor (pid {}) runs in {}: stop it, or give this one a runtime_dir of its own",
+                pid.trim(),
+                path.parent().unwrap_or(path).display()
+            ));
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(format!("cannot lock {}: {error}", path.display()));
+        }
+    }
+    let wrote = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    wrote.map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    Ok(file)
+}

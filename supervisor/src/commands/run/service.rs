@@ -1,0 +1,136 @@
+//! The daemon as a service: signals in, readiness, progress and the watchdog out.
+
+use crate::fleet::handle::Handle;
+use crate::instance::orphans;
+use crate::status::{Snapshot, State};
+use crate::systemd::Notifier;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+/// While draining, systemd is asked for more time so often.
+const EXTEND_EVERY: Duration = Duration::from_secs(1);
+
+/// Every signal the daemon heeds.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+    child: Signal,
+}
+
+impl Signals {
+    /// Takes them over.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            child: signal(SignalKind::child())?,
+        })
+    }
+}
+
+/// Turns signals into requests, until one of them stops the daemon.
+pub(super) async fn heed(
+    mut signals: Signals,
+    notifier: Notifier,
+    handle: Handle,
+    stop: oneshot::Sender<()>,
+) {
+    let mut stop = Some(stop);
+    loop {
+        // Cancel-safe: a signal not taken stays pending in its stream.
+        tokio::select! {
+            _ = signals.terminate.recv() => stop_once(&mut stop, &notifier, "SIGTERM"),
+            _ = signals.interrupt.recv() => stop_once(&mut stop, &notifier, "SIGINT"),
+            _ = signals.hang_up.recv() => {
+                tracing::info!("SIGHUP: reading every file again");
+                notifier.reloading();
+                let (handle, notifier) = (handle.clone(), notifier.clone());
+                tokio::spawn(async move {
+                    if let Ok(report) = handle.reload(false).await {
+                        for problem in &report.problems {
+                            tracing::warn!("{problem}");
+                        }
+                        tracing::info!(added = report.added.len(), changed = report.changed.len(), removed = report.removed.len(), "reloaded");
+                    }
+                    notifier.ready();
+                });
+            }
+            _ = signals.child.recv() => {
+                orphans::reap();
+            }
+        }
+    }
+}
+
+fn stop_once(stop: &mut Option<oneshot::Sender<()>>, notifier: &Notifier, signal: &str) {
+    if let Some(stop) = stop.take() {
+        tracing::info!("{signal}: draining every tenant");
+        notifier.stopping();
+        let _ = stop.send(());
+        let notifier = notifier.clone();
+        tokio::spawn(async move {
+            loop {
+                notifier.extend_timeout(EXTEND_EVERY * 10);
+                tokio::time::sleep(EXTEND_EVERY).await;
+            }
+        });
+    }
+}
+
+/// Tells systemd of the first judgement, of progress, and that the loop turns.
+pub(super) async fn report(notifier: Notifier, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let turn = notifier
+        .watchdog_interval()
+        .unwrap_or(Duration::from_secs(86_400));
+    let mut watchdog = tokio::time::interval(turn);
+    let mut said = String::new();
+    let mut ready = false;
+    loop {
+        // Cancel-safe: a change not seen now is seen by the next `changed`.
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            _ = watchdog.tick() => {
+                notifier.watchdog();
+                continue;
+            }
+        }
+        let line = summary(&snapshots.borrow_and_update());
+        if line != said {
+            notifier.status(&line);
+            said = line;
+        }
+        if !std::mem::replace(&mut ready, true) {
+            notifier.ready();
+        }
+    }
+}
+
+/// `ready 212/300, waiting 80, refused 8`.
+fn summary(snapshot: &Snapshot) -> String {
+    let all = snapshot.tenants.len();
+    let count = |state| snapshot.tenants.iter().filter(|t| t.state == state).count();
+    let mut line = format!("ready {}/{all}", count(State::Ready));
+    for state in [
+        State::Starting,
+        State::Waiting,
+        State::Degraded,
+        State::Backoff,
+        State::Refused,
+        State::Stopping,
+        State::Stopped,
+    ] {
+        match count(state) {
+            0 => {}
+            n => line.push_str(&format!(", {state} {n}")),
+        }
+    }
+    line
+}

@@ -1,0 +1,181 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+use super::*;
+
+struct Folder {
+    directory: tempfile::TempDir,
+    scanner: Scanner,
+    now: Instant,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let url = Layer::from_pairs("test", [("database.url", "postgres://u@h/d")]);
+        let scanner = Scanner::new(directory.path().join("t.d"), vec![url]);
+        std::fs::create_dir(directory.path().join("t.d")).unwrap();
+        Self { directory, scanner, now: Instant::now() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join("t.d").join(name)
+    }
+
+    fn write(&self, name: &str, port: u16) {
+        let text = format!("[http]\nlisten = \"127.0.0.1:{port}\"\n[database]\nschema = \"t{port}\"\n");
+        std::fs::write(self.path(&format!("{name}.toml")), text).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(&format!("{name}.toml"))).unwrap();
+    }
+
+    fn after(&mut self, time: Duration) -> Scanned {
+        self.now += time;
+        self.look(Look::default())
+    }
+
+    fn look(&mut self, look: Look) -> Scanned {
+        self.scanner.scan(self.now, look, &BTreeSet::new())
+    }
+
+    fn names(scanned: &Scanned) -> Vec<&str> {
+        scanned.desired.tenants.keys().map(TenantName::as_str).collect()
+    }
+}
+
+const NOW: Duration = Duration::ZERO;
+
+#[test]
+fn only_toml_files_without_a_leading_dot_are_tenants_and_a_bad_name_is_a_problem() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    for name in [".acme.toml.swp", ".hidden.toml", "acme.toml~", "notes.txt", "Bad_Name.toml"] {
+        std::fs::write(folder.path(name), "x").unwrap();
+    }
+    let scanned = folder.after(NOW);
+    assert_eq!(Folder::names(&scanned), ["acme"]);
+    assert_eq!(scanned.desired.problems.len(), 1);
+    assert!(scanned.desired.problems[0].contains("Bad_Name.toml"), "{:?}", scanned.desired.problems);
+}
+
+#[test]
+fn a_folder_and_a_dangling_link_named_like_a_tenant_are_its_problem_and_nobody_elses() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    std::fs::create_dir(folder.path("folder.toml")).unwrap();
+    std::os::unix::fs::symlink("/no/where", folder.path("link.toml")).unwrap();
+    let scanned = folder.after(NOW);
+    let state = |name: &str| scanned.desired.tenants[&TenantName::parse(name).unwrap()].as_ref();
+    assert!(state("acme").is_ok());
+    for name in ["folder", "link"] {
+        let problem = state(name).unwrap_err();
+        assert!(problem.contains(&format!("{name}.toml:1:1: ")), "{problem}");
+    }
+}
+
+#[test]
+fn a_removal_counts_after_two_seconds_and_a_file_that_comes_back_was_never_gone() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    folder.after(NOW);
+    folder.remove("acme");
+    let scanned = folder.after(NOW);
+    assert_eq!(Folder::names(&scanned), ["acme"]);
+    assert_eq!(scanned.again_at, Some(folder.now + REMOVAL_AFTER));
+    folder.write("acme", 1);
+    assert_eq!(folder.after(Duration::from_secs(3)).again_at, None);
+    folder.remove("acme");
+    folder.after(NOW);
+    let scanned = folder.after(REMOVAL_AFTER);
+    assert!(Folder::names(&scanned).is_empty());
+}
+
+#[test]
+fn a_reload_makes_a_removal_count_at_once() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    folder.after(NOW);
+    folder.remove("acme");
+    let look = Look { removals_at_once: true, confirm_removals: false };
+    assert!(Folder::names(&folder.look(look)).is_empty());
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_changes_nothing_and_is_a_problem_until_it_is_back() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    folder.after(NOW);
+    let away = folder.directory.path().join("away");
+    std::fs::rename(folder.path("."), &away).unwrap();
+    let scanned = folder.after(Duration::from_secs(60));
+    assert_eq!(Folder::names(&scanned), ["acme"]);
+    assert_eq!(scanned.desired.problems.len(), 1);
+    std::fs::rename(&away, folder.directory.path().join("t.d")).unwrap();
+    assert!(folder.after(NOW).desired.problems.is_empty());
+}
+
+#[test]
+fn more_than_half_gone_at_once_is_held_until_confirmed() {
+    let mut folder = Folder::new();
+    for (port, name) in (1..).zip(["a", "b", "c", "d", "e"]) {
+        folder.write(name, port);
+    }
+    folder.after(NOW);
+    for name in ["a", "b", "c"] {
+        folder.remove(name);
+    }
+    folder.after(NOW);
+    let scanned = folder.after(Duration::from_secs(9));
+    assert_eq!(scanned.desired.tenants.len(), 5);
+    assert!(scanned.desired.problems[0].contains("reload --confirm-removals"));
+    let look = Look { removals_at_once: true, confirm_removals: false };
+    assert_eq!(folder.look(look).desired.tenants.len(), 5, "a plain reload holds them too");
+    let confirmed = folder.look(Look { confirm_removals: true, ..look });
+    assert_eq!(Folder::names(&confirmed), ["d", "e"]);
+}
+
+#[test]
+fn an_unchanged_file_is_not_read_again_and_a_changed_one_is() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    let name = TenantName::parse("acme").unwrap();
+    let first = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    let again = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    assert!(Arc::ptr_eq(&first, &again));
+    folder.write("acme", 2);
+    let changed = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    assert_ne!(first.digest, changed.digest);
+}
+
+#[test]
+fn a_change_of_the_url_file_is_a_change_of_the_tenant() {
+    let mut folder = Folder::new();
+    let url = folder.directory.path().join("url");
+    std::fs::write(&url, "postgres://u:one@h/d\n").unwrap();
+    let text = "[database]\nurl_file = \"../url\"\n[http]\nlisten = \"127.0.0.1:1\"\n";
+    std::fs::write(folder.path("acme.toml"), text).unwrap();
+    let scanned = folder.after(NOW);
+    let name = TenantName::parse("acme").unwrap();
+    let first = scanned.desired.tenants[&name].clone().unwrap();
+    assert!(!scanned.referred.is_empty());
+    std::fs::write(&url, "postgres://u:two@h/d\n").unwrap();
+    let second = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    assert_ne!(first.digest, second.digest);
+    std::fs::remove_file(&url).unwrap();
+    assert!(folder.after(NOW).desired.tenants[&name].is_err());
+    std::fs::write(&url, "postgres://u:two@h/d\n").unwrap();
+    assert!(folder.after(NOW).desired.tenants[&name].is_ok());
+}
+
+#[test]
+fn a_file_that_is_being_written_keeps_its_last_state() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    folder.after(NOW);
+    std::fs::write(folder.path("acme.toml"), "[http").unwrap();
+    let busy = BTreeSet::from([folder.path("acme.toml")]);
+    let name = TenantName::parse("acme").unwrap();
+    let scanned = folder.scanner.scan(folder.now, Look::default(), &busy);
+    assert!(scanned.desired.tenants[&name].is_ok());
+    assert!(folder.after(NOW).desired.tenants[&name].is_err());
+}
