@@ -3,7 +3,7 @@
 //! A request is captured whole (headers, path, query, body), then everything happens in one closure on one connection
 //! (`call`): authenticate, read path and query, read the body, authorise, look whether it exists, validate, work. That
 //! order is part of the API: it decides which of several possible errors a caller sees. A handler is a plain function from a
-//! [`Call`](call::Call) and a connection to a reply; it holds no SQL. Adding a resource means a file here, one in `store`,
+//! `call::Call` and a connection to a reply; it holds no SQL. Adding a resource means a file here, one in `store`,
 //! and one line in [`router`].
 
 mod access;

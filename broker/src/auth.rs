@@ -56,8 +56,10 @@ pub fn resolve(
         .into_iter()
         .find_map(|holder| match holder {
             // The admin role's hash was not looked up by value: compare it here, in constant time.
-            Holder::Admin { pak_hash } => bool::from(pak_hash.as_bytes().ct_eq(hash.as_str().as_bytes()))
-                .then_some(Principal::Admin),
+            Holder::Admin { pak_hash } => {
+                bool::from(pak_hash.as_bytes().ct_eq(hash.as_str().as_bytes()))
+                    .then_some(Principal::Admin)
+            }
             Holder::Agent(id) => Some(Principal::Agent(id)),
             Holder::Generator(id) => Some(Principal::Generator(id)),
         });
@@ -75,7 +77,11 @@ mod tests {
     fn the_scheme_word_is_optional_and_only_the_long_part_counts() {
         let bare = pak_hash(b"brokkr_BRabcdef_long");
         assert!(bare.is_some());
-        for value in ["Bearer brokkr_BRabcdef_long", "bearer  brokkr_BRabcdef_long ", "other_short_long"] {
+        for value in [
+            "Bearer brokkr_BRabcdef_long",
+            "bearer  brokkr_BRabcdef_long ",
+            "other_short_long",
+        ] {
             assert_eq!(pak_hash(value.as_bytes()), bare, "{value}");
         }
     }

@@ -148,7 +148,9 @@ impl IntoResponse for Error {
         )
             .into_response();
         if let Some(seconds) = self.retry_after_seconds {
-            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -157,7 +159,10 @@ impl IntoResponse for Error {
 impl From<DbError> for Error {
     fn from(error: DbError) -> Self {
         match error {
-            DbError::Unavailable { retry_after, reason } => {
+            DbError::Unavailable {
+                retry_after,
+                reason,
+            } => {
                 tracing::debug!(reason, "the database is unavailable");
                 Self::unavailable(retry_after.as_secs())
             }
@@ -178,9 +183,8 @@ fn from_postgres(error: &postgres::Error) -> Error {
     };
     let state = server.code();
     let constraint = server.constraint().unwrap_or_default();
-    let unprocessable = |code, message: &'static str| {
-        Error::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
-    };
+    let unprocessable =
+        |code, message: &'static str| Error::new(StatusCode::UNPROCESSABLE_ENTITY, code, message);
     if *state == SqlState::UNIQUE_VIOLATION {
         return Error::conflict("unique_violation", "this exists already")
             .detail("constraint", constraint);

@@ -12,7 +12,10 @@ use crate::store::stacks::{self, Stack};
 pub(super) fn admin(principal: Principal) -> Result<(), Error> {
     match principal {
         Principal::Admin => Ok(()),
-        _ => Err(Error::forbidden("admin_required", "only the admin may do this")),
+        _ => Err(Error::forbidden(
+            "admin_required",
+            "only the admin may do this",
+        )),
     }
 }
 
@@ -29,7 +32,10 @@ pub(super) fn agent_itself(principal: Principal, agent: Uuid) -> Result<(), Erro
     if principal == Principal::Agent(agent) {
         return Ok(());
     }
-    Err(Error::forbidden("agent_pak_mismatch", "only this agent may do this"))
+    Err(Error::forbidden(
+        "agent_pak_mismatch",
+        "only this agent may do this",
+    ))
 }
 
 /// The admin, or this generator itself; else 403 with this code.
@@ -46,7 +52,11 @@ pub(super) fn admin_or_generator(
 }
 
 /// A live stack that the caller may change: 404 `stack_not_found` before 403 `stack_not_owned`.
-pub(super) fn owned_stack(db: &mut impl Sql, principal: Principal, id: Uuid) -> Result<Stack, Error> {
+pub(super) fn owned_stack(
+    db: &mut impl Sql,
+    principal: Principal,
+    id: Uuid,
+) -> Result<Stack, Error> {
     owned(principal, stacks::get(db, id)?)
 }
 
@@ -90,5 +100,8 @@ pub(super) fn tenant_only(principal: Principal, generator: &Generator) -> Result
 
 /// 403 `system_generator_not_a_tenant`.
 pub(super) fn system_generator() -> Error {
-    Error::forbidden("system_generator_not_a_tenant", "a system generator has no agents of its own")
+    Error::forbidden(
+        "system_generator_not_a_tenant",
+        "a system generator has no agents of its own",
+    )
 }

@@ -14,13 +14,19 @@ use crate::store::agent_marks as marks;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
-        .route("/agents/{id}/labels", get(plain(labels)).post(with_body(add_label)))
+        .route(
+            "/agents/{id}/labels",
+            get(plain(labels)).post(with_body(add_label)),
+        )
         .route("/agents/{id}/labels/{label}", delete(plain(remove_label)))
         .route(
             "/agents/{id}/annotations",
             get(plain(annotations)).post(with_body(add_annotation)),
         )
-        .route("/agents/{id}/annotations/{key}", delete(plain(remove_annotation)))
+        .route(
+            "/agents/{id}/annotations/{key}",
+            delete(plain(remove_annotation)),
+        )
 }
 
 /// 400 `agent_id_mismatch` unless body and path speak of the same agent.
@@ -63,7 +69,10 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     if marks::remove_label(db, id, label)? {
         return Ok(Reply::no_content());
     }
-    Err(Error::not_found("agent_label_not_found", "the agent has no such label"))
+    Err(Error::not_found(
+        "agent_label_not_found",
+        "the agent has no such label",
+    ))
 }
 
 fn annotations(call: &Call, db: &mut Conn) -> Result<Reply, Error> {

@@ -23,7 +23,9 @@ pub(super) fn routes() -> Router<App> {
         .route("/agents/", get(plain(search)))
         .route(
             "/agents/{id}",
-            get(plain(show)).put(with_body(update)).delete(plain(remove)),
+            get(plain(show))
+                .put(with_body(update))
+                .delete(plain(remove)),
         )
         .route("/agents/{id}/rotate-pak", post(plain(rotate)))
         .route("/agents/{id}/heartbeat", post(with_body(heartbeat)))
@@ -54,7 +56,11 @@ struct Search {
 }
 
 fn search(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
-    let Search { name: Some(name), cluster_name: Some(cluster) } = call.query()? else {
+    let Search {
+        name: Some(name),
+        cluster_name: Some(cluster),
+    } = call.query()?
+    else {
         return Err(Error::bad_request(
             "name_and_cluster_required",
             "both `name` and `cluster_name` are required",
@@ -117,7 +123,10 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         emit(tx, &audits, &[event])?;
         Ok(agent)
     })?;
-    Reply::created(&Created { agent, initial_pak: pak.expose() })
+    Reply::created(&Created {
+        agent,
+        initial_pak: pak.expose(),
+    })
 }
 
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -189,14 +198,18 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin_or_agent(call.principal, id)?;
     let pak = call.mint()?;
     let agent = db.transaction(|tx| {
-        let agent = agents::set_pak_hash(tx, id, pak.hash().as_str())?.ok_or_else(access::no_agent)?;
+        let agent =
+            agents::set_pak_hash(tx, id, pak.hash().as_str())?.ok_or_else(access::no_agent)?;
         let audit = record::audit(call.principal, "pak.rotated", "agent", id)
             .details(json!({ "agent_name": agent.name }));
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(agent)
     })?;
     call.app.auth.forget(Principal::Agent(id));
-    Reply::ok(&Rotated { agent, pak: pak.expose() })
+    Reply::ok(&Rotated {
+        agent,
+        pak: pak.expose(),
+    })
 }
 
 #[derive(Deserialize)]

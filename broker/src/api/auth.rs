@@ -25,7 +25,12 @@ struct Identity {
 }
 
 fn verify(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
-    let mut identity = Identity { admin: false, agent: None, generator: None, readonly: false };
+    let mut identity = Identity {
+        admin: false,
+        agent: None,
+        generator: None,
+        readonly: false,
+    };
     match call.principal {
         Principal::Admin => identity.admin = true,
         Principal::Agent(id) => identity.agent = Some(id),

@@ -104,12 +104,18 @@ pub(super) struct Operation {
 
 /// An operation that takes no body; one that comes anyway is not read.
 pub(super) fn plain(work: Work) -> Operation {
-    Operation { work, takes_body: false }
+    Operation {
+        work,
+        takes_body: false,
+    }
 }
 
 /// An operation that takes a body, at most [`MAX_BODY`] bytes.
 pub(super) fn with_body(work: Work) -> Operation {
-    Operation { work, takes_body: true }
+    Operation {
+        work,
+        takes_body: true,
+    }
 }
 
 impl Handler<(), App> for Operation {
@@ -136,7 +142,10 @@ pub(super) async fn method_not_allowed(State(app): State<App>, request: Request)
 async fn run(app: App, request: Request, operation: Operation) -> Response {
     let (mut parts, body) = request.into_parts();
     let path = match RawPathParams::from_request_parts(&mut parts, &app).await {
-        Ok(params) => Ok(params.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()),
+        Ok(params) => Ok(params
+            .iter()
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect()),
         Err(RawPathParamsRejection::InvalidUtf8InPathParam(_)) => {
             Err(bad_request("the path is not UTF-8"))
         }
@@ -190,7 +199,8 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
 }
 
 fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
+    std::error::Error::source(error)
+        .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
 }
 
 fn too_large() -> Error {
@@ -218,7 +228,7 @@ fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principa
     match found {
         Some(principal) => Ok(principal),
         None => {
-            record::refused_pak(db, request.uri.path(), &request.headers)?;
+            record::refused_pak(db, request.uri.path(), &request.headers);
             Err(Error::unauthorized())
         }
     }
@@ -242,7 +252,11 @@ impl Call {
 
     /// A path parameter as text, percent-decoded.
     pub(super) fn path(&self, name: &str) -> Result<&str, Error> {
-        let params = self.request.path.as_ref().map_err(|_| bad_request("the path is not UTF-8"))?;
+        let params = self
+            .request
+            .path
+            .as_ref()
+            .map_err(|_| bad_request("the path is not UTF-8"))?;
         params
             .iter()
             .find_map(|(key, value)| (key == name).then_some(value.as_str()))
@@ -252,7 +266,8 @@ impl Call {
 
     /// A path parameter as a UUID, else 400.
     pub(super) fn uuid(&self, name: &str) -> Result<Uuid, Error> {
-        Uuid::parse_str(self.path(name)?).map_err(|_| bad_request(format!("`{name}` in the path is not a UUID")))
+        Uuid::parse_str(self.path(name)?)
+            .map_err(|_| bad_request(format!("`{name}` in the path is not a UUID")))
     }
 
     /// The path parameter `id`.
@@ -317,7 +332,11 @@ mod tests {
 
     #[test]
     fn json_is_known_by_its_type_whatever_its_parameters() {
-        for yes in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"] {
+        for yes in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/merge-patch+json",
+        ] {
             assert!(is_json(yes), "{yes}");
         }
         for no in ["", "text/json", "application/yaml", "application/jsonx"] {

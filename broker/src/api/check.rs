@@ -12,7 +12,9 @@ pub(super) fn storable(what: &str, value: &str, most: usize) -> Result<(), Error
     no_nul(what, value)?;
     // Bytes first: they are counted already, and a text with few bytes has few characters.
     if value.len() > most && value.chars().count() > most {
-        return Err(Error::invalid_value(format!("{what} may have at most {most} characters")));
+        return Err(Error::invalid_value(format!(
+            "{what} may have at most {most} characters"
+        )));
     }
     Ok(())
 }
@@ -28,7 +30,10 @@ pub(super) fn no_nul(what: &str, value: &str) -> Result<(), Error> {
 /// Refuses what is empty after trimming: 400 with this code.
 pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
     if value.trim().is_empty() {
-        return Err(Error::bad_request(code, format!("{what} must not be blank")));
+        return Err(Error::bad_request(
+            code,
+            format!("{what} must not be blank"),
+        ));
     }
     Ok(())
 }
@@ -37,7 +42,10 @@ pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(
 pub(super) fn label(value: &str) -> Result<(), Error> {
     not_blank("a label", value, "invalid_label")?;
     if value.contains(char::is_whitespace) {
-        return Err(Error::bad_request("invalid_label", "a label must not contain white space"));
+        return Err(Error::bad_request(
+            "invalid_label",
+            "a label must not contain white space",
+        ));
     }
     Ok(())
 }
@@ -57,8 +65,14 @@ mod tests {
     #[test]
     fn lengths_are_counted_in_characters() {
         storable("x", &"é".repeat(64), 64).unwrap();
-        assert_eq!(storable("x", &"é".repeat(65), 64).unwrap_err().code(), "invalid_value");
-        assert_eq!(storable("x", "a\0b", 64).unwrap_err().code(), "invalid_value");
+        assert_eq!(
+            storable("x", &"é".repeat(65), 64).unwrap_err().code(),
+            "invalid_value"
+        );
+        assert_eq!(
+            storable("x", "a\0b", 64).unwrap_err().code(),
+            "invalid_value"
+        );
     }
 
     #[test]

@@ -19,7 +19,10 @@ use crate::store::events::{self, Report};
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
-        .route("/agents/{id}/events", get(plain(of_agent)).post(with_body(report)))
+        .route(
+            "/agents/{id}/events",
+            get(plain(of_agent)).post(with_body(report)),
+        )
         .route("/agent-events", get(plain(list)))
         .route("/agent-events/{id}", get(plain(show)))
 }
@@ -72,7 +75,11 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         let (event, is_new) = events::insert(tx, &report)?;
         // A success said again is not news: it was announced when it was said first.
         if is_new {
-            let name = if report.is_success() { "deployment.applied" } else { "deployment.failed" };
+            let name = if report.is_success() {
+                "deployment.applied"
+            } else {
+                "deployment.failed"
+            };
             let announced = Event::new(
                 name,
                 json!({

@@ -22,7 +22,9 @@ pub(super) fn routes() -> Router<App> {
         .route("/generators", get(plain(list)).post(with_body(create)))
         .route(
             "/generators/{id}",
-            get(plain(show)).put(with_body(update)).delete(plain(remove)),
+            get(plain(show))
+                .put(with_body(update))
+                .delete(plain(remove)),
         )
         .route("/generators/{id}/rotate-pak", post(plain(rotate)))
 }
@@ -56,17 +58,25 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     valid(&new.name, new.description.as_deref())?;
     let pak = call.mint()?;
     let generator = db.transaction(|tx| {
-        let generator =
-            generators::insert(tx, &new.name, new.description.as_deref(), pak.hash().as_str())?;
+        let generator = generators::insert(
+            tx,
+            &new.name,
+            new.description.as_deref(),
+            pak.hash().as_str(),
+        )?;
         let by = |action, kind| record::audit(call.principal, action, kind, generator.id);
         let audits = [
             by("generator.created", "generator").details(json!({ "name": generator.name })),
-            by("pak.created", "pak").details(json!({ "entity": "generator", "name": generator.name })),
+            by("pak.created", "pak")
+                .details(json!({ "entity": "generator", "name": generator.name })),
         ];
         emit(tx, &audits, &[])?;
         Ok::<_, Error>(generator)
     })?;
-    Reply::created(&WithPak { generator, pak: pak.expose() })
+    Reply::created(&WithPak {
+        generator,
+        pak: pak.expose(),
+    })
 }
 
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -103,7 +113,8 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             generators::get(tx, id)?.ok_or_else(no_row)?;
             return Err(error);
         }
-        let generator = generators::update(tx, id, &new.name, description, new.is_active)?.ok_or_else(no_row)?;
+        let generator = generators::update(tx, id, &new.name, description, new.is_active)?
+            .ok_or_else(no_row)?;
         let audit = record::audit(call.principal, "generator.updated", "generator", id)
             .details(json!({ "name": generator.name }));
         emit(tx, &[audit], &[])?;
@@ -147,13 +158,16 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let pak = call.mint()?;
     let generator = db.transaction(|tx| {
-        let generator =
-            generators::set_pak_hash(tx, id, pak.hash().as_str())?.ok_or_else(access::no_generator)?;
+        let generator = generators::set_pak_hash(tx, id, pak.hash().as_str())?
+            .ok_or_else(access::no_generator)?;
         let audit = record::audit(call.principal, "pak.rotated", "generator", id)
             .details(json!({ "generator_name": generator.name }));
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(generator)
     })?;
     call.app.auth.forget(Principal::Generator(id));
-    Reply::created(&WithPak { generator, pak: pak.expose() })
+    Reply::created(&WithPak {
+        generator,
+        pak: pak.expose(),
+    })
 }

@@ -61,11 +61,13 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
     let essence = kind.split(';').next().unwrap_or_default().trim();
     let submission = if YAML_TYPES.contains(&essence) {
         Submission {
-            yaml_content: String::from_utf8(body.to_vec()).map_err(|_| invalid("the body is not UTF-8"))?,
+            yaml_content: String::from_utf8(body.to_vec())
+                .map_err(|_| invalid("the body is not UTF-8"))?,
             is_deletion_marker: options.deletion_marker,
         }
     } else {
-        serde_json::from_slice(body).map_err(|error| invalid(format!("the body is not as expected: {error}")))?
+        serde_json::from_slice(body)
+            .map_err(|error| invalid(format!("the body is not as expected: {error}")))?
     };
     if submission.yaml_content.contains('\0') {
         return Err(invalid("the YAML contains a NUL byte"));
@@ -106,8 +108,12 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    let (object, owner) = objects::get(db, id)?
-        .ok_or_else(|| Error::not_found("deployment_object_not_found", "there is no such deployment object"))?;
+    let (object, owner) = objects::get(db, id)?.ok_or_else(|| {
+        Error::not_found(
+            "deployment_object_not_found",
+            "there is no such deployment object",
+        )
+    })?;
     match call.principal {
         Principal::Admin => {}
         Principal::Generator(generator) => {

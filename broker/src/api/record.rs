@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::auth::Principal;
-use crate::db::{Conn, DbError};
+use crate::db::Conn;
 use crate::emit::{self, Actor, Audit};
 
 /// Most refused PAKs written down in one [`WINDOW`]: anybody can produce them, and each is a row.
@@ -34,18 +34,17 @@ pub(super) fn audit(
 }
 
 /// Notes that somebody came with a PAK that is none. Beyond [`REFUSALS`] in a [`WINDOW`] nothing is written, and the next
-/// entry says how many were left out.
-///
-/// # Errors
-/// When the statement fails.
-pub(super) fn refused_pak(db: &mut Conn, path: &str, headers: &HeaderMap) -> Result<(), DbError> {
+/// entry says how many were left out. The answer is 401 whether or not it could be noted.
+pub(super) fn refused_pak(db: &mut Conn, path: &str, headers: &HeaderMap) {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::new());
     let left_out = {
         // A count cannot be left half-changed by a panic.
-        let mut quota = QUOTA.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut quota = QUOTA
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         match quota.take(Instant::now()) {
             Some(left_out) => left_out,
-            None => return Ok(()),
+            None => return,
         }
     };
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
@@ -58,7 +57,9 @@ pub(super) fn refused_pak(db: &mut Conn, path: &str, headers: &HeaderMap) -> Res
         .and_then(|list| list.split(',').next())
         .map(|first| cut(first.trim()));
     entry.user_agent = text(header::USER_AGENT).map(cut);
-    emit::emit(db, &[entry], &[])
+    if let Err(error) = emit::emit(db, &[entry], &[]) {
+        tracing::warn!(%error, "a refused PAK could not be noted");
+    }
 }
 
 /// The first [`HEADER`] bytes, or a little less where that would split a character.
@@ -75,13 +76,22 @@ struct Quota {
 
 impl Quota {
     const fn new() -> Self {
-        Self { began: None, seen: 0 }
+        Self {
+            began: None,
+            seen: 0,
+        }
     }
 
     /// Whether one more may be written down, and how many were not in the window before.
     fn take(&mut self, now: Instant) -> Option<u32> {
-        let fresh = self.began.is_none_or(|began| now.duration_since(began) >= WINDOW);
-        let left_out = if fresh { self.seen.saturating_sub(REFUSALS) } else { 0 };
+        let fresh = self
+            .began
+            .is_none_or(|began| now.duration_since(began) >= WINDOW);
+        let left_out = if fresh {
+            self.seen.saturating_sub(REFUSALS)
+        } else {
+            0
+        };
         if fresh {
             self.began = Some(now);
             self.seen = 0;

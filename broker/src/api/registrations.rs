@@ -22,7 +22,10 @@ pub(super) fn routes() -> Router<App> {
             "/generators/{id}/register",
             post(with_body(register)).delete(with_body(deregister)),
         )
-        .route("/generators/{id}/registered-agents", get(plain(with_generator)))
+        .route(
+            "/generators/{id}/registered-agents",
+            get(plain(with_generator)),
+        )
 }
 
 fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -49,14 +52,17 @@ struct Whom {
 /// what the admin forgot.
 fn subject(call: &Call, db: &mut impl Sql, generator: Uuid, whom: &Whom) -> Result<Uuid, Error> {
     if matches!(call.principal, Principal::Generator(_)) {
-        return Err(Error::forbidden("forbidden", "generators do not register agents"));
+        return Err(Error::forbidden(
+            "forbidden",
+            "generators do not register agents",
+        ));
     }
     generators::get(db, generator)?.ok_or_else(access::no_generator)?;
     match call.principal {
         Principal::Agent(id) => Ok(id),
-        _ => whom
-            .agent_id
-            .ok_or_else(|| Error::bad_request("missing_agent_id", "`agent_id` is required of the admin")),
+        _ => whom.agent_id.ok_or_else(|| {
+            Error::bad_request("missing_agent_id", "`agent_id` is required of the admin")
+        }),
     }
 }
 
@@ -66,7 +72,10 @@ fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let agent = subject(call, db, generator, &whom)?;
     let registration = db.transaction(|tx| {
         let registration = registrations::add(tx, agent, generator)?.ok_or_else(|| {
-            Error::conflict("already_registered", "the agent is registered with this generator already")
+            Error::conflict(
+                "already_registered",
+                "the agent is registered with this generator already",
+            )
         })?;
         let audit = record::audit(call.principal, "agent.registered", "agent", agent)
             .details(json!({ "generator_id": generator }));

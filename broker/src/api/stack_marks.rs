@@ -15,13 +15,19 @@ use crate::store::{association, stack_marks as marks, stacks};
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
-        .route("/stacks/{id}/labels", get(plain(labels)).post(with_body(add_label)))
+        .route(
+            "/stacks/{id}/labels",
+            get(plain(labels)).post(with_body(add_label)),
+        )
         .route("/stacks/{id}/labels/{label}", delete(plain(remove_label)))
         .route(
             "/stacks/{id}/annotations",
             get(plain(annotations)).post(with_body(add_annotation)),
         )
-        .route("/stacks/{id}/annotations/{key}", delete(plain(remove_annotation)))
+        .route(
+            "/stacks/{id}/annotations/{key}",
+            delete(plain(remove_annotation)),
+        )
 }
 
 /// Who may look: the admin (at unknown stacks too), the owner, and every agent that serves the stack.
@@ -38,7 +44,10 @@ fn visible(call: &Call, db: &mut Conn, id: Uuid) -> Result<(), Error> {
     if allowed {
         return Ok(());
     }
-    Err(Error::forbidden("stack_not_accessible", "this stack is not the caller's to see"))
+    Err(Error::forbidden(
+        "stack_not_accessible",
+        "this stack is not the caller's to see",
+    ))
 }
 
 fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -54,7 +63,10 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::owned_stack(db, call.principal, id)?;
     check::label(&label)?;
     if label.len() > check::MARK {
-        return Err(Error::bad_request("invalid_label", "a label may have at most 64 bytes"));
+        return Err(Error::bad_request(
+            "invalid_label",
+            "a label may have at most 64 bytes",
+        ));
     }
     check::no_nul("a label", &label)?;
     Reply::created(&marks::add_label(db, id, &label)?)
@@ -67,7 +79,10 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     if marks::remove_label(db, id, label)? {
         return Ok(Reply::no_content());
     }
-    Err(Error::not_found("stack_label_not_found", "the stack has no such label"))
+    Err(Error::not_found(
+        "stack_label_not_found",
+        "the stack has no such label",
+    ))
 }
 
 fn annotations(call: &Call, db: &mut Conn) -> Result<Reply, Error> {

@@ -21,7 +21,9 @@ pub(super) fn routes() -> Router<App> {
         .route("/stacks", get(plain(list)).post(with_body(create)))
         .route(
             "/stacks/{id}",
-            get(plain(show)).put(with_body(update)).delete(plain(remove)),
+            get(plain(show))
+                .put(with_body(update))
+                .delete(plain(remove)),
         )
 }
 
@@ -33,8 +35,13 @@ struct Filter {
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
     match (call.principal, filter.pak_id) {
-        (Principal::Agent(_), _) => Err(Error::forbidden("stacks_list_denied", "agents may not list stacks")),
-        (Principal::Generator(id), _) | (Principal::Admin, Some(id)) => Reply::ok(&stacks::list_of(db, id)?),
+        (Principal::Agent(_), _) => Err(Error::forbidden(
+            "stacks_list_denied",
+            "agents may not list stacks",
+        )),
+        (Principal::Generator(id), _) | (Principal::Admin, Some(id)) => {
+            Reply::ok(&stacks::list_of(db, id)?)
+        }
         (Principal::Admin, None) => Reply::ok(&stacks::list(db)?),
     }
 }
@@ -46,7 +53,10 @@ fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
 }
 
 fn other_generator() -> Error {
-    Error::forbidden("stack_generator_mismatch", "a stack stays with its own generator")
+    Error::forbidden(
+        "stack_generator_mismatch",
+        "a stack stays with its own generator",
+    )
 }
 
 #[derive(Deserialize)]
@@ -60,7 +70,10 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewStack = call.json()?;
     match call.principal {
         Principal::Agent(_) => {
-            return Err(Error::forbidden("stack_create_denied", "agents may not create stacks"));
+            return Err(Error::forbidden(
+                "stack_create_denied",
+                "agents may not create stacks",
+            ));
         }
         Principal::Generator(id) if id != new.generator_id => return Err(other_generator()),
         _ => {}
@@ -110,7 +123,10 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let stack = db.transaction(|tx| {
         let current = access::owned_stack_locked(tx, call.principal, id)?;
         if new.id != id {
-            return Err(Error::bad_request("stack_id_mismatch", "`id` in the body is not the stack in the path"));
+            return Err(Error::bad_request(
+                "stack_id_mismatch",
+                "`id` in the body is not the stack in the path",
+            ));
         }
         if new.generator_id != current.generator_id {
             return Err(other_generator());
@@ -132,7 +148,10 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         access::owned_stack_locked(tx, call.principal, id)?;
         let deleted_at = stacks::delete_locked(tx, &[id])?;
         let audit = record::audit(call.principal, "stack.deleted", "stack", id);
-        let event = Event::new("stack.deleted", json!({ "stack_id": id, "deleted_at": deleted_at }));
+        let event = Event::new(
+            "stack.deleted",
+            json!({ "stack_id": id, "deleted_at": deleted_at }),
+        );
         emit(tx, &[audit], &[event])?;
         Ok::<_, Error>(())
     })?;

@@ -16,7 +16,10 @@ use crate::store::targets;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
-        .route("/agents/{id}/targets", get(plain(list)).post(with_body(add)))
+        .route(
+            "/agents/{id}/targets",
+            get(plain(list)).post(with_body(add)),
+        )
         .route("/agents/{id}/targets/{stack_id}", delete(plain(remove)))
 }
 
@@ -31,7 +34,10 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 fn permitted(db: &mut impl Sql, call: &Call, agent: Uuid, stack: Uuid) -> Result<(), Error> {
     let standing = targets::standing(db, agent, stack)?.ok_or_else(access::no_stack)?;
     match call.principal {
-        Principal::Agent(_) => Err(Error::forbidden("target_create_denied", "agents do not choose their targets")),
+        Principal::Agent(_) => Err(Error::forbidden(
+            "target_create_denied",
+            "agents do not choose their targets",
+        )),
         Principal::Generator(id) if id != standing.generator => Err(Error::forbidden(
             "target_generator_mismatch",
             "the stack belongs to another generator",
@@ -67,5 +73,8 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     if targets::remove(db, id, stack)? {
         return Ok(Reply::no_content());
     }
-    Err(Error::not_found("agent_target_not_found", "the agent has no such target"))
+    Err(Error::not_found(
+        "agent_target_not_found",
+        "the agent has no such target",
+    ))
 }

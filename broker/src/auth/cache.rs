@@ -87,7 +87,9 @@ impl Cache {
     pub fn forget(&self, principal: Principal) {
         let mut entries = self.entries();
         self.inner.epoch.fetch_add(1, Ordering::SeqCst);
-        entries.young.retain(|_, entry| entry.principal != principal);
+        entries
+            .young
+            .retain(|_, entry| entry.principal != principal);
         entries.old.retain(|_, entry| entry.principal != principal);
     }
 

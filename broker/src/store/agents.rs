@@ -115,7 +115,10 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Agent>, DbError> {
         columns!(),
         " FROM agents a WHERE a.id = $1 AND a.deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?.as_ref().map(Agent::read).transpose()
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Agent::read)
+        .transpose()
 }
 
 /// The live agent with exactly this name in exactly this cluster.
@@ -178,11 +181,7 @@ pub fn update(
 ///
 /// # Errors
 /// When the statement fails.
-pub fn set_pak_hash(
-    db: &mut impl Sql,
-    id: Uuid,
-    pak_hash: &str,
-) -> Result<Option<Agent>, DbError> {
+pub fn set_pak_hash(db: &mut impl Sql, id: Uuid, pak_hash: &str) -> Result<Option<Agent>, DbError> {
     const SQL: &str = concat!(
         "UPDATE agents a SET pak_hash = $2 WHERE a.id = $1 AND a.deleted_at IS NULL RETURNING ",
         columns!()

@@ -72,7 +72,10 @@ impl Report<'_> {
             let mut digest = Sha256::new();
             // Lengths first, so that no two triples run together into the same bytes.
             for part in [Some(self.event_type), Some(self.status), self.message] {
-                digest.update(part.map_or(u64::MAX, |text| text.len() as u64).to_be_bytes());
+                digest.update(
+                    part.map_or(u64::MAX, |text| text.len() as u64)
+                        .to_be_bytes(),
+                );
                 digest.update(part.unwrap_or_default());
             }
             digest.finalize().to_vec()
@@ -132,7 +135,10 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Event>, DbError> {
         columns!(),
         " FROM agent_events WHERE id = $1 AND deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?.as_ref().map(Event::read).transpose()
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Event::read)
+        .transpose()
 }
 
 /// The object an agent wants to report on, as far as reporting goes.

@@ -155,6 +155,7 @@ pub fn set_pak_hash(
 /// # Errors
 /// When the statement fails.
 pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
-    const SQL: &str = "UPDATE generators SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL";
+    const SQL: &str =
+        "UPDATE generators SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL";
     Ok(db.execute(SQL, &[&id])? > 0)
 }

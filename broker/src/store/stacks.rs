@@ -77,10 +77,16 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
         columns!(),
         " FROM stacks WHERE id = $1 AND deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?.as_ref().map(Stack::read).transpose()
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Stack::read)
+        .transpose()
 }
 
-/// As [`get`], and no other writer of this stack or its objects goes on before the end of the transaction.
+/// As [`get`], and no other writer of this stack, its objects, labels or targets goes on before the end of the transaction.
+///
+/// The strongest lock, because it also stops those who only refer to the stack: an agent targeted at it while it is being
+/// deleted would otherwise be missing from its departures.
 ///
 /// # Errors
 /// When the statement fails.
@@ -88,9 +94,12 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError>
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
-        " FROM stacks WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE"
+        " FROM stacks WHERE id = $1 AND deleted_at IS NULL FOR UPDATE"
     );
-    db.query_opt(SQL, &[&id])?.as_ref().map(Stack::read).transpose()
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Stack::read)
+        .transpose()
 }
 
 /// The ids of a generator's live stacks, each locked as by [`get_locked`], in one order for everybody.
@@ -99,7 +108,7 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError>
 /// When the statement fails.
 pub fn lock_all_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
-        SELECT id FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE";
+        SELECT id FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY id FOR UPDATE";
     super::all(db.query(SQL, &[&generator])?, |row| Ok(row.try_get(0)?))
 }
 

@@ -61,8 +61,7 @@ pub fn standing(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<Option<St
 /// # Errors
 /// When the statement fails.
 pub fn list(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Target>, DbError> {
-    const SQL: &str =
-        "SELECT id, agent_id, stack_id FROM agent_targets WHERE agent_id = $1 ORDER BY created_at, id";
+    const SQL: &str = "SELECT id, agent_id, stack_id FROM agent_targets WHERE agent_id = $1 ORDER BY created_at, id";
     super::all(db.query(SQL, &[&agent])?, Target::read)
 }
 

@@ -48,8 +48,13 @@ impl World {
 
     /// With keys of its file, each with its value in TOML's writing.
     pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
+        Self::on(server(), settings)
+    }
+
+    /// On a server of the test's own.
+    pub(crate) fn on(server: &PgServer, settings: &[(&str, &str)]) -> Self {
         let schema = format!("tenant_{}", unique());
-        let mut draft = Broker::on(server()).schema(&schema);
+        let mut draft = Broker::on(server).schema(&schema);
         for (key, toml) in settings {
             draft = draft.set(key, toml);
         }
@@ -223,4 +228,16 @@ pub(crate) fn refused(response: &Response, status: u16, code: &str) -> Value {
         "{body}"
     );
     body["details"].clone()
+}
+
+/// Updates of the tenant's agents so far, and how many of them touched no index.
+pub(crate) fn agent_updates(server: &PgServer, schema: &str) -> (i64, i64) {
+    let row = server
+        .client()
+        .query_one(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_all_tables WHERE schemaname = $1 AND relname = 'agents'",
+            &[&schema],
+        )
+        .unwrap();
+    (row.get(0), row.get(1))
 }

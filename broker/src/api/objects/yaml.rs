@@ -52,7 +52,18 @@ mod tests {
 
     #[test]
     fn what_holds_none_or_does_not_parse_is_refused() {
-        for text in ["", " \n", "# only words", "---\n---\n", "~", "null", "a: [", "a: *nothing", "a:\n\t- b", "}"] {
+        for text in [
+            "",
+            " \n",
+            "# only words",
+            "---\n---\n",
+            "~",
+            "null",
+            "a: [",
+            "a: *nothing",
+            "a:\n\t- b",
+            "}",
+        ] {
             assert!(check(text).is_err(), "{text:?}");
         }
     }

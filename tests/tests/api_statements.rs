@@ -1,0 +1,105 @@
+//! How many statements an operation costs, counted in the server's own log.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+#[path = "support/world.rs"]
+mod world;
+
+use brokkr_tests::PgServer;
+use brokkr_tests::pg::Options;
+use serde_json::json;
+use world::World;
+
+/// The statements a call made, its checkout's `SET` left out.
+fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
+    // The first call authenticates and prepares; what is counted is the usual one.
+    call();
+    let before = server.log().len();
+    call();
+    let log = server.log();
+    log[before..]
+        .lines()
+        .filter_map(|line| {
+            let (_, said) = line
+                .split_once("execute ")
+                .or_else(|| line.split_once("statement: "))?;
+            (!said.contains("search_path")).then(|| said.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn the_frequent_operations_are_one_statement_each_whatever_the_number_of_rows() {
+    let server = PgServer::with(Options::new().set("log_statement", "all"));
+    let world = World::on(&server, &[]);
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    world.register(&agent, &generator);
+    world.label_agent(&agent, "env:prod");
+    for n in 0..12 {
+        let stack = world.stack(&generator);
+        world.label_stack(&stack, "env:prod");
+        if n % 2 == 0 {
+            world.target(&agent, &stack);
+        }
+        let object = world::id(&world.object(&stack, "a: 1"));
+        if n % 3 == 0 {
+            let _ = world.report(&agent, &object, "SUCCESS").expect(201);
+        }
+        let _ = world.agent("more");
+    }
+    let path = |end: &str| format!("/agents/{}/{end}", agent.id);
+    let count = |call: &dyn Fn()| statements(&server, call);
+    let listed = count(&|| drop(world.admin.get("/agents").expect(200)));
+    assert_eq!(listed.len(), 1, "{listed:#?}");
+    let registered = count(&|| drop(generator.api.get("/agents").expect(200)));
+    assert_eq!(registered.len(), 1, "{registered:#?}");
+    for mode in ["full", "incremental"] {
+        let state = path(&format!("target-state?mode={mode}"));
+        let asked = count(&|| drop(agent.api.get(&state).expect(200)));
+        assert_eq!(asked.len(), 1, "{asked:#?}");
+    }
+    for body in [
+        json!({}),
+        json!({ "k8s_reachable": true, "k8s_api_latency_ms": 3 }),
+    ] {
+        let beat = count(&|| drop(agent.api.post(&path("heartbeat"), &body).expect(204)));
+        assert_eq!(beat.len(), 1, "{beat:#?}");
+        assert!(
+            server
+                .log()
+                .contains("set_config('synchronous_commit', 'off', true)"),
+            "a heartbeat does not wait for the disk"
+        );
+    }
+}
+
+#[test]
+fn a_heartbeat_updates_its_row_in_place() {
+    let server = PgServer::start();
+    let world = World::on(&server, &[]);
+    let agent = world.agent("a");
+    for _ in 0..50 {
+        let _ = agent
+            .api
+            .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}))
+            .expect(204);
+    }
+    let _ = world.broker.stop();
+    let row = brokkr_tests::until(
+        std::time::Duration::from_secs(20),
+        "the server's counters",
+        || {
+            let row = world::agent_updates(&server, &world.schema);
+            (row.0 >= 50).then_some(row)
+        },
+    );
+    let (updates, in_place) = row;
+    assert_eq!(
+        updates, in_place,
+        "an index on a column that heartbeats write would show here"
+    );
+}
