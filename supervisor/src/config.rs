@@ -7,11 +7,8 @@ pub(crate) use scan::{Desired, Look, Scanned, Scanner};
 pub(crate) use tenant::TenantConfig;
 
 use brokkr_tenant::{Diagnostic, Diagnostics, Key, Keys, Kind, Layer, Listen, Value, settings};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
-
-/// Where the file is when nobody says.
-pub const DEFAULT_PATH: &str = "/etc/brokkr/supervisor.toml";
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -28,12 +25,20 @@ static KEYS: Keys = Keys::new(&[
     Key::new("health.timeout", Kind::Duration(10, HOUR_MS), Some("1s")),
     Key::new("health.failures", Kind::Int(1, 1000), Some("3")),
     Key::new("stop.grace", Kind::Duration(0, HOUR_MS), Some("20s")),
-    Key::new("log.format", Kind::Choice(&["auto", "text", "json", "journald"]), Some("auto")),
+    Key::new(
+        "log.format",
+        Kind::Choice(&["auto", "text", "json", "journald"]),
+        Some("auto"),
+    ),
     Key::new("metrics.listen", Kind::Listen, None),
     Key::new("postgres.embedded", Kind::Bool, Some("false")),
     Key::new("postgres.bin_dir", Kind::Path, None),
     Key::new("postgres.data_dir", Kind::Path, None),
-    Key::new("postgres.max_connections", Kind::Int(10, 262_143), Some("200")),
+    Key::new(
+        "postgres.max_connections",
+        Kind::Int(10, 262_143),
+        Some("200"),
+    ),
     Key::idle("provision.admin_url", Kind::Url, None),
     Key::idle("provision.exclusive", Kind::Bool, None),
     Key::idle("debug.core", Kind::Bool, None),
@@ -43,8 +48,6 @@ static KEYS: Keys = Keys::new(&[
 /// The supervisor's own configuration. Paths are absolute.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
-    /// The file it was read from.
-    pub path: PathBuf,
     /// Where tenant files are.
     pub tenants_dir: PathBuf,
     /// What survives a reboot: admin PAKs, the admitted list, the embedded server's data.
@@ -129,14 +132,18 @@ pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
     if file.problems().has_errors() {
         return Err(file.problems().clone());
     }
-    let read = Read { file: &file, defaults: Layer::defaults(&KEYS) };
+    let read = Read {
+        file: &file,
+        defaults: Layer::defaults(&KEYS),
+    };
     let state_dir = read.path("state_dir").unwrap_or_default();
     let config = Supervisor {
-        path: path.to_owned(),
         tenants_dir: read.path("tenants_dir").unwrap_or_default(),
         runtime_dir: read.path("runtime_dir").unwrap_or_default(),
         broker: read.path("broker").unwrap_or_else(broker_beside_us),
-        budget: Budget { headroom: read.number("budget.headroom") },
+        budget: Budget {
+            headroom: read.number("budget.headroom"),
+        },
         start: Start {
             parallelism: read.number("start.parallelism") as usize,
             timeout: read.duration("start.timeout"),
@@ -146,7 +153,9 @@ pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
             timeout: read.duration("health.timeout"),
             failures: read.number("health.failures"),
         },
-        stop: Stop { grace: read.duration("stop.grace") },
+        stop: Stop {
+            grace: read.duration("stop.grace"),
+        },
         log_format: match read.value("log.format") {
             Some(Value::Text(text)) => text.clone(),
             _ => "auto".into(),
@@ -158,7 +167,9 @@ pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
         postgres: Postgres {
             embedded: matches!(read.value("postgres.embedded"), Some(Value::Bool(true))),
             bin_dir: read.path("postgres.bin_dir"),
-            data_dir: read.path("postgres.data_dir").unwrap_or_else(|| state_dir.join("postgres")),
+            data_dir: read
+                .path("postgres.data_dir")
+                .unwrap_or_else(|| state_dir.join("postgres")),
             max_connections: read.number("postgres.max_connections"),
         },
         state_dir,
@@ -182,7 +193,7 @@ impl Read<'_> {
 
     fn path(&self, key: &str) -> Option<PathBuf> {
         match self.value(key) {
-            Some(Value::Path(path)) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            Some(Value::Path(path)) => Some(tidy(path)),
             _ => None,
         }
     }
@@ -199,6 +210,21 @@ impl Read<'_> {
             Some(Value::Duration(duration)) => *duration,
             _ => Duration::ZERO,
         }
+    }
+}
+
+/// The path without `..`: what operators read in messages, and what must fit into a socket's address. A link that is
+/// not behind a `..` stays one: it may come to point elsewhere.
+fn tidy(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let parts: Vec<_> = path.components().collect();
+    let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else {
+        return path;
+    };
+    let (up, rest) = parts.split_at(last + 1);
+    match up.iter().collect::<PathBuf>().canonicalize() {
+        Ok(real) => real.join(rest.iter().collect::<PathBuf>()),
+        Err(_) => path,
     }
 }
 
@@ -227,7 +253,10 @@ mod tests {
         assert_eq!(config.health.failures, 3);
         assert_eq!(config.stop.grace, Duration::from_secs(20));
         assert_eq!(config.budget.headroom, 3);
-        assert_eq!(config.postgres.data_dir, Path::new("/var/lib/brokkr/postgres"));
+        assert_eq!(
+            config.postgres.data_dir,
+            Path::new("/var/lib/brokkr/postgres")
+        );
         assert_eq!(config.postgres.max_connections, 200);
         assert!(!config.postgres.embedded && config.metrics_listen.is_none());
         assert!(config.broker.ends_with("brokkr-broker"));
@@ -237,11 +266,19 @@ mod tests {
     fn paths_are_taken_from_the_file_and_mistakes_are_named_with_their_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("supervisor.toml");
-        std::fs::write(&path, "state_dir = \"state\"\n[defaults.database]\npool_size = 7\n").unwrap();
+        std::fs::write(
+            &path,
+            "state_dir = \"state\"\n[defaults.database]\npool_size = 7\n",
+        )
+        .unwrap();
         let config = load(&path).unwrap();
         assert_eq!(config.state_dir, folder.path().join("state"));
         assert!(config.defaults.get("database.pool_size").is_some());
-        std::fs::write(&path, "state_dri = \"state\"\n[start]\nparallelism = \"four\"\n").unwrap();
+        std::fs::write(
+            &path,
+            "state_dri = \"state\"\n[start]\nparallelism = \"four\"\n",
+        )
+        .unwrap();
         let problems = load(&path).unwrap_err().to_string();
         assert!(problems.contains("supervisor.toml:1:1: "), "{problems}");
         assert!(problems.contains("state_dir"), "{problems}");

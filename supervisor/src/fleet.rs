@@ -152,7 +152,12 @@ impl Fleet {
                 () = tokio::time::sleep_until(due) => self.tick(),
             }
             self.settle();
-            if self.stopping && self.entries.values().all(|e| e.life.instances().next().is_none()) {
+            if self.stopping
+                && self
+                    .entries
+                    .values()
+                    .all(|e| e.life.instances().next().is_none())
+            {
                 break;
             }
         }
@@ -171,7 +176,11 @@ impl Fleet {
     }
 
     fn next_deadline(&self) -> Instant {
-        let due = self.entries.values().filter_map(|e| e.life.next_deadline()).min();
+        let due = self
+            .entries
+            .values()
+            .filter_map(|e| e.life.next_deadline())
+            .min();
         self.started + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600))
     }
 
@@ -181,16 +190,26 @@ impl Fleet {
         let now = self.now();
         for name in self.all_names() {
             let want = Want::Stopped("the supervisor is stopping".into());
-            self.feed(now, &name, Event::Wanted { want, pending: None });
+            self.feed(
+                now,
+                &name,
+                Event::Wanted {
+                    want,
+                    pending: None,
+                },
+            );
         }
     }
 
     fn take_report(&mut self, report: Report) {
         let now = self.now();
-        let Some(entry) = self.entries.get_mut(&report.tenant) else { return };
+        let Some(entry) = self.entries.get_mut(&report.tenant) else {
+            return;
+        };
         match report.what {
             What::Life(event) => {
-                if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event {
+                if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event
+                {
                     let planned = entry.life.instances().any(|i| i.id == *id && i.planned);
                     if !planned {
                         tracing::warn!(tenant = %report.tenant, "its broker has ended: {reason}");
@@ -277,8 +296,12 @@ impl Fleet {
     fn judge_all(&mut self) {
         let view = self.view.borrow().clone();
         self.want_urls();
-        let Judgement { rulings, verdict } =
-            judge(&self.entries, &self.admitted, &view, self.config.budget.headroom);
+        let Judgement { rulings, verdict } = judge(
+            &self.entries,
+            &self.admitted,
+            &view,
+            self.config.budget.headroom,
+        );
         self.verdict = verdict;
         if self.admitted != self.verdict.admitted {
             self.admitted.clone_from(&self.verdict.admitted);
@@ -287,7 +310,9 @@ impl Fleet {
         self.kept_stopped.set(names(&self.stopped));
         let now = self.now();
         for (name, ruling) in rulings {
-            let Some(entry) = self.entries.get_mut(&name) else { continue };
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
             let (want, pending) = match ruling {
                 Ruling::Run(config, pending) => {
                     let revision = entry.accept(&config);
@@ -299,7 +324,12 @@ impl Fleet {
                 Ruling::Gone => (Want::Gone, None),
             };
             let (server, overlap) = ground(entry, &view, &self.verdict);
-            let news = entry.news(Told { want, pending, server, overlap });
+            let news = entry.news(Told {
+                want,
+                pending,
+                server,
+                overlap,
+            });
             entry.forget_old_revisions();
             for event in news {
                 if let Event::Server(server) = &event {
@@ -321,7 +351,11 @@ impl Fleet {
     }
 
     fn judge_hangs(&mut self) {
-        let pulses: Vec<_> = self.entries.iter().map(|(n, e)| (n.clone(), e.life.pulse())).collect();
+        let pulses: Vec<_> = self
+            .entries
+            .iter()
+            .map(|(n, e)| (n.clone(), e.life.pulse()))
+            .collect();
         if pulses.iter().all(|(_, pulse)| *pulse == Pulse::Fine) {
             self.stalled = None;
             return;
@@ -330,16 +364,25 @@ impl Fleet {
             Hang::Nothing => {}
             Hang::HostStalled { failing } => {
                 if self.stalled.is_none() {
-                    tracing::error!(failing, "so many tenants fail their probes together that the host is stalled: none is replaced");
+                    tracing::error!(
+                        failing,
+                        "so many tenants fail their probes together that the host is stalled: none is replaced"
+                    );
                 }
                 self.stalled = Some(failing);
                 self.changed();
             }
             Hang::Replace(name) => {
-                let Some(current) = self.entries.get(&name).and_then(|e| e.life.current()) else { return };
+                let Some(current) = self.entries.get(&name).and_then(|e| e.life.current()) else {
+                    return;
+                };
                 let (id, missed) = (current.id, current.missed);
-                let threads = current.pid.map(crate::instance::threads::describe).unwrap_or_default();
-                let detail = format!("hung: {missed} probes of /healthz unanswered; threads: {threads}");
+                let threads = current
+                    .pid
+                    .map(crate::instance::threads::describe)
+                    .unwrap_or_default();
+                let detail =
+                    format!("hung: {missed} probes of /healthz unanswered; threads: {threads}");
                 tracing::error!(tenant = %name, pid = current.pid, %detail, "hung, is killed and started again");
                 let now = self.now();
                 self.feed(now, &name, Event::ReplaceHung { id, detail });
@@ -358,10 +401,15 @@ impl Fleet {
                 .iter()
                 .find(|(id, _)| id.as_str() == key)
                 .map_or(1, |(_, account)| account.replacements_at_once as usize);
-            let limits = Limits { starts: self.config.start.parallelism, replacements };
+            let limits = Limits {
+                starts: self.config.start.parallelism,
+                replacements,
+            };
             // A tenant that does not use what it got gives it back at once; the bound ends a quarrel between two.
             for _ in 0..self.entries.len().max(1) {
-                let Some(slots) = self.slots.get_mut(&key) else { break };
+                let Some(slots) = self.slots.get_mut(&key) else {
+                    break;
+                };
                 let granted = slots.grant(limits);
                 if granted.is_empty() {
                     break;
@@ -398,7 +446,9 @@ impl Fleet {
     fn feed(&mut self, now: Time, name: &TenantName, event: Event) {
         let mut queue = vec![event];
         while let Some(event) = queue.pop() {
-            let Some(entry) = self.entries.get_mut(name) else { return };
+            let Some(entry) = self.entries.get_mut(name) else {
+                return;
+            };
             for action in entry.life.on(now, event) {
                 queue.extend(self.carry_out(name, action));
             }
@@ -420,12 +470,18 @@ impl Fleet {
             }
             Action::Unlisten(keep) => {
                 let keep = keep.and_then(|revision| config_of(entry, revision));
-                self.edge.unlisten(name, keep.as_ref().map(|c| &c.broker().http.listen));
+                self.edge
+                    .unlisten(name, keep.as_ref().map(|c| &c.broker().http.listen));
                 None
             }
             Action::StandIn(on) => {
-                let config = entry.accepted.as_ref().filter(|_| on).map(|(_, config)| config.clone());
-                self.edge.stand_in(name, config.as_ref().map(|c| &c.broker().http.listen));
+                let config = entry
+                    .accepted
+                    .as_ref()
+                    .filter(|_| on)
+                    .map(|(_, config)| config.clone());
+                self.edge
+                    .stand_in(name, config.as_ref().map(|c| &c.broker().http.listen));
                 None
             }
             Action::AskSlot(kind) => {
@@ -434,12 +490,21 @@ impl Fleet {
                 None
             }
             Action::ReleaseSlot => {
-                self.slots.values_mut().for_each(|slots| slots.release(name));
+                self.slots
+                    .values_mut()
+                    .for_each(|slots| slots.release(name));
                 None
             }
-            Action::Spawn { id, revision, connections } => {
+            Action::Spawn {
+                id,
+                revision,
+                connections,
+            } => {
                 let config = config_of(entry, revision)?;
-                let server = entry.told.as_ref().map_or(Ok(()), |told| told.server.clone());
+                let server = entry
+                    .told
+                    .as_ref()
+                    .map_or(Ok(()), |told| told.server.clone());
                 let instance = self.instance_config(name, id, &config, connections);
                 self.edge
                     .spawn(instance, server)
@@ -498,13 +563,17 @@ impl Fleet {
 
 /// What an entry stands on: whether its server can be reached, and whether it has room for an overlap.
 fn ground(entry: &Entry, view: &ServersView, verdict: &Verdict) -> (Result<(), String>, bool) {
-    let Some((_, config)) = &entry.accepted else { return (Err("not judged yet".into()), true) };
+    let Some((_, config)) = &entry.accepted else {
+        return (Err("not judged yet".into()), true);
+    };
     let endpoint = view.endpoint(&config.broker().database.url);
     let server = match endpoint.problem() {
         Some(problem) => Err(problem.to_owned()),
         None => Ok(()),
     };
-    let account = endpoint.place().and_then(|place| verdict.servers.get(&place.server));
+    let account = endpoint
+        .place()
+        .and_then(|place| verdict.servers.get(&place.server));
     (server, account.is_none_or(|account| account.overlap))
 }
 

@@ -70,7 +70,12 @@ struct Handle {
 impl Edge {
     /// An edge with nothing open.
     pub(crate) fn new(settings: Settings, hub: Hub, reports: mpsc::Sender<Report>) -> Self {
-        Self { settings, hub, reports, tenants: BTreeMap::new() }
+        Self {
+            settings,
+            hub,
+            reports,
+            tenants: BTreeMap::new(),
+        }
     }
 
     /// Where the instances' log lines go.
@@ -83,7 +88,11 @@ impl Edge {
     /// # Errors
     /// Why not, for the operator.
     pub(crate) fn listen(&mut self, tenant: &TenantName, listen: &Listen) -> Result<(), String> {
-        self.tenants.entry(tenant.clone()).or_default().listeners.open(listen)
+        self.tenants
+            .entry(tenant.clone())
+            .or_default()
+            .listeners
+            .open(listen)
     }
 
     /// Closes a tenant's sockets but that of `keep`.
@@ -96,11 +105,15 @@ impl Edge {
 
     /// Answers 503 on a tenant's socket, or ceases to.
     pub(crate) fn stand_in(&mut self, tenant: &TenantName, listen: Option<&Listen>) {
-        let Some(ours) = self.tenants.get_mut(tenant) else { return };
+        let Some(ours) = self.tenants.get_mut(tenant) else {
+            return;
+        };
         ours.stand_in = listen.and_then(|listen| {
             let socket = ours.listeners.get(listen)?;
             StandIn::start(listen, &socket)
-                .inspect_err(|error| tracing::warn!(%tenant, %error, "cannot answer 503 in its place"))
+                .inspect_err(
+                    |error| tracing::warn!(%tenant, %error, "cannot answer 503 in its place"),
+                )
                 .ok()
         });
     }
@@ -109,7 +122,11 @@ impl Edge {
     ///
     /// # Errors
     /// When its address is not bound.
-    pub(crate) fn spawn(&mut self, config: InstanceConfig, server: Result<(), String>) -> Result<(), String> {
+    pub(crate) fn spawn(
+        &mut self,
+        config: InstanceConfig,
+        server: Result<(), String>,
+    ) -> Result<(), String> {
         let (tenant, id) = (config.tenant.clone(), InstanceId(config.instance));
         let ours = self.tenants.entry(tenant.clone()).or_default();
         let listener = ours
@@ -117,8 +134,10 @@ impl Edge {
             .get(&config.config.http.listen)
             .ok_or_else(|| format!("{} is not bound", config.config.http.listen))?;
         let (ends, ends_receiver) = mpsc::channel(ENDS);
-        let (wishes, wishes_receiver) =
-            watch::channel(Wishes { connections: config.connections, server });
+        let (wishes, wishes_receiver) = watch::channel(Wishes {
+            connections: config.connections,
+            server,
+        });
         ours.instances.insert(id, Handle { ends, wishes });
         let process = Process {
             id,
@@ -144,7 +163,13 @@ impl Edge {
             if let Err(panic) = task.await {
                 survivors::end_one(&files);
                 let reason = format!("the supervisor failed at it: {panic}");
-                reporter.life(Event::Exited { id, reason, configuration: false }).await;
+                reporter
+                    .life(Event::Exited {
+                        id,
+                        reason,
+                        configuration: false,
+                    })
+                    .await;
             }
         });
         Ok(())
@@ -161,13 +186,20 @@ impl Edge {
     /// The most connections an instance may hold from now on.
     pub(crate) fn set_connections(&mut self, tenant: &TenantName, id: InstanceId, most: u32) {
         if let Some(instance) = self.instance(tenant, id) {
-            instance.wishes.send_if_modified(|w| std::mem::replace(&mut w.connections, most) != most);
+            instance
+                .wishes
+                .send_if_modified(|w| std::mem::replace(&mut w.connections, most) != most);
         }
     }
 
     /// The prober's verdict on a tenant's server, for all its instances.
     pub(crate) fn set_server(&mut self, tenant: &TenantName, server: &Result<(), String>) {
-        for instance in self.tenants.get_mut(tenant).into_iter().flat_map(|o| o.instances.values()) {
+        for instance in self
+            .tenants
+            .get_mut(tenant)
+            .into_iter()
+            .flat_map(|o| o.instances.values())
+        {
             instance.wishes.send_if_modified(|wishes| {
                 let changed = wishes.server != *server;
                 wishes.server.clone_from(server);

@@ -106,7 +106,10 @@ pub(crate) enum Event {
     /// `EXTEND_TIMEOUT_USEC`: readiness may take so much longer from now.
     Extend(InstanceId, Duration),
     /// A probe was answered; with why `/readyz` is not 200, if it is not.
-    ProbeAnswered { id: InstanceId, not_ready: Option<String> },
+    ProbeAnswered {
+        id: InstanceId,
+        not_ready: Option<String>,
+    },
     /// A probe was not answered. `on_time`: the supervisor's own loop was.
     ProbeMissed { id: InstanceId, on_time: bool },
     /// Found hung, and it is this one's turn to be replaced.
@@ -116,7 +119,11 @@ pub(crate) enum Event {
     /// The server sees so many connections of this tenant, counted well after its last unplanned exit.
     Backends(u32),
     /// The process has ended.
-    Exited { id: InstanceId, reason: String, configuration: bool },
+    Exited {
+        id: InstanceId,
+        reason: String,
+        configuration: bool,
+    },
     /// `start`: try at once.
     Start,
     /// `restart`: replace by overlap.
@@ -148,7 +155,11 @@ pub(crate) enum Action {
     /// Give the slot back, or leave the queue.
     ReleaseSlot,
     /// Start a process; answer `Spawned` or `SpawnFailed`.
-    Spawn { id: InstanceId, revision: Revision, connections: u32 },
+    Spawn {
+        id: InstanceId,
+        revision: Revision,
+        connections: u32,
+    },
     /// SIGTERM.
     Terminate(InstanceId),
     /// SIGKILL, to its whole session.
@@ -168,7 +179,11 @@ enum Bind {
     No,
     Asked(Revision),
     Yes(Revision),
-    Failed { revision: Revision, reason: String, retry_at: Time },
+    Failed {
+        revision: Revision,
+        reason: String,
+        retry_at: Time,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,7 +301,11 @@ impl Lifecycle {
             Event::BindFailed(revision, reason) => {
                 if self.bind == Bind::Asked(revision) {
                     let retry_at = now + self.backoff.delay_at_least_once();
-                    self.bind = Bind::Failed { revision, reason, retry_at };
+                    self.bind = Bind::Failed {
+                        revision,
+                        reason,
+                        retry_at,
+                    };
                 }
             }
             Event::Spawned { id, pid } => {
@@ -295,7 +314,11 @@ impl Lifecycle {
                 }
             }
             Event::SpawnFailed { id, reason } => self.gone(now, id, reason, false, actions),
-            Event::Exited { id, reason, configuration } => {
+            Event::Exited {
+                id,
+                reason,
+                configuration,
+            } => {
                 self.gone(now, id, reason, configuration, actions);
             }
             Event::Ready(id) => self.ready(now, id, actions),
@@ -321,7 +344,10 @@ impl Lifecycle {
                     && instance.serves()
                 {
                     instance.verdict = Some(detail);
-                    instance.phase = Phase::Stopping { kill_at: now, killed: true };
+                    instance.phase = Phase::Stopping {
+                        kill_at: now,
+                        killed: true,
+                    };
                     actions.push(Action::Kill(id));
                 }
             }
@@ -362,7 +388,9 @@ impl Lifecycle {
     }
 
     fn ready(&mut self, now: Time, id: InstanceId, actions: &mut Vec<Action>) {
-        let Some(instance) = self.instance_mut(id) else { return };
+        let Some(instance) = self.instance_mut(id) else {
+            return;
+        };
         if !matches!(instance.phase, Phase::Starting { .. }) {
             return;
         }
@@ -404,7 +432,9 @@ impl Lifecycle {
             self.replacement_failed(now, next.generation, reason, configuration);
             return;
         }
-        let Some(instance) = self.current.take_if(|i| i.id == id) else { return };
+        let Some(instance) = self.current.take_if(|i| i.id == id) else {
+            return;
+        };
         let starting = instance.ready_at.is_none();
         if starting {
             self.release_slot(actions);
@@ -419,12 +449,23 @@ impl Lifecycle {
         }
         let reason = instance.verdict.unwrap_or(reason);
         self.restarts += 1;
-        if instance.ready_at.is_some_and(|at| now.saturating_sub(at) >= GOOD_RUN) {
+        if instance
+            .ready_at
+            .is_some_and(|at| now.saturating_sub(at) >= GOOD_RUN)
+        {
             self.backoff.reset();
         }
-        let delay = if configuration { CONFIGURATION_RETRY } else { self.backoff.next_delay() };
+        let delay = if configuration {
+            CONFIGURATION_RETRY
+        } else {
+            self.backoff.next_delay()
+        };
         self.last_failure = Some(reason.clone());
-        self.hold = (!delay.is_zero()).then(|| Hold { until: now + delay, reason, configuration });
+        self.hold = (!delay.is_zero()).then(|| Hold {
+            until: now + delay,
+            reason,
+            configuration,
+        });
         // A replacement that is under way is the quickest way back.
         self.current = self.next.take();
     }
@@ -446,9 +487,16 @@ impl Lifecycle {
         if self.server.is_err() {
             return;
         }
-        let delay =
-            if configuration { CONFIGURATION_RETRY } else { self.backoff.delay_at_least_once() };
-        self.replace_hold = Some(Hold { until: now + delay, reason, configuration });
+        let delay = if configuration {
+            CONFIGURATION_RETRY
+        } else {
+            self.backoff.delay_at_least_once()
+        };
+        self.replace_hold = Some(Hold {
+            until: now + delay,
+            reason,
+            configuration,
+        });
     }
 
     /// Brings what is towards what is wanted.
@@ -506,7 +554,8 @@ impl Lifecycle {
             return;
         }
         if matches!(current.phase, Phase::Starting { .. }) {
-            let outdated = current.revision != spec.revision || current.generation != self.generation;
+            let outdated =
+                current.revision != spec.revision || current.generation != self.generation;
             if outdated || self.server.is_err() {
                 // Not ready and not what is wanted (or not able to become ready): end it, start afresh.
                 self.end_unready_current(now, actions);
@@ -549,9 +598,9 @@ impl Lifecycle {
         let ask = match &self.bind {
             Bind::No => true,
             Bind::Asked(revision) | Bind::Yes(revision) => *revision != spec.revision,
-            Bind::Failed { revision, retry_at, .. } => {
-                *revision != spec.revision || *retry_at <= now
-            }
+            Bind::Failed {
+                revision, retry_at, ..
+            } => *revision != spec.revision || *retry_at <= now,
         };
         if ask {
             self.old_address |= matches!(self.bind, Bind::Yes(_));
@@ -561,7 +610,10 @@ impl Lifecycle {
         // The old address is given up when nothing runs on it any more.
         if self.old_address
             && self.bound_for(spec.revision)
-            && self.current.as_ref().is_none_or(|c| c.revision == spec.revision)
+            && self
+                .current
+                .as_ref()
+                .is_none_or(|c| c.revision == spec.revision)
         {
             self.old_address = false;
             actions.push(Action::Unlisten(Some(spec.revision)));
@@ -578,12 +630,20 @@ impl Lifecycle {
             return;
         }
         let alone = kind == SlotKind::Start && self.draining.is_none() && self.lingering.is_none();
-        let connections = if alone { spec.pool } else { REPLACEMENT_CONNECTIONS.min(spec.pool) };
+        let connections = if alone {
+            spec.pool
+        } else {
+            REPLACEMENT_CONNECTIONS.min(spec.pool)
+        };
         let id = InstanceId(self.next_id);
         self.next_id += 1;
         let deadline = now + self.policy.start_timeout;
         let instance = Instance::new(id, spec, self.generation, connections, now, deadline);
-        actions.push(Action::Spawn { id, revision: spec.revision, connections });
+        actions.push(Action::Spawn {
+            id,
+            revision: spec.revision,
+            connections,
+        });
         match kind {
             SlotKind::Start => self.current = Some(instance),
             SlotKind::Replacement => self.next = Some(instance),
@@ -606,11 +666,17 @@ impl Lifecycle {
 
     fn enforce_deadlines(&mut self, now: Time, actions: &mut Vec<Action>) {
         let timeout = self.policy.start_timeout;
-        for instance in [&mut self.current, &mut self.next, &mut self.draining].into_iter().flatten() {
+        for instance in [&mut self.current, &mut self.next, &mut self.draining]
+            .into_iter()
+            .flatten()
+        {
             match &mut instance.phase {
                 Phase::Starting { deadline } if *deadline <= now => {
                     instance.verdict = Some(format!("not ready within {timeout:?}"));
-                    instance.phase = Phase::Stopping { kill_at: now + SHORT_GRACE, killed: false };
+                    instance.phase = Phase::Stopping {
+                        kill_at: now + SHORT_GRACE,
+                        killed: false,
+                    };
                     actions.push(Action::Terminate(instance.id));
                 }
                 Phase::Stopping { kill_at, killed } if *kill_at <= now && !*killed => {
@@ -644,7 +710,9 @@ impl Lifecycle {
     /// Splits the pool between the current instance and whatever else of this tenant still holds connections.
     fn share_connections(&mut self, actions: &mut Vec<Action>) {
         let draining = self.draining.as_ref().map_or(0, |d| d.held);
-        let Some(current) = &mut self.current else { return };
+        let Some(current) = &mut self.current else {
+            return;
+        };
         if !current.serves() {
             return;
         }
@@ -701,6 +769,9 @@ impl Lifecycle {
     }
 
     fn processes(&self) -> usize {
-        [&self.current, &self.next, &self.draining].into_iter().flatten().count()
+        [&self.current, &self.next, &self.draining]
+            .into_iter()
+            .flatten()
+            .count()
     }
 }

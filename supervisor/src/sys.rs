@@ -53,12 +53,17 @@ pub(crate) fn spawn(
     before_exec: impl FnOnce(i32) -> io::Result<()>,
 ) -> io::Result<Spawned> {
     if plan.passed.len() > MOST_PASSED {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors to pass"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors to pass",
+        ));
     }
     let mut listen_pid = CString::new(LISTEN_PID)?.into_bytes_with_nul();
     let arguments = pointers(&plan.arguments, None);
-    let environment =
-        pointers(&plan.environment, (!plan.passed.is_empty()).then_some(listen_pid.as_mut_ptr()));
+    let environment = pointers(
+        &plan.environment,
+        (!plan.passed.is_empty()).then_some(listen_pid.as_mut_ptr()),
+    );
     let mut sources = [-1; FIRST_PASSED as usize + MOST_PASSED];
     let wanted = plan.standard.iter().chain(&plan.passed);
     let count = FIRST_PASSED as usize + plan.passed.len();
@@ -122,7 +127,10 @@ pub(crate) fn spawn(
 /// # Safety
 /// Only in a child just forked. `arguments` and `environment` end with a null pointer; `listen_pid` points at
 /// [`LISTEN_PID`] with its closing NUL.
-#[allow(clippy::too_many_arguments, reason = "the child may not allocate a struct of its own")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the child may not allocate a struct of its own"
+)]
 unsafe fn become_child(
     plan: &Plan<'_>,
     arguments: &[*const c_char],
@@ -159,7 +167,10 @@ unsafe fn become_child(
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1 {
             fail();
         }
-        let limit = libc::rlimit { rlim_cur: plan.open_files.0, rlim_max: plan.open_files.1 };
+        let limit = libc::rlimit {
+            rlim_cur: plan.open_files.0,
+            rlim_max: plan.open_files.1,
+        };
         libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         // Out of the way first: a source may sit where another one is to go.
         let above = sources.len() as RawFd;
@@ -182,7 +193,11 @@ unsafe fn become_child(
             libc::CLOSE_RANGE_CLOEXEC,
         );
         write_pid(listen_pid.add("LISTEN_PID=".len()), libc::getpid());
-        libc::execve(plan.program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+        libc::execve(
+            plan.program.as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        );
         fail()
     }
 }
@@ -213,7 +228,12 @@ unsafe fn write_pid(at: *mut u8, pid: i32) {
 
 fn pointers(strings: &[CString], extra: Option<*mut u8>) -> Vec<*const c_char> {
     let extra = extra.map(|pointer| pointer.cast_const().cast::<c_char>());
-    strings.iter().map(|s| s.as_ptr()).chain(extra).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain(extra)
+        .chain([std::ptr::null()])
+        .collect()
 }
 
 fn read_exact(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> usize {
@@ -259,7 +279,11 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Res
             0,
         )
     };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Hands a descriptor to the event loop, to be woken when it becomes readable.
@@ -316,11 +340,21 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "pid");
         assert_eq!(lines[1], "ba");
-        assert!(lines[2].starts_with("0 1 2 3 4 256") || lines[2].starts_with("0 1 10 2 3 4 256"), "{text}");
+        assert!(
+            lines[2].starts_with("0 1 2 3 4 256") || lines[2].starts_with("0 1 10 2 3 4 256"),
+            "{text}"
+        );
         assert!(text.contains("A=1 "), "{text}");
-        assert!(!text.contains("PATH=/root") && !text.contains("CARGO"), "inherited: {text}");
+        assert!(
+            !text.contains("PATH=/root") && !text.contains("CARGO"),
+            "inherited: {text}"
+        );
         let pid = spawned.pid.to_string();
-        assert_eq!(lines.iter().filter(|l| l.ends_with(&pid)).count(), 2, "own session: {text}");
+        assert_eq!(
+            lines.iter().filter(|l| l.ends_with(&pid)).count(),
+            2,
+            "own session: {text}"
+        );
         assert!(text.contains("NoNewPrivs:\t1"));
         reap(spawned.pid);
     }

@@ -156,7 +156,11 @@ impl Watch {
             return self.desired.borrow().scan;
         };
         self.scanner = scanner;
-        let Scanned { desired, again_at, referred } = scanned;
+        let Scanned {
+            desired,
+            again_at,
+            referred,
+        } = scanned;
         let mut again_at = again_at.map(Instant::from_std);
         for folder in &referred {
             self.keep_watching(folder);
@@ -185,7 +189,9 @@ impl Watch {
         if self.watched.contains(folder) {
             return true;
         }
-        let Some(watcher) = &mut self.watcher else { return false };
+        let Some(watcher) = &mut self.watcher else {
+            return false;
+        };
         let watched = watcher.watch(folder, RecursiveMode::NonRecursive).is_ok();
         if watched {
             self.watched.insert(folder.to_owned());
@@ -196,19 +202,27 @@ impl Watch {
 
 /// What an event of the watcher means for the folder `root`.
 fn read(root: &Path, event: notify::Result<Event>) -> Vec<Hint> {
-    let Ok(event) = event else { return vec![Hint::Look] };
+    let Ok(event) = event else {
+        return vec![Hint::Look];
+    };
     if event.need_rescan() {
         return vec![Hint::Look];
     }
     let of_root = event.paths.iter().any(|path| path == root);
     let each = |hint: fn(PathBuf) -> Hint| event.paths.iter().cloned().map(hint).collect();
     match event.kind {
-        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if of_root => vec![Hint::FolderLost],
+        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if of_root => {
+            vec![Hint::FolderLost]
+        }
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => each(Hint::Done),
         EventKind::Modify(ModifyKind::Data(_)) => each(Hint::Busy),
         EventKind::Create(CreateKind::File) => each(created),
-        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_) | ModifyKind::Metadata(_)) => each(Hint::Done),
-        EventKind::Remove(RemoveKind::File | RemoveKind::Any | RemoveKind::Other | RemoveKind::Folder) => each(Hint::Done),
+        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_) | ModifyKind::Metadata(_)) => {
+            each(Hint::Done)
+        }
+        EventKind::Remove(
+            RemoveKind::File | RemoveKind::Any | RemoveKind::Other | RemoveKind::Folder,
+        ) => each(Hint::Done),
         EventKind::Access(_) => Vec::new(),
         EventKind::Modify(_) | EventKind::Any | EventKind::Other => vec![Hint::Look],
     }

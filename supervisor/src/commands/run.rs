@@ -170,7 +170,8 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
     tokio::spawn(service::heed(signals, notifier.clone(), handle, stop));
     fleet.run(stopped).await;
 
-    drop(control);
+    // The probers last but one: without them nothing knocks at an embedded server on its way out.
+    drop((control, servers));
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }

@@ -91,7 +91,11 @@ pub(crate) struct Scanned {
 impl Scanner {
     /// A scanner of `folder`; `layers` lie under every tenant file, lowest first.
     pub(crate) fn new(folder: PathBuf, layers: Vec<Layer>) -> Self {
-        Self { folder, layers, ..Self::default() }
+        Self {
+            folder,
+            layers,
+            ..Self::default()
+        }
     }
 
     /// Looks at the folder. `busy` files are being written and keep their last state. Blocks on the file system.
@@ -118,9 +122,20 @@ impl Scanner {
                 again_at = self.remove(&present, now, look, &mut problems);
             }
         }
-        let states = self.known.iter().map(|(name, known)| (name.clone(), known.state.clone()));
-        let desired = Desired { scan: self.scans, tenants: states.collect(), problems };
-        Scanned { desired, again_at, referred: self.referred() }
+        let states = self
+            .known
+            .iter()
+            .map(|(name, known)| (name.clone(), known.state.clone()));
+        let desired = Desired {
+            scan: self.scans,
+            tenants: states.collect(),
+            problems,
+        };
+        Scanned {
+            desired,
+            again_at,
+            referred: self.referred(),
+        }
     }
 
     /// Every path that is, or claims to be, a tenant file.
@@ -141,7 +156,10 @@ impl Scanner {
     fn read(&mut self, name: &TenantName, path: &Path, busy: &BTreeSet<PathBuf>) {
         if let Some(known) = self.known.get_mut(name) {
             known.missing_since = None;
-            let unchanged = known.stamps.iter().all(|(path, stamp)| Stamp::of(path) == *stamp);
+            let unchanged = known
+                .stamps
+                .iter()
+                .all(|(path, stamp)| Stamp::of(path) == *stamp);
             if busy.contains(path) || unchanged {
                 return;
             }
@@ -158,7 +176,14 @@ impl Scanner {
             let stamp = Stamp::of(&path);
             (path, stamp)
         }));
-        self.known.insert(name.clone(), Known { stamps, state, missing_since: None });
+        self.known.insert(
+            name.clone(),
+            Known {
+                stamps,
+                state,
+                missing_since: None,
+            },
+        );
     }
 
     /// Forgets what has been absent for long enough; says when to look again for the rest.
@@ -199,7 +224,12 @@ impl Scanner {
     }
 
     fn referred(&self) -> BTreeSet<PathBuf> {
-        let files = self.known.values().flat_map(|known| known.stamps.iter().skip(1));
-        files.filter_map(|(path, _)| path.parent().map(Path::to_owned)).collect()
+        let files = self
+            .known
+            .values()
+            .flat_map(|known| known.stamps.iter().skip(1));
+        files
+            .filter_map(|(path, _)| path.parent().map(Path::to_owned))
+            .collect()
     }
 }

@@ -1,6 +1,8 @@
 //! One tenant's effective configuration, with the places its values came from.
 
-use brokkr_tenant::{BrokerConfig, Diagnostic, Diagnostics, Layer, Mode, PoolSize, Resolved, TenantName, resolve};
+use brokkr_tenant::{
+    BrokerConfig, Diagnostic, Diagnostics, Layer, Mode, PoolSize, Resolved, TenantName, resolve,
+};
 use std::path::{Path, PathBuf};
 
 /// A good tenant file, merged with what lies under it.
@@ -26,14 +28,24 @@ impl TenantConfig {
         let mut layers = under.to_vec();
         layers.push(Layer::from_file(path));
         let resolved = resolve(&layers, Mode::Supervised)?;
-        let mut warnings: Vec<String> = resolved.warnings.iter().map(Diagnostic::headline).collect();
+        let mut warnings: Vec<String> =
+            resolved.warnings.iter().map(Diagnostic::headline).collect();
         let limits = &resolved.config.limits;
         if limits.memory_max.is_some() || limits.cpu_weight.is_some() || limits.pids_max.is_some() {
-            warnings.push(format!("tenant {name}: [limits] is checked but not enforced yet"));
+            warnings.push(format!(
+                "tenant {name}: [limits] is checked but not enforced yet"
+            ));
         }
         let digest = resolved.config.digest().0;
         let files = resolved.files.clone();
-        Ok((Self { resolved, digest, warnings }, files))
+        Ok((
+            Self {
+                resolved,
+                digest,
+                warnings,
+            },
+            files,
+        ))
     }
 
     /// The effective configuration.

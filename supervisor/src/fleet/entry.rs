@@ -109,7 +109,10 @@ impl Entry {
             events.push(Event::MayOverlap(told.overlap));
         }
         if before.is_none_or(|b| b.want != told.want || b.pending != told.pending) {
-            events.push(Event::Wanted { want: told.want.clone(), pending: told.pending.clone() });
+            events.push(Event::Wanted {
+                want: told.want.clone(),
+                pending: told.pending.clone(),
+            });
         }
         self.told = Some(told);
         events

@@ -120,7 +120,11 @@ impl Handle {
     ) -> Result<Vec<Outcome>, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.requests
-            .send(Request::Order { selection, order, reply })
+            .send(Request::Order {
+                selection,
+                order,
+                reply,
+            })
             .await
             .map_err(|_| RequestError::Stopping)?;
         answer.await.map_err(|_| RequestError::Stopping)?
@@ -133,7 +137,10 @@ impl Handle {
     pub async fn reload(&self, confirm_removals: bool) -> Result<ReloadReport, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.requests
-            .send(Request::Reload { confirm_removals, reply })
+            .send(Request::Reload {
+                confirm_removals,
+                reply,
+            })
             .await
             .map_err(|_| RequestError::Stopping)?;
         answer.await.map_err(|_| RequestError::Stopping)

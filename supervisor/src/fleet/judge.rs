@@ -2,7 +2,8 @@
 
 use super::entry::Entry;
 use crate::budget::{
-    Admission, Claim, Decision, Held, Place, Seat, Stake, Verdict, Wanted, admit, conflicts, Contested,
+    Admission, Claim, Contested, Decision, Held, Place, Seat, Stake, Verdict, Wanted, admit,
+    conflicts,
 };
 use crate::config::TenantConfig;
 use crate::servers::ServersView;
@@ -37,11 +38,15 @@ pub(super) fn judge(
     view: &ServersView,
     headroom: u32,
 ) -> Judgement {
-    let stakes: Vec<Stake> = entries.iter().map(|(name, entry)| stake(name, entry, view)).collect();
+    let stakes: Vec<Stake> = entries
+        .iter()
+        .map(|(name, entry)| stake(name, entry, view))
+        .collect();
     let conflicts = conflicts(admitted, &stakes);
 
     let mut claims = Vec::with_capacity(entries.len());
-    let mut candidates: BTreeMap<&TenantName, (Arc<TenantConfig>, Option<String>)> = BTreeMap::new();
+    let mut candidates: BTreeMap<&TenantName, (Arc<TenantConfig>, Option<String>)> =
+        BTreeMap::new();
     let mut rulings = BTreeMap::new();
     for (name, entry) in entries {
         let mut wanted = Wanted::Nothing;
@@ -49,7 +54,10 @@ pub(super) fn judge(
             Ok((config, pending)) => {
                 let url = &config.broker().database.url;
                 let at = view.endpoint(url).place().cloned();
-                wanted = Wanted::Pool { connections: config.broker().database.pool_size.get(), at };
+                wanted = Wanted::Pool {
+                    connections: config.broker().database.pool_size.get(),
+                    at,
+                };
                 candidates.insert(name, (config, pending));
             }
             Err(ruling) => {
@@ -57,12 +65,20 @@ pub(super) fn judge(
             }
         }
         let priority = entry.asked().map_or(0, |config| priority(config));
-        claims.push(Claim { tenant: name.clone(), priority, wanted, held: held(entry, view) });
+        claims.push(Claim {
+            tenant: name.clone(),
+            priority,
+            wanted,
+            held: held(entry, view),
+        });
     }
 
     let verdict = admit(admitted, &claims, &view.facts(), headroom);
     for (name, (config, pending)) in candidates {
-        let accepted = entries.get(name).and_then(|e| e.accepted.as_ref()).map(|(_, c)| c);
+        let accepted = entries
+            .get(name)
+            .and_then(|e| e.accepted.as_ref())
+            .map(|(_, c)| c);
         let at_pool = |text: &str| config.at("database.pool_size", text);
         let ruling = match verdict.tenants.get(name) {
             Some(Decision::Refused(shortage)) => {
@@ -89,7 +105,9 @@ fn candidate(
     entry: &Entry,
     conflict: Option<&crate::budget::Conflict>,
 ) -> Result<(Arc<TenantConfig>, Option<String>), Ruling> {
-    let Some(file) = &entry.file else { return Err(Ruling::Gone) };
+    let Some(file) = &entry.file else {
+        return Err(Ruling::Gone);
+    };
     if let Ok(config) = file
         && !config.broker().supervision.enabled
     {
@@ -120,8 +138,16 @@ fn candidate(
 }
 
 /// The file's configuration with the pool it was admitted with.
-fn cut_to_admitted(name: &TenantName, config: &Arc<TenantConfig>, verdict: &Verdict) -> Arc<TenantConfig> {
-    let admitted = verdict.admitted.iter().find(|a| a.tenant == *name).map(|a| a.pool);
+fn cut_to_admitted(
+    name: &TenantName,
+    config: &Arc<TenantConfig>,
+    verdict: &Verdict,
+) -> Arc<TenantConfig> {
+    let admitted = verdict
+        .admitted
+        .iter()
+        .find(|a| a.tenant == *name)
+        .map(|a| a.pool);
     match admitted.and_then(|pool| PoolSize::new(pool).ok()) {
         Some(pool) => Arc::new(config.with_pool(pool)),
         None => config.clone(),
@@ -130,14 +156,21 @@ fn cut_to_admitted(name: &TenantName, config: &Arc<TenantConfig>, verdict: &Verd
 
 /// Beyond what anybody writes it makes no difference.
 fn priority(config: &TenantConfig) -> i32 {
-    config.broker().supervision.priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+    config
+        .broker()
+        .supervision
+        .priority
+        .clamp(i32::MIN.into(), i32::MAX.into()) as i32
 }
 
 fn seat(config: &TenantConfig, view: &ServersView) -> Seat {
     let broker = config.broker();
     let url = &broker.database.url;
     Seat {
-        database: view.endpoint(url).place().map(|p| (p.server.clone(), p.database)),
+        database: view
+            .endpoint(url)
+            .place()
+            .map(|p| (p.server.clone(), p.database)),
         spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname()),
         schema: broker.database.schema.clone(),
         listen: broker.http.listen.clone(),
@@ -145,8 +178,12 @@ fn seat(config: &TenantConfig, view: &ServersView) -> Seat {
 }
 
 fn stake(name: &TenantName, entry: &Entry, view: &ServersView) -> Stake {
-    let running = running(entry).map(|(_, config)| seat(config, view)).collect();
-    let asked = entry.candidate().filter(|c| !entry.stopped && c.broker().supervision.enabled);
+    let running = running(entry)
+        .map(|(_, config)| seat(config, view))
+        .collect();
+    let asked = entry
+        .candidate()
+        .filter(|c| !entry.stopped && c.broker().supervision.enabled);
     Stake {
         tenant: name.clone(),
         priority: asked.map_or(0, |config| priority(config)),
@@ -158,12 +195,21 @@ fn stake(name: &TenantName, entry: &Entry, view: &ServersView) -> Stake {
 fn held(entry: &Entry, view: &ServersView) -> Vec<Held> {
     running(entry)
         .filter_map(|(pool, config)| {
-            let place: Place = view.endpoint(&config.broker().database.url).place()?.clone();
-            Some(Held { place, connections: pool })
+            let place: Place = view
+                .endpoint(&config.broker().database.url)
+                .place()?
+                .clone();
+            Some(Held {
+                place,
+                connections: pool,
+            })
         })
         .collect()
 }
 
 fn running(entry: &Entry) -> impl Iterator<Item = (u32, &Arc<TenantConfig>)> {
-    entry.life.instances().filter_map(|i| Some((i.pool, entry.revisions.get(&i.revision)?)))
+    entry
+        .life
+        .instances()
+        .filter_map(|i| Some((i.pool, entry.revisions.get(&i.revision)?)))
 }

@@ -64,8 +64,15 @@ impl Orders {
 impl Fleet {
     pub(super) fn take_request(&mut self, request: Request) {
         match request {
-            Request::Order { selection, order, reply } => self.take_order(selection, order, reply),
-            Request::Reload { confirm_removals, reply } => self.take_reload(confirm_removals, reply),
+            Request::Order {
+                selection,
+                order,
+                reply,
+            } => self.take_order(selection, order, reply),
+            Request::Reload {
+                confirm_removals,
+                reply,
+            } => self.take_reload(confirm_removals, reply),
         }
     }
 
@@ -90,7 +97,9 @@ impl Fleet {
         let now = self.now();
         for name in &names {
             tracing::info!(tenant = %name, ?order, "ordered");
-            let Some(entry) = self.entries.get_mut(name) else { continue };
+            let Some(entry) = self.entries.get_mut(name) else {
+                continue;
+            };
             entry.stopped = order == Order::Stop;
             match order {
                 Order::Stop => self.stopped.insert(name.clone()),
@@ -103,17 +112,32 @@ impl Fleet {
             }
         }
         self.changed();
-        self.orders.waiting.push(Waiting { names, order, reply });
+        self.orders.waiting.push(Waiting {
+            names,
+            order,
+            reply,
+        });
     }
 
     fn take_reload(&mut self, confirm_removals: bool, reply: oneshot::Sender<ReloadReport>) {
         let before = self.entries.iter().filter(|(_, e)| e.file.is_some());
-        let before = before.map(|(n, e)| (n.clone(), e.asked().map(|c| c.digest))).collect();
-        self.orders.reloads.push(Reload { before, scan: None, reply });
+        let before = before
+            .map(|(n, e)| (n.clone(), e.asked().map(|c| c.digest)))
+            .collect();
+        self.orders.reloads.push(Reload {
+            before,
+            scan: None,
+            reply,
+        });
         let (done, scanned) = oneshot::channel();
         let (reloader, servers) = (self.reloader.clone(), self.servers.clone());
         self.orders.rescans.spawn(async move {
-            let _ = reloader.send(ReloadWish { confirm_removals, done }).await;
+            let _ = reloader
+                .send(ReloadWish {
+                    confirm_removals,
+                    done,
+                })
+                .await;
             servers.refresh().await;
             scanned.await.unwrap_or(0)
         });
@@ -138,7 +162,9 @@ impl Fleet {
         let mut reloads = std::mem::take(&mut self.orders.reloads);
         reloads.retain(|reload| !reload.reply.is_closed());
         for reload in reloads {
-            let read = reload.scan.is_some_and(|scan| scan <= self.orders.scan_read);
+            let read = reload
+                .scan
+                .is_some_and(|scan| scan <= self.orders.scan_read);
             if read && self.entries.values().all(|e| e.life.settled().is_some()) {
                 let report = self.reload_report(&reload.before);
                 let _ = reload.reply.send(report);
@@ -149,7 +175,11 @@ impl Fleet {
     }
 
     fn outcomes(&self, waiting: &Waiting) -> Option<Vec<Outcome>> {
-        waiting.names.iter().map(|name| self.outcome(name, waiting.order)).collect()
+        waiting
+            .names
+            .iter()
+            .map(|name| self.outcome(name, waiting.order))
+            .collect()
     }
 
     fn outcome(&self, name: &TenantName, order: Order) -> Option<Outcome> {
@@ -168,12 +198,19 @@ impl Fleet {
         for more in [view.reason, view.pending].into_iter().flatten() {
             message = format!("{message}: {more}");
         }
-        Some(Outcome { tenant: name.clone(), done, message })
+        Some(Outcome {
+            tenant: name.clone(),
+            done,
+            message,
+        })
     }
 
     fn reload_report(&self, before: &BTreeMap<TenantName, Option<[u8; 32]>>) -> ReloadReport {
         let desired = self.desired.borrow().clone();
-        let mut report = ReloadReport { problems: desired.problems.clone(), ..Default::default() };
+        let mut report = ReloadReport {
+            problems: desired.problems.clone(),
+            ..Default::default()
+        };
         for (name, file) in &desired.tenants {
             let digest = file.as_ref().ok().map(|config| config.digest);
             match before.get(name) {
@@ -189,7 +226,9 @@ impl Fleet {
             .collect();
         for (name, entry) in &self.entries {
             let view = entry.life.view();
-            let refused = (view.state == crate::status::State::Refused).then_some(view.reason).flatten();
+            let refused = (view.state == crate::status::State::Refused)
+                .then_some(view.reason)
+                .flatten();
             for problem in [refused, view.pending].into_iter().flatten() {
                 if !report.problems.contains(&problem) {
                     report.problems.push(format!("{name}: {problem}"));

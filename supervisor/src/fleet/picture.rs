@@ -11,13 +11,24 @@ impl Fleet {
     /// Publishes the latest picture.
     pub(super) fn publish(&mut self) {
         self.stale = false;
-        let tenants = self.entries.iter().map(|(name, entry)| self.tenant(name, entry)).collect();
+        let tenants = self
+            .entries
+            .iter()
+            .map(|(name, entry)| self.tenant(name, entry))
+            .collect();
         let mut notices = self.notices.clone();
         notices.extend(self.desired.borrow().problems.iter().cloned());
         if let Some(failing) = self.stalled {
-            notices.push(format!("the host is stalled: {failing} tenants fail their probes together"));
+            notices.push(format!(
+                "the host is stalled: {failing} tenants fail their probes together"
+            ));
         }
-        let snapshot = Snapshot { tenants, servers: self.servers(), notices, taken: Some(std::time::Instant::now()) };
+        let snapshot = Snapshot {
+            tenants,
+            servers: self.servers(),
+            notices,
+            taken: Some(std::time::Instant::now()),
+        };
         for (name, entry) in &mut self.entries {
             log_change(name, entry);
         }
@@ -27,9 +38,20 @@ impl Fleet {
     fn tenant(&self, name: &TenantName, entry: &Entry) -> TenantStatus {
         let now = self.now();
         let view = entry.life.view();
-        let View { state, reason, pending, restarts, instance, next_try } = view;
-        let running = instance.as_ref().and_then(|i| entry.revisions.get(&i.revision));
-        let shown = running.or(entry.asked()).or(entry.accepted.as_ref().map(|(_, c)| c));
+        let View {
+            state,
+            reason,
+            pending,
+            restarts,
+            instance,
+            next_try,
+        } = view;
+        let running = instance
+            .as_ref()
+            .and_then(|i| entry.revisions.get(&i.revision));
+        let shown = running
+            .or(entry.asked())
+            .or(entry.accepted.as_ref().map(|(_, c)| c));
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
         let servers = self.view.borrow();
         let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
@@ -53,7 +75,10 @@ impl Fleet {
             restarts,
             listen: shown.map(|c| c.broker().http.listen.to_string()),
             schema: shown.map(|c| c.broker().database.schema.as_str().to_owned()),
-            pool_size: instance.as_ref().map(|i| i.pool).or(shown.map(|c| c.broker().database.pool_size.get())),
+            pool_size: instance
+                .as_ref()
+                .map(|i| i.pool)
+                .or(shown.map(|c| c.broker().database.pool_size.get())),
             server: server.map(|place| place.server.to_string()),
             next_try_s: next_try.map(|at| at.saturating_sub(now).as_secs_f64()),
             last_words: entry.last_words.clone(),
@@ -76,10 +101,17 @@ impl Fleet {
                 committed: account.map_or(0, |a| a.committed),
                 in_use: server.up.then_some(server.in_use),
                 up: server.up,
-                reason: server.reason.clone().or_else(|| server.warnings.first().cloned()),
+                reason: server
+                    .reason
+                    .clone()
+                    .or_else(|| server.warnings.first().cloned()),
             }
         });
-        let unseen = self.verdict.servers.iter().filter(|(id, _)| !view.servers.contains_key(*id));
+        let unseen = self
+            .verdict
+            .servers
+            .iter()
+            .filter(|(id, _)| !view.servers.contains_key(*id));
         let unseen = unseen.map(|(id, account)| ServerStatus {
             id: id.to_string(),
             max_connections: None,
@@ -97,7 +129,13 @@ impl Fleet {
 
 /// One line per change, not per try.
 fn log_change(name: &TenantName, entry: &mut Entry) {
-    let View { state, reason, pending, instance, .. } = entry.life.view();
+    let View {
+        state,
+        reason,
+        pending,
+        instance,
+        ..
+    } = entry.life.view();
     let said = (state, reason.clone().or(pending));
     if entry.logged.as_ref() == Some(&said) {
         return;
@@ -105,7 +143,9 @@ fn log_change(name: &TenantName, entry: &mut Entry) {
     let broker_pid = instance.and_then(|i| i.pid);
     let why = said.1.as_deref().unwrap_or("");
     match state {
-        State::Refused | State::Backoff => tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}"),
+        State::Refused | State::Backoff => {
+            tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}")
+        }
         State::Degraded => tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}"),
         _ if why.is_empty() => tracing::info!(tenant = %name, %state, broker_pid, "{state}"),
         _ => tracing::info!(tenant = %name, %state, broker_pid, "{state}: {why}"),

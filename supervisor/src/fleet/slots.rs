@@ -37,11 +37,16 @@ impl Slots {
     /// Whoever may start now.
     pub(crate) fn grant(&mut self, limits: Limits) -> Vec<TenantName> {
         let mut granted = Vec::new();
-        let mut replacements =
-            self.held.values().filter(|kind| **kind == SlotKind::Replacement).count();
+        let mut replacements = self
+            .held
+            .values()
+            .filter(|kind| **kind == SlotKind::Replacement)
+            .count();
         let mut at = 0;
         while self.held.len() < limits.starts.max(1) {
-            let Some((tenant, kind)) = self.queue.get(at).cloned() else { break };
+            let Some((tenant, kind)) = self.queue.get(at).cloned() else {
+                break;
+            };
             if kind == SlotKind::Replacement && replacements >= limits.replacements.max(1) {
                 at += 1;
                 continue;
@@ -63,9 +68,18 @@ mod tests {
     #[test]
     fn slots_go_in_order_and_a_replacement_without_room_lets_starts_pass() {
         let name = |n: &str| TenantName::parse(n).unwrap();
-        let limits = Limits { starts: 3, replacements: 1 };
+        let limits = Limits {
+            starts: 3,
+            replacements: 1,
+        };
         let mut slots = Slots::default();
-        for (n, kind) in [("a", SlotKind::Replacement), ("b", SlotKind::Replacement), ("c", SlotKind::Start), ("d", SlotKind::Start), ("e", SlotKind::Start)] {
+        for (n, kind) in [
+            ("a", SlotKind::Replacement),
+            ("b", SlotKind::Replacement),
+            ("c", SlotKind::Start),
+            ("d", SlotKind::Start),
+            ("e", SlotKind::Start),
+        ] {
             slots.ask(&name(n), kind);
         }
         assert_eq!(slots.grant(limits), [name("a"), name("c"), name("d")]);

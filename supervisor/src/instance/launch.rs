@@ -1,8 +1,8 @@
 //! Makes everything one instance is started with (docs: "Between supervisor and broker"), and starts it.
 
 use super::lock::{self, Files};
-use super::orphans::{self, Registered};
 use super::notify::NotifySocket;
+use super::orphans::{self, Registered};
 use crate::sys::{self, Plan, Spawned};
 use brokkr_tenant::InstanceConfig;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
@@ -50,15 +50,21 @@ impl Launch {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
         };
-        own_folder(&self.config.state_dir)
-            .map_err(said(&format!("cannot make {}", self.config.state_dir.display())))?;
-        let lock_file = lock::create(&self.files.lock()).map_err(said("cannot lock the instance's lock file"))?;
-        let private = private_socket(&self.files.private()).map_err(said("cannot bind the private socket"))?;
+        own_folder(&self.config.state_dir).map_err(said(&format!(
+            "cannot make {}",
+            self.config.state_dir.display()
+        )))?;
+        let lock_file = lock::create(&self.files.lock())
+            .map_err(said("cannot lock the instance's lock file"))?;
+        let private = private_socket(&self.files.private())
+            .map_err(said("cannot bind the private socket"))?;
         let _ = std::fs::remove_file(self.files.notify());
-        let notify = NotifySocket::bind(&self.files.notify()).map_err(said("cannot bind the notify socket"))?;
-        let config = sealed(self.config.to_json().as_bytes()).map_err(said("cannot make the configuration's memfd"))?;
-        let (log, log_write) =
-            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| format!("cannot make the log pipe: {e}"))?;
+        let notify = NotifySocket::bind(&self.files.notify())
+            .map_err(said("cannot bind the notify socket"))?;
+        let config = sealed(self.config.to_json().as_bytes())
+            .map_err(said("cannot make the configuration's memfd"))?;
+        let (log, log_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
+            .map_err(|e| format!("cannot make the log pipe: {e}"))?;
         let null = File::open("/dev/null").map_err(said("cannot open /dev/null"))?;
         let plan = Plan {
             program: c_string(&self.program).map_err(said("bad path of the broker"))?,
@@ -67,10 +73,16 @@ impl Launch {
                 c"LISTEN_FDS=2".into(),
                 c"LISTEN_FDNAMES=http:private".into(),
                 c"BROKKR_CONFIG_FD=5".into(),
-                prefixed("NOTIFY_SOCKET=", &self.files.notify()).map_err(said("bad runtime folder"))?,
+                prefixed("NOTIFY_SOCKET=", &self.files.notify())
+                    .map_err(said("bad runtime folder"))?,
             ],
             standard: [null.as_fd(), log_write.as_fd(), log_write.as_fd()],
-            passed: vec![self.listener.as_fd(), private.as_fd(), config.as_fd(), lock_file.as_fd()],
+            passed: vec![
+                self.listener.as_fd(),
+                private.as_fd(),
+                config.as_fd(),
+                lock_file.as_fd(),
+            ],
             open_files: self.open_files,
         };
         let mut registered = None;
@@ -79,7 +91,12 @@ impl Launch {
             lock::sign(&lock_file, pid)
         })
         .map_err(said(&format!("cannot start {}", self.program.display())))?;
-        Ok(Launched { process, registered, log, notify })
+        Ok(Launched {
+            process,
+            registered,
+            log,
+            notify,
+        })
     }
 }
 
@@ -99,12 +116,18 @@ fn private_socket(path: &Path) -> io::Result<UnixListener> {
 
 /// A file in memory that nobody can change any more, us included.
 fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
-    let fd = memfd_create("brokkr-config", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let fd = memfd_create(
+        "brokkr-config",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?;
     let mut file = File::from(fd);
     file.write_all(content)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o400))?;
     io::Seek::rewind(&mut file)?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    let seals = SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())
 }
@@ -114,7 +137,9 @@ fn c_string(path: &Path) -> io::Result<CString> {
 }
 
 fn prefixed(prefix: &str, path: &Path) -> io::Result<CString> {
-    Ok(CString::new([prefix.as_bytes(), path.as_os_str().as_bytes()].concat())?)
+    Ok(CString::new(
+        [prefix.as_bytes(), path.as_os_str().as_bytes()].concat(),
+    )?)
 }
 
 #[cfg(test)]

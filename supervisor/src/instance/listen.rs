@@ -2,9 +2,11 @@
 
 use brokkr_tenant::Listen;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, listen,
+    setsockopt, socket, sockopt,
 };
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
@@ -27,10 +29,10 @@ impl Listeners {
     /// # Errors
     /// What to tell the operator: the address and why it cannot be had.
     pub(crate) fn open(&mut self, listen: &Listen) -> Result<(), String> {
-        if !self.open.contains_key(&listen.to_string()) {
+        if let Entry::Vacant(place) = self.open.entry(listen.to_string()) {
             let fd = bind_listener(listen)
                 .map_err(|error| format!("cannot listen on {listen}: {}", explain(&error)))?;
-            self.open.insert(listen.to_string(), (listen.clone(), Arc::new(fd)));
+            place.insert((listen.clone(), Arc::new(fd)));
         }
         Ok(())
     }
@@ -64,7 +66,9 @@ fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "another program has it".into(),
         io::ErrorKind::AddrNotAvailable => "this host has no such address".into(),
-        io::ErrorKind::PermissionDenied => "not permitted (ports below 1024 need CAP_NET_BIND_SERVICE)".into(),
+        io::ErrorKind::PermissionDenied => {
+            "not permitted (ports below 1024 need CAP_NET_BIND_SERVICE)".into()
+        }
         _ => error.to_string(),
     }
 }
@@ -73,7 +77,11 @@ fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     match address {
         Listen::Tcp(address) => {
-            let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let family = if address.is_ipv4() {
+                AddressFamily::Inet
+            } else {
+                AddressFamily::Inet6
+            };
             let fd = socket(family, SockType::Stream, flags, None)?;
             // Connections of a broker that has just gone, in TIME_WAIT, must not keep its address from its successor.
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
@@ -97,10 +105,15 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)
+            }
             _ => Err(io::ErrorKind::AddrInUse.into()),
         },
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way")),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "a file that is no socket is in the way",
+        )),
     }
 }
 
@@ -114,7 +127,10 @@ mod tests {
         let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Listen::Tcp(stranger.local_addr().unwrap());
         let error = Listeners::default().open(&address).unwrap_err();
-        assert!(error.contains(&address.to_string()) && error.contains("another program"), "{error}");
+        assert!(
+            error.contains(&address.to_string()) && error.contains("another program"),
+            "{error}"
+        );
     }
 
     #[test]

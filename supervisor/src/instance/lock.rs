@@ -26,7 +26,11 @@ impl Holder {
     /// # Errors
     /// When it is not there.
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
-        Ok(Self { pid, start_time: start_time(pid)?, boot_id: boot_id()? })
+        Ok(Self {
+            pid,
+            start_time: start_time(pid)?,
+            boot_id: boot_id()?,
+        })
     }
 
     /// Whether the process that wrote this still runs.
@@ -55,7 +59,9 @@ fn start_time(pid: i32) -> io::Result<u64> {
 }
 
 fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// The files of one instance in the runtime folder.
@@ -67,7 +73,9 @@ pub(crate) struct Files {
 impl Files {
     /// Names only; nothing is created.
     pub(crate) fn new(folder: &Path, tenant: &TenantName, id: InstanceId) -> Self {
-        Self { stem: folder.join(format!("{tenant}.{}", id.0)) }
+        Self {
+            stem: folder.join(format!("{tenant}.{}", id.0)),
+        }
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
@@ -104,11 +112,17 @@ impl Files {
 /// # Errors
 /// When it exists and another process holds it, or the folder cannot be written.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
     file.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => {
-            io::Error::new(io::ErrorKind::AlreadyExists, "an instance with this number still runs")
-        }
+        TryLockError::WouldBlock => io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "an instance with this number still runs",
+        ),
         TryLockError::Error(error) => error,
     })?;
     file.set_len(0)?;
@@ -120,7 +134,11 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When the process has gone or the disk is full.
 pub(crate) fn sign(file: &File, pid: i32) -> io::Result<()> {
-    let Holder { pid, start_time, boot_id } = Holder::of(pid)?;
+    let Holder {
+        pid,
+        start_time,
+        boot_id,
+    } = Holder::of(pid)?;
     let mut file = file;
     writeln!(file, "{pid} {start_time} {boot_id}")
 }
@@ -158,7 +176,10 @@ pub(crate) fn look(path: &Path) -> io::Result<Found> {
 /// Takes the lock file name apart: tenant and number.
 pub(crate) fn parse_name(file_name: &str) -> Option<(TenantName, InstanceId)> {
     let (tenant, id) = file_name.strip_suffix(".lock")?.rsplit_once('.')?;
-    Some((TenantName::parse(tenant).ok()?, InstanceId(id.parse().ok()?)))
+    Some((
+        TenantName::parse(tenant).ok()?,
+        InstanceId(id.parse().ok()?),
+    ))
 }
 
 #[cfg(test)]
@@ -174,10 +195,18 @@ mod tests {
         sign(&file, std::process::id() as i32).unwrap();
         let inherited = file.try_clone().unwrap();
         drop(file);
-        let Found::Held(Some(holder)) = look(&path).unwrap() else { panic!("not held") };
+        let Found::Held(Some(holder)) = look(&path).unwrap() else {
+            panic!("not held")
+        };
         assert_eq!(holder.pid, std::process::id() as i32);
         assert!(holder.lives());
-        assert!(!Holder { start_time: holder.start_time + 1, ..holder }.lives());
+        assert!(
+            !Holder {
+                start_time: holder.start_time + 1,
+                ..holder
+            }
+            .lives()
+        );
         assert!(create(&path).is_err());
         drop(inherited);
         assert_eq!(look(&path).unwrap(), Found::Stale);

@@ -50,7 +50,9 @@ impl NotifySocket {
     /// # Errors
     /// When the event loop cannot take it.
     pub(crate) fn new(socket: UnixDatagram) -> io::Result<Self> {
-        Ok(Self { socket: crate::sys::readable(socket)? })
+        Ok(Self {
+            socket: crate::sys::readable(socket)?,
+        })
     }
 
     /// The next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.
@@ -94,7 +96,10 @@ fn read_one(socket: &UnixDatagram) -> io::Result<(Option<i32>, String)> {
         });
         (message.bytes, sender)
     };
-    Ok((sender, String::from_utf8_lossy(&buffer[..length]).into_owned()))
+    Ok((
+        sender,
+        String::from_utf8_lossy(&buffer[..length]).into_owned(),
+    ))
 }
 
 fn parse(text: &str) -> Vec<Said> {
@@ -104,7 +109,10 @@ fn parse(text: &str) -> Vec<Said> {
             match key {
                 "READY" if value == "1" => Some(Said::Ready),
                 "STATUS" => Some(Said::Status(value.chars().take(LONGEST_STATUS).collect())),
-                "EXTEND_TIMEOUT_USEC" => value.parse().ok().map(|n| Said::Extend(Duration::from_micros(n))),
+                "EXTEND_TIMEOUT_USEC" => value
+                    .parse()
+                    .ok()
+                    .map(|n| Said::Extend(Duration::from_micros(n))),
                 "EXIT_STATUS" => value.parse().ok().map(Said::ExitStatus),
                 "X_CONNECTIONS" => value.parse().ok().map(Said::Connections),
                 _ => None,
@@ -125,10 +133,19 @@ mod tests {
         let socket = NotifySocket::new(NotifySocket::bind(&path).unwrap()).unwrap();
         let us = std::process::id() as i32;
         let sender = UnixDatagram::unbound().unwrap();
-        sender.send_to(b"READY=1\nSTATUS=up and well\nX_CONNECTIONS=3\nNONSENSE\nREADY=0", &path).unwrap();
+        sender
+            .send_to(
+                b"READY=1\nSTATUS=up and well\nX_CONNECTIONS=3\nNONSENSE\nREADY=0",
+                &path,
+            )
+            .unwrap();
         assert_eq!(
             socket.receive(us).await.unwrap(),
-            [Said::Ready, Said::Status("up and well".into()), Said::Connections(3)]
+            [
+                Said::Ready,
+                Said::Status("up and well".into()),
+                Said::Connections(3)
+            ]
         );
         let stranger = std::process::Command::new("python3")
             .args(["-c", "import socket,sys; socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM).sendto(b'READY=1',sys.argv[1])"])

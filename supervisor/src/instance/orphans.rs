@@ -17,13 +17,17 @@ pub(crate) struct Registered(i32);
 
 /// Registers a process as one that somebody waits for.
 pub(crate) fn register(pid: i32) -> Registered {
-    OURS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+    OURS.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(pid);
     Registered(pid)
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        OURS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        OURS.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.0);
     }
 }
 
@@ -41,10 +45,16 @@ pub(crate) fn reap() -> usize {
 
 /// Children of every thread of this process.
 fn children() -> Vec<i32> {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
     threads
         .flatten()
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
-        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<_>>()
+        })
         .collect()
 }

@@ -95,18 +95,30 @@ impl Server {
     /// Takes over the server that runs on this data folder, if there is one: `postmaster.pid` names it, and
     /// its working directory proves it (the number may be somebody else's by now).
     pub(crate) fn adopt(data: &Path) -> io::Result<Option<Self>> {
-        let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return Ok(None) };
-        let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
+        let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else {
+            return Ok(None);
+        };
+        let Some(pid) = text
+            .lines()
+            .next()
+            .and_then(|line| line.trim().parse::<i32>().ok())
+        else {
             return Ok(None);
         };
         // The descriptor first: what is looked at after that is this process and no later one.
-        let Ok(pidfd) = sys::pidfd_open(pid) else { return Ok(None) };
+        let Ok(pidfd) = sys::pidfd_open(pid) else {
+            return Ok(None);
+        };
         let at = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
         if at.is_none() || at != std::fs::canonicalize(data).ok() {
             return Ok(None);
         }
         let pidfd = sys::readable(pidfd)?;
-        Ok(Some(Self { pid, pidfd, child: None }))
+        Ok(Some(Self {
+            pid,
+            pidfd,
+            child: None,
+        }))
     }
 
     /// Its process id.
@@ -125,9 +137,11 @@ impl Server {
 
     /// Stops it: SIGINT (fast shutdown), after `grace` SIGQUIT (immediate), at last SIGKILL.
     pub(crate) async fn stop(mut self, grace: Duration) -> String {
-        for (signal, patience) in
-            [(Signal::SIGINT, grace), (Signal::SIGQUIT, KILL_PATIENCE), (Signal::SIGKILL, KILL_PATIENCE)]
-        {
+        for (signal, patience) in [
+            (Signal::SIGINT, grace),
+            (Signal::SIGQUIT, KILL_PATIENCE),
+            (Signal::SIGKILL, KILL_PATIENCE),
+        ] {
             // An error means that it has ended, which is what is waited for.
             let _ = sys::pidfd_send_signal(self.pidfd.get_ref().as_fd(), signal as i32);
             if let Ok(how) = tokio::time::timeout(patience, self.ended()).await {

@@ -47,7 +47,10 @@ pub(crate) struct Private {
 impl Private {
     /// Runs until nobody reads its reports any more.
     pub(crate) async fn run(mut self) {
-        let mut client = Client { path: self.path.clone(), sender: None };
+        let mut client = Client {
+            path: self.path.clone(),
+            sender: None,
+        };
         // Spread over the interval, so that a thousand brokers are not asked in the same millisecond.
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
@@ -103,7 +106,10 @@ impl Private {
         if alive.is_none() {
             let overrun = started.elapsed().saturating_sub(self.times.timeout);
             let slack = self.times.timeout / 2;
-            return Event::ProbeMissed { id, on_time: late < slack && overrun < slack };
+            return Event::ProbeMissed {
+                id,
+                on_time: late < slack && overrun < slack,
+            };
         }
         let not_ready = match client.get("/readyz", self.times.timeout * 2).await {
             Some((StatusCode::OK, _)) => None,
@@ -126,7 +132,9 @@ impl Client {
     }
 
     async fn put(&mut self, path: &str, body: &serde_json::Value, timeout: Duration) -> bool {
-        let answer = self.request(Method::PUT, path, body.to_string().into(), timeout).await;
+        let answer = self
+            .request(Method::PUT, path, body.to_string().into(), timeout)
+            .await;
         answer.is_some_and(|(status, _)| status.is_success())
     }
 
@@ -150,7 +158,11 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Option<(StatusCode, String)> {
-        if self.sender.as_ref().is_none_or(http1::SendRequest::is_closed) {
+        if self
+            .sender
+            .as_ref()
+            .is_none_or(http1::SendRequest::is_closed)
+        {
             let stream = UnixStream::connect(&self.path).await.ok()?;
             let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
             // Ends by itself once the sender is dropped or the instance has gone.
@@ -168,7 +180,13 @@ impl Client {
             .ok()?;
         let response = sender.send_request(request).await.ok()?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await.ok()?;
-        Some((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+        let body = Limited::new(response.into_body(), LONGEST_ANSWER)
+            .collect()
+            .await
+            .ok()?;
+        Some((
+            status,
+            String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        ))
     }
 }

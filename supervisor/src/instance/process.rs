@@ -55,14 +55,23 @@ impl Process {
             Ok(Err(reason)) => return self.failed(reason).await,
             Err(panic) => return self.failed(format!("starting it failed: {panic}")).await,
         };
-        let Launched { process, registered, log, notify } = launched;
+        let Launched {
+            process,
+            registered,
+            log,
+            notify,
+        } = launched;
         let pid = process.pid;
         if let Err(error) = self.hub.attach(self.reporter.tenant().clone(), pid, log) {
             tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "its log pipe cannot be read");
         }
-        self.reporter.life(Event::Spawned { id: self.id, pid }).await;
+        self.reporter
+            .life(Event::Spawned { id: self.id, pid })
+            .await;
         let mut testament = Testament::default();
-        let seen = self.see_through(pid, process.pidfd, notify, &files, told, &mut testament).await;
+        let seen = self
+            .see_through(pid, process.pidfd, notify, &files, told, &mut testament)
+            .await;
         let end = match seen {
             Ok(end) => end,
             Err(error) => format!("the supervisor lost sight of it: {error}"),
@@ -74,13 +83,24 @@ impl Process {
             Some(said) => format!("{end}: {said}"),
             None => end,
         };
-        self.reporter.life(Event::Exited { id: self.id, reason, configuration }).await;
+        self.reporter
+            .life(Event::Exited {
+                id: self.id,
+                reason,
+                configuration,
+            })
+            .await;
         let words = self.hub.last_words(self.reporter.tenant(), pid).await;
         self.reporter.send(What::LastWords(words)).await;
     }
 
     async fn failed(&self, reason: String) {
-        self.reporter.life(Event::SpawnFailed { id: self.id, reason }).await;
+        self.reporter
+            .life(Event::SpawnFailed {
+                id: self.id,
+                reason,
+            })
+            .await;
     }
 
     async fn see_through(
@@ -121,7 +141,9 @@ impl Process {
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         let status = waitid(Id::PIDFd(pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED)?;
         if let WaitStatus::Exited(_, code) = status {
-            testament.exit_status.get_or_insert(u8::try_from(code & 0xff).unwrap_or_default());
+            testament
+                .exit_status
+                .get_or_insert(u8::try_from(code & 0xff).unwrap_or_default());
         }
         Ok(describe(status))
     }
@@ -176,7 +198,10 @@ fn describe(status: WaitStatus) -> String {
     match status {
         WaitStatus::Exited(_, code) => format!("exit code {code}"),
         WaitStatus::Signaled(_, signal, dumped) => {
-            format!("killed by {signal}{}", if dumped { ", core dumped" } else { "" })
+            format!(
+                "killed by {signal}{}",
+                if dumped { ", core dumped" } else { "" }
+            )
         }
         other => format!("{other:?}"),
     }

@@ -40,7 +40,13 @@ impl Reporter {
 
     /// False once nobody listens any more.
     pub(crate) async fn send(&self, what: What) -> bool {
-        self.sender.send(Report { tenant: self.tenant.clone(), what }).await.is_ok()
+        self.sender
+            .send(Report {
+                tenant: self.tenant.clone(),
+                what,
+            })
+            .await
+            .is_ok()
     }
 
     pub(crate) async fn life(&self, event: Event) -> bool {

@@ -104,14 +104,24 @@ mod tests {
         let fd = OwnedFd::from(listener);
         let stand_in = StandIn::start(&Listen::Tcp(address), &fd).unwrap();
         let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
-        client.write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").await.unwrap();
+        client
+            .write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+            .await
+            .unwrap();
         let mut text = String::new();
         client.read_to_string(&mut text).await.unwrap();
-        assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("Retry-After: "), "{text}");
-        assert!(text.contains("Connection: close") && text.contains("database_unavailable"), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 503 ") && text.contains("Retry-After: "),
+            "{text}"
+        );
+        assert!(
+            text.contains("Connection: close") && text.contains("database_unavailable"),
+            "{text}"
+        );
         drop(stand_in);
         let listener = TcpListener::from_std(fd.into()).unwrap();
-        let (client, server) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let (client, server) =
+            tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
         client.unwrap();
         server.unwrap();
     }

@@ -42,14 +42,23 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
     let mut survivors = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        let Some((tenant, id)) = entry.file_name().to_str().and_then(lock::parse_name) else { continue };
+        let Some((tenant, id)) = entry.file_name().to_str().and_then(lock::parse_name) else {
+            continue;
+        };
         match find(&entry.path()) {
             Ok(None) => Files::new(folder, &tenant, id).remove(),
-            Ok(Some((pid, pidfd))) => survivors.push(Survivor { tenant, id, pid, pidfd }),
+            Ok(Some((pid, pidfd))) => survivors.push(Survivor {
+                tenant,
+                id,
+                pid,
+                pidfd,
+            }),
             Err(error) => {
                 let next = swept.first_free.entry(tenant.clone()).or_default();
                 *next = (*next).max(id.0 + 1);
-                swept.left.push(format!("{tenant} ({}: {error})", entry.path().display()));
+                swept
+                    .left
+                    .push(format!("{tenant} ({}: {error})", entry.path().display()));
             }
         }
     }
@@ -64,7 +73,9 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
     for survivor in survivors {
         let next = swept.first_free.entry(survivor.tenant.clone()).or_default();
         *next = (*next).max(survivor.id.0 + 1);
-        swept.left.push(format!("{} (pid {})", survivor.tenant, survivor.pid));
+        swept
+            .left
+            .push(format!("{} (pid {})", survivor.tenant, survivor.pid));
     }
     Ok(swept)
 }
@@ -79,12 +90,18 @@ pub(crate) fn end_one(files: &Files) {
 
 /// The process that holds a lock, as a pidfd that is surely its.
 fn find(path: &Path) -> io::Result<Option<(i32, OwnedFd)>> {
-    let Found::Held(holder) = lock::look(path)? else { return Ok(None) };
+    let Found::Held(holder) = lock::look(path)? else {
+        return Ok(None);
+    };
     let unknown = || io::Error::other("held by a process the file does not name");
     let holder: Holder = holder.ok_or_else(unknown)?;
     let pidfd = sys::pidfd_open(holder.pid)?;
     // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
-    if holder.lives() { Ok(Some((holder.pid, pidfd))) } else { Err(unknown()) }
+    if holder.lives() {
+        Ok(Some((holder.pid, pidfd)))
+    } else {
+        Err(unknown())
+    }
 }
 
 fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration, folder: &Path) {
@@ -93,8 +110,10 @@ fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration, folder: &Path) {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let ended: Vec<bool> = {
-            let mut polled: Vec<_> =
-                survivors.iter().map(|s| PollFd::new(s.pidfd.as_fd(), PollFlags::POLLIN)).collect();
+            let mut polled: Vec<_> = survivors
+                .iter()
+                .map(|s| PollFd::new(s.pidfd.as_fd(), PollFlags::POLLIN))
+                .collect();
             match poll(&mut polled, timeout) {
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(_) => return,

@@ -15,7 +15,10 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { failures: 0, random: seed }
+        Self {
+            failures: 0,
+            random: seed,
+        }
     }
 
     /// The next failure counts as the first.
@@ -67,7 +70,10 @@ mod tests {
             for n in 0..40u32 {
                 let ceiling = BASE.saturating_mul(1 << n.min(16)).min(MOST);
                 let delay = backoff.next_delay();
-                assert!(delay >= FLOOR && delay <= ceiling, "{n}: {delay:?} of {ceiling:?}");
+                assert!(
+                    delay >= FLOOR && delay <= ceiling,
+                    "{n}: {delay:?} of {ceiling:?}"
+                );
             }
             backoff.reset();
             assert_eq!(backoff.next_delay(), Duration::ZERO);

@@ -75,14 +75,21 @@ impl Instance {
 
     /// Nothing is in flight in an instance that never served.
     pub(crate) fn grace(&self, full: Duration) -> Duration {
-        if self.serves() { full } else { super::SHORT_GRACE.min(full) }
+        if self.serves() {
+            full
+        } else {
+            super::SHORT_GRACE.min(full)
+        }
     }
 
     /// SIGTERM now, SIGKILL at `kill_at`; does nothing to one that was told already.
     pub(crate) fn terminate(&mut self, kill_at: Time, actions: &mut Vec<Action>) {
         if !matches!(self.phase, Phase::Stopping { .. }) {
             self.held = self.connections;
-            self.phase = Phase::Stopping { kill_at, killed: false };
+            self.phase = Phase::Stopping {
+                kill_at,
+                killed: false,
+            };
             actions.push(Action::Terminate(self.id));
         }
         self.planned = true;
@@ -105,7 +112,10 @@ impl Instance {
     pub(crate) fn deadline(&self) -> Option<Time> {
         match self.phase {
             Phase::Starting { deadline } => Some(deadline),
-            Phase::Stopping { kill_at, killed: false } => Some(kill_at),
+            Phase::Stopping {
+                kill_at,
+                killed: false,
+            } => Some(kill_at),
             Phase::Stopping { killed: true, .. } | Phase::Ready | Phase::Degraded(_) => None,
         }
     }

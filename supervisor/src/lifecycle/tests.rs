@@ -12,11 +12,17 @@ const POLICY: Policy = Policy {
 };
 
 fn spec(revision: u64) -> Want {
-    Want::Run(Spec { revision: Revision(revision), pool: 10 })
+    Want::Run(Spec {
+        revision: Revision(revision),
+        pool: 10,
+    })
 }
 
 fn wanted(want: Want) -> Event {
-    Event::Wanted { want, pending: None }
+    Event::Wanted {
+        want,
+        pending: None,
+    }
 }
 
 /// Carries out what the edge would at once: binding and slots. Everything else is left to the test.
@@ -54,7 +60,9 @@ impl Host {
                 match action {
                     Action::Listen(revision) => queue.push(Event::Bound(revision)),
                     Action::AskSlot(_) => queue.push(Event::SlotGranted),
-                    Action::Spawn { id, connections, .. } => {
+                    Action::Spawn {
+                        id, connections, ..
+                    } => {
                         self.spawned.push(id);
                         self.connections.push((id, connections));
                     }
@@ -90,7 +98,11 @@ impl Host {
     }
 
     fn exit(&mut self, id: InstanceId) -> &mut Self {
-        self.on(Event::Exited { id, reason: "exit code 1".into(), configuration: false })
+        self.on(Event::Exited {
+            id,
+            reason: "exit code 1".into(),
+            configuration: false,
+        })
     }
 }
 
@@ -112,12 +124,23 @@ fn a_changed_file_replaces_by_overlap_and_the_old_one_drains() {
     let new = *host.spawned.last().unwrap();
     assert_ne!(old, new);
     assert_eq!(host.state(), State::Ready);
-    assert_eq!(host.connections.last(), Some(&(new, 2)), "a replacement starts with two");
-    assert!(host.terminated.is_empty(), "the old one serves until the new one is ready");
+    assert_eq!(
+        host.connections.last(),
+        Some(&(new, 2)),
+        "a replacement starts with two"
+    );
+    assert!(
+        host.terminated.is_empty(),
+        "the old one serves until the new one is ready"
+    );
     host.on(Event::Ready(new));
     assert_eq!(host.terminated, [old]);
     host.on(Event::Connections(old, 4));
-    assert_eq!(host.connections.last(), Some(&(new, 8)), "together never above pool + 2");
+    assert_eq!(
+        host.connections.last(),
+        Some(&(new, 8)),
+        "together never above pool + 2"
+    );
     host.exit(old);
     assert_eq!(host.connections.last(), Some(&(new, 10)));
     assert_eq!(host.life.view().restarts, 0, "a planned end is no restart");
@@ -135,7 +158,13 @@ fn a_replacement_that_never_becomes_ready_is_ended_and_the_old_one_serves_on() {
     host.exit(new);
     assert_eq!(host.state(), State::Ready);
     assert_eq!(host.life.current().unwrap().id, old);
-    assert!(host.life.view().pending.unwrap().contains("not ready within 60s"));
+    assert!(
+        host.life
+            .view()
+            .pending
+            .unwrap()
+            .contains("not ready within 60s")
+    );
     assert_eq!(host.life.settled(), Some(false));
 }
 
@@ -147,7 +176,11 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
     host.exit(new);
     let spawned = host.spawned.len();
     host.after(Duration::from_secs(40));
-    assert_eq!(host.spawned.len(), spawned, "the order has failed; nobody asked again");
+    assert_eq!(
+        host.spawned.len(),
+        spawned,
+        "the order has failed; nobody asked again"
+    );
     host.on(wanted(spec(2)));
     let new = *host.spawned.last().unwrap();
     host.exit(new).after(Duration::from_secs(40));
@@ -160,8 +193,13 @@ fn the_first_crash_restarts_at_once_and_the_second_waits() {
     host.exit(first);
     assert_eq!(host.state(), State::Starting);
     let second = *host.spawned.last().unwrap();
-    assert_eq!(host.connections.last(), Some(&(second, 2)), "backends of the dead may linger");
-    host.on(Event::Ready(second)).after(Duration::from_millis(2500));
+    assert_eq!(
+        host.connections.last(),
+        Some(&(second, 2)),
+        "backends of the dead may linger"
+    );
+    host.on(Event::Ready(second))
+        .after(Duration::from_millis(2500));
     assert!(host.counted, "the server is asked");
     host.on(Event::Backends(2));
     assert_eq!(host.connections.last(), Some(&(second, 10)));
@@ -178,7 +216,9 @@ fn a_good_run_of_a_minute_makes_the_next_crash_the_first_again() {
     let (mut host, first) = Host::up(1);
     host.exit(first);
     let second = *host.spawned.last().unwrap();
-    host.on(Event::Ready(second)).after(Duration::from_secs(60)).exit(second);
+    host.on(Event::Ready(second))
+        .after(Duration::from_secs(60))
+        .exit(second);
     assert_eq!(host.state(), State::Starting);
 }
 
@@ -187,7 +227,11 @@ fn a_configuration_error_waits_five_minutes_or_for_a_change() {
     let mut host = Host::new();
     host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
     let id = host.spawned[0];
-    host.on(Event::Exited { id, reason: "exit code 78: bad".into(), configuration: true });
+    host.on(Event::Exited {
+        id,
+        reason: "exit code 78: bad".into(),
+        configuration: true,
+    });
     host.after(Duration::from_secs(299));
     assert_eq!(host.state(), State::Backoff);
     host.on(Event::Reload);
@@ -213,10 +257,16 @@ fn a_server_lost_while_starting_puts_the_tenant_back_to_waiting_and_counts_nothi
 fn a_ready_tenant_whose_server_goes_away_is_degraded_and_left_alone() {
     let (mut host, id) = Host::up(1);
     host.on(Event::Server(Err("gone".into())));
-    host.on(Event::ProbeAnswered { id, not_ready: Some("database unavailable".into()) });
+    host.on(Event::ProbeAnswered {
+        id,
+        not_ready: Some("database unavailable".into()),
+    });
     assert_eq!(host.state(), State::Degraded);
     assert!(host.terminated.is_empty());
-    host.on(Event::Server(Ok(()))).on(Event::ProbeAnswered { id, not_ready: None });
+    host.on(Event::Server(Ok(()))).on(Event::ProbeAnswered {
+        id,
+        not_ready: None,
+    });
     assert_eq!(host.state(), State::Ready);
 }
 
@@ -228,7 +278,10 @@ fn a_hung_broker_is_killed_when_it_is_its_turn_and_started_again() {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
     assert_eq!(host.life.pulse(), Pulse::Hung);
-    host.on(Event::ReplaceHung { id, detail: "hung".into() });
+    host.on(Event::ReplaceHung {
+        id,
+        detail: "hung".into(),
+    });
     assert_eq!(host.killed, [id]);
     assert_eq!(host.life.pulse(), Pulse::BeingReplaced);
     host.exit(id);
@@ -336,7 +389,7 @@ proptest! {
         let mut now = Duration::ZERO;
         let mut alive: Vec<InstanceId> = vec![];
         let mut bind_fails = false;
-        let mut play = |life: &mut Lifecycle, now: Time, alive: &mut Vec<InstanceId>, fails: bool, event: Event| {
+        let play = |life: &mut Lifecycle, now: Time, alive: &mut Vec<InstanceId>, fails: bool, event: Event| {
             let mut queue = std::collections::VecDeque::from([event]);
             let mut turns = 0;
             while let Some(event) = queue.pop_front() {

@@ -1,6 +1,8 @@
 //! What a life looks like from outside: the words of `status`, when it wants to be woken, whether it has settled.
 
-use super::{Bind, Instance, InstanceId, Lifecycle, Phase, Pulse, STAND_IN_AFTER, Slot, Time, Want};
+use super::{
+    Bind, Instance, InstanceId, Lifecycle, Phase, Pulse, STAND_IN_AFTER, Slot, Time, Want,
+};
 use crate::status::State;
 
 /// One tenant's life, for `status`.
@@ -36,10 +38,14 @@ impl Lifecycle {
                 Phase::Ready => (State::Ready, None),
                 Phase::Degraded(reason) => (State::Degraded, Some(reason.clone())),
                 Phase::Stopping { killed, .. } => {
-                    if matches!(self.want, Want::Run(_)) && self.server.is_err() && current.planned {
+                    if matches!(self.want, Want::Run(_)) && self.server.is_err() && current.planned
+                    {
                         return self.idle();
                     }
-                    (State::Stopping, current.verdict.clone().or(still_there(*killed)))
+                    (
+                        State::Stopping,
+                        current.verdict.clone().or(still_there(*killed)),
+                    )
                 }
             };
         }
@@ -75,7 +81,9 @@ impl Lifecycle {
         if self.asked_pending.is_some() {
             return self.asked_pending.clone();
         }
-        let (Some(current), Want::Run(spec)) = (&self.current, &self.want) else { return None };
+        let (Some(current), Want::Run(spec)) = (&self.current, &self.want) else {
+            return None;
+        };
         if let Some(hold) = &self.replace_hold {
             return Some(format!("replacement failed: {}", hold.reason));
         }
@@ -103,7 +111,9 @@ impl Lifecycle {
 
     /// When the next `Tick` is due, if nothing happens before.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let instances = [&self.current, &self.next, &self.draining].into_iter().flatten();
+        let instances = [&self.current, &self.next, &self.draining]
+            .into_iter()
+            .flatten();
         let mut due: Vec<Time> = instances.filter_map(Instance::deadline).collect();
         if matches!(self.want, Want::Run(_)) {
             due.extend(self.lingering);
@@ -113,7 +123,12 @@ impl Lifecycle {
             if self.current.is_none() {
                 due.extend(self.hold.as_ref().map(|h| h.until));
             } else {
-                due.extend(self.replace_hold.as_ref().filter(|_| self.outdated()).map(|h| h.until));
+                due.extend(
+                    self.replace_hold
+                        .as_ref()
+                        .filter(|_| self.outdated())
+                        .map(|h| h.until),
+                );
             }
             if !self.standing_in {
                 due.extend(self.unserved_since.map(|since| since + STAND_IN_AFTER));
@@ -153,7 +168,8 @@ impl Lifecycle {
                 {
                     return Some(false);
                 }
-                (!self.outdated() && self.draining.is_none()).then_some(current.phase == Phase::Ready)
+                (!self.outdated() && self.draining.is_none())
+                    .then_some(current.phase == Phase::Ready)
             }
         }
     }
@@ -175,7 +191,9 @@ impl Lifecycle {
 
     /// Every instance that has, or may have, a process.
     pub(crate) fn instances(&self) -> impl Iterator<Item = &Instance> {
-        [&self.current, &self.next, &self.draining].into_iter().flatten()
+        [&self.current, &self.next, &self.draining]
+            .into_iter()
+            .flatten()
     }
 
     /// The first instance number not yet given.

@@ -13,7 +13,11 @@ impl Folder {
         let url = Layer::from_pairs("test", [("database.url", "postgres://u@h/d")]);
         let scanner = Scanner::new(directory.path().join("t.d"), vec![url]);
         std::fs::create_dir(directory.path().join("t.d")).unwrap();
-        Self { directory, scanner, now: Instant::now() }
+        Self {
+            directory,
+            scanner,
+            now: Instant::now(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -21,7 +25,8 @@ impl Folder {
     }
 
     fn write(&self, name: &str, port: u16) {
-        let text = format!("[http]\nlisten = \"127.0.0.1:{port}\"\n[database]\nschema = \"t{port}\"\n");
+        let text =
+            format!("[http]\nlisten = \"127.0.0.1:{port}\"\n[database]\nschema = \"t{port}\"\n");
         std::fs::write(self.path(&format!("{name}.toml")), text).unwrap();
     }
 
@@ -39,7 +44,12 @@ impl Folder {
     }
 
     fn names(scanned: &Scanned) -> Vec<&str> {
-        scanned.desired.tenants.keys().map(TenantName::as_str).collect()
+        scanned
+            .desired
+            .tenants
+            .keys()
+            .map(TenantName::as_str)
+            .collect()
     }
 }
 
@@ -49,13 +59,23 @@ const NOW: Duration = Duration::ZERO;
 fn only_toml_files_without_a_leading_dot_are_tenants_and_a_bad_name_is_a_problem() {
     let mut folder = Folder::new();
     folder.write("acme", 1);
-    for name in [".acme.toml.swp", ".hidden.toml", "acme.toml~", "notes.txt", "Bad_Name.toml"] {
+    for name in [
+        ".acme.toml.swp",
+        ".hidden.toml",
+        "acme.toml~",
+        "notes.txt",
+        "Bad_Name.toml",
+    ] {
         std::fs::write(folder.path(name), "x").unwrap();
     }
     let scanned = folder.after(NOW);
     assert_eq!(Folder::names(&scanned), ["acme"]);
     assert_eq!(scanned.desired.problems.len(), 1);
-    assert!(scanned.desired.problems[0].contains("Bad_Name.toml"), "{:?}", scanned.desired.problems);
+    assert!(
+        scanned.desired.problems[0].contains("Bad_Name.toml"),
+        "{:?}",
+        scanned.desired.problems
+    );
 }
 
 #[test]
@@ -96,7 +116,10 @@ fn a_reload_makes_a_removal_count_at_once() {
     folder.write("acme", 1);
     folder.after(NOW);
     folder.remove("acme");
-    let look = Look { removals_at_once: true, confirm_removals: false };
+    let look = Look {
+        removals_at_once: true,
+        confirm_removals: false,
+    };
     assert!(Folder::names(&folder.look(look)).is_empty());
 }
 
@@ -128,9 +151,19 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
     let scanned = folder.after(Duration::from_secs(9));
     assert_eq!(scanned.desired.tenants.len(), 5);
     assert!(scanned.desired.problems[0].contains("reload --confirm-removals"));
-    let look = Look { removals_at_once: true, confirm_removals: false };
-    assert_eq!(folder.look(look).desired.tenants.len(), 5, "a plain reload holds them too");
-    let confirmed = folder.look(Look { confirm_removals: true, ..look });
+    let look = Look {
+        removals_at_once: true,
+        confirm_removals: false,
+    };
+    assert_eq!(
+        folder.look(look).desired.tenants.len(),
+        5,
+        "a plain reload holds them too"
+    );
+    let confirmed = folder.look(Look {
+        confirm_removals: true,
+        ..look
+    });
     assert_eq!(Folder::names(&confirmed), ["d", "e"]);
 }
 
