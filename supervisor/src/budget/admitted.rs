@@ -21,10 +21,21 @@ pub struct Admission {
 /// The list as the file's text.
 pub fn format_admitted(admitted: &[Admission]) -> String {
     let mut text = String::new();
-    for Admission { tenant, pool, server } in admitted {
+    for Admission {
+        tenant,
+        pool,
+        server,
+    } in admitted
+    {
         let server = server.as_ref().map_or("", ServerId::as_str);
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}", format_args!("{tenant} {pool} {server}").to_string().trim_end());
+        let _ = writeln!(
+            text,
+            "{}",
+            format_args!("{tenant} {pool} {server}")
+                .to_string()
+                .trim_end()
+        );
     }
     text
 }
@@ -48,7 +59,11 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
                 if admitted.iter().any(|a| a.tenant == tenant) {
                     bad.push((number, line.to_owned()));
                 } else {
-                    admitted.push(Admission { tenant, pool, server });
+                    admitted.push(Admission {
+                        tenant,
+                        pool,
+                        server,
+                    });
                 }
             }
             _ => bad.push((number, line.to_owned())),

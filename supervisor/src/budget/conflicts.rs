@@ -57,7 +57,11 @@ pub struct Conflict {
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tenant, owner, contested } = self;
+        let Self {
+            tenant,
+            owner,
+            contested,
+        } = self;
         match contested {
             Contested::Schema(schema) => write!(
                 f,
@@ -75,8 +79,11 @@ impl fmt::Display for Conflict {
 /// Every tenant whose wish is somebody else's already, with the first thing contested. `order` is the
 /// admitted list, oldest first.
 pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, Conflict> {
-    let place: BTreeMap<&TenantName, usize> =
-        order.iter().enumerate().map(|(place, admission)| (&admission.tenant, place)).collect();
+    let place: BTreeMap<&TenantName, usize> = order
+        .iter()
+        .enumerate()
+        .map(|(place, admission)| (&admission.tenant, place))
+        .collect();
     let mut owned: Vec<(&TenantName, &Seat)> = stakes
         .iter()
         .flat_map(|stake| stake.running.iter().map(move |seat| (&stake.tenant, seat)))
@@ -92,14 +99,19 @@ pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, 
     });
     let mut refused = BTreeMap::new();
     for stake in turns {
-        let Some(wanted) = &stake.wanted else { continue };
-        let conflict = owned.iter().filter(|(owner, _)| **owner != stake.tenant).find_map(|(owner, seat)| {
-            Some(Conflict {
-                tenant: stake.tenant.clone(),
-                owner: (*owner).clone(),
-                contested: contested(seat, wanted)?,
-            })
-        });
+        let Some(wanted) = &stake.wanted else {
+            continue;
+        };
+        let conflict = owned
+            .iter()
+            .filter(|(owner, _)| **owner != stake.tenant)
+            .find_map(|(owner, seat)| {
+                Some(Conflict {
+                    tenant: stake.tenant.clone(),
+                    owner: (*owner).clone(),
+                    contested: contested(seat, wanted)?,
+                })
+            });
         match conflict {
             Some(conflict) => {
                 refused.insert(stake.tenant.clone(), conflict);

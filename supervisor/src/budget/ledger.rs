@@ -69,13 +69,18 @@ impl<'f> Ledger<'f> {
                 continue;
             }
             if matches!(key, Key::Database(..)) && !place.superuser {
-                self.bound.entry(key.clone()).or_default().insert(tenant.clone());
+                self.bound
+                    .entry(key.clone())
+                    .or_default()
+                    .insert(tenant.clone());
             }
             raise(self.charged.entry(key).or_default(), tenant, connections);
         }
         // What is charged where it lands needs no second entry from the list.
         if let Some(recorded) = self.recorded.get_mut(&place.server)
-            && recorded.get(tenant).is_some_and(|pool| *pool <= connections)
+            && recorded
+                .get(tenant)
+                .is_some_and(|pool| *pool <= connections)
         {
             recorded.remove(tenant);
         }
@@ -83,7 +88,9 @@ impl<'f> Ledger<'f> {
 
     /// Charges an admitted tenant what it was admitted with, or less if it wants less by now.
     pub(super) fn charge_admission(&mut self, claim: &Claim, admission: &Admission) {
-        let Wanted::Pool { connections, at } = &claim.wanted else { return };
+        let Wanted::Pool { connections, at } = &claim.wanted else {
+            return;
+        };
         let pool = admission.pool.min(*connections);
         if let Some(place) = at
             && admission.server.as_ref().is_none_or(|server| *server == place.server)
@@ -93,15 +100,27 @@ impl<'f> Ledger<'f> {
         {
             self.charge(&claim.tenant, place, pool);
         } else if let Some(server) = &admission.server {
-            raise(self.recorded.entry(server.clone()).or_default(), &claim.tenant, pool);
+            raise(
+                self.recorded.entry(server.clone()).or_default(),
+                &claim.tenant,
+                pool,
+            );
         }
     }
 
     /// Notes what a tenant wants, for the advice in a refusal.
     pub(super) fn note_wish(&mut self, claim: &Claim) {
-        if let Wanted::Pool { connections, at: Some(place) } = &claim.wanted {
+        if let Wanted::Pool {
+            connections,
+            at: Some(place),
+        } = &claim.wanted
+        {
             for key in Key::all(place) {
-                raise(self.wished.entry(key).or_default(), &claim.tenant, *connections);
+                raise(
+                    self.wished.entry(key).or_default(),
+                    &claim.tenant,
+                    *connections,
+                );
             }
         }
     }
@@ -110,7 +129,11 @@ impl<'f> Ledger<'f> {
     pub(super) fn covered(&self, claim: &Claim, place: &Place, connections: u32) -> bool {
         Key::all(place).iter().all(|key| {
             (place.superuser && !matches!(key, Key::Server(_)))
-                || self.charged.get(key).and_then(|c| c.get(&claim.tenant)).is_some_and(|c| *c >= connections)
+                || self
+                    .charged
+                    .get(key)
+                    .and_then(|c| c.get(&claim.tenant))
+                    .is_some_and(|c| *c >= connections)
         })
     }
 
@@ -131,11 +154,14 @@ impl<'f> Ledger<'f> {
                     Key::Role(..) => true,
                     // PostgreSQL lets a superuser past the limit but counts it against everybody else:
                     // exempt only where there is nobody else.
-                    Key::Database(..) => {
-                        self.bound.get(&key).is_none_or(|b| b.iter().all(|other| other == tenant))
-                    }
+                    Key::Database(..) => self
+                        .bound
+                        .get(&key)
+                        .is_none_or(|b| b.iter().all(|other| other == tenant)),
                 };
-            let Some(limit) = self.limit(&key) else { continue };
+            let Some(limit) = self.limit(&key) else {
+                continue;
+            };
             if exempt {
                 continue;
             }
@@ -150,16 +176,26 @@ impl<'f> Ledger<'f> {
 
     /// Why an admitted tenant cannot get more from a server that is away.
     pub(super) fn unseen(&self, claim: &Claim, admission: &Admission, needs: u32) -> Shortage {
-        let server = admission.server.clone().unwrap_or_else(|| ServerId::new("?"));
+        let server = admission
+            .server
+            .clone()
+            .unwrap_or_else(|| ServerId::new("?"));
         self.shortage(&Key::Server(server), &claim.tenant, needs)
     }
 
     /// The accounts of every server with facts or a charge.
     pub(super) fn accounts(&self) -> BTreeMap<ServerId, Account> {
         let charged = self.charged.keys().map(Key::server);
-        let servers: BTreeSet<&ServerId> =
-            self.facts.keys().chain(charged).chain(self.recorded.keys()).collect();
-        servers.into_iter().map(|server| (server.clone(), self.account(server))).collect()
+        let servers: BTreeSet<&ServerId> = self
+            .facts
+            .keys()
+            .chain(charged)
+            .chain(self.recorded.keys())
+            .collect();
+        servers
+            .into_iter()
+            .map(|server| (server.clone(), self.account(server)))
+            .collect()
     }
 
     fn account(&self, server: &ServerId) -> Account {
@@ -167,10 +203,14 @@ impl<'f> Ledger<'f> {
         let committed = self.sum(&key).saturating_add(self.extra(&key));
         let capacity = self.limit(&key);
         // Room for replacements must be there in every scope a replacement connects in.
-        let rooms = self.charged.keys().filter(|key| key.server() == server).filter_map(|key| {
-            let limit = self.limit(key)?;
-            Some(limit.checked_sub(self.sum(key).saturating_add(self.extra(key))))
-        });
+        let rooms = self
+            .charged
+            .keys()
+            .filter(|key| key.server() == server)
+            .filter_map(|key| {
+                let limit = self.limit(key)?;
+                Some(limit.checked_sub(self.sum(key).saturating_add(self.extra(key))))
+            });
         let overlap = rooms.clone().all(|room| room.is_some());
         let more = rooms.flatten().min().unwrap_or(0) / REPLACEMENT;
         Account {
@@ -195,7 +235,10 @@ impl<'f> Ledger<'f> {
     /// What is kept beside the pools: a replacement, a person's command, and our own connection where it
     /// lands.
     fn extra(&self, key: &Key) -> u32 {
-        let own = self.facts.get(key.server()).and_then(|facts| facts.own.as_ref());
+        let own = self
+            .facts
+            .get(key.server())
+            .and_then(|facts| facts.own.as_ref());
         let ours_lands_here = match key {
             Key::Server(_) => true,
             Key::Database(_, oid) => own.is_some_and(|own| own.database == *oid),
@@ -205,13 +248,25 @@ impl<'f> Ledger<'f> {
     }
 
     fn role_is_bound(&self, server: &ServerId, role: &str) -> bool {
-        self.facts.get(server).and_then(|f| f.roles.get(role)).is_some_and(|r| !r.superuser)
+        self.facts
+            .get(server)
+            .and_then(|f| f.roles.get(role))
+            .is_some_and(|r| !r.superuser)
     }
 
     fn charge_of(&self, key: &Key, tenant: &TenantName) -> u32 {
-        let charged = self.charged.get(key).and_then(|c| c.get(tenant)).copied().unwrap_or(0);
+        let charged = self
+            .charged
+            .get(key)
+            .and_then(|c| c.get(tenant))
+            .copied()
+            .unwrap_or(0);
         let recorded = match key {
-            Key::Server(server) => self.recorded.get(server).and_then(|c| c.get(tenant)).copied(),
+            Key::Server(server) => self
+                .recorded
+                .get(server)
+                .and_then(|c| c.get(tenant))
+                .copied(),
             _ => None,
         };
         charged.max(recorded.unwrap_or(0))
@@ -222,11 +277,19 @@ impl<'f> Ledger<'f> {
             Key::Server(server) => self.recorded.get(server),
             _ => None,
         };
-        self.charged.get(key).into_iter().chain(recorded).flat_map(BTreeMap::keys).collect()
+        self.charged
+            .get(key)
+            .into_iter()
+            .chain(recorded)
+            .flat_map(BTreeMap::keys)
+            .collect()
     }
 
     fn sum(&self, key: &Key) -> u32 {
-        self.tenants(key).into_iter().map(|tenant| self.charge_of(key, tenant)).fold(0, u32::saturating_add)
+        self.tenants(key)
+            .into_iter()
+            .map(|tenant| self.charge_of(key, tenant))
+            .fold(0, u32::saturating_add)
     }
 
     fn sum_of_others(&self, key: &Key, tenant: &TenantName) -> u32 {
@@ -243,7 +306,10 @@ impl<'f> Ledger<'f> {
                     .and_then(|f| f.databases.get(oid))
                     .map_or_else(|| format!("with OID {oid}"), |d| d.name.clone()),
             },
-            Key::Role(server, role) => Scope::Role { server: server.clone(), role: role.clone() },
+            Key::Role(server, role) => Scope::Role {
+                server: server.clone(),
+                role: role.clone(),
+            },
         };
         let Some(capacity) = self.limit(key) else {
             return Shortage::unseen(scope, needs);
@@ -253,10 +319,16 @@ impl<'f> Ledger<'f> {
         let empty = ByTenant::new();
         let mut pools: ByTenant = self.wished.get(key).unwrap_or(&empty).clone();
         for other in self.tenants(key) {
-            pools.entry(other.clone()).or_insert_with(|| self.charge_of(key, other));
+            pools
+                .entry(other.clone())
+                .or_insert_with(|| self.charge_of(key, other));
         }
         raise(&mut pools, tenant, needs);
-        let all = pools.values().copied().fold(0, u32::saturating_add).saturating_add(extra);
+        let all = pools
+            .values()
+            .copied()
+            .fold(0, u32::saturating_add)
+            .saturating_add(extra);
         let limit = match (key, facts) {
             (Key::Server(_), Some(facts)) => facts.max_connections,
             _ => capacity,

@@ -80,10 +80,16 @@ impl Shortage {
         let limit = match &self.scope {
             Scope::Server(_) => format!("max_connections = {}", self.limit_that_fits),
             Scope::Database { name, .. } => {
-                format!("ALTER DATABASE {name} CONNECTION LIMIT {}", self.limit_that_fits)
+                format!(
+                    "ALTER DATABASE {name} CONNECTION LIMIT {}",
+                    self.limit_that_fits
+                )
             }
             Scope::Role { role, .. } => {
-                format!("ALTER ROLE {role} CONNECTION LIMIT {}", self.limit_that_fits)
+                format!(
+                    "ALTER ROLE {role} CONNECTION LIMIT {}",
+                    self.limit_that_fits
+                )
             }
         };
         match self.pool_that_fits {
@@ -95,11 +101,22 @@ impl Shortage {
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { scope, needs, has, extra, capacity, free, .. } = self;
+        let Self {
+            scope,
+            needs,
+            has,
+            extra,
+            capacity,
+            free,
+            ..
+        } = self;
         let Some(capacity) = capacity else {
             return write!(f, "needs {needs} on {scope}, which cannot be asked now");
         };
-        write!(f, "needs {needs} and {extra} more of {capacity} on {scope}; {free} are free")?;
+        write!(
+            f,
+            "needs {needs} and {extra} more of {capacity} on {scope}; {free} are free"
+        )?;
         if *has > 0 {
             write!(f, " with the {has} it has")?;
         }

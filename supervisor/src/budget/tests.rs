@@ -1,1 +1,664 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
+use super::*;
+use brokkr_tenant::{Listen, SchemaName};
+use proptest::prelude::*;
+
+fn name(text: &str) -> TenantName {
+    TenantName::parse(text).unwrap()
+}
+
+fn place(server: &str, database: u32, role: &str) -> Place {
+    Place {
+        server: ServerId::new(server),
+        database,
+        role: role.into(),
+        superuser: false,
+    }
+}
+
+fn claim(tenant: &str, pool: u32, at: Option<Place>) -> Claim {
+    Claim {
+        tenant: name(tenant),
+        priority: 0,
+        wanted: Wanted::Pool {
+            connections: pool,
+            at,
+        },
+        held: vec![],
+    }
+}
+
+fn on_a(tenant: &str, pool: u32) -> Claim {
+    claim(tenant, pool, Some(place("A", 1, "brokkr")))
+}
+
+fn facts(max_connections: u32) -> Facts {
+    Facts {
+        max_connections,
+        superuser_reserved: 3,
+        ..Facts::default()
+    }
+}
+
+fn servers(list: &[(&str, Facts)]) -> BTreeMap<ServerId, Facts> {
+    list.iter()
+        .map(|(id, facts)| (ServerId::new(id), facts.clone()))
+        .collect()
+}
+
+fn decision<'v>(verdict: &'v Verdict, tenant: &str) -> &'v Decision {
+    &verdict.tenants[&name(tenant)]
+}
+
+fn names(verdict: &Verdict) -> Vec<&str> {
+    verdict.admitted.iter().map(|a| a.tenant.as_str()).collect()
+}
+
+fn refusal(verdict: &Verdict, tenant: &str) -> String {
+    match decision(verdict, tenant) {
+        Decision::Refused(shortage) | Decision::Keep(shortage) => shortage.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_second_of_two_default_pools_is_refused_with_numbers_and_advice() {
+    let facts = servers(&[("A", facts(100))]);
+    let verdict = admit(&[], &[on_a("acme", 50), on_a("globex", 50)], &facts, 3);
+    assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
+    assert_eq!(
+        refusal(&verdict, "globex"),
+        "needs 50 and 4 more of 94 on server A; 40 are free; \
+         pool_size = 45 would fit everyone, or max_connections = 110"
+    );
+    let account = &verdict.servers[&ServerId::new("A")];
+    assert_eq!(
+        (account.capacity, account.committed, account.free),
+        (Some(94), 54, 40)
+    );
+    assert_eq!((account.replacements_at_once, account.overlap), (21, true));
+    for (pool, max) in [(45, 100), (50, 110)] {
+        let facts = servers(&[(
+            "A",
+            super::Facts {
+                max_connections: max,
+                ..facts[&ServerId::new("A")].clone()
+            },
+        )]);
+        let verdict = admit(&[], &[on_a("acme", pool), on_a("globex", pool)], &facts, 3);
+        assert_eq!(names(&verdict), ["acme", "globex"], "the advice holds");
+    }
+}
+
+#[test]
+fn newcomers_come_by_priority_and_then_name_and_a_big_one_blocks_nobody() {
+    let facts = servers(&[("A", facts(50))]);
+    let mut urgent = on_a("zebra", 20);
+    urgent.priority = 5;
+    let verdict = admit(
+        &[],
+        &[on_a("big", 30), on_a("acme", 10), urgent, on_a("cat", 10)],
+        &facts,
+        3,
+    );
+    assert_eq!(names(&verdict), ["zebra", "acme", "cat"]);
+    assert!(matches!(decision(&verdict, "big"), Decision::Refused(_)));
+}
+
+#[test]
+fn priority_never_evicts() {
+    let facts = servers(&[("A", facts(50))]);
+    let first = admit(&[], &[on_a("acme", 30)], &facts, 3);
+    let mut urgent = on_a("aaa", 30);
+    urgent.priority = 100;
+    let verdict = admit(&first.admitted, &[on_a("acme", 30), urgent], &facts, 3);
+    assert_eq!(names(&verdict), ["acme"]);
+}
+
+#[test]
+fn a_pool_raised_beyond_what_is_free_keeps_the_old_one_even_over_a_reboot() {
+    let facts = servers(&[("A", facts(100))]);
+    let first = admit(&[], &[on_a("acme", 50), on_a("bolt", 20)], &facts, 3);
+    let mut raised = on_a("acme", 90);
+    raised.held = vec![Held {
+        place: place("A", 1, "brokkr"),
+        connections: 50,
+    }];
+    for raised in [raised, on_a("acme", 90)] {
+        let verdict = admit(&first.admitted, &[raised, on_a("bolt", 20)], &facts, 3);
+        assert!(
+            refusal(&verdict, "acme").contains("with the 50 it has"),
+            "{}",
+            refusal(&verdict, "acme")
+        );
+        assert_eq!(*decision(&verdict, "bolt"), Decision::Admitted);
+        assert_eq!(verdict.admitted, first.admitted);
+    }
+    let verdict = admit(
+        &first.admitted,
+        &[on_a("acme", 70), on_a("bolt", 20)],
+        &facts,
+        3,
+    );
+    assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
+    assert_eq!(verdict.admitted[0].pool, 70);
+}
+
+#[test]
+fn a_shrink_frees_only_when_the_old_instance_has_gone() {
+    let facts = servers(&[("A", facts(100))]);
+    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
+    let mut shrunk = on_a("acme", 10);
+    shrunk.held = vec![Held {
+        place: place("A", 1, "brokkr"),
+        connections: 80,
+    }];
+    let verdict = admit(&first.admitted, &[shrunk, on_a("bolt", 50)], &facts, 3);
+    assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
+    assert!(matches!(decision(&verdict, "bolt"), Decision::Refused(_)));
+    let verdict = admit(
+        &verdict.admitted,
+        &[on_a("acme", 10), on_a("bolt", 50)],
+        &facts,
+        3,
+    );
+    assert_eq!(names(&verdict), ["acme", "bolt"]);
+}
+
+#[test]
+fn a_tenant_that_moves_counts_on_both_servers_until_it_has() {
+    let facts = servers(&[("A", facts(100)), ("B", facts(100))]);
+    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
+    let mut moving = claim("acme", 80, Some(place("B", 1, "brokkr")));
+    moving.held = vec![Held {
+        place: place("A", 1, "brokkr"),
+        connections: 80,
+    }];
+    let verdict = admit(&first.admitted, &[moving, on_a("bolt", 50)], &facts, 3);
+    assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
+    assert!(matches!(decision(&verdict, "bolt"), Decision::Refused(_)));
+    assert_eq!(verdict.servers[&ServerId::new("A")].committed, 84);
+    assert_eq!(verdict.servers[&ServerId::new("B")].committed, 84);
+    let moved = claim("acme", 80, Some(place("B", 1, "brokkr")));
+    let verdict = admit(&verdict.admitted, &[moved, on_a("bolt", 50)], &facts, 3);
+    assert_eq!(*decision(&verdict, "bolt"), Decision::Admitted);
+}
+
+#[test]
+fn a_move_to_a_full_server_keeps_the_old_place() {
+    let facts = servers(&[("A", facts(100)), ("B", facts(20))]);
+    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
+    let moving = claim("acme", 80, Some(place("B", 1, "brokkr")));
+    let verdict = admit(&first.admitted, &[moving], &facts, 3);
+    assert!(refusal(&verdict, "acme").contains("server B"));
+    assert_eq!(verdict.admitted, first.admitted);
+    assert_eq!(verdict.servers[&ServerId::new("A")].committed, 84);
+}
+
+#[test]
+fn databases_and_roles_are_sums_within_the_server() {
+    let mut limited = facts(1000);
+    limited.databases.insert(
+        1,
+        Database {
+            name: "app".into(),
+            limit: Some(33),
+        },
+    );
+    limited.roles.insert(
+        "small".into(),
+        Role {
+            limit: Some(13),
+            superuser: false,
+        },
+    );
+    limited.own = Some(place("A", 9, "other"));
+    let facts = servers(&[("A", limited)]);
+    let claims = [
+        claim("a", 10, Some(place("A", 1, "small"))),
+        claim("b", 5, Some(place("A", 2, "small"))),
+        claim("c", 20, Some(place("A", 1, "brokkr"))),
+        claim("d", 5, Some(place("A", 1, "brokkr"))),
+        claim("e", 500, Some(place("A", 3, "brokkr"))),
+    ];
+    let verdict = admit(&[], &claims, &facts, 3);
+    assert_eq!(names(&verdict), ["a", "c", "e"]);
+    let role = refusal(&verdict, "b");
+    assert!(
+        role.contains("role small") && role.contains("ALTER ROLE small CONNECTION LIMIT 18"),
+        "{role}"
+    );
+    let database = refusal(&verdict, "d");
+    assert!(
+        database.contains("database app") && database.contains("CONNECTION LIMIT 38"),
+        "{database}"
+    );
+}
+
+#[test]
+fn a_superuser_is_exempt_but_not_at_the_cost_of_others() {
+    let mut limited = facts(1000);
+    limited.databases.insert(
+        1,
+        Database {
+            name: "app".into(),
+            limit: Some(20),
+        },
+    );
+    limited.roles.insert(
+        "root".into(),
+        Role {
+            limit: Some(1),
+            superuser: true,
+        },
+    );
+    let facts = servers(&[("A", limited)]);
+    let root = |tenant, pool| {
+        claim(
+            tenant,
+            pool,
+            Some(Place {
+                superuser: true,
+                ..place("A", 1, "root")
+            }),
+        )
+    };
+    assert_eq!(names(&admit(&[], &[root("a", 50)], &facts, 3)), ["a"]);
+    let verdict = admit(&[], &[on_a("a", 10), root("b", 50)], &facts, 3);
+    assert_eq!(names(&verdict), ["a"]);
+}
+
+#[test]
+fn a_server_not_seen_yet_decides_nothing_and_costs_nobody_a_place() {
+    let known = servers(&[("A", facts(100))]);
+    let first = admit(&[], &[on_a("acme", 50)], &known, 3);
+    let verdict = admit(
+        &first.admitted,
+        &[claim("acme", 50, None), claim("new", 5, None)],
+        &BTreeMap::new(),
+        3,
+    );
+    assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
+    assert_eq!(*decision(&verdict, "new"), Decision::Wait);
+    assert_eq!(verdict.admitted, first.admitted);
+    let verdict = admit(
+        &first.admitted,
+        &[claim("acme", 60, None)],
+        &BTreeMap::new(),
+        3,
+    );
+    assert!(refusal(&verdict, "acme").contains("cannot be asked now"));
+    // Its URL is broken, but what it was admitted with stays counted.
+    let verdict = admit(
+        &first.admitted,
+        &[claim("acme", 50, None), on_a("new", 50)],
+        &known,
+        3,
+    );
+    assert!(matches!(decision(&verdict, "new"), Decision::Refused(_)));
+}
+
+#[test]
+fn a_server_that_shrank_evicts_nobody_admits_nobody_and_stops_before_it_starts() {
+    let claims = [on_a("a", 30), on_a("b", 30)];
+    let first = admit(&[], &claims, &servers(&[("A", facts(100))]), 3);
+    let mut more = claims.to_vec();
+    more.push(on_a("c", 2));
+    let verdict = admit(&first.admitted, &more, &servers(&[("A", facts(40))]), 3);
+    assert_eq!(names(&verdict), ["a", "b"]);
+    assert!(matches!(decision(&verdict, "c"), Decision::Refused(_)));
+    let account = &verdict.servers[&ServerId::new("A")];
+    assert_eq!(
+        (account.overlap, account.replacements_at_once, account.free),
+        (false, 1, 0)
+    );
+}
+
+#[test]
+fn a_stopped_tenant_gives_up_its_place_and_not_what_its_instance_still_holds() {
+    let facts = servers(&[("A", facts(100))]);
+    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
+    let mut stopped = on_a("acme", 80);
+    stopped.wanted = Wanted::Nothing;
+    stopped.held = vec![Held {
+        place: place("A", 1, "brokkr"),
+        connections: 80,
+    }];
+    let verdict = admit(&first.admitted, &[stopped, on_a("bolt", 50)], &facts, 3);
+    assert!(verdict.admitted.is_empty());
+    assert!(matches!(decision(&verdict, "bolt"), Decision::Refused(_)));
+}
+
+#[test]
+fn connections_that_are_not_ours_count_when_they_are_more_than_the_headroom() {
+    assert_eq!(facts(100).capacity(3), 94);
+    assert_eq!(
+        Facts {
+            foreign: 20,
+            reserved: 2,
+            ..facts(100)
+        }
+        .capacity(3),
+        75
+    );
+    assert_eq!(
+        Facts {
+            foreign: 200,
+            ..facts(100)
+        }
+        .capacity(3),
+        0
+    );
+}
+
+#[test]
+fn the_admitted_list_reads_back_and_a_damaged_line_costs_only_itself() {
+    let text = "acme 10 730122\nglobex 50 730122\nACME 1 x\nacme 3 y\nbolt\nx y z\n\n";
+    let (admitted, bad) = parse_admitted(text);
+    assert_eq!(
+        admitted
+            .iter()
+            .map(|a| a.tenant.as_str())
+            .collect::<Vec<_>>(),
+        ["acme", "globex", "bolt"]
+    );
+    assert_eq!(bad.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [3, 4, 6]);
+    assert_eq!(
+        parse_admitted(&format_admitted(&admitted)),
+        (admitted, vec![])
+    );
+}
+
+fn seat(schema: &str, listen: &str) -> Seat {
+    Seat {
+        database: Some((ServerId::new("A"), 1)),
+        spelled: "a:5432/app".into(),
+        schema: SchemaName::parse(schema).unwrap(),
+        listen: Listen::parse(listen).unwrap(),
+    }
+}
+
+fn stake(tenant: &str, wanted: Seat) -> Stake {
+    Stake {
+        tenant: name(tenant),
+        priority: 0,
+        running: vec![],
+        wanted: Some(wanted),
+    }
+}
+
+#[test]
+fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
+    let (a, b) = (seat("t_x", "127.0.0.1:1001"), seat("T_X", "127.0.0.1:1002"));
+    let found = conflicts(&[], &[stake("bolt", b.clone()), stake("acme", a.clone())]);
+    assert_eq!(
+        found.keys().map(TenantName::as_str).collect::<Vec<_>>(),
+        ["bolt"]
+    );
+    let text = found[&name("bolt")].to_string();
+    assert!(
+        text.contains("tenant acme") && text.contains("tenant bolt") && text.contains("t_x"),
+        "{text}"
+    );
+    let order = [Admission {
+        tenant: name("bolt"),
+        pool: 5,
+        server: None,
+    }];
+    let found = conflicts(
+        &order,
+        &[stake("bolt", b.clone()), stake("acme", a.clone())],
+    );
+    assert!(found.contains_key(&name("acme")) && found.len() == 1);
+    let mut running = stake("bolt", b);
+    running.running = vec![a.clone()];
+    running.wanted = Some(seat("t_y", "127.0.0.1:1003"));
+    let found = conflicts(&[], &[running, stake("acme", a)]);
+    assert!(
+        found.contains_key(&name("acme")),
+        "what runs keeps what it has until it has gone"
+    );
+}
+
+#[test]
+fn the_same_schema_elsewhere_is_no_conflict_and_unseen_databases_are_compared_as_spelled() {
+    let a = seat("t_x", "127.0.0.1:1001");
+    let other = Seat {
+        database: Some((ServerId::new("A"), 2)),
+        ..seat("t_x", "127.0.0.1:1002")
+    };
+    assert!(conflicts(&[], &[stake("acme", a.clone()), stake("bolt", other)]).is_empty());
+    let unseen = Seat {
+        database: None,
+        ..seat("t_x", "127.0.0.1:1002")
+    };
+    assert_eq!(
+        conflicts(
+            &[],
+            &[stake("acme", a.clone()), stake("bolt", unseen.clone())]
+        )
+        .len(),
+        1
+    );
+    let elsewhere = Seat {
+        spelled: "b:5432/app".into(),
+        ..unseen
+    };
+    assert!(conflicts(&[], &[stake("acme", a), stake("bolt", elsewhere)]).is_empty());
+}
+
+#[test]
+fn an_unspecified_address_takes_its_port_everywhere() {
+    let clash = |a: &str, b: &str| {
+        !conflicts(
+            &[],
+            &[stake("acme", seat("x_a", a)), stake("bolt", seat("x_b", b))],
+        )
+        .is_empty()
+    };
+    assert!(clash("0.0.0.0:80", "127.0.0.1:80"));
+    assert!(clash("[::]:80", "127.0.0.1:80"));
+    assert!(clash("127.0.0.1:80", "[::ffff:127.0.0.1]:80"));
+    assert!(clash("unix:/run/a.sock", "unix:/run/a.sock"));
+    assert!(!clash("127.0.0.1:80", "127.0.0.2:80"));
+    assert!(!clash("0.0.0.0:80", "0.0.0.0:81"));
+    assert!(!clash("unix:/run/a.sock", "unix:/run/b.sock"));
+}
+
+/// A world of few servers, databases and roles, so that tenants meet.
+fn a_claim() -> impl Strategy<Value = Claim> {
+    let at = proptest::option::weighted(
+        0.9,
+        (0..2usize, 1..3u32, 0..3usize).prop_map(|(server, database, role)| Place {
+            superuser: role == 2,
+            ..place(["A", "B"][server], database, ["r", "s", "root"][role])
+        }),
+    );
+    (0..12u32, 2..60u32, -2..3i32, at).prop_map(|(tenant, pool, priority, at)| Claim {
+        priority,
+        ..claim(&format!("t{tenant}"), pool, at)
+    })
+}
+
+fn claims() -> impl Strategy<Value = Vec<Claim>> {
+    proptest::collection::vec(a_claim(), 0..14).prop_map(|claims| {
+        let by_name: BTreeMap<_, _> = claims.into_iter().map(|c| (c.tenant.clone(), c)).collect();
+        by_name.into_values().collect()
+    })
+}
+
+fn some_facts() -> impl Strategy<Value = Facts> {
+    let limit = || proptest::option::of(0..80u32);
+    (20..200u32, 0..30u32, limit(), limit(), limit()).prop_map(|(max, foreign, d, r, s)| Facts {
+        foreign,
+        databases: [
+            (
+                1,
+                Database {
+                    name: "one".into(),
+                    limit: d,
+                },
+            ),
+            (
+                2,
+                Database {
+                    name: "two".into(),
+                    limit: None,
+                },
+            ),
+        ]
+        .into(),
+        roles: [
+            (
+                "r".into(),
+                Role {
+                    limit: r,
+                    superuser: false,
+                },
+            ),
+            (
+                "s".into(),
+                Role {
+                    limit: s,
+                    superuser: false,
+                },
+            ),
+            (
+                "root".into(),
+                Role {
+                    limit: Some(1),
+                    superuser: true,
+                },
+            ),
+        ]
+        .into(),
+        own: Some(place("A", 1, "r")),
+        ..facts(max)
+    })
+}
+
+fn world() -> impl Strategy<Value = BTreeMap<ServerId, Facts>> {
+    (some_facts(), proptest::option::weighted(0.8, some_facts())).prop_map(|(a, b)| {
+        let b = b.map(|b| (ServerId::new("B"), b));
+        std::iter::once((ServerId::new("A"), a)).chain(b).collect()
+    })
+}
+
+/// The sum of admitted pools in a scope, reckoned anew and not as the ledger does.
+fn sum(verdict: &Verdict, claims: &[Claim], within: impl Fn(&Place) -> bool) -> u32 {
+    claims
+        .iter()
+        .filter(|c| *decision(verdict, c.tenant.as_str()) == Decision::Admitted)
+        .filter_map(|c| match &c.wanted {
+            Wanted::Pool {
+                connections,
+                at: Some(at),
+            } if within(at) => Some(*connections),
+            _ => None,
+        })
+        .sum()
+}
+
+proptest! {
+    #[test]
+    fn admission_never_exceeds_any_capacity(claims in claims(), world in world()) {
+        let verdict = admit(&[], &claims, &world, 3);
+        for (id, facts) in &world {
+            let total = sum(&verdict, &claims, |p| p.server == *id);
+            prop_assert!(total == 0 || total + 4 <= facts.capacity(3));
+            for (role, limit) in &facts.roles {
+                let total = sum(&verdict, &claims, |p| p.server == *id && p.role == *role && !p.superuser);
+                prop_assert!(total == 0 || limit.limit.is_none_or(|limit| total + 3 <= limit));
+            }
+            for (oid, database) in &facts.databases {
+                let bound = sum(&verdict, &claims, |p| p.server == *id && p.database == *oid && !p.superuser);
+                let all = sum(&verdict, &claims, |p| p.server == *id && p.database == *oid);
+                prop_assert!(bound == 0 || database.limit.is_none_or(|limit| all + 3 <= limit));
+            }
+        }
+    }
+
+    #[test]
+    fn adding_tenants_never_evicts_an_admitted_one_over_reboots_too(
+        before in claims(), more in claims(), world in world(),
+    ) {
+        let first = admit(&[], &before, &world, 3);
+        let known: std::collections::BTreeSet<_> = before.iter().map(|c| c.tenant.clone()).collect();
+        let all: Vec<Claim> =
+            before.iter().cloned().chain(more.into_iter().filter(|c| !known.contains(&c.tenant))).collect();
+        let (admitted, bad) = parse_admitted(&format_admitted(&first.admitted));
+        prop_assert_eq!(&admitted, &first.admitted);
+        prop_assert!(bad.is_empty());
+        let second = admit(&admitted, &all, &world, 3);
+        prop_assert_eq!(&second.admitted[..first.admitted.len()], &first.admitted[..]);
+        for admission in &first.admitted {
+            prop_assert_eq!(&second.tenants[&admission.tenant], &Decision::Admitted);
+        }
+    }
+
+    #[test]
+    fn a_newcomer_too_big_blocks_nobody(claims in claims(), world in world()) {
+        let without = admit(&[], &claims, &world, 3);
+        let mut with = claims.clone();
+        with.push(Claim { priority: 99, ..claim("giant", 1000, Some(place("A", 1, "r"))) });
+        let with = admit(&[], &with, &world, 3);
+        prop_assert!(matches!(with.tenants[&name("giant")], Decision::Refused(_)));
+        prop_assert_eq!(with.admitted, without.admitted);
+    }
+
+    #[test]
+    fn the_order_claims_come_in_changes_nothing(claims in claims(), world in world(), seed in any::<u64>()) {
+        let first = admit(&[], &claims, &world, 3);
+        let mut shuffled = claims.clone();
+        fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+        prop_assert_eq!(admit(&first.admitted, &shuffled, &world, 3), admit(&first.admitted, &claims, &world, 3));
+        prop_assert_eq!(admit(&[], &shuffled, &world, 3), first);
+    }
+
+    #[test]
+    fn a_smaller_capacity_evicts_nobody_and_admits_nobody_where_it_is_short(
+        before in claims(), more in claims(), world in world(), smaller in 0..60u32,
+    ) {
+        let first = admit(&[], &before, &world, 3);
+        let shrunk: BTreeMap<_, _> = world
+            .iter()
+            .map(|(id, facts)| (id.clone(), Facts { max_connections: smaller, ..facts.clone() }))
+            .collect();
+        let known: std::collections::BTreeSet<_> = before.iter().map(|c| c.tenant.clone()).collect();
+        let all: Vec<Claim> =
+            before.iter().cloned().chain(more.into_iter().filter(|c| !known.contains(&c.tenant))).collect();
+        let second = admit(&first.admitted, &all, &shrunk, 3);
+        prop_assert_eq!(&second.admitted[..first.admitted.len()], &first.admitted[..]);
+        for newcomer in &second.admitted[first.admitted.len()..] {
+            let account = &second.servers[newcomer.server.as_ref().unwrap()];
+            prop_assert!(account.committed <= account.capacity.unwrap());
+        }
+        for account in second.servers.values() {
+            prop_assert!(account.replacements_at_once >= 1);
+            prop_assert!(!account.overlap || account.capacity.is_none_or(|c| account.committed <= c));
+        }
+    }
+
+    #[test]
+    fn what_an_advice_says_would_fit_does(pools in proptest::collection::vec(2..60u32, 1..8), max in 20..120u32) {
+        let claims: Vec<Claim> = pools.iter().zip(0..).map(|(pool, n)| on_a(&format!("t{n}"), *pool)).collect();
+        let verdict = admit(&[], &claims, &servers(&[("A", facts(max))]), 3);
+        let shortage = verdict.tenants.values().find_map(|d| match d { Decision::Refused(s) => Some(s), _ => None });
+        if let Some(shortage) = shortage {
+            let larger = servers(&[("A", facts(shortage.limit_that_fits))]);
+            prop_assert_eq!(admit(&[], &claims, &larger, 3).admitted.len(), claims.len());
+            if let Some(most) = shortage.pool_that_fits {
+                let cut: Vec<Claim> =
+                    pools.iter().zip(0..).map(|(pool, n)| on_a(&format!("t{n}"), (*pool).min(most))).collect();
+                let verdict = admit(&[], &cut, &servers(&[("A", facts(max))]), 3);
+                prop_assert_eq!(verdict.admitted.len(), claims.len());
+            }
+        }
+    }
+}

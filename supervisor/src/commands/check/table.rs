@@ -40,7 +40,11 @@ pub(super) fn render(sums: &Sums<'_>) -> String {
 }
 
 fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut String) {
-    let server = sums.view.servers.iter().find(|(id, _)| id.as_str() == group);
+    let server = sums
+        .view
+        .servers
+        .iter()
+        .find(|(id, _)| id.as_str() == group);
     let _ = match server.map(|(_, server)| server) {
         Some(server) if !server.version.is_empty() => {
             writeln!(text, "server {group} (PostgreSQL {})", server.version)
@@ -49,19 +53,30 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     };
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["tenant", "pool", "role", "database", "schema", "listen", "verdict"]);
+    table.set_header([
+        "tenant", "pool", "role", "database", "schema", "listen", "verdict",
+    ]);
     // The order they are judged in: admitted ones, oldest first, then the rest.
     let place = |tenant: &TenantName| {
-        sums.verdict.admitted.iter().position(|a| a.tenant == *tenant).unwrap_or(usize::MAX)
+        sums.verdict
+            .admitted
+            .iter()
+            .position(|a| a.tenant == *tenant)
+            .unwrap_or(usize::MAX)
     };
     let mut tenants = tenants.to_vec();
     tenants.sort_by_key(|tenant| (place(tenant), *tenant));
     let mut pools: u32 = 0;
     for tenant in &tenants {
-        let Some(config) = sums.wanted.get(*tenant) else { continue };
+        let Some(config) = sums.wanted.get(*tenant) else {
+            continue;
+        };
         let broker = config.broker();
         let pool = broker.database.pool_size.get();
-        pools = pools.saturating_add(pool);
+        // One that is refused for its schema or address asks nothing of the budget.
+        if sums.verdict.tenants.contains_key(*tenant) {
+            pools = pools.saturating_add(pool);
+        }
         table.add_row([
             tenant.as_str(),
             &pool.to_string(),
@@ -84,7 +99,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     let mut row = |what: &str, number: String| {
         table.add_row([what, number.as_str()]);
     };
-    row("pools, refused ones included", pools.to_string());
+    row("pools", pools.to_string());
     row("+ a replacement instance", REPLACEMENT.to_string());
     row("+ the supervisor", OWN.to_string());
     row("+ a brokkr-broker command", COMMAND.to_string());
@@ -92,19 +107,31 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     if let Some((_, server)) = server {
         let facts = &server.facts;
         row("max_connections", facts.max_connections.to_string());
-        row("- superuser_reserved_connections", facts.superuser_reserved.to_string());
+        row(
+            "- superuser_reserved_connections",
+            facts.superuser_reserved.to_string(),
+        );
         row("- reserved_connections", facts.reserved.to_string());
         let kept = sums.headroom.max(facts.foreign);
         let what = if facts.foreign > sums.headroom {
-            format!("- connections that are not ours, now (headroom is {})", sums.headroom)
+            format!(
+                "- connections that are not ours, now (headroom is {})",
+                sums.headroom
+            )
         } else {
-            format!("- headroom ({} connections are not ours, now)", facts.foreign)
+            format!(
+                "- headroom ({} connections are not ours, now)",
+                facts.foreign
+            )
         };
         row(&what, kept.to_string());
         let capacity = facts.capacity(sums.headroom);
         row("= capacity", capacity.to_string());
         let free = i64::from(capacity) - i64::from(demand);
-        row(if free < 0 { "missing" } else { "free" }, free.abs().to_string());
+        row(
+            if free < 0 { "missing" } else { "free" },
+            free.abs().to_string(),
+        );
     }
     if let Some(column) = table.column_mut(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -112,7 +139,10 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     push(text, &table);
 
     let mut advice: Vec<String> = Vec::new();
-    for shortage in tenants.iter().filter_map(|tenant| shortage(sums.verdict, tenant)) {
+    for shortage in tenants
+        .iter()
+        .filter_map(|tenant| shortage(sums.verdict, tenant))
+    {
         let line = format!("{}: {}", shortage.scope, shortage.advice());
         if !advice.contains(&line) {
             advice.push(line);
