@@ -108,16 +108,18 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
     }
     let (tenant, supervised) = (instance.tenant.clone(), instance.supervised);
     let mut result = serve(instance, inherited, guard.dropped());
-    if let Err(exit) = &mut result
-        && supervised
-    {
-        // For the log stream; `Error: …` is for a person at a terminal.
-        tracing::error!(
-            tenant,
-            code = exit.code,
-            "{}",
-            std::mem::take(&mut exit.reason)
-        );
+    if let Err(exit) = &mut result {
+        if supervised {
+            // For the log stream; `Error: …` is for a person at a terminal.
+            tracing::error!(
+                tenant,
+                code = exit.code,
+                "{}",
+                std::mem::take(&mut exit.reason)
+            );
+        } else {
+            exit.reason = format!("{tenant}: {}", exit.reason);
+        }
     }
     drop(guard);
     result

@@ -34,6 +34,7 @@ use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::health::Health;
 use crate::jobs;
 use crate::metrics::Metrics;
+use crate::sys;
 use connections::{Connections, Phase};
 pub use listener::Inherited;
 use listener::Listener;
@@ -167,6 +168,7 @@ async fn run_notified(
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
     tokio::spawn(jobs::retention(app.db.clone(), instance.retention()));
+    tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
 
@@ -253,6 +255,22 @@ async fn attempt(notifier: &Notifier, plan: Plan) -> Result<Outcome, StartError>
             _ = extend.tick() => if current.is_some() {
                 notifier.send(&[EXTEND]).await;
             },
+        }
+    }
+}
+
+/// Gives memory back whenever the last database connection has been closed (and once after the start): that is when a
+/// broker has become idle.
+async fn trim_when_idle(db: Db) {
+    let mut held = db.held();
+    loop {
+        if held.wait_for(|held| *held == 0).await.is_err() {
+            return;
+        }
+        // A panic in it would have been logged.
+        let _ = tokio::task::spawn_blocking(sys::trim_memory).await;
+        if held.wait_for(|held| *held > 0).await.is_err() {
+            return;
         }
     }
 }
