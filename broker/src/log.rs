@@ -1,7 +1,7 @@
 //! Log lines: tracing events become one line each on standard error, through a thread of their own.
 //!
 //! The pipe behind standard error is blocking, and for a while nobody may read it (a supervisor being replaced). So
-//! lines go through a queue of [`QUEUE`] lines to one writer thread. When the queue is full a line is dropped and
+//! lines go through a queue of 4096 lines to one writer thread. When the queue is full a line is dropped and
 //! counted, and the next line that gets through is followed by the count; no request ever waits for the log. A reader
 //! that has gone (EPIPE) costs the lines, nothing else.
 
