@@ -207,6 +207,7 @@ impl<'f> Ledger<'f> {
             .charged
             .keys()
             .filter(|key| key.server() == server)
+            .chain([&key])
             .filter_map(|key| {
                 let limit = self.limit(key)?;
                 Some(limit.checked_sub(self.sum(key).saturating_add(self.extra(key))))
