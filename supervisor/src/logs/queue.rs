@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Most bytes waiting for the sink, over all tenants.
 const QUEUES: usize = 64 << 20;
 /// Most bytes waiting for the sink for one tenant, however few tenants there are.
-const QUEUE_MOST: usize = 8 << 20;
+const QUEUE_MOST: usize = 16 << 20;
 /// What every tenant may have waiting, however many there are.
 const QUEUE_LEAST: usize = 64 << 10;
 /// Most bytes of last lines kept, over all tenants.

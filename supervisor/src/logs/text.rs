@@ -61,6 +61,8 @@ struct Parts<'a> {
     target: &'a str,
     message: &'a str,
     text: &'a str,
+    /// There are others.
+    fields: bool,
 }
 
 impl<'a> Parts<'a> {
@@ -73,6 +75,7 @@ impl<'a> Parts<'a> {
             target: "",
             message: "",
             text,
+            fields: false,
         };
         if !text.starts_with('{') {
             return None;
@@ -85,7 +88,8 @@ impl<'a> Parts<'a> {
                 "tenant" => parts.tenant = matches!(value, Value::String(_)).then_some(raw),
                 "target" => parts.target = raw,
                 "message" => parts.message = raw,
-                _ => {}
+                "pid" => {}
+                _ => parts.fields = true,
             }
         }
         Some(parts)
@@ -98,6 +102,9 @@ impl<'a> Parts<'a> {
         plain(out, self.target);
         out.extend_from_slice(b": ");
         plain(out, self.message);
+        if !self.fields {
+            return;
+        }
         for (key, value) in Pairs::new(self.text) {
             if matches!(
                 key,
