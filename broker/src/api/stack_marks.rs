@@ -60,7 +60,7 @@ fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let label: String = call.json()?;
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::label(&label)?;
     if label.len() > check::MARK {
         return Err(Error::bad_request(
@@ -69,7 +69,7 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::no_nul("a label", &label)?;
-    Reply::created(&marks::add_label(db, id, &label)?)
+    Reply::created(&marks::add_label(db, &stack, &label)?)
 }
 
 fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -101,7 +101,7 @@ struct NewAnnotation {
 fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewAnnotation = call.json()?;
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     if new.stack_id != id {
         return Err(Error::bad_request(
             "stack_id_mismatch",
@@ -109,7 +109,7 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, id, &new.key, &new.value)?)
+    Reply::created(&marks::add_annotation(db, &stack, &new.key, &new.value)?)
 }
 
 fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {

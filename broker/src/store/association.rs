@@ -19,16 +19,15 @@ macro_rules! served {
           UNION
           SELECT sl.stack_id
             FROM agent_labels al
-            JOIN stack_labels sl ON sl.label = al.label
-            JOIN stacks s ON s.id = sl.stack_id AND s.deleted_at IS NULL
-            JOIN agent_generator_registrations r ON r.agent_id = al.agent_id AND r.generator_id = s.generator_id
+            JOIN agent_generator_registrations r ON r.agent_id = al.agent_id
+            JOIN stack_labels sl ON sl.generator_id = r.generator_id AND sl.label = al.label
            WHERE al.agent_id = $1
           UNION
           SELECT sa.stack_id
             FROM agent_annotations aa
-            JOIN stack_annotations sa ON sa.key = aa.key AND sa.value = aa.value
-            JOIN stacks s ON s.id = sa.stack_id AND s.deleted_at IS NULL
-            JOIN agent_generator_registrations r ON r.agent_id = aa.agent_id AND r.generator_id = s.generator_id
+            JOIN agent_generator_registrations r ON r.agent_id = aa.agent_id
+            JOIN stack_annotations sa
+              ON sa.generator_id = r.generator_id AND sa.key = aa.key AND sa.value = aa.value
            WHERE aa.agent_id = $1)"
     };
 }

@@ -4,6 +4,7 @@ use postgres::Row;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::stacks::Stack;
 use crate::db::{DbError, Sql};
 
 /// A label of a stack.
@@ -60,10 +61,11 @@ pub fn labels(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Label>, DbError> {
 ///
 /// # Errors
 /// An unknown stack, a label it has already, or a failed statement.
-pub fn add_label(db: &mut impl Sql, stack: Uuid, label: &str) -> Result<Label, DbError> {
-    const SQL: &str =
-        "INSERT INTO stack_labels (stack_id, label) VALUES ($1, $2) RETURNING id, stack_id, label";
-    Label::read(&db.query_one(SQL, &[&stack, &label])?)
+pub fn add_label(db: &mut impl Sql, stack: &Stack, label: &str) -> Result<Label, DbError> {
+    const SQL: &str = "\
+        INSERT INTO stack_labels (stack_id, generator_id, label) VALUES ($1, $2, $3)
+        RETURNING id, stack_id, label";
+    Label::read(&db.query_one(SQL, &[&stack.id, &stack.generator_id, &label])?)
 }
 
 /// Takes a label away. False when the stack did not have it.
@@ -91,14 +93,14 @@ pub fn annotations(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Annotation>, Db
 /// An unknown stack, a key it has already, or a failed statement.
 pub fn add_annotation(
     db: &mut impl Sql,
-    stack: Uuid,
+    stack: &Stack,
     key: &str,
     value: &str,
 ) -> Result<Annotation, DbError> {
     const SQL: &str = "\
-        INSERT INTO stack_annotations (stack_id, key, value) VALUES ($1, $2, $3)
+        INSERT INTO stack_annotations (stack_id, generator_id, key, value) VALUES ($1, $2, $3, $4)
         RETURNING id, stack_id, key, value";
-    Annotation::read(&db.query_one(SQL, &[&stack, &key, &value])?)
+    Annotation::read(&db.query_one(SQL, &[&stack.id, &stack.generator_id, &key, &value])?)
 }
 
 /// Takes the annotation with this key away. False when the stack had none.

@@ -178,20 +178,18 @@ pub fn delete_locked(db: &mut impl Sql, stacks: &[Uuid]) -> Result<DateTime<Utc>
                        SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = m.stack_id
                        UNION
                        SELECT al.agent_id
-                         FROM stacks s
-                         JOIN stack_labels sl ON sl.stack_id = s.id
+                         FROM stack_labels sl
                          JOIN agent_labels al ON al.label = sl.label
                          JOIN agent_generator_registrations r
-                           ON r.agent_id = al.agent_id AND r.generator_id = s.generator_id
-                        WHERE s.id = m.stack_id
+                           ON r.agent_id = al.agent_id AND r.generator_id = sl.generator_id
+                        WHERE sl.stack_id = m.stack_id
                        UNION
                        SELECT aa.agent_id
-                         FROM stacks s
-                         JOIN stack_annotations sa ON sa.stack_id = s.id
+                         FROM stack_annotations sa
                          JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
                          JOIN agent_generator_registrations r
-                           ON r.agent_id = aa.agent_id AND r.generator_id = s.generator_id
-                        WHERE s.id = m.stack_id) AS served
+                           ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
+                        WHERE sa.stack_id = m.stack_id) AS served
               JOIN agents a ON a.id = served.agent_id AND a.deleted_at IS NULL)
         SELECT now()";
     Ok(db.query_one(SQL, &[&stacks])?.try_get(0)?)
