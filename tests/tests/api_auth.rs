@@ -9,8 +9,10 @@
 #[path = "support/world.rs"]
 mod world;
 
-use brokkr_tests::Connection;
+use std::time::Duration;
+
 use brokkr_tests::http::request;
+use brokkr_tests::{Connection, PgServer, until};
 use serde_json::json;
 use world::{World, refused};
 
@@ -171,4 +173,23 @@ fn a_head_is_a_get_without_its_body() {
         .unwrap();
     assert_eq!((answer.status, answer.body.len()), (200, 0));
     assert_eq!(answer.header("content-length"), Some("2"));
+}
+
+#[test]
+fn a_lost_database_is_503_with_retry_after_also_for_who_is_known_already() {
+    let server = PgServer::start();
+    let world = World::on(&server, &[]);
+    let _ = world.admin.get("/agents").expect(200);
+    server.stop();
+    for api in [&world.admin, &world.admin.with_pak("a_b_c")] {
+        let answer = api.get("/agents");
+        let _ = refused(&answer, 503, "database_unavailable");
+        let seconds = answer
+            .header("retry-after")
+            .and_then(|value| value.parse::<u64>().ok());
+        assert!(seconds.is_some_and(|s| s > 0), "{seconds:?}");
+    }
+    server.resume_service();
+    let back = || (world.admin.get("/agents").status == 200).then_some(());
+    until(Duration::from_secs(20), "the API to serve again", back);
 }

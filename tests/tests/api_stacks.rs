@@ -9,6 +9,8 @@
 #[path = "support/world.rs"]
 mod world;
 
+use std::thread;
+
 use serde_json::{Value, json};
 use world::{World, ids, refused};
 
@@ -247,5 +249,116 @@ fn a_deleted_stack_is_gone_and_a_second_deletion_says_so() {
             true,
             true
         )
+    );
+}
+
+#[test]
+fn a_deletion_among_writers_is_the_last_word_on_its_stack() {
+    let world = World::new();
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    world.register(&agent, &generator);
+    for _ in 0..5 {
+        let stack = world.stack(&generator);
+        world.target(&agent, &stack);
+        let path = format!("/stacks/{stack}");
+        let statuses: Vec<u16> = thread::scope(|scope| {
+            let (objects, body) = (
+                format!("{path}/deployment-objects"),
+                json!({ "yaml_content": "a: 1" }),
+            );
+            let writers: Vec<_> = (0..6)
+                .map(|_| {
+                    let (objects, body, api) =
+                        (objects.clone(), body.clone(), generator.api.clone());
+                    scope.spawn(move || {
+                        (0..5)
+                            .map(|_| api.post(&objects, &body).status)
+                            .collect::<Vec<u16>>()
+                    })
+                })
+                .collect();
+            let _ = generator.api.delete(&path).expect(204);
+            writers
+                .into_iter()
+                .flat_map(|writer| writer.join().unwrap())
+                .collect()
+        });
+        assert!(
+            statuses.iter().all(|s| [201, 404].contains(s)),
+            "{statuses:?}"
+        );
+        let row = world
+            .sql()
+            .query_one(
+                "SELECT count(*), bool_and(is_deletion_marker), max(sequence_id)
+                      = (SELECT max(sequence_id) FROM deployment_objects WHERE stack_id = $1::text::uuid)
+                   FROM deployment_objects WHERE stack_id = $1::text::uuid AND deleted_at IS NULL",
+                &[&stack],
+            )
+            .unwrap();
+        let last: (i64, bool, bool) = (row.get(0), row.get(1), row.get(2));
+        assert_eq!(
+            last,
+            (1, true, true),
+            "the marker alone is live, and the newest"
+        );
+        assert_eq!(world.target_state(&agent, "").len(), 1);
+        let marker = world.target_state(&agent, "").remove(0);
+        let _ = world.report(&agent, &marker, "SUCCESS").expect(201);
+    }
+}
+
+#[test]
+fn every_write_announces_itself_with_the_keys_subscribers_know() {
+    let world = World::new();
+    world
+        .sql()
+        .execute("UPDATE brokkr_meta SET wants_events = true", &[])
+        .unwrap();
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    world.register(&agent, &generator);
+    let stack = world.stack(&generator);
+    world.target(&agent, &stack);
+    let object = world::id(&world.object(&stack, "a: 1"));
+    let _ = world.report(&agent, &object, "SUCCESS").expect(201);
+    let _ = world.report(&agent, &object, "FAILURE").expect(201);
+    let _ = world.admin.delete(&format!("/stacks/{stack}")).expect(204);
+    let _ = world
+        .admin
+        .delete(&format!("/agents/{}", agent.id))
+        .expect(204);
+    let told: Vec<(String, String)> = world
+        .sql()
+        .query(
+            "SELECT event_type, (SELECT string_agg(key, ' ' ORDER BY key) FROM jsonb_object_keys(data) AS key)
+               FROM event_outbox ORDER BY created_at",
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let told: Vec<(&str, &str)> = told
+        .iter()
+        .map(|(kind, keys)| (kind.as_str(), keys.as_str()))
+        .collect();
+    let report = "agent_event_id agent_id created_at deployment_object_id event_type message stack_id status";
+    assert_eq!(
+        told,
+        [
+            (
+                "agent.registered",
+                "agent_id cluster_name created_at name status"
+            ),
+            ("stack.created", "created_at description name stack_id"),
+            (
+                "deployment.created",
+                "created_at deployment_object_id sequence_id stack_id"
+            ),
+            ("deployment.applied", report),
+            ("deployment.failed", report),
+            ("stack.deleted", "deleted_at stack_id"),
+            ("agent.deregistered", "agent_id deleted_at"),
+        ]
     );
 }
