@@ -210,7 +210,10 @@ pub fn admit(
 ) -> Verdict {
     let mut by_name: BTreeMap<TenantName, Claim> = BTreeMap::new();
     for claim in claims {
-        let held = by_name.remove(&claim.tenant).map(|c| c.held).unwrap_or_default();
+        let held = by_name
+            .remove(&claim.tenant)
+            .map(|c| c.held)
+            .unwrap_or_default();
         let mut claim = claim.clone();
         claim.held.extend(held);
         by_name.insert(claim.tenant.clone(), claim);
@@ -236,8 +239,12 @@ pub fn admit(
 
     // Second pass: what admitted tenants want beyond that, oldest first.
     for admission in order {
-        let Some(claim) = by_name.get(&admission.tenant) else { continue };
-        let Wanted::Pool { connections, at } = &claim.wanted else { continue };
+        let Some(claim) = by_name.get(&admission.tenant) else {
+            continue;
+        };
+        let Wanted::Pool { connections, at } = &claim.wanted else {
+            continue;
+        };
         if verdict.tenants.contains_key(&admission.tenant) {
             continue; // listed twice: the older entry counted
         }
@@ -247,30 +254,37 @@ pub fn admit(
     }
 
     // Third pass: newcomers.
-    let mut newcomers: Vec<&Claim> =
-        by_name.values().filter(|claim| !verdict.tenants.contains_key(&claim.tenant)).collect();
-    newcomers.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.tenant.cmp(&b.tenant)));
+    let mut newcomers: Vec<&Claim> = by_name
+        .values()
+        .filter(|claim| !verdict.tenants.contains_key(&claim.tenant))
+        .collect();
+    newcomers.sort_by(|a, b| {
+        b.priority
+            .cmp(&a.priority)
+            .then_with(|| a.tenant.cmp(&b.tenant))
+    });
     for claim in newcomers {
         let decision = match &claim.wanted {
             Wanted::Nothing => Decision::Nothing,
             Wanted::Pool { at: None, .. } => Decision::Wait,
-            Wanted::Pool { at: Some(place), .. } if !facts.contains_key(&place.server) => {
-                Decision::Wait
-            }
-            Wanted::Pool { connections, at: Some(place) } => {
-                match ledger.fits(&claim.tenant, place, *connections) {
-                    Ok(()) => {
-                        ledger.charge(&claim.tenant, place, *connections);
-                        verdict.admitted.push(Admission {
-                            tenant: claim.tenant.clone(),
-                            pool: *connections,
-                            server: Some(place.server.clone()),
-                        });
-                        Decision::Admitted
-                    }
-                    Err(shortage) => Decision::Refused(shortage),
+            Wanted::Pool {
+                at: Some(place), ..
+            } if !facts.contains_key(&place.server) => Decision::Wait,
+            Wanted::Pool {
+                connections,
+                at: Some(place),
+            } => match ledger.fits(&claim.tenant, place, *connections) {
+                Ok(()) => {
+                    ledger.charge(&claim.tenant, place, *connections);
+                    verdict.admitted.push(Admission {
+                        tenant: claim.tenant.clone(),
+                        pool: *connections,
+                        server: Some(place.server.clone()),
+                    });
+                    Decision::Admitted
                 }
-            }
+                Err(shortage) => Decision::Refused(shortage),
+            },
         };
         verdict.tenants.insert(claim.tenant.clone(), decision);
     }
@@ -291,14 +305,27 @@ fn readmit(
         // Its server is away. It waits for the server with what it was admitted with; more than that is
         // only granted by a server that can be seen.
         return if connections <= admission.pool {
-            (Decision::Admitted, Admission { pool: connections, ..admission.clone() })
+            (
+                Decision::Admitted,
+                Admission {
+                    pool: connections,
+                    ..admission.clone()
+                },
+            )
         } else {
-            (Decision::Keep(ledger.unseen(claim, admission, connections)), admission.clone())
+            (
+                Decision::Keep(ledger.unseen(claim, admission, connections)),
+                admission.clone(),
+            )
         };
     };
     // An entry without a server is from a list written by hand; it counts where the URL leads.
-    let stays = admission.server.as_ref().is_none_or(|server| *server == place.server);
-    let within = stays && connections <= admission.pool && ledger.covered(claim, place, connections);
+    let stays = admission
+        .server
+        .as_ref()
+        .is_none_or(|server| *server == place.server);
+    let within =
+        stays && connections <= admission.pool && ledger.covered(claim, place, connections);
     let granted = Admission {
         tenant: admission.tenant.clone(),
         pool: connections,

@@ -67,8 +67,9 @@ pub fn url(config: &Supervisor) -> Result<DatabaseUrl, String> {
 
 /// Whether a server runs on the data folder.
 pub fn runs(config: &Supervisor) -> bool {
-    folder::socket_folder(&config.runtime_dir)
-        .is_ok_and(|folder| std::os::unix::net::UnixStream::connect(folder.join(folder::SOCKET)).is_ok())
+    folder::socket_folder(&config.runtime_dir).is_ok_and(|folder| {
+        std::os::unix::net::UnixStream::connect(folder.join(folder::SOCKET)).is_ok()
+    })
 }
 
 impl Embedded {
@@ -159,11 +160,14 @@ async fn keep(plan: Plan, mut server: Server, mut stopped: oneshot::Receiver<()>
 
 impl Plan {
     async fn start(&self) -> Result<Server, String> {
-        let (server, stderr) =
-            self.launch.server().map_err(|error| format!("cannot start {}: {error}", self.launch.program.display()))?;
+        let (server, stderr) = self
+            .launch
+            .server()
+            .map_err(|error| format!("cannot start {}: {error}", self.launch.program.display()))?;
         if let Some(stderr) = stderr {
-            log::read(stderr, self.last_lines.clone())
-                .map_err(|error| format!("cannot start the thread that reads the server's log: {error}"))?;
+            log::read(stderr, self.last_lines.clone()).map_err(|error| {
+                format!("cannot start the thread that reads the server's log: {error}")
+            })?;
         }
         Ok(server)
     }
@@ -192,7 +196,10 @@ impl Plan {
     async fn answers(&self) -> bool {
         let url = self.admin.clone();
         // Bounded from outside: a stopped server accepts and says nothing.
-        let asked = tokio::time::timeout(Duration::from_secs(5), blocking(move || connect(&url).map(drop)));
+        let asked = tokio::time::timeout(
+            Duration::from_secs(5),
+            blocking(move || connect(&url).map(drop)),
+        );
         matches!(asked.await, Ok(Ok(())))
     }
 
@@ -202,15 +209,22 @@ impl Plan {
         blocking(move || {
             let mut client = connect(&url)?;
             let furnish = |client: &mut postgres::Client| -> Result<(), postgres::Error> {
-                if client.query("SELECT FROM pg_roles WHERE rolname = $1", &[&NAME])?.is_empty() {
+                if client
+                    .query("SELECT FROM pg_roles WHERE rolname = $1", &[&NAME])?
+                    .is_empty()
+                {
                     client.batch_execute(&format!("CREATE ROLE {NAME} LOGIN"))?;
                 }
-                if client.query("SELECT FROM pg_database WHERE datname = $1", &[&NAME])?.is_empty() {
+                if client
+                    .query("SELECT FROM pg_database WHERE datname = $1", &[&NAME])?
+                    .is_empty()
+                {
                     client.batch_execute(&format!("CREATE DATABASE {NAME} OWNER {NAME}"))?;
                 }
                 Ok(())
             };
-            furnish(&mut client).map_err(|error| format!("cannot make role and database {NAME}: {error}"))
+            furnish(&mut client)
+                .map_err(|error| format!("cannot make role and database {NAME}: {error}"))
         })
         .await
     }
@@ -236,7 +250,10 @@ fn prepare(config: &Supervisor) -> Result<Plan, String> {
     ];
     let settings = [
         ("listen_addresses", String::new()),
-        ("max_connections", config.postgres.max_connections.to_string()),
+        (
+            "max_connections",
+            config.postgres.max_connections.to_string(),
+        ),
         ("unix_socket_permissions", "0777".to_owned()), // the folder is closed, and peer asks who it is
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
@@ -245,10 +262,19 @@ fn prepare(config: &Supervisor) -> Result<Plan, String> {
     ];
     let arguments = arguments
         .into_iter()
-        .chain(settings.into_iter().flat_map(|(key, value)| ["-c".to_owned(), format!("{key}={value}")]))
+        .chain(
+            settings
+                .into_iter()
+                .flat_map(|(key, value)| ["-c".to_owned(), format!("{key}={value}")]),
+        )
         .collect();
     Ok(Plan {
-        launch: Launch { program: programs.postgres, arguments, user, folder: data.clone() },
+        launch: Launch {
+            program: programs.postgres,
+            arguments,
+            user,
+            folder: data.clone(),
+        },
         url: url_as(&sockets, NAME)?,
         admin: url_as(&sockets, SUPERUSER)?.with_dbname("postgres"),
         data,
@@ -257,7 +283,9 @@ fn prepare(config: &Supervisor) -> Result<Plan, String> {
 }
 
 fn url_as(sockets: &Path, user: &str) -> Result<DatabaseUrl, String> {
-    let folder = sockets.to_str().ok_or_else(|| format!("{}: not UTF-8", sockets.display()))?;
+    let folder = sockets
+        .to_str()
+        .ok_or_else(|| format!("{}: not UTF-8", sockets.display()))?;
     let folder = percent_encoding::utf8_percent_encode(folder, percent_encoding::NON_ALPHANUMERIC);
     DatabaseUrl::parse(&format!("postgres://{user}@/{NAME}?host={folder}"))
         .map_err(|error| format!("{}: {error}", sockets.display()))
@@ -271,5 +299,7 @@ fn connect(url: &DatabaseUrl) -> Result<postgres::Client, String> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string()))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(panic.to_string()))
 }

@@ -50,14 +50,22 @@ impl Servers {
         // Full when this many reloads wait at once: the next one waits for its place.
         let (refreshes, requests) = mpsc::channel(16);
         let (publish, view) = watch::channel(Arc::new(ServersView::default()));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("servers".to_owned()).spawn(move || {
-            let work = coordinator::run(wants, requests, publish, prefix);
-            tokio::task::LocalSet::new().block_on(&runtime, work);
-            // A name that is being resolved may take long; nobody waits for it any more.
-            runtime.shutdown_background();
-        })?;
-        Ok(Self { wanted: Arc::new(wanted), refreshes, view })
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name("servers".to_owned())
+            .spawn(move || {
+                let work = coordinator::run(wants, requests, publish, prefix);
+                tokio::task::LocalSet::new().block_on(&runtime, work);
+                // A name that is being resolved may take long; nobody waits for it any more.
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
+            wanted: Arc::new(wanted),
+            refreshes,
+            view,
+        })
     }
 
     /// Says which URLs matter from now on. New ones are tried at once, those no longer named are forgotten.

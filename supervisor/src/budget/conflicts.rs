@@ -8,6 +8,7 @@ use brokkr_tenant::{Listen, SchemaName, TenantName};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 
 /// What one configuration of a tenant takes exclusively.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,10 +85,12 @@ pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, 
         .enumerate()
         .map(|(place, admission)| (&admission.tenant, place))
         .collect();
-    let mut owned: Vec<(&TenantName, &Seat)> = stakes
-        .iter()
-        .flat_map(|stake| stake.running.iter().map(move |seat| (&stake.tenant, seat)))
-        .collect();
+    let mut owned = Owned::default();
+    for stake in stakes {
+        for seat in &stake.running {
+            owned.take(&stake.tenant, seat);
+        }
+    }
     let mut turns: Vec<&Stake> = stakes.iter().collect();
     turns.sort_by_key(|stake| {
         (
@@ -103,30 +106,70 @@ pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, 
             continue;
         };
         let conflict = owned
-            .iter()
-            .filter(|(owner, _)| **owner != stake.tenant)
-            .find_map(|(owner, seat)| {
-                Some(Conflict {
-                    tenant: stake.tenant.clone(),
-                    owner: (*owner).clone(),
-                    contested: contested(seat, wanted)?,
-                })
+            .contested(&stake.tenant, wanted)
+            .map(|(owner, contested)| Conflict {
+                tenant: stake.tenant.clone(),
+                owner: owner.clone(),
+                contested,
             });
         match conflict {
             Some(conflict) => {
                 refused.insert(stake.tenant.clone(), conflict);
             }
-            None => owned.push((&stake.tenant, wanted)),
+            None => owned.take(&stake.tenant, wanted),
         }
     }
     refused
 }
 
-fn contested(owner: &Seat, wanted: &Seat) -> Option<Contested> {
-    if owner.schema == wanted.schema && same_database(owner, wanted) {
-        return Some(Contested::Schema(owner.schema.clone()));
+/// Whose everything is, found by the part that must be equal: with a thousand tenants not everybody is compared
+/// with everybody.
+#[derive(Default)]
+struct Owned<'s> {
+    by_schema: BTreeMap<&'s SchemaName, Vec<(&'s TenantName, &'s Seat)>>,
+    by_address: BTreeMap<Result<u16, &'s Path>, Vec<(&'s TenantName, &'s Seat)>>,
+}
+
+impl<'s> Owned<'s> {
+    fn take(&mut self, tenant: &'s TenantName, seat: &'s Seat) {
+        self.by_schema
+            .entry(&seat.schema)
+            .or_default()
+            .push((tenant, seat));
+        self.by_address
+            .entry(bucket(&seat.listen))
+            .or_default()
+            .push((tenant, seat));
     }
-    overlap(&owner.listen, &wanted.listen).then(|| Contested::Address(owner.listen.clone()))
+
+    fn contested(&self, tenant: &TenantName, wanted: &Seat) -> Option<(&'s TenantName, Contested)> {
+        let others = |seats: Option<&Vec<(&'s TenantName, &'s Seat)>>| {
+            seats
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(|(owner, _)| *owner != tenant)
+                .collect::<Vec<_>>()
+        };
+        let schema = others(self.by_schema.get(&wanted.schema))
+            .into_iter()
+            .find(|(_, seat)| same_database(seat, wanted))
+            .map(|(owner, seat)| (owner, Contested::Schema(seat.schema.clone())));
+        schema.or_else(|| {
+            others(self.by_address.get(&bucket(&wanted.listen)))
+                .into_iter()
+                .find(|(_, seat)| overlap(&seat.listen, &wanted.listen))
+                .map(|(owner, seat)| (owner, Contested::Address(seat.listen.clone())))
+        })
+    }
+}
+
+/// The port, or the path: different ones never meet.
+fn bucket(listen: &Listen) -> Result<u16, &Path> {
+    match listen {
+        Listen::Tcp(address) => Ok(address.port()),
+        Listen::Unix(path) => Err(path),
+    }
 }
 
 fn same_database(a: &Seat, b: &Seat) -> bool {

@@ -7,8 +7,8 @@
 mod table;
 
 use crate::budget::{
-    self, Admission, Claim, Contested, Database, Decision, Facts, Place, Role, Seat, ServerId, Stake,
-    Verdict, Wanted, parse_admitted,
+    self, Admission, Claim, Contested, Database, Decision, Facts, Place, Role, Seat, ServerId,
+    Stake, Verdict, Wanted, parse_admitted,
 };
 use crate::cli;
 use crate::config::{self, Look, Scanner, Supervisor, TenantConfig};
@@ -57,20 +57,39 @@ pub(crate) fn check(path: &Path, options: &cli::Check) -> ExitCode {
     if let Err(error) = io::stdout().lock().write_all(output.as_bytes())
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        return super::complain(&format!("cannot write to standard output: {error}"), super::EXIT_PROBLEM);
+        return super::complain(
+            &format!("cannot write to standard output: {error}"),
+            super::EXIT_PROBLEM,
+        );
     }
-    if findings.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(super::EXIT_PROBLEM) }
+    if findings.problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(super::EXIT_PROBLEM)
+    }
 }
 
 fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String {
-    findings.warnings.extend(config.warnings.iter().map(brokkr_tenant::Diagnostic::headline));
+    findings.warnings.extend(
+        config
+            .warnings
+            .iter()
+            .map(brokkr_tenant::Diagnostic::headline),
+    );
     let embedded = embedded_url(config, findings);
     read_files(config, embedded.as_ref(), findings);
     let admitted = read_admitted(config, findings);
 
-    let mut view = if offline { Arc::default() } else { ask(findings) };
+    let mut view = if offline {
+        Arc::default()
+    } else {
+        ask(findings)
+    };
     if let Some(url) = &embedded
-        && findings.wanted.values().any(|tenant| tenant.broker().database.url == *url)
+        && findings
+            .wanted
+            .values()
+            .any(|tenant| tenant.broker().database.url == *url)
         && !matches!(view.endpoint(url), Endpoint::Ready(_))
         && !embedded::runs(config)
     {
@@ -92,7 +111,10 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
             priority: priority(config),
             wanted: Wanted::Pool {
                 connections: config.broker().database.pool_size.get(),
-                at: view.endpoint(&config.broker().database.url).place().cloned(),
+                at: view
+                    .endpoint(&config.broker().database.url)
+                    .place()
+                    .cloned(),
             },
             held: Vec::new(),
         })
@@ -129,17 +151,25 @@ fn embedded_url(config: &Supervisor, findings: &mut Findings) -> Option<Database
     if !config.postgres.embedded {
         return None;
     }
-    embedded::url(config).inspect_err(|error| findings.problems.push(error.clone())).ok()
+    embedded::url(config)
+        .inspect_err(|error| findings.problems.push(error.clone()))
+        .ok()
 }
 
 fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mut Findings) {
     let mut layers = Vec::new();
     if let Some(url) = embedded {
-        layers.push(Layer::from_pairs("the embedded server", [("database.url", url.expose().as_str())]));
+        layers.push(Layer::from_pairs(
+            "the embedded server",
+            [("database.url", url.expose().as_str())],
+        ));
     }
     layers.push(config.defaults.clone());
     let mut scanner = Scanner::new(config.tenants_dir.clone(), layers);
-    let look = Look { removals_at_once: true, confirm_removals: true };
+    let look = Look {
+        removals_at_once: true,
+        confirm_removals: true,
+    };
     let scanned = scanner.scan(Instant::now(), look, &BTreeSet::new());
     findings.problems.extend(scanned.desired.problems);
     let stopped = std::fs::read_to_string(config.state_dir.join("stopped")).unwrap_or_default();
@@ -180,20 +210,30 @@ fn read_admitted(config: &Supervisor, findings: &mut Findings) -> Vec<Admission>
 
 /// Asks every server once.
 fn ask(findings: &mut Findings) -> Arc<ServersView> {
-    let urls: BTreeSet<DatabaseUrl> =
-        findings.wanted.values().map(|config| config.broker().database.url.clone()).collect();
+    let urls: BTreeSet<DatabaseUrl> = findings
+        .wanted
+        .values()
+        .map(|config| config.broker().database.url.clone())
+        .collect();
     let asked = Servers::start(brokkr_pg::application_prefix().to_owned()).and_then(|servers| {
         servers.want(urls.clone());
         let mut view = servers.view();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let known =
-            |view: &Arc<ServersView>| urls.iter().all(|url| *view.endpoint(url) != Endpoint::Unknown);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
+        let known = |view: &Arc<ServersView>| {
+            urls.iter()
+                .all(|url| *view.endpoint(url) != Endpoint::Unknown)
+        };
         // Late or not: what is known by then is judged.
-        let _ = runtime.block_on(async { tokio::time::timeout(PATIENCE, view.wait_for(known)).await });
+        let _ =
+            runtime.block_on(async { tokio::time::timeout(PATIENCE, view.wait_for(known)).await });
         Ok(view.borrow().clone())
     });
     asked.unwrap_or_else(|error| {
-        findings.problems.push(format!("cannot ask the servers: {error}"));
+        findings
+            .problems
+            .push(format!("cannot ask the servers: {error}"));
         Arc::default()
     })
 }
@@ -201,19 +241,38 @@ fn ask(findings: &mut Findings) -> Arc<ServersView> {
 /// The embedded server as it will be once it runs.
 fn with_embedded(view: &ServersView, url: &DatabaseUrl, max_connections: u32) -> ServersView {
     let server = ServerId::new("embedded");
-    let place =
-        Place { server: server.clone(), database: 1, role: url.user().to_owned(), superuser: false };
+    let place = Place {
+        server: server.clone(),
+        database: 1,
+        role: url.user().to_owned(),
+        superuser: false,
+    };
     let facts = Facts {
         max_connections,
         superuser_reserved: EMBEDDED_RESERVE,
-        databases: [(1, Database { name: url.dbname().to_owned(), limit: None })].into(),
-        roles: [(url.user().to_owned(), Role { limit: None, superuser: false })].into(),
+        databases: [(
+            1,
+            Database {
+                name: url.dbname().to_owned(),
+                limit: None,
+            },
+        )]
+        .into(),
+        roles: [(
+            url.user().to_owned(),
+            Role {
+                limit: None,
+                superuser: false,
+            },
+        )]
+        .into(),
         own: Some(place.clone()),
         ..Facts::default()
     };
     let mut view = view.clone();
     view.endpoints.insert(url.clone(), Endpoint::Ready(place));
-    view.servers.insert(server, crate::servers::Server::unseen(facts));
+    view.servers
+        .insert(server, crate::servers::Server::unseen(facts));
     view
 }
 
@@ -222,11 +281,18 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
         let users: Vec<&str> = findings
             .wanted
             .iter()
-            .filter(|(_, c)| view.endpoint(&c.broker().database.url).place().is_some_and(|p| p.server == *id))
+            .filter(|(_, c)| {
+                view.endpoint(&c.broker().database.url)
+                    .place()
+                    .is_some_and(|p| p.server == *id)
+            })
             .map(|(tenant, _)| tenant.as_str())
             .collect();
         for warning in &server.warnings {
-            findings.warnings.push(format!("server {id} (tenants {}): {warning}", users.join(", ")));
+            findings.warnings.push(format!(
+                "server {id} (tenants {}): {warning}",
+                users.join(", ")
+            ));
         }
     }
     if offline {
@@ -276,7 +342,9 @@ fn find_conflicts(
             Contested::Address(_) => ("http.listen", "address"),
         };
         if let Some(config) = findings.wanted.get(&tenant) {
-            findings.problems.push(config.at(key, &conflict.to_string()));
+            findings
+                .problems
+                .push(config.at(key, &conflict.to_string()));
         }
         refused.insert(tenant, what);
     }
@@ -289,12 +357,18 @@ fn report_shortages(verdict: &Verdict, findings: &mut Findings) {
             && let Some(config) = findings.wanted.get(tenant)
         {
             let text = format!("over budget: tenant {tenant} {shortage}");
-            findings.problems.push(config.at("database.pool_size", &text));
+            findings
+                .problems
+                .push(config.at("database.pool_size", &text));
         }
     }
 }
 
 /// Beyond what anybody writes it makes no difference.
 fn priority(config: &TenantConfig) -> i32 {
-    config.broker().supervision.priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+    config
+        .broker()
+        .supervision
+        .priority
+        .clamp(i32::MIN.into(), i32::MAX.into()) as i32
 }

@@ -7,7 +7,11 @@ use nix::unistd::{User, chown, geteuid};
 use std::path::Path;
 
 /// Makes the data folder unless it is there, and writes who is let in. Blocks for a second or so the first time.
-pub(super) fn prepare(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
+pub(super) fn prepare(
+    programs: &Programs,
+    data: &Path,
+    user: Option<(u32, u32)>,
+) -> Result<(), String> {
     let said = |error: std::io::Error| format!("{}: {error}", data.display());
     if !data.join("PG_VERSION").exists() {
         if let Some(above) = data.parent() {
@@ -18,9 +22,17 @@ pub(super) fn prepare(programs: &Programs, data: &Path, user: Option<(u32, u32)>
     }
     let me = User::from_uid(geteuid())
         .map_err(|error| format!("cannot look up our own user: {error}"))?
-        .ok_or_else(|| format!("user {} has no name, and PostgreSQL asks for one", geteuid()))?;
+        .ok_or_else(|| {
+            format!(
+                "user {} has no name, and PostgreSQL asks for one",
+                geteuid()
+            )
+        })?;
     let lines = [
-        ("pg_hba.conf", "# Written at every start.\nlocal all all peer map=brokkr\n".to_owned()),
+        (
+            "pg_hba.conf",
+            "# Written at every start.\nlocal all all peer map=brokkr\n".to_owned(),
+        ),
         (
             "pg_ident.conf",
             format!(
@@ -45,15 +57,26 @@ pub(super) fn prepare(programs: &Programs, data: &Path, user: Option<(u32, u32)>
 
 fn init(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
     tracing::info!(target: "postgres", "making the embedded server's data folder {}", data.display());
-    let arguments = ["-D", &data.display().to_string(), "-U", SUPERUSER, "-A", "reject", "-E", "UTF8", "--locale=C"];
+    let arguments = [
+        "-D",
+        &data.display().to_string(),
+        "-U",
+        SUPERUSER,
+        "-A",
+        "reject",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ];
     let launch = Launch {
         program: programs.initdb.clone(),
         arguments: arguments.map(str::to_owned).to_vec(),
         user,
         folder: data.to_owned(),
     };
-    let output =
-        launch.output().map_err(|error| format!("cannot start {}: {error}", programs.initdb.display()))?;
+    let output = launch
+        .output()
+        .map_err(|error| format!("cannot start {}: {error}", programs.initdb.display()))?;
     if output.status.success() {
         return Ok(());
     }
@@ -61,6 +84,8 @@ fn init(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<()
         "{} failed on {}: {}",
         programs.initdb.display(),
         data.display(),
-        String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")
+        String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .replace('\n', "; ")
     ))
 }

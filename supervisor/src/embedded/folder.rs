@@ -33,9 +33,17 @@ pub(super) fn socket_folder(runtime_dir: &Path) -> Result<PathBuf, String> {
         return Ok(usual);
     }
     let digest = Sha256::digest(runtime_dir.as_os_str().as_bytes());
-    let short: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let short: String = digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let short = PathBuf::from(format!("/tmp/brokkr-postgres-{}-{short}", geteuid()));
-    if fits(&short) { Ok(short) } else { Err(format!("{}: too long for a socket", short.display())) }
+    if fits(&short) {
+        Ok(short)
+    } else {
+        Err(format!("{}: too long for a socket", short.display()))
+    }
 }
 
 fn fits(folder: &Path) -> bool {
@@ -53,19 +61,27 @@ pub(super) fn own(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String>
     let found = std::fs::symlink_metadata(folder).map_err(said)?;
     let (uid, gid) = user.unwrap_or((geteuid().as_raw(), found.gid()));
     if !found.is_dir() || (found.uid() != uid && found.uid() != geteuid().as_raw()) {
-        return Err(format!("{}: is not a folder of ours; remove it", folder.display()));
+        return Err(format!(
+            "{}: is not a folder of ours; remove it",
+            folder.display()
+        ));
     }
     if found.uid() != uid || found.gid() != gid {
-        chown(folder, Some(Uid::from_raw(uid)), Some(gid.into())).map_err(|error| said(error.into()))?;
+        chown(folder, Some(Uid::from_raw(uid)), Some(gid.into()))
+            .map_err(|error| said(error.into()))?;
     }
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(said)
 }
 
 /// Whether the server's user can get to `folder` through everything above it.
 pub(super) fn reachable(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
-    let Some((uid, gid)) = user else { return Ok(()) };
+    let Some((uid, gid)) = user else {
+        return Ok(());
+    };
     for above in folder.ancestors().skip(1) {
-        let Ok(found) = std::fs::metadata(above) else { continue };
+        let Ok(found) = std::fs::metadata(above) else {
+            continue;
+        };
         let bit = if found.uid() == uid {
             0o100
         } else if found.gid() == gid {
@@ -88,7 +104,10 @@ pub(super) fn reachable(folder: &Path, user: Option<(u32, u32)>) -> Result<(), S
 }
 
 fn name(uid: u32) -> String {
-    User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+    User::from_uid(Uid::from_raw(uid))
+        .ok()
+        .flatten()
+        .map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 #[cfg(test)]
@@ -98,10 +117,16 @@ mod tests {
 
     #[test]
     fn a_socket_that_would_be_too_deep_gets_a_short_folder_of_its_own() {
-        assert_eq!(socket_folder(Path::new("/run/brokkr")).unwrap(), Path::new("/run/brokkr/postgres"));
+        assert_eq!(
+            socket_folder(Path::new("/run/brokkr")).unwrap(),
+            Path::new("/run/brokkr/postgres")
+        );
         let deep = PathBuf::from(format!("/{}", "d".repeat(100)));
         let deeper = deep.join("e");
-        let (one, other) = (socket_folder(&deep).unwrap(), socket_folder(&deeper).unwrap());
+        let (one, other) = (
+            socket_folder(&deep).unwrap(),
+            socket_folder(&deeper).unwrap(),
+        );
         assert!(fits(&one) && one.starts_with("/tmp") && one != other);
     }
 
@@ -109,10 +134,17 @@ mod tests {
     fn a_link_is_not_taken_for_a_folder_of_ours() {
         let root = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/", root.path().join("link")).unwrap();
-        assert!(own(&root.path().join("link"), None).unwrap_err().contains("not a folder of ours"));
+        assert!(
+            own(&root.path().join("link"), None)
+                .unwrap_err()
+                .contains("not a folder of ours")
+        );
         own(&root.path().join("new"), None).unwrap();
         own(&root.path().join("new"), None).unwrap();
-        assert_eq!(std::fs::metadata(root.path().join("new")).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(root.path().join("new")).unwrap().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]
@@ -121,7 +153,10 @@ mod tests {
         std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let stranger = Some((NOBODY - 1, NOBODY - 1));
         let error = reachable(&root.path().join("state/postgres"), stranger).unwrap_err();
-        assert!(error.contains(&format!("chmod o+x {}", root.path().display())), "{error}");
+        assert!(
+            error.contains(&format!("chmod o+x {}", root.path().display())),
+            "{error}"
+        );
         std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         reachable(&root.path().join("state/postgres"), stranger).unwrap();
     }

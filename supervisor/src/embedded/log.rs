@@ -28,30 +28,36 @@ impl fmt::Display for LastLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        f.write_str(if lines.is_empty() { "it said nothing" } else { "it said " })?;
+        f.write_str(if lines.is_empty() {
+            "it said nothing"
+        } else {
+            "it said "
+        })?;
         f.write_str(&lines.join("; "))
     }
 }
 
 /// Starts the thread; it ends with the server.
 pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()> {
-    std::thread::Builder::new().name("postgres-log".to_owned()).spawn(move || {
-        let mut pipe = BufReader::new(pipe);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut pipe).take(LONGEST).read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
+    std::thread::Builder::new()
+        .name("postgres-log".to_owned())
+        .spawn(move || {
+            let mut pipe = BufReader::new(pipe);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match (&mut pipe).take(LONGEST).read_until(b'\n', &mut line) {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                }
+                let text = String::from_utf8_lossy(&line);
+                let text = text.trim_end();
+                if !text.is_empty() {
+                    last.push(text);
+                    say(text);
+                }
             }
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end();
-            if !text.is_empty() {
-                last.push(text);
-                say(text);
-            }
-        }
-    })?;
+        })?;
     Ok(())
 }
 

@@ -36,7 +36,9 @@ pub(super) fn find(bin_dir: Option<&Path>) -> Result<Programs, String> {
 /// The first folder of PATH that leads to both. A link leads to where the programs really are, with their
 /// libraries and their other half.
 fn along(folders: impl Iterator<Item = PathBuf>) -> Option<Programs> {
-    folders.filter_map(|folder| std::fs::canonicalize(folder.join("initdb")).ok()).find_map(|initdb| both(initdb.parent()?))
+    folders
+        .filter_map(|folder| std::fs::canonicalize(folder.join("initdb")).ok())
+        .find_map(|initdb| both(initdb.parent()?))
 }
 
 fn newest(versions: &Path) -> Option<Programs> {
@@ -75,7 +77,10 @@ mod tests {
             install(&root.path().join(version).join("bin"));
         }
         std::fs::create_dir_all(root.path().join("200/bin")).unwrap();
-        assert_eq!(newest(root.path()).unwrap().postgres, root.path().join("100/bin/postgres"));
+        assert_eq!(
+            newest(root.path()).unwrap().postgres,
+            root.path().join("100/bin/postgres")
+        );
     }
 
     #[test]
@@ -86,13 +91,19 @@ mod tests {
         std::fs::create_dir_all(&links).unwrap();
         std::os::unix::fs::symlink(real.join("initdb"), links.join("initdb")).unwrap();
         let found = along([root.path().join("none"), links].into_iter()).unwrap();
-        assert_eq!(found.postgres, std::fs::canonicalize(real).unwrap().join("postgres"));
+        assert_eq!(
+            found.postgres,
+            std::fs::canonicalize(real).unwrap().join("postgres")
+        );
     }
 
     #[test]
     fn a_folder_without_them_is_an_error_that_names_it() {
         let root = tempfile::tempdir().unwrap();
         let error = find(Some(root.path())).unwrap_err();
-        assert!(error.contains(&root.path().display().to_string()) && error.contains("bin_dir"), "{error}");
+        assert!(
+            error.contains(&root.path().display().to_string()) && error.contains("bin_dir"),
+            "{error}"
+        );
     }
 }

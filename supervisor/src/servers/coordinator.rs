@@ -26,13 +26,31 @@ type Address = (Host, u16);
 
 enum Event {
     /// A URL was tried.
-    Tried { url: DatabaseUrl, result: Result<(Identity, Sample, Session), Failure> },
+    Tried {
+        url: DatabaseUrl,
+        result: Result<Box<Found>, Failure>,
+    },
     /// A pass over an address has ended.
     Passed { address: Address, number: u64 },
     /// A server's probe was answered.
-    Sampled { server: ServerId, probe: u64, sample: Sample },
+    Sampled {
+        server: ServerId,
+        probe: u64,
+        sample: Sample,
+    },
     /// A server's probe failed.
-    Lost { server: ServerId, probe: u64, failure: Failure },
+    Lost {
+        server: ServerId,
+        probe: u64,
+        failure: Failure,
+    },
+}
+
+/// A URL that leads to a server for a tenant.
+struct Found {
+    identity: Identity,
+    sample: Sample,
+    session: Session,
 }
 
 struct Pass {
@@ -171,8 +189,12 @@ impl Coordinator {
         for address in fresh {
             self.start_pass(&address, false);
         }
-        let used: BTreeSet<&ServerId> =
-            self.endpoints.values().filter_map(Endpoint::place).map(|place| &place.server).collect();
+        let used: BTreeSet<&ServerId> = self
+            .endpoints
+            .values()
+            .filter_map(Endpoint::place)
+            .map(|place| &place.server)
+            .collect();
         self.servers.retain(|id, server| {
             let keep = used.contains(id);
             if !keep && let Some((_, probe)) = &server.probe {
@@ -204,8 +226,12 @@ impl Coordinator {
 
     fn retry(&mut self) {
         let now = Instant::now();
-        let due: Vec<Address> =
-            self.due.iter().filter(|(_, at)| **at <= now).map(|(address, _)| address.clone()).collect();
+        let due: Vec<Address> = self
+            .due
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(address, _)| address.clone())
+            .collect();
         for address in due {
             self.start_pass(&address, false);
         }
@@ -252,9 +278,19 @@ impl Coordinator {
                 }
             }
             // An error means that nobody listens any more.
-            let _ = events.send(Event::Passed { address: address_, number });
+            let _ = events.send(Event::Passed {
+                address: address_,
+                number,
+            });
         });
-        self.passes.insert(address.clone(), Pass { number, task: task.abort_handle(), then: false });
+        self.passes.insert(
+            address.clone(),
+            Pass {
+                number,
+                task: task.abort_handle(),
+                then: false,
+            },
+        );
     }
 
     fn hear(&mut self, event: Event) {
@@ -262,13 +298,17 @@ impl Coordinator {
             Event::Tried { url, result } => {
                 if self.endpoints.contains_key(&url) {
                     match result {
-                        Ok((identity, sample, session)) => self.found(url, identity, &sample, session),
+                        Ok(found) => self.found(url, *found),
                         Err(failure) => self.missed(url, &failure),
                     }
                 }
             }
             Event::Passed { address, number } => {
-                if self.passes.get(&address).is_none_or(|pass| pass.number != number) {
+                if self
+                    .passes
+                    .get(&address)
+                    .is_none_or(|pass| pass.number != number)
+                {
                     return; // overtaken by another pass, which will say so itself
                 }
                 let again = self.passes.remove(&address).is_some_and(|pass| pass.then);
@@ -281,17 +321,30 @@ impl Coordinator {
                     waits.remove(&address);
                 }
             }
-            Event::Sampled { server, probe, sample } => {
+            Event::Sampled {
+                server,
+                probe,
+                sample,
+            } => {
                 let prefix = self.prefix.clone();
                 if let Some(watched) = self.of_probe(&server, probe) {
                     count(&mut watched.view, &sample, &prefix);
                 }
             }
-            Event::Lost { server, probe, failure } => self.lost(&server, probe, &failure),
+            Event::Lost {
+                server,
+                probe,
+                failure,
+            } => self.lost(&server, probe, &failure),
         }
     }
 
-    fn found(&mut self, url: DatabaseUrl, identity: Identity, sample: &Sample, session: Session) {
+    fn found(&mut self, url: DatabaseUrl, found: Found) {
+        let Found {
+            identity,
+            sample,
+            session,
+        } = found;
         let id = self.name(&url, &identity);
         let place = Place {
             server: id.clone(),
@@ -333,9 +386,11 @@ impl Coordinator {
             .iter()
             .filter(|(name, _)| !name.starts_with(&self.prefix))
             .fold(0, |sum, (_, count)| sum + count);
-        view.facts.databases.insert(identity.database_oid, identity.database);
+        view.facts
+            .databases
+            .insert(identity.database_oid, identity.database);
         view.facts.roles.insert(identity.role_name, identity.role);
-        count(view, sample, &self.prefix);
+        count(view, &sample, &self.prefix);
         if watched.probe.is_none() {
             view.facts.own = Some(place.clone());
             self.probes += 1;
@@ -344,11 +399,18 @@ impl Coordinator {
             let task = spawn_local(async move {
                 let failure = probe::watch(session, |sample| {
                     // An error means that nobody listens any more, and this task is about to be dropped.
-                    let _ =
-                        events.send(Event::Sampled { server: id.clone(), probe: number, sample });
+                    let _ = events.send(Event::Sampled {
+                        server: id.clone(),
+                        probe: number,
+                        sample,
+                    });
                 })
                 .await;
-                let _ = events.send(Event::Lost { server: id, probe: number, failure });
+                let _ = events.send(Event::Lost {
+                    server: id,
+                    probe: number,
+                    failure,
+                });
             });
             watched.probe = Some((number, task.abort_handle()));
         }
@@ -362,7 +424,11 @@ impl Coordinator {
         if let Some((id, _)) = self.servers.iter().find(|(_, watched)| watched.key == key) {
             return id.clone();
         }
-        let was = self.endpoints.get(url).and_then(Endpoint::place).map(|place| &place.server);
+        let was = self
+            .endpoints
+            .get(url)
+            .and_then(Endpoint::place)
+            .map(|place| &place.server);
         let plain = ServerId::new(&identity.identifier);
         let addressed = ServerId::new(&format!("{plain}@{}", spelled(url)));
         let mut names = was.into_iter().chain([&plain, &addressed]);
@@ -376,10 +442,15 @@ impl Coordinator {
     }
 
     fn missed(&mut self, url: DatabaseUrl, failure: &Failure) {
-        let Some(before) = self.endpoints.get(&url) else { return };
+        let Some(before) = self.endpoints.get(&url) else {
+            return;
+        };
         let last = before.place().cloned();
         if let (Endpoint::Ready(place), Failure::Unreachable(_)) = (before, failure)
-            && self.servers.get(&place.server).is_some_and(|server| server.probe.is_some())
+            && self
+                .servers
+                .get(&place.server)
+                .is_some_and(|server| server.probe.is_some())
         {
             // The server's own probe is still answered: it is full, or this login was unlucky. The probe
             // says when it is down.
@@ -391,15 +462,24 @@ impl Coordinator {
                     Endpoint::Unreachable { since, .. } => *since,
                     _ => Instant::now(),
                 };
-                Endpoint::Unreachable { reason: reason.clone(), since, last }
+                Endpoint::Unreachable {
+                    reason: reason.clone(),
+                    since,
+                    last,
+                }
             }
-            Failure::Refused(reason) => Endpoint::Refused { reason: reason.clone(), last },
+            Failure::Refused(reason) => Endpoint::Refused {
+                reason: reason.clone(),
+                last,
+            },
         };
         self.endpoints.insert(url, endpoint);
     }
 
     fn lost(&mut self, server: &ServerId, probe: u64, failure: &Failure) {
-        let Some(watched) = self.of_probe(server, probe) else { return };
+        let Some(watched) = self.of_probe(server, probe) else {
+            return;
+        };
         watched.probe = None;
         watched.view.up = false;
         watched.view.reason = Some(failure.reason().to_owned());
@@ -413,7 +493,11 @@ impl Coordinator {
             {
                 let last = Some(place.clone());
                 let reason = failure.reason().to_owned();
-                *endpoint = Endpoint::Unreachable { reason, since: Instant::now(), last };
+                *endpoint = Endpoint::Unreachable {
+                    reason,
+                    since: Instant::now(),
+                    last,
+                };
                 addresses.insert(address_of(url));
             }
         }
@@ -442,16 +526,23 @@ impl Coordinator {
     }
 
     fn of_probe(&mut self, server: &ServerId, probe: u64) -> Option<&mut Watched> {
-        self.servers
-            .get_mut(server)
-            .filter(|watched| watched.probe.as_ref().is_some_and(|(number, _)| *number == probe))
+        self.servers.get_mut(server).filter(|watched| {
+            watched
+                .probe
+                .as_ref()
+                .is_some_and(|(number, _)| *number == probe)
+        })
     }
 
     /// After every change: publishes what is different, and answers reloads that have all they waited for.
     fn settle(&mut self) {
         let mut view = ServersView {
             endpoints: self.endpoints.clone(),
-            servers: self.servers.iter().map(|(id, watched)| (id.clone(), watched.view.clone())).collect(),
+            servers: self
+                .servers
+                .iter()
+                .map(|(id, watched)| (id.clone(), watched.view.clone()))
+                .collect(),
         };
         for (url, notes) in &self.notes {
             if let Some(place) = view.endpoints.get(url).and_then(Endpoint::place)
@@ -472,8 +563,9 @@ impl Coordinator {
             }
             changed
         });
-        let (done, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.refreshes).into_iter().partition(|(waits, _)| waits.is_empty());
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refreshes)
+            .into_iter()
+            .partition(|(waits, _)| waits.is_empty());
         self.refreshes = waiting;
         for (_, reply) in done {
             // Whoever asked may have gone.
@@ -485,17 +577,25 @@ impl Coordinator {
         for pass in self.passes.values() {
             pass.task.abort();
         }
-        for (_, probe) in self.servers.values().filter_map(|watched| watched.probe.as_ref()) {
+        for (_, probe) in self
+            .servers
+            .values()
+            .filter_map(|watched| watched.probe.as_ref())
+        {
             probe.abort();
         }
     }
 }
 
 /// Identifies a URL and counts who is connected there.
-async fn look(url: &DatabaseUrl, name: &str) -> Result<(Identity, Sample, Session), Failure> {
+async fn look(url: &DatabaseUrl, name: &str) -> Result<Box<Found>, Failure> {
     let (identity, session) = identify(url, name).await?;
     let sample = probe::sample(&session).await?;
-    Ok((identity, sample, session))
+    Ok(Box::new(Found {
+        identity,
+        sample,
+        session,
+    }))
 }
 
 /// Enters a count of connections into a server's view.
@@ -504,7 +604,9 @@ fn count(view: &mut Server, sample: &Sample, prefix: &str) {
     view.in_use = 0;
     view.sampled = sample.asked;
     for (name, count) in &sample.connections {
-        let Some(rest) = name.strip_prefix(prefix) else { continue };
+        let Some(rest) = name.strip_prefix(prefix) else {
+            continue;
+        };
         view.in_use += count;
         if let Ok(tenant) = TenantName::parse(rest) {
             view.ours.insert(tenant, *count);

@@ -55,7 +55,9 @@ pub(super) async fn identify(
 
     let row = first.ask_one(ASK).await?;
     if row.flag(10)? {
-        return Err(Failure::refused("is a standby: it is in recovery and takes no writes"));
+        return Err(Failure::refused(
+            "is a standby: it is in recovery and takes no writes",
+        ));
     }
     if row.text(11)? == "on" {
         return Err(Failure::refused(
@@ -70,15 +72,24 @@ pub(super) async fn identify(
         (resolved(url).await, String::new())
     };
     let superuser = row.flag(5)?;
-    let pooler = first.process_id().await.is_some_and(|told| Some(told) != first.backend());
+    let pooler = first
+        .process_id()
+        .await
+        .is_some_and(|told| Some(told) != first.backend());
     let identity = Identity {
         identifier,
         started,
         certain,
         database_oid: row.number(0)?,
-        database: Database { name: row.text(1)?.to_owned(), limit: limit(&row, 2)? },
+        database: Database {
+            name: row.text(1)?.to_owned(),
+            limit: limit(&row, 2)?,
+        },
         role_name: row.text(3)?.to_owned(),
-        role: Role { limit: limit(&row, 4)?, superuser },
+        role: Role {
+            limit: limit(&row, 4)?,
+            superuser,
+        },
         max_connections: row.number(6)?,
         superuser_reserved: row.number(7)?,
         reserved: row.number(8)?,
@@ -117,7 +128,11 @@ fn pooled() -> Failure {
 /// -1 is no limit; anything else below zero marks an invalid database, which nobody may enter.
 fn limit(row: &Row, column: usize) -> Result<Option<u32>, Failure> {
     let text = row.text(column)?;
-    Ok(if text == "-1" { None } else { Some(text.parse().unwrap_or(0)) })
+    Ok(if text == "-1" {
+        None
+    } else {
+        Some(text.parse().unwrap_or(0))
+    })
 }
 
 /// Address and port as the name resolves here: the only name left for a server that does not tell its own.
@@ -128,9 +143,9 @@ async fn resolved(url: &DatabaseUrl) -> String {
             format!("{}:{}", folder.display(), url.port())
         }
         Host::Tcp(name) => match tokio::net::lookup_host((name.as_str(), url.port())).await {
-            Ok(mut addresses) => {
-                addresses.next().map_or_else(|| format!("{name}:{}", url.port()), |a| a.to_string())
-            }
+            Ok(mut addresses) => addresses
+                .next()
+                .map_or_else(|| format!("{name}:{}", url.port()), |a| a.to_string()),
             Err(_) => format!("{name}:{}", url.port()),
         },
     }

@@ -27,15 +27,23 @@ pub(super) struct Sample {
 
 /// Asks once.
 pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
-    let mut sample = Sample { asked: Instant::now(), connections: BTreeMap::new() };
+    let mut sample = Sample {
+        asked: Instant::now(),
+        connections: BTreeMap::new(),
+    };
     for row in session.ask(ASK).await? {
         if row.flag(2)? {
             return Err(Failure::refused("has become a standby: it is in recovery"));
         }
         if row.text(3)? == "on" {
-            return Err(Failure::refused("has become read-only: transaction_read_only is on"));
+            return Err(Failure::refused(
+                "has become read-only: transaction_read_only is on",
+            ));
         }
-        sample.connections.insert(row.nullable(0).unwrap_or_default().to_owned(), row.number(1)?);
+        sample.connections.insert(
+            row.nullable(0).unwrap_or_default().to_owned(),
+            row.number(1)?,
+        );
     }
     Ok(sample)
 }

@@ -44,7 +44,9 @@ impl Failure {
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         // A pooler says with class 08 that the server behind it is away.
-        let behind = error.code().is_some_and(|code| code.code().starts_with("08"));
+        let behind = error
+            .code()
+            .is_some_and(|code| code.code().starts_with("08"));
         if error.is_transient() || behind {
             Self::Unreachable(error.to_string())
         } else {
@@ -65,7 +67,10 @@ impl From<tokio_postgres::Error> for Failure {
             ];
             // Class 53 is "insufficient resources", 08 "connection exception" (a pooler's server is away).
             let code = db.code().code();
-            return if passing.contains(&db.code()) || code.starts_with("53") || code.starts_with("08") {
+            return if passing.contains(&db.code())
+                || code.starts_with("53")
+                || code.starts_with("08")
+            {
                 Self::Unreachable(reason)
             } else {
                 Self::Refused(reason)
@@ -132,15 +137,22 @@ impl Session {
         let connector = Connector::new(url, &Options::new(name))?;
         let (client, connection) =
             within("connecting", async { Ok(connector.open().await?) }).await?;
-        let ended = tokio::task::spawn_local(async move { connection.await.err().map(Failure::from) });
-        Ok(Self { client, ended, backend: Cell::new(None) })
+        let ended =
+            tokio::task::spawn_local(async move { connection.await.err().map(Failure::from) });
+        Ok(Self {
+            client,
+            ended,
+            backend: Cell::new(None),
+        })
     }
 
     /// The rows of one statement, by the simple protocol: one round trip, nothing prepared, so a pooler in
     /// any mode answers it.
     pub(super) async fn ask(&self, sql: &str) -> Result<Vec<Row>, Failure> {
-        let messages =
-            within("an answer", async { Ok(self.client.simple_query(sql).await?) }).await?;
+        let messages = within("an answer", async {
+            Ok(self.client.simple_query(sql).await?)
+        })
+        .await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
@@ -161,7 +173,10 @@ impl Session {
     /// Which backend serves this connection now.
     pub(super) async fn ask_backend(&self) -> Result<i32, Failure> {
         let row = self.ask_one("SELECT pg_catalog.pg_backend_pid()").await?;
-        let pid = row.text(0)?.parse().map_err(|_| Failure::refused("gave a backend that is no number"))?;
+        let pid = row
+            .text(0)?
+            .parse()
+            .map_err(|_| Failure::refused("gave a backend that is no number"))?;
         self.backend.set(Some(pid));
         Ok(pid)
     }
@@ -190,7 +205,9 @@ impl Session {
             ours.read_exact(&mut request[8..]).await.ok()?;
             Some(number(&request, 8))
         };
-        let (_, process) = within("", async { Ok(tokio::join!(cancel, read)) }).await.ok()?;
+        let (_, process) = within("", async { Ok(tokio::join!(cancel, read)) })
+            .await
+            .ok()?;
         process
     }
 
@@ -204,9 +221,19 @@ impl Session {
 }
 
 fn number(request: &[u8; 16], at: usize) -> i32 {
-    i32::from_be_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]])
+    i32::from_be_bytes([
+        request[at],
+        request[at + 1],
+        request[at + 2],
+        request[at + 3],
+    ])
 }
 
-async fn within<T>(what: &str, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| Err(Failure::late(what)))
+async fn within<T>(
+    what: &str,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::time::timeout(DEADLINE, work)
+        .await
+        .unwrap_or_else(|_| Err(Failure::late(what)))
 }

@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 //! Against real servers.
 
 use super::{Endpoint, Servers, ServersView};
@@ -25,15 +30,27 @@ fn url_of(text: &str) -> DatabaseUrl {
 }
 
 /// Waits until the view is as wanted, and says how long it took.
-fn wait(servers: &Servers, what: &str, is: impl Fn(&ServersView) -> bool) -> (Arc<ServersView>, Duration) {
+fn wait(
+    servers: &Servers,
+    what: &str,
+    is: impl Fn(&ServersView) -> bool,
+) -> (Arc<ServersView>, Duration) {
     let began = Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let mut view = servers.view();
     let seen = runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| is(view))).await.map(|v| v.unwrap().clone())
+        tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| is(view)))
+            .await
+            .map(|v| v.unwrap().clone())
     });
     let now = servers.view().borrow().clone();
-    (seen.unwrap_or_else(|_| panic!("never {what}: {now:#?}")), began.elapsed())
+    (
+        seen.unwrap_or_else(|_| panic!("never {what}: {now:#?}")),
+        began.elapsed(),
+    )
 }
 
 fn ready(view: &ServersView, url: &str) -> bool {
@@ -41,7 +58,10 @@ fn ready(view: &ServersView, url: &str) -> bool {
 }
 
 fn problem(view: &ServersView, url: &str) -> String {
-    view.endpoint(&url_of(url)).problem().unwrap_or_default().to_owned()
+    view.endpoint(&url_of(url))
+        .problem()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[test]
@@ -55,14 +75,23 @@ fn two_urls_to_one_server_are_one_server_and_a_copied_server_is_another() {
     ];
     let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
     let servers = probers(&urls);
-    let (view, _) = wait(&servers, "all ready", |view| urls.iter().all(|url| ready(view, url)));
+    let (view, _) = wait(&servers, "all ready", |view| {
+        urls.iter().all(|url| ready(view, url))
+    });
     assert_eq!(view.servers.len(), 2, "{:?}", view.servers.keys());
     let place = |n: usize| view.endpoint(&url_of(urls[n])).place().unwrap().clone();
     assert_eq!(place(0).server, place(1).server);
     assert_ne!(place(0).database, place(1).database);
     assert_ne!(place(0).server, place(2).server);
     let facts = &view.servers[&place(0).server].facts;
-    assert_eq!((facts.max_connections, facts.superuser_reserved, facts.reserved), (100, 3, 0));
+    assert_eq!(
+        (
+            facts.max_connections,
+            facts.superuser_reserved,
+            facts.reserved
+        ),
+        (100, 3, 0)
+    );
     assert_eq!(facts.databases[&place(1).database].name, "other");
     assert!(view.servers[&place(0).server].warnings.is_empty());
 }
@@ -73,24 +102,53 @@ fn limits_foreigners_and_our_own_connections_are_read() {
     server.sql("ALTER ROLE brokkr CONNECTION LIMIT 17; ALTER DATABASE brokkr CONNECTION LIMIT 23");
     let _foreign = [server.client(), server.client()];
     let mut ours = server.client();
-    ours.batch_execute(&format!("SET application_name = '{PREFIX}acme'")).unwrap();
+    ours.batch_execute(&format!("SET application_name = '{PREFIX}acme'"))
+        .unwrap();
     let url = server.url("brokkr", "brokkr");
     let servers = probers(&[&url]);
     let (view, _) = wait(&servers, "ready", |view| ready(view, &url));
     let (_, seen) = view.server(&url_of(&url)).unwrap();
     assert_eq!(seen.facts.roles["brokkr"].limit, Some(17));
-    assert_eq!(seen.facts.databases.values().next().unwrap().limit, Some(23));
+    assert_eq!(
+        seen.facts.databases.values().next().unwrap().limit,
+        Some(23)
+    );
     assert_eq!(seen.facts.foreign, 2);
-    assert_eq!(seen.ours.iter().map(|(t, n)| (t.as_str(), *n)).collect::<Vec<_>>(), [("acme", 1)]);
+    assert_eq!(
+        seen.ours
+            .iter()
+            .map(|(t, n)| (t.as_str(), *n))
+            .collect::<Vec<_>>(),
+        [("acme", 1)]
+    );
     drop(ours);
     let (view, _) = wait(&servers, "without acme's", |view| {
-        view.server(&url_of(&url)).is_some_and(|(_, s)| s.ours.is_empty())
+        view.server(&url_of(&url))
+            .is_some_and(|(_, s)| s.ours.is_empty())
     });
-    assert_eq!(view.server(&url_of(&url)).unwrap().1.in_use, 1, "one connection is kept");
+    assert_eq!(
+        view.server(&url_of(&url)).unwrap().1.in_use,
+        1,
+        "one connection is kept"
+    );
     server.sql("ALTER ROLE brokkr CONNECTION LIMIT 18");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(servers.refresh());
-    assert_eq!(servers.view().borrow().server(&url_of(&url)).unwrap().1.facts.roles["brokkr"].limit, Some(18));
+    assert_eq!(
+        servers
+            .view()
+            .borrow()
+            .server(&url_of(&url))
+            .unwrap()
+            .1
+            .facts
+            .roles["brokkr"]
+            .limit,
+        Some(18)
+    );
 }
 
 #[test]
@@ -101,12 +159,24 @@ fn what_says_no_is_told_from_what_does_not_answer() {
     let absent = "postgres://brokkr@127.0.0.1:1/brokkr";
     let servers = probers(&[&missing, &stranger, absent]);
     let (view, _) = wait(&servers, "all tried", |view| {
-        [&missing, &stranger, absent].iter().all(|url| *view.endpoint(&url_of(url)) != Endpoint::Unknown)
+        [&missing, &stranger, absent]
+            .iter()
+            .all(|url| *view.endpoint(&url_of(url)) != Endpoint::Unknown)
     });
-    assert!(matches!(view.endpoint(&url_of(absent)), Endpoint::Unreachable { .. }));
+    assert!(matches!(
+        view.endpoint(&url_of(absent)),
+        Endpoint::Unreachable { .. }
+    ));
     assert!(problem(&view, &missing).contains("\"nowhere\" does not exist"));
-    assert!(problem(&view, &stranger).contains("pg_hba.conf"), "{}", problem(&view, &stranger));
-    assert!(matches!(view.endpoint(&url_of(&missing)), Endpoint::Refused { .. }));
+    assert!(
+        problem(&view, &stranger).contains("pg_hba.conf"),
+        "{}",
+        problem(&view, &stranger)
+    );
+    assert!(matches!(
+        view.endpoint(&url_of(&missing)),
+        Endpoint::Refused { .. }
+    ));
 }
 
 #[test]
@@ -115,14 +185,27 @@ fn a_standby_and_a_read_only_database_are_no_servers_for_a_tenant() {
     let standby = primary.standby();
     primary.database("frozen", "brokkr");
     primary.sql("ALTER DATABASE frozen SET default_transaction_read_only = on");
-    let (good, bad, frozen) =
-        (primary.url("brokkr", "brokkr"), standby.url("brokkr", "brokkr"), primary.url("frozen", "brokkr"));
+    let (good, bad, frozen) = (
+        primary.url("brokkr", "brokkr"),
+        standby.url("brokkr", "brokkr"),
+        primary.url("frozen", "brokkr"),
+    );
     let servers = probers(&[&good, &bad, &frozen]);
     let (view, _) = wait(&servers, "judged", |view| {
-        ready(view, &good) && !problem(view, &bad).contains("not been") && !problem(view, &frozen).contains("not been")
+        ready(view, &good)
+            && !problem(view, &bad).contains("not been")
+            && !problem(view, &frozen).contains("not been")
     });
-    assert!(problem(&view, &bad).contains("standby"), "{}", problem(&view, &bad));
-    assert!(problem(&view, &frozen).contains("read-only"), "{}", problem(&view, &frozen));
+    assert!(
+        problem(&view, &bad).contains("standby"),
+        "{}",
+        problem(&view, &bad)
+    );
+    assert!(
+        problem(&view, &frozen).contains("read-only"),
+        "{}",
+        problem(&view, &frozen)
+    );
 }
 
 #[test]
@@ -134,26 +217,45 @@ fn a_hung_server_is_noticed_and_so_is_its_return() {
     server.freeze();
     let (view, took) = wait(&servers, "down", |view| !ready(view, &url));
     assert!(took < Duration::from_millis(3500), "{took:?}");
-    assert!(problem(&view, &url).contains("took longer"), "{}", problem(&view, &url));
+    assert!(
+        problem(&view, &url).contains("took longer"),
+        "{}",
+        problem(&view, &url)
+    );
     server.thaw();
     let (after, took) = wait(&servers, "up", |view| ready(view, &url));
     assert!(took < Duration::from_secs(4), "{took:?}");
-    assert_eq!(before.servers.keys().collect::<Vec<_>>(), after.servers.keys().collect::<Vec<_>>());
+    assert_eq!(
+        before.servers.keys().collect::<Vec<_>>(),
+        after.servers.keys().collect::<Vec<_>>()
+    );
 }
 
 #[test]
 fn a_restarted_server_is_the_same_server_with_its_figures_read_again() {
     let server = PgServer::start();
-    let (tcp, unix) = (server.url("brokkr", "brokkr"), server.unix_url("brokkr", "brokkr"));
+    let (tcp, unix) = (
+        server.url("brokkr", "brokkr"),
+        server.unix_url("brokkr", "brokkr"),
+    );
     let servers = probers(&[&tcp, &unix]);
-    let (before, _) = wait(&servers, "ready", |view| ready(view, &tcp) && ready(view, &unix));
+    let (before, _) = wait(&servers, "ready", |view| {
+        ready(view, &tcp) && ready(view, &unix)
+    });
     server.stop();
-    let (_, took) = wait(&servers, "down", |view| !ready(view, &tcp) && !ready(view, &unix));
+    let (_, took) = wait(&servers, "down", |view| {
+        !ready(view, &tcp) && !ready(view, &unix)
+    });
     assert!(took < Duration::from_secs(1), "{took:?}");
     server.resume_service();
-    let (after, took) = wait(&servers, "up", |view| ready(view, &tcp) && ready(view, &unix));
+    let (after, took) = wait(&servers, "up", |view| {
+        ready(view, &tcp) && ready(view, &unix)
+    });
     assert!(took < Duration::from_secs(2), "{took:?}");
-    assert_eq!(before.servers.keys().collect::<Vec<_>>(), after.servers.keys().collect::<Vec<_>>());
+    assert_eq!(
+        before.servers.keys().collect::<Vec<_>>(),
+        after.servers.keys().collect::<Vec<_>>()
+    );
     assert_eq!(after.servers.len(), 1);
 }
 
@@ -164,19 +266,29 @@ fn a_superuser_is_warned_of() {
     let servers = probers(&[&url]);
     let (view, _) = wait(&servers, "ready", |view| ready(view, &url));
     let warnings = &view.server(&url_of(&url)).unwrap().1.warnings;
-    assert!(warnings.iter().any(|warning| warning.contains("superuser")), "{warnings:?}");
+    assert!(
+        warnings.iter().any(|warning| warning.contains("superuser")),
+        "{warnings:?}"
+    );
 }
 
 #[test]
 fn not_permitted_to_read_the_identity_the_address_stands_for_it() {
     let server = PgServer::start();
-    server.client_as("brokkr", "postgres").batch_execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC").unwrap();
+    server
+        .client_as("brokkr", "postgres")
+        .batch_execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        .unwrap();
     let url = server.url("brokkr", "brokkr");
     let servers = probers(&[&url]);
     let (view, _) = wait(&servers, "ready", |view| ready(view, &url));
     let (id, seen) = view.server(&url_of(&url)).unwrap();
     assert_eq!(id.as_str(), format!("127.0.0.1:{}", server.port()));
-    assert!(seen.warnings[0].contains("may not be asked"), "{:?}", seen.warnings);
+    assert!(
+        seen.warnings[0].contains("may not be asked"),
+        "{:?}",
+        seen.warnings
+    );
 }
 
 /// A PgBouncer in front of `server`; ended when dropped.
@@ -188,8 +300,16 @@ struct Bouncer {
 
 impl Bouncer {
     fn start(server: &PgServer, mode: &str) -> Option<Self> {
-        let Ok(program) = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(std::path::PathBuf::from).into_iter().find(|p| p.exists()).ok_or(()) else {
-            assert!(!nix::unistd::geteuid().is_root(), "pgbouncer is not installed");
+        let Ok(program) = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
+            .map(std::path::PathBuf::from)
+            .into_iter()
+            .find(|p| p.exists())
+            .ok_or(())
+        else {
+            assert!(
+                !nix::unistd::geteuid().is_root(),
+                "pgbouncer is not installed"
+            );
             eprintln!("skipped: pgbouncer is not installed");
             return None;
         };
@@ -203,16 +323,26 @@ impl Bouncer {
             server.port()
         )
         .unwrap();
-        let ini_text = std::fs::read_to_string(&ini).unwrap().replace("dbname=brokkr\n", "dbname=brokkr user=brokkr\n");
+        let ini_text = std::fs::read_to_string(&ini)
+            .unwrap()
+            .replace("dbname=brokkr\n", "dbname=brokkr user=brokkr\n");
         std::fs::write(&ini, ini_text).unwrap();
         let mut command = Command::new(program);
-        command.arg(&ini).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg(&ini)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         if let Some((uid, gid)) = brokkr_tests::pg::postgres_user() {
             // It refuses to run as root.
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).unwrap();
             command.uid(uid).gid(gid);
         }
-        Some(Self { child: command.spawn().unwrap(), port, _folder: folder })
+        Some(Self {
+            child: command.spawn().unwrap(),
+            port,
+            _folder: folder,
+        })
     }
 }
 
@@ -227,18 +357,34 @@ impl Drop for Bouncer {
 fn a_pooler_that_shares_backends_is_refused_and_one_in_session_mode_is_told_of() {
     let server = PgServer::start();
     for mode in ["transaction", "statement"] {
-        let Some(bouncer) = Bouncer::start(&server, mode) else { return };
+        let Some(bouncer) = Bouncer::start(&server, mode) else {
+            return;
+        };
         let url = format!("postgres://brokkr@127.0.0.1:{}/brokkr", bouncer.port);
         let servers = probers(&[&url]);
-        let (view, _) = wait(&servers, "refused", |view| matches!(view.endpoint(&url_of(&url)), Endpoint::Refused { .. }));
-        assert!(problem(&view, &url).contains("pooler"), "{}", problem(&view, &url));
+        let (view, _) = wait(&servers, "refused", |view| {
+            matches!(view.endpoint(&url_of(&url)), Endpoint::Refused { .. })
+        });
+        assert!(
+            problem(&view, &url).contains("pooler"),
+            "{}",
+            problem(&view, &url)
+        );
     }
-    let Some(bouncer) = Bouncer::start(&server, "session") else { return };
+    let Some(bouncer) = Bouncer::start(&server, "session") else {
+        return;
+    };
     let url = format!("postgres://brokkr@127.0.0.1:{}/brokkr", bouncer.port);
     let direct = server.url("brokkr", "brokkr");
     let servers = probers(&[&url, &direct]);
-    let (view, _) = wait(&servers, "ready", |view| ready(view, &url) && ready(view, &direct));
+    let (view, _) = wait(&servers, "ready", |view| {
+        ready(view, &url) && ready(view, &direct)
+    });
     assert_eq!(view.servers.len(), 1);
     let (_, seen) = view.server(&url_of(&url)).unwrap();
-    assert!(seen.pooler && seen.warnings.iter().any(|w| w.contains("session mode")), "{:?}", seen.warnings);
+    assert!(
+        seen.pooler && seen.warnings.iter().any(|w| w.contains("session mode")),
+        "{:?}",
+        seen.warnings
+    );
 }

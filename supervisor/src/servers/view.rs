@@ -106,21 +106,30 @@ impl Server {
 }
 
 impl ServersView {
-    /// Whether nothing but the time of the last count differs: then there is nothing new to judge.
-    pub fn same_but_for_times(&self, other: &Self) -> bool {
-        let plain = |view: &Self| {
-            let mut view = view.clone();
-            for server in view.servers.values_mut() {
-                server.sampled = server.since;
-            }
-            view
+    /// Whether the same follows from both: all but who is connected just now, which changes all the time, is equal.
+    pub fn judged_alike(&self, other: &Self) -> bool {
+        let facts = |view: &Self| {
+            let of = |(id, s): (&ServerId, &Server)| {
+                (
+                    id.clone(),
+                    s.up,
+                    s.since,
+                    s.facts.clone(),
+                    s.reason.clone(),
+                    s.warnings.clone(),
+                )
+            };
+            view.servers.iter().map(of).collect::<Vec<_>>()
         };
-        plain(self) == plain(other)
+        self.endpoints == other.endpoints && facts(self) == facts(other)
     }
 
     /// Facts by server, as the budget takes them.
     pub fn facts(&self) -> BTreeMap<ServerId, Facts> {
-        self.servers.iter().map(|(id, server)| (id.clone(), server.facts.clone())).collect()
+        self.servers
+            .iter()
+            .map(|(id, server)| (id.clone(), server.facts.clone()))
+            .collect()
     }
 
     /// The endpoint of a URL; `Unknown` when it is not wanted.
@@ -130,6 +139,7 @@ impl ServersView {
 
     /// The server a URL leads to, if it was ever seen.
     pub fn server(&self, url: &DatabaseUrl) -> Option<(&ServerId, &Server)> {
-        self.servers.get_key_value(&self.endpoint(url).place()?.server)
+        self.servers
+            .get_key_value(&self.endpoint(url).place()?.server)
     }
 }
