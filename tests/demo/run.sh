@@ -7,23 +7,29 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${1:?usage: run.sh FOLDER}
 config=tests/demo/supervisor.toml
-state=target/demo/state
 supervisor=$$
 
-mkdir -p target/demo
+# Everything the demo writes. A link when it could not be in the checkout, see below.
+[ -e target/demo ] || { rm -f target/demo; mkdir -p target/demo; }
+demo=$(cd target/demo && pwd -P)
 if [ "$(id -u)" = 0 ]; then
   # PostgreSQL refuses to run as root and must be able to reach its folder as another user. In a checkout below a
   # closed home it cannot: then target/demo is a link to a folder it can reach.
   user=$(id -un postgres 2>/dev/null || echo 65534)
-  # shellcheck disable=SC2016  # expanded by the inner shell
-  if ! setpriv --reuid="$user" --regid=65534 --clear-groups sh -c 'cd "$1"' sh "$PWD/target/demo" 2>/dev/null; then
-    reachable=$(mktemp -d /var/tmp/brokkr-demo.XXXXXX)
-    chmod 755 "$reachable"
+  reachable() { setpriv --reuid="$user" --regid=65534 --clear-groups sh -c 'cd "$1"' sh "$1" 2>/dev/null; }
+  if ! reachable "$demo"; then
+    demo=$(mktemp -d /var/tmp/brokkr-demo.XXXXXX)
+    chmod 755 "$demo"
     rm -rf target/demo
-    ln -s "$reachable" target/demo
-    echo "state and runtime are in $reachable: user $user cannot reach $PWD"
+    ln -s "$demo" target/demo
+  fi
+  if [ -L target/demo ]; then
+    echo "state and runtime are in $demo: user $user cannot reach $PWD"
+    config=$demo/supervisor.toml
+    sed -e "s#\"../../target/demo/#\"$demo/#" -e "s#\"../../tenants.d\"#\"$PWD/tenants.d\"#" tests/demo/supervisor.toml >"$config"
   fi
 fi
+state=$demo/state
 
 show() {
   local name listen file first=
@@ -52,7 +58,7 @@ show() {
   cat <<TRY
 
 try, in another terminal:
-  curl -s -H "Authorization: Bearer \$(cat $PWD/$state/tenants/$name/admin.pak)" http://$listen/api/v1/agents
+  curl -s -H "Authorization: Bearer \$(cat $state/tenants/$name/admin.pak)" http://$listen/api/v1/agents
   $bin/brokkr-supervisor status --config $config
   $bin/brokkr-supervisor check --config $config
 add a tenant by dropping a file into tenants.d; end with Ctrl-C

@@ -220,3 +220,30 @@ fn handlers_hold_no_sql_and_stores_know_no_http() {
         }
     }
 }
+
+#[test]
+fn the_book_knows_every_key() {
+    let table = fs::read_to_string(root().join("tenant/src/settings.rs")).unwrap();
+    let page = fs::read_to_string(root().join("docs/src/tenant-file.md")).unwrap();
+    let keys: Vec<&str> = table
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| {
+            word.contains('.')
+                && word
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || "._".contains(c))
+        })
+        .collect();
+    assert!(keys.len() > 30, "{keys:?}");
+    for key in keys {
+        let (section, name) = key.rsplit_once('.').unwrap();
+        assert!(page.contains(&format!("[{section}]")), "{key}");
+        let (_, after) = page.split_once(&format!("[{section}]")).unwrap();
+        assert!(
+            section.contains('.') || after.contains(&format!("`{name}`")),
+            "{key}"
+        );
+    }
+}
