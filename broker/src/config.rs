@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use brokkr_tenant::{BrokerConfig, InstanceConfig, Layer, Mode, TenantName, resolve};
 
@@ -25,11 +26,16 @@ pub struct Instance {
     pub state_dir: PathBuf,
     /// Most database connections until told otherwise.
     pub connections: u32,
+    /// From the signal to drain until it is killed.
+    pub grace: Duration,
     /// Whether a supervisor started it.
     pub supervised: bool,
     /// What is set without effect, for the log.
     pub warnings: Vec<String>,
 }
+
+/// What a plain unit or a container usually gives a process at the least is 10 s, Kubernetes 30 s.
+const GRACE_ALONE: Duration = Duration::from_secs(20);
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +75,7 @@ impl Instance {
             config: instance.config,
             state_dir: instance.state_dir,
             connections: instance.connections,
+            grace: instance.grace,
             supervised: true,
             warnings: Vec::new(),
         })
@@ -95,6 +102,7 @@ impl Instance {
             tenant: tenant.to_owned(),
             state_dir: config.state_dir(std::env::var_os("STATE_DIRECTORY").as_deref()),
             connections: config.database.pool_size.get(),
+            grace: GRACE_ALONE,
             supervised: false,
             warnings: resolved
                 .warnings

@@ -43,9 +43,8 @@ use notify::Notifier;
 /// Log lines dropped so far.
 pub type Dropped = Arc<AtomicU64>;
 
-/// At the end of it, idle connections are closed. Below the supervisor's default `stop.grace` (20 s), so that the process
-/// has ended by itself when that is over.
-const GRACE: Duration = Duration::from_secs(17);
+/// After this part of the grace, idle connections are closed: the process is to end by itself before it is over.
+const IDLE_SHARE: f64 = 0.85;
 
 /// A broker alone gives its server this long to appear.
 const ALONE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -173,7 +172,16 @@ async fn run_notified(
     notifier.send(&["READY=1", "STATUS=ready"]).await;
 
     signals.next().await;
-    drain(notifier, &app, &public, &phase, accepting, &mut signals).await;
+    drain(
+        notifier,
+        &app,
+        &public,
+        &phase,
+        accepting,
+        &mut signals,
+        instance.grace,
+    )
+    .await;
     Ok(())
 }
 
@@ -282,6 +290,7 @@ async fn drain(
     phase: &watch::Sender<Phase>,
     accepting: Option<tokio::task::JoinHandle<()>>,
     signals: &mut Signals,
+    grace: Duration,
 ) {
     app.health.draining();
     phase.send_replace(Phase::Draining);
@@ -295,7 +304,10 @@ async fn drain(
         app.db.drain().await;
         let ended = public.ended();
         tokio::pin!(ended);
-        if tokio::time::timeout(GRACE, &mut ended).await.is_err() {
+        if tokio::time::timeout(grace.mul_f64(IDLE_SHARE), &mut ended)
+            .await
+            .is_err()
+        {
             tracing::info!(connections = public.open(), "closing what is idle");
             phase.send_replace(Phase::Closing);
             ended.await;

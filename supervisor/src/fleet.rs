@@ -2,7 +2,7 @@
 //!
 //! Facts come in: the files ([`Desired`], the latest), the servers ([`ServersView`], the latest), the instances'
 //! reports and the operators' requests (queues). After each batch of facts the fleet judges everybody
-//! ([`judge`], pure), tells each tenant's [`Lifecycle`] what changed, hands the actions to the [`Edge`], and
+//! ([`judge()`], pure), tells each tenant's [`Lifecycle`] what changed, hands the actions to the [`Edge`], and
 //! publishes one picture. Nobody shares a lock with it, and it never waits for anybody.
 
 mod entry;
@@ -552,6 +552,7 @@ impl Fleet {
             instance: id.0,
             state_dir,
             connections,
+            grace: self.config.stop.grace,
             config: config.broker().clone(),
         }
     }

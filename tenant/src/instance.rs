@@ -1,6 +1,6 @@
 //! What the supervisor hands to one instance: the JSON in the sealed memfd.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,6 +24,8 @@ pub struct InstanceConfig {
     pub state_dir: PathBuf,
     /// How many connections the instance may hold until it is told otherwise.
     pub connections: u32,
+    /// `[stop] grace`: from SIGTERM to SIGKILL.
+    pub grace: Duration,
     /// The effective configuration.
     pub config: BrokerConfig,
 }

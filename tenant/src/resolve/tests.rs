@@ -295,6 +295,7 @@ fn instance(config: BrokerConfig) -> InstanceConfig {
         instance: 7,
         state_dir: "/var/lib/brokkr/tenants/acme".into(),
         connections: 10,
+        grace: std::time::Duration::from_secs(20),
         config,
     }
 }

@@ -129,7 +129,7 @@ fn a_folder_that_cannot_be_read_changes_nothing_and_is_a_problem_until_it_is_bac
     folder.write("acme", 1);
     folder.after(NOW);
     let away = folder.directory.path().join("away");
-    std::fs::rename(folder.path("."), &away).unwrap();
+    std::fs::rename(folder.directory.path().join("t.d"), &away).unwrap();
     let scanned = folder.after(Duration::from_secs(60));
     assert_eq!(Folder::names(&scanned), ["acme"]);
     assert_eq!(scanned.desired.problems.len(), 1);
