@@ -26,12 +26,9 @@ fn beside(name: &str) -> PathBuf {
     // BROKKR_TESTS_BIN points at binaries of another place, installed ones say.
     let folder = std::env::var_os("BROKKR_TESTS_BIN").map_or_else(
         || {
-            // target/debug/deps/test-1234 -> target/debug
+            // target/debug/deps/test-1234, target/release/examples/figures -> target/debug, target/release
             let own = std::env::current_exe().unwrap();
-            own.parent()
-                .and_then(|deps| deps.parent())
-                .unwrap()
-                .to_path_buf()
+            own.ancestors().nth(2).unwrap().to_path_buf()
         },
         PathBuf::from,
     );
