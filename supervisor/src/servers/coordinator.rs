@@ -556,11 +556,10 @@ impl Coordinator {
                 }
             }
         }
+        // The latest is always there to be read; nobody is woken to read that nothing has changed.
         self.publish.send_if_modified(|published| {
-            let changed = **published != view;
-            if changed {
-                *published = Arc::new(view);
-            }
+            let changed = !published.same_but_for_times(&view);
+            *published = Arc::new(view);
             changed
         });
         let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refreshes)

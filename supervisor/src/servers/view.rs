@@ -106,22 +106,16 @@ impl Server {
 }
 
 impl ServersView {
-    /// Whether the same follows from both: all but who is connected just now, which changes all the time, is equal.
-    pub fn judged_alike(&self, other: &Self) -> bool {
-        let facts = |view: &Self| {
-            let of = |(id, s): (&ServerId, &Server)| {
-                (
-                    id.clone(),
-                    s.up,
-                    s.since,
-                    s.facts.clone(),
-                    s.reason.clone(),
-                    s.warnings.clone(),
-                )
-            };
-            view.servers.iter().map(of).collect::<Vec<_>>()
+    /// Whether nothing but the time of the last count differs.
+    pub(super) fn same_but_for_times(&self, other: &Self) -> bool {
+        let timeless = |view: &Self| {
+            let mut servers = view.servers.clone();
+            servers
+                .values_mut()
+                .for_each(|server| server.sampled = server.since);
+            servers
         };
-        self.endpoints == other.endpoints && facts(self) == facts(other)
+        self.endpoints == other.endpoints && timeless(self) == timeless(other)
     }
 
     /// Facts by server, as the budget takes them.
