@@ -14,16 +14,15 @@ mod instance;
 #[cfg(test)]
 mod tests;
 mod view;
+mod words;
 
 pub(crate) use backoff::Backoff;
 pub(crate) use hang::{Hang, Pulse, stalled_or_hung};
 pub(crate) use instance::{Instance, Phase};
 pub(crate) use view::View;
+pub(crate) use words::{Action, Event, InstanceId, Policy, Revision, SlotKind, Spec, Time, Want};
 
 use std::time::Duration;
-
-/// Monotonic time since the supervisor started.
-pub(crate) type Time = Duration;
 
 /// Nothing accepts for so long: the supervisor answers 503 in the tenant's place.
 const STAND_IN_AFTER: Duration = Duration::from_secs(2);
@@ -40,139 +39,6 @@ pub(crate) const REPLACEMENT_CONNECTIONS: u32 = 2;
 
 /// A tenant's processes at any time: one that serves and one that comes or goes.
 const MOST_PROCESSES: usize = 2;
-
-/// Which effective configuration: a new number for each that differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Revision(pub(crate) u64);
-
-/// Which run of a tenant's broker; unique for the tenant in its runtime folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct InstanceId(pub(crate) u64);
-
-/// The operator's settings that time a life.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Policy {
-    /// `[start] timeout`.
-    pub(crate) start_timeout: Duration,
-    /// `[stop] grace`.
-    pub(crate) grace: Duration,
-    /// `[health] failures`.
-    pub(crate) probe_failures: u32,
-}
-
-/// What should run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Spec {
-    /// The configuration to run.
-    pub(crate) revision: Revision,
-    /// Its `pool_size`.
-    pub(crate) pool: u32,
-}
-
-/// What is wanted of this tenant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// Run this.
-    Run(Spec),
-    /// Do not run; the reason says why not.
-    Refused(String),
-    /// Do not run: the operator's or the file's wish.
-    Stopped(String),
-    /// Its file has gone: drain, then forget it.
-    Gone,
-}
-
-/// A fact about this tenant.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Event {
-    /// What is wanted, judged from file, operator and budget. `pending` says what the file asks for beyond that.
-    Wanted { want: Want, pending: Option<String> },
-    /// Its server: reachable, or why not.
-    Server(Result<(), String>),
-    /// Whether a replacement may overlap the running instance, or must be stop-then-start.
-    MayOverlap(bool),
-    /// The slot asked for is ours.
-    SlotGranted,
-    /// The address of this revision is bound.
-    Bound(Revision),
-    /// The address of this revision could not be bound.
-    BindFailed(Revision, String),
-    /// The process exists.
-    Spawned { id: InstanceId, pid: i32 },
-    /// No process came to be.
-    SpawnFailed { id: InstanceId, reason: String },
-    /// `READY=1`.
-    Ready(InstanceId),
-    /// `EXTEND_TIMEOUT_USEC`: readiness may take so much longer from now.
-    Extend(InstanceId, Duration),
-    /// A probe was answered; with why `/readyz` is not 200, if it is not.
-    ProbeAnswered {
-        id: InstanceId,
-        not_ready: Option<String>,
-    },
-    /// A probe was not answered. `on_time`: the supervisor's own loop was.
-    ProbeMissed { id: InstanceId, on_time: bool },
-    /// Found hung, and it is this one's turn to be replaced.
-    ReplaceHung { id: InstanceId, detail: String },
-    /// It holds so many connections now.
-    Connections(InstanceId, u32),
-    /// The server sees so many connections of this tenant, counted well after its last unplanned exit.
-    Backends(u32),
-    /// The process has ended.
-    Exited {
-        id: InstanceId,
-        reason: String,
-        configuration: bool,
-    },
-    /// `start`: try at once.
-    Start,
-    /// `restart`: replace by overlap.
-    Restart,
-    /// `reload`: try a configuration error again now.
-    Reload,
-    /// Time has passed.
-    Tick,
-}
-
-/// Which of the two kinds of slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SlotKind {
-    /// A start where nothing runs.
-    Start,
-    /// A start beside a running instance: takes two connections above the pool meanwhile.
-    Replacement,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Action {
-    /// Bind this revision's address, if it is not bound; answer `Bound` or `BindFailed`.
-    Listen(Revision),
-    /// Close every listening socket but this revision's; all of them for `None`.
-    Unlisten(Option<Revision>),
-    /// Queue for a slot; answered by `SlotGranted`.
-    AskSlot(SlotKind),
-    /// Give the slot back, or leave the queue.
-    ReleaseSlot,
-    /// Start a process; answer `Spawned` or `SpawnFailed`.
-    Spawn {
-        id: InstanceId,
-        revision: Revision,
-        connections: u32,
-    },
-    /// SIGTERM.
-    Terminate(InstanceId),
-    /// SIGKILL, to its whole session.
-    Kill(InstanceId),
-    /// `PUT /pool`.
-    SetConnections(InstanceId, u32),
-    /// Say how many connections of this tenant the server sees; answer `Backends`.
-    CountBackends,
-    /// Answer 503 on the tenant's socket, or cease to.
-    StandIn(bool),
-    /// Nothing is left and nothing is wanted: drop the tenant.
-    Forget,
-}
 
 #[derive(Debug, Clone, PartialEq)]
 enum Bind {

@@ -1,0 +1,135 @@
+//! Carries a life's actions to the edge.
+
+use super::Fleet;
+use super::entry::Entry;
+use crate::config::TenantConfig;
+use crate::instance::process::End;
+use crate::lifecycle::{Action, Event, InstanceId, Time};
+use crate::servers::ServersView;
+use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
+
+impl Fleet {
+    /// Gives one tenant's life an event and carries out what comes of it.
+    pub(super) fn feed(&mut self, now: Time, name: &TenantName, event: Event) {
+        let mut queue = vec![event];
+        while let Some(event) = queue.pop() {
+            let Some(entry) = self.entries.get_mut(name) else {
+                return;
+            };
+            for action in entry.life.on(now, event) {
+                queue.extend(self.carry_out(name, action));
+            }
+        }
+        self.changed();
+    }
+
+    /// Carries out one action; what is known of its outcome at once comes back as an event.
+    fn carry_out(&mut self, name: &TenantName, action: Action) -> Option<Event> {
+        let entry = self.entries.get_mut(name)?;
+        let config_of = |entry: &Entry, revision| entry.revisions.get(&revision).cloned();
+        match action {
+            Action::Listen(revision) => {
+                let config = config_of(entry, revision)?;
+                Some(match self.edge.listen(name, &config.broker().http.listen) {
+                    Ok(()) => Event::Bound(revision),
+                    Err(reason) => Event::BindFailed(revision, config.at("http.listen", &reason)),
+                })
+            }
+            Action::Unlisten(keep) => {
+                let keep = keep.and_then(|revision| config_of(entry, revision));
+                self.edge
+                    .unlisten(name, keep.as_ref().map(|c| &c.broker().http.listen));
+                None
+            }
+            Action::StandIn(on) => {
+                let config = entry
+                    .accepted
+                    .as_ref()
+                    .filter(|_| on)
+                    .map(|(_, config)| config.clone());
+                self.edge
+                    .stand_in(name, config.as_ref().map(|c| &c.broker().http.listen));
+                None
+            }
+            Action::AskSlot(kind) => {
+                let key = slot_key(entry, &self.view.borrow());
+                self.slots.entry(key).or_default().ask(name, kind);
+                None
+            }
+            Action::ReleaseSlot => {
+                self.slots
+                    .values_mut()
+                    .for_each(|slots| slots.release(name));
+                None
+            }
+            Action::Spawn {
+                id,
+                revision,
+                connections,
+            } => {
+                let config = config_of(entry, revision)?;
+                let server = entry
+                    .told
+                    .as_ref()
+                    .map_or(Ok(()), |told| told.server.clone());
+                let instance = self.instance_config(name, id, &config, connections);
+                self.edge
+                    .spawn(instance, server)
+                    .err()
+                    .map(|reason| Event::SpawnFailed { id, reason })
+            }
+            Action::Terminate(id) => {
+                self.edge.end(name, id, End::Terminate);
+                None
+            }
+            Action::Kill(id) => {
+                tracing::warn!(tenant = %name, "SIGKILL");
+                self.edge.end(name, id, End::Kill);
+                None
+            }
+            Action::SetConnections(id, most) => {
+                self.edge.set_connections(name, id, most);
+                None
+            }
+            Action::CountBackends => {
+                let (_, config) = entry.accepted.as_ref()?;
+                let view = self.view.borrow();
+                let (_, server) = view.server(&config.broker().database.url)?;
+                let backends = server.ours.get(name).copied().unwrap_or(0);
+                server.up.then_some(Event::Backends(backends))
+            }
+            Action::Forget => {
+                entry.forgotten = true;
+                None
+            }
+        }
+    }
+
+    fn instance_config(
+        &self,
+        name: &TenantName,
+        id: InstanceId,
+        config: &TenantConfig,
+        connections: u32,
+    ) -> InstanceConfig {
+        let state_dir = self.config.state_dir.join("tenants").join(name.as_str());
+        InstanceConfig {
+            version: INSTANCE_CONFIG_VERSION,
+            tenant: name.clone(),
+            instance: id.0,
+            state_dir,
+            connections,
+            grace: self.config.stop.grace,
+            config: config.broker().clone(),
+        }
+    }
+}
+
+/// Slots are counted per server; a tenant whose server is not known yet has no business asking for one.
+fn slot_key(entry: &Entry, view: &ServersView) -> String {
+    entry
+        .accepted
+        .as_ref()
+        .and_then(|(_, config)| view.endpoint(&config.broker().database.url).place())
+        .map_or_else(String::new, |place| place.server.as_str().to_owned())
+}

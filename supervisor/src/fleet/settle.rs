@@ -1,0 +1,201 @@
+//! From facts to a settled fleet: judge everybody, tell each life what changed, hand out slots, forget the gone.
+
+use super::Fleet;
+use super::entry::{Entry, Told};
+use super::judge::{Judgement, Ruling, judge};
+use super::slots::Limits;
+use crate::budget::{Verdict, format_admitted};
+use crate::lifecycle::{Event, Hang, Pulse, Spec, Want, stalled_or_hung};
+use crate::servers::ServersView;
+use brokkr_tenant::TenantName;
+use std::collections::BTreeSet;
+
+/// Judgements in one turn; a bound against a mistake here, not a limit anybody should meet.
+const MOST_ROUNDS: usize = 8;
+
+impl Fleet {
+    /// Judges everybody and brings every life in step, until nothing changes any more.
+    pub(super) fn settle(&mut self) {
+        // Each round follows from the one before: who has gone leaves room for who was refused.
+        for _ in 0..MOST_ROUNDS {
+            if std::mem::take(&mut self.unjudged) && !self.stopping {
+                self.judge_all();
+            }
+            self.judge_hangs();
+            self.grant_slots();
+            self.forget_the_gone();
+            if !self.unjudged {
+                break;
+            }
+        }
+        if self.stale {
+            self.publish();
+        }
+        self.answer_orders();
+    }
+
+    fn judge_all(&mut self) {
+        let view = self.view.borrow().clone();
+        self.want_urls();
+        let Judgement { rulings, verdict } = judge(
+            &self.entries,
+            &self.admitted,
+            &view,
+            self.config.budget.headroom,
+        );
+        self.verdict = verdict;
+        if self.admitted != self.verdict.admitted {
+            self.admitted.clone_from(&self.verdict.admitted);
+            self.kept_admitted.set(format_admitted(&self.admitted));
+        }
+        self.kept_stopped.set(super::names(&self.stopped));
+        let now = self.now();
+        for (name, ruling) in rulings {
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            let (want, pending) = match ruling {
+                Ruling::Run(config, pending) => {
+                    let revision = entry.accept(&config);
+                    let pool = config.broker().database.pool_size.get();
+                    (Want::Run(Spec { revision, pool }), pending)
+                }
+                Ruling::Refused(reason) => (Want::Refused(reason), None),
+                Ruling::Stopped(reason) => (Want::Stopped(reason), None),
+                Ruling::Gone => (Want::Gone, None),
+            };
+            let (server, overlap) = ground(entry, &view, &self.verdict);
+            let news = entry.news(Told {
+                want,
+                pending,
+                server,
+                overlap,
+            });
+            entry.forget_old_revisions();
+            for event in news {
+                if let Event::Server(server) = &event {
+                    self.edge.set_server(&name, server);
+                }
+                self.feed(now, &name, event);
+            }
+        }
+    }
+
+    /// The URLs the probers are to look at: those the files ask for, and those instances still run on.
+    fn want_urls(&self) {
+        let mut urls = BTreeSet::new();
+        for entry in self.entries.values() {
+            let configs = entry.asked().into_iter().chain(entry.revisions.values());
+            urls.extend(configs.map(|config| config.broker().database.url.clone()));
+        }
+        self.servers.want(urls);
+    }
+
+    fn judge_hangs(&mut self) {
+        let pulses: Vec<_> = self
+            .entries
+            .iter()
+            .map(|(n, e)| (n.clone(), e.life.pulse()))
+            .collect();
+        if pulses.iter().all(|(_, pulse)| *pulse == Pulse::Fine) {
+            self.stalled = None;
+            return;
+        }
+        match stalled_or_hung(pulses.into_iter()) {
+            Hang::Nothing => {}
+            Hang::HostStalled { failing } => {
+                if self.stalled.is_none() {
+                    tracing::error!(
+                        failing,
+                        "so many tenants fail their probes together that the host is stalled: none is replaced"
+                    );
+                }
+                self.stalled = Some(failing);
+                self.changed();
+            }
+            Hang::Replace(name) => {
+                let Some(current) = self.entries.get(&name).and_then(|e| e.life.current()) else {
+                    return;
+                };
+                let (id, missed) = (current.id, current.missed);
+                let threads = current
+                    .pid
+                    .map(crate::instance::threads::describe)
+                    .unwrap_or_default();
+                let detail =
+                    format!("hung: {missed} probes of /healthz unanswered; threads: {threads}");
+                tracing::error!(tenant = %name, pid = current.pid, %detail, "hung, is killed and started again");
+                let now = self.now();
+                self.feed(now, &name, Event::ReplaceHung { id, detail });
+            }
+        }
+    }
+
+    /// Hands out start slots, server by server, until none is left or nobody asks.
+    fn grant_slots(&mut self) {
+        let now = self.now();
+        let keys: Vec<String> = self.slots.keys().cloned().collect();
+        for key in keys {
+            let replacements = self
+                .verdict
+                .servers
+                .iter()
+                .find(|(id, _)| id.as_str() == key)
+                .map_or(1, |(_, account)| account.replacements_at_once as usize);
+            let limits = Limits {
+                starts: self.config.start.parallelism,
+                replacements,
+            };
+            // A tenant that does not use what it got gives it back at once; the bound ends a quarrel between two.
+            for _ in 0..self.entries.len().max(1) {
+                let Some(slots) = self.slots.get_mut(&key) else {
+                    break;
+                };
+                let granted = slots.grant(limits);
+                if granted.is_empty() {
+                    break;
+                }
+                for name in granted {
+                    self.feed(now, &name, Event::SlotGranted);
+                }
+            }
+        }
+    }
+
+    fn forget_the_gone(&mut self) {
+        let gone: Vec<TenantName> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.forgotten && e.file.is_none())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            tracing::info!(tenant = %name, "removed");
+            if let Some(entry) = self.entries.remove(&name) {
+                self.first_free.insert(name.clone(), entry.life.next_id().0);
+            }
+            self.edge.forget(&name);
+            self.edge.hub().forget(&name);
+            for slots in self.slots.values_mut() {
+                slots.release(&name);
+            }
+            self.changed();
+        }
+    }
+}
+
+/// What an entry stands on: whether its server can be reached, and whether it has room for an overlap.
+fn ground(entry: &Entry, view: &ServersView, verdict: &Verdict) -> (Result<(), String>, bool) {
+    let Some((_, config)) = &entry.accepted else {
+        return (Err("not judged yet".into()), true);
+    };
+    let endpoint = view.endpoint(&config.broker().database.url);
+    let server = match endpoint.problem() {
+        Some(problem) => Err(problem.to_owned()),
+        None => Ok(()),
+    };
+    let account = endpoint
+        .place()
+        .and_then(|place| verdict.servers.get(&place.server));
+    (server, account.is_none_or(|account| account.overlap))
+}
