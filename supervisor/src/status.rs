@@ -25,7 +25,9 @@ impl Snapshot {
     #[must_use]
     pub fn aged(&self) -> Self {
         let mut aged = self.clone();
-        let Some(taken) = aged.taken.replace(Instant::now()) else { return aged };
+        let Some(taken) = aged.taken.replace(Instant::now()) else {
+            return aged;
+        };
         let passed = taken.elapsed().as_secs_f64();
         for tenant in &mut aged.tenants {
             tenant.uptime_s = tenant.uptime_s.map(|s| s + passed);
