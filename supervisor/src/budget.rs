@@ -15,6 +15,7 @@
 
 mod admitted;
 mod conflicts;
+mod decide;
 mod ledger;
 mod shortage;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 
 pub use admitted::{Admission, format_admitted, parse_admitted};
 pub use conflicts::{Conflict, Contested, Seat, Stake, conflicts};
+pub use decide::{Decided, Party, decide};
 pub use shortage::{Scope, Shortage};
 
 use brokkr_tenant::TenantName;

@@ -208,6 +208,7 @@ impl Fleet {
                 {
                     let planned = entry.life.instances().any(|i| i.id == *id && i.planned);
                     if !planned {
+                        entry.fallen = Some(*id);
                         tracing::warn!(tenant = %report.tenant, "its broker has ended: {reason}");
                     }
                     self.edge.ended(&report.tenant, *id);
@@ -221,9 +222,11 @@ impl Fleet {
                     self.changed();
                 }
             }
-            What::LastWords(words) => {
-                entry.last_words = words;
-                self.changed();
+            What::LastWords(id, words) => {
+                if entry.fallen == Some(id) {
+                    entry.last_words = words;
+                    self.changed();
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ mod fleet;
 mod instance;
 mod lifecycle;
 mod logs;
+mod parties;
 mod servers;
 mod status;
 mod sys;

@@ -68,6 +68,9 @@ pub struct TenantStatus {
     /// Last lines of the last instance that ended unplanned.
     #[serde(default)]
     pub last_words: Vec<String>,
+    /// What is wrong with its file, with the source lines and what to write instead.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// What its file asks for that is not enforced, and other things worth knowing.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -7,12 +7,13 @@
 mod table;
 
 use crate::budget::{
-    self, Admission, Claim, Contested, Database, Decision, Facts, Place, Role, Seat, ServerId,
-    Stake, Verdict, Wanted, parse_admitted,
+    self, Admission, Claim, Conflict, Contested, Database, Decided, Decision, Facts, Party, Place,
+    Role, ServerId, Stake, Verdict, Wanted, parse_admitted,
 };
 use crate::cli;
 use crate::config::{self, Look, Scanner, Supervisor, TenantConfig};
 use crate::embedded;
+use crate::parties;
 use crate::servers::{Endpoint, Servers, ServersView};
 use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,25 +102,29 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
     }
     report_endpoints(&view, offline, findings);
 
-    let refused = find_conflicts(&view, &admitted, findings);
-    let claims: Vec<Claim> = findings
+    let parties: Vec<Party> = findings
         .wanted
         .iter()
-        .filter(|(tenant, _)| !refused.contains_key(*tenant))
-        .map(|(tenant, config)| Claim {
-            tenant: tenant.clone(),
-            priority: priority(config),
-            wanted: Wanted::Pool {
-                connections: config.broker().database.pool_size.get(),
-                at: view
-                    .endpoint(&config.broker().database.url)
-                    .place()
-                    .cloned(),
+        .map(|(tenant, config)| Party {
+            stake: Stake {
+                tenant: tenant.clone(),
+                priority: parties::priority(config),
+                running: Vec::new(),
+                wanted: Some(parties::seat(config, &view)),
             },
-            held: Vec::new(),
+            claim: Claim {
+                tenant: tenant.clone(),
+                priority: parties::priority(config),
+                wanted: parties::wanted(config, &view),
+                held: Vec::new(),
+            },
+            fallback: Wanted::Nothing,
         })
         .collect();
-    let verdict = budget::admit(&admitted, &claims, &view.facts(), config.budget.headroom);
+    let headroom = config.budget.headroom;
+    let Decided { conflicts, verdict } =
+        budget::decide(&admitted, &parties, &view.facts(), headroom);
+    let refused = report_conflicts(conflicts, findings);
     report_shortages(&verdict, findings);
     let verdicts = findings
         .wanted
@@ -176,7 +181,7 @@ fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mu
     let stopped: BTreeSet<&str> = stopped.lines().map(str::trim).collect();
     for (tenant, file) in scanned.desired.tenants {
         match file {
-            Err(problem) => findings.problems.push(problem),
+            Err(problem) => findings.problems.push(problem.full.clone()),
             Ok(file) => {
                 findings.warnings.extend(file.warnings.iter().cloned());
                 if !file.broker().supervision.enabled {
@@ -308,35 +313,12 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
 }
 
 /// Tenants whose schema or address is taken, and which of the two.
-fn find_conflicts(
-    view: &ServersView,
-    admitted: &[Admission],
+fn report_conflicts(
+    conflicts: BTreeMap<TenantName, Conflict>,
     findings: &mut Findings,
 ) -> BTreeMap<TenantName, &'static str> {
-    let stakes: Vec<Stake> = findings
-        .wanted
-        .iter()
-        .map(|(tenant, config)| {
-            let broker = config.broker();
-            let url = &broker.database.url;
-            Stake {
-                tenant: tenant.clone(),
-                priority: priority(config),
-                running: Vec::new(),
-                wanted: Some(Seat {
-                    database: view
-                        .endpoint(url)
-                        .place()
-                        .map(|place| (place.server.clone(), place.database)),
-                    spelled: table::spelled(url) + "/" + url.dbname(),
-                    schema: broker.database.schema.clone(),
-                    listen: broker.http.listen.clone(),
-                }),
-            }
-        })
-        .collect();
     let mut refused = BTreeMap::new();
-    for (tenant, conflict) in budget::conflicts(admitted, &stakes) {
+    for (tenant, conflict) in conflicts {
         let (key, what) = match conflict.contested {
             Contested::Schema(_) => ("database.schema", "schema"),
             Contested::Address(_) => ("http.listen", "address"),
@@ -362,13 +344,4 @@ fn report_shortages(verdict: &Verdict, findings: &mut Findings) {
                 .push(config.at("database.pool_size", &text));
         }
     }
-}
-
-/// Beyond what anybody writes it makes no difference.
-fn priority(config: &TenantConfig) -> i32 {
-    config
-        .broker()
-        .supervision
-        .priority
-        .clamp(i32::MIN.into(), i32::MAX.into()) as i32
 }

@@ -162,6 +162,12 @@ fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
     for warning in &tenant.warnings {
         line("warning", Some(harmless(warning)));
     }
+    if let Some(problem) = &tenant.problem {
+        text.push_str("its file:\n");
+        for part in problem.lines() {
+            text.push_str(&format!("    {}\n", harmless(part)));
+        }
+    }
     if !tenant.last_words.is_empty() {
         text.push_str("last words of the last instance that ended unplanned:\n");
         for words in &tenant.last_words {

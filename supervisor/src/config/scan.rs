@@ -4,7 +4,7 @@
 mod tests;
 
 use super::TenantConfig;
-use brokkr_tenant::{Layer, TenantName};
+use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,13 +18,35 @@ pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
 /// One scan that would remove more than half of more than so many tenants is held.
 const REMOVALS_HELD_ABOVE: usize = 4;
 
+/// What is wrong with a tenant's file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FileProblem {
+    /// On one line, each problem beginning with its place: for `status` and the log.
+    pub(crate) brief: String,
+    /// With the source lines and what to write instead.
+    pub(crate) full: String,
+}
+
+impl From<&Diagnostics> for FileProblem {
+    fn from(problems: &Diagnostics) -> Self {
+        let brief: Vec<String> = problems.errors().map(Diagnostic::headline).collect();
+        Self {
+            brief: brief.join("; "),
+            full: problems.to_string(),
+        }
+    }
+}
+
+/// A tenant's configuration, or what is wrong with its file.
+pub(crate) type FileState = Result<Arc<TenantConfig>, Arc<FileProblem>>;
+
 /// What should be, as far as files say: the latest state of every tenant's file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Desired {
     /// Counts scans.
     pub(crate) scan: u64,
     /// Every tenant that has a file: its configuration, or what is wrong with the file.
-    pub(crate) tenants: BTreeMap<TenantName, Result<Arc<TenantConfig>, String>>,
+    pub(crate) tenants: BTreeMap<TenantName, FileState>,
     /// What is wrong and is no single tenant's.
     pub(crate) problems: Vec<String>,
 }
@@ -56,7 +78,7 @@ impl Stamp {
 struct Known {
     /// Of the file itself and of every file it refers to.
     stamps: Vec<(PathBuf, Option<Stamp>)>,
-    state: Result<Arc<TenantConfig>, String>,
+    state: FileState,
     missing_since: Option<Instant>,
 }
 
@@ -170,7 +192,7 @@ impl Scanner {
         let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
         let (state, referred) = match TenantConfig::load(name, path, &self.layers) {
             Ok((config, referred)) => (Ok(Arc::new(config)), referred),
-            Err(problems) => (Err(problems.to_string()), problems.files),
+            Err(problems) => (Err(Arc::new(FileProblem::from(&problems))), problems.files),
         };
         stamps.extend(referred.into_iter().map(|path| {
             let stamp = Stamp::of(&path);

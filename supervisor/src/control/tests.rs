@@ -30,6 +30,7 @@ fn acme() -> TenantStatus {
         server: None,
         next_try_s: None,
         last_words: vec![],
+        problem: None,
         warnings: vec![],
     }
 }

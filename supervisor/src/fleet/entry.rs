@@ -1,7 +1,7 @@
 //! One tenant as the fleet holds it: its file, its configurations by revision, its life.
 
-use crate::config::TenantConfig;
-use crate::lifecycle::{Event, Lifecycle, Revision, Want};
+use crate::config::{FileProblem, FileState, TenantConfig};
+use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, Want};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(super) struct Told {
 pub(super) struct Entry {
     pub(super) life: Lifecycle,
     /// Its file as last read; `None` once it has gone.
-    pub(super) file: Option<Result<Arc<TenantConfig>, String>>,
+    pub(super) file: Option<FileState>,
     /// Stopped by the operator.
     pub(super) stopped: bool,
     /// The configuration that is wanted now, the last one that was admitted.
@@ -31,6 +31,8 @@ pub(super) struct Entry {
     /// The instance's own word on what it is doing.
     pub(super) status: Option<String>,
     pub(super) last_words: Vec<String>,
+    /// The last instance that ended unplanned; its words are the last words.
+    pub(super) fallen: Option<InstanceId>,
     /// Nothing of it is left: it may be dropped.
     pub(super) forgotten: bool,
     /// State and reason as last logged.
@@ -49,6 +51,7 @@ impl Entry {
             told: None,
             status: None,
             last_words: Vec::new(),
+            fallen: None,
             forgotten: false,
             logged: None,
         }
@@ -60,17 +63,8 @@ impl Entry {
     }
 
     /// Why its file is no good.
-    pub(super) fn file_problem(&self) -> Option<&str> {
-        self.file.as_ref()?.as_ref().err().map(String::as_str)
-    }
-
-    /// The configuration to judge: what the file asks for, or what was accepted last while the file is bad.
-    pub(super) fn candidate(&self) -> Option<&Arc<TenantConfig>> {
-        match &self.file {
-            Some(Ok(config)) => Some(config),
-            Some(Err(_)) => self.accepted.as_ref().map(|(_, config)| config),
-            None => None,
-        }
+    pub(super) fn file_problem(&self) -> Option<&FileProblem> {
+        self.file.as_ref()?.as_ref().err().map(Arc::as_ref)
     }
 
     /// Makes `config` the wanted one; the same effective configuration keeps its revision.

@@ -2,10 +2,11 @@
 
 use super::entry::Entry;
 use crate::budget::{
-    Admission, Claim, Contested, Decision, Held, Place, Seat, Stake, Verdict, Wanted, admit,
-    conflicts,
+    Admission, Claim, Conflict, Contested, Decided, Decision, Held, Party, Place, Stake, Verdict,
+    Wanted, decide,
 };
 use crate::config::TenantConfig;
+use crate::parties;
 use crate::servers::ServersView;
 use brokkr_tenant::{PoolSize, TenantName};
 use std::collections::BTreeMap;
@@ -38,42 +39,24 @@ pub(super) fn judge(
     view: &ServersView,
     headroom: u32,
 ) -> Judgement {
-    let stakes: Vec<Stake> = entries
+    let parties: Vec<Party> = entries
         .iter()
-        .map(|(name, entry)| stake(name, entry, view))
+        .map(|(name, entry)| party(name, entry, view))
         .collect();
-    let conflicts = conflicts(admitted, &stakes);
+    let Decided { conflicts, verdict } = decide(admitted, &parties, &view.facts(), headroom);
 
-    let mut claims = Vec::with_capacity(entries.len());
-    let mut candidates: BTreeMap<&TenantName, (Arc<TenantConfig>, Option<String>)> =
-        BTreeMap::new();
     let mut rulings = BTreeMap::new();
+    let mut candidates = BTreeMap::new();
     for (name, entry) in entries {
-        let mut wanted = Wanted::Nothing;
         match candidate(entry, conflicts.get(name)) {
-            Ok((config, pending)) => {
-                let url = &config.broker().database.url;
-                let at = view.endpoint(url).place().cloned();
-                wanted = Wanted::Pool {
-                    connections: config.broker().database.pool_size.get(),
-                    at,
-                };
-                candidates.insert(name, (config, pending));
+            Ok(found) => {
+                candidates.insert(name, found);
             }
             Err(ruling) => {
                 rulings.insert(name.clone(), ruling);
             }
         }
-        let priority = entry.asked().map_or(0, |config| priority(config));
-        claims.push(Claim {
-            tenant: name.clone(),
-            priority,
-            wanted,
-            held: held(entry, view),
-        });
     }
-
-    let verdict = admit(admitted, &claims, &view.facts(), headroom);
     for (name, (config, pending)) in candidates {
         let accepted = entries
             .get(name)
@@ -103,7 +86,7 @@ pub(super) fn judge(
 /// The configuration to put before the budget, or why there is none.
 fn candidate(
     entry: &Entry,
-    conflict: Option<&crate::budget::Conflict>,
+    conflict: Option<&Conflict>,
 ) -> Result<(Arc<TenantConfig>, Option<String>), Ruling> {
     let Some(file) = &entry.file else {
         return Err(Ruling::Gone);
@@ -117,23 +100,23 @@ fn candidate(
         return Err(Ruling::Stopped("by the operator".into()));
     }
     let accepted = entry.accepted.as_ref().map(|(_, config)| config.clone());
-    let (problem, asked) = match (file, conflict) {
-        (Err(problem), _) => (Some(problem.clone()), None),
+    let (problem, running) = match (file, conflict) {
+        (Ok(config), None) => return Ok((config.clone(), None)),
+        // A file that is bad stops nobody: what was accepted last stays wanted.
+        (Err(problem), None) => (problem.brief.clone(), accepted),
+        (Err(problem), Some(_)) => (problem.brief.clone(), None),
         (Ok(config), Some(conflict)) => {
             let key = match conflict.contested {
                 Contested::Schema(_) => "database.schema",
                 Contested::Address(_) => "http.listen",
             };
-            (Some(config.at(key, &conflict.to_string())), None)
+            let running = accepted.filter(|_| entry.life.current().is_some());
+            (config.at(key, &conflict.to_string()), running)
         }
-        (Ok(config), None) => (None, Some(config.clone())),
     };
-    match (asked, accepted, problem) {
-        (Some(config), _, pending) => Ok((config, pending)),
-        (None, Some(running), pending) if conflict.is_none() || entry.life.current().is_some() => {
-            Ok((running, pending))
-        }
-        (None, _, problem) => Err(Ruling::Refused(problem.unwrap_or_default())),
+    match running {
+        Some(running) => Ok((running, Some(problem))),
+        None => Err(Ruling::Refused(problem)),
     }
 }
 
@@ -154,41 +137,29 @@ fn cut_to_admitted(
     }
 }
 
-/// Beyond what anybody writes it makes no difference.
-fn priority(config: &TenantConfig) -> i32 {
-    config
-        .broker()
-        .supervision
-        .priority
-        .clamp(i32::MIN.into(), i32::MAX.into()) as i32
-}
-
-fn seat(config: &TenantConfig, view: &ServersView) -> Seat {
-    let broker = config.broker();
-    let url = &broker.database.url;
-    Seat {
-        database: view
-            .endpoint(url)
-            .place()
-            .map(|p| (p.server.clone(), p.database)),
-        spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname()),
-        schema: broker.database.schema.clone(),
-        listen: broker.http.listen.clone(),
-    }
-}
-
-fn stake(name: &TenantName, entry: &Entry, view: &ServersView) -> Stake {
-    let running = running(entry)
-        .map(|(_, config)| seat(config, view))
-        .collect();
-    let asked = entry
-        .candidate()
-        .filter(|c| !entry.stopped && c.broker().supervision.enabled);
-    Stake {
-        tenant: name.clone(),
-        priority: asked.map_or(0, |config| priority(config)),
-        running,
-        wanted: asked.map(|config| seat(config, view)),
+fn party(name: &TenantName, entry: &Entry, view: &ServersView) -> Party {
+    let priority = entry.asked().map_or(0, |config| parties::priority(config));
+    let seat = |config: &Arc<TenantConfig>| parties::seat(config, view);
+    let wanted = |config: &Arc<TenantConfig>| parties::wanted(config, view);
+    let asks = candidate(entry, None).ok().map(|(config, _)| config);
+    let accepted = entry.accepted.as_ref().map(|(_, config)| config);
+    Party {
+        stake: Stake {
+            tenant: name.clone(),
+            priority,
+            running: running(entry).map(|(_, config)| seat(config)).collect(),
+            wanted: asks.as_ref().map(seat),
+        },
+        claim: Claim {
+            tenant: name.clone(),
+            priority,
+            wanted: asks.as_ref().map_or(Wanted::Nothing, wanted),
+            held: held(entry, view),
+        },
+        fallback: match accepted {
+            Some(config) if entry.life.current().is_some() => wanted(config),
+            _ => Wanted::Nothing,
+        },
     }
 }
 

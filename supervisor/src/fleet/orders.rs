@@ -3,6 +3,7 @@
 use super::handle::{Order, Outcome, ReloadReport, Request, RequestError, Selection};
 use super::{Fleet, ReloadWish};
 use crate::lifecycle::Event;
+use crate::status::State;
 use brokkr_tenant::TenantName;
 use std::collections::BTreeMap;
 use tokio::sync::oneshot;
@@ -192,7 +193,7 @@ impl Fleet {
         };
         let settled = entry.life.settled()?;
         let view = entry.life.view();
-        let stopped = view.state == crate::status::State::Stopped;
+        let stopped = view.state == State::Stopped;
         let done = settled && stopped == (order == Order::Stop);
         let mut message = view.state.to_string();
         for more in [view.reason, view.pending].into_iter().flatten() {
@@ -225,15 +226,18 @@ impl Fleet {
             .map(ToString::to_string)
             .collect();
         for (name, entry) in &self.entries {
+            if let Some(problem) = entry.file_problem() {
+                report.problems.push(problem.full.clone());
+                continue;
+            }
             let view = entry.life.view();
-            let refused = (view.state == crate::status::State::Refused)
+            let refused = (view.state == State::Refused)
                 .then_some(view.reason)
                 .flatten();
-            for problem in [refused, view.pending].into_iter().flatten() {
-                if !report.problems.contains(&problem) {
-                    report.problems.push(format!("{name}: {problem}"));
-                }
-            }
+            let problems = [refused, view.pending].into_iter().flatten();
+            report
+                .problems
+                .extend(problems.map(|problem| format!("{problem} (tenant {name})")));
         }
         report
     }

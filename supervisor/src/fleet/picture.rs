@@ -55,13 +55,7 @@ impl Fleet {
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
         let servers = self.view.borrow();
         let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
-        let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
-        if let Some(problem) = entry.file_problem()
-            && state != State::Refused
-            && pending.as_deref() != Some(problem)
-        {
-            warnings.push(problem.to_owned());
-        }
+        let warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
         TenantStatus {
             name: name.to_string(),
             state,
@@ -83,6 +77,7 @@ impl Fleet {
             next_try_s: next_try.map(|at| at.saturating_sub(now).as_secs_f64()),
             last_words: entry.last_words.clone(),
             warnings,
+            problem: entry.file_problem().map(|problem| problem.full.clone()),
         }
     }
 

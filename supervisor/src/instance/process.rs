@@ -91,7 +91,7 @@ impl Process {
             })
             .await;
         let words = self.hub.last_words(self.reporter.tenant(), pid).await;
-        self.reporter.send(What::LastWords(words)).await;
+        self.reporter.send(What::LastWords(self.id, words)).await;
     }
 
     async fn failed(&self, reason: String) {

@@ -19,7 +19,7 @@ pub(crate) enum What {
     /// The instance's own `STATUS=`.
     Status(InstanceId, String),
     /// The last log lines of an instance that has ended.
-    LastWords(Vec<String>),
+    LastWords(InstanceId, Vec<String>),
 }
 
 /// Sends one tenant's reports. The queue is bounded: when the fleet is behind, the reporter waits; nothing is lost.

@@ -88,7 +88,7 @@ fn a_folder_and_a_dangling_link_named_like_a_tenant_are_its_problem_and_nobody_e
     let state = |name: &str| scanned.desired.tenants[&TenantName::parse(name).unwrap()].as_ref();
     assert!(state("acme").is_ok());
     for name in ["folder", "link"] {
-        let problem = state(name).unwrap_err();
+        let problem = &state(name).unwrap_err().full;
         assert!(problem.contains(&format!("{name}.toml:1:1: ")), "{problem}");
     }
 }
