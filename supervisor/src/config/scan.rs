@@ -29,7 +29,13 @@ pub(crate) struct FileProblem {
 
 impl From<&Diagnostics> for FileProblem {
     fn from(problems: &Diagnostics) -> Self {
-        let brief: Vec<String> = problems.errors().map(Diagnostic::headline).collect();
+        let brief: Vec<String> = problems
+            .errors()
+            .map(|problem| match &problem.hint {
+                Some(hint) => format!("{} ({hint})", problem.headline()),
+                None => problem.headline(),
+            })
+            .collect();
         Self {
             brief: brief.join("; "),
             full: problems.to_string(),
