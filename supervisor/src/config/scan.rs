@@ -4,7 +4,7 @@
 mod tests;
 
 use super::TenantConfig;
-use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName};
+use brokkr_tenant::{Diagnostics, Layer, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -39,8 +39,10 @@ pub(crate) struct Private {
     pub(crate) path: PathBuf,
     pub(crate) times: ProbeTimes,
     pub(crate) wishes: watch::Receiver<Wishes>,
-    /// What it was spawned with: only what differs is told.
-    pub(crate) told: Wishes,
+    /// The connections it was spawned with: only another number is told.
+    pub(crate) told_connections: u32,
+    /// The verdict on its server it was told last. Without one it would ask the server itself at every probe.
+    pub(crate) told_server: Option<Result<(), String>>,
     pub(crate) reporter: Reporter,
 }
 
@@ -55,6 +57,7 @@ impl Private {
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
         let mut last = None;
+        self.tell(&mut client).await;
         loop {
             // Both arms are cancel-safe: a change not seen now is seen by the next `changed`.
             let changed = tokio::select! {
@@ -81,19 +84,19 @@ impl Private {
 
     async fn tell(&mut self, client: &mut Client) {
         let wishes = self.wishes.borrow_and_update().clone();
-        if wishes.server != self.told.server {
+        if self.told_server.as_ref() != Some(&wishes.server) {
             let body = match &wishes.server {
                 Ok(()) => serde_json::json!({ "up": true }),
                 Err(reason) => serde_json::json!({ "up": false, "reason": reason }),
             };
             if client.put("/server", &body, self.times.timeout).await {
-                self.told.server = wishes.server;
+                self.told_server = Some(wishes.server);
             }
         }
-        if wishes.connections != self.told.connections {
+        if wishes.connections != self.told_connections {
             let body = serde_json::json!({ "connections": wishes.connections });
             if client.put("/pool", &body, self.times.timeout).await {
-                self.told.connections = wishes.connections;
+                self.told_connections = wishes.connections;
             }
         }
     }

@@ -49,7 +49,7 @@ impl Process {
     /// Starts the instance, sees it through, and reports its end.
     pub(crate) async fn run(mut self, launch: Launch) {
         let files = launch.files.clone();
-        let told = self.wishes.borrow().clone();
+        let told = self.wishes.borrow().connections;
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
             Ok(Err(reason)) => return self.failed(reason).await,
@@ -109,7 +109,7 @@ impl Process {
         pidfd: OwnedFd,
         notify: std::os::unix::net::UnixDatagram,
         files: &Files,
-        told: Wishes,
+        told_connections: u32,
         testament: &mut Testament,
     ) -> io::Result<String> {
         let pidfd = sys::readable(pidfd)?;
@@ -126,7 +126,7 @@ impl Process {
                     let ready = said == Said::Ready;
                     self.hear(said, testament).await;
                     if ready && private.is_none() {
-                        private = Some(self.probe(files.private(), told.clone()));
+                        private = Some(self.probe(files.private(), told_connections));
                     }
                 },
             }
@@ -148,13 +148,14 @@ impl Process {
         Ok(describe(status))
     }
 
-    fn probe(&self, path: PathBuf, told: Wishes) -> JoinHandle<()> {
+    fn probe(&self, path: PathBuf, told_connections: u32) -> JoinHandle<()> {
         let private = Private {
             id: self.id,
             path,
             times: self.times,
             wishes: self.wishes.clone(),
-            told,
+            told_connections,
+            told_server: None,
             reporter: self.reporter.clone(),
         };
         tokio::spawn(private.run())
