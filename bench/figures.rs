@@ -12,7 +12,7 @@
     reason = "a program for people to run by hand"
 )]
 
-use brokkr_tests::{Addr, Api, Connection, Host, Tenant, http, procs, until};
+use brokkr_tests::{Addr, Api, Connection, Host, Tenant, http, procs, wait};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,15 +68,21 @@ fn idle() {
     }
     let mut client = host.server().client();
     let start = Instant::now();
-    until(
+    wait::until_ok(
         Duration::from_secs(120),
         "idle brokers to hold no connection",
         || {
-            let held: i64 = client
-            .query_one("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%:t%'", &[])
-            .unwrap()
-            .get(0);
-            (held == 0).then_some(())
+            let held = client
+            .query(
+                "SELECT application_name, state, query FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%:t%'",
+                &[],
+            )
+            .unwrap();
+            if held.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{held:?}"))
+            }
         },
     );
     println!(
