@@ -48,7 +48,7 @@ check:
 test: deps check debug $(VENV)/.done
 	mkdir -p $(TARGET)
 	status=0; BROKKR_TESTS_PYTHON=$(VENV)/bin/python \
-	  timeout -k 30 $(TEST_TIMEOUT) $(CARGO) test --locked --workspace --no-fail-fast </dev/null 2>&1 \
+	  timeout -k 30 $(TEST_TIMEOUT) $(CARGO) test --locked --workspace --no-fail-fast -- --show-output </dev/null 2>&1 \
 	  | tee $(TARGET)/test.log || status=$$?; \
 	.ci/summary $(TARGET)/test.log; exit $$status
 
