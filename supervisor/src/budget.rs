@@ -282,6 +282,7 @@ pub fn admit(
                         tenant: claim.tenant.clone(),
                         pool: *connections,
                         server: Some(place.server.clone()),
+                        seat: None,
                     });
                     Decision::Admitted
                 }
@@ -332,6 +333,7 @@ fn readmit(
         tenant: admission.tenant.clone(),
         pool: connections,
         server: Some(place.server.clone()),
+        seat: admission.seat.clone(),
     };
     if within {
         return (Decision::Admitted, granted);

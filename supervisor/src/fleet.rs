@@ -249,6 +249,7 @@ impl Fleet {
         for (name, entry) in &mut self.entries {
             if !desired.tenants.contains_key(name) {
                 entry.file = None;
+                entry.stopped = false;
                 // A tenant that comes back under this name is a new one.
                 self.stopped.remove(name);
             }

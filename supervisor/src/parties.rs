@@ -11,7 +11,9 @@ pub(crate) fn seat(config: &TenantConfig, view: &ServersView) -> Seat {
     let place = view.endpoint(url).place();
     Seat {
         database: place.map(|place| (place.server.clone(), place.database)),
-        spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname()),
+        // It is one word of a line of STATE_DIR/admitted.
+        spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname())
+            .replace(char::is_whitespace, "%20"),
         schema: broker.database.schema.clone(),
         listen: broker.http.listen.clone(),
     }

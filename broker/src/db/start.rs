@@ -129,12 +129,14 @@ fn needs_a_person(code: &SqlState) -> bool {
         || *code == SqlState::INVALID_SCHEMA_NAME
 }
 
-/// `IF NOT EXISTS` is not atomic: two starts at once see 23505, 42P06 or 42P07. And 55P03: `lock_timeout`.
+/// `IF NOT EXISTS` is not atomic: two starts at once see 23505, 42P06, 42P07 or 42710. And 55P03: `lock_timeout`.
 fn lost_a_race(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         *code == SqlState::UNIQUE_VIOLATION
             || *code == SqlState::DUPLICATE_SCHEMA
             || *code == SqlState::DUPLICATE_TABLE
+            // 42710: a table brings its row type, which may be the one that lost.
+            || *code == SqlState::DUPLICATE_OBJECT
             || *code == SqlState::LOCK_NOT_AVAILABLE
     })
 }

@@ -1,11 +1,11 @@
 //! The admitted list as text: `STATE_DIR/admitted`, one tenant a line in order of admission.
 //!
-//! A line is `NAME POOL SERVER`. Pool and server are what the tenant was admitted with, so that a pool
-//! raised while the supervisor was away is seen as raised, and asked for like any other.
+//! A line is `NAME POOL SERVER OID SCHEMA DATABASE LISTEN`: what the tenant was admitted with, so that a pool raised
+//! while the supervisor was away is seen as raised, and a schema or an address stays its owner's over a reboot. `OID`
+//! and `DATABASE` are the database as the server and as the URL name it; `-` is unknown. All but the name may be missing.
 
-use super::ServerId;
-use brokkr_tenant::TenantName;
-use std::fmt::Write as _;
+use super::{Seat, ServerId};
+use brokkr_tenant::{Listen, SchemaName, TenantName};
 
 /// One tenant that has been admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,26 +16,20 @@ pub struct Admission {
     pub pool: u32,
     /// The server it was admitted on; `None` in a list written by hand.
     pub server: Option<ServerId>,
+    /// What it was admitted to for itself alone: nobody else gets it, whether an instance runs just now or not.
+    pub seat: Option<Seat>,
 }
 
 /// The list as the file's text.
 pub fn format_admitted(admitted: &[Admission]) -> String {
     let mut text = String::new();
-    for Admission {
-        tenant,
-        pool,
-        server,
-    } in admitted
-    {
-        let server = server.as_ref().map_or("", ServerId::as_str);
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{}",
-            format_args!("{tenant} {pool} {server}")
-                .to_string()
-                .trim_end()
-        );
+    for admission in admitted {
+        let Admission { tenant, pool, .. } = admission;
+        let server = admission.server.as_ref().map_or("", ServerId::as_str);
+        let seat = admission.seat.as_ref().map(format_seat).unwrap_or_default();
+        let line = format!("{tenant} {pool} {server} {seat}");
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
     text
 }
@@ -54,8 +48,14 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
         // A name alone: admitted with whatever its file says.
         let pool = words.next().map_or(Ok(u32::MAX), str::parse);
         let server = words.next().map(ServerId::new);
-        match (TenantName::parse(name), pool, words.next()) {
-            (Ok(tenant), Ok(pool), None) => {
+        let rest: Vec<&str> = words.collect();
+        let seat = match (rest.is_empty(), &server) {
+            (true, _) => Ok(None),
+            (false, Some(server)) => parse_seat(server, &rest).map(Some).ok_or(()),
+            (false, None) => Err(()),
+        };
+        match (TenantName::parse(name), pool, seat) {
+            (Ok(tenant), Ok(pool), Ok(seat)) => {
                 if admitted.iter().any(|a| a.tenant == tenant) {
                     bad.push((number, line.to_owned()));
                 } else {
@@ -63,6 +63,7 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
                         tenant,
                         pool,
                         server,
+                        seat,
                     });
                 }
             }
@@ -70,4 +71,34 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
         }
     }
     (admitted, bad)
+}
+
+fn format_seat(seat: &Seat) -> String {
+    let oid = seat
+        .database
+        .as_ref()
+        .map_or("-".to_owned(), |(_, oid)| oid.to_string());
+    format!(
+        "{oid} {} {} {}",
+        seat.schema.as_str(),
+        seat.spelled,
+        seat.listen
+    )
+}
+
+/// The address comes last because the path of a Unix socket may hold spaces.
+fn parse_seat(server: &ServerId, words: &[&str]) -> Option<Seat> {
+    let [oid, schema, spelled, listen @ ..] = words else {
+        return None;
+    };
+    let database = match *oid {
+        "-" => None,
+        oid => Some((server.clone(), oid.parse().ok()?)),
+    };
+    Some(Seat {
+        database,
+        spelled: (*spelled).to_owned(),
+        schema: SchemaName::parse(schema).ok()?,
+        listen: Listen::parse(&listen.join(" ")).ok()?,
+    })
 }

@@ -1,7 +1,8 @@
 //! Conflicts and budget together: who is refused for one reason must not stand in anybody's way for the other.
 
 use super::{
-    Admission, Claim, Conflict, Decision, Facts, ServerId, Stake, Verdict, Wanted, admit, conflicts,
+    Admission, Claim, Conflict, Decision, Facts, Seat, ServerId, Stake, Verdict, Wanted, admit,
+    conflicts,
 };
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,10 @@ pub fn decide(
     facts: &BTreeMap<ServerId, Facts>,
     headroom: u32,
 ) -> Decided {
+    let seats: BTreeMap<&TenantName, &Seat> = order
+        .iter()
+        .filter_map(|admission| Some((&admission.tenant, admission.seat.as_ref()?)))
+        .collect();
     let mut over_budget: BTreeSet<TenantName> = BTreeSet::new();
     // Each round takes at least one more tenant out of the others' way, so there are no more rounds than tenants.
     loop {
@@ -41,6 +46,12 @@ pub fn decide(
             .iter()
             .map(|party| {
                 let mut stake = party.stake.clone();
+                // Who was admitted keeps what it was admitted to while no instance runs: after a crash, over a reboot.
+                if stake.wanted.is_some()
+                    && let Some(seat) = seats.get(&stake.tenant)
+                {
+                    stake.running.push((*seat).clone());
+                }
                 if over_budget.contains(&stake.tenant) {
                     stake.wanted = None;
                 }
@@ -58,7 +69,7 @@ pub fn decide(
                 claim
             })
             .collect();
-        let verdict = admit(order, &claims, facts, headroom);
+        let mut verdict = admit(order, &claims, facts, headroom);
         let refused: BTreeSet<TenantName> = verdict
             .tenants
             .iter()
@@ -66,9 +77,44 @@ pub fn decide(
             .map(|(tenant, _)| tenant.clone())
             .collect();
         if refused.is_subset(&over_budget) {
+            seat_the_admitted(&mut verdict, parties, &conflicts, &seats);
             return Decided { conflicts, verdict };
         }
         over_budget.extend(refused);
+    }
+}
+
+/// Writes down what each admitted tenant has for itself alone: what it asked for, where that was granted.
+fn seat_the_admitted(
+    verdict: &mut Verdict,
+    parties: &[Party],
+    conflicts: &BTreeMap<TenantName, Conflict>,
+    before: &BTreeMap<&TenantName, &Seat>,
+) {
+    let wanted: BTreeMap<&TenantName, &Seat> = parties
+        .iter()
+        .filter_map(|party| Some((&party.stake.tenant, party.stake.wanted.as_ref()?)))
+        .collect();
+    for admission in &mut verdict.admitted {
+        let had = before.get(&admission.tenant).copied();
+        let granted = verdict.tenants.get(&admission.tenant) == Some(&Decision::Admitted)
+            && !conflicts.contains_key(&admission.tenant);
+        let seat = match (wanted.get(&admission.tenant).copied(), had) {
+            (Some(asked), None) if granted => Some(asked),
+            (Some(asked), Some(had)) if granted => {
+                // While its server is away the database is known from the last time only.
+                let same = asked.schema == had.schema
+                    && asked.listen == had.listen
+                    && asked.spelled == had.spelled;
+                Some(if same && asked.database.is_none() {
+                    had
+                } else {
+                    asked
+                })
+            }
+            _ => had,
+        };
+        admission.seat = seat.cloned();
     }
 }
 
@@ -134,5 +180,29 @@ mod tests {
         assert!(matches!(state("a"), Decision::Refused(_)));
         assert_eq!(*state("b"), Decision::Admitted);
         assert_eq!(*state("c"), Decision::Admitted);
+    }
+
+    #[test]
+    fn what_an_admitted_tenant_has_is_nobody_elses_while_it_is_down_and_over_a_reboot() {
+        let facts = Facts {
+            max_connections: 100,
+            superuser_reserved: 3,
+            ..Facts::default()
+        };
+        let facts = BTreeMap::from([(ServerId::new("s"), facts)]);
+        let both = [party("a", "one", 8, 0), party("b", "two", 8, 0)];
+        let first = decide(&[], &both, &facts, 3).verdict.admitted;
+        let text = super::super::format_admitted(&first);
+        let (order, bad) = super::super::parse_admitted(&text);
+        assert_eq!((&order, bad.len()), (&first, 0), "{text}");
+        // b is older in the list and asks for a's schema while a has no instance.
+        let order: Vec<Admission> = order.into_iter().rev().collect();
+        let greedy = [party("a", "one", 8, 0), party("b", "one", 8, 9)];
+        let decided = decide(&order, &greedy, &facts, 3);
+        let names: Vec<_> = decided.conflicts.keys().map(TenantName::as_str).collect();
+        assert_eq!(names, ["b"]);
+        // Once a has gone for good, b gets it.
+        let decided = decide(&decided.verdict.admitted, &greedy[1..], &facts, 3);
+        assert!(decided.conflicts.is_empty());
     }
 }

@@ -410,6 +410,7 @@ fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
         tenant: name("bolt"),
         pool: 5,
         server: None,
+        seat: None,
     }];
     let found = conflicts(
         &order,

@@ -51,6 +51,8 @@ pub(crate) type FileState = Result<Arc<TenantConfig>, Arc<FileProblem>>;
 pub(crate) struct Desired {
     /// Counts scans.
     pub(crate) scan: u64,
+    /// Whether the folder could be read, now or ever: until then nothing is known, not even that there is no tenant.
+    pub(crate) listed: bool,
     /// Every tenant that has a file: its configuration, or what is wrong with the file.
     pub(crate) tenants: BTreeMap<TenantName, FileState>,
     /// What is wrong and is no single tenant's.
@@ -104,6 +106,7 @@ pub(crate) struct Scanner {
     layers: Vec<Layer>,
     known: BTreeMap<TenantName, Known>,
     scans: u64,
+    listed: bool,
 }
 
 /// The outcome of a scan.
@@ -137,6 +140,7 @@ impl Scanner {
                 self.folder.display()
             )),
             Ok(paths) => {
+                self.listed = true;
                 let mut present = BTreeSet::new();
                 for path in paths {
                     match TenantName::of_file(&path) {
@@ -156,6 +160,7 @@ impl Scanner {
             .map(|(name, known)| (name.clone(), known.state.clone()));
         let desired = Desired {
             scan: self.scans,
+            listed: self.listed,
             tenants: states.collect(),
             problems,
         };

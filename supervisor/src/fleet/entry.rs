@@ -67,6 +67,13 @@ impl Entry {
         self.file.as_ref()?.as_ref().err().map(Arc::as_ref)
     }
 
+    /// The configuration it is meant to run, whether an instance does just now or not.
+    pub(super) fn meant(&self) -> Option<&Arc<TenantConfig>> {
+        let told = self.told.as_ref()?;
+        let (_, config) = self.accepted.as_ref()?;
+        matches!(told.want, Want::Run(_)).then_some(config)
+    }
+
     /// Makes `config` the wanted one; the same effective configuration keeps its revision.
     pub(super) fn accept(&mut self, config: &Arc<TenantConfig>) -> Revision {
         if let Some((revision, accepted)) = &mut self.accepted

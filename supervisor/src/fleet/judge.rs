@@ -58,10 +58,7 @@ pub(super) fn judge(
         }
     }
     for (name, (config, pending)) in candidates {
-        let accepted = entries
-            .get(name)
-            .and_then(|e| e.accepted.as_ref())
-            .map(|(_, c)| c);
+        let meant = entries.get(name).and_then(Entry::meant);
         let at_pool = |text: &str| config.at("database.pool_size", text);
         let ruling = match verdict.tenants.get(name) {
             Some(Decision::Refused(shortage)) => {
@@ -69,7 +66,7 @@ pub(super) fn judge(
             }
             Some(Decision::Keep(shortage)) => {
                 let why = at_pool(&format!("over budget: tenant {name} {shortage}"));
-                match accepted {
+                match meant {
                     Some(old) => Ruling::Run(old.clone(), Some(why)),
                     // Admitted before this supervisor started, with less than the file asks for now.
                     None => Ruling::Run(cut_to_admitted(name, &config, &verdict), Some(why)),
@@ -99,23 +96,20 @@ fn candidate(
     if entry.stopped {
         return Err(Ruling::Stopped("by the operator".into()));
     }
-    let accepted = entry.accepted.as_ref().map(|(_, config)| config.clone());
+    // What is wrong with the file stops nobody who is meant to run.
     let (problem, running) = match (file, conflict) {
         (Ok(config), None) => return Ok((config.clone(), None)),
-        // A file that is bad stops nobody: what was accepted last stays wanted.
-        (Err(problem), None) => (problem.brief.clone(), accepted),
-        (Err(problem), Some(_)) => (problem.brief.clone(), None),
+        (Err(problem), _) => (problem.brief.clone(), entry.meant()),
         (Ok(config), Some(conflict)) => {
             let key = match conflict.contested {
                 Contested::Schema(_) => "database.schema",
                 Contested::Address(_) => "http.listen",
             };
-            let running = accepted.filter(|_| entry.life.current().is_some());
-            (config.at(key, &conflict.to_string()), running)
+            (config.at(key, &conflict.to_string()), entry.meant())
         }
     };
     match running {
-        Some(running) => Ok((running, Some(problem))),
+        Some(running) => Ok((running.clone(), Some(problem))),
         None => Err(Ruling::Refused(problem)),
     }
 }
@@ -142,7 +136,6 @@ fn party(name: &TenantName, entry: &Entry, view: &ServersView) -> Party {
     let seat = |config: &Arc<TenantConfig>| parties::seat(config, view);
     let wanted = |config: &Arc<TenantConfig>| parties::wanted(config, view);
     let asks = candidate(entry, None).ok().map(|(config, _)| config);
-    let accepted = entry.accepted.as_ref().map(|(_, config)| config);
     Party {
         stake: Stake {
             tenant: name.clone(),
@@ -156,10 +149,7 @@ fn party(name: &TenantName, entry: &Entry, view: &ServersView) -> Party {
             wanted: asks.as_ref().map_or(Wanted::Nothing, wanted),
             held: held(entry, view),
         },
-        fallback: match accepted {
-            Some(config) if entry.life.current().is_some() => wanted(config),
-            _ => Wanted::Nothing,
-        },
+        fallback: entry.meant().map_or(Wanted::Nothing, wanted),
     }
 }
 

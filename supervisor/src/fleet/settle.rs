@@ -18,7 +18,8 @@ impl Fleet {
     pub(super) fn settle(&mut self) {
         // Each round follows from the one before: who has gone leaves room for who was refused.
         for _ in 0..MOST_ROUNDS {
-            if std::mem::take(&mut self.unjudged) && !self.stopping {
+            if std::mem::take(&mut self.unjudged) && !self.stopping && self.desired.borrow().listed
+            {
                 self.judge_all();
             }
             self.judge_hangs();
