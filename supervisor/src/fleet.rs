@@ -19,7 +19,7 @@ use crate::budget::{Admission, Verdict, format_admitted};
 use crate::config::{Desired, Supervisor};
 use crate::instance::Edge;
 use crate::instance::report::{Report, What};
-use crate::lifecycle::{Event, Lifecycle, Policy, Time, Want};
+use crate::lifecycle::{Event, Instance, Lifecycle, Policy, Time, Want};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
@@ -152,14 +152,24 @@ impl Fleet {
                 && self
                     .entries
                     .values()
-                    .all(|e| e.life.instances().next().is_none())
+                    .all(|e| e.life.instances().all(Instance::unkillable))
             {
+                self.name_the_unkillable();
                 break;
             }
         }
         self.publish();
         self.kept_admitted.finish().await;
         self.kept_stopped.finish().await;
+    }
+
+    /// What the kernel does not let go must not keep the supervisor from going; its lock tells the next one.
+    fn name_the_unkillable(&self) {
+        for (name, entry) in &self.entries {
+            for instance in entry.life.instances() {
+                tracing::error!(tenant = %name, pid = instance.pid, "cannot be killed and is left behind");
+            }
+        }
     }
 
     fn changed(&mut self) {

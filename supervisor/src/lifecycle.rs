@@ -37,6 +37,8 @@ const COUNT_AFTER: Duration = Duration::from_millis(2500);
 /// Connections a replacement starts with, and what a tenant may hold above its pool while two instances overlap.
 pub(crate) const REPLACEMENT_CONNECTIONS: u32 = 2;
 
+/// A process that is still there so long after SIGKILL waits in the kernel for something that may never come.
+const UNKILLABLE_AFTER: Duration = Duration::from_secs(5);
 /// A tenant's processes at any time: one that serves and one that comes or goes.
 const MOST_PROCESSES: usize = 2;
 
@@ -284,8 +286,10 @@ impl Lifecycle {
         configuration: bool,
         actions: &mut Vec<Action>,
     ) {
-        if self.draining.as_ref().is_some_and(|i| i.id == id) {
-            self.draining = None;
+        if let Some(old) = self.draining.take_if(|i| i.id == id) {
+            if matches!(old.phase, Phase::Stopping { killed: true, .. }) {
+                self.lingering = Some(now + COUNT_AFTER);
+            }
             self.share_connections(actions);
             return;
         }
@@ -412,7 +416,12 @@ impl Lifecycle {
             if self.hold.is_some() {
                 self.release_slot(actions);
             } else if self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
-                self.start(now, spec, SlotKind::Start, actions);
+                // Beside one that still drains it takes what a replacement takes, or must wait for it to go.
+                match (&self.draining, self.may_overlap) {
+                    (None, _) => self.start(now, spec, SlotKind::Start, actions),
+                    (Some(_), true) => self.start(now, spec, SlotKind::Replacement, actions),
+                    (Some(_), false) => {}
+                }
             }
             return;
         };
@@ -510,9 +519,9 @@ impl Lifecycle {
             revision: spec.revision,
             connections,
         });
-        match kind {
-            SlotKind::Start => self.current = Some(instance),
-            SlotKind::Replacement => self.next = Some(instance),
+        match self.current {
+            None => self.current = Some(instance),
+            Some(_) => self.next = Some(instance),
         }
     }
 
@@ -547,7 +556,14 @@ impl Lifecycle {
                 }
                 Phase::Stopping { kill_at, killed } if *kill_at <= now && !*killed => {
                     *killed = true;
+                    *kill_at = now;
                     actions.push(Action::Kill(instance.id));
+                }
+                Phase::Stopping {
+                    kill_at,
+                    killed: true,
+                } if *kill_at + UNKILLABLE_AFTER <= now => {
+                    instance.overdue = true;
                 }
                 _ => {}
             }

@@ -10,14 +10,18 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// A file is read after so long without another event.
 const QUIET: Duration = Duration::from_millis(50);
+/// And at the latest so long after the first.
+const LATEST: Duration = Duration::from_millis(500);
+/// A file that is being written is left alone until it is closed, or nothing was written to it for so long.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// While a folder cannot be watched, it is looked at so often.
 const UNWATCHED: Duration = Duration::from_secs(1);
 /// Events between two turns of the task. When full, the rest is dropped and everything is looked at again.
@@ -39,7 +43,8 @@ enum Hint {
 /// The task's state.
 pub(crate) struct Watch {
     folder: PathBuf,
-    scanner: Scanner,
+    /// Locked by the one scan that runs at a time, on a thread that may block.
+    scanner: Arc<Mutex<Scanner>>,
     desired: watch::Sender<Arc<Desired>>,
     wishes: mpsc::Receiver<ReloadWish>,
     hints: mpsc::Receiver<Hint>,
@@ -49,6 +54,10 @@ pub(crate) struct Watch {
     /// Hints were lost: nothing is known of who is writing what.
     overflow: Arc<AtomicBool>,
     look_at: Option<Instant>,
+    /// Events without a pause must not put off the look for ever.
+    latest_look: Option<Instant>,
+    /// What is still busy then is looked at all the same.
+    patience_at: Option<Instant>,
     again_at: Option<Instant>,
 }
 
@@ -77,7 +86,7 @@ impl Watch {
             .ok();
         Self {
             folder,
-            scanner,
+            scanner: Arc::new(Mutex::new(scanner)),
             desired,
             wishes,
             hints,
@@ -86,6 +95,8 @@ impl Watch {
             busy: BTreeSet::new(),
             overflow,
             look_at: None,
+            latest_look: None,
+            patience_at: None,
             again_at: None,
         }
     }
@@ -96,7 +107,10 @@ impl Watch {
         self.keep_watching(&folder);
         self.look(Look::default()).await;
         loop {
-            let wake = [self.look_at, self.again_at].into_iter().flatten().min();
+            let wake = [self.look_at, self.again_at, self.patience_at]
+                .into_iter()
+                .flatten()
+                .min();
             let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
             // Every arm is cancel-safe: the queues keep what is not taken, the timer is set anew.
             tokio::select! {
@@ -125,6 +139,8 @@ impl Watch {
             Hint::Look => {}
             Hint::Busy(path) => {
                 self.busy.insert(path);
+                // Written by somebody who never closes it, or closed unseen: then it is read as it stands.
+                self.patience_at = Some(Instant::now() + PATIENCE);
                 return;
             }
             Hint::Done(path) => {
@@ -138,24 +154,30 @@ impl Watch {
                 self.busy.clear();
             }
         }
-        self.look_at = Some(Instant::now() + QUIET);
+        let now = Instant::now();
+        let latest = *self.latest_look.get_or_insert(now + LATEST);
+        self.look_at = Some((now + QUIET).min(latest));
     }
 
     async fn look(&mut self, look: Look) -> u64 {
         self.look_at = None;
+        self.latest_look = None;
+        if self.patience_at.is_some_and(|at| at <= Instant::now()) {
+            self.patience_at = None;
+            self.busy.clear();
+        }
         let folder = self.folder.clone();
         // Watched first, then read: what changes in between is an event.
         let watched = self.keep_watching(&folder);
-        let (mut scanner, busy) = (std::mem::take(&mut self.scanner), self.busy.clone());
+        let (scanner, busy) = (self.scanner.clone(), self.busy.clone());
         let scanning = tokio::task::spawn_blocking(move || {
-            let scanned = scanner.scan(std::time::Instant::now(), look, &busy);
-            (scanner, scanned)
+            let mut scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
+            scanner.scan(std::time::Instant::now(), look, &busy)
         });
-        let Ok((scanner, scanned)) = scanning.await else {
-            // A panic in the scanner has been logged by the panic hook; what is known stays as it is.
+        let Ok(scanned) = scanning.await else {
+            // A panic in the scanner has been logged by the panic hook; what was known stays as it is.
             return self.desired.borrow().scan;
         };
-        self.scanner = scanner;
         let Scanned {
             desired,
             again_at,

@@ -213,3 +213,52 @@ fn what_is_no_tenant_file_is_named_and_harms_nobody() {
     let check = host.command(&["check"]);
     assert_eq!(check.code, Some(1));
 }
+
+#[test]
+fn a_crash_hands_neither_schema_nor_address_to_a_tenant_that_wants_them() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(8).up();
+    let globex = host.tenant("globex").pool(8).up();
+    let before = globex.pid();
+    let address = acme.status().listen.unwrap();
+    for (key, theirs, ours) in [
+        (
+            "schema",
+            "\"tenant_acme\"".to_owned(),
+            "\"tenant_globex\"".to_owned(),
+        ),
+        (
+            "listen",
+            format!("\"{address}\""),
+            format!("\"{}\"", globex.status().listen.unwrap()),
+        ),
+    ] {
+        let file = globex.read_file();
+        assert!(file.contains(&ours), "{key}: {file}");
+        globex.replace_file(&file.replace(&ours, &theirs));
+        globex.wait("pending", |t| {
+            t.pending
+                .as_ref()
+                .is_some_and(|why| why.contains("taken: tenant acme"))
+        });
+        for _ in 0..3 {
+            let old = acme.pid();
+            acme.signal(nix::sys::signal::Signal::SIGKILL);
+            acme.wait("another instance of its own", |t| {
+                assert_ne!(t.state, "refused", "{:?}", t.reason);
+                t.state == "ready" && t.pid.is_some_and(|pid| pid != old)
+            });
+        }
+        assert_eq!(globex.pid(), before, "the {key} was not given away");
+        // Nor by a new start of the supervisor: acme runs, globex is told why it does not.
+        if key == "listen" {
+            assert!(host.stop().success());
+            host.up();
+            acme.becomes("ready");
+            let reason = globex.becomes("refused").reason.unwrap();
+            assert!(reason.contains("taken: tenant acme"), "{reason}");
+        }
+        globex.replace_file(&file);
+        globex.wait("as before", |t| t.state == "ready" && t.pending.is_none());
+    }
+}

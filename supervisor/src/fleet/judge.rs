@@ -9,7 +9,7 @@ use crate::config::TenantConfig;
 use crate::parties;
 use crate::servers::ServersView;
 use brokkr_tenant::{PoolSize, TenantName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What is wanted of one tenant.
@@ -39,16 +39,23 @@ pub(super) fn judge(
     view: &ServersView,
     headroom: u32,
 ) -> Judgement {
+    // One that only waits for its server to be seen is not admitted: it has nothing yet that it could keep.
+    let listed: BTreeSet<&TenantName> = admitted.iter().map(|a| &a.tenant).collect();
+    let meant: BTreeMap<&TenantName, &Arc<TenantConfig>> = entries
+        .iter()
+        .filter(|(name, _)| listed.contains(name))
+        .filter_map(|(name, entry)| Some((name, entry.meant()?)))
+        .collect();
     let parties: Vec<Party> = entries
         .iter()
-        .map(|(name, entry)| party(name, entry, view))
+        .map(|(name, entry)| party(name, entry, meant.get(name).copied(), view))
         .collect();
     let Decided { conflicts, verdict } = decide(admitted, &parties, &view.facts(), headroom);
 
     let mut rulings = BTreeMap::new();
     let mut candidates = BTreeMap::new();
     for (name, entry) in entries {
-        match candidate(entry, conflicts.get(name)) {
+        match candidate(entry, meant.get(name).copied(), conflicts.get(name)) {
             Ok(found) => {
                 candidates.insert(name, found);
             }
@@ -58,7 +65,6 @@ pub(super) fn judge(
         }
     }
     for (name, (config, pending)) in candidates {
-        let meant = entries.get(name).and_then(Entry::meant);
         let at_pool = |text: &str| config.at("database.pool_size", text);
         let ruling = match verdict.tenants.get(name) {
             Some(Decision::Refused(shortage)) => {
@@ -66,7 +72,7 @@ pub(super) fn judge(
             }
             Some(Decision::Keep(shortage)) => {
                 let why = at_pool(&format!("over budget: tenant {name} {shortage}"));
-                match meant {
+                match meant.get(name).copied() {
                     Some(old) => Ruling::Run(old.clone(), Some(why)),
                     // Admitted before this supervisor started, with less than the file asks for now.
                     None => Ruling::Run(cut_to_admitted(name, &config, &verdict), Some(why)),
@@ -83,6 +89,7 @@ pub(super) fn judge(
 /// The configuration to put before the budget, or why there is none.
 fn candidate(
     entry: &Entry,
+    meant: Option<&Arc<TenantConfig>>,
     conflict: Option<&Conflict>,
 ) -> Result<(Arc<TenantConfig>, Option<String>), Ruling> {
     let Some(file) = &entry.file else {
@@ -99,13 +106,13 @@ fn candidate(
     // What is wrong with the file stops nobody who is meant to run.
     let (problem, running) = match (file, conflict) {
         (Ok(config), None) => return Ok((config.clone(), None)),
-        (Err(problem), _) => (problem.brief.clone(), entry.meant()),
+        (Err(problem), _) => (problem.brief.clone(), meant),
         (Ok(config), Some(conflict)) => {
             let key = match conflict.contested {
                 Contested::Schema(_) => "database.schema",
                 Contested::Address(_) => "http.listen",
             };
-            (config.at(key, &conflict.to_string()), entry.meant())
+            (config.at(key, &conflict.to_string()), meant)
         }
     };
     match running {
@@ -131,11 +138,16 @@ fn cut_to_admitted(
     }
 }
 
-fn party(name: &TenantName, entry: &Entry, view: &ServersView) -> Party {
+fn party(
+    name: &TenantName,
+    entry: &Entry,
+    meant: Option<&Arc<TenantConfig>>,
+    view: &ServersView,
+) -> Party {
     let priority = entry.asked().map_or(0, |config| parties::priority(config));
     let seat = |config: &Arc<TenantConfig>| parties::seat(config, view);
     let wanted = |config: &Arc<TenantConfig>| parties::wanted(config, view);
-    let asks = candidate(entry, None).ok().map(|(config, _)| config);
+    let asks = candidate(entry, meant, None).ok().map(|(config, _)| config);
     Party {
         stake: Stake {
             tenant: name.clone(),
@@ -149,7 +161,7 @@ fn party(name: &TenantName, entry: &Entry, view: &ServersView) -> Party {
             wanted: asks.as_ref().map_or(Wanted::Nothing, wanted),
             held: held(entry, view),
         },
-        fallback: entry.meant().map_or(Wanted::Nothing, wanted),
+        fallback: meant.map_or(Wanted::Nothing, wanted),
     }
 }
 

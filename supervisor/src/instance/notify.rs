@@ -4,7 +4,7 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
 };
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -59,10 +59,11 @@ impl NotifySocket {
     pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<Said>> {
         loop {
             let mut ready = self.socket.readable().await?;
-            match ready.try_io(|socket| read_one(socket.get_ref())) {
-                Ok(Ok((sender, text))) if sender == Some(pid) => return Ok(parse(&text)),
-                Ok(Ok(_)) | Err(_) => {}
-                Ok(Err(error)) => return Err(error),
+            // A datagram that cannot be read whole is a stranger's: it says nothing, and harms nobody.
+            if let Ok(Ok((sender, text))) = ready.try_io(|socket| read_one(socket.get_ref()))
+                && sender == Some(pid)
+            {
+                return Ok(parse(&text));
             }
         }
     }
@@ -70,32 +71,47 @@ impl NotifySocket {
     /// What is already here, without waiting: last words of a process that has ended.
     pub(crate) fn drain(&self, pid: i32) -> Vec<Said> {
         let mut all = Vec::new();
-        while let Ok((sender, text)) = read_one(self.socket.get_ref()) {
-            if sender == Some(pid) {
-                all.extend(parse(&text));
+        loop {
+            match read_one(self.socket.get_ref()) {
+                Ok((sender, text)) if sender == Some(pid) => all.extend(parse(&text)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
         all
     }
 }
 
+/// Descriptors somebody may attach, made room for so that they arrive and are closed instead of cutting the
+/// credentials off. The kernel passes at most 253.
+const MOST_DESCRIPTORS: usize = 253;
+
+/// One datagram and the pid of its sender.
 fn read_one(socket: &UnixDatagram) -> io::Result<(Option<i32>, String)> {
     let mut buffer = [0u8; LONGEST];
-    let mut control = nix::cmsg_space!(UnixCredentials);
-    let (length, sender) = {
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let message = recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut parts,
-            Some(&mut control),
-            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
-        )?;
-        let sender = message.cmsgs()?.find_map(|c| match c {
-            ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
-            _ => None,
-        });
-        (message.bytes, sender)
-    };
+    let mut control = nix::cmsg_space!(UnixCredentials, [RawFd; MOST_DESCRIPTORS]);
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let message = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut control),
+        MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let mut sender = None;
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials.pid()),
+            ControlMessageOwned::ScmRights(descriptors) => {
+                for descriptor in descriptors {
+                    // Ours to close: nobody asked for them.
+                    let _ = nix::unistd::close(descriptor);
+                }
+            }
+            _ => {}
+        }
+    }
+    let length = message.bytes;
     Ok((
         sender,
         String::from_utf8_lossy(&buffer[..length]).into_owned(),
@@ -153,6 +169,18 @@ mod tests {
             .status()
             .unwrap();
         assert!(stranger.success());
+        // Neither is one with descriptors attached a reason to lose sight of the instance.
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fds = [null.as_raw_fd(); 20];
+        nix::sys::socket::sendmsg(
+            sender.as_raw_fd(),
+            &[std::io::IoSlice::new(b"READY=1")],
+            &[nix::sys::socket::ControlMessage::ScmRights(&fds)],
+            MsgFlags::empty(),
+            Some(&nix::sys::socket::UnixAddr::new(&path).unwrap()),
+        )
+        .unwrap();
+        assert_eq!(socket.receive(us).await.unwrap(), [Said::Ready]);
         sender.send_to(b"EXIT_STATUS=78", &path).unwrap();
         assert_eq!(socket.receive(us).await.unwrap(), [Said::ExitStatus(78)]);
     }

@@ -74,7 +74,12 @@ impl Process {
             .await;
         let end = match seen {
             Ok(end) => end,
-            Err(error) => format!("the supervisor lost sight of it: {error}"),
+            Err(error) => {
+                // Reported as ended it must be ended, or the next one would be a second one.
+                tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "the supervisor lost sight of it: it is killed");
+                let killed = tokio::task::spawn_blocking(move || kill_and_reap(pid)).await;
+                killed.unwrap_or_else(|panic| panic.to_string())
+            }
         };
         drop(registered);
         files.remove();
@@ -192,6 +197,17 @@ fn send(end: End, pid: i32, pidfd: &OwnedFd) {
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL as i32);
         }
+    }
+}
+
+/// For a process that can no longer be watched. It is our child and not reaped, so the number is surely its.
+fn kill_and_reap(pid: i32) -> String {
+    let pid = Pid::from_raw(pid);
+    let _ = killpg(pid, Signal::SIGKILL);
+    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+    match nix::sys::wait::waitpid(pid, None) {
+        Ok(status) => describe(status),
+        Err(error) => format!("killed: {error}"),
     }
 }
 

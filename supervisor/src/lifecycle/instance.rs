@@ -37,6 +37,8 @@ pub(crate) struct Instance {
     pub(crate) planned: bool,
     /// Nothing may start before it has gone (stop-then-start).
     pub(crate) blocks_start: bool,
+    /// SIGKILL was sent long ago, and it is still there.
+    pub(crate) overdue: bool,
     /// Why we ended it, which says more than how it exited.
     pub(crate) verdict: Option<String>,
 }
@@ -64,6 +66,7 @@ impl Instance {
             missed: 0,
             planned: false,
             blocks_start: false,
+            overdue: false,
             verdict: None,
         }
     }
@@ -95,6 +98,11 @@ impl Instance {
         self.planned = true;
     }
 
+    /// SIGKILL was sent long enough ago to know that the kernel does not let it go.
+    pub(crate) fn unkillable(&self) -> bool {
+        self.overdue
+    }
+
     pub(crate) fn extend(&mut self, until: Time) {
         if let Phase::Starting { deadline } = &mut self.phase {
             *deadline = (*deadline).max(until);
@@ -116,7 +124,11 @@ impl Instance {
                 kill_at,
                 killed: false,
             } => Some(kill_at),
-            Phase::Stopping { killed: true, .. } | Phase::Ready | Phase::Degraded(_) => None,
+            Phase::Stopping {
+                kill_at,
+                killed: true,
+            } if !self.overdue => Some(kill_at + super::UNKILLABLE_AFTER),
+            Phase::Stopping { .. } | Phase::Ready | Phase::Degraded(_) => None,
         }
     }
 }

@@ -146,13 +146,20 @@ impl Lifecycle {
 
     /// `Some(true)`: what is wanted is so. `Some(false)`: it is not, and will not be soon by itself. `None`: under way.
     pub(crate) fn settled(&self) -> Option<bool> {
-        if self.asked_pending.is_some() && self.next.is_none() && self.draining.is_none() {
+        if self.asked_pending.is_some()
+            && !self.outdated()
+            && self.next.is_none()
+            && self.draining.is_none()
+            && self.current.is_some()
+        {
             return Some(false);
         }
         match &self.want {
             Want::Refused(_) if self.processes() == 0 => Some(false),
             Want::Stopped(_) | Want::Gone if self.processes() == 0 => Some(true),
-            Want::Refused(_) | Want::Stopped(_) | Want::Gone => None,
+            Want::Refused(_) | Want::Stopped(_) | Want::Gone => {
+                self.instances().all(Instance::unkillable).then_some(false)
+            }
             Want::Run(_) => {
                 let Some(current) = &self.current else {
                     let stuck = self.hold.is_some()
@@ -163,8 +170,11 @@ impl Lifecycle {
                 if !current.serves() {
                     return None;
                 }
+                let blocked = self.server.is_err() || matches!(self.bind, Bind::Failed { .. });
+                let stuck = self.draining.as_ref().is_some_and(Instance::unkillable);
                 if self.replace_hold.is_some()
-                    || (self.outdated() && self.next.is_none() && self.server.is_err())
+                    || (self.outdated() && self.next.is_none() && blocked)
+                    || stuck
                 {
                     return Some(false);
                 }
