@@ -19,6 +19,7 @@ use crate::budget::{Admission, Verdict, format_admitted};
 use crate::config::{Desired, Supervisor};
 use crate::instance::Edge;
 use crate::instance::report::{Report, What};
+use crate::instance::survivors::Left;
 use crate::lifecycle::{Event, Instance, Lifecycle, Policy, Time, Want};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
@@ -50,6 +51,7 @@ pub(crate) struct Parts {
     pub(crate) admitted: Vec<Admission>,
     pub(crate) stopped: BTreeSet<TenantName>,
     pub(crate) first_free: BTreeMap<TenantName, u64>,
+    pub(crate) left: Vec<Left>,
     pub(crate) notices: Vec<String>,
 }
 
@@ -78,6 +80,8 @@ pub(crate) struct Fleet {
     admitted: Vec<Admission>,
     stopped: BTreeSet<TenantName>,
     first_free: BTreeMap<TenantName, u64>,
+    /// Instances of an earlier supervisor that could not be ended: their tenants must not run twice.
+    left: Vec<Left>,
     verdict: Verdict,
     slots: BTreeMap<String, Slots>,
     orders: Orders,
@@ -113,6 +117,7 @@ impl Fleet {
             admitted: parts.admitted,
             stopped: parts.stopped,
             first_free: parts.first_free,
+            left: parts.left,
             verdict: Verdict::default(),
             slots: BTreeMap::new(),
             orders: Orders::default(),

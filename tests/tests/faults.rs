@@ -213,3 +213,28 @@ fn stopped_by_the_operator_is_stopped_over_a_restart_of_the_supervisor() {
     acme.becomes("ready");
     assert_eq!(acme.status().restarts, 0);
 }
+
+#[test]
+fn an_earlier_instance_that_cannot_be_told_keeps_its_tenant_from_running_twice() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    host.kill();
+    let folder = host.runtime_dir().join("instances");
+    let lock = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|e| e == "lock"))
+        .unwrap();
+    std::fs::write(&lock, "").unwrap();
+    host.up();
+    let reason = acme.becomes("refused").reason.unwrap();
+    assert!(reason.contains("acme") && reason.contains("still there"), "{reason}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(old), Signal::SIGKILL).unwrap();
+    until(Duration::from_secs(10), "the lock to be free", || {
+        let file = std::fs::File::open(&lock).ok()?;
+        file.try_lock().ok()
+    });
+    host.reload();
+    acme.becomes("ready");
+}

@@ -55,7 +55,12 @@ pub(crate) fn run(path: &Path) -> ExitCode {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot make the event loop: {error}"))
-        .and_then(|runtime| runtime.block_on(serve(config, hub.clone(), open_files)));
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(serve(config, hub.clone(), open_files));
+            // A thread may hang in a file system or a name server; it must not keep the process.
+            runtime.shutdown_timeout(LAST_LINES);
+            outcome
+        });
     let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -103,81 +108,82 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
     let instances = folders::instances(&config);
     let swept = end_survivors(&config, instances.clone()).await?;
 
-    let mut notices = swept
-        .left
-        .iter()
-        .map(|left| format!("still there from an earlier run: {left}"))
-        .collect::<Vec<_>>();
+    let admitted = read_admitted(&config);
+    let stopped = read_stopped(&config)?;
+    let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+    let (request_sender, requests) = mpsc::channel(REQUESTS);
+    let handle = Handle::new(snapshot.clone(), request_sender);
+    // What can fail is tried before the embedded server is started, which would be left running.
+    let control = control::Control::start(&config, handle.clone(), hub.clone())
+        .await
+        .map_err(|error| format!("control socket: {error}"))?;
     let embedded = match config.postgres.embedded {
         true => Some(Embedded::start(&config).await?),
         false => None,
     };
-    let mut layers = Vec::new();
-    if let Some(embedded) = &embedded {
-        layers.push(Layer::from_pairs(
-            "the embedded server",
-            [("database.url", embedded.url().expose().as_str())],
-        ));
+    let outcome = async {
+        let mut layers = Vec::new();
+        if let Some(embedded) = &embedded {
+            layers.push(Layer::from_pairs(
+                "the embedded server",
+                [("database.url", embedded.url().expose().as_str())],
+            ));
+        }
+        layers.push(config.defaults.clone());
+
+        let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
+            .map_err(|error| format!("cannot start the probers: {error}"))?;
+        let mut scanner = Scanner::new(config.tenants_dir.clone(), layers);
+        let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
+        for problem in &first.desired.problems {
+            tracing::error!("{problem}");
+        }
+        let (desired_sender, desired) = watch::channel(Arc::new(first.desired));
+        let (reloader, wishes) = mpsc::channel(REQUESTS);
+        let watch_task = Watch::new(config.tenants_dir.clone(), scanner, desired_sender, wishes);
+        tokio::spawn(watch_task.run());
+
+        let (report_sender, reports) = mpsc::channel(REPORTS);
+        let settings = Settings {
+            program: config.broker.clone(),
+            folder: instances,
+            times: ProbeTimes {
+                interval: config.health.interval,
+                timeout: config.health.timeout,
+            },
+            open_files,
+        };
+        let fleet = Fleet::new(Parts {
+            edge: Edge::new(settings, hub.clone(), report_sender),
+            reports,
+            desired,
+            servers: servers.clone(),
+            requests,
+            reloader,
+            snapshots,
+            admitted,
+            stopped,
+            first_free: swept.first_free,
+            left: swept.left,
+            notices: control.notice().map(str::to_owned).into_iter().collect(),
+            config: config.clone(),
+        });
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(service::report(notifier.clone(), snapshot));
+        tokio::spawn(service::heed(signals, notifier.clone(), handle, stop));
+        fleet.run(stopped).await;
+
+        // The probers last but one: without them nothing knocks at an embedded server on its way out.
+        drop((control, servers));
+        Ok(())
     }
-    layers.push(config.defaults.clone());
-
-    let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
-        .map_err(|error| format!("cannot start the probers: {error}"))?;
-    let mut scanner = Scanner::new(config.tenants_dir.clone(), layers);
-    let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
-    for problem in &first.desired.problems {
-        tracing::error!("{problem}");
-    }
-    let (desired_sender, desired) = watch::channel(Arc::new(first.desired));
-    let (reloader, wishes) = mpsc::channel(REQUESTS);
-    let watch_task = Watch::new(config.tenants_dir.clone(), scanner, desired_sender, wishes);
-    tokio::spawn(watch_task.run());
-
-    let (report_sender, reports) = mpsc::channel(REPORTS);
-    let settings = Settings {
-        program: config.broker.clone(),
-        folder: instances,
-        times: ProbeTimes {
-            interval: config.health.interval,
-            timeout: config.health.timeout,
-        },
-        open_files,
-    };
-    let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
-    let (request_sender, requests) = mpsc::channel(REQUESTS);
-    let handle = Handle::new(snapshot.clone(), request_sender);
-    let control = control::Control::start(&config, handle.clone(), hub.clone())
-        .await
-        .inspect(|control| notices.extend(control.notice().map(str::to_owned)))
-        .map_err(|error| format!("control socket: {error}"))?;
-
-    let fleet = Fleet::new(Parts {
-        edge: Edge::new(settings, hub.clone(), report_sender),
-        reports,
-        desired,
-        servers: servers.clone(),
-        requests,
-        reloader,
-        snapshots,
-        admitted: read_admitted(&config),
-        stopped: read_stopped(&config)?,
-        first_free: swept.first_free,
-        notices,
-        config: config.clone(),
-    });
-    let (stop, stopped) = oneshot::channel();
-    tokio::spawn(service::report(notifier.clone(), snapshot));
-    tokio::spawn(service::heed(signals, notifier.clone(), handle, stop));
-    fleet.run(stopped).await;
-
-    // The probers last but one: without them nothing knocks at an embedded server on its way out.
-    drop((control, servers));
+    .await;
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }
     orphans::reap();
     tracing::info!("stopped");
-    Ok(())
+    outcome
 }
 
 async fn end_survivors(

@@ -51,7 +51,13 @@ impl Fleet {
         }
         self.kept_stopped.set(super::names(&self.stopped));
         let now = self.now();
-        for (name, ruling) in rulings {
+        self.left.retain(|left| !left.gone());
+        for (name, mut ruling) in rulings {
+            if let Some(left) = self.left.iter().find(|left| left.tenant == name)
+                && matches!(ruling, Ruling::Run(..))
+            {
+                ruling = Ruling::Refused(left.to_string());
+            }
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };

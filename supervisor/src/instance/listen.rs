@@ -2,7 +2,7 @@
 
 use brokkr_tenant::Listen;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, listen,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, listen,
     setsockopt, socket, sockopt,
 };
 use std::collections::BTreeMap;
@@ -10,7 +10,6 @@ use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,10 +103,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)
-            }
+        Ok(found) if found.file_type().is_socket() => match knock(path) {
+            Err(nix::errno::Errno::ECONNREFUSED) => std::fs::remove_file(path),
             _ => Err(io::ErrorKind::AddrInUse.into()),
         },
         Ok(_) => Err(io::Error::new(
@@ -115,6 +112,13 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "a file that is no socket is in the way",
         )),
     }
+}
+
+/// Whether somebody listens, without waiting for them: a hung program with a full backlog is somebody too.
+fn knock(path: &Path) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
 #[cfg(test)]

@@ -33,7 +33,8 @@ impl Drop for Registered {
 
 /// Reaps every child that has ended and that nobody waits for; says how many. To be called on SIGCHLD.
 pub(crate) fn reap() -> usize {
-    let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    // Held to the end: a child made meanwhile waits to be registered before it executes anything, so it cannot end here.
+    let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
     let strangers = children().into_iter().filter(|pid| !ours.contains(pid));
     strangers
         .filter(|pid| {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What SIGKILL gets to take effect.
@@ -22,13 +22,39 @@ struct Survivor {
     pidfd: OwnedFd,
 }
 
+/// An instance of an earlier supervisor that is still there.
+#[derive(Debug, Clone)]
+pub(crate) struct Left {
+    pub(crate) tenant: TenantName,
+    lock: PathBuf,
+    what: String,
+}
+
+impl Left {
+    /// Whether it has gone by now.
+    pub(crate) fn gone(&self) -> bool {
+        !matches!(lock::look(&self.lock), Ok(Found::Held(_)))
+    }
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { tenant, lock, what } = self;
+        write!(
+            f,
+            "tenant {tenant}: an instance of an earlier supervisor is still there ({what}, {}): end it, then `brokkr-supervisor reload`",
+            lock.display()
+        )
+    }
+}
+
 /// What the folder held.
 #[derive(Debug, Default)]
 pub(crate) struct Swept {
     /// How many were running and have been ended.
     pub(crate) ended: usize,
-    /// What could not be ended, for the operator: `TENANT (pid N)`.
-    pub(crate) left: Vec<String>,
+    /// What could not be ended: nothing may be started in its place.
+    pub(crate) left: Vec<Left>,
     /// The first instance number that is free, for tenants that had any.
     pub(crate) first_free: BTreeMap<TenantName, u64>,
 }
@@ -56,9 +82,11 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
             Err(error) => {
                 let next = swept.first_free.entry(tenant.clone()).or_default();
                 *next = (*next).max(id.0 + 1);
-                swept
-                    .left
-                    .push(format!("{tenant} ({}: {error})", entry.path().display()));
+                swept.left.push(Left {
+                    tenant,
+                    lock: entry.path(),
+                    what: error.to_string(),
+                });
             }
         }
     }
@@ -73,9 +101,11 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
     for survivor in survivors {
         let next = swept.first_free.entry(survivor.tenant.clone()).or_default();
         *next = (*next).max(survivor.id.0 + 1);
-        swept
-            .left
-            .push(format!("{} (pid {})", survivor.tenant, survivor.pid));
+        swept.left.push(Left {
+            lock: Files::new(folder, &survivor.tenant, survivor.id).lock(),
+            what: format!("pid {}", survivor.pid),
+            tenant: survivor.tenant,
+        });
     }
     Ok(swept)
 }
