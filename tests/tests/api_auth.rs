@@ -193,3 +193,22 @@ fn a_lost_database_is_503_with_retry_after_also_for_who_is_known_already() {
     let back = || (world.admin.get("/agents").status == 200).then_some(());
     until(Duration::from_secs(20), "the API to serve again", back);
 }
+
+#[test]
+fn a_large_body_is_read_from_a_known_caller_only() {
+    let world = World::new();
+    let body = vec![b'x'; 8 << 20];
+    for pak in [None, Some("brokkr_BRnobody_nobodynobodynobodynobody")] {
+        let mut connection = Connection::open(&world.admin.addr).unwrap();
+        let authorization = pak
+            .map(|pak| format!("Authorization: Bearer {pak}\r\n"))
+            .unwrap_or_default();
+        let head = format!(
+            "POST /api/v1/stacks HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{authorization}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        // The answer comes with not a byte of the body sent.
+        connection.raw(head.as_bytes()).unwrap();
+        assert_eq!(connection.receive(false).unwrap().status, 401);
+    }
+}

@@ -229,7 +229,10 @@ fn an_earlier_instance_that_cannot_be_told_keeps_its_tenant_from_running_twice()
     std::fs::write(&lock, "").unwrap();
     host.up();
     let reason = acme.becomes("refused").reason.unwrap();
-    assert!(reason.contains("acme") && reason.contains("still there"), "{reason}");
+    assert!(
+        reason.contains("acme") && reason.contains("still there"),
+        "{reason}"
+    );
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(old), Signal::SIGKILL).unwrap();
     until(Duration::from_secs(10), "the lock to be free", || {
         let file = std::fs::File::open(&lock).ok()?;

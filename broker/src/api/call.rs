@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::record;
@@ -26,6 +27,13 @@ const MAX_BODY: usize = 16 * 1024 * 1024;
 
 /// Longest a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A body up to this size is read before anybody knows who sends it.
+const SMALL_BODY: u64 = 64 * 1024;
+
+/// What all larger bodies that are being read or worked on may hold together, in KiB. Those beyond wait, and are
+/// answered 503 when they have waited as long as for a connection.
+static ROOM: Semaphore = Semaphore::const_new(64 * 1024);
 
 /// The work of one operation. Plain functions only, so that nothing is captured but what the request says.
 pub(super) type Work = fn(&Call, &mut Conn) -> Result<Reply, Error>;
@@ -152,18 +160,27 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         // A route without parameters.
         Err(_) => Ok(Vec::new()),
     };
-    let body = if operation.takes_body {
-        read(&parts.headers, body).await
-    } else {
-        Ok(Bytes::new())
-    };
-    let request = Captured {
+    if !parts.headers.contains_key(header::AUTHORIZATION) {
+        return Error::unauthorized().into_response();
+    }
+    let mut request = Captured {
         headers: parts.headers,
         uri: parts.uri,
         path,
-        body,
+        body: Ok(Bytes::new()),
     };
     let db = app.db.clone();
+    let mut room = None;
+    if operation.takes_body {
+        let length = announced(&request.headers).unwrap_or(MAX_BODY as u64);
+        if (SMALL_BODY..=MAX_BODY as u64).contains(&length) {
+            match make_room(&app, request, length).await {
+                Ok((known, permit)) => (request, room) = (known, Some(permit)),
+                Err(refused) => return refused.into_response(),
+            }
+        }
+        request.body = read(&request.headers, body).await;
+    }
     let outcome = db
         .run(move |conn| {
             let principal = authenticate(&app, &request, conn)?;
@@ -175,15 +192,42 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
             (operation.work)(&call, conn)
         })
         .await;
+    drop(room);
     outcome.into_response()
+}
+
+/// For a body of some size: nobody's but a known caller's, and only so much at a time.
+async fn make_room(
+    app: &App,
+    request: Captured,
+    length: u64,
+) -> Result<(Captured, SemaphorePermit<'static>), Error> {
+    let caller = app.clone();
+    let request = app
+        .db
+        .run(move |conn| authenticate(&caller, &request, conn).map(|_| request))
+        .await?;
+    let kibibytes = u32::try_from(length.div_ceil(1024)).unwrap_or(u32::MAX);
+    let patience = app.config.database.acquire_timeout;
+    match tokio::time::timeout(patience, ROOM.acquire_many(kibibytes)).await {
+        Ok(Ok(permit)) => Ok((request, permit)),
+        Ok(Err(_)) | Err(_) => Err(Error::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_bodies",
+            "too many large bodies at once; try again shortly",
+        )),
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// Reads a body. What is wrong with it is told later: who is calling comes first.
 async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+    if announced(headers).is_some_and(|length| length > MAX_BODY as u64) {
         return Err(too_large());
     }
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
