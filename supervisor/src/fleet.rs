@@ -52,6 +52,8 @@ pub(crate) struct Parts {
     pub(crate) stopped: BTreeSet<TenantName>,
     pub(crate) first_free: BTreeMap<TenantName, u64>,
     pub(crate) left: Vec<Left>,
+    /// Most descriptors this process may have.
+    pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
 }
 
@@ -82,6 +84,7 @@ pub(crate) struct Fleet {
     first_free: BTreeMap<TenantName, u64>,
     /// Instances of an earlier supervisor that could not be ended: their tenants must not run twice.
     left: Vec<Left>,
+    open_files: u64,
     verdict: Verdict,
     slots: BTreeMap<String, Slots>,
     orders: Orders,
@@ -118,6 +121,7 @@ impl Fleet {
             stopped: parts.stopped,
             first_free: parts.first_free,
             left: parts.left,
+            open_files: parts.open_files,
             verdict: Verdict::default(),
             slots: BTreeMap::new(),
             orders: Orders::default(),

@@ -192,14 +192,14 @@ impl Edge {
         }
     }
 
-    /// The prober's verdict on a tenant's server, for all its instances.
-    pub(crate) fn set_server(&mut self, tenant: &TenantName, server: &Result<(), String>) {
-        for instance in self
-            .tenants
-            .get_mut(tenant)
-            .into_iter()
-            .flat_map(|o| o.instances.values())
-        {
+    /// The prober's verdict on the server an instance runs on.
+    pub(crate) fn set_server(
+        &mut self,
+        tenant: &TenantName,
+        id: InstanceId,
+        server: &Result<(), String>,
+    ) {
+        if let Some(instance) = self.instance(tenant, id) {
             instance.wishes.send_if_modified(|wishes| {
                 let changed = wishes.server != *server;
                 wishes.server.clone_from(server);

@@ -207,6 +207,14 @@ impl Lifecycle {
                     instance.missed += 1;
                 }
             }
+            Event::StallEnded => {
+                for instance in [&mut self.current, &mut self.next, &mut self.draining]
+                    .into_iter()
+                    .flatten()
+                {
+                    instance.missed = 0;
+                }
+            }
             Event::ReplaceHung { id, detail } => {
                 if let Some(instance) = self.instance_mut(id)
                     && instance.serves()

@@ -295,12 +295,20 @@ pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<Async
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// Raises the soft limit of open files to the hard one, and gives the old pair for the children.
+/// The soft limit of open files.
+pub(crate) fn open_files() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
+/// What a broker gets at most: its connections and the few files beside them.
+const CHILD_OPEN_FILES: u64 = 16_384;
+
+/// Raises the soft limit of open files to the hard one, and gives a smaller pair for the children.
 pub(crate) fn raise_open_files() -> (u64, u64) {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096));
-    // Refused at worst: then the old limit stays, and running out of descriptors is reported when it happens.
+    // Refused at worst: then the old limit stays, and what does not fit into it is refused.
     let _ = nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    (soft, hard)
+    (soft.min(CHILD_OPEN_FILES), hard.min(CHILD_OPEN_FILES))
 }
 
 #[cfg(test)]

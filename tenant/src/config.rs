@@ -236,9 +236,12 @@ impl BrokerConfig {
         }
     }
 
-    /// A digest of the whole effective configuration, secrets included: it changes when any value does.
+    /// A digest of all that a broker makes of the effective configuration, secrets included: it changes when any value
+    /// does but those of `[supervision]`, which are the supervisor's alone.
     pub fn digest(&self) -> Digest {
-        Digest(Sha256::digest(crate::instance::clear_json(self).to_string().as_bytes()).into())
+        let mut json = crate::instance::clear_json(self);
+        json["supervision"].take();
+        Digest(Sha256::digest(json.to_string().as_bytes()).into())
     }
 }
 

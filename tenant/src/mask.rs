@@ -36,7 +36,10 @@ impl Mask {
         // The value of a key that is secret itself: all after the first equals sign.
         if let Some(equals) = find("=", 0) {
             let key: String = lower[..equals].iter().collect();
-            if SECRET_KEYS.iter().any(|secret| key.contains(secret)) {
+            // A URL that is none (no `://`) may hold its password anywhere.
+            let broken_url =
+                key.contains("url") && !key.contains("url_file") && find("://", equals).is_none();
+            if broken_url || SECRET_KEYS.iter().any(|secret| key.contains(secret)) {
                 chars[equals + 1..]
                     .iter_mut()
                     .filter(|c| !c.0.is_whitespace())
@@ -76,7 +79,10 @@ impl Mask {
             chars[colon + 1..end].iter_mut().for_each(|c| c.1 = true);
         }
         let mut from = 0;
-        while let Some(start) = find("password=", from).map(|n| n + 9) {
+        while let Some(start) = find("passw", from)
+            .and_then(|n| find("=", n))
+            .map(|n| n + 1)
+        {
             from = start;
             let end = (start..lower.len())
                 .find(|n| "&\"' ".contains(lower[*n]))
@@ -139,9 +145,11 @@ mod tests {
                 "url = \"postgres:///d?password=hunter2&user=u\"",
                 "url = \"postgres:///d?password=***&user=u\"",
             ),
+            ("url = \"host=h password=hunter2\"", "url = *** ***"),
+            ("url = \"postgres//u:hunter2@h/x\"", "url = ***"),
             (
-                "url = \"host=h password=hunter2\"",
-                "url = \"host=h password=***\"",
+                "url = \"postgres://h/x?user=u&passwd=hunter2\"",
+                "url = \"postgres://h/x?user=u&passwd=***\"",
             ),
             ("pak_hash = \"abc\"", "pak_hash = ***"),
             (

@@ -165,6 +165,7 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
             stopped,
             first_free: swept.first_free,
             left: swept.left,
+            open_files: crate::sys::open_files(),
             notices: control.notice().map(str::to_owned).into_iter().collect(),
             config: config.clone(),
         });

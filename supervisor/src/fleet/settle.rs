@@ -5,13 +5,19 @@ use super::entry::{Entry, Told};
 use super::judge::{Judgement, Ruling, judge};
 use super::slots::Limits;
 use crate::budget::{Verdict, format_admitted};
-use crate::lifecycle::{Event, Hang, Pulse, Spec, Want, stalled_or_hung};
+use crate::config::TenantConfig;
+use crate::lifecycle::{Event, Hang, Spec, Want, stalled_or_hung};
 use crate::servers::ServersView;
 use brokkr_tenant::TenantName;
 use std::collections::BTreeSet;
 
 /// Judgements in one turn; a bound against a mistake here, not a limit anybody should meet.
 const MOST_ROUNDS: usize = 8;
+
+/// Descriptors of one tenant while two instances overlap.
+const TENANT_DESCRIPTORS: usize = 12;
+/// Everything else: the log, the control socket and its clients, the probers, inotify.
+const OWN_DESCRIPTORS: usize = 128;
 
 impl Fleet {
     /// Judges everybody and brings every life in step, until nothing changes any more.
@@ -52,11 +58,21 @@ impl Fleet {
         self.kept_stopped.set(super::names(&self.stopped));
         let now = self.now();
         self.left.retain(|left| !left.gone());
+        let mut room = self.room_for_newcomers();
         for (name, mut ruling) in rulings {
             if let Some(left) = self.left.iter().find(|left| left.tenant == name)
                 && matches!(ruling, Ruling::Run(..))
             {
                 ruling = Ruling::Refused(left.to_string());
+            }
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            if matches!(ruling, Ruling::Run(..)) && entry.meant().is_none() {
+                match room.checked_sub(1) {
+                    Some(left) => room = left,
+                    None => ruling = Ruling::Refused(self.out_of_descriptors(&name)),
+                }
             }
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
@@ -79,13 +95,38 @@ impl Fleet {
                 overlap,
             });
             entry.forget_old_revisions();
-            for event in news {
-                if let Event::Server(server) = &event {
-                    self.edge.set_server(&name, server);
+            // Each instance hears of the server it runs on, which need not be the one its tenant's file names now.
+            for instance in entry.life.instances() {
+                let config = entry.revisions.get(&instance.revision);
+                if let Some(config) = config {
+                    let verdict = reachable(config, &view);
+                    self.edge.set_server(&name, instance.id, &verdict);
                 }
+            }
+            for event in news {
                 self.feed(now, &name, event);
             }
         }
+    }
+
+    /// How many more tenants there are descriptors for, an overlap of each included.
+    fn room_for_newcomers(&self) -> usize {
+        let limit = usize::try_from(self.open_files).unwrap_or(usize::MAX);
+        let most = limit.saturating_sub(OWN_DESCRIPTORS) / TENANT_DESCRIPTORS;
+        let running = self
+            .entries
+            .values()
+            .filter(|e| e.meant().is_some())
+            .count();
+        most.saturating_sub(running)
+    }
+
+    fn out_of_descriptors(&self, name: &TenantName) -> String {
+        let needs = OWN_DESCRIPTORS + TENANT_DESCRIPTORS * self.entries.len();
+        format!(
+            "tenant {name}: out of descriptors: {} may be open, {needs} would do for every tenant (LimitNOFILE= in the unit, or `ulimit -n`)",
+            self.open_files
+        )
     }
 
     /// The URLs the probers are to look at: those the files ask for, and those instances still run on.
@@ -104,11 +145,18 @@ impl Fleet {
             .iter()
             .map(|(n, e)| (n.clone(), e.life.pulse()))
             .collect();
-        if pulses.iter().all(|(_, pulse)| *pulse == Pulse::Fine) {
+        let judged = stalled_or_hung(pulses.into_iter());
+        if self.stalled.is_some() && !matches!(judged, Hang::HostStalled { .. }) {
+            // What was missed while the host stood still says nothing of any one broker: they are counted anew.
             self.stalled = None;
+            tracing::warn!("the host is no longer stalled");
+            let now = self.now();
+            for name in self.all_names() {
+                self.feed(now, &name, Event::StallEnded);
+            }
             return;
         }
-        match stalled_or_hung(pulses.into_iter()) {
+        match judged {
             Hang::Nothing => {}
             Hang::HostStalled { failing } => {
                 if self.stalled.is_none() {
@@ -117,8 +165,8 @@ impl Fleet {
                         "so many tenants fail their probes together that the host is stalled: none is replaced"
                     );
                 }
+                self.stale |= self.stalled != Some(failing);
                 self.stalled = Some(failing);
-                self.changed();
             }
             Hang::Replace(name) => {
                 let Some(current) = self.entries.get(&name).and_then(|e| e.life.current()) else {
@@ -197,12 +245,17 @@ fn ground(entry: &Entry, view: &ServersView, verdict: &Verdict) -> (Result<(), S
         return (Err("not judged yet".into()), true);
     };
     let endpoint = view.endpoint(&config.broker().database.url);
-    let server = match endpoint.problem() {
-        Some(problem) => Err(problem.to_owned()),
-        None => Ok(()),
-    };
+    let server = reachable(config, view);
     let account = endpoint
         .place()
         .and_then(|place| verdict.servers.get(&place.server));
     (server, account.is_none_or(|account| account.overlap))
+}
+
+/// Whether the server of this configuration can be reached now, or why not.
+fn reachable(config: &TenantConfig, view: &ServersView) -> Result<(), String> {
+    match view.endpoint(&config.broker().database.url).problem() {
+        Some(problem) => Err(problem.to_owned()),
+        None => Ok(()),
+    }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,6 +92,8 @@ fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
             remove_stale(path)?;
             let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
             bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+            // As a port would be: who may come in is for the folder to say, and for the PAK.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
             listen(&fd, Backlog::new(BACKLOG)?)?;
             Ok(fd)
         }
