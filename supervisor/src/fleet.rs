@@ -273,6 +273,10 @@ impl Fleet {
                 self.stopped.remove(name);
             }
         }
+        if desired.listed {
+            self.stopped
+                .retain(|name| desired.tenants.contains_key(name));
+        }
         self.orders.files_read(desired.scan);
         self.changed();
     }

@@ -74,7 +74,10 @@ struct Hold {
 #[derive(Debug, Clone)]
 pub(crate) struct Lifecycle {
     policy: Policy,
+    /// Of starts and crashes; the other two of what fails beside a broker that may be well.
     backoff: Backoff,
+    bind_backoff: Backoff,
+    replace_backoff: Backoff,
     next_id: u64,
     want: Want,
     asked_pending: Option<String>,
@@ -107,6 +110,8 @@ impl Lifecycle {
         Self {
             policy,
             backoff: Backoff::new(seed),
+            bind_backoff: Backoff::new(seed.wrapping_add(1)),
+            replace_backoff: Backoff::new(seed.wrapping_add(2)),
             next_id: first_id,
             want: Want::Refused("not judged yet".into()),
             asked_pending: None,
@@ -150,6 +155,8 @@ impl Lifecycle {
                     self.hold = None;
                     self.replace_hold = None;
                     self.backoff.reset();
+                    self.bind_backoff.reset();
+                    self.replace_backoff.reset();
                 }
                 self.want = want;
                 self.asked_pending = pending;
@@ -164,11 +171,12 @@ impl Lifecycle {
             Event::Bound(revision) => {
                 if self.bind == Bind::Asked(revision) {
                     self.bind = Bind::Yes(revision);
+                    self.bind_backoff.reset();
                 }
             }
             Event::BindFailed(revision, reason) => {
                 if self.bind == Bind::Asked(revision) {
-                    let retry_at = now + self.backoff.delay_at_least_once();
+                    let retry_at = now + self.bind_backoff.delay_at_least_once();
                     self.bind = Bind::Failed {
                         revision,
                         reason,
@@ -244,11 +252,15 @@ impl Lifecycle {
                 self.hold = None;
                 self.replace_hold = None;
                 self.backoff.reset();
+                self.bind_backoff.reset();
+                self.replace_backoff.reset();
             }
             Event::Restart => {
                 self.hold = None;
                 self.replace_hold = None;
                 self.backoff.reset();
+                self.bind_backoff.reset();
+                self.replace_backoff.reset();
                 self.generation += 1;
             }
             Event::Reload => {
@@ -282,6 +294,7 @@ impl Lifecycle {
         }
         self.last_failure = None;
         self.replace_hold = None;
+        self.replace_backoff.reset();
         self.share_connections(actions);
     }
 
@@ -368,7 +381,7 @@ impl Lifecycle {
         let delay = if configuration {
             CONFIGURATION_RETRY
         } else {
-            self.backoff.delay_at_least_once()
+            self.replace_backoff.delay_at_least_once()
         };
         self.replace_hold = Some(Hold {
             until: now + delay,

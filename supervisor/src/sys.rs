@@ -8,6 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -17,6 +18,8 @@ const FIRST_PASSED: RawFd = 3;
 const MOST_PASSED: usize = 8;
 /// `LISTEN_PID=` and room for any pid, overwritten by the child with its own.
 const LISTEN_PID: &str = "LISTEN_PID=0000000000";
+
+static SPAWNING: Mutex<()> = Mutex::new(());
 
 /// Everything a new process is made of. Nothing else is inherited.
 pub(crate) struct Plan<'a> {
@@ -70,6 +73,8 @@ pub(crate) fn spawn(
     for (slot, fd) in sources.iter_mut().zip(wanted) {
         *slot = fd.as_raw_fd();
     }
+    // One at a time from here to the exec: a second child forked meanwhile would hold the first one's pipe open.
+    let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
     let (go_read, go_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let (error_read, error_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
 

@@ -107,6 +107,8 @@ pub(crate) struct Scanner {
     known: BTreeMap<TenantName, Known>,
     scans: u64,
     listed: bool,
+    /// Removals that wait to be confirmed.
+    held: BTreeSet<TenantName>,
 }
 
 /// The outcome of a scan.
@@ -242,16 +244,23 @@ impl Scanner {
             }
         }
         let all = self.known.len();
+        // Held once, held until confirmed or back: fewer of them later are no reason to let the rest go.
+        self.held
+            .retain(|name| due.contains(name) && !look.confirm_removals);
         if !look.confirm_removals && all > REMOVALS_HELD_ABOVE && due.len() * 2 > all {
+            self.held.extend(due.iter().cloned());
+        }
+        if !self.held.is_empty() {
             problems.push(format!(
                 "{}: {} of {all} tenant files have gone at once; their tenants run on until `brokkr-supervisor reload --confirm-removals`",
                 self.folder.display(),
-                due.len()
+                self.held.len()
             ));
-            return again_at;
         }
         for name in due {
-            self.known.remove(&name);
+            if !self.held.contains(&name) {
+                self.known.remove(&name);
+            }
         }
         again_at
     }

@@ -303,7 +303,8 @@ async fn admin_pak(
                 return Err(Problem::no_tenant(&name));
             }
             let error = format!(
-                "{name} has no admin PAK yet: it is written when the tenant first becomes ready"
+                "{name} has no admin PAK yet: it is written when the tenant first becomes ready; if it is lost, \
+                 `brokkr-broker rotate admin` with the tenant's file makes a new one"
             );
             Err(Problem {
                 status: StatusCode::NOT_FOUND,

@@ -88,7 +88,10 @@ impl Fleet {
             return;
         }
         let names = match selection {
-            Selection::All => self.all_names(),
+            Selection::All => {
+                let with_file = self.entries.iter().filter(|(_, e)| e.file.is_some());
+                with_file.map(|(name, _)| name.clone()).collect()
+            }
             Selection::Names(names) => names,
         };
         if let Some(unknown) = names.iter().find(|name| !self.entries.contains_key(*name)) {

@@ -2,8 +2,12 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// How soon a write that failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A text that is kept in a file, written off the event loop; only the latest matters.
 #[derive(Debug)]
@@ -19,14 +23,28 @@ impl Kept {
         let writer = tokio::spawn(async move {
             // A change made while one is written is seen by the next turn; the last one is written after the sender
             // has gone too, for `changed` reports a value not seen yet before it reports the end.
-            while changes.changed().await.is_ok() {
-                let (path, text) = (path.clone(), changes.borrow_and_update().clone());
-                let write = tokio::task::spawn_blocking(move || {
-                    replace(&path, text.as_bytes()).map_err(|error| (path, error))
-                });
-                if let Ok(Err((path, error))) = write.await {
-                    tracing::error!(path = %path.display(), %error, "cannot be written: a restart would not know of the last change");
+            let mut failed = false;
+            loop {
+                if failed {
+                    // Retried until the disk takes it; a newer text, or the end, is not waited out.
+                    let newer = tokio::time::timeout(RETRY, changes.changed()).await;
+                    if matches!(newer, Ok(Err(_))) {
+                        return;
+                    }
+                } else if changes.changed().await.is_err() {
+                    return;
                 }
+                let (to, text) = (path.clone(), changes.borrow_and_update().clone());
+                let write = tokio::task::spawn_blocking(move || replace(&to, text.as_bytes()));
+                let outcome = write
+                    .await
+                    .unwrap_or_else(|panic| Err(io::Error::other(panic)));
+                if let Err(error) = &outcome
+                    && !failed
+                {
+                    tracing::error!(path = %path.display(), %error, "cannot be written: a restart would not know of the last change; it is tried again");
+                }
+                failed = outcome.is_err();
             }
         });
         Self { latest, writer }

@@ -42,10 +42,13 @@ impl Launch {
     /// What could not be made, in words for the operator. Nothing is left behind then.
     pub(crate) fn run(self) -> Result<Launched, String> {
         let files = self.files.clone();
-        self.try_run().inspect_err(|_| files.remove())
+        // Before anything else: while somebody holds it, the files are theirs.
+        let lock_file = lock::create(&files.lock())
+            .map_err(|error| format!("cannot lock the instance's lock file: {error}"))?;
+        self.try_run(&lock_file).inspect_err(|_| files.remove())
     }
 
-    fn try_run(self) -> Result<Launched, String> {
+    fn try_run(self, lock_file: &File) -> Result<Launched, String> {
         let said = |what: &str| {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
@@ -54,8 +57,6 @@ impl Launch {
             "cannot make {}",
             self.config.state_dir.display()
         )))?;
-        let lock_file = lock::create(&self.files.lock())
-            .map_err(said("cannot lock the instance's lock file"))?;
         let private = private_socket(&self.files.private())
             .map_err(said("cannot bind the private socket"))?;
         let _ = std::fs::remove_file(self.files.notify());
@@ -88,7 +89,7 @@ impl Launch {
         let mut registered = None;
         let process = sys::spawn(&plan, |pid| {
             registered = Some(orphans::register(pid));
-            lock::sign(&lock_file, pid)
+            lock::sign(lock_file, pid)
         })
         .map_err(said(&format!("cannot start {}", self.program.display())))?;
         Ok(Launched {

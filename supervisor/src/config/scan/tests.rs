@@ -160,6 +160,15 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
         5,
         "a plain reload holds them too"
     );
+    folder.write("a", 1);
+    let one_back = folder.after(Duration::from_secs(9));
+    assert_eq!(
+        one_back.desired.tenants.len(),
+        5,
+        "the others are held still"
+    );
+    folder.remove("a");
+    folder.after(NOW);
     let confirmed = folder.look(Look {
         confirm_removals: true,
         ..look
