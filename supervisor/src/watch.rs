@@ -8,7 +8,8 @@ use crate::config::{Desired, Look, Scanned, Scanner};
 use crate::fleet::ReloadWish;
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +50,8 @@ pub(crate) struct Watch {
     wishes: mpsc::Receiver<ReloadWish>,
     hints: mpsc::Receiver<Hint>,
     watcher: Option<RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
+    /// Every watched folder, and which one it was: a watch follows the folder, not its name.
+    watched: BTreeMap<PathBuf, (u64, u64)>,
     busy: BTreeSet<PathBuf>,
     /// Hints were lost: nothing is known of who is writing what.
     overflow: Arc<AtomicBool>,
@@ -91,7 +93,7 @@ impl Watch {
             wishes,
             hints,
             watcher,
-            watched: BTreeSet::new(),
+            watched: BTreeMap::new(),
             busy: BTreeSet::new(),
             overflow,
             look_at: None,
@@ -169,6 +171,10 @@ impl Watch {
         let folder = self.folder.clone();
         // Watched first, then read: what changes in between is an event.
         let watched = self.keep_watching(&folder);
+        // What happens to its name is seen from above.
+        if let Some(parent) = folder.parent() {
+            self.keep_watching(parent);
+        }
         let (scanner, busy) = (self.scanner.clone(), self.busy.clone());
         let scanning = tokio::task::spawn_blocking(move || {
             let mut scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,15 +214,23 @@ impl Watch {
 
     /// Watches a folder, if it is not watched yet. False while it cannot be.
     fn keep_watching(&mut self, folder: &Path) -> bool {
-        if self.watched.contains(folder) {
-            return true;
-        }
         let Some(watcher) = &mut self.watcher else {
             return false;
         };
+        let Ok(now) = std::fs::metadata(folder).map(|m| (m.dev(), m.ino())) else {
+            return false;
+        };
+        match self.watched.get(folder) {
+            Some(known) if *known == now => return true,
+            Some(_) => {
+                // An error means that the old one has gone, and its watch with it.
+                let _ = watcher.unwatch(folder);
+            }
+            None => {}
+        }
         let watched = watcher.watch(folder, RecursiveMode::NonRecursive).is_ok();
         if watched {
-            self.watched.insert(folder.to_owned());
+            self.watched.insert(folder.to_owned(), now);
         }
         watched
     }
@@ -252,7 +266,6 @@ fn read(root: &Path, event: notify::Result<Event>) -> Vec<Hint> {
 
 /// A new name. One with a link behind it is complete at once; a plain new file will be closed by its writer.
 fn created(path: PathBuf) -> Hint {
-    use std::os::unix::fs::MetadataExt;
     match std::fs::symlink_metadata(&path) {
         Ok(file) if file.is_file() && file.nlink() == 1 => Hint::Busy(path),
         _ => Hint::Done(path),

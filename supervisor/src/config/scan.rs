@@ -107,6 +107,8 @@ pub(crate) struct Scanner {
     known: BTreeMap<TenantName, Known>,
     scans: u64,
     listed: bool,
+    /// Which folder it is: another one in its place is not believed unasked.
+    identity: Option<(u64, u64)>,
     /// Removals that wait to be confirmed.
     held: BTreeSet<TenantName>,
 }
@@ -136,7 +138,7 @@ impl Scanner {
         self.scans += 1;
         let mut problems = Vec::new();
         let mut again_at = None;
-        match self.list() {
+        match self.list(look) {
             Err(error) => problems.push(format!(
                 "{}: cannot be read, so no tenant is added, changed or removed: {error}",
                 self.folder.display()
@@ -174,8 +176,15 @@ impl Scanner {
     }
 
     /// Every path that is, or claims to be, a tenant file.
-    fn list(&self) -> io::Result<Vec<PathBuf>> {
+    fn list(&mut self, look: Look) -> io::Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
+        let folder = std::fs::metadata(&self.folder)?;
+        let identity = (folder.dev(), folder.ino());
+        if self.identity.is_some_and(|known| known != identity) && !look.removals_at_once {
+            return Err(io::Error::other(
+                "another folder has taken its place; `brokkr-supervisor reload` takes it for the right one",
+            ));
+        }
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -185,6 +194,7 @@ impl Scanner {
             }
         }
         paths.sort();
+        self.identity = Some(identity);
         Ok(paths)
     }
 

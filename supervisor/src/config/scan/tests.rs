@@ -138,6 +138,28 @@ fn a_folder_that_cannot_be_read_changes_nothing_and_is_a_problem_until_it_is_bac
 }
 
 #[test]
+fn another_folder_in_its_place_changes_nothing_until_a_reload() {
+    let mut folder = Folder::new();
+    folder.write("acme", 1);
+    folder.after(NOW);
+    let place = folder.directory.path().join("t.d");
+    std::fs::rename(&place, folder.directory.path().join("away")).unwrap();
+    std::fs::create_dir(&place).unwrap();
+    let scanned = folder.after(Duration::from_secs(60));
+    assert_eq!(Folder::names(&scanned), ["acme"]);
+    assert!(
+        scanned.desired.problems[0].contains("reload"),
+        "{:?}",
+        scanned.desired.problems
+    );
+    let look = Look {
+        removals_at_once: true,
+        confirm_removals: false,
+    };
+    assert!(Folder::names(&folder.look(look)).is_empty());
+}
+
+#[test]
 fn more_than_half_gone_at_once_is_held_until_confirmed() {
     let mut folder = Folder::new();
     for (port, name) in (1..).zip(["a", "b", "c", "d", "e"]) {
