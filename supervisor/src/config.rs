@@ -3,7 +3,7 @@
 mod scan;
 mod tenant;
 
-pub(crate) use scan::{Desired, FileProblem, FileState, Look, Scanned, Scanner};
+pub(crate) use scan::{Desired, FileProblem, FileState, Look, Scanned, Scanner, Stamp};
 pub(crate) use tenant::TenantConfig;
 
 use brokkr_tenant::{Diagnostic, Diagnostics, Key, Keys, Kind, Layer, Listen, Value, settings};

@@ -16,7 +16,7 @@ mod settle;
 mod slots;
 
 use crate::budget::{Admission, Verdict, format_admitted};
-use crate::config::{Desired, Supervisor};
+use crate::config::{Desired, Stamp, Supervisor};
 use crate::instance::Edge;
 use crate::instance::report::{Report, What};
 use crate::instance::survivors::Left;
@@ -85,6 +85,8 @@ pub(crate) struct Fleet {
     /// Instances of an earlier supervisor that could not be ended: their tenants must not run twice.
     left: Vec<Left>,
     open_files: u64,
+    /// The broker's program, as last seen on disk.
+    broker: Option<Stamp>,
     verdict: Verdict,
     slots: BTreeMap<String, Slots>,
     orders: Orders,
@@ -122,6 +124,7 @@ impl Fleet {
             first_free: parts.first_free,
             left: parts.left,
             open_files: parts.open_files,
+            broker: None,
             verdict: Verdict::default(),
             slots: BTreeMap::new(),
             orders: Orders::default(),
@@ -253,6 +256,7 @@ impl Fleet {
     fn take_files(&mut self) {
         let desired = self.desired.borrow_and_update().clone();
         let policy = policy(&self.config);
+        let mut reread = Vec::new();
         for (name, file) in &desired.tenants {
             if !self.entries.contains_key(name) {
                 let first = self.first_free.get(name).copied().unwrap_or(1);
@@ -262,7 +266,15 @@ impl Fleet {
             }
             if let Some(entry) = self.entries.get_mut(name) {
                 entry.life.set_policy(policy);
+                let read_anew = match (&entry.file, file) {
+                    (Some(Ok(old)), Ok(new)) => !Arc::ptr_eq(old, new),
+                    _ => false,
+                };
                 entry.file = Some(file.clone());
+                if read_anew {
+                    // Something it refers to changed: a configuration error may be mended.
+                    reread.push(name.clone());
+                }
             }
         }
         for (name, entry) in &mut self.entries {
@@ -277,8 +289,29 @@ impl Fleet {
             self.stopped
                 .retain(|name| desired.tenants.contains_key(name));
         }
+        let now = self.now();
+        for name in reread {
+            self.feed(now, &name, Event::Reload);
+        }
+        self.heed_broker(&desired);
         self.orders.files_read(desired.scan);
         self.changed();
+    }
+
+    /// A new program on disk replaces every instance by overlap, as many at once as slots and budget allow; a tenant whose
+    /// new instance does not become ready keeps the old one.
+    fn heed_broker(&mut self, desired: &Desired) {
+        let Some(stamp) = &desired.broker else {
+            return;
+        };
+        let before = self.broker.replace(stamp.clone());
+        if before.is_some_and(|before| before != *stamp) {
+            tracing::info!(broker = %self.config.broker.display(), "the broker's program has changed: every instance is replaced");
+            let now = self.now();
+            for name in self.all_names() {
+                self.feed(now, &name, Event::Restart);
+            }
+        }
     }
 
     fn take_view(&mut self) {

@@ -197,3 +197,28 @@ fn a_sink_that_reads_nothing_for_ten_seconds_slows_nobody_and_the_drops_are_coun
     }
     println!("{} lines read", reading.join().unwrap());
 }
+
+#[test]
+fn a_new_program_on_disk_replaces_every_instance_and_a_bad_one_replaces_none() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let tenants = [
+        host.tenant("acme").pool(5).up(),
+        host.tenant("globex").pool(5).up(),
+    ];
+    let before: Vec<i32> = tenants.iter().map(|tenant| tenant.pid()).collect();
+    wrapper.install_again("# another version");
+    for (tenant, old) in tenants.iter().zip(&before) {
+        assert_eq!(tenant.replaced(*old).restarts, 0);
+    }
+    let good: Vec<i32> = tenants.iter().map(|tenant| tenant.pid()).collect();
+    wrapper.install_again("echo this version is broken >&2; exit 3");
+    for (tenant, pid) in tenants.iter().zip(&good) {
+        let status = tenant.wait("a failed replacement", |t| {
+            t.pending
+                .as_ref()
+                .is_some_and(|why| why.contains("exit code 3"))
+        });
+        assert_eq!((status.pid, status.state.as_str()), (Some(*pid), "ready"));
+    }
+}

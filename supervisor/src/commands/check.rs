@@ -170,7 +170,7 @@ fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mu
         ));
     }
     layers.push(config.defaults.clone());
-    let mut scanner = Scanner::new(config.tenants_dir.clone(), layers);
+    let mut scanner = Scanner::new(config.tenants_dir.clone(), config.broker.clone(), layers);
     let look = Look {
         removals_at_once: true,
         confirm_removals: true,

@@ -133,7 +133,7 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
 
         let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
             .map_err(|error| format!("cannot start the probers: {error}"))?;
-        let mut scanner = Scanner::new(config.tenants_dir.clone(), layers);
+        let mut scanner = Scanner::new(config.tenants_dir.clone(), config.broker.clone(), layers);
         let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
         for problem in &first.desired.problems {
             tracing::error!("{problem}");

@@ -51,6 +51,8 @@ pub(crate) type FileState = Result<Arc<TenantConfig>, Arc<FileProblem>>;
 pub(crate) struct Desired {
     /// Counts scans.
     pub(crate) scan: u64,
+    /// Which broker program is on disk; `None` while it is not there, or being written.
+    pub(crate) broker: Option<Stamp>,
     /// Whether the folder could be read, now or ever: until then nothing is known, not even that there is no tenant.
     pub(crate) listed: bool,
     /// Every tenant that has a file: its configuration, or what is wrong with the file.
@@ -61,7 +63,7 @@ pub(crate) struct Desired {
 
 /// Which file, which content: what changes when either does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -103,6 +105,7 @@ pub(crate) struct Look {
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
     folder: PathBuf,
+    broker: PathBuf,
     layers: Vec<Layer>,
     known: BTreeMap<TenantName, Known>,
     scans: u64,
@@ -119,15 +122,16 @@ pub(crate) struct Scanned {
     pub(crate) desired: Desired,
     /// When to look again because an absence will count as a removal then.
     pub(crate) again_at: Option<Instant>,
-    /// Folders of files that tenant files refer to.
+    /// Folders of files that matter: those tenant files refer to, and the broker.
     pub(crate) referred: BTreeSet<PathBuf>,
 }
 
 impl Scanner {
-    /// A scanner of `folder`; `layers` lie under every tenant file, lowest first.
-    pub(crate) fn new(folder: PathBuf, layers: Vec<Layer>) -> Self {
+    /// A scanner of `folder`, with an eye on the program `broker`; `layers` lie under every tenant file, lowest first.
+    pub(crate) fn new(folder: PathBuf, broker: PathBuf, layers: Vec<Layer>) -> Self {
         Self {
             folder,
+            broker,
             layers,
             ..Self::default()
         }
@@ -164,6 +168,7 @@ impl Scanner {
             .map(|(name, known)| (name.clone(), known.state.clone()));
         let desired = Desired {
             scan: self.scans,
+            broker: Stamp::of(&self.broker).filter(|_| !busy.contains(&self.broker)),
             listed: self.listed,
             tenants: states.collect(),
             problems,
@@ -280,8 +285,9 @@ impl Scanner {
             .known
             .values()
             .flat_map(|known| known.stamps.iter().skip(1));
+        let files = files.map(|(path, _)| path).chain([&self.broker]);
         files
-            .filter_map(|(path, _)| path.parent().map(Path::to_owned))
+            .filter_map(|path| path.parent().map(Path::to_owned))
             .collect()
     }
 }

@@ -18,25 +18,34 @@ impl Wrapper {
     pub(super) fn install(host: &Host) -> Self {
         let folder = host.root().join("wrap");
         fs::create_dir_all(&folder).unwrap();
-        let script = folder.join("brokkr-broker");
+        let wrapper = Self { folder };
+        wrapper.install_again("");
+        let script = wrapper.folder.join("brokkr-broker");
+        host.set(
+            "broker",
+            &crate::toml_text::quoted(&script.display().to_string()),
+        );
+        wrapper
+    }
+
+    /// Puts the script in place once more, as a package's upgrade would: `first` is what every tenant does before
+    /// anything else.
+    pub fn install_again(&self, first: &str) {
         // Which tenant this is, is in the path of the notification socket and nowhere else in the environment.
         let text = format!(
-            "#!/bin/sh\n\
+            "#!/bin/sh\n{first}\n\
              tenant=${{NOTIFY_SOCKET##*/}}; tenant=${{tenant%%.*}}\n\
              export BROKKR_REAL={real}\n\
              if [ -e {folder}/$tenant.sh ]; then . {folder}/$tenant.sh; fi\n\
              unset BROKKR_REAL\n\
              exec {real} \"$@\"\n",
             real = bin::broker().display(),
-            folder = folder.display()
+            folder = self.folder.display()
         );
-        fs::write(&script, text).unwrap();
-        place::set_mode(&script, 0o755);
-        host.set(
-            "broker",
-            &crate::toml_text::quoted(&script.display().to_string()),
-        );
-        Self { folder }
+        let temporary = self.folder.join(".new");
+        fs::write(&temporary, text).unwrap();
+        place::set_mode(&temporary, 0o755);
+        fs::rename(&temporary, self.folder.join("brokkr-broker")).unwrap();
     }
 
     /// What `tenant` does before it is the real broker, from its next instance on.

@@ -11,7 +11,11 @@ impl Folder {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let url = Layer::from_pairs("test", [("database.url", "postgres://u@h/d")]);
-        let scanner = Scanner::new(directory.path().join("t.d"), vec![url]);
+        let scanner = Scanner::new(
+            directory.path().join("t.d"),
+            directory.path().join("broker"),
+            vec![url],
+        );
         std::fs::create_dir(directory.path().join("t.d")).unwrap();
         Self {
             directory,
