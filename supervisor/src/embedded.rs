@@ -258,6 +258,9 @@ fn prepare(config: &Supervisor) -> Result<Plan, String> {
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
         ("log_line_prefix", String::new()), // time and process are on our lines already
+        // What a tenant wrote is its own: a violated constraint is named in our log, the row and the statement are not.
+        ("log_error_verbosity", "terse".to_owned()),
+        ("log_min_error_statement", "panic".to_owned()),
         ("cluster_name", NAME.to_owned()),
     ];
     let arguments = arguments
