@@ -48,7 +48,7 @@ impl Client {
             };
             timeout(PATIENCE, asking)
                 .await
-                .unwrap_or_else(|_| Err(self.not_running()))
+                .unwrap_or_else(|_| Err(self.busy()))
         })
     }
 
@@ -62,7 +62,7 @@ impl Client {
             let asking = self.ask(Method::GET, path, Bytes::new());
             let mut answer = timeout(PATIENCE, asking)
                 .await
-                .unwrap_or_else(|_| Err(self.not_running()))?;
+                .unwrap_or_else(|_| Err(self.busy()))?;
             while let Some(frame) = answer.body_mut().frame().await {
                 let frame = frame.map_err(|error| self.lost(&error))?;
                 if let Some(piece) = frame.data_ref() {
@@ -141,6 +141,14 @@ impl Client {
     fn not_running(&self) -> Failure {
         Failure::NotRunning(format!(
             "brokkr-supervisor is not running: no answer on {} (systemctl start brokkr-supervisor)",
+            self.socket.display()
+        ))
+    }
+
+    /// Somebody listens there: to start another supervisor would be the wrong advice.
+    fn busy(&self) -> Failure {
+        Failure::NotRunning(format!(
+            "brokkr-supervisor does not answer on {} within {PATIENCE:?}: it is busy, or all its control connections are taken",
             self.socket.display()
         ))
     }
