@@ -1,4 +1,4 @@
-//! The published Python client walks a tenant, unmodified.
+//! The published Python client walks supervised tenants, unmodified.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,13 +7,10 @@
     reason = "tests"
 )]
 
-#[path = "support/world.rs"]
-mod world;
-
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use world::World;
+use brokkr_tests::Host;
 
 /// The interpreter of the virtual environment that `make test` puts the client in.
 fn python() -> PathBuf {
@@ -37,20 +34,32 @@ fn python() -> PathBuf {
 }
 
 #[test]
-fn the_published_python_client_walks_every_operation_there_is() {
-    let world = World::new();
+fn the_published_python_client_walks_two_supervised_tenants_at_once() {
+    let host = Host::new();
+    let tenants = [
+        host.tenant("acme").pool(10).up(),
+        host.tenant("globex").pool(10).up(),
+    ];
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/walk.py");
-    let ran = Command::new(python())
-        .arg(script)
-        .arg(format!("http://{}", world.admin.addr))
-        .arg(world.broker.state_dir().join("admin.pak"))
-        .output()
-        .unwrap();
-    let (out, err) = (
-        String::from_utf8_lossy(&ran.stdout),
-        String::from_utf8_lossy(&ran.stderr),
-    );
-    assert!(ran.status.success(), "{out}\n{err}");
-    println!("{}", out.lines().last().unwrap_or_default());
-    assert!(out.ends_with("walk: 48 operations\n"), "{out}");
+    let walks = tenants.each_ref().map(|tenant| {
+        Command::new(python())
+            .arg(&script)
+            .arg(format!("http://{}", tenant.status().listen.unwrap()))
+            .arg(tenant.state_dir().join("admin.pak"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    for walk in walks {
+        let ran = walk.wait_with_output().unwrap();
+        let (out, err) = (
+            String::from_utf8_lossy(&ran.stdout),
+            String::from_utf8_lossy(&ran.stderr),
+        );
+        assert!(ran.status.success(), "{out}\n{err}");
+        println!("{}", out.lines().last().unwrap_or_default());
+        assert!(out.ends_with("walk: 48 operations\n"), "{out}");
+    }
+    assert!(tenants.iter().all(|tenant| tenant.status().restarts == 0));
 }
