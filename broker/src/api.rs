@@ -7,20 +7,34 @@
 //! and one line in [`router`].
 
 mod access;
+mod admin;
 mod agent_marks;
 mod agents;
 mod auth;
 mod call;
 mod check;
+mod deployment_health;
+mod diagnostics;
 mod events;
+mod fleet;
 mod generators;
+mod instantiate;
 mod objects;
+pub mod openapi;
+mod paks;
 mod record;
 mod registrations;
 mod stack_marks;
 mod stacks;
 mod target_state;
 mod targets;
+mod telemetry;
+mod template_marks;
+mod templates;
+mod webhook_deliveries;
+mod webhooks;
+mod work_order_log;
+mod work_orders;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
@@ -42,6 +56,19 @@ pub fn router() -> Router<App> {
         .merge(stacks::routes())
         .merge(stack_marks::routes())
         .merge(objects::routes())
+        .merge(templates::routes())
+        .merge(template_marks::routes())
+        .merge(instantiate::routes())
+        .merge(work_orders::routes())
+        .merge(work_order_log::routes())
+        .merge(webhooks::routes())
+        .merge(webhook_deliveries::routes())
+        .merge(diagnostics::routes())
+        .merge(deployment_health::routes())
+        .merge(fleet::routes())
+        .merge(telemetry::routes())
+        .merge(admin::routes())
+        .merge(paks::routes())
         .method_not_allowed_fallback(call::method_not_allowed)
         .fallback(not_found)
 }

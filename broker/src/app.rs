@@ -7,6 +7,9 @@ use brokkr_tenant::BrokerConfig;
 use crate::auth;
 use crate::db::Db;
 use crate::health::Health;
+use crate::hot::Hot;
+use crate::jobs::Jobs;
+use crate::live::Live;
 use crate::metrics::Metrics;
 
 /// The state behind the router: handles only, cheap to clone.
@@ -14,12 +17,18 @@ use crate::metrics::Metrics;
 pub struct App {
     /// The tenant's database.
     pub db: Db,
-    /// The effective configuration.
+    /// The effective configuration at the start.
     pub config: Arc<BrokerConfig>,
+    /// The part of it that can change while the broker runs.
+    pub hot: Hot,
     /// Who authenticated lately.
     pub auth: auth::Cache,
     /// Counters and histograms behind `/metrics`.
     pub metrics: Arc<Metrics>,
     /// What `/readyz` answers.
     pub health: Arc<Health>,
+    /// Background work, to be woken by writes.
+    pub jobs: Jobs,
+    /// Who is connected by WebSocket.
+    pub live: Live,
 }

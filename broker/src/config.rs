@@ -11,7 +11,6 @@ use brokkr_tenant::{BrokerConfig, InstanceConfig, Layer, Mode, TenantName, resol
 
 use crate::db;
 use crate::db::start::{KeyFile, Plan};
-use crate::jobs::Retention;
 use crate::pak::{Format, PakHash};
 use crate::sys;
 
@@ -155,15 +154,6 @@ impl Instance {
             statement_timeout: database.statement_timeout,
             idle_in_transaction_timeout: database.idle_in_transaction_timeout,
             deadline: self.config.http.request_timeout,
-        }
-    }
-
-    /// How long rows are kept.
-    pub fn retention(&self) -> Retention {
-        let days = |days: i64| i32::try_from(days).unwrap_or(i32::MAX);
-        Retention {
-            audit_log_days: days(self.config.broker.audit_log_retention_days),
-            events_days: days(self.config.broker.webhook_cleanup_retention_days),
         }
     }
 }

@@ -119,7 +119,10 @@ pub fn emit(sql: &mut impl Sql, audits: &[Audit], events: &[Event]) -> Result<()
         .iter()
         .map(|e| json!({ "event_type": e.event_type, "data": e.data }))
         .collect();
-    sql.execute(EMIT, &[&audits, &events])?;
+    // The statement's own count is that of the events.
+    if sql.execute(EMIT, &[&audits, &events])? > 0 {
+        sql.wrote_events();
+    }
     Ok(())
 }
 

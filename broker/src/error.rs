@@ -39,6 +39,21 @@ struct Body<'a> {
     details: Option<&'a Details>,
 }
 
+/// [`Body`] as the OpenAPI document shows it.
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "describes; never built")]
+pub struct ErrorResponse {
+    /// Stable, in snake_case; to be matched on.
+    code: String,
+    /// For people.
+    message: String,
+    /// More about it, by the code.
+    details: Option<Object>,
+}
+
+/// Any JSON object.
+type Object = serde_json::Map<String, serde_json::Value>;
+
 impl Error {
     /// An error with a status, a stable snake_case code and a sentence for people.
     pub fn new(

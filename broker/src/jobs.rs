@@ -1,67 +1,193 @@
-//! Work nobody asks for: forgetting what is older than its retention.
+//! Work nobody asks for: one file a job, one schedule for all.
 //!
-//! Once a day, at a moment of each broker's own; in between an idle broker is silent.
+//! An idle broker is silent. A job runs when it is due, and it becomes due in one of three ways: its last run said when
+//! the next thing falls due; a write of this broker woke it ([`Jobs::wake`]); or the look around, one statement a minute
+//! for all jobs together (`look`), found something that another process left. Two instances of a broker may run the same
+//! job at once: each takes what it works on with `FOR UPDATE SKIP LOCKED` or by one statement that can be repeated.
+//!
+//! A job that fails, or panics, is tried again later and takes nobody with it. Adding a job is a file here, a line in
+//! [`Job`], one in `Job::run`, and its column in `look`.
 
+mod diagnostics;
+mod look;
+mod retention;
+mod webhooks;
+mod work_orders;
+
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::db::{Db, DbError, Sql};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-/// Rows deleted by one statement: a year's backlog must not become one long transaction.
-const CHUNK: i64 = 5_000;
+use crate::app::App;
+use crate::db::DbError;
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// After a failure, the first pause; it doubles up to [`LONGEST_PAUSE`], each time with full jitter.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// How long rows are kept, in days; 0 keeps them for ever.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// `broker.audit_log_retention_days`.
-    pub audit_log_days: i32,
-    /// `broker.webhook_cleanup_retention_days`: events nobody took.
-    pub events_days: i32,
+/// The jobs there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Removes what is past its retention.
+    Retention,
+    /// Turns events into deliveries, and delivers.
+    Webhooks,
+    /// Makes work orders that wait for a retry, or whose claim is stale, pending again.
+    WorkOrders,
+    /// Ends diagnostic requests that nobody answered.
+    Diagnostics,
 }
 
-/// Runs for as long as the broker does. First within an hour of the start, so that a thousand brokers that start together
-/// do not clean up together.
-pub async fn retention(db: Db, retention: Retention) {
-    tokio::time::sleep(Duration::from_secs(fastrand::u64(60..3600))).await;
-    loop {
-        match sweep(&db, retention).await {
-            Ok(0) => {}
-            Ok(rows) => tracing::info!(rows, "rows past their retention removed"),
-            Err(error) => tracing::warn!(%error, "rows past their retention could not be removed"),
+impl Job {
+    const ALL: [Job; 4] = [
+        Job::Retention,
+        Job::Webhooks,
+        Job::WorkOrders,
+        Job::Diagnostics,
+    ];
+
+    /// Does what is due now, and says after how long there is more to do, if that is known.
+    async fn run(self, app: &App) -> Result<Option<Duration>, DbError> {
+        match self {
+            Job::Retention => retention::run(app).await,
+            Job::Webhooks => webhooks::run(app).await,
+            Job::WorkOrders => work_orders::run(app).await,
+            Job::Diagnostics => diagnostics::run(app).await,
         }
-        tokio::time::sleep(DAY.mul_f64(0.95 + 0.1 * fastrand::f64())).await;
     }
 }
 
-/// Removes what is past its retention; the number of rows.
-///
-/// # Errors
-///
-/// As any statement. What was removed before stays removed.
-pub async fn sweep(db: &Db, retention: Retention) -> Result<u64, DbError> {
-    const AUDIT: &str = "DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log \
-                         WHERE created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2)";
-    const EVENTS: &str = "DELETE FROM event_outbox WHERE id IN (SELECT id FROM event_outbox \
-                          WHERE created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2)";
-    let mut total = 0;
-    for (sql, days) in [
-        (AUDIT, retention.audit_log_days),
-        (EVENTS, retention.events_days),
-    ] {
-        if days <= 0 {
-            continue;
+/// When each job is due. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Jobs(Arc<[Slot; Job::ALL.len()]>);
+
+#[derive(Debug, Default)]
+struct Slot {
+    due: Mutex<Option<Instant>>,
+    changed: Notify,
+}
+
+impl Jobs {
+    /// Nothing is due yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs a job as soon as possible. Call it after what it is to see has been committed. From any thread.
+    pub fn wake(&self, job: Job) {
+        self.due_in(job, Duration::ZERO);
+    }
+
+    /// Runs a job after this long at the latest.
+    fn due_in(&self, job: Job, after: Duration) {
+        let slot = &self.0[job as usize];
+        let at = Instant::now() + after;
+        {
+            let mut due = slot.due.lock().unwrap_or_else(PoisonError::into_inner);
+            if due.is_some_and(|due| due <= at) {
+                return;
+            }
+            *due = Some(at);
         }
-        // A connection per chunk: requests come in between.
+        slot.changed.notify_one();
+    }
+
+    /// Waits until the job is due, and takes that.
+    async fn until_due(&self, job: Job) {
+        let slot = &self.0[job as usize];
         loop {
-            let rows = db
-                .run(move |conn| conn.execute(sql, &[&days, &CHUNK]))
-                .await?;
-            total += rows;
-            if (rows as i64) < CHUNK {
-                break;
+            let due = {
+                let mut due = slot.due.lock().unwrap_or_else(PoisonError::into_inner);
+                match *due {
+                    Some(at) if at <= Instant::now() => {
+                        *due = None;
+                        return;
+                    }
+                    other => other,
+                }
+            };
+            // Both arms are cancel-safe: a missed notification stays stored.
+            match due {
+                Some(at) => tokio::select! {
+                    () = tokio::time::sleep_until(at) => {}
+                    () = slot.changed.notified() => {}
+                },
+                None => slot.changed.notified().await,
             }
         }
     }
-    Ok(total)
+}
+
+/// Runs every job for as long as the process lives; nothing is begun once draining has.
+pub fn spawn(app: &App) {
+    for job in Job::ALL {
+        tokio::spawn(keep(app.clone(), job));
+    }
+    tokio::spawn(look::around(app.clone()));
+}
+
+async fn keep(app: App, job: Job) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        app.jobs.until_due(job).await;
+        if app.health.is_draining() {
+            return;
+        }
+        let running = app.clone();
+        // A task of its own, so that a panic ends this run and not the job.
+        let ended = tokio::spawn(async move { job.run(&running).await }).await;
+        match ended {
+            Ok(Ok(next)) => {
+                pause = FIRST_PAUSE;
+                if let Some(next) = next {
+                    app.jobs.due_in(job, next);
+                }
+                continue;
+            }
+            Ok(Err(error @ DbError::Unavailable { .. })) => {
+                tracing::debug!(?job, %error, "a background job waits for the database");
+            }
+            Ok(Err(error)) => tracing::warn!(?job, %error, "a background job failed"),
+            // The panic hook has logged why.
+            Err(_) => tracing::error!(?job, "a background job panicked"),
+        }
+        app.jobs.due_in(job, pause.mul_f64(fastrand::f64()));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_is_due_at_the_earliest_of_what_it_was_told_and_once() {
+        let jobs = Jobs::new();
+        let began = Instant::now();
+        jobs.due_in(Job::Retention, Duration::from_secs(60));
+        jobs.due_in(Job::Retention, Duration::from_secs(10));
+        jobs.due_in(Job::Retention, Duration::from_secs(30));
+        jobs.until_due(Job::Retention).await;
+        assert_eq!(began.elapsed().as_secs(), 10);
+        let nothing =
+            tokio::time::timeout(Duration::from_secs(3600), jobs.until_due(Job::Retention));
+        assert!(nothing.await.is_err(), "it was due once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wake_while_it_waits_is_not_lost() {
+        let jobs = Jobs::new();
+        jobs.due_in(Job::Retention, Duration::from_secs(3600));
+        let waking = jobs.clone();
+        let began = Instant::now();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            waking.wake(Job::Retention);
+        });
+        jobs.until_due(Job::Retention).await;
+        assert_eq!(began.elapsed().as_secs(), 1);
+    }
 }

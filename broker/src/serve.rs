@@ -32,7 +32,9 @@ use crate::config::Instance;
 use crate::db::Db;
 use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::health::Health;
+use crate::hot::Hot;
 use crate::jobs;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::sys;
 use connections::{Connections, Phase};
@@ -166,7 +168,7 @@ async fn run_notified(
     if let Some(listener) = listener.take() {
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
-    tokio::spawn(jobs::retention(app.db.clone(), instance.retention()));
+    jobs::spawn(&app);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -191,9 +193,12 @@ fn app(instance: &Instance) -> Result<App, Exit> {
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
+        hot: Hot::new(&config),
         config,
         metrics: Arc::new(Metrics::default()),
         health: Arc::new(Health::new()),
+        jobs: jobs::Jobs::new(),
+        live: Live::new(),
     })
 }
 

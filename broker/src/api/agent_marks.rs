@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::routing::{delete, get};
 use serde::Deserialize;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
@@ -11,6 +12,11 @@ use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::store::agent_marks as marks;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

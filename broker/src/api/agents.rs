@@ -4,6 +4,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, parse_json, plain, with_body};
@@ -12,9 +13,14 @@ use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{Event, emit};
-use crate::error::Error;
+use crate::error::{Error, ErrorResponse};
 use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
 use crate::store::{generators, registrations};
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi(paths(list))]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
@@ -31,6 +37,18 @@ pub(super) fn routes() -> Router<App> {
         .route("/agents/{id}/heartbeat", post(with_body(heartbeat)))
 }
 
+#[utoipa::path(
+    get,
+    path = "/agents",
+    operation_id = "list_agents",
+    tag = "agents",
+    responses(
+        (status = 200, description = "Agents, oldest first", body = [Agent]),
+        (status = 403, description = "Not the admin or a generator", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     match call.principal {
         Principal::Admin => Reply::ok(&agents::list(db)?),

@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::routing::post;
 use serde::Serialize;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain};
@@ -10,6 +11,11 @@ use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::error::Error;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/auth/pak", post(plain(verify)))

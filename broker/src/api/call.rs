@@ -189,7 +189,11 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
                 principal,
                 request,
             };
-            (operation.work)(&call, conn)
+            let done = (operation.work)(&call, conn);
+            if conn.take_wrote_events() {
+                call.app.jobs.wake(crate::jobs::Job::Webhooks);
+            }
+            done
         })
         .await;
     drop(room);

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::agent_marks::same_agent;
@@ -16,6 +17,11 @@ use crate::emit::{Event, emit};
 use crate::error::Error;
 use crate::store::association;
 use crate::store::events::{self, Report};
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

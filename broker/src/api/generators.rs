@@ -5,6 +5,7 @@ use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
@@ -16,6 +17,11 @@ use crate::emit::emit;
 use crate::error::Error;
 use crate::store::generators::{self, Generator};
 use crate::store::stacks;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

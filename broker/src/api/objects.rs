@@ -8,6 +8,7 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use utoipa::OpenApi;
 
 use super::access;
 use super::call::{Call, Reply, plain, with_body};
@@ -17,6 +18,11 @@ use crate::db::Conn;
 use crate::emit::{Event, emit};
 use crate::error::Error;
 use crate::store::{association, objects};
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

@@ -4,6 +4,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
@@ -14,6 +15,11 @@ use crate::db::{Conn, Sql};
 use crate::emit::emit;
 use crate::error::Error;
 use crate::store::{agents, generators, registrations};
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

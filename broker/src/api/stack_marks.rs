@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::routing::{delete, get};
 use serde::Deserialize;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
@@ -12,6 +13,11 @@ use crate::auth::Principal;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::store::{association, stack_marks as marks, stacks};
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

@@ -5,6 +5,7 @@ use axum::routing::get;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
@@ -15,6 +16,11 @@ use crate::db::Conn;
 use crate::emit::{Event, emit};
 use crate::error::Error;
 use crate::store::stacks;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

@@ -4,6 +4,7 @@ use axum::Router;
 use axum::routing::get;
 use brokkr_tenant::TargetStateMode;
 use serde::Deserialize;
+use utoipa::OpenApi;
 
 use super::access;
 use super::call::{Call, Reply, plain};
@@ -11,6 +12,11 @@ use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::store::association::{self, Mode};
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

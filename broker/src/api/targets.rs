@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::routing::{delete, get};
 use serde::Deserialize;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::access;
@@ -13,6 +14,11 @@ use crate::auth::Principal;
 use crate::db::{Conn, Sql};
 use crate::error::Error;
 use crate::store::targets;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()

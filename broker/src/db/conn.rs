@@ -33,6 +33,9 @@ pub trait Sql {
         Ok(self.query(sql, params)?.into_iter().next())
     }
 
+    /// Notes that what is being written has left events for subscribers; see [`Conn::take_wrote_events`].
+    fn wrote_events(&mut self);
+
     /// The first row of a query that always has one.
     fn query_one(
         &mut self,
@@ -47,6 +50,7 @@ pub trait Sql {
 /// A checked-out connection: alive, and looking at the tenant's schema.
 pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
+    wrote_events: bool,
 }
 
 /// An open transaction. Commits when its closure returns `Ok`, rolls back when it returns `Err` or panics.
@@ -54,11 +58,26 @@ pub struct Tx<'a> {
     tx: postgres::Transaction<'a>,
     statements: &'a mut HashMap<&'static str, Statement>,
     spoiled: bool,
+    wrote_events: bool,
 }
 
 impl Conn {
     pub(super) fn new(live: r2d2::PooledConnection<Manager>) -> Self {
-        Conn { live }
+        Conn {
+            live,
+            wrote_events: false,
+        }
+    }
+
+    /// Whether anything committed on this checkout has left events for subscribers since this was last asked.
+    pub fn take_wrote_events(&mut self) -> bool {
+        std::mem::take(&mut self.wrote_events)
+    }
+
+    /// Closes the connection after this checkout if it was opened for it: a look around once a minute must not leave a
+    /// connection behind in an idle broker.
+    pub fn leave_nothing_behind(&mut self) {
+        self.live.close_if_new();
     }
 
     /// Marks the connection as not to be used again.
@@ -85,15 +104,24 @@ impl Conn {
             tx,
             statements: &mut live.statements,
             spoiled: false,
+            wrote_events: false,
         };
         let result = work(&mut tx);
-        let Tx { tx, spoiled, .. } = tx;
+        let Tx {
+            tx,
+            spoiled,
+            wrote_events,
+            ..
+        } = tx;
         let ended = match &result {
             Ok(_) => tx.commit(),
             Err(_) => tx.rollback(),
         };
         match ended {
-            Ok(()) => live.spoiled = spoiled,
+            Ok(()) => {
+                live.spoiled = spoiled;
+                self.wrote_events |= wrote_events && result.is_ok();
+            }
             // A commit refused by the server (a deferred constraint) has ended the transaction as well.
             Err(error) => {
                 live.spoiled = spoiled || spoils_connection(&error) || error.code().is_none();
@@ -171,6 +199,10 @@ impl Sql for Conn {
     ) -> Result<u64, DbError> {
         self.run(sql, |client, statement| client.execute(statement, params))
     }
+
+    fn wrote_events(&mut self) {
+        self.wrote_events = true;
+    }
 }
 
 impl Tx<'_> {
@@ -213,6 +245,10 @@ impl Sql for Tx<'_> {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DbError> {
         self.run(sql, |tx, statement| tx.execute(statement, params))
+    }
+
+    fn wrote_events(&mut self) {
+        self.wrote_events = true;
     }
 }
 

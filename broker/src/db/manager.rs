@@ -83,6 +83,8 @@ pub(super) struct Live {
     pub(super) statements: HashMap<&'static str, Statement>,
     /// Must not be used again.
     pub(super) spoiled: bool,
+    /// Times it has been checked out.
+    checkouts: u64,
     expires: Instant,
     // After the client: it is closed before it stops being counted.
     _counted: Counted,
@@ -154,6 +156,7 @@ impl Recipe {
             client,
             statements: HashMap::new(),
             spoiled: false,
+            checkouts: 0,
             expires: Instant::now() + lifetime,
             _counted: counted,
         })
@@ -186,6 +189,13 @@ impl Slotted {
     pub(super) fn spoil(&mut self) {
         if let State::Live(live) = &mut self.0.state {
             live.spoiled = true;
+        }
+    }
+
+    /// [`Self::spoil`], if this is its first checkout.
+    pub(super) fn close_if_new(&mut self) {
+        if let State::Live(live) = &mut self.0.state {
+            live.spoiled |= live.checkouts <= 1;
         }
     }
 
@@ -233,6 +243,7 @@ impl r2d2::ManageConnection for Manager {
     /// Sets the path. One round trip is both: the connection lives, and it looks at this tenant's schema only.
     fn is_valid(&self, slotted: &mut Slotted) -> Result<(), DbError> {
         let live = slotted.live()?;
+        live.checkouts += 1;
         live.client
             .batch_execute(&self.0.set_path)
             .map_err(|error| {

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use brokkr_broker::db::DbError;
 use brokkr_broker::db::start::{StartError, Step, migrate, rotate_admin, start};
 use brokkr_broker::emit::{Actor, Audit, Event, emit};
-use brokkr_broker::jobs::{Retention, sweep};
 use brokkr_broker::pak::PakHash;
 use brokkr_tests::{PgServer, Place};
 use serde_json::json;
@@ -291,14 +290,5 @@ fn what_is_emitted_lives_and_dies_with_its_transaction_and_events_wait_only_for_
     );
     server.sql("UPDATE tenant_emit.brokkr_meta SET wants_events = true");
     loop_.block_on(write(false)).unwrap();
-    assert_eq!(count(&server, "tenant_emit.event_outbox"), 1);
-
-    server.sql("UPDATE tenant_emit.audit_log SET created_at = now() - interval '91 days' WHERE action = 'auth.failed'");
-    let retention = Retention {
-        audit_log_days: 90,
-        events_days: 7,
-    };
-    assert_eq!(loop_.block_on(sweep(&db, retention)).unwrap(), 2);
-    assert_eq!(count(&server, "tenant_emit.audit_log"), 2);
     assert_eq!(count(&server, "tenant_emit.event_outbox"), 1);
 }

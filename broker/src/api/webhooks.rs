@@ -1,0 +1,15 @@
+//! Webhook subscriptions and their deliveries.
+
+use axum::Router;
+use utoipa::OpenApi;
+
+use crate::app::App;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Doc;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+}

@@ -1,0 +1,79 @@
+//! The permission matrix as tables, one file an area: who gets which answer from which operation.
+#![allow(dead_code, reason = "each test file uses its part of it")]
+
+pub(crate) mod admin;
+pub(crate) mod core;
+pub(crate) mod diagnostics;
+pub(crate) mod live;
+pub(crate) mod templates;
+pub(crate) mod webhooks;
+pub(crate) mod work_orders;
+
+use crate::world::{Party, World};
+
+pub(crate) const AR: &str = "403 admin_required";
+pub(crate) const APM: &str = "403 agent_pak_mismatch";
+pub(crate) const SNO: &str = "403 stack_not_owned";
+pub(crate) const GNO: &str = "403 generator_not_owned";
+pub(crate) const GR: &str = "403 generator_required";
+pub(crate) const TCD: &str = "403 target_create_denied";
+pub(crate) const ANR: &str = "403 agent_not_registered";
+pub(crate) const NA: &str = "403 not_authorized";
+pub(crate) const FORBIDDEN: &str = "403 forbidden";
+pub(crate) const SNA: &str = "403 stack_not_accessible";
+pub(crate) const SLD: &str = "403 stacks_list_denied";
+pub(crate) const SCD: &str = "403 stack_create_denied";
+
+/// Method and path, body (none when empty), shape of a success, and the answers to admin, self, other agent, owning
+/// generator, other generator. Names in braces are the fixture's.
+pub(crate) type Row = (&'static str, &'static str, &'static str, [&'static str; 5]);
+
+/// Every row.
+pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
+    [
+        core::ROWS,
+        templates::ROWS,
+        work_orders::ROWS,
+        webhooks::ROWS,
+        diagnostics::ROWS,
+        live::ROWS,
+        admin::ROWS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// What rows may name in braces, and who they act for.
+pub(crate) struct Scene<'a> {
+    pub(crate) world: &'a World,
+    /// The agent in question: registered with `owner`, targeted at `stack`.
+    pub(crate) own: &'a Party,
+    /// Another agent.
+    pub(crate) other: &'a Party,
+    /// The generator whose `stack` it is.
+    pub(crate) owner: &'a Party,
+    /// Another generator.
+    pub(crate) stranger: &'a Party,
+    /// A stack of `owner`.
+    pub(crate) stack: &'a str,
+    /// A deployment object on it.
+    pub(crate) object: &'a str,
+}
+
+/// The names an area adds to the scene, with their values.
+pub(crate) type Names = Vec<(&'static str, String)>;
+
+/// The names of every area.
+pub(crate) fn names(scene: &Scene<'_>) -> Names {
+    [
+        templates::names,
+        work_orders::names,
+        webhooks::names,
+        diagnostics::names,
+        live::names,
+        admin::names,
+    ]
+    .into_iter()
+    .flat_map(|of_area| of_area(scene))
+    .collect()
+}
