@@ -33,7 +33,7 @@ fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
 }
 
 #[test]
-fn the_frequent_operations_are_one_statement_each_whatever_the_number_of_rows() {
+fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_of_rows() {
     let server = PgServer::with(Options::new().set("log_statement", "all"));
     let world = World::on(&server, &[]);
     let (agent, generator) = (world.agent("a"), world.generator("g"));

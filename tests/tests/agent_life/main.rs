@@ -31,7 +31,7 @@ const POLLS: u32 = 150;
 const DISTURBANCES: u32 = 8;
 
 #[test]
-fn an_agent_never_removes_what_should_be_there_and_never_keeps_what_should_not() {
+fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_should_not() {
     let seed = std::env::var("BROKKR_TESTS_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
