@@ -1,6 +1,7 @@
 //! Stacks.
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::get;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -65,6 +66,16 @@ fn other_generator() -> Error {
     )
 }
 
+/// As the foreign key would say it; a deleted generator is as good as none.
+fn unknown_generator() -> Error {
+    Error::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "foreign_key_violation",
+        "`generator_id` names a generator that does not exist",
+    )
+    .detail("constraint", "stacks_generator_id_fkey")
+}
+
 #[derive(Deserialize)]
 struct NewStack {
     name: String,
@@ -87,7 +98,8 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let description = new.description.as_deref();
     valid(&new.name, description)?;
     let stack = db.transaction(|tx| {
-        let stack = stacks::insert(tx, &new.name, description, new.generator_id)?;
+        let stack = stacks::insert(tx, &new.name, description, new.generator_id)?
+            .ok_or_else(unknown_generator)?;
         let audit = record::audit(call.principal, "stack.created", "stack", stack.id)
             .details(json!({ "name": stack.name, "generator_id": stack.generator_id }));
         let event = Event::new(
