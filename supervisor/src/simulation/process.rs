@@ -74,7 +74,6 @@ impl World {
             Step::Spawned => self.feed(n, Event::Spawned { id, pid: 1 }),
             Step::NotSpawned => {
                 let _ = self.tenants[n].processes.remove(&id);
-                self.tenants[n].failed_at = Some(self.now);
                 let reason = "no process could be made".to_owned();
                 self.feed(n, Event::SpawnFailed { id, reason });
                 self.judge_soon();
@@ -109,13 +108,6 @@ impl World {
                     .lingering
                     .push((process.server, process.most, self.now + linger));
             }
-        }
-        let planned = tenant
-            .life
-            .as_ref()
-            .is_some_and(|life| life.instances().any(|i| i.id == id && i.planned));
-        if !planned {
-            tenant.failed_at = Some(self.now);
         }
         let reason = "exited".to_owned();
         self.feed(

@@ -103,18 +103,11 @@ impl World {
                 .any(|p| p.server == file.server && p.schema == file.schema);
             self.rule(!same, n, &format!("started on the schema of running t{m}"));
         }
-        if let Some(failed) = tenant.failed_at
-            && tenant.processes.is_empty()
-            && let Some(life) = &tenant.life
-        {
-            // The first try after a good run is at once; every other waits for its pause.
-            let pause = self.now - failed;
-            let view = life.view();
-            let waited = view.next_try.is_none_or(|at| at <= self.now);
+        if let Some(until) = tenant.pause_until {
             self.rule(
-                waited,
+                until <= self.now,
                 n,
-                &format!("started {pause:?} after a failure, before its pause was over"),
+                "started before the pause after its failure was over",
             );
         }
     }

@@ -88,7 +88,8 @@ pub(super) struct Tenant {
     pub(super) stands_in: bool,
     /// A stranger has its port until then.
     pub(super) port_taken: Time,
-    pub(super) failed_at: Option<Time>,
+    /// Until when it was to wait, before the latest event.
+    pub(super) pause_until: Option<Time>,
     tick_at: Option<Time>,
     past: VecDeque<String>,
 }
@@ -301,6 +302,11 @@ impl World {
             let tenant = &mut self.tenants[n];
             let Some(life) = &mut tenant.life else { return };
             tenant.past.push_back(format!("{now:?} {event:?}"));
+            // A new wish or an order ends a pause; nothing else does.
+            tenant.pause_until = match event {
+                Event::Wanted { .. } | Event::Start | Event::Restart | Event::Reload => None,
+                _ => life.view().next_try,
+            };
             let actions = life.on(now, event);
             while tenant.past.len() > REMEMBERED {
                 let _ = tenant.past.pop_front();
@@ -646,7 +652,7 @@ impl Tenant {
             generation: 0,
             stands_in: false,
             port_taken: Duration::ZERO,
-            failed_at: None,
+            pause_until: None,
             tick_at: None,
             past: VecDeque::new(),
         }
