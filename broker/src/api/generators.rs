@@ -5,10 +5,11 @@ use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
 use super::{access, check, record};
 use crate::app::App;
 use crate::auth::Principal;
@@ -20,7 +21,7 @@ use crate::store::stacks;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, create, show, update, remove, rotate))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -35,18 +36,24 @@ pub(super) fn routes() -> Router<App> {
         .route("/generators/{id}/rotate-pak", post(plain(rotate)))
 }
 
+#[utoipa::path(
+    get, path = "/generators", operation_id = "list_generators", tag = "generators",
+    responses((status = 200, description = "Generators, oldest first", body = [Generator]), Always, Forbidden),
+    security(("admin_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     Reply::ok(&generators::list(db)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 struct NewGenerator {
     name: String,
     description: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CreateGeneratorResponse)]
 struct WithPak<'a> {
     generator: Generator,
     pak: &'a str,
@@ -58,6 +65,15 @@ fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
     check::no_nul("`description`", description.unwrap_or_default())
 }
 
+#[utoipa::path(
+    post, path = "/generators", operation_id = "create_generator", tag = "generators",
+    request_body = NewGenerator,
+    responses(
+        (status = 201, description = "The generator and its PAK, which is shown only now", body = WithPak),
+        Always, JsonBody, Forbidden, Conflict,
+    ),
+    security(("admin_pak" = [])),
+)]
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewGenerator = call.json()?;
     access::admin(call.principal)?;
@@ -85,6 +101,12 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     })
 }
 
+#[utoipa::path(
+    get, path = "/generators/{id}", operation_id = "get_generator", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The generator", body = Generator), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
@@ -107,6 +129,16 @@ struct Replacement {
     is_system: bool,
 }
 
+#[utoipa::path(
+    put, path = "/generators/{id}", operation_id = "update_generator", tag = "generators",
+    params(("id" = Uuid, Path)),
+    request_body = Generator,
+    responses(
+        (status = 200, description = "The generator as it is now", body = Generator),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: Replacement = call.json()?;
@@ -135,6 +167,12 @@ fn no_row() -> Error {
 }
 
 /// Deletes the generator and its stacks. Their markers stay live, so that every agent that served them hears of it.
+#[utoipa::path(
+    delete, path = "/generators/{id}", operation_id = "delete_generator", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
@@ -159,6 +197,15 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Ok(Reply::no_content())
 }
 
+#[utoipa::path(
+    post, path = "/generators/{id}/rotate-pak", operation_id = "rotate_generator_pak", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 201, description = "The generator and its new PAK, which is shown only now", body = WithPak),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
