@@ -16,9 +16,9 @@ use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{Event, emit};
+use crate::enrol::{self, By};
 use crate::error::Error;
 use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
-use crate::store::{generators, registrations};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
@@ -136,32 +136,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     check::storable("`cluster_name`", &new.cluster_name, check::NAME)?;
     let pak = call.mint()?;
     let agent = db.transaction(|tx| {
-        if !generators::all_live(tx, &new.generator_ids)? {
-            return Err(Error::bad_request(
-                "invalid_generator_id",
-                "`generator_ids` names a generator that does not exist",
-            ));
-        }
-        let agent = agents::insert(tx, &new.name, &new.cluster_name, pak.hash().as_str())?;
-        registrations::add_first(tx, agent.id, &new.generator_ids)?;
-        let by = |action, kind| record::audit(call.principal, action, kind, agent.id);
-        let audits = [
-            by("agent.created", "agent")
-                .details(json!({ "name": agent.name, "cluster_name": agent.cluster_name })),
-            by("pak.created", "pak").details(json!({ "entity": "agent", "name": agent.name })),
-        ];
-        let event = Event::new(
-            "agent.registered",
-            json!({
-                "agent_id": agent.id,
-                "name": agent.name,
-                "cluster_name": agent.cluster_name,
-                "status": agent.status,
-                "created_at": agent.created_at,
-            }),
-        );
-        emit(tx, &audits, &[event])?;
-        Ok(agent)
+        let names = (new.name.as_str(), new.cluster_name.as_str());
+        let by = By::Caller(call.principal.into());
+        enrol::agent(tx, by, names, &new.generator_ids, &pak.hash())
     })?;
     Reply::created(&Created {
         agent,
@@ -268,14 +245,8 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
     let pak = call.mint()?;
-    let agent = db.transaction(|tx| {
-        let agent =
-            agents::set_pak_hash(tx, id, pak.hash().as_str())?.ok_or_else(access::no_agent)?;
-        let audit = record::audit(call.principal, "pak.rotated", "agent", id)
-            .details(json!({ "agent_name": agent.name }));
-        emit(tx, &[audit], &[])?;
-        Ok::<_, Error>(agent)
-    })?;
+    let by = By::Caller(call.principal.into());
+    let agent = db.transaction(|tx| enrol::rotate_agent(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Agent(id));
     Reply::ok(&Rotated {
         agent,

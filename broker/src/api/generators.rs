@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::emit;
+use crate::enrol::{self, By};
 use crate::error::Error;
 use crate::store::generators::{self, Generator};
 use crate::store::stacks;
@@ -79,22 +80,10 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     valid(&new.name, new.description.as_deref())?;
     let pak = call.mint()?;
-    let generator = db.transaction(|tx| {
-        let generator = generators::insert(
-            tx,
-            &new.name,
-            new.description.as_deref(),
-            pak.hash().as_str(),
-        )?;
-        let by = |action, kind| record::audit(call.principal, action, kind, generator.id);
-        let audits = [
-            by("generator.created", "generator").details(json!({ "name": generator.name })),
-            by("pak.created", "pak")
-                .details(json!({ "entity": "generator", "name": generator.name })),
-        ];
-        emit(tx, &audits, &[])?;
-        Ok::<_, Error>(generator)
-    })?;
+    let by = By::Caller(call.principal.into());
+    let (name, description) = (new.name.as_str(), new.description.as_deref());
+    let generator =
+        db.transaction(|tx| enrol::generator(tx, by, name, description, &pak.hash()))?;
     Reply::created(&WithPak {
         generator,
         pak: pak.expose(),
@@ -210,14 +199,8 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let pak = call.mint()?;
-    let generator = db.transaction(|tx| {
-        let generator = generators::set_pak_hash(tx, id, pak.hash().as_str())?
-            .ok_or_else(access::no_generator)?;
-        let audit = record::audit(call.principal, "pak.rotated", "generator", id)
-            .details(json!({ "generator_name": generator.name }));
-        emit(tx, &[audit], &[])?;
-        Ok::<_, Error>(generator)
-    })?;
+    let by = By::Caller(call.principal.into());
+    let generator = db.transaction(|tx| enrol::rotate_generator(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Generator(id));
     Reply::created(&WithPak {
         generator,

@@ -75,6 +75,32 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
     Generator::optional(db.query_opt(SQL, &[&id])?)
 }
 
+/// The live generator with exactly this name.
+///
+/// # Errors
+/// When the statement fails.
+pub fn find(db: &mut impl Sql, name: &str) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE name = $1 AND deleted_at IS NULL"
+    );
+    Generator::optional(db.query_opt(SQL, &[&name])?)
+}
+
+/// The system generator every agent is registered with, if there is one yet.
+///
+/// # Errors
+/// When the statement fails.
+pub fn system(db: &mut impl Sql) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE is_system AND deleted_at IS NULL ORDER BY created_at, id LIMIT 1"
+    );
+    Generator::optional(db.query_opt(SQL, &[])?)
+}
+
 /// As [`get`], and nobody else changes or deletes it, or refers to it anew, until the end of the transaction.
 ///
 /// # Errors
