@@ -33,6 +33,8 @@ CREATE INDEX work_orders_by_due ON work_orders (due_at) WHERE due_at IS NOT NULL
 
 CREATE TRIGGER work_orders_updated_at BEFORE UPDATE ON work_orders FOR EACH ROW EXECUTE FUNCTION set_updated_at();
 
+-- Targets, labels and annotations are written with their order, so their created_at is its own: their indexes give the
+-- oldest orders of an agent, or of a label that everybody has, without sorting them all.
 CREATE TABLE work_order_targets (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     created_at    timestamptz NOT NULL DEFAULT now(),
@@ -41,7 +43,7 @@ CREATE TABLE work_order_targets (
     agent_id      uuid NOT NULL CONSTRAINT work_order_targets_agent_id_fkey REFERENCES agents (id) ON DELETE CASCADE,
     CONSTRAINT work_order_targets_work_order_id_agent_id_key UNIQUE (work_order_id, agent_id)
 );
-CREATE INDEX work_order_targets_by_agent ON work_order_targets (agent_id, work_order_id);
+CREATE INDEX work_order_targets_by_agent ON work_order_targets (agent_id, created_at, work_order_id);
 
 CREATE TABLE work_order_labels (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -51,7 +53,7 @@ CREATE TABLE work_order_labels (
     label         varchar(64) NOT NULL,
     CONSTRAINT work_order_labels_work_order_id_label_key UNIQUE (work_order_id, label)
 );
-CREATE INDEX work_order_labels_by_label ON work_order_labels (label, work_order_id);
+CREATE INDEX work_order_labels_by_label ON work_order_labels (label, created_at, work_order_id);
 
 CREATE TABLE work_order_annotations (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -62,7 +64,7 @@ CREATE TABLE work_order_annotations (
     value         varchar(64) NOT NULL,
     CONSTRAINT work_order_annotations_work_order_id_key_value_key UNIQUE (work_order_id, key, value)
 );
-CREATE INDEX work_order_annotations_by_pair ON work_order_annotations (key, value, work_order_id);
+CREATE INDEX work_order_annotations_by_pair ON work_order_annotations (key, value, created_at, work_order_id);
 
 -- One row for each order that ended, with the order's id. Never evicted.
 CREATE TABLE work_order_log (

@@ -19,9 +19,6 @@ const LONGEST_PAUSE: f64 = 10.0 * 365.25 * 24.0 * 60.0 * 60.0;
 /// Most orders in one list.
 const MOST: i64 = 10_000;
 
-/// Most orders in one list of what an agent may claim: the oldest, of which it takes the first.
-const MOST_PENDING: i64 = 1_000;
-
 /// Orders released by one statement.
 const CHUNK: i64 = 1_000;
 
@@ -54,22 +51,44 @@ macro_rules! columns {
     };
 }
 
-/// The ids of the orders that are for agent `$1`, pending or not.
+/// Creation and id of the oldest pending orders that are for agent `$1`, at most 1,000, and of one type if `$filter` says
+/// so.
 ///
-/// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index.
-macro_rules! meant_for {
-    () => {
-        "(SELECT t.work_order_id FROM work_order_targets t WHERE t.agent_id = $1
-          UNION
-          SELECT ol.work_order_id
-            FROM agent_labels al
-            JOIN work_order_labels ol ON ol.label = al.label
-           WHERE al.agent_id = $1
-          UNION
-          SELECT oa.work_order_id
-            FROM agent_annotations aa
-            JOIN work_order_annotations oa ON oa.key = aa.key AND oa.value = aa.value
-           WHERE aa.agent_id = $1)"
+/// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index, oldest
+/// first, and ends where more cannot be in the answer: a label may be on every order there is.
+macro_rules! pending_for {
+    ($filter:literal) => {
+        concat!(
+            "((SELECT w.created_at, w.id
+                 FROM work_order_targets t
+                 JOIN work_orders w ON w.id = t.work_order_id AND w.status = 'PENDING'",
+            $filter,
+            "   WHERE t.agent_id = $1
+                ORDER BY t.created_at, t.work_order_id LIMIT 1000)
+              UNION
+              SELECT oldest.created_at, oldest.id
+                FROM agent_labels al
+                CROSS JOIN LATERAL (
+                     SELECT w.created_at, w.id
+                       FROM work_order_labels ol
+                       JOIN work_orders w ON w.id = ol.work_order_id AND w.status = 'PENDING'",
+            $filter,
+            "         WHERE ol.label = al.label
+                      ORDER BY ol.created_at, ol.work_order_id LIMIT 1000) AS oldest
+               WHERE al.agent_id = $1
+              UNION
+              SELECT oldest.created_at, oldest.id
+                FROM agent_annotations aa
+                CROSS JOIN LATERAL (
+                     SELECT w.created_at, w.id
+                       FROM work_order_annotations oa
+                       JOIN work_orders w ON w.id = oa.work_order_id AND w.status = 'PENDING'",
+            $filter,
+            "         WHERE oa.key = aa.key AND oa.value = aa.value
+                      ORDER BY oa.created_at, oa.work_order_id LIMIT 1000) AS oldest
+               WHERE aa.agent_id = $1
+              ORDER BY 1, 2 LIMIT 1000)"
+        )
     };
 }
 
@@ -206,7 +225,8 @@ pub fn list(
     super::all(rows?, WorkOrder::read)
 }
 
-/// The pending orders that an agent may claim, of this type if given: the oldest first, at most [`MOST_PENDING`].
+/// The pending orders that an agent may claim, of this type if given: the oldest first, at most 1,000. An agent takes the
+/// first, and asks again.
 ///
 /// # Errors
 /// When the statement fails.
@@ -220,16 +240,15 @@ pub fn pending(
             concat!(
                 "SELECT ",
                 columns!(),
-                " FROM work_orders WHERE status = 'PENDING' AND id IN ",
-                meant_for!(),
-                $filter,
-                " ORDER BY created_at, id LIMIT $2"
+                " FROM work_orders JOIN ",
+                pending_for!($filter),
+                " AS oldest USING (created_at, id) ORDER BY created_at, id"
             )
         };
     }
     let rows = match work_type {
-        None => db.query(sql!(""), &[&agent, &MOST_PENDING]),
-        Some(kind) => db.query(sql!(" AND work_type = $3"), &[&agent, &MOST_PENDING, &kind]),
+        None => db.query(sql!(""), &[&agent]),
+        Some(kind) => db.query(sql!(" AND w.work_type = $2"), &[&agent, &kind]),
     };
     super::all(rows?, WorkOrder::read)
 }
