@@ -48,11 +48,8 @@ pub struct ErrorResponse {
     /// For people.
     message: String,
     /// More about it, by the code.
-    details: Option<Object>,
+    details: Option<std::collections::BTreeMap<String, serde_json::Value>>,
 }
-
-/// Any JSON object.
-type Object = serde_json::Map<String, serde_json::Value>;
 
 impl Error {
     /// An error with a status, a stable snake_case code and a sentence for people.

@@ -1,9 +1,10 @@
 //! Work nobody asks for: one file a job, one schedule for all.
 //!
 //! An idle broker is silent. A job runs when it is due, and it becomes due in one of three ways: its last run said when
-//! the next thing falls due; a write of this broker woke it ([`Jobs::wake`]); or the look around, one statement a minute
-//! for all jobs together (`look`), found something that another process left. Two instances of a broker may run the same
-//! job at once: each takes what it works on with `FOR UPDATE SKIP LOCKED` or by one statement that can be repeated.
+//! the next thing falls due; a write of this broker said so ([`Jobs::wake`], [`Jobs::due_in`]); or the look around, one
+//! statement a minute for all jobs together (`look`), found something that another process left. Two instances of a broker
+//! may run the same job at once: each takes what it works on with `FOR UPDATE SKIP LOCKED` or by one statement that can be
+//! repeated.
 //!
 //! A job that fails, or panics, is tried again later and takes nobody with it. Adding a job is a file here, a line in
 //! [`Job`], one in `Job::run`, and its column in `look`.
@@ -81,8 +82,8 @@ impl Jobs {
         self.due_in(job, Duration::ZERO);
     }
 
-    /// Runs a job after this long at the latest.
-    fn due_in(&self, job: Job, after: Duration) {
+    /// Runs a job after this long at the latest. Call it after what it is to see has been committed. From any thread.
+    pub fn due_in(&self, job: Job, after: Duration) {
         let slot = &self.0[job as usize];
         let at = Instant::now() + after;
         {

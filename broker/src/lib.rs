@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod db;
 pub mod emit;
+pub mod enrol;
 pub mod error;
 pub mod health;
 pub mod hot;

@@ -15,6 +15,8 @@ pub mod registrations;
 pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
+pub mod work_order_log;
+pub mod work_orders;
 
 use postgres::Row;
 

@@ -5,11 +5,12 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::agent_marks::same_agent;
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Forbidden, JsonBody, NotFound};
 use super::{access, check};
 use crate::app::App;
 use crate::db::Conn;
@@ -20,7 +21,7 @@ use crate::store::events::{self, Report};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(of_agent, report, list, show))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -33,13 +34,23 @@ pub(super) fn routes() -> Router<App> {
         .route("/agent-events/{id}", get(plain(show)))
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/events", operation_id = "list_events", tag = "agent-events",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The agent's events", body = [events::Event]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
     Reply::ok(&events::of_agent(db, id)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewAgentEvent)]
 struct NewEvent {
     agent_id: Uuid,
     deployment_object_id: Uuid,
@@ -48,6 +59,13 @@ struct NewEvent {
     message: Option<String>,
 }
 
+#[utoipa::path(
+    post, path = "/agents/{id}/events", operation_id = "create_event", tag = "agent-events",
+    params(("id" = Uuid, Path)),
+    request_body = NewEvent,
+    responses((status = 201, description = "The event", body = events::Event), Always, JsonBody, Forbidden),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewEvent = call.json()?;
@@ -111,6 +129,15 @@ struct Filter {
     pak_id: Option<Uuid>,
 }
 
+#[utoipa::path(
+    get, path = "/agent-events", operation_id = "list_agent_events", tag = "agent-events",
+    params(("pak_id" = Option<Uuid>, Query, nullable, description = "Of agents registered with this generator")),
+    responses(
+        (status = 200, description = "Every agent's events", body = [events::Event]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
     access::admin(call.principal)?;
@@ -120,6 +147,12 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     }
 }
 
+#[utoipa::path(
+    get, path = "/agent-events/{id}", operation_id = "get_agent_event", tag = "agent-events",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The event", body = events::Event), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin(call.principal)?;

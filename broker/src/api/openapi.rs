@@ -1,5 +1,7 @@
 //! The OpenAPI document: each resource describes its own operations beside its handlers; here they become one.
 
+pub(in crate::api) mod answers;
+
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
@@ -10,12 +12,14 @@ use super::{
     telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
     work_orders,
 };
+use crate::error::ErrorResponse;
 
 /// What the whole document says besides its operations.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "brokkr-broker", description = "One tenant's Brokkr broker: hands Kubernetes objects to agents in many clusters."),
     servers((url = "/api/v1")),
+    components(schemas(ErrorResponse)),
 )]
 struct Root;
 

@@ -41,6 +41,18 @@ const SHAPES: &[(&str, &str)] = &[
         "id:u created_at:t updated_at:t deleted_at:t? sequence_id:i stack_id:u yaml_content:s yaml_checksum:s \
          submitted_at:t is_deletion_marker:b",
     ),
+    (
+        "WorkOrder",
+        "id:u created_at:t updated_at:t work_type:s yaml_content:s status:s claimed_by:u? claimed_at:t? \
+         claim_timeout_seconds:i max_retries:i retry_count:i backoff_seconds:i next_retry_after:t? last_error:s? \
+         last_error_at:t?",
+    ),
+    (
+        "WorkOrderLog",
+        "id:u work_type:s created_at:t claimed_at:t? claimed_by:u? completed_at:t success:b retries_attempted:i \
+         result_message:s? yaml_content:s",
+    ),
+    ("RetryScheduled", "status:s"),
     ("CreateAgentResponse", "agent:Agent initial_pak:s"),
     ("RotatedAgent", "agent:Agent pak:s"),
     ("CreateGeneratorResponse", "generator:Generator pak:s"),
