@@ -12,7 +12,7 @@ mod dialect;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dialect::{Optional, differences, same};
+use dialect::{Null, differences, same};
 use serde_json::Value;
 
 /// Where ours differs on purpose, and why. The place is the beginning of the line the comparison gives.
@@ -153,7 +153,7 @@ fn compare_parameters(name: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<
             &place,
             &parameter["schema"],
             &own["schema"],
-            Optional::No,
+            Null::Never,
             wrong,
         );
     }
@@ -172,13 +172,7 @@ fn compare_content(place: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<St
         match ours.get(kind) {
             Some(own) => {
                 let place = format!("{place} {kind}");
-                differences(
-                    &place,
-                    &media["schema"],
-                    &own["schema"],
-                    Optional::No,
-                    wrong,
-                );
+                differences(&place, &media["schema"], &own["schema"], Null::Never, wrong);
             }
             None => wrong.push(format!("{place} {kind}: missing")),
         }
@@ -189,6 +183,7 @@ fn compare_content(place: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<St
 }
 
 fn compare_schemas(theirs: &Value, ours: &Value, wrong: &mut Vec<String>) -> usize {
+    let answered = answered(theirs);
     let schemas = |document: &Value| {
         document["components"]["schemas"]
             .as_object()
@@ -197,8 +192,13 @@ fn compare_schemas(theirs: &Value, ours: &Value, wrong: &mut Vec<String>) -> usi
     };
     let (theirs, ours) = (schemas(theirs), schemas(ours));
     for (name, schema) in &theirs {
+        let null = if answered.contains(name) {
+            Null::Never
+        } else {
+            Null::MayBeSent
+        };
         match ours.get(name) {
-            Some(own) => differences(&format!("schema {name}"), schema, own, Optional::No, wrong),
+            Some(own) => differences(&format!("schema {name}"), schema, own, null, wrong),
             None => wrong.push(format!("schema {name}: missing")),
         }
     }
@@ -206,4 +206,29 @@ fn compare_schemas(theirs: &Value, ours: &Value, wrong: &mut Vec<String>) -> usi
         wrong.push(format!("schema {name}: theirs has no such schema"));
     }
     theirs.len()
+}
+
+/// The schemas that answers are made of.
+fn answered(document: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut next: Vec<Value> = operations(document)
+        .values()
+        .map(|operation| operation["responses"].clone())
+        .collect();
+    while let Some(part) = next.pop() {
+        match part {
+            Value::Object(fields) => {
+                let refers = fields.get("$ref").and_then(Value::as_str);
+                if let Some(name) = refers.and_then(|refers| refers.rsplit('/').next())
+                    && found.insert(name.to_owned())
+                {
+                    next.push(document["components"]["schemas"][name].clone());
+                }
+                next.extend(fields.into_iter().map(|(_, value)| value));
+            }
+            Value::Array(items) => next.extend(items),
+            _ => {}
+        }
+    }
+    found
 }
