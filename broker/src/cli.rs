@@ -43,6 +43,8 @@ enum Command {
     Migrate,
     /// Print a new PAK and its hash; touches neither database nor disk
     GeneratePak,
+    /// Print the OpenAPI document of the API; needs no configuration
+    Openapi,
     /// Create an agent or a generator, and print its PAK
     Create {
         #[command(subcommand)]
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::GeneratePak => generate_pak(&cli),
+        Command::Openapi => print_openapi(),
         _ => Instance::load(cli.config.as_deref())
             .map_err(Exit::from)
             .and_then(|instance| run(&cli, instance)),
@@ -86,8 +89,9 @@ fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
         Command::Rotate { what } => rotate::run(&instance, what),
         Command::Healthcheck => healthcheck::run(&instance.config.http.listen)
             .map_err(|reason| Exit { code: 1, reason }),
-        // Needs no configuration that could be wrong; handled in `main`.
+        // Need no configuration that could be wrong; handled in `main`.
         Command::GeneratePak => generate_pak(cli),
+        Command::Openapi => print_openapi(),
     }
 }
 
@@ -208,6 +212,14 @@ fn lost(instance: &Instance, error: &DbError) -> Exit {
         },
         reason: format!("{}: {error}", instance.tenant),
     }
+}
+
+fn print_openapi() -> Result<(), Exit> {
+    let json = crate::api::openapi::json().map_err(|error| Exit {
+        code: 1,
+        reason: error.to_string(),
+    })?;
+    say(Stream::Out, &format!("{json}\n"))
 }
 
 fn failed(instance: &Instance, error: StartError) -> Exit {

@@ -39,7 +39,8 @@ struct Body<'a> {
     details: Option<&'a Details>,
 }
 
-/// [`Body`] as the OpenAPI document shows it.
+/// What every refused or failed request is answered with.
+// As `Body`, in the words of the OpenAPI document.
 #[derive(utoipa::ToSchema)]
 #[allow(dead_code, reason = "describes; never built")]
 pub struct ErrorResponse {

@@ -85,7 +85,7 @@ fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 #[utoipa::path(
     post, path = "/stacks/{id}/labels", operation_id = "stacks_add_label", tag = "stacks",
     params(("id" = Uuid, Path)),
-    request_body = String,
+    request_body(content = String, content_type = "application/json"),
     responses(
         (status = 201, description = "The label", body = marks::Label),
         Always, JsonBody, Forbidden, NotFound, Conflict,
