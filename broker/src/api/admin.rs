@@ -40,22 +40,31 @@ pub(super) fn routes() -> Router<App> {
 #[into_params(parameter_in = Query)]
 struct Wanted {
     /// `admin`, `agent`, `generator` or `system`.
+    #[param(nullable)]
     actor_type: Option<String>,
     /// The agent or generator.
+    #[param(nullable)]
     actor_id: Option<Uuid>,
     /// What was done; with `*` at its end, everything that begins so.
+    #[param(nullable)]
     action: Option<String>,
     /// The kind of thing it was done to.
+    #[param(nullable)]
     resource_type: Option<String>,
     /// The thing.
+    #[param(nullable)]
     resource_id: Option<Uuid>,
     /// Not before this.
+    #[param(nullable)]
     from: Option<DateTime<Utc>>,
     /// Before this.
+    #[param(nullable)]
     to: Option<DateTime<Utc>>,
     /// How many: 100 if absent, 1000 at most.
+    #[param(nullable)]
     limit: Option<i64>,
     /// How many of the newest to leave out.
+    #[param(nullable)]
     offset: Option<i64>,
 }
 

@@ -25,7 +25,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A table whose rows are kept for a time.
+/// A table whose rows are kept for a time. Of two brokers that sweep at once each takes what the other does not hold.
 pub struct Kept {
     /// The column of the look around that holds the age of its oldest row.
     age: &'static str,
@@ -67,7 +67,8 @@ pub const KEPT: [Kept; 3] = [
     Kept {
         age: "audit_log_age",
         delete: "DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log \
-                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2)",
+                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED)",
         keep: |app| days(app.config.broker.audit_log_retention_days),
         period: DAY,
     },
@@ -85,7 +86,7 @@ pub const KEPT: [Kept; 3] = [
                                    AND (later.created_at, later.id) > (e.created_at, e.id) OFFSET 0)
                      OR NOT ",
             wanted!("e.deployment_object_id"),
-            ") ORDER BY e.created_at, e.id LIMIT $2)"
+            ") ORDER BY e.created_at, e.id LIMIT $2 FOR UPDATE SKIP LOCKED)"
         ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: HOUR,
@@ -100,7 +101,7 @@ pub const KEPT: [Kept; 3] = [
                    AND h.updated_at < now() - make_interval(secs => $1)
                    AND NOT ",
             wanted!("h.deployment_object_id"),
-            " ORDER BY h.created_at LIMIT $2)"
+            " ORDER BY h.created_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
         ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: DAY,
