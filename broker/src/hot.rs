@@ -2,7 +2,7 @@
 //!
 //! Everything else is read once; a change of it needs a new instance. Whoever uses a value here asks for it each time.
 //! Who replaces them is `reload`. Another value is a field of [`Values`], a line of [`Values::of`] and one of
-//! [`Values::texts`].
+//! `Values::texts`.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

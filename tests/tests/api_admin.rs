@@ -24,7 +24,8 @@ impl World {
             .json()
     }
 
-    /// Action and actor's kind, id and name of every entry about something, oldest first.
+    /// Action and actor's kind, id and name of every entry about something, oldest first; those of one transaction, which
+    /// have one time, by their names.
     fn who_did(&self, resource: &str) -> Vec<(String, String, Value, Value)> {
         let page = self.audit(&format!("?resource_id={resource}&limit=1000"));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -33,16 +34,17 @@ impl World {
             .unwrap()
             .iter()
             .map(|entry| {
-                (
+                let said = (
                     text(&entry["action"]),
                     text(&entry["actor_type"]),
                     entry["actor_id"].clone(),
                     entry["actor_name"].clone(),
-                )
+                );
+                ((text(&entry["timestamp"]), said.0.clone()), said)
             })
             .collect();
-        entries.reverse();
-        entries
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
     /// Writes entries of its own making, a second apart, the first at noon.

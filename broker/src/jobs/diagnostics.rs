@@ -75,18 +75,19 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
 ///
 /// Who is in the middle of claiming or answering a request holds its row: it is passed over, and looked at by the next sweep.
 pub fn sweep(conn: &mut Conn, keep: Duration) -> Result<bool, DbError> {
+    // An array and not `id IN (…)`, for which the whole table would be read.
     const END: &str = "\
         UPDATE diagnostic_requests
            SET status = CASE status WHEN 'pending' THEN 'expired' ELSE 'failed' END, completed_at = now()
-         WHERE id IN (SELECT id FROM diagnostic_requests
+         WHERE id = ANY (ARRAY (SELECT id FROM diagnostic_requests
                        WHERE status IN ('pending', 'claimed') AND expires_at <= now()
-                       ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)";
+                       ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))";
     const FORGET: &str = "\
         DELETE FROM diagnostic_requests
-         WHERE id IN (SELECT id FROM diagnostic_requests
+         WHERE id = ANY (ARRAY (SELECT id FROM diagnostic_requests
                        WHERE status IN ('completed', 'failed', 'expired')
                          AND created_at < now() - make_interval(secs => $1)
-                       ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+                       ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
     let ended = conn.execute(END, &[&CHUNK])?;
     let forgotten = conn.execute(FORGET, &[&keep.as_secs_f64(), &CHUNK])?;
     if ended > 0 || forgotten > 0 {

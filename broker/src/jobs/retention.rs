@@ -1,6 +1,6 @@
 //! Forgetting what is older than its retention.
 //!
-//! Runs when the oldest row of a table reaches its age, and at most once a [`Kept::period`]. Rows go in chunks, each in a
+//! Runs when the oldest row of a table reaches its age, and at most once a period of the table's own. Rows go in chunks, each in a
 //! statement of its own on a connection of its own, so that requests come in between.
 //!
 //! Not everything that is old goes. That an agent has applied what its stack still wants is known from the agent's report
@@ -25,7 +25,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A table whose rows are kept for a time. Of two brokers that sweep at once each takes what the other does not hold.
+/// A table whose rows are kept for a time.
+///
+/// Rows are named by an array and not by `id IN (…)`, for which the whole table would be read. Of two brokers that sweep at
+/// once each takes what the other does not hold.
 pub struct Kept {
     /// The column of the look around that holds the age of its oldest row.
     age: &'static str,
@@ -66,16 +69,16 @@ macro_rules! wanted {
 pub const KEPT: [Kept; 3] = [
     Kept {
         age: "audit_log_age",
-        delete: "DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log \
+        delete: "DELETE FROM audit_log WHERE id = ANY (ARRAY (SELECT id FROM audit_log \
                  WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
-                 FOR UPDATE SKIP LOCKED)",
+                 FOR UPDATE SKIP LOCKED))",
         keep: |app| days(app.config.broker.audit_log_retention_days),
         period: DAY,
     },
     Kept {
         age: "agent_events_age",
         delete: concat!(
-            "DELETE FROM agent_events WHERE id IN (
+            "DELETE FROM agent_events WHERE id = ANY (ARRAY (
                 SELECT e.id FROM agent_events e
                  WHERE e.created_at < now() - make_interval(secs => $1)
                    AND (e.success_digest IS NULL OR e.deleted_at IS NOT NULL
@@ -86,7 +89,7 @@ pub const KEPT: [Kept; 3] = [
                                    AND (later.created_at, later.id) > (e.created_at, e.id) OFFSET 0)
                      OR NOT ",
             wanted!("e.deployment_object_id"),
-            ") ORDER BY e.created_at, e.id LIMIT $2 FOR UPDATE SKIP LOCKED)"
+            ") ORDER BY e.created_at, e.id LIMIT $2 FOR UPDATE SKIP LOCKED))"
         ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: HOUR,
@@ -95,13 +98,13 @@ pub const KEPT: [Kept; 3] = [
     Kept {
         age: "deployment_health_age",
         delete: concat!(
-            "DELETE FROM deployment_health WHERE id IN (
+            "DELETE FROM deployment_health WHERE id = ANY (ARRAY (
                 SELECT h.id FROM deployment_health h
                  WHERE h.created_at < now() - make_interval(secs => $1)
                    AND h.updated_at < now() - make_interval(secs => $1)
                    AND NOT ",
             wanted!("h.deployment_object_id"),
-            " ORDER BY h.created_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
+            " ORDER BY h.created_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
         ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: DAY,
