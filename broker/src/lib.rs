@@ -26,6 +26,7 @@ pub mod live;
 pub mod log;
 pub mod metrics;
 pub mod pak;
+pub mod reload;
 pub mod serve;
 pub mod store;
 mod sys;

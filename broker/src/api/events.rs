@@ -1,7 +1,6 @@
 //! What agents report, and the admin's view of it.
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
@@ -74,19 +73,10 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     check::storable("`event_type`", &new.event_type, 50)?;
     check::storable("`status`", &new.status, 10)?;
     check::no_nul("`message`", new.message.as_deref().unwrap_or_default())?;
-    let subject = events::subject(db, new.deployment_object_id)?.ok_or_else(|| {
-        Error::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "foreign_key_violation",
-            "there is no such deployment object",
-        )
-        .detail("constraint", "fk_deployment_object")
-    })?;
+    let subject = events::subject(db, new.deployment_object_id)?
+        .ok_or_else(|| access::no_object_to_report_on("fk_deployment_object"))?;
     if !association::serves(db, id, subject.stack)? {
-        return Err(Error::forbidden(
-            "agent_not_associated",
-            "the agent does not serve the object's stack",
-        ));
+        return Err(access::not_associated());
     }
     let report = Report {
         agent: id,
