@@ -98,6 +98,7 @@ impl Response {
 #[derive(Debug)]
 pub struct Connection {
     wire: BufReader<Box<dyn Wire>>,
+    port: Option<u16>,
 }
 
 impl Connection {
@@ -114,6 +115,7 @@ impl Connection {
     /// # Errors
     /// As the socket says.
     pub fn open_within(addr: &Addr, bound: Duration) -> io::Result<Self> {
+        let mut port = None;
         let wire: Box<dyn Wire> = match addr {
             Addr::Tcp(text) => {
                 let to = text
@@ -123,6 +125,7 @@ impl Connection {
                 stream.set_read_timeout(Some(bound))?;
                 stream.set_write_timeout(Some(bound))?;
                 stream.set_nodelay(true)?;
+                port = Some(stream.local_addr()?.port());
                 Box::new(stream)
             }
             Addr::Unix(path) => {
@@ -134,7 +137,13 @@ impl Connection {
         };
         Ok(Self {
             wire: BufReader::new(wire),
+            port,
         })
+    }
+
+    /// The port at this end of it, over TCP: which connection this is, in the eyes of the kernel.
+    pub fn own_port(&self) -> Option<u16> {
+        self.port
     }
 
     /// Sends a request and reads its answer; the connection stays open unless the server closes it.
