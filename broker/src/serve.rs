@@ -34,7 +34,7 @@ use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::jobs;
-use crate::live::Live;
+use crate::live::{self, Live};
 use crate::metrics::Metrics;
 use crate::sys;
 use connections::{Connections, Phase};
@@ -169,6 +169,7 @@ async fn run_notified(
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
     jobs::spawn(&app);
+    live::spawn(&app);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -190,15 +191,16 @@ async fn run_notified(
 fn app(instance: &Instance) -> Result<App, Exit> {
     let db = Db::new(instance.db_options()).map_err(|error| Exit::failed("database", error))?;
     let config = Arc::new(instance.config.clone());
+    let metrics = Arc::new(Metrics::default());
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
         hot: Hot::new(&config),
         config,
-        metrics: Arc::new(Metrics::default()),
+        live: Live::new(metrics.sockets.clone()),
+        metrics,
         health: Arc::new(Health::new()),
         jobs: jobs::Jobs::new(),
-        live: Live::new(),
     })
 }
 
@@ -299,6 +301,7 @@ async fn drain(
 ) {
     app.health.draining();
     phase.send_replace(Phase::Draining);
+    app.live.drain(grace);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
     let ended = async {
         if let Some(accepting) = accepting {
@@ -317,6 +320,7 @@ async fn drain(
             phase.send_replace(Phase::Closing);
             ended.await;
         }
+        app.live.stored().await;
     };
     tokio::select! {
         () = ended => {}

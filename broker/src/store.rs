@@ -9,12 +9,14 @@ pub mod agents;
 pub mod association;
 pub mod credentials;
 pub mod events;
+pub mod fleet;
 pub mod generators;
 pub mod objects;
 pub mod registrations;
 pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
+pub mod telemetry;
 
 use postgres::Row;
 

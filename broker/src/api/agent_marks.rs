@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check};
+use super::{access, check, push};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
@@ -65,7 +65,9 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     same_agent(id, new.agent_id)?;
     check::label(&new.label)?;
     check::storable("a label", &new.label, check::MARK)?;
-    Reply::created(&marks::add_label(db, id, &new.label)?)
+    let added = marks::add_label(db, id, &new.label)?;
+    push::target_changed(call, id);
+    Reply::created(&added)
 }
 
 fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -73,6 +75,7 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     check::no_nul("the label", label)?;
     if marks::remove_label(db, id, label)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(
@@ -100,7 +103,9 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     same_agent(id, new.agent_id)?;
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, id, &new.key, &new.value)?)
+    let added = marks::add_annotation(db, id, &new.key, &new.value)?;
+    push::target_changed(call, id);
+    Reply::created(&added)
 }
 
 fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -108,6 +113,7 @@ fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     check::no_nul("the key", key)?;
     if marks::remove_annotation(db, id, key)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

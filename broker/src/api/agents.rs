@@ -182,6 +182,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(agent)
     })?;
+    call.app.live.fleet_changed(id);
     Reply::ok(&agent)
 }
 
@@ -202,6 +203,7 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Ok::<_, Error>(())
     })?;
     call.app.auth.forget(Principal::Agent(id));
+    call.app.live.revoke(id);
     Ok(Reply::no_content())
 }
 
@@ -224,6 +226,7 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Ok::<_, Error>(agent)
     })?;
     call.app.auth.forget(Principal::Agent(id));
+    call.app.live.revoke(id);
     Reply::ok(&Rotated {
         agent,
         pak: pak.expose(),
@@ -250,7 +253,8 @@ fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 latency_ms: report.k8s_api_latency_ms,
             })
         });
-    if agents::heartbeat(db, id, report)? {
+    if agents::heartbeat(db, id, report, None)? {
+        call.app.live.fleet_changed(id);
         return Ok(Reply::no_content());
     }
     // Known to the cache, but deleted by another process since.

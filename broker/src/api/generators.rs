@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check, record};
+use super::{access, check, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -138,7 +138,7 @@ fn no_row() -> Error {
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
-    db.transaction(|tx| {
+    let its_stacks = db.transaction(|tx| {
         let generator = generators::get_locked(tx, id)?.ok_or_else(access::no_generator)?;
         if generator.is_system {
             return Err(Error::forbidden(
@@ -153,9 +153,11 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         generators::delete(tx, id)?;
         let audit = record::audit(call.principal, "generator.deleted", "generator", id);
         emit(tx, &[audit], &[])?;
-        Ok(())
+        Ok(its_stacks)
     })?;
     call.app.auth.forget(Principal::Generator(id));
+    call.app.live.doubt();
+    push::stacks_deleted(call, db, &its_stacks);
     Ok(Reply::no_content())
 }
 
@@ -172,6 +174,7 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Ok::<_, Error>(generator)
     })?;
     call.app.auth.forget(Principal::Generator(id));
+    call.app.live.doubt();
     Reply::created(&WithPak {
         generator,
         pak: pak.expose(),

@@ -10,13 +10,14 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use utoipa::OpenApi;
 
-use super::access;
 use super::call::{Call, Reply, plain, with_body};
+use super::{access, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{Event, emit};
 use crate::error::Error;
+use crate::store::stacks::Stack;
 use crate::store::{association, objects};
 
 /// This resource in the OpenAPI document.
@@ -87,7 +88,7 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let options: Options = call.query()?;
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     let new = submission(call, &options)?;
     // Over the bytes as they came: clients compare it with the digest of their own copy.
     let checksum: String = Sha256::digest(new.yaml_content.as_bytes())
@@ -109,7 +110,13 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         emit(tx, &[], &[event])?;
         Ok::<_, Error>(object)
     })?;
+    announce(call, db, &stack);
     Reply::created(&object)
+}
+
+/// Tells the connected agents that serve a stack of its new object. Call it after the commit.
+pub(super) fn announce(call: &Call, db: &mut Conn, stack: &Stack) {
+    push::stack_changed(call, db, stack);
 }
 
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {

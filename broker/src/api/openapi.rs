@@ -5,7 +5,7 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 
 use super::{
-    admin, agent_marks, agents, auth, deployment_health, diagnostics, events, fleet, generators,
+    admin, agent_marks, agents, auth, connections, deployment_health, diagnostics, events, fleet, generators,
     instantiate, objects, paks, registrations, stack_marks, stacks, target_state, targets,
     telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
     work_orders,
@@ -27,6 +27,7 @@ pub fn document() -> Document {
         agent_marks::Doc::openapi(),
         agents::Doc::openapi(),
         auth::Doc::openapi(),
+        connections::Doc::openapi(),
         deployment_health::Doc::openapi(),
         diagnostics::Doc::openapi(),
         events::Doc::openapi(),

@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check};
+use super::{access, check, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -75,14 +75,19 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::no_nul("a label", &label)?;
-    Reply::created(&marks::add_label(db, &stack, &label)?)
+    let added = marks::add_label(db, &stack, &label)?;
+    push::stack_changed(call, db, &stack);
+    Reply::created(&added)
 }
 
 fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, label) = (call.id()?, call.path("label")?);
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the label", label)?;
+    // Whom it was for is known only before it is gone.
+    let served = push::who_serves(call, db, id);
     if marks::remove_label(db, id, label)? {
+        push::tell(call, &served, &stack);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(
@@ -115,14 +120,18 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, &stack, &new.key, &new.value)?)
+    let added = marks::add_annotation(db, &stack, &new.key, &new.value)?;
+    push::stack_changed(call, db, &stack);
+    Reply::created(&added)
 }
 
 fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, key) = (call.id()?, call.path("key")?);
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the key", key)?;
+    let served = push::who_serves(call, db, id);
     if marks::remove_annotation(db, id, key)? {
+        push::tell(call, &served, &stack);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use utoipa::OpenApi;
 use uuid::Uuid;
 
-use super::access;
 use super::agent_marks::same_agent;
 use super::call::{Call, Reply, plain, with_body};
+use super::{access, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
@@ -70,6 +70,7 @@ fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         same_agent(id, new.agent_id)?;
         Ok::<_, Error>(targets::add(tx, id, new.stack_id)?)
     })?;
+    call.app.live.push(id, "target_changed", &target);
     Reply::created(&target)
 }
 
@@ -77,6 +78,7 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, stack) = (call.id()?, call.uuid("stack_id")?);
     permitted(db, call, id, stack)?;
     if targets::remove(db, id, stack)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::{Db, DbError, Sql};
 use crate::hot::days;
+use crate::store::telemetry::RETENTION_SECONDS;
 
 /// Rows deleted by one statement: a year's backlog must not become one long transaction.
 const CHUNK: i64 = 5_000;
@@ -19,6 +20,9 @@ const CHUNK: i64 = 5_000;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Not configurable: a broker is no warehouse of logs.
+const TELEMETRY: Duration = Duration::from_secs(RETENTION_SECONDS as u64);
 
 /// A table whose rows are kept for a time.
 struct Kept {
@@ -36,12 +40,27 @@ struct Kept {
 macro_rules! ages {
     () => {
         "(SELECT extract(epoch FROM now() - min(created_at))::float8 FROM audit_log) AS audit_log_age,
-         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_events) AS agent_events_age"
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_events) AS agent_events_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_k8s_events) AS agent_k8s_events_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_pod_logs) AS agent_pod_logs_age"
     };
 }
 pub(super) use ages;
 
-const KEPT: [Kept; 2] = [
+/// Telemetry's rows are many and never updated, so the place of a row serves to delete it and no index on its id is kept.
+macro_rules! delete_telemetry {
+    ($table:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ctid = ANY (ARRAY (SELECT ctid FROM ",
+            $table,
+            " WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2))"
+        )
+    };
+}
+
+const KEPT: [Kept; 4] = [
     Kept {
         age: "audit_log_age",
         delete: "DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log \
@@ -55,6 +74,18 @@ const KEPT: [Kept; 2] = [
                  WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2)",
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: HOUR,
+    },
+    Kept {
+        age: "agent_k8s_events_age",
+        delete: delete_telemetry!("agent_k8s_events"),
+        keep: |_| TELEMETRY,
+        period: MINUTE,
+    },
+    Kept {
+        age: "agent_pod_logs_age",
+        delete: delete_telemetry!("agent_pod_logs"),
+        keep: |_| TELEMETRY,
+        period: MINUTE,
     },
 ];
 
@@ -98,12 +129,13 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
             continue;
         }
         let rows = sweep(&app.db, kept.delete, keep).await?;
+        let table = kept.age.trim_end_matches("_age");
+        app.metrics.sockets.swept(table, rows);
         if rows > 0 {
-            tracing::info!(
-                rows,
-                table = kept.age.trim_end_matches("_age"),
-                "rows past their retention removed"
-            );
+            // Telemetry is swept every minute for as long as there is any: that is no news.
+            if kept.period > MINUTE {
+                tracing::info!(rows, table, "rows past their retention removed");
+            }
             let mut swept = SWEPT
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);

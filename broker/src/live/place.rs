@@ -1,0 +1,38 @@
+//! A connection's place among all that a broker may hold, and how a WebSocket keeps it.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What every request finds in its extensions: the place of the connection it came on.
+#[derive(Clone, Debug)]
+pub struct Place {
+    connection: Arc<OwnedSemaphorePermit>,
+    sockets: Arc<Semaphore>,
+}
+
+/// A place kept for as long as a WebSocket lives.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    _connection: Arc<OwnedSemaphorePermit>,
+    _socket: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// A connection's permit, and what counts those of them that are WebSockets.
+    pub fn new(connection: OwnedSemaphorePermit, sockets: Arc<Semaphore>) -> Self {
+        Self {
+            connection: Arc::new(connection),
+            sockets,
+        }
+    }
+
+    /// Keeps the place for a WebSocket. `None`: as many as there may be are open; the rest is for requests, or a fleet of
+    /// agents could shut out the probes.
+    pub(crate) fn keep(&self) -> Option<Seat> {
+        Some(Seat {
+            _connection: self.connection.clone(),
+            _socket: self.sockets.clone().try_acquire_owned().ok()?,
+        })
+    }
+}
