@@ -40,12 +40,12 @@ use crate::metrics::sockets::Sockets;
 use feed::Feed;
 pub(crate) use feed::fill;
 pub use frames::Kind;
+pub(crate) use mailbox::Whose;
 pub use place::Place;
 pub(crate) use place::Seat;
 use recorder::Recorder;
 use registry::{Ending, Registry};
 pub(crate) use socket::{Guest, serve};
-pub(crate) use mailbox::Whose;
 
 /// Most of a drain's grace that the closing is spread over, and most of it that a peer's answer is waited for: together
 /// well before idle connections are closed.

@@ -74,11 +74,7 @@ fn what_is_no_upgrade_is_told_so_and_what_is_not_there_is_not_found() {
     let as_agent = [("Authorization", bearer.as_str())];
     let _ = refused(&ask("GET", AGENT, &as_agent), 400, "websocket_required");
     let _ = refused(&ask("GET", AGENT, &[]), 401, "unauthorized");
-    let _ = refused(
-        &ask("DELETE", AGENT, &as_agent),
-        405,
-        "method_not_allowed",
-    );
+    let _ = refused(&ask("DELETE", AGENT, &as_agent), 405, "method_not_allowed");
     let _ = refused(&ask("DELETE", AGENT, &[]), 401, "unauthorized");
     for path in ["/internal", "/internal/", "/internal/ws", "/internal/x/y"] {
         for headers in [&as_agent[..], &[]] {
@@ -147,7 +143,10 @@ fn a_heartbeat_is_that_of_the_connection_whatever_it_says() {
     let (agent, other) = (world.agent("a"), world.agent("b"));
     let mut socket = world.connect(&agent);
     // Another's id, a latency that is none, no body of the right kind: an agent is alive whatever it says.
-    socket.send("heartbeat", &json!({ "agent_id": other.id, "sent_at": "x" }));
+    socket.send(
+        "heartbeat",
+        &json!({ "agent_id": other.id, "sent_at": "x" }),
+    );
     let first = until(SOON, "a heartbeat", || {
         let agent = shown(&world, &agent);
         agent["last_heartbeat"].is_string().then_some(agent)
@@ -193,7 +192,8 @@ fn events(world: &World, agent: &world::Party) -> Vec<Value> {
 }
 
 #[test]
-fn fault_38_an_event_over_the_socket_is_announced_as_by_rest_and_a_repeated_success_is_stored_once() {
+fn fault_38_an_event_over_the_socket_is_announced_as_by_rest_and_a_repeated_success_is_stored_once()
+{
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);
     let mut sql = announced(world);
@@ -202,7 +202,10 @@ fn fault_38_an_event_over_the_socket_is_announced_as_by_rest_and_a_repeated_succ
     // As the agent sends it: an id that is none and times of its own.
     let mut success = event(agent, &object, "SUCCESS");
     let body = success.as_object_mut().unwrap();
-    body.insert("id".to_owned(), json!("00000000-0000-0000-0000-000000000000"));
+    body.insert(
+        "id".to_owned(),
+        json!("00000000-0000-0000-0000-000000000000"),
+    );
     body.insert("created_at".to_owned(), json!("2001-01-01T00:00:00Z"));
     for _ in 0..3 {
         socket.send("agent_event", &success);
@@ -262,7 +265,13 @@ fn what_is_no_frame_closes_nothing() {
     let world = World::new();
     let agent = world.agent("a");
     let mut socket = world.connect(&agent);
-    for text in ["", "{", "[]", r#"{"type":"nothing","body":{}}"#, r#"{"type":"agent_event"}"#] {
+    for text in [
+        "",
+        "{",
+        "[]",
+        r#"{"type":"nothing","body":{}}"#,
+        r#"{"type":"agent_event"}"#,
+    ] {
         socket.text(text.to_owned());
     }
     socket.send("work_order", &json!({}));
@@ -301,7 +310,11 @@ fn fault_13_a_rotated_agents_socket_is_closed_and_what_it_still_sends_is_not_tak
         let object = served.object("a: 1");
         let mut tail = world.tail(&served.stack, &world.admin.pak);
         let mut socket = world.connect(agent);
-        let api: &Api = if self_rotation { &agent.api } else { &world.admin };
+        let api: &Api = if self_rotation {
+            &agent.api
+        } else {
+            &world.admin
+        };
         let rotated = api
             .call("POST", &format!("/agents/{}/rotate-pak", agent.id), None)
             .expect(200)
@@ -418,18 +431,30 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
         .collect();
     let stack = world.stack(&generator);
     for agent in &agents {
-        world.register(agent, if agent.name.starts_with("unreg") { &stranger } else { &generator });
+        world.register(
+            agent,
+            if agent.name.starts_with("unreg") {
+                &stranger
+            } else {
+                &generator
+            },
+        );
     }
     world.target(&agents[0], &stack);
     world.label_agent(&agents[1], "env:prod");
     world.label_agent(&agents[3], "env:prod");
     world.label_stack(&stack, "env:prod");
-    let annotation =
-        |key: &str, id: &str| json!({ key: id, "key": "region", "value": "north" });
+    let annotation = |key: &str, id: &str| json!({ key: id, "key": "region", "value": "north" });
     let path = format!("/agents/{}/annotations", agents[2].id);
-    let _ = world.admin.post(&path, &annotation("agent_id", &agents[2].id)).expect(201);
+    let _ = world
+        .admin
+        .post(&path, &annotation("agent_id", &agents[2].id))
+        .expect(201);
     let path = format!("/stacks/{stack}/annotations");
-    let _ = world.admin.post(&path, &annotation("stack_id", &stack)).expect(201);
+    let _ = world
+        .admin
+        .post(&path, &annotation("stack_id", &stack))
+        .expect(201);
 
     let mut open: Vec<Socket> = agents.iter().map(|agent| world.connect(agent)).collect();
     let object = world.object(&stack, "a: 1");
@@ -504,7 +529,11 @@ fn draining_closes_every_socket_stores_what_came_in_and_ends_long_before_its_gra
     drop((socket, tail));
     until(SOON, "the broker to end", || world.broker.ended());
     // The third never answered its close frame; alone, a broker has 20 s.
-    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(silent.end(), 1012);
     let stored: i64 = world
         .sql()

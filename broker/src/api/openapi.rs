@@ -5,9 +5,9 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 
 use super::{
-    admin, agent_marks, agents, auth, connections, deployment_health, diagnostics, events, fleet, generators,
-    instantiate, objects, paks, registrations, stack_marks, stacks, target_state, targets,
-    telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
+    admin, agent_marks, agents, auth, connections, deployment_health, diagnostics, events, fleet,
+    generators, instantiate, objects, paks, registrations, stack_marks, stacks, target_state,
+    targets, telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
     work_orders,
 };
 

@@ -56,10 +56,7 @@ pub(super) fn target_changed(call: &Call, agent: Uuid) {
     call.app.live.push(agent, "target_changed", &body);
 }
 
-fn of_connected(
-    call: &Call,
-    ask: impl FnOnce(&[Uuid]) -> Result<Vec<Uuid>, DbError>,
-) -> Vec<Uuid> {
+fn of_connected(call: &Call, ask: impl FnOnce(&[Uuid]) -> Result<Vec<Uuid>, DbError>) -> Vec<Uuid> {
     let connected = call.app.live.connected();
     if connected.is_empty() {
         return Vec::new();

@@ -57,13 +57,19 @@ async fn agent(
     upgrade: Upgrade,
 ) -> Response {
     let credential = authorization(&headers);
-    let admitted = admit(&app, headers, uri, credential, |_, principal| match principal {
-        Principal::Agent(id) => Ok(Whose::Agent(id)),
-        _ => Err(Error::forbidden(
-            "agent_pak_required",
-            "this channel is for agents",
-        )),
-    });
+    let admitted = admit(
+        &app,
+        headers,
+        uri,
+        credential,
+        |_, principal| match principal {
+            Principal::Agent(id) => Ok(Whose::Agent(id)),
+            _ => Err(Error::forbidden(
+                "agent_pak_required",
+                "this channel is for agents",
+            )),
+        },
+    );
     match admitted.await {
         Ok(guest) => open(app, place, guest, upgrade, AGENT_FRAME),
         Err(error) => error.into_response(),

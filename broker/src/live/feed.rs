@@ -18,8 +18,8 @@ use crate::app::App;
 use crate::db::DbError;
 use crate::store::fleet::{self, Counters, Record};
 
-/// How long changes are gathered.
-const GATHER: Duration = Duration::from_millis(50);
+/// How long changes are gathered. The statement is a large one: planning it takes some milliseconds, whoever is asked for.
+const GATHER: Duration = Duration::from_millis(200);
 /// Between two looks at every agent's counters.
 const SWEEP: Duration = Duration::from_secs(20);
 

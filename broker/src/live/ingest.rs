@@ -68,10 +68,7 @@ impl Ingest {
         let frame: Uplink = match serde_json::from_str(text) {
             Ok(frame) => frame,
             Err(error) => {
-                self.app
-                    .metrics
-                    .sockets
-                    .frame(Direction::In, Kind::Invalid);
+                self.app.metrics.sockets.frame(Direction::In, Kind::Invalid);
                 tracing::debug!(agent = %self.agent, %error, "a frame was dropped");
                 return;
             }

@@ -48,7 +48,9 @@ pub(super) async fn keep(app: App) {
                     }
                 }
             }
-            Err(error) => tracing::debug!(%error, "the PAKs of open sockets could not be looked up"),
+            Err(error) => {
+                tracing::debug!(%error, "the PAKs of open sockets could not be looked up")
+            }
         }
     }
 }
@@ -70,7 +72,5 @@ pub(super) fn revoked(app: &App, peer: &Peer) {
 
 /// Which of these hashes nobody holds.
 async fn dead(app: &App, hashes: Vec<String>) -> Result<Vec<usize>, crate::db::DbError> {
-    app.db
-        .run(move |db| credentials::unheld(db, &hashes))
-        .await
+    app.db.run(move |db| credentials::unheld(db, &hashes)).await
 }

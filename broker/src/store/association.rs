@@ -10,34 +10,27 @@ use super::objects::{self, Object};
 use super::stacks::Stack;
 use crate::db::{DbError, Sql};
 
-/// The ids of the stacks an agent (`$1`, or a column) serves, deleted ones among them (the reader joins `stacks` and looks).
+/// The ids of the stacks agent `$1` serves, deleted ones among them (the reader joins `stacks` and looks).
 ///
 /// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index.
 macro_rules! served {
-    ($agent:literal) => {
-        concat!(
-            "(SELECT t.stack_id FROM agent_targets t WHERE t.agent_id = ",
-            $agent,
-            " UNION
+    () => {
+        "(SELECT t.stack_id FROM agent_targets t WHERE t.agent_id = $1
+          UNION
           SELECT sl.stack_id
             FROM agent_labels al
             JOIN agent_generator_registrations r ON r.agent_id = al.agent_id
             JOIN stack_labels sl ON sl.generator_id = r.generator_id AND sl.label = al.label
-           WHERE al.agent_id = ",
-            $agent,
-            " UNION
+           WHERE al.agent_id = $1
+          UNION
           SELECT sa.stack_id
             FROM agent_annotations aa
             JOIN agent_generator_registrations r ON r.agent_id = aa.agent_id
             JOIN stack_annotations sa
               ON sa.generator_id = r.generator_id AND sa.key = aa.key AND sa.value = aa.value
-           WHERE aa.agent_id = ",
-            $agent,
-            ")"
-        )
+           WHERE aa.agent_id = $1)"
     };
 }
-pub(super) use served;
 
 /// Whether agent `$1` serves stack `$2` now, as an expression.
 ///
@@ -67,7 +60,7 @@ pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
     const SQL: &str = concat!(
         "SELECT s.id, s.created_at, s.updated_at, s.deleted_at, s.name, s.description, s.generator_id
            FROM ",
-        served!("$1"),
+        served!(),
         " AS served JOIN stacks s ON s.id = served.stack_id AND s.deleted_at IS NULL ORDER BY s.id"
     );
     super::all(db.query(SQL, &[&agent])?, Stack::read)
@@ -90,7 +83,11 @@ pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbErr
 ///
 /// # Errors
 /// When the statement fails.
-pub fn agents_serving(db: &mut impl Sql, stack: Uuid, among: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+pub fn agents_serving(
+    db: &mut impl Sql,
+    stack: Uuid,
+    among: &[Uuid],
+) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
         SELECT served.agent_id
           FROM (SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = $1
@@ -116,16 +113,13 @@ pub fn agents_serving(db: &mut impl Sql, stack: Uuid, among: &[Uuid]) -> Result<
 ///
 /// # Errors
 /// When the statement fails.
-pub fn departing(
-    db: &mut impl Sql,
-    stacks: &[Uuid],
-    among: &[Uuid],
-) -> Result<Vec<Uuid>, DbError> {
+pub fn departing(db: &mut impl Sql, stacks: &[Uuid], among: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
         SELECT DISTINCT agent_id FROM stack_departures WHERE agent_id = ANY ($2) AND stack_id = ANY ($1)";
-    super::all(db.query(SQL, &[&stacks, &among])?, |row| {
-        Ok(row.try_get(0)?)
-    })
+    super::all(
+        db.query(SQL, &[&stacks, &among])?,
+        |row| Ok(row.try_get(0)?),
+    )
 }
 
 /// Which part of its target state an agent asks for.
@@ -147,7 +141,7 @@ pub fn target_state(db: &mut impl Sql, agent: Uuid, mode: Mode) -> Result<Vec<Ob
         "SELECT ",
         objects::columns!(),
         "  FROM ",
-        served!("$1"),
+        served!(),
         " AS served
            JOIN stacks s ON s.id = served.stack_id AND s.deleted_at IS NULL
            CROSS JOIN LATERAL (

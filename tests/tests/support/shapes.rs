@@ -44,6 +44,49 @@ const SHAPES: &[(&str, &str)] = &[
     ("CreateAgentResponse", "agent:Agent initial_pak:s"),
     ("RotatedAgent", "agent:Agent pak:s"),
     ("CreateGeneratorResponse", "generator:Generator pak:s"),
+    (
+        "FleetAgentRecord",
+        "agent_id:u name:s cluster_name:s status:s ws_connected:b connected_since:t? last_heartbeat:t? \
+         heartbeat_age_seconds:i? pending_object_count:i pending_work_orders:i claimed_work_orders:i last_event_at:t? \
+         seconds_since_last_event:i? health_failing:i health_degraded:i k8s_reachable:b? k8s_api_latency_ms:i?",
+    ),
+    (
+        "AgentFleetStatusResponse",
+        "record:FleetAgentRecord recent_events:[AgentEvent]",
+    ),
+    (
+        "RetentionInfo",
+        "retention_ceiling_seconds:i effective_retention_seconds:i oldest_available_ts:t? long_term_sink_hint:s",
+    ),
+    (
+        "AgentK8sEvent",
+        "id:u agent_id:u stack_id:u observed_at:t reason:s message:s event_type:s source:s? involved_object:InvolvedObject \
+         created_at:t",
+    ),
+    (
+        "InvolvedObject",
+        "api_version:s kind:s namespace:s? name:s uid:s?",
+    ),
+    (
+        "AgentPodLog",
+        "id:u agent_id:u stack_id:u namespace:s pod:s container:s ts:t line:s created_at:t",
+    ),
+    (
+        "K8sEventHistoryResponse",
+        "retention:RetentionInfo events:[AgentK8sEvent]",
+    ),
+    (
+        "PodLogHistoryResponse",
+        "retention:RetentionInfo lines:[AgentPodLog]",
+    ),
+    (
+        "WsConnectionInfo",
+        "agent_id:u connected_since:t messages_in:i messages_out:i",
+    ),
+    (
+        "WsConnectionsResponse",
+        "connected_agents:i connections:[WsConnectionInfo] live_subscribers:i",
+    ),
 ];
 
 /// Checks an answer against a shape; `[Shape]` is a list of them.

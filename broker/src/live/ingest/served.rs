@@ -43,7 +43,10 @@ impl Served {
         {
             return answer.serves;
         }
-        match db.run(move |db| association::serves(db, agent, stack)).await {
+        match db
+            .run(move |db| association::serves(db, agent, stack))
+            .await
+        {
             Ok(serves) => {
                 self.remember(stack, serves);
                 serves
