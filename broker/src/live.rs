@@ -27,7 +27,7 @@ mod socket;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -65,6 +65,7 @@ struct Inner {
     feed: Feed,
     recorder: Recorder,
     doubted: Notify,
+    deaths: AtomicU64,
     draining: watch::Sender<Option<Drain>>,
     metrics: Arc<Sockets>,
 }
@@ -99,6 +100,7 @@ impl Live {
             feed: Feed::default(),
             recorder: Recorder::new(),
             doubted: Notify::new(),
+            deaths: AtomicU64::new(0),
             draining: watch::Sender::new(None),
             metrics,
         }))
@@ -117,6 +119,7 @@ impl Live {
 
     /// Ends an agent's connection: its PAK is dead. What it has sent since is not taken.
     pub fn revoke(&self, agent: Uuid) {
+        self.0.deaths.fetch_add(1, Ordering::SeqCst);
         if let Some(peer) = self.0.registry.agent(agent) {
             peer.end(Ending::Revoked);
         }
@@ -131,7 +134,13 @@ impl Live {
 
     /// A PAK other than an agent's has died: looks which sockets were opened with one that nobody holds.
     pub fn doubt(&self) {
+        self.0.deaths.fetch_add(1, Ordering::SeqCst);
         self.0.doubted.notify_one();
+    }
+
+    /// PAKs that have died in this process so far. To be read before one is looked up: see [`serve`].
+    pub(crate) fn deaths(&self) -> u64 {
+        self.0.deaths.load(Ordering::SeqCst)
     }
 
     /// The agents connected here.

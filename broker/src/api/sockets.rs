@@ -170,7 +170,7 @@ where
         return Err(Error::unauthorized());
     };
     // Before the look-up: see `live::serve`.
-    let epoch = app.auth.epoch();
+    let deaths = app.live.deaths();
     let cache = app.auth.clone();
     app.db
         .run(move |db| {
@@ -183,7 +183,11 @@ where
                 return Err(Error::unauthorized());
             };
             let whose = authorise(db, principal)?;
-            Ok(Guest { whose, hash, epoch })
+            Ok(Guest {
+                whose,
+                hash,
+                deaths,
+            })
         })
         .await
 }

@@ -36,8 +36,8 @@ pub(crate) struct Guest {
     pub(crate) whose: Whose,
     /// The hash of the PAK that opened it.
     pub(crate) hash: PakHash,
-    /// The authentication cache's epoch before that PAK was looked up.
-    pub(crate) epoch: u64,
+    /// [`Live::deaths`] before that PAK was looked up.
+    pub(crate) deaths: u64,
 }
 
 /// A socket's entry in the registry, for as long as it lives.
@@ -76,12 +76,12 @@ impl Drop for Membership {
 
 /// Serves a socket until it ends. Its place among the connections is given back after that.
 pub(crate) async fn serve(app: App, socket: WebSocket, guest: Guest, seat: Seat) {
-    let epoch = guest.epoch;
+    let deaths = guest.deaths;
     let membership = Membership::new(&app.live, guest);
     let peer = membership.peer.clone();
-    // Whoever is revoked from now on is found in the registry. A PAK that died between its look-up and now is not: then
-    // the cache's epoch has moved on, and it is looked up again.
-    if app.auth.epoch() != epoch && !recheck::is_alive(&app, &peer).await {
+    // Whoever is revoked from now on is found in the registry. A PAK that died between its look-up and now was not: if any
+    // has, it is looked up again.
+    if app.live.deaths() != deaths && !recheck::is_alive(&app, &peer).await {
         peer.end(Ending::Revoked);
     }
     let draining = app.live.0.draining.subscribe();
