@@ -14,7 +14,7 @@ mod auth;
 mod call;
 mod check;
 mod connections;
-mod deployment_health;
+pub(crate) mod deployment_health;
 mod diagnostics;
 pub(crate) mod events;
 mod fleet;

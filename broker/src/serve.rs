@@ -36,6 +36,7 @@ use crate::hot::Hot;
 use crate::jobs;
 use crate::live::{self, Live};
 use crate::metrics::Metrics;
+use crate::reload::{self, Reloader};
 use crate::sys;
 use connections::{Connections, Phase};
 pub use listener::Inherited;
@@ -170,6 +171,7 @@ async fn run_notified(
     }
     jobs::spawn(&app);
     live::spawn(&app);
+    reload::watch(&app);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -196,6 +198,7 @@ fn app(instance: &Instance) -> Result<App, Exit> {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
         hot: Hot::new(&config),
+        reloader: Reloader::new(instance),
         config,
         live: Live::new(metrics.sockets.clone()),
         metrics,

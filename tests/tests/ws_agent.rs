@@ -512,6 +512,56 @@ fn a_change_of_what_matches_is_told_to_whom_it_concerns() {
 }
 
 #[test]
+fn a_work_order_is_told_to_the_agents_it_names() {
+    let world = World::new();
+    let (agent, other) = (world.agent("a"), world.agent("b"));
+    let (mut socket, mut not_meant) = (world.connect(&agent), world.connect(&other));
+    let order = world
+        .admin
+        .post(
+            "/work-orders",
+            &json!({ "work_type": "build", "yaml_content": "a: 1", "targeting": { "agent_ids": [agent.id] } }),
+        )
+        .expect(201)
+        .json();
+    assert_eq!(socket.expect("work_order"), order);
+    not_meant.silent(Duration::from_millis(200));
+}
+
+#[test]
+fn health_over_the_socket_is_as_good_as_by_rest_and_of_foreign_objects_it_is_dropped() {
+    let served = Served::new();
+    let (world, agent) = (&served.world, &served.agent);
+    let own = served.object("a: 1");
+    let foreign = world::id(&world.object(&world.stack(&served.generator), "b: 1"));
+    let mut socket = world.connect(agent);
+    let report = |object: &str, status: &str, who: &str| {
+        json!({
+            "id": "00000000-0000-0000-0000-000000000000", "agent_id": who, "deployment_object_id": object,
+            "status": status, "summary": "{\"pods_ready\":1}", "checked_at": "2024-05-01T12:00:00Z",
+            "created_at": "2024-05-01T12:00:00Z", "updated_at": "2024-05-01T12:00:00Z",
+        })
+    };
+    let other = world.agent("other");
+    socket.send("agent_health", &report(&foreign, "failing", &agent.id));
+    socket.send("agent_health", &report(&own, "splendid", &agent.id));
+    socket.send("agent_health", &report(&own, "failing", &other.id));
+    socket.send("agent_health", &report(&own, "degraded", &agent.id));
+    let health = |object: &str| {
+        let path = format!("/deployment-objects/{object}/health");
+        world.admin.get(&path).expect(200).json()
+    };
+    let seen = until(SOON, "the report that counts", || {
+        let seen = health(&own);
+        (!seen["health_records"].as_array().unwrap().is_empty()).then_some(seen)
+    });
+    assert_eq!(seen["overall_status"], "degraded");
+    assert_eq!(seen["health_records"].as_array().unwrap().len(), 1);
+    assert_eq!(seen["health_records"][0]["summary"], "{\"pods_ready\":1}");
+    assert_eq!(health(&foreign)["overall_status"], "unknown");
+}
+
+#[test]
 fn draining_closes_every_socket_stores_what_came_in_and_ends_long_before_its_grace() {
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);

@@ -9,9 +9,10 @@ use uuid::Uuid;
 
 use super::access;
 use super::call::{Call, Reply, plain};
+use super::openapi::answers::{Always, Forbidden};
 use crate::app::App;
 use crate::db::Conn;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
@@ -45,15 +46,10 @@ struct WsConnectionInfo {
 }
 
 #[utoipa::path(
-    get,
-    path = "/admin/ws/connections",
-    operation_id = "list_ws_connections",
-    tag = "admin",
+    get, path = "/admin/ws/connections", operation_id = "list_ws_connections", tag = "admin",
     responses(
         (status = 200, description = "The sockets open in this process", body = WsConnectionsResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 503, description = "The database cannot be reached", body = ErrorResponse),
+        Always, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]

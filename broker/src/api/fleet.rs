@@ -3,14 +3,15 @@
 use axum::Router;
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::access;
 use super::call::{Call, Reply, plain};
+use super::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
 use crate::app::App;
 use crate::db::Conn;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::live;
 use crate::store::events::{self, Event};
 use crate::store::fleet::{self, Record};
@@ -29,10 +30,8 @@ pub(super) fn routes() -> Router<App> {
         .route("/agents/{id}/fleet-status", get(plain(show)))
 }
 
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
+#[derive(Deserialize)]
 struct Filter {
-    /// Only agents registered with this generator.
     pak_id: Option<Uuid>,
 }
 
@@ -45,19 +44,9 @@ struct AgentFleetStatusResponse {
 }
 
 #[utoipa::path(
-    get,
-    path = "/fleet",
-    operation_id = "list_fleet",
-    tag = "fleet",
-    params(Filter),
-    responses(
-        (status = 200, description = "Each live agent's record", body = [Record]),
-        (status = 400, description = "A malformed query", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "The database cannot be reached", body = ErrorResponse),
-    ),
+    get, path = "/fleet", operation_id = "list_fleet", tag = "fleet",
+    params(("pak_id" = Option<Uuid>, Query, nullable, description = "Of agents registered with this generator")),
+    responses((status = 200, description = "Each live agent's record", body = [Record]), Always, BadRequest, Forbidden),
     security(("admin_pak" = [])),
 )]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
@@ -72,19 +61,11 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/agents/{id}/fleet-status",
-    operation_id = "get_agent_fleet_status",
-    tag = "fleet",
-    params(("id" = Uuid, Path, description = "Agent")),
+    get, path = "/agents/{id}/fleet-status", operation_id = "get_agent_fleet_status", tag = "fleet",
+    params(("id" = Uuid, Path)),
     responses(
         (status = 200, description = "The agent's record and its newest events", body = AgentFleetStatusResponse),
-        (status = 400, description = "A malformed id", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such agent", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "The database cannot be reached", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = [])),
 )]

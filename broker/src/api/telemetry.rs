@@ -5,13 +5,14 @@ use axum::Router;
 use axum::routing::get;
 use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::{OpenApi, ToSchema};
 
 use super::access;
 use super::call::{Call, Reply, plain};
+use super::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
 use crate::app::App;
 use crate::db::Conn;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::store::telemetry::{self, RETENTION_SECONDS};
 
 /// Rows in an answer, unless asked otherwise.
@@ -34,12 +35,9 @@ pub(super) fn routes() -> Router<App> {
         .route("/stacks/{id}/logs", get(plain(logs)))
 }
 
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
+#[derive(Deserialize)]
 struct Window {
-    /// Earliest `created_at` to include. Earlier than the retention means from there.
     since: Option<DateTime<Utc>>,
-    /// Most rows to return: 500 unless given, 5000 at the most.
     limit: Option<i64>,
 }
 
@@ -94,18 +92,15 @@ struct PodLogHistoryResponse {
 }
 
 #[utoipa::path(
-    get,
-    path = "/stacks/{id}/events",
-    operation_id = "list_telemetry_events",
-    tag = "stack-telemetry",
-    params(("id" = Uuid, Path, description = "Stack"), Window),
+    get, path = "/stacks/{id}/events", operation_id = "list_telemetry_events", tag = "stack-telemetry",
+    params(
+        ("id" = Uuid, Path),
+        ("since" = Option<DateTime<Utc>>, Query, nullable, description = "Not what came in before; six hours at the most"),
+        ("limit" = Option<i64>, Query, nullable, description = "Most rows: 500 unless given, never more than 5000"),
+    ),
     responses(
         (status = 200, description = "Kept events, newest first", body = K8sEventHistoryResponse),
-        (status = 400, description = "A malformed id or query", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin or the stack's generator", body = ErrorResponse),
-        (status = 404, description = "No such stack", body = ErrorResponse),
-        (status = 503, description = "The database cannot be reached", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
@@ -121,18 +116,15 @@ fn events(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/stacks/{id}/logs",
-    operation_id = "list_telemetry_logs",
-    tag = "stack-telemetry",
-    params(("id" = Uuid, Path, description = "Stack"), Window),
+    get, path = "/stacks/{id}/logs", operation_id = "list_telemetry_logs", tag = "stack-telemetry",
+    params(
+        ("id" = Uuid, Path),
+        ("since" = Option<DateTime<Utc>>, Query, nullable, description = "Not what came in before; six hours at the most"),
+        ("limit" = Option<i64>, Query, nullable, description = "Most rows: 500 unless given, never more than 5000"),
+    ),
     responses(
         (status = 200, description = "Kept log lines, newest first", body = PodLogHistoryResponse),
-        (status = 400, description = "A malformed id or query", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin or the stack's generator", body = ErrorResponse),
-        (status = 404, description = "No such stack", body = ErrorResponse),
-        (status = 503, description = "The database cannot be reached", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]

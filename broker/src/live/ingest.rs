@@ -20,6 +20,7 @@ use super::frames::{GapReason, HealthReport, K8sEvent, Kind, LogGap, PodLogLine,
 use super::recheck;
 use super::recorder::Row;
 use super::registry::Peer;
+use crate::api::deployment_health;
 use crate::api::events::{self, NewEvent};
 use crate::app::App;
 use crate::db::Conn;
@@ -130,8 +131,17 @@ impl Ingest {
     }
 
     async fn health(&self, report: HealthReport) {
+        let live = self.app.live.clone();
         self.report(Kind::AgentHealth, move |db, agent| {
-            store_health(db, agent, report)
+            let HealthReport {
+                deployment_object_id: object,
+                status,
+                summary,
+                checked_at,
+                ..
+            } = report;
+            let report = deployment_health::report_on(object, &status, summary, checked_at)?;
+            deployment_health::take(&live, db, agent, &[report])
         })
         .await;
     }
@@ -280,9 +290,4 @@ impl Heartbeat {
             latency_ms: self.k8s_api_latency_ms,
         })
     }
-}
-
-/// Stores an object's health.
-fn store_health(_db: &mut Conn, _agent: Uuid, _report: HealthReport) -> Result<(), Error> {
-    Ok(())
 }
