@@ -15,7 +15,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("GET /diagnostics/{diagnostic}", "", "DiagnosticResponse", ["200", "200", DNO, DNO, DNO]),
     ("GET /diagnostics/{answered}", "", "DiagnosticResponse", ["200", "200", DNO, DNO, DNO]),
     ("POST /diagnostics/{diagnostic}/claim", "", "DiagnosticRequest", ["200", "200", DNO, DNO, DNO]),
-    ("POST /diagnostics/{claimed}/result",
+    ("POST /diagnostics/{claimed_request}/result",
         r#"{"pod_statuses":"[]","events":"[]","collected_at":"2024-01-01T00:00:00Z"}"#,
         "DiagnosticResult", [DNO, "201", DNO, DNO, DNO]),
 
@@ -63,7 +63,7 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
         .expect(200);
     vec![
         ("diagnostic", pending),
-        ("claimed", claimed),
+        ("claimed_request", claimed),
         ("answered", answered),
     ]
 }
