@@ -135,7 +135,7 @@ impl Socket {
     /// # Panics
     /// When none comes.
     #[track_caller]
-    pub fn next(&mut self) -> Value {
+    pub fn frame(&mut self) -> Value {
         match self.within(SOON) {
             Came::Frame(frame) => frame,
             other => panic!("no frame came, but {other:?}"),
@@ -148,7 +148,7 @@ impl Socket {
     /// When another or none comes.
     #[track_caller]
     pub fn expect(&mut self, kind: &str) -> Value {
-        let mut frame = self.next();
+        let mut frame = self.frame();
         assert_eq!(frame["type"], kind, "{frame}");
         frame["body"].take()
     }
@@ -161,7 +161,7 @@ impl Socket {
     pub fn find(&mut self, kind: &str, want: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + SOON;
         while Instant::now() < until {
-            let mut frame = self.next();
+            let mut frame = self.frame();
             if frame["type"] == kind && want(&frame["body"]) {
                 return frame["body"].take();
             }

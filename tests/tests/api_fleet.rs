@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use brokkr_tests::PgServer;
 use brokkr_tests::pg::Options;
 use brokkr_tests::until;
+use brokkr_tests::ws::Came;
 use serde_json::{Value, json};
 use served::Served;
 use sockets::SOON;
@@ -271,12 +272,10 @@ fn counters_that_change_by_themselves_are_sent_by_the_sweep_and_nothing_else_is(
     fleet.silent(Duration::from_secs(1));
     let _ = served.object("a: 1");
     let began = Instant::now();
-    let update = loop {
-        match fleet.within(Duration::from_secs(30)) {
-            brokkr_tests::ws::Came::Frame(frame) => break frame["body"].clone(),
-            other => panic!("{other:?}"),
-        }
+    let Came::Frame(mut frame) = fleet.within(Duration::from_secs(30)) else {
+        panic!("no sweep told of it");
     };
+    let update = frame["body"].take();
     assert_eq!(update["agent_id"], agent.id);
     assert_eq!(update["pending_object_count"], 1);
     assert!(began.elapsed() < Duration::from_secs(25));

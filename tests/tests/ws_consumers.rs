@@ -16,6 +16,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use brokkr_tests::http::request;
+use brokkr_tests::ws::Came;
 use brokkr_tests::{Host, Socket, until};
 use serde_json::json;
 use served::Served;
@@ -213,12 +214,11 @@ fn fault_15_telemetry_counts_only_for_stacks_the_agent_serves_and_in_its_own_nam
     world.target(&stranger, &served.stack);
     until(SOON, "the new agent's line", || {
         forger.send("pod_log_line", &line(&stranger, &served.stack, "welcome"));
-        match tail.within(Duration::from_millis(500)) {
-            brokkr_tests::ws::Came::Frame(frame) => {
-                Some(assert_eq!(frame["body"]["line"], "welcome"))
-            }
-            _ => None,
-        }
+        let Came::Frame(frame) = tail.within(Duration::from_millis(500)) else {
+            return None;
+        };
+        assert_eq!(frame["body"]["line"], "welcome");
+        Some(())
     });
 }
 
@@ -251,7 +251,7 @@ fn a_subscriber_that_lags_is_told_what_it_missed_and_delays_nobody() {
     );
     let (mut seen, mut missed) = (0, 0);
     while seen + missed < lines {
-        let frame = tail.next();
+        let frame = tail.frame();
         let body = &frame["body"];
         if frame["type"] == "log_gap" {
             assert_eq!(body["agent_id"], "00000000-0000-0000-0000-000000000000");

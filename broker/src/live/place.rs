@@ -36,3 +36,24 @@ impl Place {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_keeps_its_connections_place_and_only_so_many_may() {
+        let (room, sockets) = (Arc::new(Semaphore::new(4)), Arc::new(Semaphore::new(3)));
+        let connect = || Place::new(room.clone().try_acquire_owned().unwrap(), sockets.clone());
+        let mut seats: Vec<Seat> = (0..3).map(|_| connect().keep().unwrap()).collect();
+        // The connections' own ends are gone; their places are not.
+        assert_eq!(room.available_permits(), 1);
+        let request = connect();
+        assert!(request.keep().is_none(), "the last place is for requests");
+        drop(request);
+        seats.pop();
+        assert_eq!(room.available_permits(), 2);
+        assert!(connect().keep().is_some());
+    }
+}
