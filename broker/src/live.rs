@@ -11,8 +11,8 @@
 //! - One task per socket (`socket`), which reads and writes; everybody else puts frames into its bounded mailbox and never
 //!   waits. Pushes are hints, sent after the commit.
 //! - Nothing runs for a socket that nobody has opened: without subscribers no frame is built and no fleet is asked for.
-//! - A PAK that dies takes its sockets with it: at once when it dies here (`revoke`), within a minute when another process
-//!   did it (`recheck`).
+//! - A PAK that dies takes its sockets with it: at once when it dies here (`revoke`), soon when another process did it
+//!   (`recheck`).
 //! - Draining closes every socket, spread over a moment, and then waits for what came in to be stored.
 
 mod feed;
@@ -65,6 +65,8 @@ struct Inner {
     feed: Feed,
     recorder: Recorder,
     doubted: Notify,
+    /// Somebody connected.
+    joined: Notify,
     deaths: AtomicU64,
     draining: watch::Sender<Option<Drain>>,
     metrics: Arc<Sockets>,
@@ -100,6 +102,7 @@ impl Live {
             feed: Feed::default(),
             recorder: Recorder::new(),
             doubted: Notify::new(),
+            joined: Notify::new(),
             deaths: AtomicU64::new(0),
             draining: watch::Sender::new(None),
             metrics,

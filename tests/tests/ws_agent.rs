@@ -384,6 +384,35 @@ fn a_pak_rotated_by_another_process_ends_the_socket_at_the_next_heartbeat() {
 }
 
 #[test]
+fn a_pak_rotated_by_a_command_ends_its_silent_sockets_as_soon_as_anybody_asks_anything() {
+    let served = Served::new();
+    let (world, agent) = (&served.world, &served.agent);
+    let other = world.agent("other");
+    let (mut socket, mut calm) = (world.connect(agent), world.connect(&other));
+    let mut tail = world.tail(&served.stack, &served.generator.pak);
+    for (kind, id) in [("agent", &agent.id), ("generator", &served.generator.id)] {
+        let _ = world.broker.run(&["rotate", kind, "--uuid", id]).ok();
+    }
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Any request sees that PAKs have died.
+        scope.spawn(|| {
+            for _ in 0..300 {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                let _ = other.api.get(&format!("/agents/{}", other.id)).expect(200);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let codes = (socket.end(), tail.end());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(codes, (1008, 1008));
+    });
+    calm.silent(Duration::from_millis(100));
+}
+
+#[test]
 fn an_agent_is_told_of_its_targets() {
     let world = World::new();
     let (agent, other, generator) = (world.agent("a"), world.agent("b"), world.generator("g"));

@@ -1,8 +1,11 @@
 //! PAKs that die elsewhere: another broker of the tenant, or a command, rotates or deletes, and this process is not told.
 //!
-//! A heartbeat over a socket compares the PAK's hash in its own statement. All other sockets are looked up together, in one
-//! statement a minute for any number of them; none while nobody is connected.
+//! Whoever authenticates here sees the schema's epoch of credentials, which rises with every PAK that dies: when it has,
+//! all open sockets are looked up, together, in one statement. A heartbeat over a socket compares the PAK's hash in its own
+//! statement. And a socket of which neither has said anything for a minute is looked up with the others like it. While
+//! nobody is connected nothing runs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -10,49 +13,69 @@ use tokio::time::{Instant, sleep};
 use super::registry::{Ending, Peer};
 use crate::app::App;
 use crate::auth::Principal;
+use crate::db::DbError;
 use crate::live::Whose;
 use crate::store::credentials;
 
-/// Between two looks; jittered by a fifth either way, so that a thousand brokers do not look together.
-const EVERY: Duration = Duration::from_secs(60);
-/// A PAK confirmed this recently is not looked up again.
-const FRESH: Duration = Duration::from_secs(45);
+/// How often it is looked, in memory alone, whether a PAK may have died.
+const LOOK: Duration = Duration::from_secs(1);
+/// A PAK confirmed this recently is not looked up again without a reason; jittered by a fifth either way, so that a
+/// thousand brokers do not look together.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Looks for ever.
 pub(super) async fn keep(app: App) {
+    let live = &app.live.0;
+    let mut epoch = None;
+    let mut next = Instant::now() + jittered();
     loop {
-        let mut peers = tokio::select! {
-            () = sleep(EVERY.mul_f64(0.8 + 0.4 * fastrand::f64())) => {
-                let now = Instant::now();
-                let mut peers = app.live.0.registry.all();
-                peers.retain(|peer| now.duration_since(peer.confirmed()) >= FRESH);
-                peers
-            }
-            () = app.live.0.doubted.notified() => app.live.0.registry.all(),
-        };
-        peers.retain(|peer| !peer.is_revoked());
-        if peers.is_empty() {
+        if live.registry.is_empty() {
+            live.joined.notified().await;
             continue;
         }
-        let hashes = peers
-            .iter()
-            .map(|peer| peer.hash.as_str().to_owned())
-            .collect();
-        match dead(&app, hashes).await {
-            Ok(dead) => {
-                for (index, peer) in peers.iter().enumerate() {
-                    if dead.contains(&index) {
-                        revoked(&app, peer);
-                    } else {
-                        peer.confirm();
-                    }
-                }
-            }
+        let told = tokio::select! {
+            () = sleep(LOOK) => false,
+            () = live.doubted.notified() => true,
+        };
+        let seen = app.auth.epoch();
+        let risen = seen.is_some() && seen != epoch;
+        if !told && !risen && Instant::now() < next {
+            continue;
+        }
+        let mut peers = live.registry.all();
+        peers.retain(|peer| !peer.is_revoked());
+        if !told && !risen {
+            peers.retain(|peer| peer.confirmed().elapsed() >= FRESH);
+        }
+        match look_up(&app, &peers).await {
+            Ok(()) => epoch = seen.or(epoch),
             Err(error) => {
-                tracing::debug!(%error, "the PAKs of open sockets could not be looked up")
+                tracing::debug!(%error, "the PAKs of open sockets could not be looked up");
             }
         }
+        next = Instant::now() + jittered();
     }
+}
+
+fn jittered() -> Duration {
+    FRESH.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+/// Ends those whose PAK nobody holds.
+async fn look_up(app: &App, peers: &[Arc<Peer>]) -> Result<(), DbError> {
+    if peers.is_empty() {
+        return Ok(());
+    }
+    let hashes = peers.iter().map(|peer| peer.hash.as_str().to_owned());
+    let dead = dead(app, hashes.collect()).await?;
+    for (index, peer) in peers.iter().enumerate() {
+        if dead.binary_search(&index).is_ok() {
+            revoked(app, peer);
+        } else {
+            peer.confirm();
+        }
+    }
+    Ok(())
 }
 
 /// Whether a socket's PAK is alive now. What cannot be looked up is not.
@@ -70,7 +93,7 @@ pub(super) fn revoked(app: &App, peer: &Peer) {
     }
 }
 
-/// Which of these hashes nobody holds.
-async fn dead(app: &App, hashes: Vec<String>) -> Result<Vec<usize>, crate::db::DbError> {
+/// Which of these hashes nobody holds, by their position, in order.
+async fn dead(app: &App, hashes: Vec<String>) -> Result<Vec<usize>, DbError> {
     app.db.run(move |db| credentials::unheld(db, &hashes)).await
 }

@@ -194,6 +194,12 @@ impl Registry {
         self.lock().fleet.clone()
     }
 
+    /// Whether there is no socket.
+    pub(super) fn is_empty(&self) -> bool {
+        let peers = self.lock();
+        peers.agents.is_empty() && peers.stacks.is_empty() && peers.fleet.is_empty()
+    }
+
     /// Every socket.
     pub(super) fn all(&self) -> Vec<Arc<Peer>> {
         let peers = self.lock();

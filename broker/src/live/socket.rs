@@ -53,6 +53,7 @@ impl Membership {
             live: live.clone(),
             peer,
         };
+        live.0.joined.notify_one();
         membership.tell();
         membership
     }
