@@ -15,6 +15,8 @@ pub mod registrations;
 pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
+pub mod template_marks;
+pub mod templates;
 
 use postgres::Row;
 
