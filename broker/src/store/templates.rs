@@ -128,11 +128,11 @@ pub fn insert(db: &mut impl Sql, new: &NewTemplate<'_>) -> Result<Option<Templat
     const SQL: &str = concat!(
         "INSERT INTO stack_templates
                 (generator_id, name, description, template_content, parameters_schema, checksum, version)
-         SELECT $1, $2, $3, $4, $5, $6,
+         SELECT $1, $2::varchar, $3, $4, $5, $6,
                 coalesce((SELECT max(t.version) FROM stack_templates t
                            WHERE coalesce(t.generator_id, '00000000-0000-0000-0000-000000000000'::uuid)
                                = coalesce($1::uuid, '00000000-0000-0000-0000-000000000000'::uuid)
-                             AND t.name = $2 AND t.deleted_at IS NULL), 0) + 1
+                             AND t.name = $2::varchar AND t.deleted_at IS NULL), 0) + 1
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     );

@@ -20,7 +20,7 @@ pub(crate) const THREAD: &str = "template";
 /// Most pieces of work at once: each may hold some hundred MiB for a moment, and the event loop needs a core as well.
 const AT_ONCE: u32 = 2;
 /// How long a piece of work waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The stack of each.
 const STACK: usize = 8 * 1024 * 1024;
 /// From here on nothing deeper is begun. What is left is for what recurses between two calls of [`spend`], which `scan` bounds.
@@ -30,7 +30,7 @@ const PROCESSOR: Duration = Duration::from_secs(1);
 /// Asking for the time costs a system call: once in so many bytes …
 const BYTES_UNWATCHED: u64 = 16 * 1024;
 /// … or so many calls of [`spend`].
-const CALLS_UNWATCHED: u32 = 32;
+const CALLS_UNWATCHED: u32 = 8;
 
 /// Why work did not come to its end.
 #[derive(Debug)]

@@ -41,6 +41,16 @@ const SHAPES: &[(&str, &str)] = &[
         "id:u created_at:t updated_at:t deleted_at:t? sequence_id:i stack_id:u yaml_content:s yaml_checksum:s \
          submitted_at:t is_deletion_marker:b",
     ),
+    (
+        "StackTemplate",
+        "id:u created_at:t updated_at:t deleted_at:t? generator_id:u? name:s description:s? version:i \
+         template_content:s parameters_schema:s checksum:s",
+    ),
+    ("TemplateLabel", "id:u template_id:u label:s created_at:t"),
+    (
+        "TemplateAnnotation",
+        "id:u template_id:u key:s value:s created_at:t",
+    ),
     ("CreateAgentResponse", "agent:Agent initial_pak:s"),
     ("RotatedAgent", "agent:Agent pak:s"),
     ("CreateGeneratorResponse", "generator:Generator pak:s"),
