@@ -67,7 +67,7 @@ fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 #[utoipa::path(
     post, path = "/templates/{id}/labels", operation_id = "templates_add_label", tag = "templates",
     params(("id" = Uuid, Path)),
-    request_body = String,
+    request_body(content = String, content_type = "application/json"),
     responses(
         (status = 201, description = "The label", body = marks::Label),
         Always, JsonBody, Forbidden, NotFound, Conflict,
