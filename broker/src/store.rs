@@ -19,6 +19,8 @@ pub mod registrations;
 pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
+pub mod template_marks;
+pub mod templates;
 pub mod work_order_log;
 pub mod work_orders;
 

@@ -53,6 +53,15 @@ const SHAPES: &[(&str, &str)] = &[
          result_message:s? yaml_content:s",
     ),
     ("RetryScheduled", "status:s"),
+        "StackTemplate",
+        "id:u created_at:t updated_at:t deleted_at:t? generator_id:u? name:s description:s? version:i \
+         template_content:s parameters_schema:s checksum:s",
+    ),
+    ("TemplateLabel", "id:u template_id:u label:s created_at:t"),
+    (
+        "TemplateAnnotation",
+        "id:u template_id:u key:s value:s created_at:t",
+    ),
     ("CreateAgentResponse", "agent:Agent initial_pak:s"),
     ("RotatedAgent", "agent:Agent pak:s"),
     ("CreateGeneratorResponse", "generator:Generator pak:s"),
