@@ -53,6 +53,7 @@ const SHAPES: &[(&str, &str)] = &[
          result_message:s? yaml_content:s",
     ),
     ("RetryScheduled", "status:s"),
+    (
         "StackTemplate",
         "id:u created_at:t updated_at:t deleted_at:t? generator_id:u? name:s description:s? version:i \
          template_content:s parameters_schema:s checksum:s",
