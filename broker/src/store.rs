@@ -21,6 +21,8 @@ pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
 pub mod telemetry;
+pub mod template_marks;
+pub mod templates;
 pub mod work_order_log;
 pub mod work_orders;
 

@@ -510,6 +510,27 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
 }
 
 #[test]
+fn fault_40_an_object_from_a_template_is_told_like_any_other() {
+    let served = Served::new();
+    let (world, agent) = (&served.world, &served.agent);
+    let template = json!({
+        "name": "t", "template_content": "a: {{ n }}", "parameters_schema": "{\"type\":\"object\"}",
+    });
+    let template = served
+        .generator
+        .api
+        .post("/templates", &template)
+        .expect(201)
+        .json();
+    let mut socket = world.connect(agent);
+    let path = format!("/stacks/{}/deployment-objects/from-template", served.stack);
+    let body = json!({ "template_id": template["id"], "parameters": { "n": 1 } });
+    let object = served.generator.api.post(&path, &body).expect(201).json();
+    assert_eq!(socket.expect("stack_changed")["id"], served.stack);
+    assert_eq!(served.state(""), [world::id(&object)]);
+}
+
+#[test]
 fn a_change_of_what_matches_is_told_to_whom_it_concerns() {
     let world = World::new();
     let (agent, generator) = (world.agent("a"), world.generator("g"));
