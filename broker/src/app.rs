@@ -11,6 +11,7 @@ use crate::hot::Hot;
 use crate::jobs::Jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::webhook::Webhooks;
 
 /// The state behind the router: handles only, cheap to clone.
 #[derive(Clone)]
@@ -31,4 +32,6 @@ pub struct App {
     pub jobs: Jobs,
     /// Who is connected by WebSocket.
     pub live: Live,
+    /// What webhooks are delivered with.
+    pub webhooks: Webhooks,
 }

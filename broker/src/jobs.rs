@@ -81,8 +81,8 @@ impl Jobs {
         self.due_in(job, Duration::ZERO);
     }
 
-    /// Runs a job after this long at the latest.
-    fn due_in(&self, job: Job, after: Duration) {
+    /// Runs a job after this long at the latest. As [`Jobs::wake`].
+    pub fn due_in(&self, job: Job, after: Duration) {
         let slot = &self.0[job as usize];
         let at = Instant::now() + after;
         {

@@ -28,3 +28,4 @@ pub mod pak;
 pub mod serve;
 pub mod store;
 mod sys;
+pub mod webhook;

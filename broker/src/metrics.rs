@@ -3,12 +3,15 @@
 //! Labels are bounded by what the router knows: route templates, standard methods, status codes. An anonymous caller
 //! cannot add a series.
 
+mod webhooks;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::db::Figures;
+pub use webhooks::{Carrier, DecryptFailures};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
@@ -25,6 +28,8 @@ const BUCKETS: [f64; 12] = [
 #[derive(Debug, Default)]
 pub struct Metrics {
     http: Mutex<BTreeMap<Endpoint, Series>>,
+    /// Secrets of webhooks that could not be read.
+    pub webhooks: DecryptFailures,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +76,7 @@ impl Metrics {
     pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> String {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
+        self.webhooks.render(&mut out);
         let gauges = [
             (
                 "brokkr_db_connections_max",

@@ -37,6 +37,7 @@ use crate::jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::sys;
+use crate::webhook::Webhooks;
 use connections::{Connections, Phase};
 pub use listener::Inherited;
 use listener::Listener;
@@ -199,6 +200,7 @@ fn app(instance: &Instance) -> Result<App, Exit> {
         health: Arc::new(Health::new()),
         jobs: jobs::Jobs::new(),
         live: Live::new(),
+        webhooks: Webhooks::new(&instance.config, instance.webhook_key()),
     })
 }
 
@@ -300,6 +302,7 @@ async fn drain(
     app.health.draining();
     phase.send_replace(Phase::Draining);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
+    let share = tokio::time::Instant::now() + grace.mul_f64(IDLE_SHARE);
     let ended = async {
         if let Some(accepting) = accepting {
             // Ends with the phase; a panic in it has been logged.
@@ -309,13 +312,21 @@ async fn drain(
         app.db.drain().await;
         let ended = public.ended();
         tokio::pin!(ended);
-        if tokio::time::timeout(grace.mul_f64(IDLE_SHARE), &mut ended)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout_at(share, &mut ended).await.is_err() {
             tracing::info!(connections = public.open(), "closing what is idle");
             phase.send_replace(Phase::Closing);
             ended.await;
+        }
+        // No more are begun. What is cut off here is delivered again once its claim has ended.
+        let flights = app.webhooks.flights();
+        if tokio::time::timeout_at(share, flights.landed())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                deliveries = flights.aloft(),
+                "leaving webhook deliveries to others"
+            );
         }
     };
     tokio::select! {

@@ -8,6 +8,7 @@ pub mod agent_marks;
 pub mod agents;
 pub mod association;
 pub mod credentials;
+pub mod deliveries;
 pub mod events;
 pub mod generators;
 pub mod objects;
@@ -15,6 +16,7 @@ pub mod registrations;
 pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
+pub mod webhooks;
 
 use postgres::Row;
 
