@@ -21,6 +21,7 @@ pub mod outcome;
 mod rounds;
 pub mod target;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brokkr_tenant::BrokerConfig;
@@ -55,6 +56,7 @@ struct Inner {
     flights: Flights,
     rounds: Rounds,
     tests: Semaphore,
+    said: AtomicBool,
 }
 
 impl Webhooks {
@@ -67,6 +69,7 @@ impl Webhooks {
             flights: Flights::new(),
             rounds: Rounds::default(),
             tests: Semaphore::new(TESTS),
+            said: AtomicBool::new(false),
         }))
     }
 
@@ -111,6 +114,17 @@ impl Webhooks {
     /// When the job may go round again.
     pub fn rounds(&self) -> &Rounds {
         &self.0.rounds
+    }
+
+    /// Says that a subscription's secrets do not fit the key. Once for all: each delivery that dies of it is counted, and in
+    /// the audit log.
+    pub fn say_unreadable(&self, subscription: Uuid) {
+        if !self.0.said.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                %subscription,
+                "a webhook's secrets were sealed with another key: its deliveries are dead until they are set again"
+            );
+        }
     }
 
     /// Places for test requests.

@@ -204,10 +204,7 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 /// Ends a delivery whose endpoint cannot be read.
 fn bury(call: &Call, db: &mut Conn, taken: &Taken, field: Field) -> Result<(), Error> {
     call.app.metrics.webhooks.count(field, Carrier::Agent);
-    tracing::error!(
-        subscription = %taken.held.subscription_id,
-        "a webhook's secrets were sealed with another key: its deliveries are dead until they are set again"
-    );
+    call.app.webhooks.say_unreadable(taken.held.subscription_id);
     settle(db, &taken.held, &Outcome::unreadable(field), None)?;
     Ok(())
 }

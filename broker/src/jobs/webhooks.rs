@@ -157,10 +157,7 @@ fn open(app: &App, conn: &mut Conn, key: &Key, taken: Taken) -> Option<Departure
         Ok(endpoint) => Some(Departure { taken, endpoint }),
         Err(field) => {
             app.metrics.webhooks.count(field, Carrier::Broker);
-            tracing::error!(
-                subscription = %taken.held.subscription_id,
-                "a webhook's secrets were sealed with another key: its deliveries are dead until they are set again"
-            );
+            app.webhooks.say_unreadable(taken.held.subscription_id);
             // Its claim ends by itself if this fails, and it comes back.
             if let Err(error) = settle(conn, &taken.held, &Outcome::unreadable(field), None) {
                 tracing::warn!(%error, "a dead webhook delivery could not be written down");

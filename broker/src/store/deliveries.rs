@@ -267,13 +267,13 @@ pub fn settle(
 ) -> Result<Option<Settled>, DbError> {
     const SQL: &str = "\
         UPDATE webhook_deliveries SET
-               status = $3,
+               status = $3::text,
                attempts = attempts + 1,
                last_attempt_at = now(),
                last_error = $4,
                next_retry_at = now() + make_interval(secs => $5),
-               completed_at = CASE WHEN $3 <> 'failed' THEN now() END,
-               acquired_by = CASE WHEN $3 = 'success' THEN acquired_by END,
+               completed_at = CASE WHEN $3::text <> 'failed' THEN now() END,
+               acquired_by = CASE WHEN $3::text = 'success' THEN acquired_by END,
                acquired_until = NULL,
                claim = NULL
          WHERE id = $1 AND claim = $2 AND status = 'acquired'
