@@ -25,9 +25,12 @@ CREATE TRIGGER webhook_subscriptions_updated_at BEFORE UPDATE ON webhook_subscri
 
 -- claim is a new value each time a delivery is taken: whoever comes back with another one was too slow, and changes
 -- nothing. target_labels are the subscription's when the event was turned into deliveries; labels_key finds equal ones
--- by an index whose entries stay small. created_at is taken row by row, so that one statement's rows keep their order.
+-- by an index whose entries stay small. position is the order in which deliveries are taken. It is not created_at, because
+-- only the indexes for taking shall offer that order: the planner would walk another from its old end, past everything that is
+-- somebody else's.
 CREATE TABLE webhook_deliveries (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    position        bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     subscription_id uuid NOT NULL CONSTRAINT webhook_deliveries_subscription_id_fkey
                     REFERENCES webhook_subscriptions (id) ON DELETE CASCADE,
@@ -55,9 +58,9 @@ CREATE INDEX webhook_deliveries_of_subscription ON webhook_deliveries (subscript
 CREATE INDEX webhook_deliveries_of_subscription_by_status
     ON webhook_deliveries (subscription_id, status, created_at, id);
 -- What can be taken, oldest first: by the broker, and by an agent with the labels.
-CREATE INDEX webhook_deliveries_for_broker ON webhook_deliveries (subscription_id, created_at, id)
+CREATE INDEX webhook_deliveries_for_broker ON webhook_deliveries (subscription_id, position)
     WHERE status = 'pending' AND for_broker;
-CREATE INDEX webhook_deliveries_for_agents ON webhook_deliveries (subscription_id, labels_key, created_at, id)
+CREATE INDEX webhook_deliveries_for_agents ON webhook_deliveries (subscription_id, labels_key, position)
     WHERE status = 'pending' AND NOT for_broker;
 -- What falls due by itself.
 CREATE INDEX webhook_deliveries_claims ON webhook_deliveries (acquired_until) WHERE status = 'acquired';

@@ -6,8 +6,11 @@
 
 mod deliver;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::db::{Conn, DbError};
@@ -118,8 +121,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
     let (lanes, counts) = app.webhooks.flights().lanes();
     let taken = claims::for_broker(conn, wanted, &lanes, &counts)?;
     // A full lane may have more behind it; so may a full batch.
-    round.more |= taken.len() as i64 == wanted || counts.iter().any(|count| *count >= LANE);
-    round.more |= fills_a_lane(&taken);
+    round.more |= taken.len() as i64 == wanted || is_full(&lanes, &counts, &taken);
     for taken in taken {
         if let Some(departure) = open(app, conn, &key, taken) {
             round.departures.push(departure);
@@ -128,13 +130,14 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
     Ok(round)
 }
 
-/// Whether as many as fit were taken of one lane.
-fn fills_a_lane(taken: &[Taken]) -> bool {
-    let mut lanes: Vec<_> = taken.iter().map(|taken| taken.lane).collect();
-    lanes.sort_unstable();
-    lanes
-        .chunk_by(|a, b| a == b)
-        .any(|lane| lane.len() as i64 >= i64::from(LANE))
+/// Whether a lane is full with what was under way in it and what has been taken now.
+fn is_full(lanes: &[Uuid], counts: &[i32], taken: &[Taken]) -> bool {
+    let mut places: HashMap<Uuid, i32> =
+        lanes.iter().copied().zip(counts.iter().copied()).collect();
+    for taken in taken {
+        *places.entry(taken.lane).or_default() += 1;
+    }
+    places.values().any(|count| *count >= LANE)
 }
 
 /// The key to open endpoints with. A broker that has none takes no deliveries: whoever made the subscriptions has one.
