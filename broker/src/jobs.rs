@@ -84,7 +84,10 @@ impl Jobs {
     /// Runs a job after this long at the latest. As [`Jobs::wake`].
     pub fn due_in(&self, job: Job, after: Duration) {
         let slot = &self.0[job as usize];
-        let at = Instant::now() + after;
+        // What is beyond all time is not due.
+        let Some(at) = Instant::now().checked_add(after) else {
+            return;
+        };
         {
             let mut due = slot.due.lock().unwrap_or_else(PoisonError::into_inner);
             if due.is_some_and(|due| due <= at) {

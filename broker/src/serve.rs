@@ -37,7 +37,7 @@ use crate::jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::sys;
-use crate::webhook::Webhooks;
+use crate::webhook::{self, Webhooks};
 use connections::{Connections, Phase};
 pub use listener::Inherited;
 use listener::Listener;
@@ -204,12 +204,12 @@ fn app(instance: &Instance) -> Result<App, Exit> {
     })
 }
 
-/// As many as descriptors allow, less what the pool (a connection is four) and the process itself need.
+/// As many as descriptors allow, less what the pool (a connection is four), webhooks and the process itself need.
 fn most_connections(instance: &Instance) -> u32 {
     use nix::sys::resource::{Resource, getrlimit};
     let descriptors =
         getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(20_000)) as u32;
-    let ours = 64 + 4 * instance.config.database.pool_size.get();
+    let ours = 64 + webhook::MOST_REQUESTS + 4 * instance.config.database.pool_size.get();
     descriptors.saturating_sub(ours).clamp(64, 10_000)
 }
 

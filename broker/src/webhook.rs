@@ -22,7 +22,7 @@ mod rounds;
 pub mod target;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brokkr_tenant::BrokerConfig;
 use serde_json::{Value, json};
@@ -42,6 +42,9 @@ use target::Policy;
 
 /// Test requests under way at once; the rest wait within their own time.
 const TESTS: usize = 8;
+
+/// Requests under way at once, each with a socket.
+pub const MOST_REQUESTS: u32 = (flights::MOST + TESTS) as u32;
 
 /// What the broker has for its webhooks. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -78,8 +81,13 @@ impl Webhooks {
     /// # Errors
     /// When there is none to be had.
     pub fn sealing_key(&self) -> Result<Key, KeyError> {
-        self.key(|source| source.find_or_make().map(Some))
-            .and_then(|key| key.ok_or_else(|| KeyError::Malformed(self.0.source.path())))
+        let mut known = self.known_key();
+        if let Some(key) = &*known {
+            return Ok(key.clone());
+        }
+        let key = self.0.source.find_or_make()?;
+        *known = Some(key.clone());
+        Ok(key)
     }
 
     /// The key to open with, if there is one. Blocks on a file.
@@ -87,18 +95,15 @@ impl Webhooks {
     /// # Errors
     /// When it cannot be read.
     pub fn opening_key(&self) -> Result<Option<Key>, KeyError> {
-        self.key(KeySource::find)
-    }
-
-    fn key(
-        &self,
-        find: impl FnOnce(&KeySource) -> Result<Option<Key>, KeyError>,
-    ) -> Result<Option<Key>, KeyError> {
-        let mut known = self.0.key.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known_key();
         if known.is_none() {
-            *known = find(&self.0.source)?;
+            *known = self.0.source.find()?;
         }
         Ok(known.clone())
+    }
+
+    fn known_key(&self) -> MutexGuard<'_, Option<Key>> {
+        self.0.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends requests.

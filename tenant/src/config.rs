@@ -173,7 +173,7 @@ pub struct BrokerSection {
     pub webhook_encryption_key: Option<Secret>,
     /// Least time between two rounds of webhook deliveries, seconds.
     pub webhook_delivery_interval_seconds: u64,
-    /// Most deliveries taken in one round.
+    /// Most deliveries taken by one statement.
     pub webhook_delivery_batch_size: i64,
     /// How long finished deliveries are kept, days; 0: for ever.
     pub webhook_cleanup_retention_days: i64,

@@ -820,6 +820,78 @@ fn what_an_agent_does_not_report_is_there_again_when_its_claim_has_ended() {
 }
 
 #[test]
+fn fault_33_of_two_reports_at_the_same_moment_one_counts() {
+    let world = open();
+    let agent = with_agent(&world, "a", &["x"]);
+    let webhook = subscribe(
+        &world.admin,
+        "http://hooks.example/",
+        &json!({ "target_labels": ["x"], "event_types": ["nothing"] }),
+    );
+    for _ in 0..5 {
+        let fill = "INSERT INTO webhook_deliveries (subscription_id, event_type, event_id, payload, target_labels) \
+                    VALUES ($1::text::uuid, 'stack.created', gen_random_uuid(), '{}', '{x}')";
+        world.sql().execute(fill, &[&webhook]).unwrap();
+        let taken = pull(&agent).pop().unwrap();
+        let failure = json!({ "success": false });
+        let mut said: Vec<u16> = thread::scope(|scope| {
+            let reports: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| report(&agent, &taken, &failure).status))
+                .collect();
+            reports.into_iter().map(|r| r.join().unwrap()).collect()
+        });
+        said.sort_unstable();
+        assert_eq!(said, [200, 403, 403, 403]);
+        let all = deliveries(&world.admin, &webhook, "");
+        let it = all.iter().find(|d| d["id"] == taken["id"]).unwrap();
+        assert_eq!(it["attempts"], 1, "{it}");
+        world
+            .sql()
+            .execute("DELETE FROM webhook_deliveries", &[])
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_subscription_disabled_or_deleted_at_the_moment_of_an_event_hears_nothing_of_it() {
+    let (world, endpoint) = (open(), Receiver::new());
+    let generator = world.generator("g");
+    let other = subscribe(
+        &world.admin,
+        &endpoint.url("/other"),
+        &json!({ "event_types": ["stack.created"] }),
+    );
+    for change in [
+        "UPDATE webhook_subscriptions SET enabled = false",
+        "DELETE FROM webhook_subscriptions",
+    ] {
+        let webhook = subscribe(
+            &world.admin,
+            &endpoint.url("/"),
+            &json!({ "event_types": ["stack.created"] }),
+        );
+        let before = endpoint.seen().len();
+        let mut changing = world.sql();
+        let mut tx = changing.transaction().unwrap();
+        tx.execute(&format!("{change} WHERE id = '{webhook}'"), &[])
+            .unwrap();
+        let _ = world.stack(&generator);
+        let mut sql = server().client();
+        until(BOUND, "the broker to wait for the change", || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%event_outbox%'";
+            (sql.query_one(waiting, &[]).unwrap().get::<_, i64>(0) == 1).then_some(())
+        });
+        tx.commit().unwrap();
+        let seen = endpoint.wait(before + 1);
+        assert_eq!(seen[before].path, "/other");
+        fanned_out(&world);
+        let told = "SELECT count(*) FROM webhook_deliveries WHERE subscription_id::text <> $1";
+        let told: i64 = world.sql().query_one(told, &[&other]).unwrap().get(0);
+        assert_eq!(told, 0, "{change}");
+    }
+}
+
+#[test]
 fn agents_that_fetch_at_the_same_moment_get_different_deliveries() {
     let world = open();
     let agents: Vec<Party> = (0..4).map(|_| with_agent(&world, "a", &["x"])).collect();

@@ -17,6 +17,7 @@ use crate::db::{Conn, DbError};
 use crate::metrics::Carrier;
 use crate::store::deliveries::claims::{self, Taken};
 use crate::store::deliveries::fan_out::fan_out;
+use crate::store::webhooks;
 use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::Endpoint;
 use crate::webhook::flights::LANE;
@@ -115,7 +116,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
         round.more |= wanted == 0;
         return Ok(round);
     }
-    let Some(key) = key(app) else {
+    let Some(key) = key(app, conn)? else {
         return Ok(round);
     };
     let (lanes, counts) = app.webhooks.flights().lanes();
@@ -141,17 +142,21 @@ fn is_full(lanes: &[Uuid], counts: &[i32], taken: &[Taken]) -> bool {
 }
 
 /// The key to open endpoints with. A broker that has none takes no deliveries: whoever made the subscriptions has one.
-fn key(app: &App) -> Option<Key> {
+fn key(app: &App, conn: &mut Conn) -> Result<Option<Key>, DbError> {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    match app.webhooks.opening_key() {
-        Ok(key) => key,
-        Err(error) => {
-            if !TOLD.swap(true, Ordering::Relaxed) {
-                tracing::error!(%error, "webhooks cannot be delivered without their key");
-            }
-            None
-        }
+    let missing = match app.webhooks.opening_key() {
+        Ok(Some(key)) => return Ok(Some(key)),
+        Ok(None) if !webhooks::any_enabled(conn)? => return Ok(None),
+        Ok(None) => "there is none, and the subscriptions were made elsewhere".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        tracing::error!(
+            why = missing,
+            "this broker cannot deliver webhooks without their key"
+        );
     }
+    Ok(None)
 }
 
 /// A delivery whose endpoint can be read. One that cannot be is dead at once.

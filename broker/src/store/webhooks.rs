@@ -169,6 +169,15 @@ pub fn exists(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     Ok(db.query_one(SQL, &[&id])?.try_get(0)?)
 }
 
+/// Whether there is any that is enabled.
+///
+/// # Errors
+/// When the statement fails.
+pub fn any_enabled(db: &mut impl Sql) -> Result<bool, DbError> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE enabled)";
+    Ok(db.query_one(SQL, &[])?.try_get(0)?)
+}
+
 /// The secrets of a subscription, and how long one attempt may take, seconds.
 ///
 /// # Errors
