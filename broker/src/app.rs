@@ -11,6 +11,7 @@ use crate::hot::Hot;
 use crate::jobs::Jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::reload::Reloader;
 use crate::webhook::Webhooks;
 
 /// The state behind the router: handles only, cheap to clone.
@@ -22,6 +23,8 @@ pub struct App {
     pub config: Arc<BrokerConfig>,
     /// The part of it that can change while the broker runs.
     pub hot: Hot,
+    /// Replaces that part.
+    pub reloader: Reloader,
     /// Who authenticated lately.
     pub auth: auth::Cache,
     /// Counters and histograms behind `/metrics`.

@@ -36,6 +36,7 @@ use crate::hot::Hot;
 use crate::jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::reload::{self, Reloader};
 use crate::sys;
 use crate::webhook::{self, Webhooks};
 use connections::{Connections, Phase};
@@ -170,6 +171,7 @@ async fn run_notified(
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
     jobs::spawn(&app);
+    reload::watch(&app);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -195,6 +197,7 @@ fn app(instance: &Instance) -> Result<App, Exit> {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
         hot: Hot::new(&config),
+        reloader: Reloader::new(instance),
         config,
         metrics: Arc::new(Metrics::default()),
         health: Arc::new(Health::new()),

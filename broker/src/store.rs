@@ -7,17 +7,24 @@
 pub mod agent_marks;
 pub mod agents;
 pub mod association;
+pub mod audit_log;
 pub mod credentials;
 pub mod deliveries;
+pub mod diagnostics;
 pub mod events;
 pub mod generators;
+pub mod health;
 pub mod objects;
+pub mod paks;
 pub mod registrations;
 pub mod stack_marks;
 pub mod stacks;
 pub mod targets;
 pub mod webhooks;
+pub mod work_order_log;
+pub mod work_orders;
 
+use chrono::{DateTime, Datelike, Utc};
 use postgres::Row;
 
 use crate::db::DbError;
@@ -25,4 +32,9 @@ use crate::db::DbError;
 /// Reads every row with one function, or stops at the first that cannot be read.
 fn all<T>(rows: Vec<Row>, read: impl Fn(&Row) -> Result<T, DbError>) -> Result<Vec<T>, DbError> {
     rows.iter().map(read).collect()
+}
+
+/// Whether a time fits both a column and RFC 3339, which knows the years 1 to 9999.
+pub fn storable_time(time: DateTime<Utc>) -> bool {
+    (1..=9999).contains(&time.year())
 }

@@ -251,6 +251,25 @@ impl BrokerConfig {
         }
     }
 
+    /// The dotted names of the keys with an effect whose values are others in `other`, in the order of the table. A URL from a
+    /// file is `database.url`. What only a supervisor uses is left out.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let (ours, theirs) = (
+            crate::instance::clear_json(self),
+            crate::instance::clear_json(other),
+        );
+        crate::settings::KEYS
+            .list()
+            .iter()
+            .filter(|key| key.effect && !key.name.starts_with("supervision."))
+            .map(|key| key.name)
+            .filter(|name| {
+                let place = format!("/{}", name.replace('.', "/"));
+                ours.pointer(&place) != theirs.pointer(&place)
+            })
+            .collect()
+    }
+
     /// A digest of all that a broker makes of the effective configuration, secrets included: it changes when any value
     /// does but those of `[supervision]`, which are the supervisor's alone.
     pub fn digest(&self) -> Digest {

@@ -67,12 +67,12 @@ const TABLE: &[Key] = &[
         Kind::Int(0, MAX),
         Some("60"),
     ),
-    Key::idle(
+    Key::new(
         "broker.diagnostic_cleanup_interval_seconds",
         Kind::Int(1, MAX),
         Some("900"),
     ),
-    Key::idle(
+    Key::new(
         "broker.diagnostic_max_age_hours",
         Kind::Int(0, 1_000_000),
         Some("1"),
@@ -93,12 +93,12 @@ const TABLE: &[Key] = &[
         Kind::Int(0, 100_000),
         Some("7"),
     ),
-    Key::idle(
+    Key::new(
         "broker.audit_log_retention_days",
         Kind::Int(0, 100_000),
         Some("90"),
     ),
-    Key::idle(
+    Key::new(
         "broker.agent_events_retention_days",
         Kind::Int(0, 100_000),
         Some("30"),

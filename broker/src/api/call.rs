@@ -88,6 +88,11 @@ impl Reply {
         Self::json(StatusCode::CREATED, body)
     }
 
+    /// 202 with a JSON body.
+    pub(super) fn accepted(body: &impl Serialize) -> Result<Self, Error> {
+        Self::json(StatusCode::ACCEPTED, body)
+    }
+
     /// 204.
     pub(super) fn no_content() -> Self {
         Self::Empty(StatusCode::NO_CONTENT)

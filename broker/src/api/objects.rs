@@ -8,20 +8,22 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 
 use super::access;
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Body, Forbidden, NotFound};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{Event, emit};
 use crate::error::Error;
-use crate::store::{association, objects};
+use crate::store::association;
+use crate::store::objects::{self, Object as DeploymentObject};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, create, show))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -36,6 +38,15 @@ pub(super) fn routes() -> Router<App> {
 /// The types that mean YAML, in exactly this spelling.
 const YAML_TYPES: [&str; 3] = ["application/yaml", "text/yaml", "application/x-yaml"];
 
+#[utoipa::path(
+    get, path = "/stacks/{id}/deployment-objects", operation_id = "list_deployment_objects", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The stack's objects", body = [DeploymentObject]),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::owned_stack(db, call.principal, id)?;
@@ -49,7 +60,8 @@ struct Options {
 }
 
 /// What is to be stored, and whether as a marker.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CreateDeploymentObjectRequest)]
 struct Submission {
     yaml_content: String,
     #[serde(default)]
@@ -84,6 +96,16 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
     Ok(submission)
 }
 
+#[utoipa::path(
+    post, path = "/stacks/{id}/deployment-objects", operation_id = "create_deployment_object", tag = "stacks",
+    params(
+        ("id" = Uuid, Path),
+        ("deletion_marker" = Option<bool>, Query, nullable, description = "A marker; for a body of YAML"),
+    ),
+    request_body = Submission,
+    responses((status = 201, description = "The object", body = DeploymentObject), Always, Body, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let options: Options = call.query()?;
@@ -112,6 +134,12 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::created(&object)
 }
 
+#[utoipa::path(
+    get, path = "/deployment-objects/{id}", operation_id = "get_deployment_object", tag = "deployment-objects",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The object", body = DeploymentObject), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("agent_pak" = []), ("generator_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let (object, owner) = objects::get(db, id)?.ok_or_else(|| {

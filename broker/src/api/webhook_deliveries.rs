@@ -9,11 +9,12 @@ use uuid::Uuid;
 
 use super::access;
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Forbidden, JsonBody, NotFound};
 use super::webhooks::no_webhook;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::jobs::Job;
 use crate::metrics::Carrier;
 use crate::store::deliveries::claims::{self, Taken};
@@ -28,10 +29,7 @@ const PENDING: i64 = 10;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi(
-    paths(of_subscription, feed, pending, report),
-    components(schemas(ListDeliveriesQuery))
-)]
+#[openapi(paths(of_subscription, feed, pending, report))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -43,7 +41,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 /// Which part of a list of deliveries.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 struct ListDeliveriesQuery {
     status: Option<String>,
     limit: Option<i64>,
@@ -82,10 +80,7 @@ impl ListDeliveriesQuery {
     ),
     responses(
         (status = 200, description = "Its deliveries, newest first", body = [Delivery]),
-        (status = 400, description = "No such state", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such subscription", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = [])),
 )]
@@ -112,9 +107,7 @@ fn of_subscription(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     responses(
         (status = 200, description = "The deliveries of all subscriptions, newest first", body = [FeedItem]),
-        (status = 400, description = "No such state", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, BadRequest, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]
@@ -164,9 +157,7 @@ impl PendingWebhookDelivery {
     params(("agent_id" = Uuid, Path, description = "The agent")),
     responses(
         (status = 200, description = "Deliveries for this agent to make", body = [PendingWebhookDelivery]),
-        (status = 403, description = "Neither the admin nor this agent", body = ErrorResponse),
-        (status = 404, description = "No such agent", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
@@ -235,9 +226,7 @@ fn not_acquired() -> Error {
     request_body = DeliveryResultRequest,
     responses(
         (status = 200, description = "Written down"),
-        (status = 403, description = "Not an agent, or not the one that holds the delivery", body = ErrorResponse),
-        (status = 404, description = "No such delivery", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, JsonBody, Forbidden, NotFound,
     ),
     security(("agent_pak" = [])),
 )]

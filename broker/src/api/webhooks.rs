@@ -9,23 +9,21 @@ use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Forbidden, JsonBody, NotFound};
 use super::{access, record};
 use crate::app::App;
 use crate::db::Conn;
 use crate::emit::emit;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::jobs::Job;
-use crate::store::webhooks::{self, Change, Filters, New, Subscription};
+use crate::store::webhooks::{self, Change, New, Subscription};
 use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::{Sealed, lane};
 use request::{CreateWebhookRequest, UpdateWebhookRequest};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi(
-    paths(list, create, event_types, show, update, remove, test::test),
-    components(schemas(Filters, request::WebhookSubscription))
-)]
+#[openapi(paths(list, create, event_types, show, update, remove, test::test))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -84,8 +82,7 @@ fn seal(key: &Key, text: &str) -> Result<Vec<u8>, Error> {
     tag = "webhooks",
     responses(
         (status = 200, description = "Every subscription, newest first", body = [Subscription]),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]
@@ -101,7 +98,7 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     tag = "webhooks",
     responses(
         (status = 200, description = "What there is to subscribe to", body = [String]),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
+        Always, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]
@@ -118,10 +115,7 @@ fn event_types(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
     request_body = CreateWebhookRequest,
     responses(
         (status = 201, description = "The subscription", body = Subscription),
-        (status = 400, description = "A value that cannot be", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 422, description = "Out of range, of another shape, or a field that is no more", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, JsonBody, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]
@@ -168,9 +162,7 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     params(("id" = uuid::Uuid, Path, description = "The subscription")),
     responses(
         (status = 200, description = "The subscription", body = Subscription),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such subscription", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = [])),
 )]
@@ -189,11 +181,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     request_body = UpdateWebhookRequest,
     responses(
         (status = 200, description = "The subscription", body = Subscription),
-        (status = 400, description = "A value that cannot be", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such subscription", body = ErrorResponse),
-        (status = 422, description = "Out of range, of another shape, or a field that is no more", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, JsonBody, Forbidden, NotFound,
     ),
     security(("admin_pak" = [])),
 )]
@@ -260,9 +248,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     params(("id" = uuid::Uuid, Path, description = "The subscription")),
     responses(
         (status = 204, description = "Gone, with its deliveries"),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such subscription", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = [])),
 )]

@@ -200,15 +200,7 @@ pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> 
 ///
 /// [`StartError::Configuration`] when the schema has not been started yet.
 pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> {
-    let mut client = connect(plan)?;
-    client.batch_execute(&set_path(&plan.schema))?;
-    if up_to_date(&mut client)?.is_none() {
-        let message = format!(
-            "schema {} is not up to date: run `brokkr-broker migrate` or start the broker",
-            plan.schema
-        );
-        return Err(StartError::Configuration(message));
-    }
+    let mut client = open(plan)?;
     let minted = match plan.pak_hash {
         Some(_) => None,
         None => Some(crate::pak::Pak::mint(&plan.pak_format)?),
@@ -251,17 +243,34 @@ fn connect(plan: &Plan) -> Result<Client, StartError> {
     Ok(client)
 }
 
+/// A connection for a command, to a schema that has been started: it neither creates nor migrates one.
+pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
+    let mut client = connect(plan)?;
+    let state = if !exists(&mut client, &plan.schema)? {
+        "does not exist"
+    } else {
+        client.batch_execute(&set_path(&plan.schema))?;
+        if up_to_date(&mut client)?.is_some() {
+            return Ok(client);
+        }
+        "is not up to date"
+    };
+    Err(StartError::Configuration(format!(
+        "schema {} {state}: run `brokkr-broker migrate` or start the broker",
+        plan.schema
+    )))
+}
+
+fn exists(client: &mut Client, schema: &SchemaName) -> Result<bool, postgres::Error> {
+    const THERE: &str = "SELECT 1 FROM pg_namespace WHERE nspname = $1";
+    Ok(client.query_opt(THERE, &[&schema.as_str()])?.is_some())
+}
+
 /// Looks before it creates: `CREATE SCHEMA IF NOT EXISTS` fails without the right to create, even when there is nothing
 /// to do.
 fn ensure_schema(client: &mut Client, schema: &SchemaName) -> Result<(), StartError> {
     racing(|| {
-        let there = client
-            .query_opt(
-                "SELECT 1 FROM pg_namespace WHERE nspname = $1",
-                &[&schema.as_str()],
-            )?
-            .is_some();
-        if there {
+        if exists(client, schema)? {
             Ok(())
         } else {
             client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))

@@ -1,4 +1,4 @@
-//! The public router: probes, metrics, and the API under `/api/v1`; every request counted and logged.
+//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1`; every request counted and logged.
 //!
 //! One line per request: `debug`, or `warn` when the answer is 5xx. At the default level a healthy broker writes nothing
 //! per request; what it does is in the metrics and, for writes, in the audit log.
@@ -19,6 +19,7 @@ use crate::metrics::{self, UNMATCHED};
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
+        .route("/docs/openapi.json", get(crate::api::openapi::serve))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route(

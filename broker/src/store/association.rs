@@ -32,13 +32,13 @@ macro_rules! served {
     };
 }
 
-/// Whether agent `$1` serves stack `$2` now, as an expression.
+/// Whether agent `$1` serves a stack now, or did when it was deleted, as an expression; the stack is one too.
 ///
 /// `OFFSET 0` keeps the planner from turning a look-up of one row into a hash of all rows there are for this agent.
-macro_rules! serves {
-    () => {
-        "EXISTS (SELECT 1 FROM stacks s
-                  WHERE s.id = $2 AND s.deleted_at IS NULL
+macro_rules! serving {
+    ($stack:literal) => {
+        concat!("(EXISTS (SELECT 1 FROM stacks s
+                  WHERE s.id = ", $stack, " AND s.deleted_at IS NULL
                     AND (EXISTS (SELECT 1 FROM agent_targets t WHERE t.agent_id = $1 AND t.stack_id = s.id OFFSET 0)
                       OR (EXISTS (SELECT 1 FROM agent_generator_registrations r
                                    WHERE r.agent_id = $1 AND r.generator_id = s.generator_id OFFSET 0)
@@ -48,9 +48,11 @@ macro_rules! serves {
                             OR EXISTS (SELECT 1 FROM stack_annotations sa
                                          JOIN agent_annotations aa
                                            ON aa.agent_id = $1 AND aa.key = sa.key AND aa.value = sa.value
-                                        WHERE sa.stack_id = s.id OFFSET 0)))))"
+                                        WHERE sa.stack_id = s.id OFFSET 0)))))
+          OR EXISTS (SELECT 1 FROM stack_departures d WHERE d.agent_id = $1 AND d.stack_id = ", $stack, "))")
     };
 }
+pub(super) use serving;
 
 /// The live stacks an agent serves, by id.
 ///
@@ -71,11 +73,7 @@ pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
 /// # Errors
 /// When the statement fails.
 pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbError> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        serves!(),
-        " OR EXISTS (SELECT 1 FROM stack_departures d WHERE d.agent_id = $1 AND d.stack_id = $2)"
-    );
+    const SQL: &str = concat!("SELECT ", serving!("$2"));
     Ok(db.query_one(SQL, &[&agent, &stack])?.try_get(0)?)
 }
 

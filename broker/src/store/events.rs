@@ -4,12 +4,14 @@ use chrono::{DateTime, Utc};
 use postgres::Row;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// An event as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = AgentEvent)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Event {
     pub id: Uuid,

@@ -7,6 +7,7 @@
 )]
 
 mod pool;
+mod retention;
 mod serving;
 mod start;
 mod supervised;

@@ -448,6 +448,26 @@ fn the_digest_changes_with_every_single_key() {
     );
 }
 
+#[test]
+fn every_key_with_an_effect_is_named_when_its_value_is_another() {
+    let base = format!("database.url = \"{URL}\"\n");
+    let plain = alone(&base).config;
+    assert_eq!(plain.differing(&plain), Vec::<&str>::new());
+    for key in settings::KEYS.list() {
+        let text = match key.name {
+            "database.url" => format!("database.url = {}\n", another(key.name)),
+            // Another way to say the URL.
+            "database.url_file" => continue,
+            name => format!("{base}{name} = {}\n", another(name)),
+        };
+        let named = plain.differing(&alone(&text).config);
+        let counts = key.effect && !key.name.starts_with("supervision.");
+        assert_eq!(named.contains(&key.name), counts, "{}: {named:?}", key.name);
+    }
+    let secret = alone(&base.replace("password", "passwore")).config;
+    assert_eq!(plain.differing(&secret), ["database.url"]);
+}
+
 proptest! {
     #[test]
     fn any_configuration_reads_back_from_its_json(

@@ -9,7 +9,6 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use url::Url;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::api::check;
 use crate::error::Error;
@@ -58,24 +57,6 @@ pub(super) struct UpdateWebhookRequest {
     pub(super) enabled: Option<bool>,
     pub(super) max_retries: Option<i32>,
     pub(super) timeout_seconds: Option<i32>,
-}
-
-/// A subscription as it is stored, without its secrets. No operation answers with it.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "describes; never built")]
-pub(super) struct WebhookSubscription {
-    id: Uuid,
-    name: String,
-    event_types: Vec<Option<String>>,
-    /// JSON.
-    filters: Option<String>,
-    target_labels: Option<Vec<Option<String>>>,
-    enabled: bool,
-    max_retries: i32,
-    timeout_seconds: i32,
-    created_at: chrono::DateTime<chrono::Utc>,
-    updated_at: chrono::DateTime<chrono::Utc>,
-    created_by: Option<String>,
 }
 
 /// Tells null from nothing.

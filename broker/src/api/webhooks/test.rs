@@ -11,9 +11,10 @@ use uuid::Uuid;
 use super::no_webhook;
 use crate::api::access;
 use crate::api::call::{Call, Reply};
+use crate::api::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
 use crate::app::App;
 use crate::db::Conn;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::metrics::Carrier;
 use crate::store::webhooks;
 use crate::webhook::client::{Answer, SendError};
@@ -32,10 +33,7 @@ const SHOWN: usize = 500;
     params(("id" = Uuid, Path, description = "The subscription")),
     responses(
         (status = 200, description = "The endpoint took it"),
-        (status = 400, description = "It did not", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such subscription", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = [])),
 )]

@@ -33,8 +33,8 @@ macro_rules! take {
             $by,
             ", acquired_until = now() + make_interval(secs => greatest(60, s.timeout_seconds + 30)),
                     claim = gen_random_uuid(), next_retry_at = NULL
-               FROM chosen c, webhook_subscriptions s
-              WHERE d.id = c.id AND s.id = d.subscription_id AND d.status = 'pending'
+               FROM webhook_subscriptions s
+              WHERE d.id = ANY (ARRAY (SELECT id FROM chosen)) AND s.id = d.subscription_id AND d.status = 'pending'
              RETURNING "
         )
     };
@@ -92,7 +92,7 @@ pub fn release(db: &mut impl Sql, most: i64) -> Result<u64, DbError> {
              ORDER BY next_retry_at LIMIT $1 FOR UPDATE SKIP LOCKED)
         UPDATE webhook_deliveries
            SET status = 'pending', acquired_by = NULL, acquired_until = NULL, claim = NULL, next_retry_at = NULL
-         WHERE id IN (SELECT id FROM expired UNION ALL SELECT id FROM due)";
+         WHERE id = ANY (ARRAY (SELECT id FROM expired UNION ALL SELECT id FROM due))";
     db.execute(SQL, &[&most])
 }
 
@@ -191,9 +191,9 @@ pub fn seen_by_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Ta
         for_agent!(""),
         "SELECT ",
         columns!(),
-        " FROM chosen c
-           JOIN webhook_deliveries d ON d.id = c.id
-           JOIN webhook_subscriptions s ON s.id = d.subscription_id"
+        " FROM webhook_deliveries d
+           JOIN webhook_subscriptions s ON s.id = d.subscription_id
+          WHERE d.id = ANY (ARRAY (SELECT id FROM chosen))"
     );
     oldest_first(db.query(SQL, &[&agent, &most])?)
 }

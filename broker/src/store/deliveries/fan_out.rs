@@ -12,8 +12,8 @@ use crate::db::{DbError, Sql};
 pub fn fan_out(db: &mut impl Sql, most: i64) -> Result<i64, DbError> {
     const SQL: &str = r#"
         WITH taken AS (
-            DELETE FROM event_outbox WHERE id IN (
-                SELECT id FROM event_outbox ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED)
+            DELETE FROM event_outbox WHERE id = ANY (ARRAY (
+                SELECT id FROM event_outbox ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING id, event_type, data, created_at),
         listening AS (
             SELECT id, created_at, event_types, filters, target_labels FROM webhook_subscriptions
