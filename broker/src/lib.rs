@@ -32,3 +32,4 @@ pub mod serve;
 pub mod store;
 mod sys;
 pub mod template;
+pub mod webhook;

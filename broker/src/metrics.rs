@@ -4,6 +4,7 @@
 //! cannot add a series.
 
 pub mod sockets;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::db::Figures;
+pub use webhooks::{Carrier, DecryptFailures};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
@@ -29,6 +31,8 @@ pub struct Metrics {
     /// Of WebSockets.
     pub sockets: Arc<sockets::Sockets>,
     http: Mutex<BTreeMap<Endpoint, Series>>,
+    /// Secrets of webhooks that could not be read.
+    pub webhooks: DecryptFailures,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +80,7 @@ impl Metrics {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
         self.sockets.render(&mut out);
+        self.webhooks.render(&mut out);
         let gauges = [
             (
                 "brokkr_db_connections_max",

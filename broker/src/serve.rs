@@ -38,6 +38,7 @@ use crate::live::{self, Live};
 use crate::metrics::Metrics;
 use crate::reload::{self, Reloader};
 use crate::sys;
+use crate::webhook::{self, Webhooks};
 use connections::{Connections, Phase};
 pub use listener::Inherited;
 use listener::Listener;
@@ -204,15 +205,16 @@ fn app(instance: &Instance) -> Result<App, Exit> {
         metrics,
         health: Arc::new(Health::new()),
         jobs: jobs::Jobs::new(),
+        webhooks: Webhooks::new(&instance.config, instance.webhook_key()),
     })
 }
 
-/// As many as descriptors allow, less what the pool (a connection is four) and the process itself need.
+/// As many as descriptors allow, less what the pool (a connection is four), webhooks and the process itself need.
 fn most_connections(instance: &Instance) -> u32 {
     use nix::sys::resource::{Resource, getrlimit};
     let descriptors =
         getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(20_000)) as u32;
-    let ours = 64 + 4 * instance.config.database.pool_size.get();
+    let ours = 64 + webhook::MOST_REQUESTS + 4 * instance.config.database.pool_size.get();
     descriptors.saturating_sub(ours).clamp(64, 10_000)
 }
 
@@ -306,6 +308,7 @@ async fn drain(
     phase.send_replace(Phase::Draining);
     app.live.drain(grace);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
+    let share = tokio::time::Instant::now() + grace.mul_f64(IDLE_SHARE);
     let ended = async {
         if let Some(accepting) = accepting {
             // Ends with the phase; a panic in it has been logged.
@@ -315,15 +318,23 @@ async fn drain(
         app.db.drain().await;
         let ended = public.ended();
         tokio::pin!(ended);
-        if tokio::time::timeout(grace.mul_f64(IDLE_SHARE), &mut ended)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout_at(share, &mut ended).await.is_err() {
             tracing::info!(connections = public.open(), "closing what is idle");
             phase.send_replace(Phase::Closing);
             ended.await;
         }
         app.live.stored().await;
+        // No more are begun. What is cut off here is delivered again once its claim has ended.
+        let flights = app.webhooks.flights();
+        if tokio::time::timeout_at(share, flights.landed())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                deliveries = flights.aloft(),
+                "leaving webhook deliveries to others"
+            );
+        }
     };
     tokio::select! {
         () = ended => {}

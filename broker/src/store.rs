@@ -9,6 +9,7 @@ pub mod agents;
 pub mod association;
 pub mod audit_log;
 pub mod credentials;
+pub mod deliveries;
 pub mod diagnostics;
 pub mod events;
 pub mod fleet;
@@ -23,6 +24,7 @@ pub mod targets;
 pub mod telemetry;
 pub mod template_marks;
 pub mod templates;
+pub mod webhooks;
 pub mod work_order_log;
 pub mod work_orders;
 

@@ -64,6 +64,17 @@ pub(super) enum Reply {
     Yaml(String),
     /// No body.
     Empty(StatusCode),
+    /// To be made without the connection, which somebody else can use meanwhile; see [`Reply::later`].
+    Later(Later),
+}
+
+/// An answer still to be made.
+pub(super) struct Later(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>);
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later")
+    }
 }
 
 impl Reply {
@@ -87,6 +98,14 @@ impl Reply {
         Self::Empty(StatusCode::NO_CONTENT)
     }
 
+    /// An answer that takes time but no connection: what the handler does on its connection ends here, and this runs on the
+    /// event loop.
+    pub(super) fn later(
+        answer: impl Future<Output = Result<Self, Error>> + Send + 'static,
+    ) -> Self {
+        Self::Later(Later(Box::pin(answer)))
+    }
+
     fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Error> {
         serde_json::to_vec(body)
             .map(|json| Self::Json(status, json))
@@ -104,6 +123,8 @@ impl IntoResponse for Reply {
             Self::Json(status, json) => (status, typed("application/json"), json).into_response(),
             Self::Yaml(yaml) => (typed("application/yaml"), yaml).into_response(),
             Self::Empty(status) => status.into_response(),
+            // Made by `run`, once; what comes then is not put off again.
+            Self::Later(_) => Error::internal().into_response(),
         }
     }
 }
@@ -202,7 +223,10 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         })
         .await;
     drop(room);
-    outcome.into_response()
+    match outcome {
+        Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
+        outcome => outcome.into_response(),
+    }
 }
 
 /// For a body of some size: nobody's but a known caller's, and only so much at a time.

@@ -49,6 +49,11 @@ macro_rules! ages {
     () => {
         "(SELECT extract(epoch FROM now() - min(created_at))::float8 FROM audit_log) AS audit_log_age,
          (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_events) AS agent_events_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM event_outbox) AS event_outbox_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM webhook_deliveries
+           WHERE status IN ('success', 'dead')) AS finished_webhook_deliveries_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM webhook_deliveries
+           WHERE status IN ('pending', 'failed') AND NOT for_broker) AS unfetched_webhook_deliveries_age,
          (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM deployment_health) AS deployment_health_age,
          (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_k8s_events) AS agent_k8s_events_age,
          (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_pod_logs) AS agent_pod_logs_age"
@@ -85,7 +90,7 @@ macro_rules! delete_telemetry {
 }
 
 /// The tables.
-pub const KEPT: [Kept; 5] = [
+pub const KEPT: [Kept; 8] = [
     Kept {
         age: "audit_log_age",
         delete: "DELETE FROM audit_log WHERE id = ANY (ARRAY (SELECT id FROM audit_log \
@@ -111,6 +116,33 @@ pub const KEPT: [Kept; 5] = [
             ") ORDER BY e.created_at, e.id LIMIT $2 FOR UPDATE SKIP LOCKED))"
         ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
+        period: HOUR,
+    },
+    // Events that could not be turned into deliveries for so long are no news any more.
+    Kept {
+        age: "event_outbox_age",
+        delete: "DELETE FROM event_outbox WHERE id = ANY (ARRAY (SELECT id FROM event_outbox \
+                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    Kept {
+        age: "finished_webhook_deliveries_age",
+        delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
+                 WHERE status IN ('success', 'dead') AND created_at < now() - make_interval(secs => $1) \
+                 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    // Without this, deliveries for labels that no agent has would be kept for ever.
+    Kept {
+        age: "unfetched_webhook_deliveries_age",
+        delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
+                 WHERE status IN ('pending', 'failed') AND NOT for_broker \
+                 AND created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
         period: HOUR,
     },
     // What an agent said long ago of an object that has been replaced or deleted.
