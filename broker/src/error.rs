@@ -131,6 +131,13 @@ impl Error {
         self
     }
 
+    /// Tells the caller to try again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self
+    }
+
     /// The stable code.
     pub fn code(&self) -> &'static str {
         self.code

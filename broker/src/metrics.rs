@@ -3,11 +3,12 @@
 //! Labels are bounded by what the router knows: route templates, standard methods, status codes. An anonymous caller
 //! cannot add a series.
 
+pub mod sockets;
 mod webhooks;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::db::Figures;
@@ -27,6 +28,8 @@ const BUCKETS: [f64; 12] = [
 /// All of the broker's own figures.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Of WebSockets.
+    pub sockets: Arc<sockets::Sockets>,
     http: Mutex<BTreeMap<Endpoint, Series>>,
     /// Secrets of webhooks that could not be read.
     pub webhooks: DecryptFailures,
@@ -76,6 +79,7 @@ impl Metrics {
     pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> String {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
+        self.sockets.render(&mut out);
         self.webhooks.render(&mut out);
         let gauges = [
             (

@@ -34,7 +34,7 @@ use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::jobs;
-use crate::live::Live;
+use crate::live::{self, Live};
 use crate::metrics::Metrics;
 use crate::reload::{self, Reloader};
 use crate::sys;
@@ -171,6 +171,7 @@ async fn run_notified(
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
     jobs::spawn(&app);
+    live::spawn(&app);
     reload::watch(&app);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
@@ -193,16 +194,17 @@ async fn run_notified(
 fn app(instance: &Instance) -> Result<App, Exit> {
     let db = Db::new(instance.db_options()).map_err(|error| Exit::failed("database", error))?;
     let config = Arc::new(instance.config.clone());
+    let metrics = Arc::new(Metrics::default());
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
         hot: Hot::new(&config),
         reloader: Reloader::new(instance),
         config,
-        metrics: Arc::new(Metrics::default()),
+        live: Live::new(metrics.sockets.clone()),
+        metrics,
         health: Arc::new(Health::new()),
         jobs: jobs::Jobs::new(),
-        live: Live::new(),
         webhooks: Webhooks::new(&instance.config, instance.webhook_key()),
     })
 }
@@ -304,6 +306,7 @@ async fn drain(
 ) {
     app.health.draining();
     phase.send_replace(Phase::Draining);
+    app.live.drain(grace);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
     let share = tokio::time::Instant::now() + grace.mul_f64(IDLE_SHARE);
     let ended = async {
@@ -320,6 +323,7 @@ async fn drain(
             phase.send_replace(Phase::Closing);
             ended.await;
         }
+        app.live.stored().await;
         // No more are begun. What is cut off here is delivered again once its claim has ended.
         let flights = app.webhooks.flights();
         if tokio::time::timeout_at(share, flights.landed())

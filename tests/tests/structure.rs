@@ -73,6 +73,10 @@ fn only_instance_spawns_or_kills() {
     for (name, text) in sources("supervisor/src") {
         let own =
             name == "supervisor/src/instance.rs" || name.starts_with("supervisor/src/instance/");
+        // Plays with processes that are numbers.
+        if name.starts_with("supervisor/src/simulation") {
+            continue;
+        }
         // Holds the system calls behind safe functions; who calls them is looked at like everybody else.
         let calls = name == "supervisor/src/sys.rs" || name.starts_with("supervisor/src/sys/");
         for (number, line) in code(&name, &text) {

@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service;
 
 use super::listener::{Listener, Stream};
+use crate::live::Place;
 
 /// A connection that sends no complete request head for this long is closed, idle ones too. Longer than the pools of
 /// usual clients keep a connection, so that they close first.
@@ -51,6 +52,8 @@ pub(super) struct Connections {
     /// One permit per connection. When all are taken, new ones wait in the backlog.
     room: Arc<Semaphore>,
     most: u32,
+    /// One permit per WebSocket: three of four connections at the most, so that there is always room for a request.
+    sockets: Arc<Semaphore>,
 }
 
 impl Connections {
@@ -61,6 +64,7 @@ impl Connections {
             phase,
             room: Arc::new(Semaphore::new(most as usize)),
             most,
+            sockets: Arc::new(Semaphore::new((most - most / 4) as usize)),
         }
     }
 
@@ -124,15 +128,18 @@ impl Connections {
     }
 
     async fn serve(self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
-        let _permit = permit;
+        // Goes with the connection, or with the WebSocket that it becomes.
+        let place = Place::new(permit, self.sockets);
         let mut phase = self.phase.clone();
         let (router, answering) = (self.router, self.phase);
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(place.clone());
             let answer = unpanicked(router.clone().call(request));
             let phase = answering.clone();
             async move {
                 let mut response = answer.await;
-                if *phase.borrow() != Phase::Serving {
+                let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                if *phase.borrow() != Phase::Serving && !stays {
                     response
                         .headers_mut()
                         .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -143,7 +150,8 @@ impl Connections {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
             // A connection's end, good or bad, is the client's affair.

@@ -1,4 +1,5 @@
-//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1`; every request counted and logged.
+//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1` and `/internal`; every request
+//! counted and logged.
 //!
 //! One line per request: `debug`, or `warn` when the answer is 5xx. At the default level a healthy broker writes nothing
 //! per request; what it does is in the metrics and, for writes, in the audit log.
@@ -19,6 +20,7 @@ use crate::metrics::{self, UNMATCHED};
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
+        .nest("/internal", crate::api::internal_router())
         .route("/docs/openapi.json", get(crate::api::openapi::serve))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -74,7 +76,8 @@ async fn observe(
     let began = Instant::now();
     let method = request.method().clone();
     let path = matched.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-    let response = if path.starts_with("/api/") && !app.health.has_started() {
+    let is_api = path.starts_with("/api/") || path.starts_with("/internal/");
+    let response = if is_api && !app.health.has_started() {
         let mut response = super::error_answer(
             StatusCode::SERVICE_UNAVAILABLE,
             "database_unavailable",

@@ -98,6 +98,19 @@ pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Event>, DbError> {
     super::all(db.query(SQL, &[&agent])?, Event::read)
 }
 
+/// The newest live events of an agent, newest first.
+///
+/// # Errors
+/// When the statement fails.
+pub fn newest_of_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Event>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agent_events WHERE agent_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
+    );
+    super::all(db.query(SQL, &[&agent, &most])?, Event::read)
+}
+
 /// Every live event.
 ///
 /// # Errors

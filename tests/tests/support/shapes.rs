@@ -55,6 +55,16 @@ const SHAPES: &[(&str, &str)] = &[
     ),
     ("RetryScheduled", "status:s"),
     (
+        "StackTemplate",
+        "id:u created_at:t updated_at:t deleted_at:t? generator_id:u? name:s description:s? version:i \
+         template_content:s parameters_schema:s checksum:s",
+    ),
+    ("TemplateLabel", "id:u template_id:u label:s created_at:t"),
+    (
+        "TemplateAnnotation",
+        "id:u template_id:u key:s value:s created_at:t",
+    ),
+    (
         "WebhookResponse",
         "id:u name:s has_url:b has_auth_header:b event_types:[s] filters:o~ target_labels:[s]? enabled:b max_retries:i \
          timeout_seconds:i created_at:t updated_at:t created_by:s?",
@@ -78,6 +88,49 @@ const SHAPES: &[(&str, &str)] = &[
     ("RotatedAgent", "agent:Agent pak:s"),
     ("CreateGeneratorResponse", "generator:Generator pak:s"),
     (
+        "FleetAgentRecord",
+        "agent_id:u name:s cluster_name:s status:s ws_connected:b connected_since:t? last_heartbeat:t? \
+         heartbeat_age_seconds:i? pending_object_count:i pending_work_orders:i claimed_work_orders:i last_event_at:t? \
+         seconds_since_last_event:i? health_failing:i health_degraded:i k8s_reachable:b? k8s_api_latency_ms:i?",
+    ),
+    (
+        "AgentFleetStatusResponse",
+        "record:FleetAgentRecord recent_events:[AgentEvent]",
+    ),
+    (
+        "RetentionInfo",
+        "retention_ceiling_seconds:i effective_retention_seconds:i oldest_available_ts:t? long_term_sink_hint:s",
+    ),
+    (
+        "AgentK8sEvent",
+        "id:u agent_id:u stack_id:u observed_at:t reason:s message:s event_type:s source:s? involved_object:InvolvedObject \
+         created_at:t",
+    ),
+    (
+        "InvolvedObject",
+        "api_version:s kind:s namespace:s? name:s uid:s?",
+    ),
+    (
+        "AgentPodLog",
+        "id:u agent_id:u stack_id:u namespace:s pod:s container:s ts:t line:s created_at:t",
+    ),
+    (
+        "K8sEventHistoryResponse",
+        "retention:RetentionInfo events:[AgentK8sEvent]",
+    ),
+    (
+        "PodLogHistoryResponse",
+        "retention:RetentionInfo lines:[AgentPodLog]",
+    ),
+    (
+        "WsConnectionInfo",
+        "agent_id:u connected_since:t messages_in:i messages_out:i",
+    ),
+    (
+        "WsConnectionsResponse",
+        "connected_agents:i connections:[WsConnectionInfo] live_subscribers:i",
+    ),
+    (
         "DiagnosticRequest",
         "id:u agent_id:u deployment_object_id:u status:s requested_by:s? created_at:t claimed_at:t? completed_at:t? \
          expires_at:t",
@@ -88,7 +141,7 @@ const SHAPES: &[(&str, &str)] = &[
     ),
     (
         "DiagnosticResponse",
-        "request:DiagnosticRequest result:DiagnosticResult?",
+        "request:DiagnosticRequest result:DiagnosticResult~",
     ),
     (
         "DeploymentHealth",
