@@ -54,8 +54,22 @@ impl Socket {
     /// # Panics
     /// When there is no answer, or it is no WebSocket's.
     pub fn ask(addr: &Addr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
-        let mut connection =
-            Connection::open(addr).unwrap_or_else(|e| panic!("cannot connect to {addr}: {e}"));
+        Self::try_ask(addr, path, headers).unwrap_or_else(|e| panic!("GET {path} at {addr}: {e}"))
+    }
+
+    /// As [`Self::ask`], where a broker may be gone.
+    ///
+    /// # Errors
+    /// As the connection says; inside, the answer when it is not 101.
+    ///
+    /// # Panics
+    /// When the answer is no WebSocket's.
+    pub fn try_ask(
+        addr: &Addr,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> io::Result<Result<Self, Box<Response>>> {
+        let mut connection = Connection::open(addr)?;
         let mut all = vec![
             ("Connection", "Upgrade"),
             ("Upgrade", "websocket"),
@@ -63,18 +77,16 @@ impl Socket {
             ("Sec-WebSocket-Key", KEY.0),
         ];
         all.extend_from_slice(headers);
-        let answer = connection
-            .request("GET", path, &all, None)
-            .unwrap_or_else(|e| panic!("GET {path} at {addr}: {e}"));
+        let answer = connection.request("GET", path, &all, None)?;
         if answer.status != 101 {
-            return Err(Box::new(answer));
+            return Ok(Err(Box::new(answer)));
         }
         assert_eq!(answer.header("sec-websocket-accept"), Some(KEY.1));
         let (wire, read) = connection.into_wire();
-        Ok(Self {
+        Ok(Ok(Self {
             socket: WebSocket::from_partially_read(wire, read, Role::Client, None),
             answer,
-        })
+        }))
     }
 
     /// Sends a frame.

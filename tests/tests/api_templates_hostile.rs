@@ -43,7 +43,7 @@ fn in_time(answer: &Response, code: &str) -> Value {
 }
 
 #[test]
-fn fault_9_no_template_reads_the_brokers_environment() {
+fn fault_09_no_template_reads_the_brokers_environment() {
     let world = World::new();
     let generator = world.generator("g");
     for content in [
