@@ -19,6 +19,7 @@ mod events;
 mod fleet;
 mod generators;
 mod instantiate;
+mod large;
 mod objects;
 pub mod openapi;
 mod paks;

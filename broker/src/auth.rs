@@ -9,6 +9,8 @@ mod cache;
 
 pub use cache::Cache;
 
+use std::fmt;
+
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
@@ -25,6 +27,17 @@ pub enum Principal {
     Agent(Uuid),
     /// A live generator.
     Generator(Uuid),
+}
+
+/// As the access log has it.
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Principal::Admin => f.write_str("admin"),
+            Principal::Agent(id) => write!(f, "agent:{id}"),
+            Principal::Generator(id) => write!(f, "generator:{id}"),
+        }
+    }
 }
 
 /// The hash of the PAK in an `Authorization` value: `Bearer <PAK>`, `bearer <PAK>` or the bare PAK. `None` when the value

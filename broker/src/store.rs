@@ -9,6 +9,7 @@ pub mod agents;
 pub mod association;
 pub mod credentials;
 pub mod events;
+pub mod gauges;
 pub mod generators;
 pub mod objects;
 pub mod registrations;
@@ -20,7 +21,8 @@ use postgres::Row;
 
 use crate::db::DbError;
 
-/// Reads every row with one function, or stops at the first that cannot be read.
+/// Reads every row with one function, or stops at the first that cannot be read. A row is gone once it has been read: a
+/// long list is not in memory twice.
 fn all<T>(rows: Vec<Row>, read: impl Fn(&Row) -> Result<T, DbError>) -> Result<Vec<T>, DbError> {
-    rows.iter().map(read).collect()
+    rows.into_iter().map(|row| read(&row)).collect()
 }
