@@ -20,6 +20,9 @@ export CARGO_TARGET_DIR := $(TARGET)
 # The published Python client, for the test that walks through the API with it.
 CLIENT := brokkr-client==0.10.0
 VENV   := $(TARGET)/client-$(subst ==,-,$(CLIENT))
+# What asks the broker for everything its OpenAPI document has.
+FUZZER := schemathesis==4.32.5
+FUZZER_VENV := $(TARGET)/fuzzer-$(subst ==,-,$(FUZZER))
 # Builds and tests that hang end; a whole run takes a quarter of an hour on two cores.
 TEST_TIMEOUT ?= 30m
 
@@ -45,17 +48,19 @@ check:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-test: deps check debug $(VENV)/.done
+test: deps check debug $(VENV)/.done $(FUZZER_VENV)/.done
 	mkdir -p $(TARGET)
-	status=0; BROKKR_TESTS_PYTHON=$(VENV)/bin/python \
+	status=0; BROKKR_TESTS_PYTHON=$(VENV)/bin/python BROKKR_TESTS_SCHEMATHESIS=$(FUZZER_VENV)/bin/schemathesis \
 	  timeout -k 30 $(TEST_TIMEOUT) $(CARGO) test --locked --workspace --no-fail-fast -- --show-output </dev/null 2>&1 \
 	  | tee $(TARGET)/test.log || status=$$?; \
 	.ci/summary $(TARGET)/test.log; exit $$status
 
-$(VENV)/.done:
-	rm -rf $(VENV)
-	python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip --quiet --disable-pip-version-check install $(CLIENT) </dev/null
+$(VENV)/.done: PACKAGE := $(CLIENT)
+$(FUZZER_VENV)/.done: PACKAGE := $(FUZZER)
+$(VENV)/.done $(FUZZER_VENV)/.done:
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install $(PACKAGE) </dev/null
 	touch $@
 
 # The units are complete with /usr paths; another PREFIX is the only thing that changes them.

@@ -2,19 +2,23 @@
 //!
 //! A PAK is `<prefix>_<short>_<long>`; what is stored is the lower-case hex SHA-256 of the long part alone, so that part is
 //! what authenticates. A lookup asks the cache first and the schema second, in one statement: the admin role, then live
-//! agents, then live generators. Only what was found is cached; rotation and deletion invalidate in this process at once,
-//! elsewhere within one lifetime of an entry (`broker.auth_cache_ttl_seconds`).
+//! agents, then live generators. Only what was found is cached. A PAK that dies, by whomever, raises a number in the schema
+//! (`brokkr_meta.credentials_epoch`); what was read under another number is not believed, and the number is read anew by
+//! the first request after a second. So a dead PAK is refused within a second, in this process at once, for at most one
+//! small statement a second.
 
 mod cache;
 
 pub use cache::Cache;
 
 use std::fmt;
+use std::time::Instant;
 
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
+use crate::emit::Actor;
 use crate::pak::PakHash;
 use crate::store::credentials::{self, Holder};
 
@@ -36,6 +40,16 @@ impl fmt::Display for Principal {
             Principal::Admin => f.write_str("admin"),
             Principal::Agent(id) => write!(f, "agent:{id}"),
             Principal::Generator(id) => write!(f, "generator:{id}"),
+        }
+    }
+}
+
+impl From<Principal> for Actor {
+    fn from(principal: Principal) -> Self {
+        match principal {
+            Principal::Admin => Actor::Admin,
+            Principal::Agent(id) => Actor::Agent(id),
+            Principal::Generator(id) => Actor::Generator(id),
         }
     }
 }
@@ -63,9 +77,11 @@ pub fn resolve(
     if let Some(principal) = cache.get(hash) {
         return Ok(Some(principal));
     }
-    // Taken before the schema is read: if a rotation invalidates meanwhile, what was read is not cached.
-    let epoch = cache.epoch();
-    let found = credentials::holders(db, hash.as_str())?
+    let asked = Instant::now();
+    let candidates = credentials::candidates(db, hash.as_str())?;
+    cache.confirm(candidates.epoch, asked);
+    let found = candidates
+        .holders
         .into_iter()
         .find_map(|holder| match holder {
             // The admin role's hash was not looked up by value: compare it here, in constant time.
@@ -77,7 +93,7 @@ pub fn resolve(
             Holder::Generator(id) => Some(Principal::Generator(id)),
         });
     if let Some(principal) = found {
-        cache.insert(hash.clone(), principal, epoch);
+        cache.insert(hash.clone(), principal, candidates.epoch);
     }
     Ok(found)
 }

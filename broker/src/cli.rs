@@ -1,7 +1,9 @@
 //! The commands of `brokkr-broker`. Results on standard output, errors as `Error: …` on standard error; exit 0 done,
 //! 1 failed, 2 usage, 69 no server, 78 configuration.
 
+mod create;
 mod healthcheck;
+mod rotate;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,11 +11,14 @@ use std::process::ExitCode;
 
 use brokkr_tenant::LogFormat;
 use clap::{Parser, Subcommand};
+use uuid::Uuid;
 
 use crate::config::{ConfigError, Instance};
-use crate::db::start::{StartError, migrate, rotate_admin};
+use crate::db::DbError;
+use crate::db::start::{StartError, migrate};
+use crate::enrol::Refusal;
 use crate::log;
-use crate::pak::{Format, Pak, PakHash};
+use crate::pak::{Format, Pak};
 use crate::serve::{Exit, Inherited, serve};
 
 const CONFIGURATION: u8 = 78;
@@ -38,19 +43,20 @@ enum Command {
     Migrate,
     /// Print a new PAK and its hash; touches neither database nor disk
     GeneratePak,
-    /// Replace a PAK
+    /// Print the OpenAPI document of the API; needs no configuration
+    Openapi,
+    /// Create an agent or a generator, and print its PAK
+    Create {
+        #[command(subcommand)]
+        what: create::What,
+    },
+    /// Replace a PAK, and print the new one
     Rotate {
         #[command(subcommand)]
-        what: Rotate,
+        what: rotate::What,
     },
     /// Ask the running broker whether it is ready: exit 0 or 1
     Healthcheck,
-}
-
-#[derive(Subcommand)]
-enum Rotate {
-    /// The administrator's; prints the new one and replaces admin.pak
-    Admin,
 }
 
 /// Runs the command of this process's arguments.
@@ -58,6 +64,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::GeneratePak => generate_pak(&cli),
+        Command::Openapi => print_openapi(),
         _ => Instance::load(cli.config.as_deref())
             .map_err(Exit::from)
             .and_then(|instance| run(&cli, instance)),
@@ -78,13 +85,13 @@ fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
     match &cli.command {
         Command::Serve => run_serve(instance),
         Command::Migrate => run_migrate(&instance),
-        Command::Rotate {
-            what: Rotate::Admin,
-        } => run_rotate_admin(&instance),
+        Command::Create { what } => create::run(&instance, what),
+        Command::Rotate { what } => rotate::run(&instance, what),
         Command::Healthcheck => healthcheck::run(&instance.config.http.listen)
             .map_err(|reason| Exit { code: 1, reason }),
-        // Needs no configuration that could be wrong; handled in `main`.
+        // Need no configuration that could be wrong; handled in `main`.
         Command::GeneratePak => generate_pak(cli),
+        Command::Openapi => print_openapi(),
     }
 }
 
@@ -137,32 +144,6 @@ fn run_migrate(instance: &Instance) -> Result<(), Exit> {
     )
 }
 
-fn run_rotate_admin(instance: &Instance) -> Result<(), Exit> {
-    let plan = instance.plan();
-    match rotate_admin(&plan).map_err(|error| failed(instance, error))? {
-        Some(pak) => say(
-            Stream::Out,
-            &format!(
-                "Admin PAK of {} rotated.\nNew PAK: {}\nHash: {}\nWritten to {}\n",
-                instance.tenant,
-                pak.expose(),
-                pak.hash().as_str(),
-                plan.key_file.path().display()
-            ),
-        ),
-        None => {
-            let hash = plan.pak_hash.as_ref().map_or("", PakHash::as_str);
-            say(
-                Stream::Out,
-                &format!(
-                    "Admin hash of {} replaced by broker.pak_hash of the configuration; no PAK was minted.\nHash: {hash}\n",
-                    instance.tenant
-                ),
-            )
-        }
-    }
-}
-
 fn generate_pak(cli: &Cli) -> Result<(), Exit> {
     // The configured format if there is a configuration; this command needs none, so a bad or absent one is no reason
     // to refuse.
@@ -185,6 +166,61 @@ fn generate_pak(cli: &Cli) -> Result<(), Exit> {
             pak.hash().as_str()
         ),
     )
+}
+
+/// A new PAK in the configured format.
+fn mint(instance: &Instance) -> Result<Pak, Exit> {
+    Pak::mint(&instance.pak_format()).map_err(|error| failed(instance, error.into()))
+}
+
+/// An id as a person gives it.
+fn uuid(instance: &Instance, flag: &str, text: &str) -> Result<Uuid, Exit> {
+    Uuid::parse_str(text.trim()).map_err(|_| {
+        wrong(
+            instance,
+            format!("{flag}: `{}` is not a UUID", one_line(text)),
+        )
+    })
+}
+
+/// A name fit for one line of output: nobody's name can pass for a line of ours.
+fn one_line(name: &str) -> String {
+    name.replace(char::is_control, "\u{fffd}")
+}
+
+/// Something is wrong with what the command was asked.
+fn wrong(instance: &Instance, reason: impl std::fmt::Display) -> Exit {
+    Exit {
+        code: 1,
+        reason: format!("{}: {reason}", instance.tenant),
+    }
+}
+
+fn refused(instance: &Instance, refusal: Refusal) -> Exit {
+    match refusal {
+        Refusal::Db(error) => lost(instance, &error),
+        refusal => wrong(instance, refusal),
+    }
+}
+
+/// The database did not do what it was asked.
+fn lost(instance: &Instance, error: &DbError) -> Exit {
+    Exit {
+        code: if error.is_unavailable() {
+            UNAVAILABLE
+        } else {
+            1
+        },
+        reason: format!("{}: {error}", instance.tenant),
+    }
+}
+
+fn print_openapi() -> Result<(), Exit> {
+    let json = crate::api::openapi::json().map_err(|error| Exit {
+        code: 1,
+        reason: error.to_string(),
+    })?;
+    say(Stream::Out, &format!("{json}\n"))
 }
 
 fn failed(instance: &Instance, error: StartError) -> Exit {

@@ -17,8 +17,10 @@ mod error;
 mod gate;
 mod manager;
 mod pool;
+mod single;
 pub mod start;
 
 pub use conn::{Conn, Sql, Tx};
 pub use error::DbError;
 pub use pool::{Db, Figures, Last, Options};
+pub use single::Single;

@@ -39,7 +39,8 @@ struct Body<'a> {
     details: Option<&'a Details>,
 }
 
-/// [`Body`] as the OpenAPI document shows it.
+/// What every refused or failed request is answered with.
+// As `Body`, in the words of the OpenAPI document.
 #[derive(utoipa::ToSchema)]
 #[allow(dead_code, reason = "describes; never built")]
 pub struct ErrorResponse {
@@ -48,11 +49,8 @@ pub struct ErrorResponse {
     /// For people.
     message: String,
     /// More about it, by the code.
-    details: Option<Object>,
+    details: Option<std::collections::BTreeMap<String, serde_json::Value>>,
 }
-
-/// Any JSON object.
-type Object = serde_json::Map<String, serde_json::Value>;
 
 impl Error {
     /// An error with a status, a stable snake_case code and a sentence for people.
@@ -137,6 +135,13 @@ impl Error {
         self.details
             .get_or_insert_default()
             .insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Tells the caller to try again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
         self
     }
 

@@ -1,17 +1,18 @@
 //! Work nobody asks for: one file a job, one schedule for all.
 //!
 //! An idle broker is silent. A job runs when it is due, and it becomes due in one of three ways: its last run said when
-//! the next thing falls due; a write of this broker woke it ([`Jobs::wake`]); or the look around, one statement a minute
-//! for all jobs together (`look`), found something that another process left. Two instances of a broker may run the same
-//! job at once: each takes what it works on with `FOR UPDATE SKIP LOCKED` or by one statement that can be repeated.
+//! the next thing falls due; a write of this broker said so ([`Jobs::wake`], [`Jobs::due_in`]); or the look around, one
+//! statement a minute for all jobs together (`look`), found something that another process left. Two instances of a broker
+//! may run the same job at once: each takes what it works on with `FOR UPDATE SKIP LOCKED` or by one statement that can be
+//! repeated.
 //!
 //! A job that fails, or panics, is tried again later and takes nobody with it. Adding a job is a file here, a line in
 //! [`Job`], one in `Job::run`, and its column in `look`.
 
-mod diagnostics;
+pub mod diagnostics;
 mod gauges;
 mod look;
-mod retention;
+pub mod retention;
 mod webhooks;
 mod work_orders;
 
@@ -86,10 +87,13 @@ impl Jobs {
         self.due_in(job, Duration::ZERO);
     }
 
-    /// Runs a job after this long at the latest.
-    fn due_in(&self, job: Job, after: Duration) {
+    /// Runs a job after this long at the latest. Call it after what it is to see has been committed. From any thread.
+    pub fn due_in(&self, job: Job, after: Duration) {
         let slot = &self.0[job as usize];
-        let at = Instant::now() + after;
+        // Later than a clock can tell is never.
+        let Some(at) = Instant::now().checked_add(after) else {
+            return;
+        };
         {
             let mut due = slot.due.lock().unwrap_or_else(PoisonError::into_inner);
             if due.is_some_and(|due| due <= at) {
@@ -181,6 +185,14 @@ mod tests {
         let nothing =
             tokio::time::timeout(Duration::from_secs(3600), jobs.until_due(Job::Retention));
         assert!(nothing.await.is_err(), "it was due once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_is_due_in_an_age_of_the_world_is_not_due() {
+        let jobs = Jobs::new();
+        jobs.due_in(Job::Retention, Duration::MAX);
+        jobs.due_in(Job::Retention, Duration::from_secs(1));
+        jobs.until_due(Job::Retention).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,14 +6,17 @@
 //! cannot add a series.
 
 pub mod gauges;
+pub mod sockets;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::db::Figures;
 use gauges::Gauges;
+pub use webhooks::{Carrier, DecryptFailures};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
@@ -32,9 +35,13 @@ const BUCKETS: [f64; 12] = [
 /// All of the broker's own figures.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Of WebSockets.
+    pub sockets: Arc<sockets::Sockets>,
     http: Mutex<BTreeMap<Endpoint, Series>>,
     /// Figures that only the database knows.
     pub gauges: Gauges,
+    /// Secrets of webhooks that could not be read.
+    pub webhooks: DecryptFailures,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +97,8 @@ impl Metrics {
     pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> String {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
+        self.sockets.render(&mut out);
+        self.webhooks.render(&mut out);
         self.gauges.render(&mut out);
         render_pool(&mut out, pool);
         let name = "brokkr_log_lines_dropped_total";

@@ -105,8 +105,12 @@ impl fmt::Debug for Pak {
 }
 
 impl PakHash {
-    /// The hash of a PAK as a client sent it (without scheme word); `None` when it has not exactly three parts.
+    /// The hash of a PAK as a client sent it (without scheme word); `None` when it has not exactly three parts, or
+    /// white space in it: `Basic a_b_c` would otherwise pass for a PAK of the prefix `Basic a`.
     pub fn of(pak: &str) -> Option<Self> {
+        if pak.contains(char::is_whitespace) {
+            return None;
+        }
         let mut parts = pak.split('_');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some(_), Some(_), Some(long), None) if !long.is_empty() => {
@@ -174,7 +178,7 @@ mod tests {
     fn hashing_is_sha_256_of_the_long_token_in_lower_case_hex() {
         let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(PakHash::of("a_b_abc").unwrap().as_str(), known);
-        for bad in ["", "a_b", "a_b_", "a_b_c_d", "abc"] {
+        for bad in ["", "a_b", "a_b_", "a_b_c_d", "abc", "Basic a_b_c"] {
             assert!(PakHash::of(bad).is_none(), "{bad}");
         }
     }

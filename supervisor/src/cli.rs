@@ -49,7 +49,7 @@ pub(crate) enum Command {
     /// Drain tenants and keep them stopped
     Stop(Which),
     /// Replace instances without losing a request
-    Restart(Which),
+    Restart(Restart),
     /// Read every file again, wait until all has settled, and print what changed
     Reload(Reload),
     /// Add, remove and list tenants' files
@@ -128,7 +128,7 @@ pub(crate) enum LogFormat {
 
 /// Which tenants `start`, `stop` and `restart` are for.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "which", required = true, multiple = false)]
 pub(crate) struct Which {
     /// These tenants
     #[arg(value_name = "TENANT", value_parser = tenant_name)]
@@ -136,6 +136,16 @@ pub(crate) struct Which {
     /// Every tenant
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+/// `restart`
+#[derive(Debug, Args)]
+pub(crate) struct Restart {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Go on after a tenant that could not be restarted
+    #[arg(long)]
+    pub(crate) keep_going: bool,
 }
 
 /// `reload`

@@ -55,9 +55,11 @@ fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
     match command {
         Command::Status(options) => status::status(&client, options),
         Command::Logs(options) => logs::logs(&client, options),
-        Command::Start(which) => orders::order(&client, which, Order::Start),
-        Command::Stop(which) => orders::order(&client, which, Order::Stop),
-        Command::Restart(which) => orders::order(&client, which, Order::Restart),
+        Command::Start(which) => orders::order(&client, which, Order::Start, false),
+        Command::Stop(which) => orders::order(&client, which, Order::Stop, false),
+        Command::Restart(restart) => {
+            orders::order(&client, &restart.which, Order::Restart, restart.keep_going)
+        }
         Command::Reload(options) => reload::reload(&client, options.confirm_removals),
         Command::Tenant { command } => tenant::tenant(&client, &config, command),
         Command::Pak { tenant } => pak::pak(&client, tenant),

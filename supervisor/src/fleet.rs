@@ -13,7 +13,7 @@ mod orders;
 pub(crate) mod persist;
 mod picture;
 mod settle;
-mod slots;
+pub(crate) mod slots;
 
 use crate::budget::{Admission, Verdict, format_admitted};
 use crate::config::{Desired, Stamp, Supervisor};

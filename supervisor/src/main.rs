@@ -12,6 +12,8 @@ mod lifecycle;
 mod logs;
 mod parties;
 mod servers;
+#[cfg(test)]
+mod simulation;
 mod status;
 mod sys;
 mod systemd;

@@ -63,7 +63,7 @@ fn the_search_wants_both_values_and_tells_who_is_missing() {
 }
 
 #[test]
-fn a_refused_creation_leaves_no_agent_behind() {
+fn fault_26_a_refused_creation_leaves_no_agent_behind() {
     let world = World::new();
     let taken = world.agent("taken");
     let unknown = "00000000-0000-0000-0000-000000000001";
@@ -163,7 +163,7 @@ fn a_put_changes_what_it_names_and_ignores_everything_else() {
 }
 
 #[test]
-fn a_put_racing_a_rotation_never_brings_the_old_pak_back() {
+fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);

@@ -57,7 +57,7 @@ fn names_are_unique_among_the_living_and_must_say_something() {
 }
 
 #[test]
-fn a_put_honours_name_description_and_activity_and_nothing_else() {
+fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
     let world = World::new();
     let generator = world.generator("g");
     let path = format!("/generators/{}", generator.id);

@@ -38,6 +38,9 @@ const ROWS: i64 = 100_000;
 /// Rows that belong to the fixture's own agent, generator, stack, …
 const OWN_ROWS: i64 = 40;
 
+/// The same for both brokers.
+const KEY: &str = "\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"";
+
 /// Operations that may read a whole table, which, and why.
 const WHOLE: &[(&str, &[&str], &str)] = &[
     (
@@ -62,7 +65,7 @@ const WHOLE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "GET /templates as admin",
-        &["templates"],
+        &["stack_templates"],
         "the admin is given all of them",
     ),
     (
@@ -178,7 +181,7 @@ fn reads(
 #[test]
 fn at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_there_are_not_more_of_them() {
     let server = explain::server();
-    let world = World::on(&server, &[]);
+    let world = World::on(&server, &[("broker.webhook_encryption_key", KEY)]);
     let mut log = 0;
     let fixture = Fixture::new(&world);
     let few = reads(&server, &fixture, &mut log, None);
@@ -209,7 +212,10 @@ fn at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_there_are_not
         large,
         ..Seen::default()
     };
-    let second = Broker::on(&server).schema(&world.schema).start();
+    let second = Broker::on(&server)
+        .schema(&world.schema)
+        .set("broker.webhook_encryption_key", KEY)
+        .start();
     until_quiet(&server, &mut log, &mut seen);
     drop(second);
     let mut fixture = fixture;

@@ -66,7 +66,7 @@ fn the_target_state_is_the_newest_object_of_every_stack_served_by_target_label_o
 }
 
 #[test]
-fn full_repeats_everything_and_incremental_stops_at_success_not_at_failure() {
+fn fault_37_full_repeats_everything_and_incremental_stops_at_success_not_at_failure() {
     let served = Served::new();
     let object = served.object("a: 1");
     for mode in ["", "?mode=full", "?mode=incremental"] {
@@ -104,7 +104,7 @@ fn the_configured_default_mode_counts_only_without_a_mode() {
 }
 
 #[test]
-fn a_deleted_stacks_marker_reaches_every_agent_that_served_it_until_it_answers() {
+fn fault_35_a_deleted_stacks_marker_reaches_every_agent_that_served_it_until_it_answers() {
     let served = Served::new();
     let (world, generator) = (&served.world, &served.generator);
     let by_label = world.agent("b");
@@ -259,7 +259,7 @@ fn the_same_success_said_by_many_at_once_is_one_event() {
 }
 
 #[test]
-fn events_about_unknown_or_foreign_objects_are_refused() {
+fn fault_15_events_about_unknown_or_foreign_objects_are_refused() {
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);
     let foreign = id(&world.object(&world.stack(&served.generator), "a: 1"));

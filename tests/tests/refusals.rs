@@ -36,7 +36,7 @@ fn refused(newcomer: &Tenant<'_>, words: &[&str], runner: &Tenant<'_>, pid: i32)
 }
 
 #[test]
-fn the_same_schema_in_another_case_is_taken() {
+fn fault_02_the_same_schema_in_another_case_is_taken() {
     let host = Host::new();
     let acme = host.tenant("acme").schema("tenant_acme").up();
     let pid = acme.pid();

@@ -3,11 +3,14 @@
 use axum::Router;
 use axum::routing::{delete, get};
 use serde::Deserialize;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check};
+use super::openapi::answers::{
+    Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
+};
+use super::{access, check, push};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
@@ -15,7 +18,14 @@ use crate::store::agent_marks as marks;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(
+    labels,
+    add_label,
+    remove_label,
+    annotations,
+    add_annotation,
+    remove_annotation
+))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -46,18 +56,32 @@ pub(super) fn same_agent(path: Uuid, body: Uuid) -> Result<(), Error> {
     ))
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/labels", operation_id = "agents_list_labels", tag = "agent-labels",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The agent's labels", body = [marks::Label]), Always, BadRequest, Forbidden),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
     Reply::ok(&marks::labels(db, id)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewAgentLabel)]
 struct NewLabel {
     agent_id: Uuid,
     label: String,
 }
 
+#[utoipa::path(
+    post, path = "/agents/{id}/labels", operation_id = "agents_add_label", tag = "agent-labels",
+    params(("id" = Uuid, Path)),
+    request_body = NewLabel,
+    responses((status = 201, description = "The label", body = marks::Label), Always, JsonBody, Forbidden, Conflict),
+    security(("admin_pak" = [])),
+)]
 fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewLabel = call.json()?;
@@ -65,14 +89,23 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     same_agent(id, new.agent_id)?;
     check::label(&new.label)?;
     check::storable("a label", &new.label, check::MARK)?;
-    Reply::created(&marks::add_label(db, id, &new.label)?)
+    let added = marks::add_label(db, id, &new.label)?;
+    push::target_changed(call, id);
+    Reply::created(&added)
 }
 
+#[utoipa::path(
+    delete, path = "/agents/{id}/labels/{label}", operation_id = "agents_remove_label", tag = "agent-labels",
+    params(("id" = Uuid, Path), ("label" = String, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound, Unstorable),
+    security(("admin_pak" = [])),
+)]
 fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, label) = (call.id()?, call.path("label")?);
     access::admin(call.principal)?;
     check::no_nul("the label", label)?;
     if marks::remove_label(db, id, label)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(
@@ -81,33 +114,62 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ))
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/annotations", operation_id = "agents_list_annotations", tag = "agent-annotations",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The agent's annotations", body = [marks::Annotation]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn annotations(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
     Reply::ok(&marks::annotations(db, id)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewAgentAnnotation)]
 struct NewAnnotation {
     agent_id: Uuid,
     key: String,
     value: String,
 }
 
+#[utoipa::path(
+    post, path = "/agents/{id}/annotations", operation_id = "agents_add_annotation", tag = "agent-annotations",
+    params(("id" = Uuid, Path)),
+    request_body = NewAnnotation,
+    responses(
+        (status = 201, description = "The annotation", body = marks::Annotation),
+        Always, JsonBody, Forbidden, Conflict,
+    ),
+    security(("admin_pak" = [])),
+)]
 fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewAnnotation = call.json()?;
     access::admin(call.principal)?;
     same_agent(id, new.agent_id)?;
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, id, &new.key, &new.value)?)
+    let added = marks::add_annotation(db, id, &new.key, &new.value)?;
+    push::target_changed(call, id);
+    Reply::created(&added)
 }
 
+#[utoipa::path(
+    delete, path = "/agents/{id}/annotations/{key}", operation_id = "agents_remove_annotation", tag = "agent-annotations",
+    params(("id" = Uuid, Path), ("key" = String, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound, Unstorable),
+    security(("admin_pak" = [])),
+)]
 fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, key) = (call.id()?, call.path("key")?);
     access::admin(call.principal)?;
     check::no_nul("the key", key)?;
     if marks::remove_annotation(db, id, key)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

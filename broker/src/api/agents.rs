@@ -4,22 +4,25 @@ use axum::Router;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, parse_json, plain, with_body};
+use super::openapi::answers::{
+    Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
+};
 use super::{access, check, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{Event, emit};
-use crate::error::{Error, ErrorResponse};
+use crate::enrol::{self, By};
+use crate::error::Error;
 use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
-use crate::store::{generators, registrations};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi(paths(list))]
+#[openapi(paths(list, search, create, show, update, remove, rotate, heartbeat))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -38,14 +41,10 @@ pub(super) fn routes() -> Router<App> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/agents",
-    operation_id = "list_agents",
-    tag = "agents",
+    get, path = "/agents", operation_id = "list_agents", tag = "agents",
     responses(
-        (status = 200, description = "Agents, oldest first", body = [Agent]),
-        (status = 403, description = "Not the admin or a generator", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 200, description = "Agents, oldest first; a generator sees those registered with it", body = [Agent]),
+        Always, Forbidden,
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
@@ -73,6 +72,18 @@ struct Search {
     cluster_name: Option<String>,
 }
 
+#[utoipa::path(
+    get, path = "/agents/", operation_id = "search_agent", tag = "agents",
+    params(
+        ("name" = Option<String>, Query, description = "Required"),
+        ("cluster_name" = Option<String>, Query, description = "Required"),
+    ),
+    responses(
+        (status = 200, description = "The agent of that name in that cluster", body = Agent),
+        Always, BadRequest, Forbidden, NotFound, Unstorable,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn search(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let Search {
         name: Some(name),
@@ -91,7 +102,8 @@ fn search(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&agent)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CreateAgentRequest)]
 struct NewAgent {
     name: String,
     cluster_name: String,
@@ -99,12 +111,22 @@ struct NewAgent {
     generator_ids: Vec<Uuid>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CreateAgentResponse)]
 struct Created<'a> {
     agent: Agent,
     initial_pak: &'a str,
 }
 
+#[utoipa::path(
+    post, path = "/agents", operation_id = "create_agent", tag = "agents",
+    request_body = NewAgent,
+    responses(
+        (status = 201, description = "The agent and its PAK, which is shown only now", body = Created),
+        Always, JsonBody, Forbidden, Conflict,
+    ),
+    security(("admin_pak" = [])),
+)]
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewAgent = call.json()?;
     access::admin(call.principal)?;
@@ -114,32 +136,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     check::storable("`cluster_name`", &new.cluster_name, check::NAME)?;
     let pak = call.mint()?;
     let agent = db.transaction(|tx| {
-        if !generators::all_live(tx, &new.generator_ids)? {
-            return Err(Error::bad_request(
-                "invalid_generator_id",
-                "`generator_ids` names a generator that does not exist",
-            ));
-        }
-        let agent = agents::insert(tx, &new.name, &new.cluster_name, pak.hash().as_str())?;
-        registrations::add_first(tx, agent.id, &new.generator_ids)?;
-        let by = |action, kind| record::audit(call.principal, action, kind, agent.id);
-        let audits = [
-            by("agent.created", "agent")
-                .details(json!({ "name": agent.name, "cluster_name": agent.cluster_name })),
-            by("pak.created", "pak").details(json!({ "entity": "agent", "name": agent.name })),
-        ];
-        let event = Event::new(
-            "agent.registered",
-            json!({
-                "agent_id": agent.id,
-                "name": agent.name,
-                "cluster_name": agent.cluster_name,
-                "status": agent.status,
-                "created_at": agent.created_at,
-            }),
-        );
-        emit(tx, &audits, &[event])?;
-        Ok(agent)
+        let names = (new.name.as_str(), new.cluster_name.as_str());
+        let by = By::Caller(call.principal.into());
+        enrol::agent(tx, by, names, &new.generator_ids, &pak.hash())
     })?;
     Reply::created(&Created {
         agent,
@@ -147,6 +146,12 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     })
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}", operation_id = "get_agent", tag = "agents",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The agent", body = Agent), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
@@ -154,6 +159,16 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 /// Takes any JSON; only text under these keys counts, and only these columns are written.
+#[utoipa::path(
+    put, path = "/agents/{id}", operation_id = "update_agent", tag = "agents",
+    params(("id" = Uuid, Path)),
+    request_body = Value,
+    responses(
+        (status = 200, description = "The agent as it is now", body = Agent),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let body: Value = call.json()?;
@@ -182,10 +197,17 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(agent)
     })?;
+    call.app.live.fleet_changed(id);
     Reply::ok(&agent)
 }
 
 /// 204 whether or not there was such an agent; recorded only if there was.
+#[utoipa::path(
+    delete, path = "/agents/{id}", operation_id = "delete_agent", tag = "agents",
+    params(("id" = Uuid, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden),
+    security(("admin_pak" = [])),
+)]
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin(call.principal)?;
@@ -202,6 +224,7 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Ok::<_, Error>(())
     })?;
     call.app.auth.forget(Principal::Agent(id));
+    call.app.live.revoke(id);
     Ok(Reply::no_content())
 }
 
@@ -211,32 +234,44 @@ struct Rotated<'a> {
     pak: &'a str,
 }
 
+#[utoipa::path(
+    post, path = "/agents/{id}/rotate-pak", operation_id = "rotate_agent_pak", tag = "agents",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The agent and its new PAK, which is shown only now", body = Value),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
     let pak = call.mint()?;
-    let agent = db.transaction(|tx| {
-        let agent =
-            agents::set_pak_hash(tx, id, pak.hash().as_str())?.ok_or_else(access::no_agent)?;
-        let audit = record::audit(call.principal, "pak.rotated", "agent", id)
-            .details(json!({ "agent_name": agent.name }));
-        emit(tx, &[audit], &[])?;
-        Ok::<_, Error>(agent)
-    })?;
+    let by = By::Caller(call.principal.into());
+    let agent = db.transaction(|tx| enrol::rotate_agent(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Agent(id));
+    call.app.live.revoke(id);
     Reply::ok(&Rotated {
         agent,
         pak: pak.expose(),
     })
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = HeartbeatReport)]
 struct Heartbeat {
     k8s_reachable: Option<bool>,
     k8s_api_latency_ms: Option<i32>,
 }
 
 /// Whatever cannot be read in the body counts as no body: an agent is alive whatever it says.
+#[utoipa::path(
+    post, path = "/agents/{id}/heartbeat", operation_id = "record_heartbeat", tag = "agents",
+    params(("id" = Uuid, Path)),
+    request_body = Heartbeat,
+    responses((status = 204, description = "Noted"), Always, BadRequest, Forbidden),
+    security(("agent_pak" = [])),
+)]
 fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::agent_itself(call.principal, id)?;
@@ -250,7 +285,8 @@ fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 latency_ms: report.k8s_api_latency_ms,
             })
         });
-    if agents::heartbeat(db, id, report)? {
+    if agents::heartbeat(db, id, report, None)? {
+        call.app.live.fleet_changed(id);
         return Ok(Reply::no_content());
     }
     // Known to the cache, but deleted by another process since.

@@ -3,10 +3,11 @@
 use axum::Router;
 use axum::routing::post;
 use serde::Serialize;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain};
+use super::openapi::answers::Always;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -14,7 +15,7 @@ use crate::error::Error;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(verify))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -22,14 +23,22 @@ pub(super) fn routes() -> Router<App> {
 }
 
 /// Exactly one of the first three says who it is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AuthResponse)]
 struct Identity {
     admin: bool,
+    #[schema(value_type = Option<String>)]
     agent: Option<Uuid>,
+    #[schema(value_type = Option<String>)]
     generator: Option<Uuid>,
     readonly: bool,
 }
 
+#[utoipa::path(
+    post, path = "/auth/pak", operation_id = "verify_pak", tag = "auth",
+    responses((status = 200, description = "Whose PAK it is", body = Identity), Always),
+    security(("admin_pak" = []), ("agent_pak" = []), ("generator_pak" = [])),
+)]
 fn verify(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
     let mut identity = Identity {
         admin: false,

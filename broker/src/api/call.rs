@@ -64,6 +64,17 @@ pub(super) enum Reply {
     Yaml(String),
     /// No body.
     Empty(StatusCode),
+    /// To be made without the connection, which somebody else can use meanwhile; see [`Reply::later`].
+    Later(Later),
+}
+
+/// An answer still to be made.
+pub(super) struct Later(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>);
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later")
+    }
 }
 
 impl Reply {
@@ -77,9 +88,22 @@ impl Reply {
         Self::json(StatusCode::CREATED, body)
     }
 
+    /// 202 with a JSON body.
+    pub(super) fn accepted(body: &impl Serialize) -> Result<Self, Error> {
+        Self::json(StatusCode::ACCEPTED, body)
+    }
+
     /// 204.
     pub(super) fn no_content() -> Self {
         Self::Empty(StatusCode::NO_CONTENT)
+    }
+
+    /// An answer that takes time but no connection: what the handler does on its connection ends here, and this runs on the
+    /// event loop.
+    pub(super) fn later(
+        answer: impl Future<Output = Result<Self, Error>> + Send + 'static,
+    ) -> Self {
+        Self::Later(Later(Box::pin(answer)))
     }
 
     fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Error> {
@@ -99,6 +123,8 @@ impl IntoResponse for Reply {
             Self::Json(status, json) => (status, typed("application/json"), json).into_response(),
             Self::Yaml(yaml) => (typed("application/yaml"), yaml).into_response(),
             Self::Empty(status) => status.into_response(),
+            // Made by `run`, once; what comes then is not put off again.
+            Self::Later(_) => Error::internal().into_response(),
         }
     }
 }
@@ -202,7 +228,11 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
     drop(room);
     match outcome {
         Ok((principal, done)) => {
-            let mut response = large::held(done.into_response());
+            let answer = match done {
+                Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
+                done => done.into_response(),
+            };
+            let mut response = large::held(answer);
             // For the access log.
             response.extensions_mut().insert(principal);
             response

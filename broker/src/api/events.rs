@@ -1,15 +1,15 @@
 //! What agents report, and the admin's view of it.
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::agent_marks::same_agent;
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Forbidden, JsonBody, NotFound};
 use super::{access, check};
 use crate::app::App;
 use crate::db::Conn;
@@ -20,7 +20,7 @@ use crate::store::events::{self, Report};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(of_agent, report, list, show))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -33,51 +33,65 @@ pub(super) fn routes() -> Router<App> {
         .route("/agent-events/{id}", get(plain(show)))
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/events", operation_id = "list_events", tag = "agent-events",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The agent's events", body = [events::Event]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
     Reply::ok(&events::of_agent(db, id)?)
 }
 
-#[derive(Deserialize)]
-struct NewEvent {
-    agent_id: Uuid,
+/// A report as an agent sends it, by REST or over its socket. What else it says (an id, times) is not taken.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewAgentEvent)]
+pub(crate) struct NewEvent {
+    pub(crate) agent_id: Uuid,
     deployment_object_id: Uuid,
     event_type: String,
     status: String,
     message: Option<String>,
 }
 
+#[utoipa::path(
+    post, path = "/agents/{id}/events", operation_id = "create_event", tag = "agent-events",
+    params(("id" = Uuid, Path)),
+    request_body = NewEvent,
+    responses((status = 201, description = "The event", body = events::Event), Always, JsonBody, Forbidden),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewEvent = call.json()?;
     access::admin_or_agent(call.principal, id)?;
     same_agent(id, new.agent_id)?;
+    Reply::created(&take(db, id, &new)?)
+}
+
+/// Checks and stores what an agent reports, and announces it if it is news.
+pub(crate) fn take(db: &mut Conn, agent: Uuid, new: &NewEvent) -> Result<events::Event, Error> {
     check::storable("`event_type`", &new.event_type, 50)?;
     check::storable("`status`", &new.status, 10)?;
     check::no_nul("`message`", new.message.as_deref().unwrap_or_default())?;
-    let subject = events::subject(db, new.deployment_object_id)?.ok_or_else(|| {
-        Error::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "foreign_key_violation",
-            "there is no such deployment object",
-        )
-        .detail("constraint", "fk_deployment_object")
-    })?;
-    if !association::serves(db, id, subject.stack)? {
-        return Err(Error::forbidden(
-            "agent_not_associated",
-            "the agent does not serve the object's stack",
-        ));
+    let subject = events::subject(db, new.deployment_object_id)?
+        .ok_or_else(|| access::no_object_to_report_on("fk_deployment_object"))?;
+    if !association::serves(db, agent, subject.stack)? {
+        return Err(access::not_associated());
     }
     let report = Report {
-        agent: id,
+        agent,
         object: new.deployment_object_id,
         event_type: &new.event_type,
         status: &new.status,
         message: new.message.as_deref(),
     };
-    let event = db.transaction(|tx| {
+    db.transaction(|tx| {
         let (event, is_new) = events::insert(tx, &report)?;
         // A success said again is not news: it was announced when it was said first.
         if is_new {
@@ -101,9 +115,8 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             );
             emit(tx, &[], &[announced])?;
         }
-        Ok::<_, Error>(event)
-    })?;
-    Reply::created(&event)
+        Ok(event)
+    })
 }
 
 #[derive(Deserialize)]
@@ -111,6 +124,15 @@ struct Filter {
     pak_id: Option<Uuid>,
 }
 
+#[utoipa::path(
+    get, path = "/agent-events", operation_id = "list_agent_events", tag = "agent-events",
+    params(("pak_id" = Option<Uuid>, Query, nullable, description = "Of agents registered with this generator")),
+    responses(
+        (status = 200, description = "Every agent's events", body = [events::Event]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
     access::admin(call.principal)?;
@@ -120,6 +142,12 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     }
 }
 
+#[utoipa::path(
+    get, path = "/agent-events/{id}", operation_id = "get_agent_event", tag = "agent-events",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The event", body = events::Event), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin(call.principal)?;

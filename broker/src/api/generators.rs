@@ -5,22 +5,24 @@ use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check, record};
+use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::{access, check, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::emit;
+use crate::enrol::{self, By};
 use crate::error::Error;
 use crate::store::generators::{self, Generator};
 use crate::store::stacks;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, create, show, update, remove, rotate))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -35,18 +37,24 @@ pub(super) fn routes() -> Router<App> {
         .route("/generators/{id}/rotate-pak", post(plain(rotate)))
 }
 
+#[utoipa::path(
+    get, path = "/generators", operation_id = "list_generators", tag = "generators",
+    responses((status = 200, description = "Generators, oldest first", body = [Generator]), Always, Forbidden),
+    security(("admin_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     Reply::ok(&generators::list(db)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 struct NewGenerator {
     name: String,
     description: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CreateGeneratorResponse)]
 struct WithPak<'a> {
     generator: Generator,
     pak: &'a str,
@@ -58,33 +66,36 @@ fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
     check::no_nul("`description`", description.unwrap_or_default())
 }
 
+#[utoipa::path(
+    post, path = "/generators", operation_id = "create_generator", tag = "generators",
+    request_body = NewGenerator,
+    responses(
+        (status = 201, description = "The generator and its PAK, which is shown only now", body = WithPak),
+        Always, JsonBody, Forbidden, Conflict,
+    ),
+    security(("admin_pak" = [])),
+)]
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewGenerator = call.json()?;
     access::admin(call.principal)?;
     valid(&new.name, new.description.as_deref())?;
     let pak = call.mint()?;
-    let generator = db.transaction(|tx| {
-        let generator = generators::insert(
-            tx,
-            &new.name,
-            new.description.as_deref(),
-            pak.hash().as_str(),
-        )?;
-        let by = |action, kind| record::audit(call.principal, action, kind, generator.id);
-        let audits = [
-            by("generator.created", "generator").details(json!({ "name": generator.name })),
-            by("pak.created", "pak")
-                .details(json!({ "entity": "generator", "name": generator.name })),
-        ];
-        emit(tx, &audits, &[])?;
-        Ok::<_, Error>(generator)
-    })?;
+    let by = By::Caller(call.principal.into());
+    let (name, description) = (new.name.as_str(), new.description.as_deref());
+    let generator =
+        db.transaction(|tx| enrol::generator(tx, by, name, description, &pak.hash()))?;
     Reply::created(&WithPak {
         generator,
         pak: pak.expose(),
     })
 }
 
+#[utoipa::path(
+    get, path = "/generators/{id}", operation_id = "get_generator", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The generator", body = Generator), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
@@ -107,6 +118,16 @@ struct Replacement {
     is_system: bool,
 }
 
+#[utoipa::path(
+    put, path = "/generators/{id}", operation_id = "update_generator", tag = "generators",
+    params(("id" = Uuid, Path)),
+    request_body = Generator,
+    responses(
+        (status = 200, description = "The generator as it is now", body = Generator),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: Replacement = call.json()?;
@@ -135,10 +156,16 @@ fn no_row() -> Error {
 }
 
 /// Deletes the generator and its stacks. Their markers stay live, so that every agent that served them hears of it.
+#[utoipa::path(
+    delete, path = "/generators/{id}", operation_id = "delete_generator", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
-    db.transaction(|tx| {
+    let its_stacks = db.transaction(|tx| {
         let generator = generators::get_locked(tx, id)?.ok_or_else(access::no_generator)?;
         if generator.is_system {
             return Err(Error::forbidden(
@@ -153,25 +180,31 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         generators::delete(tx, id)?;
         let audit = record::audit(call.principal, "generator.deleted", "generator", id);
         emit(tx, &[audit], &[])?;
-        Ok(())
+        Ok(its_stacks)
     })?;
     call.app.auth.forget(Principal::Generator(id));
+    call.app.live.doubt();
+    push::stacks_deleted(call, db, &its_stacks);
     Ok(Reply::no_content())
 }
 
+#[utoipa::path(
+    post, path = "/generators/{id}/rotate-pak", operation_id = "rotate_generator_pak", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 201, description = "The generator and its new PAK, which is shown only now", body = WithPak),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let pak = call.mint()?;
-    let generator = db.transaction(|tx| {
-        let generator = generators::set_pak_hash(tx, id, pak.hash().as_str())?
-            .ok_or_else(access::no_generator)?;
-        let audit = record::audit(call.principal, "pak.rotated", "generator", id)
-            .details(json!({ "generator_name": generator.name }));
-        emit(tx, &[audit], &[])?;
-        Ok::<_, Error>(generator)
-    })?;
+    let by = By::Caller(call.principal.into());
+    let generator = db.transaction(|tx| enrol::rotate_generator(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Generator(id));
+    call.app.live.doubt();
     Reply::created(&WithPak {
         generator,
         pak: pak.expose(),

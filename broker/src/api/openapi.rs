@@ -1,21 +1,34 @@
 //! The OpenAPI document: each resource describes its own operations beside its handlers; here they become one.
+//!
+//! Served at `/docs/openapi.json` without a PAK, and printed by `brokkr-broker openapi`. It is made when first asked for:
+//! most brokers are never asked, and it is larger than everything else an idle one holds.
 
+pub(in crate::api) mod answers;
+mod models;
+
+use std::sync::LazyLock;
+
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 
 use super::{
-    admin, agent_marks, agents, auth, deployment_health, diagnostics, events, fleet, generators,
-    instantiate, objects, paks, registrations, stack_marks, stacks, target_state, targets,
-    telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
+    admin, agent_marks, agents, auth, connections, deployment_health, diagnostics, events, fleet,
+    generators, instantiate, objects, paks, registrations, stack_marks, stacks, target_state,
+    targets, telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
     work_orders,
 };
+use crate::error::{Error, ErrorResponse};
 
 /// What the whole document says besides its operations.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "brokkr-broker", description = "One tenant's Brokkr broker: hands Kubernetes objects to agents in many clusters."),
     servers((url = "/api/v1")),
+    components(schemas(ErrorResponse)),
 )]
 struct Root;
 
@@ -27,12 +40,14 @@ pub fn document() -> Document {
         agent_marks::Doc::openapi(),
         agents::Doc::openapi(),
         auth::Doc::openapi(),
+        connections::Doc::openapi(),
         deployment_health::Doc::openapi(),
         diagnostics::Doc::openapi(),
         events::Doc::openapi(),
         fleet::Doc::openapi(),
         generators::Doc::openapi(),
         instantiate::Doc::openapi(),
+        models::Doc::openapi(),
         objects::Doc::openapi(),
         paks::Doc::openapi(),
         registrations::Doc::openapi(),
@@ -56,4 +71,29 @@ pub fn document() -> Document {
         schemes.insert(name.to_owned(), SecurityScheme::ApiKey(header));
     }
     document
+}
+
+/// The document as JSON.
+///
+/// # Errors
+/// When it cannot be serialised, which would be a mistake of ours.
+pub fn json() -> serde_json::Result<String> {
+    serde_json::to_string_pretty(&document())
+}
+
+/// `GET /docs/openapi.json`.
+pub async fn serve() -> Response {
+    static JSON: LazyLock<Option<Bytes>> =
+        LazyLock::new(|| match serde_json::to_vec(&document()) {
+            Ok(json) => Some(json.into()),
+            Err(error) => {
+                tracing::error!(%error, "the OpenAPI document could not be serialised");
+                None
+            }
+        });
+    let Some(json) = JSON.clone() else {
+        return Error::internal().into_response();
+    };
+    let kind = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, kind)], json).into_response()
 }

@@ -25,12 +25,7 @@ pub(super) fn audit(
     resource_type: &'static str,
     resource: Uuid,
 ) -> Audit {
-    let actor = match principal {
-        Principal::Admin => Actor::Admin,
-        Principal::Agent(id) => Actor::Agent(id),
-        Principal::Generator(id) => Actor::Generator(id),
-    };
-    Audit::new(actor, action, resource_type, Some(resource))
+    Audit::new(principal.into(), action, resource_type, Some(resource))
 }
 
 /// Notes that somebody came with a PAK that is none. Beyond [`REFUSALS`] in a [`WINDOW`] nothing is written, and the next

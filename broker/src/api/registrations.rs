@@ -4,21 +4,23 @@ use axum::Router;
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::json;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, record};
+use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::{access, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
 use crate::emit::emit;
 use crate::error::Error;
-use crate::store::{agents, generators, registrations};
+use crate::store::registrations::{self, Registration};
+use crate::store::{agents, generators};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(of_agent, with_generator, register, deregister))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -34,6 +36,15 @@ pub(super) fn routes() -> Router<App> {
         )
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/registrations", operation_id = "list_agent_registrations", tag = "agents",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "Where the agent is registered", body = [Registration]),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
@@ -41,6 +52,15 @@ fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&registrations::of_agent(db, id)?)
 }
 
+#[utoipa::path(
+    get, path = "/generators/{id}/registered-agents", operation_id = "list_generator_registered_agents", tag = "generators",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "Who is registered with the generator", body = [Registration]),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn with_generator(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "not_authorized")?;
@@ -49,7 +69,8 @@ fn with_generator(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&registrations::with_generator(db, id)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AgentRegistrationBody)]
 struct Whom {
     agent_id: Option<Uuid>,
 }
@@ -72,6 +93,16 @@ fn subject(call: &Call, db: &mut impl Sql, generator: Uuid, whom: &Whom) -> Resu
     }
 }
 
+#[utoipa::path(
+    post, path = "/generators/{id}/register", operation_id = "register_agent", tag = "generators",
+    params(("id" = Uuid, Path)),
+    request_body = Whom,
+    responses(
+        (status = 201, description = "The registration", body = Registration),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let generator = call.id()?;
     let whom: Whom = call.json()?;
@@ -92,6 +123,13 @@ fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 /// 204 whether or not it was registered; recorded only if it was.
+#[utoipa::path(
+    delete, path = "/generators/{id}/register", operation_id = "deregister_agent", tag = "generators",
+    params(("id" = Uuid, Path)),
+    request_body = Whom,
+    responses((status = 204, description = "It is gone"), Always, JsonBody, Forbidden, NotFound),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn deregister(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let generator = call.id()?;
     let whom: Whom = call.json()?;
@@ -104,5 +142,6 @@ fn deregister(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         }
         Ok::<_, Error>(())
     })?;
+    push::target_changed(call, agent);
     Ok(Reply::no_content())
 }

@@ -3,11 +3,14 @@
 use axum::Router;
 use axum::routing::{delete, get};
 use serde::Deserialize;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check};
+use super::openapi::answers::{
+    Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
+};
+use super::{access, check, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -16,7 +19,14 @@ use crate::store::{association, stack_marks as marks, stacks};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(
+    labels,
+    add_label,
+    remove_label,
+    annotations,
+    add_annotation,
+    remove_annotation
+))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -56,6 +66,15 @@ fn visible(call: &Call, db: &mut Conn, id: Uuid) -> Result<(), Error> {
     ))
 }
 
+#[utoipa::path(
+    get, path = "/stacks/{id}/labels", operation_id = "stacks_list_labels", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The stack's labels", body = [marks::Label]),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = []), ("agent_pak" = [])),
+)]
 fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     visible(call, db, id)?;
@@ -63,6 +82,16 @@ fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 /// The body is a JSON string.
+#[utoipa::path(
+    post, path = "/stacks/{id}/labels", operation_id = "stacks_add_label", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    request_body(content = String, content_type = "application/json"),
+    responses(
+        (status = 201, description = "The label", body = marks::Label),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let label: String = call.json()?;
@@ -75,14 +104,25 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::no_nul("a label", &label)?;
-    Reply::created(&marks::add_label(db, &stack, &label)?)
+    let added = marks::add_label(db, &stack, &label)?;
+    push::stack_changed(call, db, &stack);
+    Reply::created(&added)
 }
 
+#[utoipa::path(
+    delete, path = "/stacks/{id}/labels/{label}", operation_id = "stacks_remove_label", tag = "stacks",
+    params(("id" = Uuid, Path), ("label" = String, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound, Unstorable),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, label) = (call.id()?, call.path("label")?);
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the label", label)?;
+    // Whom it was for is known only before it is gone.
+    let served = push::who_serves(call, db, id);
     if marks::remove_label(db, id, label)? {
+        push::tell(call, &served, &stack);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(
@@ -91,19 +131,39 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ))
 }
 
+#[utoipa::path(
+    get, path = "/stacks/{id}/annotations", operation_id = "stacks_list_annotations", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The stack's annotations", body = [marks::Annotation]),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = []), ("agent_pak" = [])),
+)]
 fn annotations(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     visible(call, db, id)?;
     Reply::ok(&marks::annotations(db, id)?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewStackAnnotation)]
 struct NewAnnotation {
     stack_id: Uuid,
     key: String,
     value: String,
 }
 
+#[utoipa::path(
+    post, path = "/stacks/{id}/annotations", operation_id = "stacks_add_annotation", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    request_body = NewAnnotation,
+    responses(
+        (status = 201, description = "The annotation", body = marks::Annotation),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewAnnotation = call.json()?;
@@ -115,14 +175,24 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, &stack, &new.key, &new.value)?)
+    let added = marks::add_annotation(db, &stack, &new.key, &new.value)?;
+    push::stack_changed(call, db, &stack);
+    Reply::created(&added)
 }
 
+#[utoipa::path(
+    delete, path = "/stacks/{id}/annotations/{key}", operation_id = "stacks_remove_annotation", tag = "stacks",
+    params(("id" = Uuid, Path), ("key" = String, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound, Unstorable),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, key) = (call.id()?, call.path("key")?);
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the key", key)?;
+    let served = push::who_serves(call, db, id);
     if marks::remove_annotation(db, id, key)? {
+        push::tell(call, &served, &stack);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

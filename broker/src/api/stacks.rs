@@ -1,25 +1,27 @@
 //! Stacks.
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::get;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::json;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
-use super::{access, check, record};
+use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::{access, check, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{Event, emit};
 use crate::error::Error;
-use crate::store::stacks;
+use crate::store::stacks::{self, Stack};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, create, show, update, remove))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -38,6 +40,15 @@ struct Filter {
     pak_id: Option<Uuid>,
 }
 
+#[utoipa::path(
+    get, path = "/stacks", operation_id = "list_stacks", tag = "stacks",
+    params(("pak_id" = Option<Uuid>, Query, nullable, description = "Of this generator; for the admin")),
+    responses(
+        (status = 200, description = "Stacks, oldest first; a generator sees its own", body = [Stack]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
     match (call.principal, filter.pak_id) {
@@ -65,13 +76,29 @@ fn other_generator() -> Error {
     )
 }
 
-#[derive(Deserialize)]
+/// As the foreign key would say it; a deleted generator is as good as none.
+fn unknown_generator() -> Error {
+    Error::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "foreign_key_violation",
+        "`generator_id` names a generator that does not exist",
+    )
+    .detail("constraint", "stacks_generator_id_fkey")
+}
+
+#[derive(Deserialize, ToSchema)]
 struct NewStack {
     name: String,
     description: Option<String>,
     generator_id: Uuid,
 }
 
+#[utoipa::path(
+    post, path = "/stacks", operation_id = "create_stack", tag = "stacks",
+    request_body = NewStack,
+    responses((status = 201, description = "The stack", body = Stack), Always, JsonBody, Forbidden, Conflict),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewStack = call.json()?;
     match call.principal {
@@ -87,7 +114,8 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let description = new.description.as_deref();
     valid(&new.name, description)?;
     let stack = db.transaction(|tx| {
-        let stack = stacks::insert(tx, &new.name, description, new.generator_id)?;
+        let stack = stacks::insert(tx, &new.name, description, new.generator_id)?
+            .ok_or_else(unknown_generator)?;
         let audit = record::audit(call.principal, "stack.created", "stack", stack.id)
             .details(json!({ "name": stack.name, "generator_id": stack.generator_id }));
         let event = Event::new(
@@ -105,6 +133,12 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::created(&stack)
 }
 
+#[utoipa::path(
+    get, path = "/stacks/{id}", operation_id = "get_stack", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The stack", body = Stack), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     Reply::ok(&access::owned_stack(db, call.principal, id)?)
@@ -123,6 +157,16 @@ struct Replacement {
     generator_id: Uuid,
 }
 
+#[utoipa::path(
+    put, path = "/stacks/{id}", operation_id = "update_stack", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    request_body = Stack,
+    responses(
+        (status = 200, description = "The stack as it is now", body = Stack),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: Replacement = call.json()?;
@@ -148,10 +192,16 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&stack)
 }
 
+#[utoipa::path(
+    delete, path = "/stacks/{id}", operation_id = "delete_stack", tag = "stacks",
+    params(("id" = Uuid, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    db.transaction(|tx| {
-        access::owned_stack_locked(tx, call.principal, id)?;
+    let stack = db.transaction(|tx| {
+        let mut stack = access::owned_stack_locked(tx, call.principal, id)?;
         let deleted_at = stacks::delete_locked(tx, &[id])?;
         let audit = record::audit(call.principal, "stack.deleted", "stack", id);
         let event = Event::new(
@@ -159,7 +209,9 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             json!({ "stack_id": id, "deleted_at": deleted_at }),
         );
         emit(tx, &[audit], &[event])?;
-        Ok::<_, Error>(())
+        stack.deleted_at = Some(deleted_at);
+        Ok::<_, Error>(stack)
     })?;
+    push::stack_deleted(call, db, &stack);
     Ok(Reply::no_content())
 }

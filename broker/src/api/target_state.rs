@@ -8,14 +8,17 @@ use utoipa::OpenApi;
 
 use super::access;
 use super::call::{Call, Reply, plain};
+use super::openapi::answers::{Always, BadRequest, Forbidden};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::store::association::{self, Mode};
+use crate::store::objects::Object as DeploymentObject;
+use crate::store::stacks::Stack;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(stacks, target_state))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -24,6 +27,15 @@ pub(super) fn routes() -> Router<App> {
         .route("/agents/{id}/target-state", get(plain(target_state)))
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/stacks", operation_id = "get_associated_stacks", tag = "agents",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The stacks the agent serves", body = [Stack]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn stacks(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
@@ -37,6 +49,18 @@ struct Asked {
 
 /// Without a mode the configured one, which is full unless somebody changed it: the published agent asks without one and
 /// removes from its cluster whatever is missing from the answer. An unknown mode is incremental.
+#[utoipa::path(
+    get, path = "/agents/{id}/target-state", operation_id = "get_target_state", tag = "agents",
+    params(
+        ("id" = Uuid, Path),
+        ("mode" = Option<String>, Query, description = "`full`, or `incremental`: without what it has applied"),
+    ),
+    responses(
+        (status = 200, description = "What the agent should have applied", body = [DeploymentObject]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn target_state(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let asked: Asked = call.query()?;

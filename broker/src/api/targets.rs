@@ -3,12 +3,13 @@
 use axum::Router;
 use axum::routing::{delete, get};
 use serde::Deserialize;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::access;
 use super::agent_marks::same_agent;
 use super::call::{Call, Reply, plain, with_body};
+use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::{access, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
@@ -17,7 +18,7 @@ use crate::store::targets;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, add, remove))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
@@ -29,6 +30,15 @@ pub(super) fn routes() -> Router<App> {
         .route("/agents/{id}/targets/{stack_id}", delete(plain(remove)))
 }
 
+#[utoipa::path(
+    get, path = "/agents/{id}/targets", operation_id = "list_targets", tag = "agent-targets",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The agent's targets", body = [targets::Target]),
+        Always, BadRequest, Forbidden,
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
 fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_agent(call.principal, id)?;
@@ -56,12 +66,23 @@ fn permitted(db: &mut impl Sql, call: &Call, agent: Uuid, stack: Uuid) -> Result
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewAgentTarget)]
 struct NewTarget {
     agent_id: Uuid,
     stack_id: Uuid,
 }
 
+#[utoipa::path(
+    post, path = "/agents/{id}/targets", operation_id = "add_target", tag = "agent-targets",
+    params(("id" = Uuid, Path)),
+    request_body = NewTarget,
+    responses(
+        (status = 201, description = "The target", body = targets::Target),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewTarget = call.json()?;
@@ -70,13 +91,21 @@ fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         same_agent(id, new.agent_id)?;
         Ok::<_, Error>(targets::add(tx, id, new.stack_id)?)
     })?;
+    call.app.live.push(id, "target_changed", &target);
     Reply::created(&target)
 }
 
+#[utoipa::path(
+    delete, path = "/agents/{id}/targets/{stack_id}", operation_id = "remove_target", tag = "agent-targets",
+    params(("id" = Uuid, Path), ("stack_id" = Uuid, Path)),
+    responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, stack) = (call.id()?, call.uuid("stack_id")?);
     permitted(db, call, id, stack)?;
     if targets::remove(db, id, stack)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

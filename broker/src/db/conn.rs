@@ -214,7 +214,25 @@ impl Sql for Conn {
     }
 }
 
-impl Tx<'_> {
+impl<'a> Tx<'a> {
+    /// Opens one on a connection that no pool holds.
+    pub(super) fn begin(
+        client: &'a mut Client,
+        statements: &'a mut HashMap<&'static str, Statement>,
+    ) -> Result<Self, postgres::Error> {
+        Ok(Tx {
+            tx: client.transaction()?,
+            statements,
+            spoiled: false,
+            wrote_events: false,
+        })
+    }
+
+    /// Makes what was done in it true.
+    pub(super) fn commit(self) -> Result<(), postgres::Error> {
+        self.tx.commit()
+    }
+
     fn run<T>(
         &mut self,
         sql: &'static str,

@@ -390,10 +390,13 @@ fn working(options: &Options, cap: u32) -> u32 {
 }
 
 /// What every session of this broker is set to when it is opened (all known since PostgreSQL 14).
+///
+/// No JIT: compiling a statement takes longer than any of ours runs.
 fn session_settings(options: &Options) -> String {
     format!(
         "SET statement_timeout = {}; \
          SET idle_in_transaction_session_timeout = {}; \
+         SET jit = off; \
          SET tcp_user_timeout = 5000; \
          SET client_connection_check_interval = 5000",
         options.statement_timeout.as_millis(),

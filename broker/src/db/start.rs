@@ -11,6 +11,7 @@
 
 mod bootstrap;
 mod key_file;
+mod webhook_key;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use postgres::error::SqlState;
 use super::error::{describe, server_lost};
 use super::manager::set_path;
 use crate::pak::{Format, MintError, PakHash};
+use crate::webhook::key::KeySource;
 pub use key_file::KeyFile;
 
 mod embedded {
@@ -49,6 +51,8 @@ pub struct Plan {
     pub pak_hash: Option<PakHash>,
     /// Where a minted admin PAK goes.
     pub key_file: KeyFile,
+    /// Where the webhook key comes from.
+    pub webhook_key: KeySource,
 }
 
 /// How far a start is.
@@ -154,6 +158,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
         && bootstrap::is_done(&mut client)?
     {
         bootstrap::finish_key_file(&mut client, plan)?;
+        webhook_key::check(&mut client, plan)?;
         return Ok(Outcome {
             version,
             applied: 0,
@@ -164,6 +169,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     bootstrap::finish_key_file(&mut client, plan)?;
     bootstrap::run(&mut client, plan)?;
     lock.release();
+    webhook_key::check(&mut client, plan)?;
     Ok(outcome)
 }
 
@@ -194,15 +200,7 @@ pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> 
 ///
 /// [`StartError::Configuration`] when the schema has not been started yet.
 pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> {
-    let mut client = connect(plan)?;
-    client.batch_execute(&set_path(&plan.schema))?;
-    if up_to_date(&mut client)?.is_none() {
-        let message = format!(
-            "schema {} is not up to date: run `brokkr-broker migrate` or start the broker",
-            plan.schema
-        );
-        return Err(StartError::Configuration(message));
-    }
+    let mut client = open(plan)?;
     let minted = match plan.pak_hash {
         Some(_) => None,
         None => Some(crate::pak::Pak::mint(&plan.pak_format)?),
@@ -245,17 +243,34 @@ fn connect(plan: &Plan) -> Result<Client, StartError> {
     Ok(client)
 }
 
+/// A connection for a command, to a schema that has been started: it neither creates nor migrates one.
+pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
+    let mut client = connect(plan)?;
+    let state = if !exists(&mut client, &plan.schema)? {
+        "does not exist"
+    } else {
+        client.batch_execute(&set_path(&plan.schema))?;
+        if up_to_date(&mut client)?.is_some() {
+            return Ok(client);
+        }
+        "is not up to date"
+    };
+    Err(StartError::Configuration(format!(
+        "schema {} {state}: run `brokkr-broker migrate` or start the broker",
+        plan.schema
+    )))
+}
+
+fn exists(client: &mut Client, schema: &SchemaName) -> Result<bool, postgres::Error> {
+    const THERE: &str = "SELECT 1 FROM pg_namespace WHERE nspname = $1";
+    Ok(client.query_opt(THERE, &[&schema.as_str()])?.is_some())
+}
+
 /// Looks before it creates: `CREATE SCHEMA IF NOT EXISTS` fails without the right to create, even when there is nothing
 /// to do.
 fn ensure_schema(client: &mut Client, schema: &SchemaName) -> Result<(), StartError> {
     racing(|| {
-        let there = client
-            .query_opt(
-                "SELECT 1 FROM pg_namespace WHERE nspname = $1",
-                &[&schema.as_str()],
-            )?
-            .is_some();
-        if there {
+        if exists(client, schema)? {
             Ok(())
         } else {
             client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))

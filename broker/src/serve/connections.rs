@@ -29,6 +29,7 @@ use tower_service::Service;
 use super::listener::{Listener, Stream};
 use super::turn::Turn;
 use super::wire::Wire;
+use crate::live::Place;
 use crate::metrics::Metrics;
 
 /// Largest head of a request, path and query included. A PAK and a few headers of a proxy are a few hundred bytes.
@@ -63,6 +64,8 @@ pub(super) struct Connections {
     /// Rung while there is no room.
     full: Arc<Notify>,
     metrics: Arc<Metrics>,
+    /// One permit per WebSocket: three of four connections at the most, so that there is always room for a request.
+    sockets: Arc<Semaphore>,
 }
 
 impl Connections {
@@ -80,6 +83,7 @@ impl Connections {
             most,
             full: Arc::default(),
             metrics,
+            sockets: Arc::new(Semaphore::new((most - most / 4) as usize)),
         }
     }
 
@@ -148,12 +152,14 @@ impl Connections {
         let _ = self.room.acquire_many(self.most).await;
     }
 
-    async fn serve<S: Stream>(self, stream: S, permit: OwnedSemaphorePermit) {
-        let _permit = permit;
+    async fn serve<S: Stream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
+        // Goes with the connection, or with the WebSocket that it becomes.
+        let place = Place::new(permit, self.sockets);
         let mut phase = self.phase.clone();
         let turn = Turn::new(self.phase, self.metrics);
         let (router, asked) = (self.router, turn.clone());
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(place.clone());
             let answer = unpanicked(router.clone().call(asked.begin(request)));
             let turn = asked.clone();
             async move { Ok::<_, std::convert::Infallible>(turn.answer(answer.await)) }
@@ -162,7 +168,8 @@ impl Connections {
             // `Wire` has a finer one.
             .header_read_timeout(None)
             .max_header_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(Wire::new(stream, turn.clone())), service);
+            .serve_connection(TokioIo::new(Wire::new(stream, turn.clone())), service)
+            .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
             // A connection's end, good or bad, is the client's affair.

@@ -1,4 +1,5 @@
-//! The public router: probes, metrics, and the API under `/api/v1`; around every request is `access`.
+//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1` and `/internal`; around every
+//! request is `access`.
 
 use axum::Router;
 use axum::extract::State;
@@ -16,6 +17,8 @@ use crate::metrics;
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
+        .nest("/internal", crate::api::internal_router())
+        .route("/docs/openapi.json", get(crate::api::openapi::serve))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route(

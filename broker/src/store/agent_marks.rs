@@ -2,12 +2,14 @@
 
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// A label of an agent.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentLabel)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Label {
     pub id: Uuid,
@@ -16,7 +18,8 @@ pub struct Label {
 }
 
 /// An annotation of an agent. One value per key.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentAnnotation)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Annotation {
     pub id: Uuid,

@@ -18,26 +18,65 @@ pub enum Holder {
     Generator(Uuid),
 }
 
+/// The candidates for one PAK, and how old the answer is.
+#[derive(Debug)]
+pub struct Candidates {
+    /// Rises whenever a PAK dies. Read in one snapshot with the holders: while it is the same, so are they.
+    pub epoch: i64,
+    /// In the order in which they are to be considered.
+    pub holders: Vec<Holder>,
+}
+
 /// The admin role, then live agents, then live generators with this hash (lower-case hex), in one statement.
 ///
 /// # Errors
 /// When the statement fails.
-pub fn holders(db: &mut impl Sql, pak_hash: &str) -> Result<Vec<Holder>, DbError> {
+pub fn candidates(db: &mut impl Sql, pak_hash: &str) -> Result<Candidates, DbError> {
     const SQL: &str = "\
-        SELECT 0::int AS rank, NULL::uuid AS id, admin.pak_hash::text AS pak_hash
+        SELECT 0::int AS rank, NULL::uuid AS id, NULL::text AS pak_hash, credentials_epoch FROM brokkr_meta
+        UNION ALL
+        SELECT 1, NULL, admin.pak_hash, NULL
           FROM (SELECT pak_hash FROM admin_role ORDER BY created_at, id LIMIT 1) AS admin
         UNION ALL
-        SELECT 1, id, NULL FROM agents WHERE pak_hash = $1 AND deleted_at IS NULL
+        SELECT 2, id, NULL, NULL FROM agents WHERE pak_hash = $1 AND deleted_at IS NULL
         UNION ALL
-        SELECT 2, id, NULL FROM generators WHERE pak_hash = $1 AND deleted_at IS NULL
+        SELECT 3, id, NULL, NULL FROM generators WHERE pak_hash = $1 AND deleted_at IS NULL
         ORDER BY rank";
-    super::all(db.query(SQL, &[&pak_hash])?, |row| {
-        Ok(match row.try_get::<_, i32>(0)? {
-            0 => Holder::Admin {
+    let mut found = Candidates {
+        epoch: 0,
+        holders: Vec::new(),
+    };
+    for row in db.query(SQL, &[&pak_hash])? {
+        let holder = match row.try_get::<_, i32>(0)? {
+            0 => {
+                found.epoch = row.try_get(3)?;
+                continue;
+            }
+            1 => Holder::Admin {
                 pak_hash: row.try_get(2)?,
             },
-            1 => Holder::Agent(row.try_get(1)?),
+            2 => Holder::Agent(row.try_get(1)?),
             _ => Holder::Generator(row.try_get(1)?),
-        })
+        };
+        found.holders.push(holder);
+    }
+    Ok(found)
+}
+
+/// Which of these hashes nobody holds any more, by their position, in order, in one statement for any
+/// number of them.
+///
+/// # Errors
+/// When the statement fails.
+pub fn unheld(db: &mut impl Sql, pak_hashes: &[String]) -> Result<Vec<usize>, DbError> {
+    const SQL: &str = "\
+        SELECT asked.n FROM unnest($1::text[]) WITH ORDINALITY AS asked (pak_hash, n)
+         WHERE NOT EXISTS (SELECT FROM agents a WHERE a.pak_hash = asked.pak_hash AND a.deleted_at IS NULL)
+           AND NOT EXISTS (SELECT FROM generators g WHERE g.pak_hash = asked.pak_hash AND g.deleted_at IS NULL)
+           AND NOT EXISTS (SELECT FROM admin_role r WHERE r.pak_hash = asked.pak_hash)
+         ORDER BY asked.n";
+    super::all(db.query(SQL, &[&pak_hashes])?, |row| {
+        let n: i64 = row.try_get(0)?;
+        Ok(usize::try_from(n - 1).unwrap_or(usize::MAX))
     })
 }

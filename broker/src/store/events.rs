@@ -4,12 +4,14 @@ use chrono::{DateTime, Utc};
 use postgres::Row;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// An event as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = AgentEvent)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Event {
     pub id: Uuid,
@@ -116,6 +118,19 @@ macro_rules! newest {
 pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Event>, DbError> {
     const SQL: &str = newest!("agent_id = $1", "created_at DESC, id DESC");
     super::all(db.query(SQL, &[&agent])?, Event::read)
+}
+
+/// The newest live events of an agent, newest first.
+///
+/// # Errors
+/// When the statement fails.
+pub fn newest_of_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Event>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agent_events WHERE agent_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
+    );
+    super::all(db.query(SQL, &[&agent, &most])?, Event::read)
 }
 
 /// The newest live events of all agents.

@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// A generator as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Generator {
     pub id: Uuid,
@@ -72,6 +73,32 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
         " FROM generators WHERE id = $1 AND deleted_at IS NULL"
     );
     Generator::optional(db.query_opt(SQL, &[&id])?)
+}
+
+/// The live generator with exactly this name.
+///
+/// # Errors
+/// When the statement fails.
+pub fn find(db: &mut impl Sql, name: &str) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE name = $1 AND deleted_at IS NULL"
+    );
+    Generator::optional(db.query_opt(SQL, &[&name])?)
+}
+
+/// The system generator every agent is registered with, if there is one yet.
+///
+/// # Errors
+/// When the statement fails.
+pub fn system(db: &mut impl Sql) -> Result<Option<Generator>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM generators WHERE is_system AND deleted_at IS NULL ORDER BY created_at, id LIMIT 1"
+    );
+    Generator::optional(db.query_opt(SQL, &[])?)
 }
 
 /// As [`get`], and nobody else changes or deletes it, or refers to it anew, until the end of the transaction.

@@ -3,12 +3,14 @@
 use chrono::{DateTime, Utc};
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// A deployment object as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DeploymentObject)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Object {
     pub id: Uuid,

@@ -3,12 +3,14 @@
 use chrono::{DateTime, Utc};
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// A registration as the API shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentGeneratorRegistration)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Registration {
     pub id: Uuid,

@@ -2,13 +2,15 @@
 
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::stacks::Stack;
 use crate::db::{DbError, Sql};
 
 /// A label of a stack.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StackLabel)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Label {
     pub id: Uuid,
@@ -17,7 +19,8 @@ pub struct Label {
 }
 
 /// An annotation of a stack. One value per key.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StackAnnotation)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Annotation {
     pub id: Uuid,

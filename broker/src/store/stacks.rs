@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// A stack as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Stack {
     pub id: Uuid,
@@ -112,21 +113,28 @@ pub fn lock_all_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Uuid>, DbEr
     super::all(db.query(SQL, &[&generator])?, |row| Ok(row.try_get(0)?))
 }
 
-/// Adds a stack.
+/// Adds a stack. `None` when there is no such live generator.
 ///
 /// # Errors
-/// A taken name, an unknown generator, or a failed statement.
+/// A taken name, or a failed statement.
 pub fn insert(
     db: &mut impl Sql,
     name: &str,
     description: Option<&str>,
     generator: Uuid,
-) -> Result<Stack, DbError> {
+) -> Result<Option<Stack>, DbError> {
+    // The lock waits for a deletion under way and then finds no live generator: no live stack outlives its owner.
     const SQL: &str = concat!(
-        "INSERT INTO stacks (name, description, generator_id) VALUES ($1, $2, $3) RETURNING ",
+        "INSERT INTO stacks (name, description, generator_id)
+         SELECT $1, $2, g.id
+           FROM (SELECT id FROM generators WHERE id = $3 AND deleted_at IS NULL FOR KEY SHARE) AS g
+         RETURNING ",
         columns!()
     );
-    Stack::read(&db.query_one(SQL, &[&name, &description, &generator])?)
+    db.query_opt(SQL, &[&name, &description, &generator])?
+        .as_ref()
+        .map(Stack::read)
+        .transpose()
 }
 
 /// Changes a live stack. Without a description the old one stays.

@@ -2,12 +2,14 @@
 
 use postgres::Row;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
 /// A target as the API shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentTarget)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Target {
     pub id: Uuid,

@@ -113,7 +113,8 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn while_the_server_is_away_requests_fail_fast_and_health_does_not_and_it_comes_back_by_itself() {
+fn fault_49_while_the_server_is_away_requests_fail_fast_and_health_does_not_and_it_comes_back_by_itself()
+ {
     let server = PgServer::start();
     let broker = Broker::on(&server).start();
     let pak = broker.admin_pak();

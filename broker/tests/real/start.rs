@@ -138,7 +138,7 @@ fn a_start_that_fails_before_the_commit_leaves_no_administrator() {
 }
 
 #[test]
-fn brokers_that_start_together_on_one_schema_make_one_administrator() {
+fn fault_25_brokers_that_start_together_on_one_schema_make_one_administrator() {
     let (server, place) = (PgServer::start(), Place::new());
     let plan = plan(&server, "tenant_race", &place);
     let applied: usize = std::thread::scope(|scope| {

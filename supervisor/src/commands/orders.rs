@@ -7,13 +7,25 @@ use crate::control::Orders;
 use crate::fleet::handle::{Order, Outcome, Selection};
 use std::io::{self, Write};
 
-pub(super) fn order(client: &Client, which: &Which, order: Order) -> Result<(), Failure> {
+pub(super) fn order(
+    client: &Client,
+    which: &Which,
+    order: Order,
+    keep_going: bool,
+) -> Result<(), Failure> {
     let selection = if which.all {
         Selection::All
     } else {
         Selection::Names(which.tenants.clone())
     };
-    let outcomes: Vec<Outcome> = client.post("/v1/orders", &Orders { selection, order })?;
+    let outcomes: Vec<Outcome> = client.post(
+        "/v1/orders",
+        &Orders {
+            selection,
+            order,
+            keep_going,
+        },
+    )?;
     let mut all_done = true;
     for outcome in &outcomes {
         let line = format!("{}: {}\n", outcome.tenant, harmless(&outcome.message));

@@ -221,6 +221,9 @@ pub(crate) struct Orders {
     pub(crate) selection: Selection,
     /// What.
     pub(crate) order: Order,
+    /// A restart goes on after a tenant that could not be restarted.
+    #[serde(default)]
+    pub(crate) keep_going: bool,
 }
 
 async fn orders(
@@ -228,7 +231,11 @@ async fn orders(
     Extension(peer): Extension<Peer>,
     request: Body,
 ) -> Result<Response, Problem> {
-    let Orders { selection, order } = body(request).await?;
+    let Orders {
+        selection,
+        order,
+        keep_going,
+    } = body(request).await?;
     let verb = match order {
         Order::Start => "start",
         Order::Stop => "stop",
@@ -244,7 +251,8 @@ async fn orders(
     }
     // Asked by a task of its own: a client that goes away has not taken its order back.
     let fleet = app.context.fleet.clone();
-    let settled = tokio::spawn(async move { fleet.order(selection, order).await }).await;
+    let settled =
+        tokio::spawn(async move { fleet.order(selection, order, keep_going).await }).await;
     Ok(Json(settled.unwrap_or(Err(RequestError::Stopping))?).into_response())
 }
 

@@ -62,6 +62,7 @@ impl Host {
                         selection: Selection::Names(names),
                         order,
                         reply,
+                        ..
                     } => {
                         let tenant = names[0].clone();
                         let answer = if tenant.as_str() == "acme" {

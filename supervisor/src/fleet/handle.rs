@@ -61,6 +61,8 @@ pub enum Request {
         selection: Selection,
         /// What.
         order: Order,
+        /// A restart goes on after a tenant that could not be restarted.
+        keep_going: bool,
         /// The answer.
         reply: oneshot::Sender<Result<Vec<Outcome>, RequestError>>,
     },
@@ -109,7 +111,8 @@ impl Handle {
         self.snapshot.clone()
     }
 
-    /// Carries out `order` and waits until it has settled.
+    /// Carries out `order` and waits until it has settled. A restart goes through its tenants a few at a time, and stops
+    /// at the first that could not be restarted unless told to keep going.
     ///
     /// # Errors
     /// When a named tenant does not exist or the supervisor is ending.
@@ -117,12 +120,14 @@ impl Handle {
         &self,
         selection: Selection,
         order: Order,
+        keep_going: bool,
     ) -> Result<Vec<Outcome>, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.requests
             .send(Request::Order {
                 selection,
                 order,
+                keep_going,
                 reply,
             })
             .await

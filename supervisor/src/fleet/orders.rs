@@ -5,7 +5,7 @@ use super::{Fleet, ReloadWish};
 use crate::lifecycle::Event;
 use crate::status::State;
 use brokkr_tenant::TenantName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::oneshot;
 
 /// What is still to be answered.
@@ -17,9 +17,15 @@ pub(super) struct Orders {
     scan_read: u64,
 }
 
+/// One order. A restart goes through its tenants a few at a time; everything else is told to all at once.
 struct Waiting {
-    names: Vec<TenantName>,
+    /// Not told yet.
+    todo: VecDeque<TenantName>,
+    /// Told, and not settled.
+    active: Vec<TenantName>,
+    settled: Vec<Outcome>,
     order: Order,
+    keep_going: bool,
     reply: oneshot::Sender<Result<Vec<Outcome>, RequestError>>,
 }
 
@@ -68,8 +74,9 @@ impl Fleet {
             Request::Order {
                 selection,
                 order,
+                keep_going,
                 reply,
-            } => self.take_order(selection, order, reply),
+            } => self.take_order(selection, order, keep_going, reply),
             Request::Reload {
                 confirm_removals,
                 reply,
@@ -81,46 +88,75 @@ impl Fleet {
         &mut self,
         selection: Selection,
         order: Order,
+        keep_going: bool,
         reply: oneshot::Sender<Result<Vec<Outcome>, RequestError>>,
     ) {
         if self.stopping {
             let _ = reply.send(Err(RequestError::Stopping));
             return;
         }
-        let names = match selection {
+        let names: VecDeque<TenantName> = match selection {
             Selection::All => {
-                let with_file = self.entries.iter().filter(|(_, e)| e.file.is_some());
-                with_file.map(|(name, _)| name.clone()).collect()
+                let entries = self.entries.iter().filter(|(_, e)| e.file.is_some());
+                // Who does not run has nothing to replace, and was perhaps stopped on purpose.
+                entries
+                    .filter(|(_, e)| order != Order::Restart || e.meant().is_some())
+                    .map(|(name, _)| name.clone())
+                    .collect()
             }
-            Selection::Names(names) => names,
+            Selection::Names(names) => names.into(),
         };
         if let Some(unknown) = names.iter().find(|name| !self.entries.contains_key(*name)) {
             let _ = reply.send(Err(RequestError::UnknownTenant(unknown.clone())));
             return;
         }
+        let mut waiting = Waiting {
+            todo: names,
+            active: Vec::new(),
+            settled: Vec::new(),
+            order,
+            keep_going,
+            reply,
+        };
+        self.advance(&mut waiting);
+        self.orders.waiting.push(waiting);
+    }
+
+    /// Tells the order to as many tenants as may be under way at once. True when somebody was told.
+    fn advance(&mut self, waiting: &mut Waiting) -> bool {
+        let most = match waiting.order {
+            Order::Restart => self.config.start.parallelism.max(1),
+            Order::Start | Order::Stop => usize::MAX,
+        };
+        let mut told = false;
+        while waiting.active.len() < most {
+            let Some(name) = waiting.todo.pop_front() else {
+                break;
+            };
+            self.tell_order(&name, waiting.order);
+            waiting.active.push(name);
+            told = true;
+        }
+        told
+    }
+
+    fn tell_order(&mut self, name: &TenantName, order: Order) {
+        tracing::info!(tenant = %name, ?order, "ordered");
         let now = self.now();
-        for name in &names {
-            tracing::info!(tenant = %name, ?order, "ordered");
-            let Some(entry) = self.entries.get_mut(name) else {
-                continue;
-            };
-            entry.stopped = order == Order::Stop;
-            match order {
-                Order::Stop => self.stopped.insert(name.clone()),
-                Order::Start | Order::Restart => self.stopped.remove(name),
-            };
-            match order {
-                Order::Start => self.feed(now, name, Event::Start),
-                Order::Restart => self.feed(now, name, Event::Restart),
-                Order::Stop => {}
-            }
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        entry.stopped = order == Order::Stop;
+        match order {
+            Order::Stop => self.stopped.insert(name.clone()),
+            Order::Start | Order::Restart => self.stopped.remove(name),
+        };
+        match order {
+            Order::Start => self.feed(now, name, Event::Start),
+            Order::Restart => self.feed(now, name, Event::Restart),
+            Order::Stop => {}
         }
         self.changed();
-        self.orders.waiting.push(Waiting {
-            names,
-            order,
-            reply,
-        });
     }
 
     fn take_reload(&mut self, confirm_removals: bool, reply: oneshot::Sender<ReloadReport>) {
@@ -151,16 +187,19 @@ impl Fleet {
         }
     }
 
-    /// Answers whatever has settled; forgets whoever no longer listens.
-    pub(super) fn answer_orders(&mut self) {
+    /// Answers whatever has settled; forgets whoever no longer listens, and with them what they have not begun. True when
+    /// a tenant was told something: everybody is to be looked at again.
+    pub(super) fn answer_orders(&mut self) -> bool {
         let mut open = std::mem::take(&mut self.orders.waiting);
         open.retain(|waiting| !waiting.reply.is_closed());
-        for waiting in open {
-            match self.outcomes(&waiting) {
-                Some(outcomes) => {
-                    let _ = waiting.reply.send(Ok(outcomes));
-                }
-                None => self.orders.waiting.push(waiting),
+        let mut told = false;
+        for mut waiting in open {
+            self.collect(&mut waiting);
+            told |= self.advance(&mut waiting);
+            if waiting.active.is_empty() {
+                let _ = waiting.reply.send(Ok(waiting.settled));
+            } else {
+                self.orders.waiting.push(waiting);
             }
         }
         let mut reloads = std::mem::take(&mut self.orders.reloads);
@@ -176,14 +215,37 @@ impl Fleet {
                 self.orders.reloads.push(reload);
             }
         }
+        told
     }
 
-    fn outcomes(&self, waiting: &Waiting) -> Option<Vec<Outcome>> {
+    /// Takes the outcomes there are. The first failure of a restart ends it, unless the operator wants it to go on.
+    fn collect(&self, waiting: &mut Waiting) {
+        let order = waiting.order;
+        let mut failed = None;
+        let outcomes = &mut waiting.settled;
         waiting
-            .names
-            .iter()
-            .map(|name| self.outcome(name, waiting.order))
-            .collect()
+            .active
+            .retain(|name| match self.outcome(name, order) {
+                Some(outcome) => {
+                    if !outcome.done {
+                        failed = Some(name.clone());
+                    }
+                    outcomes.push(outcome);
+                    false
+                }
+                None => true,
+            });
+        let Some(failed) = failed.filter(|_| order == Order::Restart && !waiting.keep_going) else {
+            return;
+        };
+        let left = waiting.todo.drain(..).map(|tenant| Outcome {
+            message: format!(
+                "not restarted, because {failed} was not: mend that, or order it with --keep-going"
+            ),
+            tenant,
+            done: false,
+        });
+        waiting.settled.extend(left);
     }
 
     fn outcome(&self, name: &TenantName, order: Order) -> Option<Outcome> {

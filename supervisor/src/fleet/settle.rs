@@ -22,6 +22,19 @@ const OWN_DESCRIPTORS: usize = 128;
 impl Fleet {
     /// Judges everybody and brings every life in step, until nothing changes any more.
     pub(super) fn settle(&mut self) {
+        loop {
+            self.settle_once();
+            if self.stale {
+                self.publish();
+            }
+            // A rolling restart tells the next tenant when one has settled, and each tenant is told once.
+            if !self.answer_orders() {
+                break;
+            }
+        }
+    }
+
+    fn settle_once(&mut self) {
         // Each round follows from the one before: who has gone leaves room for who was refused.
         for _ in 0..MOST_ROUNDS {
             if std::mem::take(&mut self.unjudged) && !self.stopping && self.desired.borrow().listed
@@ -35,10 +48,6 @@ impl Fleet {
                 break;
             }
         }
-        if self.stale {
-            self.publish();
-        }
-        self.answer_orders();
     }
 
     fn judge_all(&mut self) {

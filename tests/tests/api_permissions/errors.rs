@@ -79,7 +79,10 @@ impl Operation {
         for (operation, body, _, answers) in matrix::rows() {
             let (method, path) = operation.split_once(' ').unwrap();
             let status = |answer: &&str| answer[..3].parse::<u16>().unwrap();
-            let Some(caller) = answers.iter().position(|answer| answer.starts_with('2')) else {
+            // A test of a webhook that cannot be reached is done as well as it can be.
+            let may =
+                |answer: &&str| answer.starts_with('2') || **answer == *"400 webhook_test_failed";
+            let Some(caller) = answers.iter().position(may) else {
                 continue;
             };
             let promised = answers.iter().map(status).chain([401]).collect();

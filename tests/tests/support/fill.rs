@@ -10,17 +10,33 @@
 
 use postgres::Client;
 
-/// Tables that have one row, or none of the tenant's.
+/// Tables that have one row, or none of the tenant's; and the queue of events, which is worked off as it fills.
 const LEFT_ALONE: &[&str] = &[
     "refinery_schema_history",
     "brokkr_meta",
     "brokkr_lock",
     "app_initialization",
     "admin_role",
+    "event_outbox",
 ];
 
 /// Values for columns whose rules cannot be read from the catalog: table, column, expression over the row's number `n`.
-const SPECIAL: &[(&str, &str, &str)] = &[];
+const SPECIAL: &[(&str, &str, &str)] = &[
+    // For agents; without labels the broker would deliver them.
+    ("webhook_subscriptions", "target_labels", "ARRAY['x' || n]"),
+    ("webhook_deliveries", "target_labels", "ARRAY['x' || n]"),
+    // Within the hours that they are kept for.
+    (
+        "agent_k8s_events",
+        "created_at",
+        "now() - n * interval '100 ms'",
+    ),
+    (
+        "agent_pod_logs",
+        "created_at",
+        "now() - n * interval '100 ms'",
+    ),
+];
 
 /// A table, as far as filling it goes.
 struct Table {
@@ -61,7 +77,9 @@ impl Filler {
                 "SET search_path = {schema}; SET session_replication_role = replica"
             ))
             .unwrap();
-        let tables = in_order(read_tables(&mut client, schema));
+        let mut tables = read_tables(&mut client, schema);
+        imply_keys(&mut tables);
+        let tables = in_order(tables);
         Filler { client, tables }
     }
 
@@ -205,26 +223,23 @@ impl Column {
         }
         if !self.words.is_empty() {
             let words = self.words.join("', '");
-            return Some(format!(
-                "(ARRAY['{words}'])[1 + g.n % {}]",
-                self.words.len()
-            ));
+            return Some(format!("(ARRAY['{words}'])[1 + n % {}]", self.words.len()));
         }
         let ahead = ["expire", "until", "next", "due"];
         Some(match self.kind.as_str() {
             "timestamptz" if ahead.iter().any(|word| self.name.contains(word)) => {
-                "now() + interval '1 day' + g.n * interval '1 second'".to_owned()
+                "now() + interval '1 day' + n * interval '1 second'".to_owned()
             }
-            "timestamptz" => "now() - g.n * interval '1 second'".to_owned(),
+            "timestamptz" => "now() - n * interval '1 second'".to_owned(),
             "text" | "varchar" | "bpchar" => match self.length {
-                Some(length) if length < 12 => format!("left(g.n::text, {length})"),
-                _ => format!("'{mark}x' || g.n"),
+                Some(length) if length < 12 => format!("left(n::text, {length})"),
+                _ => format!("'{mark}x' || n"),
             },
             "uuid" => "gen_random_uuid()".to_owned(),
             "bool" => "false".to_owned(),
-            "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => "g.n".to_owned(),
+            "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => "n".to_owned(),
             "json" | "jsonb" => "'{}'".to_owned(),
-            "bytea" => "decode(md5(g.n::text), 'hex')".to_owned(),
+            "bytea" => "decode(md5(n::text), 'hex')".to_owned(),
             kind if kind.starts_with('_') => "'{}'".to_owned(),
             kind => panic!(
                 "{}: no value for type {kind}; add one to fill.rs",
@@ -332,6 +347,32 @@ fn read_keys(client: &mut Client, table: &str) -> Vec<ForeignKey> {
         // A table that refers to itself has nobody to refer to yet.
         .filter(|key| key.parent != table)
         .collect()
+}
+
+/// A `stack_id` refers to `stacks` even where the schema does not insist on it.
+fn imply_keys(tables: &mut [Table]) {
+    let names: Vec<String> = tables.iter().map(|table| table.name.clone()).collect();
+    for table in tables {
+        for column in &table.columns {
+            let parent = column
+                .name
+                .strip_suffix("_id")
+                .map(|name| format!("{name}s"));
+            let Some(parent) = parent.filter(|parent| names.contains(parent)) else {
+                continue;
+            };
+            let declared = table
+                .keys
+                .iter()
+                .any(|key| key.columns.iter().any(|(ours, _)| *ours == column.name));
+            if column.required && !declared && parent != table.name {
+                table.keys.push(ForeignKey {
+                    parent,
+                    columns: vec![(column.name.clone(), "id".to_owned())],
+                });
+            }
+        }
+    }
 }
 
 /// Parents before children.

@@ -1,0 +1,94 @@
+//! `rotate`: replaces a PAK by a new one.
+
+use clap::Subcommand;
+use uuid::Uuid;
+
+use super::{Exit, Stream, failed, mint, one_line, refused, say, uuid};
+use crate::config::Instance;
+use crate::db::start::rotate_admin;
+use crate::db::{Single, Tx};
+use crate::enrol::{self, By, Refusal};
+use crate::pak::PakHash;
+
+/// Whose PAK.
+#[derive(Subcommand)]
+pub(super) enum What {
+    /// The administrator's; prints the new one and replaces admin.pak
+    Admin,
+    /// An agent's
+    Agent {
+        /// The agent's id
+        #[arg(long, value_name = "ID")]
+        uuid: String,
+    },
+    /// A generator's
+    Generator {
+        /// The generator's id
+        #[arg(long, value_name = "ID")]
+        uuid: String,
+    },
+}
+
+/// The broker's promise about a dead PAK (`auth/cache.rs`).
+const OLD_PAK: &str = "The old PAK is dead: a running broker refuses it within a second.\n";
+
+/// Runs it.
+pub(super) fn run(instance: &Instance, what: &What) -> Result<(), Exit> {
+    match what {
+        What::Admin => admin(instance),
+        What::Agent { uuid } => holder(instance, "Agent", uuid, |tx, id, hash| {
+            Ok(enrol::rotate_agent(tx, By::Command, id, hash)?.name)
+        }),
+        What::Generator { uuid } => holder(instance, "Generator", uuid, |tx, id, hash| {
+            Ok(enrol::rotate_generator(tx, By::Command, id, hash)?.name)
+        }),
+    }
+}
+
+fn holder(
+    instance: &Instance,
+    kind: &str,
+    id: &str,
+    rotate: impl FnOnce(&mut Tx<'_>, Uuid, &PakHash) -> Result<String, Refusal>,
+) -> Result<(), Exit> {
+    let id = uuid(instance, "--uuid", id)?;
+    let pak = mint(instance)?;
+    let mut db = Single::open(&instance.plan()).map_err(|error| failed(instance, error))?;
+    let name = db
+        .transaction(|tx| rotate(tx, id, &pak.hash()))
+        .map_err(|refusal| refused(instance, refusal))?;
+    say(
+        Stream::Out,
+        &format!(
+            "{kind} PAK rotated successfully:\nID: {id}\nName: {}\nNew PAK: {}\n\n{OLD_PAK}",
+            one_line(&name),
+            pak.expose()
+        ),
+    )
+}
+
+fn admin(instance: &Instance) -> Result<(), Exit> {
+    let plan = instance.plan();
+    match rotate_admin(&plan).map_err(|error| failed(instance, error))? {
+        Some(pak) => say(
+            Stream::Out,
+            &format!(
+                "Admin PAK of {} rotated.\nNew PAK: {}\nHash: {}\nWritten to {}\n\n{OLD_PAK}",
+                instance.tenant,
+                pak.expose(),
+                pak.hash().as_str(),
+                plan.key_file.path().display()
+            ),
+        ),
+        None => {
+            let hash = plan.pak_hash.as_ref().map_or("", PakHash::as_str);
+            say(
+                Stream::Out,
+                &format!(
+                    "Admin hash of {} replaced by broker.pak_hash of the configuration; no PAK was minted.\nHash: {hash}\n",
+                    instance.tenant
+                ),
+            )
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The log of work orders that ended: one row each, with the order's id, and kept for ever.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use postgres::types::ToSql;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// Most entries in one list, whatever was asked for.
+pub const MOST: i64 = 10_000;
+
+/// An entry as the API shows it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = WorkOrderLog)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Entry {
+    /// The order's.
+    pub id: Uuid,
+    pub work_type: String,
+    pub created_at: DateTime<Utc>,
+    pub claimed_at: Option<DateTime<Utc>>,
+    pub claimed_by: Option<Uuid>,
+    pub completed_at: DateTime<Utc>,
+    pub success: bool,
+    pub retries_attempted: i32,
+    pub result_message: Option<String>,
+    pub yaml_content: String,
+}
+
+macro_rules! columns {
+    () => {
+        "id, work_type, created_at, claimed_at, claimed_by, completed_at, success, retries_attempted, \
+         result_message, yaml_content"
+    };
+}
+
+impl Entry {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            work_type: row.try_get(1)?,
+            created_at: row.try_get(2)?,
+            claimed_at: row.try_get(3)?,
+            claimed_by: row.try_get(4)?,
+            completed_at: row.try_get(5)?,
+            success: row.try_get(6)?,
+            retries_attempted: row.try_get(7)?,
+            result_message: row.try_get(8)?,
+            yaml_content: row.try_get(9)?,
+        })
+    }
+}
+
+/// Takes an order out of the queue and writes down how it ended. The caller holds it locked.
+///
+/// # Errors
+/// When the statement fails.
+pub fn finish(
+    db: &mut impl Sql,
+    order: Uuid,
+    success: bool,
+    message: Option<&str>,
+) -> Result<Entry, DbError> {
+    const SQL: &str = concat!(
+        "WITH ended AS (
+             DELETE FROM work_orders WHERE id = $1
+             RETURNING id, work_type, created_at, claimed_at, claimed_by, retry_count, yaml_content)
+         INSERT INTO work_order_log (id, work_type, created_at, claimed_at, claimed_by, completed_at, success,
+                                     retries_attempted, result_message, yaml_content)
+         SELECT id, work_type, created_at, claimed_at, claimed_by, now(), $2, retry_count, $3, yaml_content
+           FROM ended
+         RETURNING ",
+        columns!()
+    );
+    Entry::read(&db.query_one(SQL, &[&order, &success, &message])?)
+}
+
+/// What a list is narrowed to; all that is given must hold.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Filter<'a> {
+    pub agent: Option<Uuid>,
+    pub work_type: Option<&'a str>,
+    pub success: Option<bool>,
+}
+
+/// The entries that ended last first, at most `most` and at most [`MOST`].
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql, filter: Filter<'_>, most: i64) -> Result<Vec<Entry>, DbError> {
+    // One text for each set of filters, so that each is planned for the index that serves it.
+    macro_rules! sql {
+        ($filter:literal) => {
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM work_order_log ",
+                $filter,
+                " ORDER BY completed_at DESC, id DESC LIMIT $1"
+            )
+        };
+    }
+    let Filter {
+        agent,
+        work_type,
+        success,
+    } = filter;
+    let sql = match (agent.is_some(), work_type.is_some(), success.is_some()) {
+        (false, false, false) => sql!(""),
+        (true, false, false) => sql!("WHERE claimed_by = $2"),
+        (false, true, false) => sql!("WHERE work_type = $2"),
+        (false, false, true) => sql!("WHERE success = $2"),
+        (true, true, false) => sql!("WHERE claimed_by = $2 AND work_type = $3"),
+        (true, false, true) => sql!("WHERE claimed_by = $2 AND success = $3"),
+        (false, true, true) => sql!("WHERE work_type = $2 AND success = $3"),
+        (true, true, true) => sql!("WHERE claimed_by = $2 AND work_type = $3 AND success = $4"),
+    };
+    let most = most.min(MOST);
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&most];
+    params.extend(agent.as_ref().map(|p| p as &(dyn ToSql + Sync)));
+    params.extend(work_type.as_ref().map(|p| p as &(dyn ToSql + Sync)));
+    params.extend(success.as_ref().map(|p| p as &(dyn ToSql + Sync)));
+    super::all(db.query(sql, &params)?, Entry::read)
+}
+
+/// The entry of this order.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Entry>, DbError> {
+    const SQL: &str = concat!("SELECT ", columns!(), " FROM work_order_log WHERE id = $1");
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Entry::read)
+        .transpose()
+}

@@ -1,0 +1,417 @@
+//! Work orders: who they are for, who has claimed them, when they come back.
+//!
+//! An order is for an agent that it names, or that has one of its labels, or one of its annotations in key and value.
+//! `due_at` says when an order that is not pending becomes so by itself: `next_retry_after` of a retry, the end of a claim.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// Longest pause before a retry: ten years. Doubling has no end, and the calendar has.
+const LONGEST_PAUSE: f64 = 10.0 * 365.25 * 24.0 * 60.0 * 60.0;
+
+/// Most orders in one list.
+const MOST: i64 = 10_000;
+
+/// Orders released by one statement.
+const CHUNK: i64 = 1_000;
+
+/// A work order as the API shows it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct WorkOrder {
+    pub id: Uuid,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub work_type: String,
+    pub yaml_content: String,
+    /// `PENDING`, `CLAIMED`, `RETRY_PENDING`; of one that is in the log, `COMPLETED` or `FAILED`.
+    pub status: String,
+    pub claimed_by: Option<Uuid>,
+    pub claimed_at: Option<DateTime<Utc>>,
+    pub claim_timeout_seconds: i32,
+    pub max_retries: i32,
+    pub retry_count: i32,
+    pub backoff_seconds: i32,
+    pub next_retry_after: Option<DateTime<Utc>>,
+    pub last_error: Option<String>,
+    pub last_error_at: Option<DateTime<Utc>>,
+}
+
+macro_rules! columns {
+    () => {
+        "id, created_at, updated_at, work_type, yaml_content, status, claimed_by, claimed_at, \
+         claim_timeout_seconds, max_retries, retry_count, backoff_seconds, next_retry_after, last_error, last_error_at"
+    };
+}
+
+/// Creation and id of the oldest pending orders that are for agent `$1`, at most 1,000, and of one type if `$filter` says
+/// so.
+///
+/// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index, oldest
+/// first, and ends where more cannot be in the answer: a label may be on every order there is.
+macro_rules! pending_for {
+    ($filter:literal) => {
+        concat!(
+            "((SELECT w.created_at, w.id
+                 FROM work_order_targets t
+                 JOIN work_orders w ON w.id = t.work_order_id AND w.status = 'PENDING'",
+            $filter,
+            "   WHERE t.agent_id = $1
+                ORDER BY t.created_at, t.work_order_id LIMIT 1000)
+              UNION
+              SELECT oldest.created_at, oldest.id
+                FROM agent_labels al
+                CROSS JOIN LATERAL (
+                     SELECT w.created_at, w.id
+                       FROM work_order_labels ol
+                       JOIN work_orders w ON w.id = ol.work_order_id AND w.status = 'PENDING'",
+            $filter,
+            "         WHERE ol.label = al.label
+                      ORDER BY ol.created_at, ol.work_order_id LIMIT 1000) AS oldest
+               WHERE al.agent_id = $1
+              UNION
+              SELECT oldest.created_at, oldest.id
+                FROM agent_annotations aa
+                CROSS JOIN LATERAL (
+                     SELECT w.created_at, w.id
+                       FROM work_order_annotations oa
+                       JOIN work_orders w ON w.id = oa.work_order_id AND w.status = 'PENDING'",
+            $filter,
+            "         WHERE oa.key = aa.key AND oa.value = aa.value
+                      ORDER BY oa.created_at, oa.work_order_id LIMIT 1000) AS oldest
+               WHERE aa.agent_id = $1
+              ORDER BY 1, 2 LIMIT 1000)"
+        )
+    };
+}
+
+impl WorkOrder {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            created_at: row.try_get(1)?,
+            updated_at: row.try_get(2)?,
+            work_type: row.try_get(3)?,
+            yaml_content: row.try_get(4)?,
+            status: row.try_get(5)?,
+            claimed_by: row.try_get(6)?,
+            claimed_at: row.try_get(7)?,
+            claim_timeout_seconds: row.try_get(8)?,
+            max_retries: row.try_get(9)?,
+            retry_count: row.try_get(10)?,
+            backoff_seconds: row.try_get(11)?,
+            next_retry_after: row.try_get(12)?,
+            last_error: row.try_get(13)?,
+            last_error_at: row.try_get(14)?,
+        })
+    }
+
+    fn optional(row: Option<Row>) -> Result<Option<Self>, DbError> {
+        row.as_ref().map(Self::read).transpose()
+    }
+
+    /// Whether one more failure may be followed by a retry.
+    pub fn may_retry(&self) -> bool {
+        self.retry_count < self.max_retries
+    }
+
+    /// How long a retry after one more failure waits: the backoff, doubled with each failure, up to [`LONGEST_PAUSE`].
+    pub fn pause(&self) -> Duration {
+        let failures = self.retry_count.saturating_add(1);
+        // Out of bounds is infinity here, and infinity is above the longest.
+        let seconds = f64::from(self.backoff_seconds) * 2_f64.powi(failures);
+        Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_PAUSE))
+    }
+
+    /// How long a claim is held before the order is given to others.
+    pub fn claim_timeout(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.claim_timeout_seconds).unwrap_or(0))
+    }
+}
+
+/// What an order is created from.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct New<'a> {
+    pub work_type: &'a str,
+    pub yaml_content: &'a str,
+    pub max_retries: i32,
+    pub backoff_seconds: i32,
+    pub claim_timeout_seconds: i32,
+    /// The agents it names.
+    pub agents: &'a [Uuid],
+    pub labels: &'a [&'a str],
+    /// Keys and values of annotations, in the same order.
+    pub annotations: (&'a [&'a str], &'a [&'a str]),
+}
+
+/// Adds an order with all that it is for.
+///
+/// # Errors
+/// An unknown agent, an agent or label named twice, or a failed statement.
+pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<WorkOrder, DbError> {
+    const SQL: &str = concat!(
+        "WITH made AS (
+             INSERT INTO work_orders (work_type, yaml_content, max_retries, backoff_seconds, claim_timeout_seconds)
+             VALUES ($1, $2, $3, $4, $5) RETURNING ",
+        columns!(),
+        "),
+         targets AS (
+             INSERT INTO work_order_targets (work_order_id, agent_id)
+             SELECT made.id, agent FROM made, unnest($6::uuid[]) AS agent),
+         labels AS (
+             INSERT INTO work_order_labels (work_order_id, label)
+             SELECT made.id, label FROM made, unnest($7::text[]) AS label),
+         annotations AS (
+             INSERT INTO work_order_annotations (work_order_id, key, value)
+             SELECT made.id, pair.key, pair.value FROM made, unnest($8::text[], $9::text[]) AS pair (key, value))
+         SELECT ",
+        columns!(),
+        " FROM made"
+    );
+    WorkOrder::read(&db.query_one(
+        SQL,
+        &[
+            &new.work_type,
+            &new.yaml_content,
+            &new.max_retries,
+            &new.backoff_seconds,
+            &new.claim_timeout_seconds,
+            &new.agents,
+            &new.labels,
+            &new.annotations.0,
+            &new.annotations.1,
+        ],
+    )?)
+}
+
+/// The newest orders first, at most [`MOST`], of this status and type if given. An unknown status or type has none.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(
+    db: &mut impl Sql,
+    status: Option<&str>,
+    work_type: Option<&str>,
+) -> Result<Vec<WorkOrder>, DbError> {
+    // One text for each set of filters, so that each is planned for the index that serves it.
+    macro_rules! sql {
+        ($filter:literal) => {
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM work_orders ",
+                $filter,
+                " ORDER BY created_at DESC, id DESC LIMIT $1"
+            )
+        };
+    }
+    let rows = match (status, work_type) {
+        (None, None) => db.query(sql!(""), &[&MOST]),
+        (Some(status), None) => db.query(sql!("WHERE status = $2"), &[&MOST, &status]),
+        (None, Some(kind)) => db.query(sql!("WHERE work_type = $2"), &[&MOST, &kind]),
+        (Some(status), Some(kind)) => db.query(
+            sql!("WHERE status = $2 AND work_type = $3"),
+            &[&MOST, &status, &kind],
+        ),
+    };
+    super::all(rows?, WorkOrder::read)
+}
+
+/// The pending orders that an agent may claim, of this type if given: the oldest first, at most 1,000. An agent takes the
+/// first, and asks again.
+///
+/// # Errors
+/// When the statement fails.
+pub fn pending(
+    db: &mut impl Sql,
+    agent: Uuid,
+    work_type: Option<&str>,
+) -> Result<Vec<WorkOrder>, DbError> {
+    macro_rules! sql {
+        ($filter:literal) => {
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM work_orders JOIN ",
+                pending_for!($filter),
+                " AS oldest USING (created_at, id) ORDER BY created_at, id"
+            )
+        };
+    }
+    let rows = match work_type {
+        None => db.query(sql!(""), &[&agent]),
+        Some(kind) => db.query(sql!(" AND w.work_type = $2"), &[&agent, &kind]),
+    };
+    super::all(rows?, WorkOrder::read)
+}
+
+/// The order with this id; of one that has ended, what the log still knows of it.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM work_orders WHERE id = $1
+         UNION ALL
+         SELECT id, created_at, completed_at, work_type, yaml_content,
+                CASE WHEN success THEN 'COMPLETED' ELSE 'FAILED' END, claimed_by, claimed_at,
+                0, 0, retries_attempted, 0, NULL,
+                CASE WHEN NOT success THEN result_message END, CASE WHEN NOT success THEN completed_at END
+           FROM work_order_log WHERE id = $1"
+    );
+    WorkOrder::optional(db.query_opt(SQL, &[&id])?)
+}
+
+/// The order with this id, and nobody else claims, completes, releases or deletes it before the end of the transaction.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM work_orders WHERE id = $1 FOR UPDATE"
+    );
+    WorkOrder::optional(db.query_opt(SQL, &[&id])?)
+}
+
+/// Gives a pending order to a live agent that it is for. `None` when it is not pending (any more), not for that agent, or
+/// one of the two is not there. Of any number of agents at once, one gets it: the others wait for the row and then see it
+/// claimed.
+///
+/// # Errors
+/// When the statement fails.
+pub fn claim(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<WorkOrder>, DbError> {
+    // OFFSET 0 keeps the planner from turning a look-up of one order's few rows into a hash of all there are.
+    const SQL: &str = concat!(
+        "UPDATE work_orders w
+            SET status = 'CLAIMED', claimed_by = $2, claimed_at = now(),
+                due_at = now() + make_interval(secs => w.claim_timeout_seconds)
+          WHERE w.id = $1 AND w.status = 'PENDING'
+            AND EXISTS (SELECT 1 FROM agents a WHERE a.id = $2 AND a.deleted_at IS NULL)
+            AND (EXISTS (SELECT 1 FROM work_order_targets t WHERE t.work_order_id = w.id AND t.agent_id = $2 OFFSET 0)
+              OR EXISTS (SELECT 1 FROM work_order_labels ol
+                           JOIN agent_labels al ON al.agent_id = $2 AND al.label = ol.label
+                          WHERE ol.work_order_id = w.id OFFSET 0)
+              OR EXISTS (SELECT 1 FROM work_order_annotations oa
+                           JOIN agent_annotations aa
+                             ON aa.agent_id = $2 AND aa.key = oa.key AND aa.value = oa.value
+                          WHERE oa.work_order_id = w.id OFFSET 0))
+         RETURNING ",
+        columns!()
+    );
+    WorkOrder::optional(db.query_opt(SQL, &[&id, &agent])?)
+}
+
+/// Notes a failure of an order that the caller holds locked, and puts it aside for [`WorkOrder::pause`].
+///
+/// # Errors
+/// When the statement fails.
+pub fn put_aside(
+    db: &mut impl Sql,
+    order: &WorkOrder,
+    message: &str,
+) -> Result<WorkOrder, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE work_orders
+            SET status = 'RETRY_PENDING', retry_count = retry_count + 1, claimed_by = NULL, claimed_at = NULL,
+                last_error = $2, last_error_at = now(),
+                next_retry_after = now() + make_interval(secs => $3),
+                due_at = now() + make_interval(secs => $3)
+          WHERE id = $1 RETURNING ",
+        columns!()
+    );
+    WorkOrder::read(&db.query_one(SQL, &[&order.id, &message, &order.pause().as_secs_f64()])?)
+}
+
+/// Removes an order, whatever its state. False when there is none.
+///
+/// # Errors
+/// When the statement fails.
+pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
+    const SQL: &str = "DELETE FROM work_orders WHERE id = $1";
+    Ok(db.execute(SQL, &[&id])? > 0)
+}
+
+/// What one [`release`] has done.
+#[derive(Clone, Copy, Debug)]
+pub struct Released {
+    /// Orders that became pending.
+    pub orders: i64,
+    /// Seconds until the next one is due.
+    pub next: Option<f64>,
+    /// There may be more that are due already.
+    pub more: bool,
+}
+
+/// Makes orders pending whose retry is due or whose claim is stale. Those that somebody else is working on are left to
+/// them.
+///
+/// # Errors
+/// When the statement fails.
+pub fn release(db: &mut impl Sql) -> Result<Released, DbError> {
+    const SQL: &str = "\
+        WITH due AS (
+            SELECT id FROM work_orders WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+        released AS (
+            UPDATE work_orders w
+               SET status = 'PENDING', claimed_by = NULL, claimed_at = NULL, next_retry_after = NULL, due_at = NULL
+              FROM due WHERE w.id = due.id RETURNING w.id)
+        SELECT (SELECT count(*) FROM released),
+               (SELECT extract(epoch FROM min(due_at) - now())::float8 FROM work_orders WHERE due_at > now())";
+    let row = db.query_one(SQL, &[&CHUNK])?;
+    let orders = row.try_get(0)?;
+    Ok(Released {
+        orders,
+        next: row.try_get(1)?,
+        more: orders == CHUNK,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn order(backoff_seconds: i32, retry_count: i32) -> WorkOrder {
+        WorkOrder {
+            id: Uuid::nil(),
+            created_at: DateTime::UNIX_EPOCH,
+            updated_at: DateTime::UNIX_EPOCH,
+            work_type: String::new(),
+            yaml_content: String::new(),
+            status: String::new(),
+            claimed_by: None,
+            claimed_at: None,
+            claim_timeout_seconds: i32::MAX,
+            max_retries: i32::MAX,
+            retry_count,
+            backoff_seconds,
+            next_retry_after: None,
+            last_error: None,
+            last_error_at: None,
+        }
+    }
+
+    #[test]
+    fn the_pause_doubles_with_each_failure_and_ends_at_ten_years() {
+        let pause = |backoff, failures| order(backoff, failures).pause().as_secs();
+        assert_eq!([pause(60, 0), pause(60, 1), pause(60, 2)], [120, 240, 480]);
+        let longest = LONGEST_PAUSE as u64;
+        assert_eq!(pause(1, 27), 1 << 28);
+        for (backoff, failures) in [(1, 28), (i32::MAX, 0), (1, 5_000), (i32::MAX, i32::MAX)] {
+            assert_eq!(pause(backoff, failures), longest);
+        }
+        assert!(!order(1, i32::MAX).may_retry());
+    }
+}

@@ -1,0 +1,92 @@
+//! The lifecycle and the budget under thousands of tenants, random faults and simulated time.
+//!
+//! Nothing here runs: processes, servers, sockets and clocks are numbers. What is real is what decides: [`Lifecycle`],
+//! [`decide`] and the start slots, joined as the fleet joins them. A run is one seed: the same seed is the same run, event
+//! for event, and a run that breaks a rule prints its seed and what happened to the tenant concerned.
+//!
+//! | rule | where |
+//! |---|---|
+//! | never over budget: what all processes of a server may hold fits | [`rules`] |
+//! | never more than two processes of a tenant, never two tenants on one schema or address | [`rules`] |
+//! | a ready tenant is left alone: told to go only for a reason of its own | [`rules`] |
+//! | pauses after a failure stay within their bounds | [`rules`] |
+//! | no more starts at once on one server than there are slots | [`rules`] |
+//! | when the faults end, every tenant whose file is good and fits is ready | [`World::rest`] |
+//!
+//! `BROKKR_SIMULATION=TENANTS,SECONDS` plays a longer run, `BROKKR_SIMULATION_SEED=N` one seed again.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod faults;
+mod process;
+mod rules;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use world::World;
+
+/// How large a run is.
+#[derive(Clone, Copy)]
+struct Size {
+    tenants: usize,
+    /// Simulated time with faults.
+    seconds: u64,
+}
+
+fn play(seed: u64, size: Size) -> u64 {
+    println!("BROKKR_SIMULATION_SEED={seed}");
+    let mut world = World::new(seed, size.tenants);
+    world.run(Duration::from_secs(size.seconds));
+    world.rest();
+    world.events()
+}
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("BROKKR_SIMULATION_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+    {
+        Some(seed) => vec![seed],
+        None => (0..3).map(|_| fastrand::u64(..)).collect(),
+    }
+}
+
+fn size(tenants: usize, seconds: u64) -> Size {
+    let asked = std::env::var("BROKKR_SIMULATION").ok();
+    let asked = asked.as_deref().and_then(|text| text.split_once(','));
+    asked.map_or(Size { tenants, seconds }, |(tenants, seconds)| Size {
+        tenants: tenants.parse().unwrap(),
+        seconds: seconds.parse().unwrap(),
+    })
+}
+
+#[test]
+fn no_fault_breaks_a_rule_and_all_that_can_run_runs_in_the_end() {
+    let began = Instant::now();
+    let size = size(100, 300);
+    let mut events = 0;
+    for seed in seeds() {
+        events += play(seed, size);
+    }
+    println!(
+        "{events} events of {} tenants in {:?}",
+        size.tenants,
+        began.elapsed()
+    );
+    assert!(events > 10_000, "{events} events are no test");
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    let size = Size {
+        tenants: 40,
+        seconds: 60,
+    };
+    assert_eq!(play(7, size), play(7, size));
+}

@@ -1,0 +1,151 @@
+//! What goes wrong, and what people do.
+
+use std::time::Duration;
+
+use super::process::Step;
+use super::world::{Due, File, Habit, World};
+use crate::lifecycle::{Event, InstanceId};
+
+impl World {
+    /// One thing happens.
+    pub(super) fn fault(&mut self) {
+        let n = self.rng.usize(..self.tenants.len());
+        match self.rng.u32(0..1000) {
+            0..250 => self.write_file(n),
+            250..300 => self.break_file(n),
+            300..340 => self.remove_file(n),
+            340..480 => self.crash(n),
+            480..530 => self.hang(n),
+            530..600 => self.order(n, Event::Restart),
+            600..640 => self.order(n, Event::Start),
+            640..670 => self.stop(n),
+            670..700 => self.order(n, Event::Reload),
+            700..760 => self.tenants[n].port_taken = self.now + Duration::from_secs(20),
+            760..850 => self.server_away(n),
+            850..900 => self.server_resized(n),
+            900..910 => self.stalled_until = self.now + Duration::from_secs(15),
+            _ => self.mend(n),
+        }
+        self.judge_soon();
+    }
+
+    /// Ends everything that is wrong, but not what people asked for.
+    pub(super) fn heal(&mut self) {
+        self.faults = false;
+        for server in &mut self.servers {
+            server.up = true;
+        }
+        for n in 0..self.tenants.len() {
+            let tenant = &mut self.tenants[n];
+            tenant.port_taken = Duration::ZERO;
+            // What a tenant runs because its file asks for something it cannot have gets well, too.
+            let running = tenant.revisions.values_mut();
+            for file in running.chain(tenant.accepted.as_mut().map(|(_, file)| file)) {
+                file.habit = Habit::Good;
+            }
+            self.mend(n);
+        }
+        self.judge_soon();
+    }
+
+    fn mend(&mut self, n: usize) {
+        for process in self.tenants[n].processes.values_mut() {
+            process.hung = false;
+        }
+        if let Some(Ok(file)) = &mut self.tenants[n].file {
+            file.habit = Habit::Good;
+        }
+    }
+
+    pub(super) fn write_file(&mut self, n: usize) {
+        let tenants = self.tenants.len();
+        // Now and then a schema or an address that may be somebody else's.
+        let taken = |rng: &mut fastrand::Rng| {
+            if rng.u8(..) < 10 {
+                rng.usize(..tenants)
+            } else {
+                n
+            }
+        };
+        let rng = &mut self.rng;
+        let habit = match rng.u8(..) {
+            0..15 => Habit::Crashes,
+            15..22 => Habit::Misconfigured,
+            22..28 => Habit::NeverReady,
+            _ => Habit::Good,
+        };
+        let file = File {
+            pool: [2, 5, 10, 10, 20][rng.usize(..5)],
+            server: if rng.u8(..) < 20 {
+                rng.usize(..self.servers.len())
+            } else {
+                n % self.servers.len()
+            },
+            schema: taken(rng),
+            listen: taken(rng),
+            priority: rng.i32(0..3),
+            enabled: rng.u8(..) >= 8,
+            habit,
+        };
+        self.tenants[n].file = Some(Ok(file));
+        self.tenants[n].stopped &= self.rng.bool();
+    }
+
+    fn break_file(&mut self, n: usize) {
+        if self.tenants[n].file.is_some() {
+            self.tenants[n].file = Some(Err(()));
+        }
+    }
+
+    fn remove_file(&mut self, n: usize) {
+        self.tenants[n].file = None;
+        self.tenants[n].stopped = false;
+    }
+
+    fn some_process(&mut self, n: usize) -> Option<InstanceId> {
+        let ids: Vec<InstanceId> = self.tenants[n].processes.keys().copied().collect();
+        (!ids.is_empty()).then(|| ids[self.rng.usize(..ids.len())])
+    }
+
+    fn crash(&mut self, n: usize) {
+        if let Some(id) = self.some_process(n) {
+            self.after(Duration::from_millis(1), Due::Process(n, id, Step::Crashes));
+        }
+    }
+
+    fn hang(&mut self, n: usize) {
+        if let Some(id) = self.some_process(n)
+            && let Some(process) = self.tenants[n].processes.get_mut(&id)
+        {
+            process.hung = true;
+        }
+    }
+
+    fn order(&mut self, n: usize, event: Event) {
+        if self.tenants[n].life.is_none() {
+            return;
+        }
+        match event {
+            Event::Restart => self.tenants[n].generation += 1,
+            Event::Start => self.tenants[n].stopped = false,
+            _ => {}
+        }
+        self.feed(n, event);
+    }
+
+    fn stop(&mut self, n: usize) {
+        self.tenants[n].stopped = self.tenants[n].file.is_some();
+    }
+
+    fn server_away(&mut self, n: usize) {
+        let server = n % self.servers.len();
+        self.servers[server].up = !self.servers[server].up || self.rng.u8(..) < 80;
+    }
+
+    fn server_resized(&mut self, n: usize) {
+        let tenants = u32::try_from(self.tenants.len()).unwrap_or(u32::MAX);
+        let room = tenants / u32::try_from(self.servers.len()).unwrap_or(1) * 8;
+        let server = n % self.servers.len();
+        self.servers[server].max_connections = self.rng.u32(room / 2..room * 2) + 20;
+    }
+}

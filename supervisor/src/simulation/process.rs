@@ -1,0 +1,211 @@
+//! Processes that are numbers: they start, hold connections, drain, hang and end.
+
+use std::time::Duration;
+
+use super::world::{Due, Habit, World};
+use crate::lifecycle::{Event, InstanceId, Revision, Time};
+
+/// What happens next to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    Spawned,
+    NotSpawned,
+    Ready,
+    /// On its own.
+    Crashes,
+    /// `true`: it says that its configuration is at fault.
+    Exits(bool),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub(super) revision: Revision,
+    pub(super) generation: u64,
+    pub(super) server: usize,
+    pub(super) schema: usize,
+    /// The most connections it may hold now.
+    pub(super) most: u32,
+    pub(super) ready: bool,
+    pub(super) hung: bool,
+    pub(super) going: bool,
+    pub(super) killed: bool,
+    pub(super) started: Time,
+}
+
+impl World {
+    pub(super) fn spawn(&mut self, n: usize, id: InstanceId, revision: Revision, most: u32) {
+        self.check_spawn(n, revision);
+        let tenant = &mut self.tenants[n];
+        let file = tenant.revisions[&revision].clone();
+        let process = Process {
+            revision,
+            generation: tenant.generation,
+            server: file.server,
+            schema: file.schema,
+            most,
+            ready: false,
+            hung: false,
+            going: false,
+            killed: false,
+            started: self.now,
+        };
+        let _ = tenant.processes.insert(id, process);
+        if self.faults && self.rng.u8(..) < 3 {
+            return self.after(
+                Duration::from_millis(1),
+                Due::Process(n, id, Step::NotSpawned),
+            );
+        }
+        self.after(Duration::from_millis(1), Due::Process(n, id, Step::Spawned));
+        let soon = Duration::from_millis(5) + self.within(Duration::from_millis(150));
+        match file.habit {
+            Habit::Good => self.after(soon, Due::Process(n, id, Step::Ready)),
+            Habit::Crashes => self.after(soon, Due::Process(n, id, Step::Exits(false))),
+            Habit::Misconfigured => self.after(soon, Due::Process(n, id, Step::Exits(true))),
+            Habit::NeverReady => {}
+        }
+    }
+
+    pub(super) fn step(&mut self, n: usize, id: InstanceId, step: Step) {
+        let Some(process) = self.tenants[n].processes.get_mut(&id) else {
+            return;
+        };
+        match step {
+            Step::Spawned => self.feed(n, Event::Spawned { id, pid: 1 }),
+            Step::NotSpawned => {
+                let _ = self.tenants[n].processes.remove(&id);
+                let reason = "no process could be made".to_owned();
+                self.feed(n, Event::SpawnFailed { id, reason });
+                self.judge_soon();
+            }
+            Step::Ready if process.going => {}
+            Step::Ready => {
+                let server = process.server;
+                if !self.servers[server].up {
+                    // It waits for its server, as the real one does.
+                    return self.after(Duration::from_secs(1), Due::Process(n, id, step));
+                }
+                process.ready = true;
+                self.feed(n, Event::Ready(id));
+            }
+            Step::Crashes | Step::Exits(_) => {
+                let configuration = step == Step::Exits(true) && !process.going;
+                self.end(n, id, configuration);
+            }
+        }
+    }
+
+    fn end(&mut self, n: usize, id: InstanceId, configuration: bool) {
+        let linger = self.within(Duration::from_millis(800));
+        let tenant = &mut self.tenants[n];
+        let Some(process) = tenant.processes.remove(&id) else {
+            return;
+        };
+        if !process.going || process.killed {
+            // What was working when its client died goes on for a moment.
+            if process.ready {
+                tenant
+                    .lingering
+                    .push((process.server, process.most, self.now + linger));
+            }
+        }
+        let reason = "exited".to_owned();
+        self.feed(
+            n,
+            Event::Exited {
+                id,
+                reason,
+                configuration,
+            },
+        );
+        self.judge_soon();
+    }
+
+    pub(super) fn terminate(&mut self, n: usize, id: InstanceId) {
+        self.check_terminate(n, id);
+        let Some(process) = self.tenants[n].processes.get_mut(&id) else {
+            return;
+        };
+        process.going = true;
+        let (hung, held) = (process.hung, process.most.min(1));
+        if hung {
+            return;
+        }
+        process.most = held;
+        // Most have nothing in flight; some take their whole grace, some more.
+        let takes = match self.rng.u8(..) {
+            0..200 => Duration::from_millis(5),
+            200..250 => self.within(Duration::from_secs(8)),
+            _ => Duration::from_secs(25),
+        };
+        self.feed_later(n, id, takes);
+        self.feed(n, Event::Connections(id, held));
+    }
+
+    fn feed_later(&mut self, n: usize, id: InstanceId, takes: Duration) {
+        self.after(takes, Due::Process(n, id, Step::Exits(false)));
+    }
+
+    pub(super) fn kill(&mut self, n: usize, id: InstanceId) {
+        self.check_kill(n, id);
+        if let Some(process) = self.tenants[n].processes.get_mut(&id) {
+            process.going = true;
+            process.killed = true;
+            // The kernel does not let every process go at once.
+            let takes = if self.faults && self.rng.u8(..) < 4 {
+                Duration::from_secs(30)
+            } else {
+                Duration::from_millis(2)
+            };
+            self.feed_later(n, id, takes);
+        }
+    }
+
+    pub(super) fn set_connections(&mut self, n: usize, id: InstanceId, most: u32) {
+        if let Some(process) = self.tenants[n].processes.get_mut(&id)
+            && !process.going
+        {
+            process.most = most;
+        }
+    }
+
+    /// What the server sees of a tenant.
+    pub(super) fn backends(&mut self, n: usize) -> u32 {
+        let now = self.now;
+        let tenant = &mut self.tenants[n];
+        tenant.lingering.retain(|(_, _, until)| *until > now);
+        let lingering: u32 = tenant.lingering.iter().map(|(_, most, _)| most).sum();
+        lingering + tenant.processes.values().map(|p| p.most).sum::<u32>()
+    }
+
+    /// Asks every process how it is.
+    pub(super) fn probe(&mut self, n: usize) {
+        let stalled = self.now < self.stalled_until;
+        let up: Vec<bool> = self.servers.iter().map(|s| s.up).collect();
+        let ready: Vec<_> = self.tenants[n]
+            .processes
+            .iter()
+            .filter(|(_, p)| p.ready && !p.going)
+            .map(|(id, p)| (*id, p.hung, up[p.server]))
+            .collect();
+        for (id, hung, up) in ready {
+            if hung || stalled {
+                // The supervisor stands still with its host, and knows.
+                for _ in 0..3 {
+                    self.feed(
+                        n,
+                        Event::ProbeMissed {
+                            id,
+                            on_time: !stalled,
+                        },
+                    );
+                }
+                // Only then is there anything to judge of hangs.
+                self.judge_soon();
+            } else {
+                let not_ready = (!up).then(|| "database unavailable".to_owned());
+                self.feed(n, Event::ProbeAnswered { id, not_ready });
+            }
+        }
+    }
+}

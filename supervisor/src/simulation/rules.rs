@@ -1,0 +1,191 @@
+//! What must hold after every event.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::world::{HEADROOM, PARALLELISM, World};
+use crate::budget::{COMMAND, OWN, REPLACEMENT, Verdict};
+use crate::lifecycle::{InstanceId, Revision};
+use crate::status::State;
+
+/// No pause after a failure is longer, but that after a configuration error.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const CONFIGURATION_PAUSE: Duration = Duration::from_secs(300);
+
+impl World {
+    /// Looks at one tenant and its servers after an event.
+    pub(super) fn check(&self, n: usize) {
+        let tenant = &self.tenants[n];
+        self.rule(tenant.processes.len() <= 2, n, "more than two processes");
+        let serving = tenant
+            .processes
+            .values()
+            .filter(|p| p.ready && !p.going)
+            .count();
+        self.rule(serving <= 1, n, "two instances serve, and neither is going");
+        if let Some(life) = &tenant.life {
+            let view = life.view();
+            if let Some(at) = view.next_try {
+                let longest = LONGEST_PAUSE.max(CONFIGURATION_PAUSE);
+                self.rule(at <= self.now + longest, n, "its next try is too far away");
+            }
+            if view.state == State::Ready {
+                self.rule(serving == 1, n, "it is called ready and nothing serves");
+                self.rule(
+                    !tenant.stands_in,
+                    n,
+                    "503 is answered in a ready tenant's place",
+                );
+            }
+            let held: u32 = tenant.processes.values().map(|p| p.most).sum();
+            let largest = tenant.processes.keys().filter_map(|id| {
+                let pool = life.instances().find(|i| i.id == *id)?.pool;
+                Some(pool)
+            });
+            if let Some(largest) = largest.max() {
+                self.rule(
+                    held <= largest + REPLACEMENT,
+                    n,
+                    "its instances together hold more than pool and two",
+                );
+            }
+        }
+        if let Some((_, file)) = &tenant.accepted {
+            self.check_server(n, file.server);
+        }
+    }
+
+    fn check_server(&self, n: usize, server: usize) {
+        let processes = self
+            .tenants
+            .iter()
+            .flat_map(|t| t.processes.values())
+            .filter(|p| p.server == server);
+        let (mut held, mut starting) = (0, 0);
+        for process in processes {
+            held += process.most;
+            starting += usize::from(!process.ready && !process.going);
+        }
+        let server = &self.servers[server];
+        let may = server
+            .capacity()
+            .max(server.granted)
+            .saturating_sub(OWN + COMMAND);
+        self.rule(
+            held <= may,
+            n,
+            &format!(
+                "{held} connections on {}, which has {may} to give",
+                server.id
+            ),
+        );
+        self.rule(
+            starting <= PARALLELISM,
+            n,
+            "more starts at once than there are slots",
+        );
+    }
+
+    /// A process may only begin where it harms nobody.
+    pub(super) fn check_spawn(&self, n: usize, revision: Revision) {
+        let tenant = &self.tenants[n];
+        let file = &tenant.revisions[&revision];
+        self.rule(tenant.processes.len() < 2, n, "a third process");
+        self.rule(
+            tenant.bound.contains(&file.listen),
+            n,
+            "started without its socket",
+        );
+        for (m, other) in self.tenants.iter().enumerate().filter(|(m, _)| *m != n) {
+            let same = other
+                .processes
+                .values()
+                .any(|p| p.server == file.server && p.schema == file.schema);
+            self.rule(!same, n, &format!("started on the schema of running t{m}"));
+        }
+        if let Some(until) = tenant.pause_until {
+            self.rule(
+                until <= self.now,
+                n,
+                "started before the pause after its failure was over",
+            );
+        }
+    }
+
+    /// Nobody healthy is told to go without a reason of its own.
+    pub(super) fn check_terminate(&self, n: usize, id: InstanceId) {
+        let tenant = &self.tenants[n];
+        let Some(process) = tenant.processes.get(&id) else {
+            return;
+        };
+        let asked =
+            tenant.wanted() != Some(process.revision) || tenant.generation != process.generation;
+        let late = self.now >= process.started + super::world::POLICY.start_timeout;
+        let reason = asked
+            || process.hung
+            || !process.ready
+                && (late || !self.servers[process.server].up || self.superseded(n, id));
+        self.rule(
+            reason,
+            n,
+            &format!("healthy {id:?} is told to go for no reason"),
+        );
+    }
+
+    pub(super) fn check_kill(&self, n: usize, id: InstanceId) {
+        let Some(process) = self.tenants[n].processes.get(&id) else {
+            return;
+        };
+        self.rule(
+            process.going || process.hung,
+            n,
+            &format!("{id:?} is killed unasked"),
+        );
+    }
+
+    /// A replacement that is no longer needed, because what it was to replace is what is wanted again or serves in its stead.
+    fn superseded(&self, n: usize, id: InstanceId) -> bool {
+        self.tenants[n].processes.keys().any(|other| *other != id)
+    }
+
+    /// Nobody is admitted beyond capacity, and nobody who was admitted loses the place while wanting it.
+    pub(super) fn check_admission(&self, verdict: &Verdict) {
+        let before: BTreeSet<_> = self.admitted.iter().map(|a| &a.tenant).collect();
+        for admission in &verdict.admitted {
+            let Some(server) = admission.server.as_ref() else {
+                continue;
+            };
+            if before.contains(&admission.tenant) {
+                continue;
+            }
+            let account = &verdict.servers[server];
+            assert!(
+                account
+                    .capacity
+                    .is_some_and(|capacity| account.committed <= capacity),
+                "tenant {} is admitted over budget: {account:?}, headroom {HEADROOM}",
+                admission.tenant
+            );
+        }
+        let after: BTreeSet<_> = verdict.admitted.iter().map(|a| &a.tenant).collect();
+        for (n, tenant) in self.tenants.iter().enumerate() {
+            let wants = matches!(&tenant.file, Some(Ok(file)) if file.enabled) && !tenant.stopped;
+            if wants && tenant.life.is_some() && before.contains(&tenant.name) {
+                self.rule(
+                    after.contains(&tenant.name),
+                    n,
+                    "it lost its place while it wanted it",
+                );
+            }
+        }
+    }
+
+    /// What was admitted under a larger capacity may stay; once less is held, that is the new measure.
+    pub(super) fn note_granted(&mut self) {
+        for server in &mut self.servers {
+            if let Some(account) = self.verdict.servers.get(&server.id) {
+                server.granted = account.committed;
+            }
+        }
+    }
+}

@@ -1,0 +1,719 @@
+//! Tenants, servers and simulated time, joined as the fleet joins them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use brokkr_tenant::{Listen, SchemaName, TenantName};
+
+use super::process::{Process, Step};
+use crate::budget::{
+    Admission, Claim, Contested, Database, Decided, Decision, Facts, Held, Party, Place, Role,
+    Seat, ServerId, Stake, Verdict, Wanted, decide,
+};
+use crate::fleet::slots::{Limits, Slots};
+use crate::lifecycle::{
+    Action, Event, Hang, InstanceId, Lifecycle, Policy, Revision, SlotKind, Spec, Time, Want,
+    stalled_or_hung,
+};
+use crate::status::State;
+
+pub(super) const POLICY: Policy = Policy {
+    start_timeout: Duration::from_secs(60),
+    grace: Duration::from_secs(20),
+    probe_failures: 3,
+};
+/// `[start] parallelism`
+pub(super) const PARALLELISM: usize = 4;
+/// `[budget] headroom`
+pub(super) const HEADROOM: u32 = 3;
+const SERVERS: usize = 4;
+/// Facts are gathered this long before everybody is judged again.
+const JUDGE_AFTER: Duration = Duration::from_millis(200);
+/// `[health] interval`, for all of one tenant's probes.
+const PROBE_EVERY: Duration = Duration::from_secs(4);
+/// Long enough for the longest pause, a configuration error's, and all starts after it.
+const REST: Duration = Duration::from_secs(900);
+/// What is printed of the past when a rule is broken.
+const REMEMBERED: usize = 60;
+
+/// How a broker with this configuration behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Habit {
+    Good,
+    Crashes,
+    Misconfigured,
+    NeverReady,
+}
+
+/// A tenant file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) pool: u32,
+    pub(super) server: usize,
+    pub(super) schema: usize,
+    pub(super) listen: usize,
+    pub(super) priority: i32,
+    pub(super) enabled: bool,
+    pub(super) habit: Habit,
+}
+
+/// What a lifecycle was told last.
+#[derive(Debug, Clone, PartialEq)]
+struct Told {
+    want: Want,
+    pending: Option<String>,
+    server: Result<(), String>,
+    overlap: bool,
+}
+
+pub(super) struct Tenant {
+    pub(super) name: TenantName,
+    /// `None`: no file. `Some(Err)`: it cannot be read.
+    pub(super) file: Option<Result<File, ()>>,
+    pub(super) stopped: bool,
+    pub(super) life: Option<Lifecycle>,
+    pub(super) first_free: u64,
+    pub(super) accepted: Option<(Revision, File)>,
+    pub(super) revisions: BTreeMap<Revision, File>,
+    last_revision: u64,
+    told: Option<Told>,
+    pub(super) processes: BTreeMap<InstanceId, Process>,
+    /// Backends of killed processes: server, number, until when.
+    pub(super) lingering: Vec<(usize, u32, Time)>,
+    /// The configurations whose address is bound.
+    pub(super) bound: Vec<usize>,
+    /// `restart` was ordered so often.
+    pub(super) generation: u64,
+    pub(super) stands_in: bool,
+    /// A stranger has its port until then.
+    pub(super) port_taken: Time,
+    /// Until when it was to wait, before the latest event.
+    pub(super) pause_until: Option<Time>,
+    tick_at: Option<Time>,
+    past: VecDeque<String>,
+}
+
+pub(super) struct Server {
+    pub(super) id: ServerId,
+    pub(super) up: bool,
+    pub(super) max_connections: u32,
+    /// The largest capacity that what runs now was admitted under, until all of it has gone.
+    pub(super) granted: u32,
+    slots: Slots,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    Judge,
+    Grant,
+    Fault,
+    Probe(usize),
+    Tick(usize),
+    Process(usize, InstanceId, Step),
+}
+
+pub(super) struct World {
+    pub(super) rng: fastrand::Rng,
+    pub(super) now: Time,
+    pub(super) tenants: Vec<Tenant>,
+    pub(super) servers: Vec<Server>,
+    pub(super) admitted: Vec<Admission>,
+    pub(super) verdict: Verdict,
+    pub(super) faults: bool,
+    /// The whole host stands still until then.
+    pub(super) stalled_until: Time,
+    names: BTreeMap<TenantName, usize>,
+    queue: BinaryHeap<Reverse<(Time, u64, Due)>>,
+    order: u64,
+    judge_due: bool,
+    grant_due: bool,
+    events: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, tenants: usize) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let servers = (0..SERVERS)
+            .map(|n| Server {
+                id: ServerId::new(&format!("server-{n}")),
+                up: true,
+                // Room for some three quarters of what will be asked for.
+                max_connections: u32::try_from(tenants / SERVERS).unwrap() * 8 + rng.u32(10..40),
+                granted: 0,
+                slots: Slots::default(),
+            })
+            .collect();
+        let tenants: Vec<Tenant> = (0..tenants).map(|n| Tenant::new(n, &mut rng)).collect();
+        let names = tenants.iter().enumerate().map(|(n, t)| (t.name.clone(), n));
+        let mut world = Self {
+            names: names.collect(),
+            rng,
+            now: Duration::ZERO,
+            tenants,
+            servers,
+            admitted: Vec::new(),
+            verdict: Verdict::default(),
+            faults: true,
+            stalled_until: Duration::ZERO,
+            queue: BinaryHeap::new(),
+            order: 0,
+            judge_due: false,
+            grant_due: false,
+            events: 0,
+        };
+        for n in 0..world.tenants.len() {
+            if world.rng.u8(..) < 200 {
+                world.write_file(n);
+            }
+            let first = world.within(PROBE_EVERY);
+            world.after(first, Due::Probe(n));
+        }
+        world.after(Duration::from_secs(5), Due::Fault);
+        world.judge_soon();
+        world
+    }
+
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Lets simulated time pass.
+    pub(super) fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        while let Some(Reverse((at, _, _))) = self.queue.peek()
+            && *at <= until
+        {
+            let Some(Reverse((at, _, due))) = self.queue.pop() else {
+                break;
+            };
+            self.now = self.now.max(at);
+            self.meet(due);
+        }
+        self.now = until;
+    }
+
+    /// Ends all faults, waits, and looks whether everybody is where they should be.
+    pub(super) fn rest(&mut self) {
+        self.heal();
+        self.run(REST);
+        for n in 0..self.tenants.len() {
+            self.check_at_rest(n);
+        }
+    }
+
+    fn check_at_rest(&self, n: usize) {
+        let tenant = &self.tenants[n];
+        let Some(life) = &tenant.life else {
+            return self.rule(tenant.file.is_none(), n, "it has a file and no life");
+        };
+        let view = life.view();
+        let processes = tenant.processes.len();
+        match &tenant.file {
+            Some(Ok(file)) if file.enabled && !tenant.stopped => {
+                let refused = view.state == State::Refused;
+                if refused {
+                    let decision = self.verdict.tenants.get(&tenant.name);
+                    let fits_not = matches!(decision, Some(Decision::Refused(_)));
+                    let taken = view.reason.as_deref().is_some_and(|r| r.contains("taken"));
+                    self.rule(fits_not || taken, n, "it is refused without a reason");
+                    return self.rule(processes == 0, n, "it is refused and runs");
+                }
+                self.rule(
+                    view.state == State::Ready,
+                    n,
+                    "it is good, fits, and is not ready at rest",
+                );
+                self.rule(processes == 1, n, "one process at rest");
+            }
+            Some(Ok(_)) => {
+                self.rule(
+                    view.state == State::Stopped && processes == 0,
+                    n,
+                    "it is to be stopped",
+                );
+            }
+            // A broken file stops nobody who ran before.
+            Some(Err(())) => {}
+            None => self.rule(false, n, "its file has gone, and it lives"),
+        }
+    }
+
+    fn meet(&mut self, due: Due) {
+        match due {
+            Due::Judge => {
+                self.judge_due = false;
+                self.judge();
+            }
+            Due::Grant => {
+                self.grant_due = false;
+                self.grant_slots();
+            }
+            Due::Fault => {
+                if self.faults {
+                    self.fault();
+                    let next = self.within(Duration::from_secs(60) / self.tenants.len() as u32);
+                    self.after(next, Due::Fault);
+                }
+            }
+            Due::Probe(n) => {
+                self.probe(n);
+                self.after(PROBE_EVERY, Due::Probe(n));
+            }
+            Due::Tick(n) => {
+                if self.tenants[n].tick_at == Some(self.now) {
+                    self.tenants[n].tick_at = None;
+                    self.feed(n, Event::Tick);
+                }
+            }
+            Due::Process(n, id, step) => self.step(n, id, step),
+        }
+    }
+
+    /// A random time up to twice `mean`.
+    pub(super) fn within(&mut self, mean: Duration) -> Duration {
+        mean.mul_f64(2.0 * self.rng.f64())
+    }
+
+    pub(super) fn after(&mut self, after: Duration, due: Due) {
+        self.order += 1;
+        self.queue
+            .push(Reverse((self.now + after, self.order, due)));
+    }
+
+    pub(super) fn judge_soon(&mut self) {
+        if !std::mem::replace(&mut self.judge_due, true) {
+            self.after(JUDGE_AFTER, Due::Judge);
+        }
+    }
+
+    fn grant_soon(&mut self) {
+        if !std::mem::replace(&mut self.grant_due, true) {
+            self.after(Duration::from_millis(1), Due::Grant);
+        }
+    }
+
+    /// Gives a life an event, and carries out what comes of it.
+    pub(super) fn feed(&mut self, n: usize, event: Event) {
+        let mut queue = vec![event];
+        while let Some(event) = queue.pop() {
+            self.events += 1;
+            let now = self.now;
+            let tenant = &mut self.tenants[n];
+            let Some(life) = &mut tenant.life else { return };
+            tenant.past.push_back(format!("{now:?} {event:?}"));
+            // A new wish or an order ends a pause; nothing else does.
+            tenant.pause_until = match event {
+                Event::Wanted { .. } | Event::Start | Event::Restart | Event::Reload => None,
+                _ => life.view().next_try,
+            };
+            let actions = life.on(now, event);
+            while tenant.past.len() > REMEMBERED {
+                let _ = tenant.past.pop_front();
+            }
+            for action in actions {
+                let tenant = &mut self.tenants[n];
+                tenant.past.push_back(format!("{now:?}     -> {action:?}"));
+                queue.extend(self.carry_out(n, action));
+            }
+        }
+        self.set_timer(n);
+        self.check(n);
+    }
+
+    fn set_timer(&mut self, n: usize) {
+        let now = self.now;
+        let tenant = &mut self.tenants[n];
+        let due = tenant.life.as_ref().and_then(Lifecycle::next_deadline);
+        let due = due.map(|due| due.max(now));
+        if due.is_some() && due != tenant.tick_at {
+            tenant.tick_at = due;
+            let after = due.unwrap_or(now) - now;
+            self.after(after, Due::Tick(n));
+        }
+    }
+
+    fn carry_out(&mut self, n: usize, action: Action) -> Option<Event> {
+        let now = self.now;
+        match action {
+            Action::Listen(revision) => {
+                let listen = self.tenants[n].revisions[&revision].listen;
+                let taken = now < self.tenants[n].port_taken
+                    || self
+                        .tenants
+                        .iter()
+                        .enumerate()
+                        .any(|(m, t)| m != n && t.bound.contains(&listen));
+                if taken {
+                    return Some(Event::BindFailed(revision, "in use".into()));
+                }
+                let bound = &mut self.tenants[n].bound;
+                if !bound.contains(&listen) {
+                    bound.push(listen);
+                }
+                return Some(Event::Bound(revision));
+            }
+            Action::Unlisten(keep) => {
+                let tenant = &mut self.tenants[n];
+                let keep = keep.map(|revision| tenant.revisions[&revision].listen);
+                tenant.bound.retain(|listen| Some(*listen) == keep);
+            }
+            Action::AskSlot(kind) => self.ask_slot(n, kind),
+            Action::ReleaseSlot => {
+                let name = self.tenants[n].name.clone();
+                self.servers.iter_mut().for_each(|s| s.slots.release(&name));
+                self.grant_soon();
+            }
+            Action::Spawn {
+                id,
+                revision,
+                connections,
+            } => self.spawn(n, id, revision, connections),
+            Action::Terminate(id) => self.terminate(n, id),
+            Action::Kill(id) => self.kill(n, id),
+            Action::SetConnections(id, most) => self.set_connections(n, id, most),
+            Action::CountBackends => return Some(Event::Backends(self.backends(n))),
+            Action::StandIn(on) => self.tenants[n].stands_in = on,
+            Action::Forget => self.judge_soon(),
+        }
+        None
+    }
+
+    fn ask_slot(&mut self, n: usize, kind: SlotKind) {
+        let tenant = &self.tenants[n];
+        if let Some((_, file)) = &tenant.accepted {
+            let name = tenant.name.clone();
+            self.servers[file.server].slots.ask(&name, kind);
+        }
+        self.grant_soon();
+    }
+
+    /// Judges everybody and tells each life what changed, as the fleet does.
+    fn judge(&mut self) {
+        self.forget_the_gone();
+        let facts: BTreeMap<ServerId, Facts> = self
+            .servers
+            .iter()
+            .map(|s| (s.id.clone(), s.facts()))
+            .collect();
+        let parties: Vec<Party> = (0..self.tenants.len())
+            .filter_map(|n| self.party(n))
+            .collect();
+        let Decided { conflicts, verdict } = decide(&self.admitted, &parties, &facts, HEADROOM);
+        self.check_admission(&verdict);
+        self.admitted.clone_from(&verdict.admitted);
+        self.verdict = verdict;
+        for n in 0..self.tenants.len() {
+            if self.tenants[n].life.is_none() {
+                continue;
+            }
+            let conflict = conflicts.get(&self.tenants[n].name).map(|c| {
+                let what = match c.contested {
+                    Contested::Schema(_) => "schema",
+                    Contested::Address(_) => "address",
+                };
+                format!("{what} is taken by {}", c.owner)
+            });
+            let (want, pending) = self.ruling(n, conflict);
+            self.tell(n, want, pending);
+        }
+        self.note_granted();
+        self.judge_hangs();
+        self.grant_slots();
+    }
+
+    fn ruling(&mut self, n: usize, conflict: Option<String>) -> (Want, Option<String>) {
+        let tenant = &mut self.tenants[n];
+        let meant = tenant.meant().cloned();
+        let refused = |reason: String| (Want::Refused(reason), None);
+        let (file, pending) = match (&tenant.file, conflict) {
+            (None, _) => return (Want::Gone, None),
+            (Some(Ok(file)), _) if !file.enabled => {
+                return (Want::Stopped("enabled = false".into()), None);
+            }
+            _ if tenant.stopped => return (Want::Stopped("by the operator".into()), None),
+            (Some(Ok(file)), None) => (file.clone(), None),
+            (Some(Ok(_)), Some(conflict)) => match meant.clone() {
+                Some(meant) => (meant, Some(conflict)),
+                None => return refused(conflict),
+            },
+            (Some(Err(())), _) => match meant.clone() {
+                Some(meant) => (meant, Some("its file is broken".into())),
+                None => return refused("its file is broken".into()),
+            },
+        };
+        let (file, pending) = match self.verdict.tenants.get(&tenant.name) {
+            Some(Decision::Refused(_)) => return refused("over budget".into()),
+            Some(Decision::Nothing) | None => return refused("not judged yet".into()),
+            Some(Decision::Keep(_)) => match meant {
+                Some(meant) => (meant, Some("over budget".into())),
+                None => return refused("kept, and nothing to keep".into()),
+            },
+            Some(Decision::Admitted | Decision::Wait) => (file, pending),
+        };
+        let revision = tenant.accept(&file);
+        let spec = Spec {
+            revision,
+            pool: file.pool,
+        };
+        (Want::Run(spec), pending)
+    }
+
+    fn tell(&mut self, n: usize, want: Want, pending: Option<String>) {
+        let server = self.tenants[n]
+            .accepted
+            .as_ref()
+            .map(|(_, file)| file.server);
+        let account = server.and_then(|s| self.verdict.servers.get(&self.servers[s].id));
+        let overlap = account.is_none_or(|account| account.overlap);
+        let reachable = match server {
+            None => Err("not judged yet".to_owned()),
+            Some(s) if self.servers[s].up => Ok(()),
+            Some(s) => Err(format!("{} is away", self.servers[s].id)),
+        };
+        let told = Told {
+            want,
+            pending,
+            server: reachable,
+            overlap,
+        };
+        let before = self.tenants[n].told.replace(told.clone());
+        let before = before.as_ref();
+        if before.is_none_or(|b| b.server != told.server) {
+            self.feed(n, Event::Server(told.server));
+        }
+        if before.is_none_or(|b| b.overlap != told.overlap) {
+            self.feed(n, Event::MayOverlap(told.overlap));
+        }
+        if before.is_none_or(|b| b.want != told.want || b.pending != told.pending) {
+            let (want, pending) = (told.want, told.pending);
+            self.feed(n, Event::Wanted { want, pending });
+        }
+        let tenant = &mut self.tenants[n];
+        let accepted = tenant.accepted.as_ref().map(|(revision, _)| *revision);
+        if let Some(life) = &tenant.life {
+            tenant.revisions.retain(|revision, _| {
+                Some(*revision) == accepted || life.instances().any(|i| i.revision == *revision)
+            });
+        }
+    }
+
+    fn judge_hangs(&mut self) {
+        let lives = self.tenants.iter().enumerate();
+        let pulses: Vec<_> = lives
+            .filter_map(|(n, t)| Some((n, t.life.as_ref()?.pulse())))
+            .collect();
+        if let Hang::Replace(n) = stalled_or_hung(pulses.into_iter()) {
+            let current = self.tenants[n].life.as_ref().and_then(|l| l.current());
+            if let Some(id) = current.map(|c| c.id) {
+                let detail = "hung".to_owned();
+                self.feed(n, Event::ReplaceHung { id, detail });
+            }
+        }
+    }
+
+    fn grant_slots(&mut self) {
+        for s in 0..self.servers.len() {
+            let account = self.verdict.servers.get(&self.servers[s].id);
+            let limits = Limits {
+                starts: PARALLELISM,
+                replacements: account.map_or(1, |a| a.replacements_at_once as usize),
+            };
+            loop {
+                let granted = self.servers[s].slots.grant(limits);
+                if granted.is_empty() {
+                    break;
+                }
+                for name in granted {
+                    self.feed(self.names[&name], Event::SlotGranted);
+                }
+            }
+        }
+    }
+
+    fn forget_the_gone(&mut self) {
+        for n in 0..self.tenants.len() {
+            let tenant = &mut self.tenants[n];
+            if tenant.file.is_some() && tenant.life.is_none() {
+                let seed = self.rng.u64(..);
+                tenant.life = Some(Lifecycle::new(POLICY, tenant.first_free, seed));
+                tenant.told = None;
+            } else if tenant.file.is_none()
+                && tenant.processes.is_empty()
+                && tenant.told.as_ref().is_some_and(|t| t.want == Want::Gone)
+                && let Some(life) = tenant.life.take()
+            {
+                tenant.first_free = life.next_id().0;
+                tenant.accepted = None;
+                tenant.revisions.clear();
+                tenant.stands_in = false;
+            }
+        }
+    }
+
+    fn party(&self, n: usize) -> Option<Party> {
+        let tenant = &self.tenants[n];
+        let life = tenant.life.as_ref()?;
+        let wanted = |file: &File| Wanted::Pool {
+            connections: file.pool,
+            at: Some(self.place(file.server)),
+        };
+        let meant = tenant
+            .meant()
+            .filter(|_| self.admitted.iter().any(|a| a.tenant == tenant.name));
+        let asks = match &tenant.file {
+            None => None,
+            Some(Ok(file)) if !file.enabled => None,
+            Some(_) if tenant.stopped => None,
+            Some(Ok(file)) => Some(file),
+            Some(Err(())) => meant,
+        };
+        let running = life
+            .instances()
+            .filter_map(|i| Some((i.pool, tenant.revisions.get(&i.revision)?)));
+        let running: Vec<(u32, &File)> = running.collect();
+        let priority = asks.map_or(0, |file| file.priority);
+        Some(Party {
+            stake: Stake {
+                tenant: tenant.name.clone(),
+                priority,
+                running: running.iter().map(|(_, file)| self.seat(file)).collect(),
+                wanted: asks.map(|file| self.seat(file)),
+            },
+            claim: Claim {
+                tenant: tenant.name.clone(),
+                priority,
+                wanted: asks.map_or(Wanted::Nothing, wanted),
+                held: running
+                    .iter()
+                    .map(|(pool, file)| Held {
+                        place: self.place(file.server),
+                        connections: *pool,
+                    })
+                    .collect(),
+            },
+            fallback: meant.map_or(Wanted::Nothing, wanted),
+        })
+    }
+
+    fn place(&self, server: usize) -> Place {
+        Place {
+            server: self.servers[server].id.clone(),
+            database: 1,
+            role: "brokkr".into(),
+            superuser: false,
+        }
+    }
+
+    fn seat(&self, file: &File) -> Seat {
+        Seat {
+            database: Some((self.servers[file.server].id.clone(), 1)),
+            spelled: format!("server-{}", file.server),
+            schema: SchemaName::parse(&format!("s{}", file.schema)).unwrap(),
+            listen: Listen::parse(&format!("127.0.0.1:{}", 1024 + file.listen)).unwrap(),
+        }
+    }
+
+    /// Fails with the seed's story unless `holds`.
+    #[track_caller]
+    pub(super) fn rule(&self, holds: bool, n: usize, rule: &str) {
+        if holds {
+            return;
+        }
+        let tenant = &self.tenants[n];
+        let past: Vec<&str> = tenant.past.iter().map(String::as_str).collect();
+        panic!(
+            "tenant {} at {:?}: {rule}\n{}\nfile {:?}\nprocesses {:#?}\n{:#?}",
+            tenant.name,
+            self.now,
+            past.join("\n"),
+            tenant.file,
+            tenant.processes,
+            tenant.life.as_ref().map(Lifecycle::view),
+        );
+    }
+}
+
+impl Tenant {
+    fn new(n: usize, _rng: &mut fastrand::Rng) -> Self {
+        Self {
+            name: TenantName::parse(&format!("t{n}")).unwrap(),
+            file: None,
+            stopped: false,
+            life: None,
+            first_free: 1,
+            accepted: None,
+            revisions: BTreeMap::new(),
+            last_revision: 0,
+            told: None,
+            processes: BTreeMap::new(),
+            lingering: Vec::new(),
+            bound: Vec::new(),
+            generation: 0,
+            stands_in: false,
+            port_taken: Duration::ZERO,
+            pause_until: None,
+            tick_at: None,
+            past: VecDeque::new(),
+        }
+    }
+
+    /// What it is meant to run.
+    fn meant(&self) -> Option<&File> {
+        let told = self.told.as_ref()?;
+        let (_, file) = self.accepted.as_ref()?;
+        matches!(told.want, Want::Run(_)).then_some(file)
+    }
+
+    /// What it is wanted to run just now.
+    pub(super) fn wanted(&self) -> Option<Revision> {
+        match self.told.as_ref()?.want {
+            Want::Run(spec) => Some(spec.revision),
+            _ => None,
+        }
+    }
+
+    fn accept(&mut self, file: &File) -> Revision {
+        if let Some((revision, accepted)) = &self.accepted
+            && accepted == file
+        {
+            return *revision;
+        }
+        self.last_revision += 1;
+        let revision = Revision(self.last_revision);
+        self.accepted = Some((revision, file.clone()));
+        let _ = self.revisions.insert(revision, file.clone());
+        revision
+    }
+}
+
+impl Server {
+    fn facts(&self) -> Facts {
+        Facts {
+            max_connections: self.max_connections,
+            superuser_reserved: 3,
+            databases: [(
+                1,
+                Database {
+                    name: "brokkr".into(),
+                    limit: None,
+                },
+            )]
+            .into(),
+            roles: [(
+                "brokkr".to_owned(),
+                Role {
+                    limit: None,
+                    superuser: false,
+                },
+            )]
+            .into(),
+            ..Facts::default()
+        }
+    }
+
+    /// What tenants may take altogether.
+    pub(super) fn capacity(&self) -> u32 {
+        self.facts().capacity(HEADROOM)
+    }
+}

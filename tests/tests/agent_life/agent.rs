@@ -1,0 +1,179 @@
+//! The published agent as the broker sees it: what it asks, in which order, what it remembers and what it removes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use brokkr_tests::{Api, Connection, Response};
+use serde_json::{Value, json};
+
+use crate::model::Party;
+
+/// One agent and the cluster it looks after.
+pub(crate) struct Agent {
+    api: Api,
+    id: String,
+    name: String,
+    rng: fastrand::Rng,
+    /// What is applied: the checksum by stack.
+    cluster: BTreeMap<String, String>,
+    /// The stacks of the previous answer.
+    previous: BTreeSet<String>,
+    removed: Vec<String>,
+    failed: bool,
+    /// Nothing goes wrong on purpose any more.
+    settled: bool,
+    /// A kept connection, which a draining or killed broker closes under it.
+    kept: Option<Connection>,
+}
+
+impl Agent {
+    pub(crate) fn new(party: &Party, rng: fastrand::Rng) -> Self {
+        Self {
+            api: party.api.clone(),
+            id: party.id.clone(),
+            name: party.name.clone(),
+            rng,
+            cluster: BTreeMap::new(),
+            previous: BTreeSet::new(),
+            removed: Vec::new(),
+            failed: false,
+            settled: false,
+            kept: None,
+        }
+    }
+
+    /// What it has applied.
+    pub(crate) fn cluster(&self) -> &BTreeMap<String, String> {
+        &self.cluster
+    }
+
+    /// The stacks it has removed from its cluster since this was last asked.
+    pub(crate) fn take_removed(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.removed)
+    }
+
+    /// Whether the latest poll could not apply something.
+    pub(crate) fn failed_an_apply(&self) -> bool {
+        self.failed
+    }
+
+    /// From now on nothing fails, and what is missing is made up for.
+    pub(crate) fn settle(&mut self) {
+        self.settled = true;
+        for _ in 0..100 {
+            if self.poll().is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// One turn of its loop: heartbeat, itself, target state, an event for each object.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or answers that it cannot: the agent tries again at its next turn.
+    pub(crate) fn poll(&mut self) -> io::Result<()> {
+        self.failed = false;
+        let cut = !self.settled && self.rng.u8(..) < 12;
+        let _ = self.ask(
+            "POST",
+            &format!("/agents/{}/heartbeat", self.id),
+            Some(&json!({})),
+        )?;
+        let itself = format!("/agents/?name={}&cluster_name=c", self.name);
+        let found = self.ask("GET", &itself, None)?;
+        assert_eq!(found.json()["status"], "ACTIVE");
+        let path = format!("/agents/{}/target-state", self.id);
+        if cut {
+            // The answer is lost on its way.
+            self.send_and_hang_up(&path);
+            return Err(io::Error::other("cut"));
+        }
+        let state = self.ask("GET", &path, None)?.json();
+        let objects = state.as_array().expect("a list").clone();
+        let answered: BTreeSet<String> = objects.iter().map(|o| text(o, "stack_id")).collect();
+        for gone in std::mem::replace(&mut self.previous, answered.clone()) {
+            if !answered.contains(&gone) {
+                self.remove(&gone);
+            }
+        }
+        for object in &objects {
+            self.take(object)?;
+        }
+        Ok(())
+    }
+
+    /// Applies one object and reports.
+    fn take(&mut self, object: &Value) -> io::Result<()> {
+        let stack = text(object, "stack_id");
+        let empty = text(object, "yaml_content").trim().is_empty();
+        let applied = self.settled || empty || self.rng.u8(..) >= 12;
+        if empty {
+            self.remove(&stack);
+        } else if applied {
+            let _ = self.cluster.insert(stack, text(object, "yaml_checksum"));
+        }
+        self.failed |= !applied;
+        let event = json!({
+            "agent_id": self.id, "deployment_object_id": object["id"], "event_type": "DEPLOY",
+            "status": if applied { "SUCCESS" } else { "FAILURE" }, "message": null,
+        });
+        let _ = self.ask("POST", &format!("/agents/{}/events", self.id), Some(&event))?;
+        Ok(())
+    }
+
+    fn remove(&mut self, stack: &str) {
+        if self.cluster.remove(stack).is_some() {
+            self.removed.push(stack.to_owned());
+        }
+    }
+
+    /// Asks on the kept connection, as HTTP clients with a pool do: once more on a new one if the old one was closed
+    /// before anything came back and asking twice does no harm.
+    fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Response> {
+        let bearer = format!("Bearer {}", self.api.pak);
+        let headers = [
+            ("Authorization", bearer.as_str()),
+            ("Content-Type", "application/json"),
+        ];
+        let bytes = body.map(Value::to_string);
+        let bytes = bytes.as_deref().map(str::as_bytes);
+        let path = format!("/api/v1{path}");
+        let answer = match self.kept.take() {
+            Some(mut kept) => kept
+                .request(method, &path, &headers, bytes)
+                .map(|answer| (kept, answer)),
+            None => Err(io::Error::other("none kept")),
+        };
+        let (connection, answer) = match answer {
+            Ok(both) => both,
+            Err(_) => {
+                let mut fresh = Connection::open(&self.api.addr)?;
+                let answer = fresh.request(method, &path, &headers, bytes)?;
+                (fresh, answer)
+            }
+        };
+        if !answer.closes() {
+            self.kept = Some(connection);
+        }
+        match answer.status {
+            200..=299 => Ok(answer),
+            503 => Err(io::Error::other("503")),
+            status => panic!("{method} {path}: {status} {}", answer.text()),
+        }
+    }
+
+    fn send_and_hang_up(&mut self, path: &str) {
+        let bearer = format!("Bearer {}", self.api.pak);
+        if let Ok(mut connection) = Connection::open(&self.api.addr) {
+            let headers = [("Authorization", bearer.as_str())];
+            let _ = connection.send("GET", &format!("/api/v1{path}"), &headers, None);
+        }
+    }
+}
+
+fn text(object: &Value, key: &str) -> String {
+    object[key]
+        .as_str()
+        .unwrap_or_else(|| panic!("no {key} in {object}"))
+        .to_owned()
+}

@@ -1,0 +1,143 @@
+//! Agents live through everything: hundreds of polls between new objects, label changes, consents, targets and deletions,
+//! while their broker is replaced, killed, and their own connections are cut.
+//!
+//! The published agent removes from its cluster whatever is missing from the newest answer. So a wrong answer, just once,
+//! deletes a customer's workload; a stack that is answered once too often brings it back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod agent;
+mod model;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use agent::Agent;
+use brokkr_tests::{Host, Tenant, until};
+use model::{AGENTS, Model};
+use nix::sys::signal::Signal;
+
+/// Changes made to the tenant's world.
+const CHANGES: u32 = 250;
+/// Polls every agent makes at least.
+const POLLS: u32 = 150;
+/// Replacements and kills of the broker meanwhile.
+const DISTURBANCES: u32 = 8;
+
+#[test]
+fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_should_not() {
+    let seed = std::env::var("BROKKR_TESTS_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
+    println!("BROKKR_TESTS_SEED={seed}");
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(10).up();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let model = Model::new(acme.api(), &mut rng);
+    let agents: Vec<Mutex<Agent>> = model
+        .agents
+        .iter()
+        .enumerate()
+        .map(|(n, party)| {
+            let fork = fastrand::Rng::with_seed(seed ^ (n as u64 + 1));
+            Mutex::new(Agent::new(party, fork))
+        })
+        .collect();
+    // A change and what the model knows of it are one step for those who poll.
+    let model = RwLock::new(model);
+    let done = AtomicBool::new(false);
+    let polls = AtomicU32::new(0);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let disturbing = scope.spawn(|| disturb(&host, &acme));
+        let polling: Vec<_> = agents
+            .iter()
+            .enumerate()
+            .map(|(n, agent)| {
+                let (model, done, polls) = (&model, &done, &polls);
+                scope.spawn(move || {
+                    let mut mine = 0;
+                    while !done.load(Ordering::Relaxed) || mine < POLLS {
+                        poll_once(&model.read().unwrap(), n, &mut agent.lock().unwrap(), false);
+                        mine += 1;
+                        let _ = polls.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..CHANGES {
+            model.write().unwrap().change(&mut rng);
+            // Most agents see this state before the next change comes, some do not.
+            let seen = polls.load(Ordering::Relaxed) + AGENTS as u32 - 1;
+            until(Duration::from_secs(30), "agents to poll", || {
+                (polls.load(Ordering::Relaxed) >= seen).then_some(())
+            });
+        }
+        disturbing.join().unwrap();
+        done.store(true, Ordering::Relaxed);
+        for thread in polling {
+            thread.join().unwrap();
+        }
+    });
+    // When all is quiet, every agent has exactly what it should have, at once.
+    let model = model.into_inner().unwrap();
+    for (n, agent) in agents.iter().enumerate() {
+        poll_once(&model, n, &mut agent.lock().unwrap(), true);
+    }
+    println!(
+        "{} agents, {} polls, {CHANGES} changes ({}), {DISTURBANCES} disturbances, {:?}",
+        agents.len(),
+        polls.load(Ordering::Relaxed),
+        model.summary(),
+        began.elapsed()
+    );
+}
+
+/// One poll, and what it did to the agent's cluster against what the model says. `whole`: it must not fail.
+fn poll_once(model: &Model, n: usize, agent: &mut Agent, whole: bool) {
+    if whole {
+        agent.settle();
+    }
+    let outcome = agent.poll();
+    for removed in agent.take_removed() {
+        assert!(
+            !model.should_have(n, &removed),
+            "agent {n} removed stack {removed}, which it should have:\n{}",
+            model.describe(n, &removed)
+        );
+    }
+    // A poll that was cut short, or an apply that failed, leaves the cluster as far as it came.
+    if outcome.is_ok() && !agent.failed_an_apply() {
+        assert_eq!(
+            *agent.cluster(),
+            model.wanted(n),
+            "agent {n} after a whole poll"
+        );
+    }
+    assert!(
+        !whole || outcome.is_ok(),
+        "a quiet broker did not answer: {outcome:?}"
+    );
+}
+
+/// Replaces the broker by overlap, or kills it, over and over while the rest goes on.
+fn disturb(host: &Host, acme: &Tenant<'_>) {
+    for time in 0..DISTURBANCES {
+        let old = acme.pid();
+        if time % 2 == 0 {
+            host.command(&["restart", "acme"]).ok();
+        } else {
+            acme.signal(Signal::SIGKILL);
+        }
+        acme.wait_within(Duration::from_secs(60), "ready again", |t| {
+            t.state == "ready" && t.pid.is_some_and(|pid| pid != old)
+        });
+    }
+}

@@ -1,0 +1,70 @@
+//! Work orders and their log, as agents and the administrator see them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod claiming;
+mod creating;
+mod ending;
+mod faults;
+#[path = "../support/shapes.rs"]
+mod shapes;
+#[path = "../support/world.rs"]
+mod world;
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use brokkr_tests::pg::Options;
+use brokkr_tests::{Api, PgServer, Response, until};
+use serde_json::{Value, json};
+use world::{Party, World, id, ids, refused, server};
+
+const LONG: Duration = Duration::from_secs(20);
+const UNKNOWN: &str = "00000000-0000-0000-0000-000000000001";
+
+/// Creates an order with these keys besides type and content.
+fn create(world: &World, more: Value) -> Response {
+    let mut body = json!({ "work_type": "build", "yaml_content": "kind: Build" });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    world.admin.post("/work-orders", &body)
+}
+
+/// An order for this agent, with these keys besides; its id.
+fn order_for(world: &World, agent: &Party, mut more: Value) -> String {
+    more["targeting"] = json!({ "agent_ids": [agent.id] });
+    id(&create(world, more).expect(201).json())
+}
+
+fn pending(agent: &Party) -> Vec<String> {
+    let path = format!("/agents/{}/work-orders/pending", agent.id);
+    ids(&agent.api.get(&path).expect(200).json())
+}
+
+fn claim(api: &Api, order: &str, agent: &Party) -> Response {
+    api.post(
+        &format!("/work-orders/{order}/claim"),
+        &json!({ "agent_id": agent.id }),
+    )
+}
+
+fn complete(api: &Api, order: &str, outcome: Value) -> Response {
+    api.post(&format!("/work-orders/{order}/complete"), &outcome)
+}
+
+fn show(world: &World, order: &str) -> Value {
+    let path = format!("/work-orders/{order}");
+    world.admin.get(&path).expect(200).json()
+}
+
+/// How many rows a table of the tenant has.
+fn count(world: &World, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table}");
+    world.sql().query_one(&sql, &[]).unwrap().get(0)
+}

@@ -1,0 +1,80 @@
+//! The OpenAPI document, as somebody who has it would use it. That it says what the published one says is looked at by
+//! `rust-client`; that answers are as it says, by `schemathesis.rs`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+#[path = "support/world.rs"]
+mod world;
+
+use brokkr_tests::http;
+use serde_json::Value;
+use world::World;
+
+#[test]
+fn the_document_is_served_without_a_pak_and_is_what_the_command_prints() {
+    let world = World::new();
+    let served = http::get(&world.broker.addr(), "/docs/openapi.json")
+        .unwrap()
+        .expect(200);
+    assert_eq!(served.header("content-type"), Some("application/json"));
+    let printed = world.broker.run(&["openapi"]).ok();
+    assert_eq!(
+        served.json(),
+        serde_json::from_str::<Value>(&printed).unwrap()
+    );
+    // There is no page that shows it.
+    for path in ["/swagger-ui", "/docs", "/docs/"] {
+        let nothing = http::get(&world.broker.addr(), path).unwrap().expect(404);
+        assert_eq!(nothing.json()["code"], "not_found", "{path}");
+    }
+}
+
+#[test]
+fn the_document_is_printed_without_any_configuration() {
+    let asked = brokkr_tests::bin::run(
+        brokkr_tests::bin::broker(),
+        ["openapi", "--config", "/nowhere/broker.toml"],
+    );
+    let document: Value = serde_json::from_str(&asked.ok()).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+}
+
+#[test]
+fn every_documented_operation_is_there_and_answers_as_documented() {
+    let world = World::new();
+    let document = http::get(&world.broker.addr(), "/docs/openapi.json")
+        .unwrap()
+        .expect(200)
+        .json();
+    let mut wrong = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        assert!(!path.starts_with("/internal"), "{path} is not for clients");
+        for (method, operation) in methods.as_object().unwrap() {
+            let nobodys = path
+                .split('/')
+                .map(|part| match part.starts_with('{') {
+                    true => "00000000-0000-4000-8000-000000000000",
+                    false => part,
+                })
+                .collect::<Vec<_>>()
+                .join("/");
+            let documented = &operation["responses"];
+            // Nobody, then the admin with things that do not exist.
+            for (api, pak) in [(world.nobody(), "no PAK"), (world.admin.clone(), "admin")] {
+                let answer = api.call(&method.to_uppercase(), &nobodys, None);
+                if documented.get(answer.status.to_string()).is_none() {
+                    let text = answer.text();
+                    wrong.push(format!(
+                        "{method} {path} with {pak}: {} {text}",
+                        answer.status
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
