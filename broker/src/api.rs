@@ -20,6 +20,7 @@ pub(crate) mod events;
 mod fleet;
 mod generators;
 mod instantiate;
+mod large;
 mod objects;
 pub mod openapi;
 mod paks;

@@ -10,11 +10,16 @@
 //! The event loop is one thread. It ends at once on a second signal; otherwise when the last connection has ended, or at
 //! the end of the grace when only idle ones are left.
 
+mod access;
 mod connections;
+mod cors;
 mod listener;
 mod notify;
 mod private;
 mod public;
+mod request_id;
+mod turn;
+mod wire;
 
 use std::io;
 use std::sync::Arc;
@@ -131,6 +136,7 @@ async fn run_notified(
     let app = app(&instance)?;
     let public = Connections::new(
         public::router(app.clone(), dropped.clone()),
+        app.metrics.clone(),
         phases.clone(),
         most_connections(&instance),
     );
@@ -142,6 +148,7 @@ async fn run_notified(
         let (forever, phases) = watch::channel(Phase::Serving);
         let connections = Connections::new(
             private::router(app.clone(), dropped),
+            app.metrics.clone(),
             phases,
             PRIVATE_CONNECTIONS,
         );

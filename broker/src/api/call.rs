@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
-use super::record;
+use super::{large, record};
 use crate::app::App;
 use crate::auth::{self, Principal};
 use crate::db::Conn;
@@ -136,7 +136,7 @@ pub(super) struct Operation {
     takes_body: bool,
 }
 
-/// An operation that takes no body; one that comes anyway is not read.
+/// An operation that takes no body; one that comes anyway counts for nothing.
 pub(super) fn plain(work: Work) -> Operation {
     Operation {
         work,
@@ -206,6 +206,9 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
             }
         }
         request.body = read(&request.headers, body).await;
+    } else if announced(&request.headers).is_some_and(|length| length <= SMALL_BODY) {
+        // Nobody asked for it; taken all the same, so that the connection can go on after it.
+        let _ = read(&request.headers, body).await;
     }
     let outcome = db
         .run(move |conn| {
@@ -219,13 +222,22 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
             if conn.take_wrote_events() {
                 call.app.jobs.wake(crate::jobs::Job::Webhooks);
             }
-            done
+            Ok::<_, Error>((principal, done))
         })
         .await;
     drop(room);
     match outcome {
-        Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
-        outcome => outcome.into_response(),
+        Ok((principal, done)) => {
+            let answer = match done {
+                Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
+                done => done.into_response(),
+            };
+            let mut response = large::held(answer);
+            // For the access log.
+            response.extensions_mut().insert(principal);
+            response
+        }
+        Err(error) => error.into_response(),
     }
 }
 
@@ -244,9 +256,7 @@ async fn make_room(
     let patience = app.config.database.acquire_timeout;
     match tokio::time::timeout(patience, ROOM.acquire_many(kibibytes)).await {
         Ok(Ok(permit)) => Ok((request, permit)),
-        Ok(Err(_)) | Err(_) => Err(Error::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too_many_bodies",
+        Ok(Err(_)) | Err(_) => Err(Error::busy(
             "too many large bodies at once; try again shortly",
         )),
     }

@@ -95,6 +95,7 @@ struct ResourceHealth {
         (status = 415, description = "Not sent as JSON", body = ErrorResponse),
         (status = 422, description = "Another shape, no such status, or no such object; nothing is stored", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("agent_pak" = [])),
 )]
@@ -185,6 +186,7 @@ struct ObjectHealth {
         (status = 401, description = "No valid PAK", body = ErrorResponse),
         (status = 403, description = "Not the admin", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]
@@ -241,6 +243,7 @@ struct DeploymentObjectHealthSummary {
         (status = 401, description = "No valid PAK", body = ErrorResponse),
         (status = 403, description = "Not the admin", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]

@@ -1,7 +1,7 @@
 //! The pool itself: gate, r2d2 and blocking threads put together.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,7 @@ struct Inner {
     shared: Arc<Shared>,
     options: Options,
     last: Mutex<Last>,
+    writes: AtomicU64,
 }
 
 /// How the latest attempt to get a working connection ended.
@@ -129,6 +130,7 @@ impl Db {
             shared,
             options,
             last: Mutex::default(),
+            writes: AtomicU64::new(0),
         })))
     }
 
@@ -207,6 +209,11 @@ impl Db {
             .clone()
     }
 
+    /// Grows whenever this process may have changed something in the schema.
+    pub fn writes(&self) -> u64 {
+        self.0.writes.load(Ordering::Relaxed)
+    }
+
     /// The state of the pool now.
     pub fn figures(&self) -> Figures {
         let shared = &self.0.shared;
@@ -280,7 +287,11 @@ impl Inner {
             )
             .into());
         }
-        match catch_unwind(AssertUnwindSafe(|| work(&mut conn))) {
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut conn)));
+        if conn.wrote() {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        match done {
             Ok(result) => result,
             Err(_) => {
                 conn.spoil();
