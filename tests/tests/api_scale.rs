@@ -179,7 +179,8 @@ fn reads(
 }
 
 #[test]
-fn at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_there_are_not_more_of_them() {
+fn fault_56_at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_there_are_not_more_of_them()
+ {
     let server = explain::server();
     let world = World::on(&server, &[("broker.webhook_encryption_key", KEY)]);
     let mut log = 0;
