@@ -12,6 +12,7 @@ use crate::jobs::Jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
+use crate::webhook::Webhooks;
 
 /// The state behind the router: handles only, cheap to clone.
 #[derive(Clone)]
@@ -34,4 +35,6 @@ pub struct App {
     pub jobs: Jobs,
     /// Who is connected by WebSocket.
     pub live: Live,
+    /// What webhooks are delivered with.
+    pub webhooks: Webhooks,
 }

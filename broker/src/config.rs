@@ -15,6 +15,8 @@ use crate::db;
 use crate::db::start::{KeyFile, Plan};
 use crate::pak::{Format, PakHash};
 use crate::sys;
+use crate::webhook::crypto::Key;
+use crate::webhook::key::KeySource;
 
 /// One run of one tenant's broker: everything it was told.
 #[derive(Clone, Debug)]
@@ -135,7 +137,16 @@ impl Instance {
             pak_format: self.pak_format(),
             pak_hash,
             key_file: KeyFile::in_folder(&self.state_dir),
+            webhook_key: self.webhook_key(),
         }
+    }
+
+    /// Where the webhook key comes from.
+    pub fn webhook_key(&self) -> KeySource {
+        let configured = self.config.broker.webhook_encryption_key.as_ref();
+        // Its form was checked when the configuration was read.
+        let configured = configured.and_then(|key| Key::parse(key.expose()));
+        KeySource::new(configured, &self.state_dir)
     }
 
     /// How PAKs are minted.

@@ -10,6 +10,7 @@
 //! [`Job`], one in `Job::run`, and its column in `look`.
 
 pub mod diagnostics;
+mod gauges;
 mod look;
 pub mod retention;
 mod webhooks;
@@ -40,14 +41,17 @@ pub enum Job {
     WorkOrders,
     /// Ends diagnostic requests that nobody answered.
     Diagnostics,
+    /// Reads what `/metrics` shows of the database.
+    Gauges,
 }
 
 impl Job {
-    const ALL: [Job; 4] = [
+    const ALL: [Job; 5] = [
         Job::Retention,
         Job::Webhooks,
         Job::WorkOrders,
         Job::Diagnostics,
+        Job::Gauges,
     ];
 
     /// Does what is due now, and says after how long there is more to do, if that is known.
@@ -57,6 +61,7 @@ impl Job {
             Job::Webhooks => webhooks::run(app).await,
             Job::WorkOrders => work_orders::run(app).await,
             Job::Diagnostics => diagnostics::run(app).await,
+            Job::Gauges => gauges::run(app).await,
         }
     }
 }
@@ -131,6 +136,7 @@ pub fn spawn(app: &App) {
         tokio::spawn(keep(app.clone(), job));
     }
     tokio::spawn(look::around(app.clone()));
+    app.jobs.wake(Job::Gauges);
 }
 
 async fn keep(app: App, job: Job) {

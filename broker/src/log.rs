@@ -80,11 +80,12 @@ pub fn set_level(level: LogLevel) -> bool {
 }
 
 /// Installs the subscriber and the panic hook. `level` is a level or a list of `target=level`; `RUST_LOG` overrides it.
+/// `tenant` is on every line; under a supervisor, which puts it there itself, it is `None`.
 ///
 /// # Errors
 ///
 /// When the writer's thread cannot be started, or a subscriber is installed already.
-pub fn init(level: &str, format: Format) -> std::io::Result<Guard> {
+pub fn init(level: &str, format: Format, tenant: Option<&str>) -> std::io::Result<Guard> {
     let wished = std::env::var("RUST_LOG")
         .ok()
         .and_then(|text| text.parse::<Targets>().ok());
@@ -94,8 +95,12 @@ pub fn init(level: &str, format: Format) -> std::io::Result<Guard> {
         .unwrap_or_else(|| Targets::new().with_default(Level::INFO));
     let (filter, handle) = reload::Layer::new(filter);
     let (sink, guard) = writer(std::io::stderr(), QUEUE, format)?;
-    let subscriber =
-        tracing_subscriber::registry().with(Lines { sink, format }.with_filter(filter));
+    let lines = Lines {
+        sink,
+        format,
+        tenant: tenant.map(str::to_owned),
+    };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
     if !overridden {
         // Empty until now: a second subscriber would have been refused.
@@ -106,6 +111,11 @@ pub fn init(level: &str, format: Format) -> std::io::Result<Guard> {
             .location()
             .map(ToString::to_string)
             .unwrap_or_default();
+        if std::thread::current().name() == Some(crate::template::THREAD) {
+            // A library met a template it did not foresee. The caller is told; the message holds the caller's text.
+            tracing::debug!(target: "panic", location, "on a template");
+            return;
+        }
         tracing::error!(target: "panic", location, "{}", panic_message(panic.payload()));
     }));
     Ok(guard)
@@ -197,12 +207,18 @@ fn dropped_line(format: Format, lost: u64) -> String {
 struct Lines {
     sink: Sink,
     format: Format,
+    tenant: Option<String>,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if let Some(tenant) = &self.tenant {
+            fields
+                .other
+                .insert("tenant".to_owned(), tenant.as_str().into());
+        }
         let metadata = event.metadata();
         self.sink.send(line(
             self.format,
@@ -305,7 +321,11 @@ mod tests {
 
     fn log_into(out: UnixStream, queue: usize, format: Format, work: impl FnOnce()) -> u64 {
         let (sink, guard) = writer(out, queue, format).unwrap();
-        let subscriber = tracing_subscriber::registry().with(Lines { sink, format });
+        let subscriber = tracing_subscriber::registry().with(Lines {
+            sink,
+            format,
+            tenant: Some("acme".to_owned()),
+        });
         tracing::subscriber::with_default(subscriber, work);
         guard.dropped().load(Ordering::Relaxed)
     }
@@ -333,6 +353,10 @@ mod tests {
         assert_eq!(first["number"], 7);
         assert_eq!(first["text"], "a \"b\"\nc");
         assert_eq!(first["field_level"], "mine");
+        assert_eq!(
+            (&first["tenant"], &second["tenant"]),
+            (&"acme".into(), &"acme".into())
+        );
         assert_eq!(second["message"], "again");
         let timestamp = first["timestamp"].as_str().unwrap();
         assert!(
@@ -348,6 +372,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(Lines {
             sink,
             format: Format::Json,
+            tenant: None,
         });
         let filler = "x".repeat(1000);
         tracing::subscriber::with_default(subscriber, || {

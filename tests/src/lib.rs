@@ -20,6 +20,7 @@
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
+//! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
 //! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |
@@ -46,6 +47,7 @@ pub mod ports;
 pub mod procs;
 pub mod toml_text;
 pub mod wait;
+pub mod ws;
 
 pub use broker::Broker;
 pub use host::{Host, Tenant};
@@ -54,3 +56,4 @@ pub use load::Load;
 pub use pg::PgServer;
 pub use place::Place;
 pub use wait::{holds_for, until};
+pub use ws::Socket;

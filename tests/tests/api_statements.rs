@@ -61,6 +61,16 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     assert_eq!(listed.len(), 1, "{listed:#?}");
     let registered = count(&|| drop(generator.api.get("/agents").expect(200)));
     assert_eq!(registered.len(), 1, "{registered:#?}");
+    for n in 0..3 {
+        for api in [&generator.api, &world.admin] {
+            let body = json!({ "name": format!("t{n}"), "template_content": "a: 1", "parameters_schema": "{}" });
+            let _ = api.post("/templates", &body).expect(201);
+        }
+    }
+    for api in [&generator.api, &world.admin] {
+        let listed = count(&|| drop(api.get("/templates").expect(200)));
+        assert_eq!(listed.len(), 1, "{listed:#?}");
+    }
     for mode in ["full", "incremental"] {
         let state = path(&format!("target-state?mode={mode}"));
         let asked = count(&|| drop(agent.api.get(&state).expect(200)));

@@ -123,6 +123,7 @@ struct AuditLogListResponse {
         (status = 403, description = "Not the admin", body = ErrorResponse),
         (status = 422, description = "A value in the query cannot be in the log", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]

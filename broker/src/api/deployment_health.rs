@@ -13,6 +13,7 @@ use super::call::{Call, Reply, plain, with_body};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::{Error, ErrorResponse};
+use crate::live::Live;
 use crate::store::health::{self, Outcome, Record, Report, Status};
 
 /// This resource in the OpenAPI document.
@@ -94,6 +95,7 @@ struct ResourceHealth {
         (status = 415, description = "Not sent as JSON", body = ErrorResponse),
         (status = 422, description = "Another shape, no such status, or no such object; nothing is stored", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("agent_pak" = [])),
 )]
@@ -106,12 +108,23 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         .into_iter()
         .map(checked)
         .collect::<Result<_, _>>()?;
-    match health::report(db, agent, &reports)? {
+    take(&call.app.live, db, agent, &reports)?;
+    Ok(Reply::Empty(StatusCode::OK))
+}
+
+/// Stores what an agent reports, by REST or over its socket, all of it or nothing.
+pub(crate) fn take(
+    live: &Live,
+    db: &mut Conn,
+    agent: Uuid,
+    reports: &[Report],
+) -> Result<(), Error> {
+    match health::report(db, agent, reports)? {
         Outcome::Stored { news } => {
             if news {
-                call.app.live.fleet_changed(agent);
+                live.fleet_changed(agent);
             }
-            Ok(Reply::Empty(StatusCode::OK))
+            Ok(())
         }
         Outcome::UnknownObject => Err(access::no_object_to_report_on(
             "deployment_health_deployment_object_id_fkey",
@@ -130,11 +143,21 @@ fn checked(update: DeploymentObjectHealthUpdate) -> Result<Report, Error> {
             tracing::error!(%error, "a health summary could not be serialised");
             Error::internal()
         })?;
-    Report::new(update.id, &update.status, summary, update.checked_at).map_err(|wrong| {
+    report_on(update.id, &update.status, summary, update.checked_at)
+}
+
+/// A report that can be stored; else 422 `invalid_health_record`.
+pub(crate) fn report_on(
+    object: Uuid,
+    status: &str,
+    summary: Option<String>,
+    checked_at: DateTime<Utc>,
+) -> Result<Report, Error> {
+    Report::new(object, status, summary, checked_at).map_err(|wrong| {
         Error::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "invalid_health_record",
-            format!("object {}: {wrong}", update.id),
+            format!("object {object}: {wrong}"),
         )
     })
 }
@@ -163,6 +186,7 @@ struct ObjectHealth {
         (status = 401, description = "No valid PAK", body = ErrorResponse),
         (status = 403, description = "Not the admin", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]
@@ -219,6 +243,7 @@ struct DeploymentObjectHealthSummary {
         (status = 401, description = "No valid PAK", body = ErrorResponse),
         (status = 403, description = "Not the admin", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]

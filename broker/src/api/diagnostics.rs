@@ -69,6 +69,7 @@ struct NewRequest {
         (status = 415, description = "Not sent as JSON", body = ErrorResponse),
         (status = 422, description = "Another shape, or a value that cannot be stored", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]
@@ -118,6 +119,7 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         (status = 401, description = "No valid PAK", body = ErrorResponse),
         (status = 403, description = "Not the admin or this agent", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("agent_pak" = [])),
 )]
@@ -133,7 +135,9 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 struct Shown {
     /// The request.
     request: Request,
-    /// What its agent found, once it has answered.
+    /// What its agent found, once it has answered. Left out until then: the published Python client fails at null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Findings, required = false)]
     result: Option<Findings>,
 }
 
@@ -150,6 +154,7 @@ struct Shown {
         (status = 403, description = "Not the admin or the agent that was asked", body = ErrorResponse),
         (status = 404, description = "No such request", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
@@ -174,6 +179,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         (status = 404, description = "No such request", body = ErrorResponse),
         (status = 409, description = "Not pending any more, or too late", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("agent_pak" = [])),
 )]
@@ -222,6 +228,7 @@ struct NewFindings {
         (status = 415, description = "Not sent as JSON", body = ErrorResponse),
         (status = 422, description = "Another shape, or a value that cannot be stored", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("agent_pak" = [])),
 )]

@@ -30,6 +30,7 @@ pub(super) fn routes() -> Router<App> {
         (status = 401, description = "No valid PAK", body = ErrorResponse),
         (status = 403, description = "Not the admin", body = ErrorResponse),
         (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::{Db, DbError, Sql};
 use crate::hot::days;
+use crate::store::telemetry::RETENTION_SECONDS;
 
 /// Rows deleted by one statement: a year's backlog must not become one long transaction.
 pub const CHUNK: i64 = 5_000;
@@ -24,6 +25,9 @@ pub const CHUNK: i64 = 5_000;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Not configurable: a broker is no warehouse of logs.
+const TELEMETRY: Duration = Duration::from_secs(RETENTION_SECONDS as u64);
 
 /// A table whose rows are kept for a time.
 ///
@@ -45,7 +49,14 @@ macro_rules! ages {
     () => {
         "(SELECT extract(epoch FROM now() - min(created_at))::float8 FROM audit_log) AS audit_log_age,
          (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_events) AS agent_events_age,
-         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM deployment_health) AS deployment_health_age"
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM event_outbox) AS event_outbox_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM webhook_deliveries
+           WHERE status IN ('success', 'dead')) AS finished_webhook_deliveries_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM webhook_deliveries
+           WHERE status IN ('pending', 'failed') AND NOT for_broker) AS unfetched_webhook_deliveries_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM deployment_health) AS deployment_health_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_k8s_events) AS agent_k8s_events_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_pod_logs) AS agent_pod_logs_age"
     };
 }
 pub(super) use ages;
@@ -65,8 +76,21 @@ macro_rules! wanted {
     };
 }
 
+/// Telemetry's rows are many and never updated, so the place of a row serves to delete it and no index on its id is kept.
+macro_rules! delete_telemetry {
+    ($table:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ctid = ANY (ARRAY (SELECT ctid FROM ",
+            $table,
+            " WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
+        )
+    };
+}
+
 /// The tables.
-pub const KEPT: [Kept; 3] = [
+pub const KEPT: [Kept; 8] = [
     Kept {
         age: "audit_log_age",
         delete: "DELETE FROM audit_log WHERE id = ANY (ARRAY (SELECT id FROM audit_log \
@@ -94,6 +118,33 @@ pub const KEPT: [Kept; 3] = [
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: HOUR,
     },
+    // Events that could not be turned into deliveries for so long are no news any more.
+    Kept {
+        age: "event_outbox_age",
+        delete: "DELETE FROM event_outbox WHERE id = ANY (ARRAY (SELECT id FROM event_outbox \
+                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    Kept {
+        age: "finished_webhook_deliveries_age",
+        delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
+                 WHERE status IN ('success', 'dead') AND created_at < now() - make_interval(secs => $1) \
+                 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    // Without this, deliveries for labels that no agent has would be kept for ever.
+    Kept {
+        age: "unfetched_webhook_deliveries_age",
+        delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
+                 WHERE status IN ('pending', 'failed') AND NOT for_broker \
+                 AND created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
     // What an agent said long ago of an object that has been replaced or deleted.
     Kept {
         age: "deployment_health_age",
@@ -108,6 +159,18 @@ pub const KEPT: [Kept; 3] = [
         ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: DAY,
+    },
+    Kept {
+        age: "agent_k8s_events_age",
+        delete: delete_telemetry!("agent_k8s_events"),
+        keep: |_| TELEMETRY,
+        period: MINUTE,
+    },
+    Kept {
+        age: "agent_pod_logs_age",
+        delete: delete_telemetry!("agent_pod_logs"),
+        keep: |_| TELEMETRY,
+        period: MINUTE,
     },
 ];
 
@@ -136,7 +199,9 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
             continue;
         }
         let rows = kept.sweep(&app.db, keep).await?;
-        if rows > 0 {
+        app.metrics.sockets.swept(kept.table(), rows);
+        // Telemetry is swept every minute for as long as there is any: that is no news.
+        if rows > 0 && kept.period > MINUTE {
             tracing::info!(
                 rows,
                 table = kept.table(),

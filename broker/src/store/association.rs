@@ -77,6 +77,49 @@ pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbErr
     Ok(db.query_one(SQL, &[&agent, &stack])?.try_get(0)?)
 }
 
+/// Who of these agents serves a stack now. From the stack's own few marks to the agents that have them.
+///
+/// # Errors
+/// When the statement fails.
+pub fn agents_serving(
+    db: &mut impl Sql,
+    stack: Uuid,
+    among: &[Uuid],
+) -> Result<Vec<Uuid>, DbError> {
+    const SQL: &str = "\
+        SELECT served.agent_id
+          FROM (SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = $1
+                UNION
+                SELECT al.agent_id
+                  FROM stack_labels sl
+                  JOIN agent_labels al ON al.label = sl.label
+                  JOIN agent_generator_registrations r
+                    ON r.agent_id = al.agent_id AND r.generator_id = sl.generator_id
+                 WHERE sl.stack_id = $1
+                UNION
+                SELECT aa.agent_id
+                  FROM stack_annotations sa
+                  JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
+                  JOIN agent_generator_registrations r
+                    ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
+                 WHERE sa.stack_id = $1) AS served
+         WHERE served.agent_id = ANY ($2)";
+    super::all(db.query(SQL, &[&stack, &among])?, |row| Ok(row.try_get(0)?))
+}
+
+/// Who of these agents served any of these stacks when they were deleted.
+///
+/// # Errors
+/// When the statement fails.
+pub fn departing(db: &mut impl Sql, stacks: &[Uuid], among: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    const SQL: &str = "\
+        SELECT DISTINCT agent_id FROM stack_departures WHERE agent_id = ANY ($2) AND stack_id = ANY ($1)";
+    super::all(
+        db.query(SQL, &[&stacks, &among])?,
+        |row| Ok(row.try_get(0)?),
+    )
+}
+
 /// Which part of its target state an agent asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use brokkr_broker::db::start::{KeyFile, Plan};
 use brokkr_broker::db::{Db, Options};
 use brokkr_broker::pak::Format;
+use brokkr_broker::webhook::key::KeySource;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use brokkr_tests::{PgServer, Place};
 
@@ -57,6 +58,7 @@ fn plan(server: &PgServer, schema: &str, place: &Place) -> Plan {
         pak_format: Format::default(),
         pak_hash: None,
         key_file: KeyFile::in_folder(&place.join("state")),
+        webhook_key: KeySource::new(None, &place.join("state")),
     }
 }
 
