@@ -7,13 +7,13 @@ mod tests;
 use super::account::{Diary, Kind, Tally};
 use super::excuse::Excuses;
 use super::ledger::{Agent, Home, Ledger};
-use crate::http::{Addr, Connection};
-use asking::Outcome;
+use crate::http::Addr;
+use asking::{Held, Outcome};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// Between two requests of one client: the load is constant, not as much as the host can bear.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -21,6 +21,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_LATER: Duration = Duration::from_millis(100);
 /// Agents of one client that live at once; the next creation is preceded by a deletion.
 const MOST_AGENTS: usize = 8;
+/// Connections opened at once, now and then.
+const BURST: usize = 8;
+/// The longest a request is in flight because its client takes its time. The supervisor answers in a broker's place only
+/// whom it has heard out within two seconds.
+const SLOWEST: u64 = 1200;
 
 /// What all clients of a host share.
 #[derive(Debug, Default)]
@@ -59,7 +64,9 @@ pub struct Client {
     keep_alive: bool,
     stranger: Option<String>,
     dice: fastrand::Rng,
-    kept: Option<(Connection, Instant)>,
+    kept: Option<Held>,
+    /// In the middle of the next request with a body.
+    pause: Option<Duration>,
     written: u64,
     tally: Tally,
     ledger: Ledger,
@@ -83,6 +90,7 @@ impl Client {
             stranger: None,
             dice,
             kept: None,
+            pause: None,
             written: 0,
             tally: Tally::default(),
         }
@@ -119,7 +127,8 @@ impl Client {
             55..70 => self.delete(),
             70..82 => self.change_home(),
             82..94 => self.beat(),
-            94..97 => self.be_a_stranger(),
+            94..96 => self.be_a_stranger(),
+            96..98 => self.burst(),
             _ => self.healthz(),
         }
     }
@@ -137,8 +146,12 @@ impl Client {
         }
     }
 
+    /// One creation in four is slow: in flight for longer than a broker needs to start, or to be told to go.
     fn create(&mut self) {
         let name = self.next_name();
+        if self.dice.u32(..4) == 0 {
+            self.pause = Some(Duration::from_millis(self.dice.u64(..SLOWEST)));
+        }
         if let Some((agent, _)) = self.create_agent(&name) {
             self.ledger.created(name, agent);
         }
@@ -296,6 +309,21 @@ impl Client {
                 answer,
                 401,
             );
+        }
+    }
+
+    /// Many connections at once: some wait in the backlog, whoever serves.
+    fn burst(&mut self) {
+        let Some(home) = &self.ledger.home else {
+            return;
+        };
+        let (name, agent) = (home.name.clone(), home.agent.clone());
+        let path = format!("/api/v1/agents/{}", agent.id);
+        for answer in self.ask_at_once(BURST, &path, &agent.pak) {
+            let answer = self.expect("GET", &path, answer, 200);
+            if let Some(agent) = answer.and_then(|answer| self.body(&answer)) {
+                self.is_named(&agent, &name);
+            }
         }
     }
 

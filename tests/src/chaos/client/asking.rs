@@ -5,6 +5,7 @@ use super::super::excuse::Allowed;
 use super::Client;
 use crate::http::{Connection, Response};
 use serde_json::Value;
+use std::io;
 use std::time::{Duration, Instant};
 
 /// No answer for so long is a failed request. Far more than any fault of the plan lasts.
@@ -17,6 +18,31 @@ pub(super) enum Outcome {
     Answer(Response),
     /// With nothing that says what came of it.
     Unknown,
+}
+
+/// A connection in a client's hands.
+#[derive(Debug)]
+pub(super) struct Held {
+    connection: Connection,
+    opened: Instant,
+}
+
+/// Sends all but the last `late` bytes, those after a pause, and reads the answer: a request that is in flight for long.
+fn in_two_parts(
+    connection: &mut Connection,
+    bytes: &[u8],
+    late: usize,
+    pause: Duration,
+) -> io::Result<Response> {
+    let (early, late) = bytes.split_at(bytes.len() - late);
+    connection.raw(early)?;
+    std::thread::sleep(pause);
+    // Whoever answers before it has the whole request may close its end; its answer is there all the same.
+    let sent = connection.raw(late);
+    connection.receive(false).map_err(|e| match sent {
+        Err(e) => e,
+        Ok(()) => e,
+    })
 }
 
 impl Client {
@@ -65,36 +91,92 @@ impl Client {
         pak: &str,
         body: Option<&Value>,
     ) -> Outcome {
+        let pause = self.pause.take();
         let asked = Instant::now();
-        let (mut connection, opened) = match self.kept.take() {
-            Some(kept) => kept,
-            None => match Connection::open_within(&self.address.addr, PATIENCE) {
-                Ok(connection) => (connection, asked),
-                Err(e) => {
-                    self.bad(Kind::Refused, format!("for {method} {path}: {e}"));
-                    return Outcome::Unknown;
-                }
-            },
+        let kept = self.kept.take();
+        let Some(mut held) = kept.or_else(|| self.connect(method, path)) else {
+            return Outcome::Unknown;
         };
         let bearer = format!("Bearer {pak}");
-        let mut headers = Vec::new();
-        if !pak.is_empty() {
-            headers.push(("Authorization", bearer.as_str()));
+        let headers = self.headers(&bearer, body.is_some());
+        let body = body.map(Value::to_string);
+        let body = body.as_deref().map(str::as_bytes);
+        let answer = match (pause, body) {
+            (Some(pause), Some(body)) => {
+                let head = |(name, value): &(&str, &str)| format!("{name}: {value}\r\n");
+                let head: String = headers.iter().map(head).collect();
+                let head = format!(
+                    "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n{head}\r\n",
+                    body.len()
+                );
+                let bytes = [head.as_bytes(), body].concat();
+                in_two_parts(&mut held.connection, &bytes, body.len() / 2, pause)
+            }
+            _ => held.connection.request(method, path, &headers, body),
+        };
+        self.judge(method, path, asked, held, answer)
+    }
+
+    /// The same request on so many new connections at once; gives the answers that came.
+    pub(super) fn ask_at_once(&mut self, many: usize, path: &str, pak: &str) -> Vec<Response> {
+        let asked = Instant::now();
+        let bearer = format!("Bearer {pak}");
+        let mut headers = self.headers(&bearer, false);
+        headers.retain(|(name, _)| *name != "Connection");
+        headers.push(("Connection", "close"));
+        let mut sent = Vec::new();
+        for _ in 0..many {
+            if let Some(mut held) = self.connect("GET", path) {
+                let gone = held.connection.send("GET", path, &headers, None);
+                sent.push((held, gone));
+            }
         }
-        if body.is_some() {
+        let mut answers = Vec::new();
+        for (mut held, gone) in sent {
+            let answer = gone.and_then(|()| held.connection.receive(false));
+            if let Outcome::Answer(answer) = self.judge("GET", path, asked, held, answer) {
+                answers.push(answer);
+            }
+        }
+        answers
+    }
+
+    fn headers<'a>(&self, bearer: &'a str, has_body: bool) -> Vec<(&'static str, &'a str)> {
+        let mut headers = Vec::new();
+        if bearer != "Bearer " {
+            headers.push(("Authorization", bearer));
+        }
+        if has_body {
             headers.push(("Content-Type", "application/json"));
         }
         if !self.keep_alive {
             headers.push(("Connection", "close"));
         }
-        let body = body.map(Value::to_string);
-        let answer = connection.request(method, path, &headers, body.as_deref().map(str::as_bytes));
+        headers
+    }
+
+    fn connect(&mut self, method: &str, path: &str) -> Option<Held> {
+        let opened = Instant::now();
+        Connection::open_within(&self.address.addr, PATIENCE)
+            .inspect_err(|e| self.bad(Kind::Refused, format!("for {method} {path}: {e}")))
+            .map(|connection| Held { connection, opened })
+            .ok()
+    }
+
+    fn judge(
+        &mut self,
+        method: &str,
+        path: &str,
+        asked: Instant,
+        held: Held,
+        answer: io::Result<Response>,
+    ) -> Outcome {
         match answer {
             Ok(answer) => {
                 *self.tally.answers.entry(answer.status).or_default() += 1;
                 self.tally.slowest = self.tally.slowest.max(asked.elapsed());
                 if self.keep_alive && !answer.closes() {
-                    self.kept = Some((connection, opened));
+                    self.kept = Some(held);
                 }
                 if answer.status == 503 {
                     self.excuse(method, path, &answer, asked);
@@ -103,6 +185,7 @@ impl Client {
                 Outcome::Answer(answer)
             }
             Err(e) => {
+                let Held { connection, opened } = held;
                 let excuses = &self.shared.excuses;
                 if excuses.was_killed(&self.address.tenant, connection.own_port(), opened) {
                     self.tally.killed += 1;
