@@ -1,5 +1,6 @@
 # make run       the demo: PostgreSQL, two tenants, one supervisor; Ctrl-C ends it
 # make test      everything that is checked: format, lints, documentation, every test
+# make chaos     random faults under load for twenty minutes: CHAOS_SECONDS= CHAOS_TENANTS= CHAOS_LONGEST_MS= CHAOS_SEED=
 # make check     format, lints, documentation
 # make install   DESTDIR= PREFIX=/usr: binaries, units, users, folders, configuration
 # make deps      what else this machine needs (as root: installs it)
@@ -25,8 +26,12 @@ FUZZER := schemathesis==4.32.5
 FUZZER_VENV := $(TARGET)/fuzzer-$(subst ==,-,$(FUZZER))
 # Builds and tests that hang end; a whole run takes a quarter of an hour on two cores.
 TEST_TIMEOUT ?= 30m
+# The long form of the chaos test; `make test` has the short one. A seed given in CHAOS_SEED repeats a plan.
+CHAOS_SECONDS    ?= 1200
+CHAOS_TENANTS    ?= 20
+CHAOS_LONGEST_MS ?= 8000
 
-.PHONY: run test check install deps deps-run release debug clean
+.PHONY: run test chaos check install deps deps-run release debug clean
 
 run: deps-run release
 	exec tests/demo/run.sh $(TARGET)/release
@@ -54,6 +59,10 @@ test: deps check debug $(VENV)/.done $(FUZZER_VENV)/.done
 	  timeout -k 30 $(TEST_TIMEOUT) $(CARGO) test --locked --workspace --no-fail-fast -- --show-output </dev/null 2>&1 \
 	  | tee $(TARGET)/test.log || status=$$?; \
 	.ci/summary $(TARGET)/test.log; exit $$status
+
+chaos: deps debug
+	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_TENANTS=$(CHAOS_TENANTS) CHAOS_LONGEST_MS=$(CHAOS_LONGEST_MS) \
+	  timeout -k 30 $$(($(CHAOS_SECONDS) + 900)) $(CARGO) test --locked -p brokkr-tests --test chaos -- --nocapture </dev/null
 
 $(VENV)/.done: PACKAGE := $(CLIENT)
 $(FUZZER_VENV)/.done: PACKAGE := $(FUZZER)

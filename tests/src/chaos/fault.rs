@@ -7,11 +7,12 @@ use super::excuse::Reason;
 use super::plan::{Deal, Fault, Round};
 use super::server;
 use super::world::{LOOPER, WHOLE, World};
-use crate::host::Tenant;
+use crate::host::{Status, Tenant};
 use crate::wait::{until, until_ok};
 use crate::{http, procs};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::thread::sleep;
 
 /// A tenant that comes, writes, and goes.
@@ -50,7 +51,7 @@ impl World<'_> {
             Fault::RestartAll => self.ordered(&["restart", "--all"], alone),
             Fault::NewProgram => {
                 self.note("a new broker program is on disk");
-                self.wrapper.install_again(&format!("# {}", deal.dice));
+                self.rolled_out(deal);
             }
             Fault::BrokenProgram => {
                 self.note(format!(
@@ -60,8 +61,8 @@ impl World<'_> {
                 self.wrapper
                     .install_again("echo this version is broken >&2; exit 3");
                 sleep(deal.lasts);
-                self.wrapper.install_again(&format!("# {}", deal.dice));
                 self.note("and now a good one");
+                self.rolled_out(deal);
             }
             Fault::FileChanged => self.file_changed(tenant, deal),
             Fault::FileHalfWritten => self.file_half_written(tenant, deal),
@@ -97,6 +98,26 @@ impl World<'_> {
                 procs::signal(pid, Signal::SIGUSR2);
             }
         }
+    }
+
+    /// A good program takes the place of what is there, and of every instance.
+    fn rolled_out(&self, deal: &Deal) {
+        let pids = |status: &Status| -> BTreeSet<i32> {
+            status.tenants.iter().filter_map(|t| t.pid).collect()
+        };
+        let before = until(WHOLE, "the supervisor to answer", || {
+            self.host.try_status().as_ref().map(pids)
+        });
+        self.wrapper.install_again(&format!("# {}", deal.dice));
+        self.host
+            .wait(WHOLE, "every instance to be another", |status| {
+                pids(status).is_disjoint(&before)
+                    && self
+                        .tenants
+                        .iter()
+                        .all(|t| status.state(t.name()) == "ready")
+            });
+        self.note("every instance is another");
     }
 
     fn broker_killed(&self, name: &str, ends: u64) {
