@@ -6,6 +6,7 @@
 //! publishes one picture. Nobody shares a lock with it, and it never waits for anybody.
 
 mod actions;
+mod adopt;
 mod entry;
 pub(crate) mod handle;
 mod judge;
@@ -18,14 +19,17 @@ mod slots;
 use crate::budget::{Admission, Verdict, format_admitted};
 use crate::config::{Desired, Stamp, Supervisor};
 use crate::instance::Edge;
+use crate::instance::find::Finds;
 use crate::instance::report::{Report, What};
 use crate::instance::survivors::Left;
 use crate::lifecycle::{Event, Instance, Lifecycle, Policy, Time, Want};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
+use crate::sys;
 use brokkr_tenant::TenantName;
 use entry::Entry;
 use handle::Request;
+use nix::time::ClockId;
 use orders::Orders;
 use persist::Kept;
 use slots::Slots;
@@ -50,8 +54,8 @@ pub(crate) struct Parts {
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) admitted: Vec<Admission>,
     pub(crate) stopped: BTreeSet<TenantName>,
-    pub(crate) first_free: BTreeMap<TenantName, u64>,
-    pub(crate) left: Vec<Left>,
+    /// What an earlier supervisor left.
+    pub(crate) finds: Finds,
     /// Most descriptors this process may have.
     pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
@@ -94,7 +98,8 @@ pub(crate) struct Fleet {
     kept_stopped: Kept,
     notices: Vec<String>,
     stalled: Option<usize>,
-    started: Instant,
+    /// When the host's clock began to count.
+    booted: Instant,
     stopping: bool,
     /// Something `status` shows may have changed.
     stale: bool,
@@ -103,10 +108,17 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// A fleet that has seen nothing yet.
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// A fleet that has seen nothing yet but what an earlier one left.
+    pub(crate) fn new(mut parts: Parts) -> Self {
         let state_dir = &parts.config.state_dir;
-        Self {
+        let (left, first_free) = (
+            std::mem::take(&mut parts.finds.left),
+            std::mem::take(&mut parts.finds.first_free),
+        );
+        // Time counts from boot, so that what began before this supervisor has its time too.
+        let now = Instant::now();
+        let booted = now.checked_sub(sys::since_boot(ClockId::CLOCK_MONOTONIC));
+        let mut fleet = Self {
             kept_admitted: Kept::new(state_dir.join("admitted"), format_admitted(&parts.admitted)),
             kept_stopped: Kept::new(state_dir.join("stopped"), names(&parts.stopped)),
             config: parts.config,
@@ -121,8 +133,8 @@ impl Fleet {
             entries: BTreeMap::new(),
             admitted: parts.admitted,
             stopped: parts.stopped,
-            first_free: parts.first_free,
-            left: parts.left,
+            first_free,
+            left,
             open_files: parts.open_files,
             broker: None,
             verdict: Verdict::default(),
@@ -130,11 +142,13 @@ impl Fleet {
             orders: Orders::default(),
             notices: parts.notices,
             stalled: None,
-            started: Instant::now(),
+            booted: booted.unwrap_or(now),
             stopping: false,
             stale: true,
             unjudged: true,
-        }
+        };
+        fleet.adopt(parts.finds);
+        fleet
     }
 
     /// Runs until `stop` fires and every instance has gone.
@@ -190,7 +204,7 @@ impl Fleet {
     }
 
     fn now(&self) -> Time {
-        self.started.elapsed()
+        self.booted.elapsed()
     }
 
     fn next_deadline(&self) -> Instant {
@@ -199,7 +213,7 @@ impl Fleet {
             .values()
             .filter_map(|e| e.life.next_deadline())
             .min();
-        self.started + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600))
+        self.booted + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600))
     }
 
     fn begin_stop(&mut self) {

@@ -17,7 +17,7 @@ use crate::wait::{until, until_ok};
 use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -160,8 +160,27 @@ impl Host {
         pipe
     }
 
+    /// Starts the supervisor as root without any capability, which may not look into a process that has some.
+    ///
+    /// # Panics
+    /// When it ends or does not answer.
+    pub fn up_without_capabilities(&self) -> &Self {
+        let setpriv = Path::new("setpriv");
+        let mut command = mortal(setpriv, AtDeath::Term, None);
+        command
+            .args(["--bounding-set=-all", "--inh-caps=-all", "--"])
+            .arg(bin::supervisor());
+        self.launch_with(command, Stdio::from(self.log_file()));
+        self.wait_answering();
+        self
+    }
+
     fn launch(&self, stdout: Stdio) {
-        let mut command = mortal(&bin::supervisor(), AtDeath::Term, None);
+        let command = mortal(&bin::supervisor(), AtDeath::Term, None);
+        self.launch_with(command, stdout);
+    }
+
+    fn launch_with(&self, mut command: Command, stdout: Stdio) {
         command
             .arg("run")
             .arg("--config")

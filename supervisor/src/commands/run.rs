@@ -1,4 +1,4 @@
-//! `run`: the daemon. Parse, lock, end what an earlier one left, serve, wait for a signal, drain.
+//! `run`: the daemon. Parse, lock, take over what an earlier one left, serve, wait for a signal, drain.
 
 mod folders;
 mod service;
@@ -9,8 +9,10 @@ use crate::control;
 use crate::embedded::Embedded;
 use crate::fleet::handle::Handle;
 use crate::fleet::{Fleet, Parts, persist};
+use crate::handover::inherited::Inherited;
+use crate::instance::find::{self, Finds};
 use crate::instance::private::ProbeTimes;
-use crate::instance::{Edge, Settings, orphans, survivors};
+use crate::instance::{Edge, Settings, orphans};
 use crate::logs::{Format, Hub, Output};
 use crate::servers::Servers;
 use crate::status::Snapshot;
@@ -19,7 +21,7 @@ use crate::watch::Watch;
 use brokkr_tenant::{Layer, TenantName};
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +37,7 @@ const REQUESTS: usize = 64;
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Runs the daemon until SIGTERM or SIGINT.
-pub(crate) fn run(path: &Path) -> ExitCode {
+pub(crate) fn run(path: &Path, inherited: Inherited) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(problems) => return super::complain(&problems.to_string(), super::EXIT_CONFIGURATION),
@@ -56,7 +58,7 @@ pub(crate) fn run(path: &Path) -> ExitCode {
         .build()
         .map_err(|error| format!("cannot make the event loop: {error}"))
         .and_then(|runtime| {
-            let outcome = runtime.block_on(serve(config, hub.clone(), open_files));
+            let outcome = runtime.block_on(serve(config, inherited, hub.clone(), open_files));
             // A thread may hang in a file system or a name server; it must not keep the process.
             runtime.shutdown_timeout(LAST_LINES);
             outcome
@@ -94,7 +96,12 @@ fn start_log(config: &Supervisor) -> Result<Hub, String> {
     Ok(hub)
 }
 
-async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(), String> {
+async fn serve(
+    config: Supervisor,
+    inherited: Inherited,
+    hub: Hub,
+    open_files: (u64, u64),
+) -> Result<(), String> {
     // Signals first: one that comes while the rest starts must not kill what has been started.
     let signals =
         service::Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
@@ -106,7 +113,7 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
     }
     let config = Arc::new(config);
     let instances = folders::instances(&config);
-    let swept = end_survivors(&config, instances.clone()).await?;
+    let finds = find(&config, instances.clone(), inherited).await?;
 
     let admitted = read_admitted(&config);
     let stopped = read_stopped(&config)?;
@@ -134,6 +141,11 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
         let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
             .map_err(|error| format!("cannot start the probers: {error}"))?;
         let mut scanner = Scanner::new(config.tenants_dir.clone(), config.broker.clone(), layers);
+        for (name, found) in &finds.instances {
+            if let Some(config) = found.last().and_then(|found| found.config.as_ref()) {
+                scanner.know(name, config);
+            }
+        }
         let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
         for problem in &first.desired.problems {
             tracing::error!("{problem}");
@@ -163,8 +175,7 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
             snapshots,
             admitted,
             stopped,
-            first_free: swept.first_free,
-            left: swept.left,
+            finds,
             open_files: crate::sys::open_files(),
             notices: control.notice().map(str::to_owned).into_iter().collect(),
             config: config.clone(),
@@ -187,26 +198,20 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
     outcome
 }
 
-async fn end_survivors(
-    config: &Supervisor,
-    folder: std::path::PathBuf,
-) -> Result<survivors::Swept, String> {
-    let grace = config.stop.grace;
-    let shown = folder.display().to_string();
-    let swept = tokio::task::spawn_blocking(move || survivors::end_all(&folder, grace))
+/// Looks for what an earlier supervisor left.
+async fn find(config: &Supervisor, folder: PathBuf, inherited: Inherited) -> Result<Finds, String> {
+    let (shown, program) = (folder.display().to_string(), config.broker.clone());
+    let finds = tokio::task::spawn_blocking(move || find::find(&folder, inherited, &program))
         .await
         .map_err(|panic| panic.to_string())?
         .map_err(|error| format!("{shown}: {error}"))?;
-    if swept.ended > 0 {
-        tracing::warn!(
-            ended = swept.ended,
-            "brokers of an earlier supervisor were still running and have been ended"
-        );
+    for remark in &finds.remarks {
+        tracing::warn!("{remark}");
     }
-    for left in &swept.left {
-        tracing::error!("could not be ended: {left}");
+    for left in &finds.left {
+        tracing::error!("cannot be taken over: {left}");
     }
-    Ok(swept)
+    Ok(finds)
 }
 
 fn read_admitted(config: &Supervisor) -> Vec<crate::budget::Admission> {

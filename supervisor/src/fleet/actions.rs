@@ -3,7 +3,7 @@
 use super::Fleet;
 use super::entry::Entry;
 use crate::config::TenantConfig;
-use crate::instance::process::End;
+use crate::instance::end::End;
 use crate::lifecycle::{Action, Event, InstanceId, Time};
 use crate::servers::ServersView;
 use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};

@@ -31,6 +31,11 @@ pub(crate) struct Left {
 }
 
 impl Left {
+    /// One whose lock file is at `lock`; `what` says more.
+    pub(crate) fn new(tenant: TenantName, lock: PathBuf, what: String) -> Self {
+        Self { tenant, lock, what }
+    }
+
     /// Whether it has gone by now.
     pub(crate) fn gone(&self) -> bool {
         !matches!(lock::look(&self.lock), Ok(Found::Held(_)))
@@ -120,11 +125,11 @@ pub(crate) fn end_one(files: &Files) {
 
 /// The process that holds a lock, as a pidfd that is surely its.
 fn find(path: &Path) -> io::Result<Option<(i32, OwnedFd)>> {
-    let Found::Held(holder) = lock::look(path)? else {
+    let Found::Held(label) = lock::look(path)? else {
         return Ok(None);
     };
     let unknown = || io::Error::other("held by a process the file does not name");
-    let holder: Holder = holder.ok_or_else(unknown)?;
+    let holder: Holder = label.holder.ok_or_else(unknown)?;
     let pidfd = sys::pidfd_open(holder.pid)?;
     // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
     if holder.lives() {
