@@ -37,7 +37,7 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run every tenant, in the foreground
-    Run,
+    Run(Run),
     /// Judge every file, schema, address and budget; change nothing
     Check(Check),
     /// Show tenants and servers
@@ -64,6 +64,14 @@ pub(crate) enum Command {
         #[arg(value_name = "TENANT", value_parser = tenant_name)]
         tenant: TenantName,
     },
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Only say whether the state on standard input, which another supervisor would hand over, is understood
+    #[arg(long, hide = true)]
+    pub(crate) check_state: bool,
 }
 
 /// `check`

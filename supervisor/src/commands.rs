@@ -61,7 +61,7 @@ fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
         Command::Reload(options) => reload::reload(&client, options.confirm_removals),
         Command::Tenant { command } => tenant::tenant(&client, &config, command),
         Command::Pak { tenant } => pak::pak(&client, tenant),
-        Command::Run | Command::Check(_) => Err(Failure::Problem(
+        Command::Run(_) | Command::Check(_) => Err(Failure::Problem(
             "this command does not ask the supervisor".to_owned(),
         )),
     }

@@ -10,6 +10,7 @@ mod adopt;
 mod entry;
 pub(crate) mod handle;
 mod judge;
+pub(crate) mod leave;
 mod orders;
 pub(crate) mod persist;
 mod picture;
@@ -29,6 +30,7 @@ use crate::sys;
 use brokkr_tenant::TenantName;
 use entry::Entry;
 use handle::Request;
+use leave::{Asking, Ended, Leaving, Quit};
 use nix::time::ClockId;
 use orders::Orders;
 use persist::Kept;
@@ -101,6 +103,10 @@ pub(crate) struct Fleet {
     /// When the host's clock began to count.
     booted: Instant,
     stopping: bool,
+    asking: Asking,
+    leaving: Option<Leaving>,
+    /// Why the last program that was to take this one's place did not.
+    refused_successor: Option<String>,
     /// Something `status` shows may have changed.
     stale: bool,
     /// Something the judgement rests on may have changed.
@@ -144,6 +150,9 @@ impl Fleet {
             stalled: None,
             booted: booted.unwrap_or(now),
             stopping: false,
+            asking: Asking::default(),
+            leaving: None,
+            refused_successor: None,
             stale: true,
             unjudged: true,
         };
@@ -151,15 +160,15 @@ impl Fleet {
         fleet
     }
 
-    /// Runs until `stop` fires and every instance has gone.
-    pub(crate) async fn run(mut self, mut stop: tokio::sync::oneshot::Receiver<()>) {
+    /// Runs until it is told to quit, and every instance has gone or may be left.
+    pub(crate) async fn run(mut self, mut quit: mpsc::Receiver<Quit>) -> Ended {
         self.desired.mark_changed();
         loop {
             let due = self.next_deadline();
             // Every arm is cancel-safe: watches and queues keep what is not taken, the timer is set anew.
             tokio::select! {
                 biased;
-                _ = &mut stop, if !self.stopping => self.begin_stop(),
+                Some(quit) = quit.recv() => self.quit(quit),
                 Some(report) = self.reports.recv() => {
                     self.take_report(report);
                     for _ in 1..BATCH {
@@ -171,7 +180,12 @@ impl Fleet {
                 Ok(()) = self.view.changed() => self.take_view(),
                 Some(scan) = self.orders.reload_done() => self.orders.scanned(scan),
                 Some(request) = self.requests.recv() => self.take_request(request),
+                answer = self.asking.answer() => self.succeed(answer),
                 () = tokio::time::sleep_until(due) => self.tick(),
+            }
+            if let Some(at) = self.leave_at() {
+                self.settle_leaving(at).await;
+                return self.leave().await;
             }
             self.settle();
             if self.stopping
@@ -187,6 +201,18 @@ impl Fleet {
         self.publish();
         self.kept_admitted.finish().await;
         self.kept_stopped.finish().await;
+        Ended::Drained
+    }
+
+    /// Waits, for a moment, until every process that is being started is there.
+    async fn settle_leaving(&mut self, until: Instant) {
+        while !self.can_leave() {
+            // Cancel-safe: a report not taken stays in its queue.
+            match tokio::time::timeout_at(until, self.reports.recv()).await {
+                Ok(Some(report)) => self.take_last_report(report),
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 
     /// What the kernel does not let go must not keep the supervisor from going; its lock tells the next one.

@@ -12,7 +12,8 @@ pub(crate) mod inherited;
 pub(crate) mod names;
 
 use crate::config::Stamp;
-use brokkr_tenant::{BrokerConfig, Listen, TenantName};
+use brokkr_tenant::{BrokerConfig, Digest, Listen, TenantName};
+use names::Name;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -51,6 +52,12 @@ pub(crate) struct Index {
     /// The embedded PostgreSQL, if one runs.
     #[serde(default)]
     pub(crate) embedded: bool,
+    /// Limits of open files for brokers, where ours have been raised.
+    #[serde(default)]
+    pub(crate) open_files: Option<(u64, u64)>,
+    /// Every name that systemd has in its store, where this process is one that another has become.
+    #[serde(default)]
+    pub(crate) stored: Vec<String>,
     /// Numbers of passed descriptors by name, where they are inherited and not systemd's to give.
     #[serde(default)]
     pub(crate) descriptors: BTreeMap<String, i32>,
@@ -83,8 +90,9 @@ pub(crate) struct Record {
     pub(crate) start_time: u64,
     /// Its files in the runtime folder, without extension.
     pub(crate) files: PathBuf,
-    /// What it runs.
-    pub(crate) what: Described,
+    /// What it runs, if that is known.
+    #[serde(default)]
+    pub(crate) what: Option<Described>,
     /// The same whole, secrets in the clear; absent where it is not known.
     #[serde(default)]
     pub(crate) config: Option<Clear>,
@@ -124,13 +132,21 @@ impl Described {
     /// What there is to say of this configuration.
     pub(crate) fn of(config: &BrokerConfig, program: Option<Stamp>) -> Self {
         Self {
-            digest: config.digest().to_string(),
+            // Nothing in it can fail; if it did, only a convenience would be lost.
+            config: serde_json::to_value(config).unwrap_or_default(),
+            ..Self::brief(config, config.digest(), program)
+        }
+    }
+
+    /// The same for where the whole configuration stands beside it.
+    pub(crate) fn brief(config: &BrokerConfig, digest: Digest, program: Option<Stamp>) -> Self {
+        Self {
+            digest: digest.to_string(),
             listen: config.http.listen.clone(),
             schema: config.database.schema.as_str().to_owned(),
             pool: config.database.pool_size.get(),
             program,
-            // Nothing in it can fail; if it did, only a convenience would be lost.
-            config: serde_json::to_value(config).unwrap_or_default(),
+            config: serde_json::Value::Null,
         }
     }
 }
@@ -231,7 +247,7 @@ pub(crate) struct Estate {
     /// The index.
     pub(crate) index: Index,
     /// The descriptors.
-    pub(crate) descriptors: BTreeMap<String, Arc<OwnedFd>>,
+    pub(crate) descriptors: BTreeMap<Name, Arc<OwnedFd>>,
 }
 
 #[cfg(test)]

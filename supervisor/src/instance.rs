@@ -18,6 +18,7 @@ pub(crate) mod process;
 mod question;
 pub(crate) mod report;
 mod stand_in;
+pub(crate) mod successor;
 pub(crate) mod survivors;
 mod take_back;
 pub(crate) mod threads;
@@ -103,6 +104,11 @@ impl Edge {
             tenants: BTreeMap::new(),
             ids: Ids::default(),
         }
+    }
+
+    /// Limits of open files that brokers get.
+    pub(crate) fn open_files(&self) -> (u64, u64) {
+        self.settings.open_files
     }
 
     /// Where the instances' log lines go.
@@ -335,8 +341,8 @@ impl Edge {
         })
     }
 
-    /// Lets everything go as it is, for another supervisor to go on with. Nothing of it may be used any more.
-    pub(crate) fn leave(mut self) {
+    /// Lets every socket go as it is, for another supervisor to go on with.
+    pub(crate) fn leave(&mut self) {
         for ours in self.tenants.values_mut() {
             ours.listeners.leave();
         }

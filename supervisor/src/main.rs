@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     let inherited = Inherited::take();
     let cli = Cli::parse();
     match &cli.command {
-        Command::Run => commands::run::run(cli.config(), inherited),
+        Command::Run(options) if options.check_state => commands::run::check_state(),
+        Command::Run(_) => commands::run::run(cli.config(), inherited),
         Command::Check(options) => commands::check::check(cli.config(), options),
         command => commands::client(command, cli.config()),
     }

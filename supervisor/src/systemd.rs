@@ -2,6 +2,8 @@
 //!
 //! Written here and not taken from a library because a full socket must not block the event loop.
 
+pub(crate) mod job;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -56,6 +58,11 @@ impl Notifier {
             target: Some(Arc::new((datagrams, address))),
             watchdog,
         })
+    }
+
+    /// Whether anybody hears what is said.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.target.is_some()
     }
 
     /// Everything that could be started has been, or waits for something outside.

@@ -185,3 +185,163 @@ fn without_the_right_to_take_sockets_back_each_tenant_is_drained_and_started_aga
     );
     assert_eq!(http::get(&acme.addr(), "/healthz").unwrap().status, 200);
 }
+
+/// How often a supervisor has said that it took instances over.
+fn take_overs(host: &Host) -> usize {
+    said(host, "taken over as they are")
+}
+
+/// In how many of the stream's lines this stands.
+fn said(host: &Host, what: &str) -> usize {
+    let lines = host.log_lines().into_iter();
+    lines
+        .filter(|line| line["message"].as_str().is_some_and(|m| m.contains(what)))
+        .count()
+}
+
+#[test]
+fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() {
+    let host = Host::new();
+    host.own_supervisor();
+    let wrapper = host.wrap_broker();
+    // Beside the broker: numbered lines, a hundred a second, the first half of each long before the second.
+    wrapper.first(
+        "acme",
+        "(i=0; while kill -0 $PPID; do i=$((i+1)); printf 'line %d ' $i; sleep 0.01; echo \"of acme's\"; done) >&2 &",
+    );
+    let acme = host.tenant("acme").set("log.level", "\"error\"").up();
+    let globex = host
+        .tenant("globex")
+        .listen(&format!("unix:{}/globex.sock", host.root().display()))
+        .up();
+    let pids = [acme.pid(), globex.pid()];
+    let supervisor = host.pid();
+    let pak = acme.pak();
+    let loads = [
+        Load::start(&acme.addr(), "/api/v1/agents", &pak, 2, false),
+        Load::start(&acme.addr(), "/healthz", "", 2, true),
+        Load::start(&globex.addr(), "/healthz", "", 2, false),
+    ];
+    host.upgrade_supervisor("exec $BROKKR_REAL \"$@\"");
+    for turn in 1..=3 {
+        host.succeed();
+        until(
+            Duration::from_secs(20),
+            "the next program to take over",
+            || (take_overs(&host) == turn).then_some(()),
+        );
+        for (tenant, pid) in [&acme, &globex].into_iter().zip(pids) {
+            let status = tenant.becomes("ready");
+            assert_eq!((status.pid, status.restarts), (Some(pid), 0));
+        }
+    }
+    assert_eq!(host.pid(), supervisor);
+    for load in loads {
+        let seen = load.stop();
+        assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+        assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
+    }
+
+    // Each line is there once, whole and in order.
+    let numbers: Vec<u32> = host
+        .log_lines()
+        .into_iter()
+        .filter(|line| line["tenant"] == "acme")
+        .filter_map(|line| {
+            let text = line["message"].as_str()?.strip_prefix("line ")?.to_owned();
+            Some(
+                text.strip_suffix(" of acme's")
+                    .unwrap_or_else(|| panic!("{text}"))
+                    .parse()
+                    .unwrap(),
+            )
+        })
+        .collect();
+    assert!(numbers.len() > 20, "{numbers:?}");
+    let expected: Vec<u32> = (1..=numbers.len() as u32).collect();
+    assert_eq!(numbers, expected);
+
+    // Its brokers are its children still: how one ends is known at once.
+    procs::signal(pids[0], Signal::SIGKILL);
+    assert_eq!(acme.replaced(pids[0]).restarts, 1);
+    assert_eq!(said(&host, "its broker has ended: killed by SIGKILL"), 1);
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() {
+    let host = Host::new();
+    host.own_supervisor();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    for (script, why) in [
+        (
+            "echo 'unexpected argument --check-state' >&2; exit 2",
+            "unexpected argument",
+        ),
+        ("exec sleep 1000 >/dev/null 2>&1", "says nothing within"),
+    ] {
+        host.upgrade_supervisor(script);
+        host.succeed();
+        host.wait(
+            Duration::from_secs(30),
+            "the refusal in the status",
+            |status| status.notices.iter().any(|notice| notice.contains(why)),
+        );
+        until(Duration::from_secs(10), "the refusal in the log", || {
+            (said(&host, why) > 0).then_some(())
+        });
+        assert_eq!((acme.pid(), acme.status().state.as_str()), (pid, "ready"));
+    }
+    // One that understands, and then cannot be executed: the old one serves on in the same process.
+    host.upgrade_supervisor("case $2 in --check-state) rm -f $0; exit 0;; esac");
+    host.succeed();
+    until(Duration::from_secs(20), "the failure in the log", || {
+        (said(&host, "cannot be executed") == 1).then_some(())
+    });
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    assert_eq!(acme.get("/healthz").status, 200);
+    let old = pid;
+    host.command(&["restart", "acme"]).ok();
+    acme.replaced(old);
+    // And back to a good one.
+    host.upgrade_supervisor("exec $BROKKR_REAL \"$@\"");
+    host.succeed();
+    until(
+        Duration::from_secs(20),
+        "the next program to take over",
+        || (take_overs(&host) == 2).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").restarts, 0);
+}
+
+#[test]
+fn a_replacement_under_way_goes_on_under_the_next_program() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    let go = host.root().join("go");
+    wrapper.first(
+        "acme",
+        &format!("while [ ! -e {} ]; do sleep 0.05; done", go.display()),
+    );
+    acme.replace_file(&acme.read_file().replace("pool_size = 5", "pool_size = 6"));
+    acme.wait("being replaced", |t| {
+        t.pending.as_deref() == Some("replacement is starting")
+    });
+    host.succeed();
+    until(
+        Duration::from_secs(20),
+        "the next program to take over",
+        || (take_overs(&host) == 1).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").pid, Some(old));
+    std::fs::write(&go, "").unwrap();
+    let status = acme.replaced(old);
+    assert_eq!((status.restarts, status.pool_size), (0, Some(6)));
+    until(Duration::from_secs(10), "the old one to go", || {
+        (host.broker_pids() == [acme.pid()]).then_some(())
+    });
+}

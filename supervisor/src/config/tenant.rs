@@ -1,8 +1,10 @@
 //! One tenant's effective configuration, with the places its values came from.
 
+use super::Stamp;
 use crate::handover::{Clear, Described};
 use brokkr_tenant::{
-    BrokerConfig, Diagnostic, Diagnostics, Layer, Mode, PoolSize, Resolved, TenantName, resolve,
+    BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, TenantName,
+    resolve,
 };
 use serde_json::value::RawValue;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,11 @@ impl TenantConfig {
             warnings: Vec::new(),
             clear: OnceLock::new(),
         })
+    }
+
+    /// What an instance of it, started from `program`, says of itself to the next supervisor.
+    pub(crate) fn described(&self, program: Option<Stamp>) -> Described {
+        Described::brief(self.broker(), Digest(self.digest), program)
     }
 
     /// The effective configuration with its secrets in the clear, for a sealed memfd.

@@ -16,7 +16,12 @@ impl Fleet {
             let Some(entry) = self.entries.get_mut(name) else {
                 return;
             };
-            for action in entry.life.on(now, event) {
+            let actions = entry.life.on(now, event);
+            if self.leaving.is_some() {
+                // Begun now, it would be finished by nobody.
+                continue;
+            }
+            for action in actions {
                 queue.extend(self.carry_out(name, action));
             }
         }

@@ -2,7 +2,7 @@
 //! executed it.
 
 use super::names::Name;
-use super::{Index, IndexError, LONGEST};
+use super::{Estate, Index, IndexError, LONGEST};
 use crate::{memfd, sys};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -63,13 +63,20 @@ impl Inherited {
         }
     }
 
-    /// Only the index, for a process that is asked whether it understands it.
-    ///
-    /// # Errors
-    /// Why it does not.
-    pub(crate) fn only_index(number: &str) -> Result<Index, String> {
-        let fd = passed(number)?;
-        read(&fd)
+    /// What was about to be handed to another program, taken up again because that could not be executed.
+    pub(crate) fn again(estate: Estate) -> Self {
+        let copies = estate.descriptors.iter();
+        Self {
+            giver: Giver::Ourselves,
+            stored: estate.index.stored.clone(),
+            // One that cannot be copied is taken back from its broker.
+            descriptors: copies
+                .filter_map(|(name, fd)| Some((*name, fd.try_clone().ok()?)))
+                .collect(),
+            index: Some(estate.index),
+            problem: None,
+            lock: None,
+        }
     }
 
     fn ours(number: &str) -> Self {
@@ -91,6 +98,7 @@ impl Inherited {
                         None => {}
                     }
                 }
+                inherited.stored.clone_from(&index.stored);
                 inherited.index = Some(index);
             }
             Err(problem) => inherited.problem = Some(problem),
@@ -142,7 +150,11 @@ fn passed(number: &str) -> Result<OwnedFd, String> {
     sys::inherit(number).map_err(|error| format!("descriptor {number}: {error}"))
 }
 
-fn read(fd: &OwnedFd) -> Result<Index, String> {
+/// The index in this file.
+///
+/// # Errors
+/// Why it cannot be read; nothing of its text.
+pub(crate) fn read(fd: &OwnedFd) -> Result<Index, String> {
     let json = memfd::read(fd.as_fd(), LONGEST).map_err(|error| error.to_string())?;
     Index::decode(&json).map_err(|error: IndexError| error.to_string())
 }

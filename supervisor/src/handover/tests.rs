@@ -17,14 +17,14 @@ fn record(n: u32) -> Record {
         pid: 4_000_000,
         start_time: u64::from(n),
         files: format!("/run/brokkr/instances/{}.7", tenant(n)).into(),
-        what: Described {
+        what: Some(Described {
             digest: "d".repeat(64),
             listen: Listen::parse("127.0.0.1:3001").unwrap(),
             schema: "tenant_acme".into(),
             pool: 10,
             program: None,
             config: serde_json::json!({"database": {"url": "postgres://u:***@h/d"}}),
-        },
+        }),
         config: Some(Clear(
             RawValue::from_string(r#"{"url":"postgres://u:hunter2@h/d"}"#.into())
                 .unwrap()
@@ -50,6 +50,8 @@ fn index(instances: u32) -> Index {
         instances: (1..=instances).map(record).collect(),
         restarts: BTreeMap::from([(tenant(1), 2)]),
         embedded: false,
+        open_files: Some((1024, 4096)),
+        stored: vec!["1l".into()],
         descriptors: BTreeMap::new(),
     }
 }

@@ -17,6 +17,7 @@ use crate::handover::{Carry, Clear, Described, Index, Phase, Record};
 use crate::lifecycle::{InstanceId, Stage};
 use crate::sys;
 use brokkr_tenant::{Listen, TenantName};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -205,11 +206,11 @@ impl Search {
             start_time: record.start_time,
             boot_id: lock::boot_id().unwrap_or_default(),
         };
-        // A number may be another process's by now; a pidfd that was left to us never is.
-        let pidfd = match record
-            .id
-            .and_then(|short| self.descriptors.remove(&Name::new(short, Kind::Death)))
-        {
+        // A number may be another process's by now; a pidfd that was left to us never is. But the index may be older than
+        // the store, and its id another instance's by now.
+        let short = record.id.filter(|short| self.is_of(*short, &holder));
+        let left = short.map(|short| Name::new(short, Kind::Death));
+        let pidfd = match left.and_then(|name| self.descriptors.remove(&name)) {
             Some(pidfd) => pidfd,
             None => match sys::pidfd_open(record.pid) {
                 Ok(pidfd) if holder.lives() => pidfd,
@@ -217,24 +218,22 @@ impl Search {
                 _ => return,
             },
         };
-        let what = label
-            .and_then(|(_, label)| label.what)
-            .unwrap_or(record.what);
+        let what = label.and_then(|(_, label)| label.what).or(record.what);
         let stage = match record.phase {
             Phase::Starting => Stage::Starting,
             Phase::Serving => Stage::Serving,
             Phase::Stopping => Stage::Stopping,
             Phase::Unknown => Stage::Unsure,
         };
-        let gone = !holder.lives();
+        let gone = has_ended(&pidfd);
         let found = Candidate {
             tenant: record.tenant,
             id,
-            short: record.id,
+            short,
             holder,
             pidfd,
             files: Files::of_stem(record.files),
-            what: Some(what),
+            what,
             config: record.config,
             stage,
             connections: record.connections,
@@ -243,6 +242,17 @@ impl Search {
             gone,
         };
         self.take(found);
+    }
+
+    /// Whether the descriptors of this id are of that process.
+    fn is_of(&self, short: u32, holder: &Holder) -> bool {
+        match self.descriptors.get(&Name::new(short, Kind::Death)) {
+            Some(pidfd) => match pid_of(pidfd) {
+                Some(pid) => pid == holder.pid,
+                None => !holder.lives(),
+            },
+            None => false,
+        }
     }
 
     /// An instance of which only its lock file speaks.
@@ -442,6 +452,11 @@ struct Candidate {
     carry: Carry,
     /// It has ended.
     gone: bool,
+}
+
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// The process a pidfd names, as long as it is there.

@@ -212,6 +212,16 @@ impl Lifecycle {
             .flatten()
     }
 
+    /// Whether `restart` was ordered since this instance was spawned.
+    pub(crate) fn is_superseded(&self, instance: &Instance) -> bool {
+        instance.generation != self.generation
+    }
+
+    /// Unplanned exits.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
     /// The first instance number not yet given.
     pub(crate) fn next_id(&self) -> InstanceId {
         InstanceId(self.next_id)
