@@ -38,6 +38,8 @@ impl Cli {
 pub(crate) enum Command {
     /// Run every tenant, in the foreground
     Run(Run),
+    /// End the brokers that a supervisor has left and no other is going to take over (the unit's ExecStopPost=)
+    Sweep,
     /// Judge every file, schema, address and budget; change nothing
     Check(Check),
     /// Show tenants and servers
@@ -250,7 +252,7 @@ mod tests {
 
     #[test]
     fn usage_errors_exit_with_two() {
-        assert_eq!(parse("x sweep").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("x swoop").unwrap_err().exit_code(), 2);
         assert_eq!(parse("x status --format xml").unwrap_err().exit_code(), 2);
     }
 }

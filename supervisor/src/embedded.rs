@@ -79,6 +79,19 @@ pub fn runs(config: &Supervisor) -> bool {
     })
 }
 
+/// Ends a server that was left, if one runs. For when nobody is going to keep it, and no broker is left.
+///
+/// # Errors
+/// When it cannot be told.
+pub(crate) async fn end(config: &Supervisor) -> Result<(), String> {
+    let data = &config.postgres.data_dir;
+    let left = Server::adopt(data, None).map_err(|error| format!("{}: {error}", data.display()))?;
+    if let Some(server) = left {
+        server.stop(STOP_GRACE).await;
+    }
+    Ok(())
+}
+
 impl Embedded {
     /// Starts the server, or adopts the one that runs, and waits until it accepts connections. The first
     /// time its data folder is made. `left` is what an earlier supervisor left of it.
@@ -127,21 +140,25 @@ impl Embedded {
         })
     }
 
-    /// What is to be passed on of the server that runs now, by name.
-    pub(crate) fn left(&self) -> Vec<(Name, Arc<OwnedFd>)> {
-        let left = self.left.borrow();
-        let log = left.log.clone().map(|log| (Kind::Log, log));
-        [Some((Kind::Death, left.pidfd.clone())), log]
-            .into_iter()
-            .flatten()
-            .map(|(kind, fd)| (Name::new(EMBEDDED, kind), fd))
-            .collect()
+    /// Tells what is to be passed on of the server that runs now, whenever it is asked.
+    pub(crate) fn watch(&self) -> impl Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send + use<> {
+        let left = self.left.clone();
+        move || {
+            let left = left.borrow();
+            let log = left.log.clone().map(|log| (Kind::Log, log));
+            [Some((Kind::Death, left.pidfd.clone())), log]
+                .into_iter()
+                .flatten()
+                .map(|(kind, fd)| (Name::new(EMBEDDED, kind), fd))
+                .collect()
+        }
     }
 
     /// Leaves the server as it is, for another supervisor to keep.
     pub(crate) fn leave(self, estate: &mut Estate) {
         self.task.abort();
-        estate.descriptors.extend(self.left());
+        let left = self.watch();
+        estate.descriptors.extend(left());
     }
 
     /// For tenants without a URL of their own.

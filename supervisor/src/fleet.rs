@@ -10,6 +10,7 @@ mod adopt;
 mod entry;
 pub(crate) mod handle;
 mod judge;
+pub(crate) mod keep;
 pub(crate) mod leave;
 mod orders;
 pub(crate) mod persist;
@@ -30,6 +31,7 @@ use crate::sys;
 use brokkr_tenant::TenantName;
 use entry::Entry;
 use handle::Request;
+use keep::Keeping;
 use leave::{Asking, Ended, Leaving, Quit};
 use nix::time::ClockId;
 use orders::Orders;
@@ -58,6 +60,8 @@ pub(crate) struct Parts {
     pub(crate) stopped: BTreeSet<TenantName>,
     /// What an earlier supervisor left.
     pub(crate) finds: Finds,
+    /// systemd's store, where there is one.
+    pub(crate) keeping: Option<Keeping>,
     /// Most descriptors this process may have.
     pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
@@ -103,6 +107,8 @@ pub(crate) struct Fleet {
     /// When the host's clock began to count.
     booted: Instant,
     stopping: bool,
+    /// systemd's descriptor store.
+    store: Option<keep::Kept>,
     asking: Asking,
     leaving: Option<Leaving>,
     /// Why the last program that was to take this one's place did not.
@@ -150,13 +156,19 @@ impl Fleet {
             stalled: None,
             booted: booted.unwrap_or(now),
             stopping: false,
+            store: None,
             asking: Asking::default(),
             leaving: None,
             refused_successor: None,
             stale: true,
             unjudged: true,
         };
+        let there = std::mem::take(&mut parts.finds.stored);
+        let claimed = std::mem::take(&mut parts.finds.claimed);
         fleet.adopt(parts.finds);
+        if let Some(keeping) = parts.keeping {
+            fleet.begin_to_keep(keeping, there, &claimed);
+        }
         fleet
     }
 
@@ -188,6 +200,7 @@ impl Fleet {
                 return self.leave().await;
             }
             self.settle();
+            self.keep();
             if self.stopping
                 && self
                     .entries
@@ -239,7 +252,8 @@ impl Fleet {
             .values()
             .filter_map(|e| e.life.next_deadline())
             .min();
-        self.booted + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600))
+        let due = self.booted + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600));
+        self.keep_at().map_or(due, |keep| keep.min(due))
     }
 
     fn begin_stop(&mut self) {

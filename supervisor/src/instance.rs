@@ -190,6 +190,7 @@ impl Edge {
         tenant: &TenantName,
         id: InstanceId,
         short: Option<u32>,
+        descriptors: Descriptors,
         adoption: Adoption,
     ) {
         let wishes = Wishes {
@@ -200,6 +201,7 @@ impl Edge {
         let files = adoption.files.clone();
         let short = self.claim(short);
         let process = self.process(tenant, id, wishes, files.clone(), short);
+        process.slot.fill(descriptors);
         self.watch(
             tenant.clone(),
             id,

@@ -86,6 +86,7 @@ impl Hub {
     }
 
     /// Reads `pipe`, the standard output and error of process `pid`, until its last writer has gone. It stays blocking.
+    /// Where it was read before, `carry` is the beginning of the line it was left in.
     ///
     /// # Errors
     /// When it is nothing that can be waited for, or the kernel is out of watches.
@@ -94,26 +95,13 @@ impl Hub {
         tenant: TenantName,
         pid: i32,
         pipe: impl Into<Arc<OwnedFd>>,
-    ) -> io::Result<()> {
-        self.attach_at(tenant, pid, pipe.into(), Carry::default())
-    }
-
-    /// The same of a pipe that was read before; `carry` is the beginning of the line it was left in.
-    ///
-    /// # Errors
-    /// As [`attach`](Self::attach).
-    pub(crate) fn attach_at(
-        &self,
-        tenant: TenantName,
-        pid: i32,
-        pipe: Arc<OwnedFd>,
         carry: Carry,
     ) -> io::Result<()> {
         let name = Some(tenant);
         let origin = Arc::new(Origin::new(name.clone(), pid));
         self.shared.pipe_opened(&name);
         self.control
-            .attach(origin, pipe, carry)
+            .attach(origin, pipe.into(), carry)
             .inspect_err(|_| self.shared.pipe_closed(&name))
     }
 

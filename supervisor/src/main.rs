@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     match &cli.command {
         Command::Run(options) if options.check_state => commands::run::check_state(),
         Command::Run(_) => commands::run::run(cli.config(), inherited),
+        Command::Sweep => commands::sweep::sweep(cli.config()),
         Command::Check(options) => commands::check::check(cli.config(), options),
         command => commands::client(command, cli.config()),
     }

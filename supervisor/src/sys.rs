@@ -306,6 +306,15 @@ pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<Async
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
+/// The same, to be woken when it can be written to.
+///
+/// # Errors
+/// When the event loop cannot take it.
+pub(crate) fn writable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: as above.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::WRITABLE) }.map_err(Into::into)
+}
+
 /// The same of a descriptor that somebody else holds too.
 ///
 /// # Errors

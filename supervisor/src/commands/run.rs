@@ -12,7 +12,7 @@ use crate::instance::successor;
 use crate::logs::{Format, Hub, Output};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +68,27 @@ pub(crate) fn check_state() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => super::complain(&problem, super::EXIT_PROBLEM),
     }
+}
+
+/// The configuration as a supervisor that holds tenants would have it: the file's, else the last good one.
+///
+/// # Errors
+/// Every problem of the file, when there is no other.
+pub(crate) fn last_known(path: &Path) -> Result<Supervisor, String> {
+    kept::load(path, &Inherited::unknown()).map(|(config, _)| config)
+}
+
+/// Takes the runtime folder, until the file is dropped.
+///
+/// # Errors
+/// Who has it.
+pub(crate) fn take_over_folder(config: &Supervisor) -> Result<File, String> {
+    folders::prepare(config, None)
+}
+
+/// Where instances have their files.
+pub(crate) fn instances(config: &Supervisor) -> PathBuf {
+    folders::instances(config)
 }
 
 /// Serves, and serves on when another program was to take over and could not be executed after all.

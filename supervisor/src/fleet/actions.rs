@@ -25,6 +25,7 @@ impl Fleet {
                 queue.extend(self.carry_out(name, action));
             }
         }
+        self.keep_soon();
         self.changed();
     }
 

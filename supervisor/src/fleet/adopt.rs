@@ -84,10 +84,11 @@ impl Fleet {
             let FoundInstance {
                 id,
                 short,
+                descriptors,
                 adoption,
                 ..
             } = instance;
-            self.edge.adopt(name, id, short, adoption);
+            self.edge.adopt(name, id, short, descriptors, adoption);
         }
         self.entries.insert(name.clone(), entry);
         self.feed(now, name, Event::Adopted(inheritance));
@@ -134,7 +135,7 @@ impl Fleet {
 fn as_is(found: &FoundInstance, revision: Revision, now: Time) -> Adopted {
     let known = found.config.as_ref();
     let pool = known.map_or(UNKNOWN_POOL, |c| c.broker().database.pool_size.get());
-    let descriptors = &found.adoption.descriptors;
+    let descriptors = &found.descriptors;
     Adopted {
         id: found.id,
         pid: descriptors.pid,

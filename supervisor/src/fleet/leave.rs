@@ -133,7 +133,8 @@ impl Fleet {
     pub(super) async fn leave(mut self) -> Ended {
         let hub = self.edge.hub().clone();
         let carries = tokio::time::timeout(RELEASE, hub.release()).await;
-        let estate = self.estate(&carries.unwrap_or_default());
+        let mut estate = self.estate(&carries.unwrap_or_default());
+        self.keep_last(&mut estate).await;
         let successor = self.leaving.take().and_then(|leaving| leaving.successor);
         self.edge.leave();
         self.kept_admitted.finish().await;

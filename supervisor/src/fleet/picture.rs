@@ -19,6 +19,7 @@ impl Fleet {
         let mut notices = self.notices.clone();
         notices.extend(self.desired.borrow().problems.iter().cloned());
         notices.extend(self.refused_successor.clone());
+        notices.extend(self.unstored());
         if let Some(failing) = self.stalled {
             notices.push(format!(
                 "the host is stalled: {failing} tenants fail their probes together"

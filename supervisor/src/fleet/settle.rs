@@ -232,6 +232,7 @@ impl Fleet {
                 self.first_free.insert(name.clone(), entry.life.next_id().0);
             }
             self.edge.forget(&name);
+            self.keep_soon();
             self.edge.hub().forget(&name);
             for slots in self.slots.values_mut() {
                 slots.release(&name);

@@ -103,7 +103,7 @@ impl Ids {
 /// How many of these groups of descriptors may be stored, in order: each with the names it needs.
 ///
 /// A group is stored whole or not at all. Those stored before come first, so that nobody loses a place he has.
-pub(crate) fn fitting<G: Copy + Ord>(groups: &BTreeMap<G, Vec<Name>>, most: usize) -> BTreeSet<G> {
+pub(crate) fn fitting<G: Clone + Ord>(groups: &BTreeMap<G, Vec<Name>>, most: usize) -> BTreeSet<G> {
     let mut fitting = BTreeSet::new();
     let (mut count, mut bytes) = (0, 0);
     for (group, names) in groups {
@@ -111,7 +111,7 @@ pub(crate) fn fitting<G: Copy + Ord>(groups: &BTreeMap<G, Vec<Name>>, most: usiz
         if count + names.len() <= most && bytes + longer <= MOST_BYTES {
             count += names.len();
             bytes += longer;
-            fitting.insert(*group);
+            fitting.insert(group.clone());
         }
     }
     fitting

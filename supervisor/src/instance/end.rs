@@ -120,7 +120,7 @@ impl Mortal {
 
     /// A session is named after its first process, whose number is free for others once it has been reaped. As long as
     /// it has not, or no other has taken it, the session is the one that is meant.
-    fn end_session(self) {
+    pub(super) fn end_session(self) {
         let other = lock::start_time(self.pid).is_ok_and(|at| at != self.start_time);
         if !other {
             let _ = killpg(Pid::from_raw(self.pid), Signal::SIGKILL);

@@ -16,9 +16,10 @@ use crate::handover::names::{Kind, Name};
 use crate::handover::{Carry, Clear, Described, Index, Phase, Record};
 use crate::lifecycle::{InstanceId, Stage};
 use crate::sys;
+use crate::systemd::store::There;
 use brokkr_tenant::{Listen, TenantName};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -44,7 +45,9 @@ pub(crate) struct Finds {
     /// Descriptors of the embedded server.
     pub(crate) embedded: BTreeMap<Kind, OwnedFd>,
     /// What systemd's store holds.
-    pub(crate) stored: Vec<String>,
+    pub(crate) stored: There,
+    /// Of all descriptors that were left, those that are of use.
+    pub(crate) claimed: BTreeSet<Name>,
     /// What the operator should know.
     pub(crate) remarks: Vec<String>,
 }
@@ -55,7 +58,9 @@ pub(crate) struct FoundInstance {
     pub(crate) id: InstanceId,
     /// The id of its descriptors, if it has one.
     pub(crate) short: Option<u32>,
-    /// What it takes to take it over.
+    /// Its descriptors.
+    pub(crate) descriptors: Descriptors,
+    /// What else it takes to take it over.
     pub(crate) adoption: Adoption,
     /// What it runs, as far as that is known.
     pub(crate) config: Option<Arc<TenantConfig>>,
@@ -115,7 +120,10 @@ impl Search {
             ..
         } = inherited;
         let mut finds = Finds {
-            stored,
+            stored: There {
+                names: stored,
+                serial: index.as_ref().map_or(0, |index| index.serial),
+            },
             ..Finds::default()
         };
         if let Some(problem) = problem {
@@ -181,7 +189,7 @@ impl Search {
         self.finds.restarts = std::mem::take(&mut index.restarts);
         for listener in std::mem::take(&mut index.listeners) {
             let name = Name::new(listener.id, Kind::Listener);
-            match self.descriptors.remove(&name) {
+            match claim(&mut self.descriptors, &mut self.finds.claimed, name) {
                 Some(socket) if take_back::listens_on(&socket, &listener.listen) => {
                     self.finds.listeners.push(FoundListener {
                         tenant: listener.tenant,
@@ -210,7 +218,7 @@ impl Search {
         // the store, and its id another instance's by now.
         let short = record.id.filter(|short| self.is_of(*short, &holder));
         let left = short.map(|short| Name::new(short, Kind::Death));
-        let pidfd = match left.and_then(|name| self.descriptors.remove(&name)) {
+        let pidfd = match left.and_then(|name| self.claim(name)) {
             Some(pidfd) => pidfd,
             None => match sys::pidfd_open(record.pid) {
                 Ok(pidfd) if holder.lives() => pidfd,
@@ -244,6 +252,10 @@ impl Search {
         self.take(found);
     }
 
+    fn claim(&mut self, name: Name) -> Option<OwnedFd> {
+        claim(&mut self.descriptors, &mut self.finds.claimed, name)
+    }
+
     /// Whether the descriptors of this id are of that process.
     fn is_of(&self, short: u32, holder: &Holder) -> bool {
         match self.descriptors.get(&Name::new(short, Kind::Death)) {
@@ -272,6 +284,8 @@ impl Search {
             return;
         };
         let short = self.ids.get(&holder.pid).copied();
+        let left = short.map(|short| Name::new(short, Kind::Death));
+        let pidfd = left.and_then(|name| self.claim(name)).unwrap_or(pidfd);
         let connections = what.as_ref().map_or(0, |what| what.pool);
         self.take(Candidate {
             tenant,
@@ -308,7 +322,7 @@ impl Search {
         } = candidate;
         let pid = holder.pid;
         let log = short
-            .and_then(|short| self.descriptors.remove(&Name::new(short, Kind::Log)))
+            .and_then(|short| self.claim(Name::new(short, Kind::Log)))
             .map_or_else(|| take_back::log(pid), Ok);
         let log = match log {
             Ok(log) => Some(Arc::new(log)),
@@ -324,8 +338,7 @@ impl Search {
                 None
             }
         };
-        let notify =
-            short.and_then(|short| self.descriptors.remove(&Name::new(short, Kind::Notify)));
+        let notify = short.and_then(|short| self.claim(Name::new(short, Kind::Notify)));
         let Some(notify) = notify.or_else(|| bind_notify(&files)) else {
             self.finds.left.push(Left::new(
                 tenant,
@@ -351,15 +364,15 @@ impl Search {
         instances.push(FoundInstance {
             id,
             short,
+            descriptors: Descriptors {
+                pid,
+                start_time: holder.start_time,
+                program: started_from,
+                pidfd: Arc::new(pidfd),
+                log,
+                notify: Arc::new(notify),
+            },
             adoption: Adoption {
-                descriptors: Descriptors {
-                    pid,
-                    start_time: holder.start_time,
-                    program: started_from,
-                    pidfd: Arc::new(pidfd),
-                    log,
-                    notify: Arc::new(notify),
-                },
                 files,
                 carry,
                 stage,
@@ -398,7 +411,7 @@ impl Search {
             .iter()
             .find(|(name, fd)| name.kind == Kind::Listener && take_back::listens_on(fd, listen))
             .map(|(name, _)| *name);
-        let socket = match left.and_then(|name| self.descriptors.remove(&name)) {
+        let socket = match left.and_then(|name| self.claim(name)) {
             Some(socket) => Ok(socket),
             None => take_back::listener(pidfd.as_fd(), listen),
         };
@@ -452,6 +465,17 @@ struct Candidate {
     carry: Carry,
     /// It has ended.
     gone: bool,
+}
+
+/// Takes a descriptor that was left, and notes that it is of use.
+fn claim(
+    left: &mut BTreeMap<Name, OwnedFd>,
+    claimed: &mut BTreeSet<Name>,
+    name: Name,
+) -> Option<OwnedFd> {
+    let fd = left.remove(&name)?;
+    claimed.insert(name);
+    Some(fd)
 }
 
 fn has_ended(pidfd: &OwnedFd) -> bool {

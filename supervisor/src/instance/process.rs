@@ -38,9 +38,8 @@ pub(crate) struct Process {
     pub(crate) slot: Slot,
 }
 
-/// A process an earlier supervisor started.
+/// A process an earlier supervisor started; its descriptors are in the slot.
 pub(crate) struct Adoption {
-    pub(crate) descriptors: Descriptors,
     pub(crate) files: Files,
     /// The line its log was left in.
     pub(crate) carry: Carry,
@@ -119,16 +118,19 @@ impl Process {
     /// Takes over an instance of an earlier supervisor, sees it through, and reports its end.
     pub(crate) async fn adopt(self, adoption: Adoption) {
         let Adoption {
-            descriptors,
             files,
             carry,
             stage,
             connections,
         } = adoption;
-        self.read_log(&descriptors, carry);
-        let (pid, start_time) = (descriptors.pid, descriptors.start_time);
-        let mortal = Mortal::found(pid, start_time);
-        let alive = Alive {
+        let slot = self.slot.clone();
+        let Some(descriptors) = slot.get() else {
+            return self.failed("nothing is known of it".into()).await;
+        };
+        self.read_log(descriptors, carry);
+        let pid = descriptors.pid;
+        let mortal = Mortal::found(pid, descriptors.start_time);
+        self.live(Alive {
             pid,
             pidfd: Arc::clone(&descriptors.pidfd),
             notify: Arc::clone(&descriptors.notify),
@@ -138,15 +140,14 @@ impl Process {
             files,
             told_connections: connections,
             adopted: Some(stage),
-        };
-        self.slot.fill(descriptors);
-        self.live(alive).await;
+        })
+        .await;
     }
 
     fn read_log(&self, descriptors: &Descriptors, carry: Carry) {
         let Some(log) = &descriptors.log else { return };
         let (tenant, pid) = (self.reporter.tenant().clone(), descriptors.pid);
-        if let Err(error) = self.hub.attach_at(tenant, pid, Arc::clone(log), carry) {
+        if let Err(error) = self.hub.attach(tenant, pid, Arc::clone(log), carry) {
             tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "its log pipe cannot be read");
         }
     }

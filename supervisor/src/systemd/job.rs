@@ -51,7 +51,7 @@ pub(crate) async fn store_max() -> Result<u32, String> {
     asked(async {
         let (connection, unit) = unit().await?;
         let most = property(&connection, &unit, "Service", "FileDescriptorStoreMax").await?;
-        Ok(most.try_into()?)
+        most.try_into()
     })
     .await
 }

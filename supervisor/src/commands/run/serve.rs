@@ -6,16 +6,18 @@ use crate::config::{Look, Scanner, Supervisor};
 use crate::control;
 use crate::embedded::Embedded;
 use crate::fleet::handle::Handle;
+use crate::fleet::keep::Keeping;
 use crate::fleet::leave::Ended;
 use crate::fleet::{Fleet, Parts, persist};
 use crate::handover::inherited::Inherited;
+use crate::handover::names::MOST_STORED;
 use crate::instance::find::{self, Finds};
 use crate::instance::private::ProbeTimes;
 use crate::instance::{Edge, Settings, orphans};
 use crate::logs::Hub;
 use crate::servers::Servers;
 use crate::status::Snapshot;
-use crate::systemd::Notifier;
+use crate::systemd::{Notifier, job};
 use crate::watch::Watch;
 use brokkr_tenant::{Layer, TenantName};
 use std::collections::BTreeSet;
@@ -105,6 +107,7 @@ impl Daemon {
                 stopped,
                 finds,
                 open_files: crate::sys::open_files(),
+                keeping: keeping(&notifier, embedded.as_ref()).await,
                 notices: notices.into_iter().flatten().map(str::to_owned).collect(),
                 config: self.config.clone(),
             });
@@ -185,6 +188,32 @@ impl Daemon {
             open_files: self.open_files,
         }
     }
+}
+
+/// What it takes to keep systemd's descriptor store; `None` where systemd has none for us.
+async fn keeping(notifier: &Notifier, embedded: Option<&Embedded>) -> Option<Keeping> {
+    if !notifier.is_heard() {
+        return None;
+    }
+    let ours =
+        std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    let most = match job::store_max().await {
+        Ok(most) => most,
+        // It started us, so it is there: what it does not take, it says in its own log.
+        Err(_) if ours => MOST_STORED as u32,
+        Err(_) => return None,
+    };
+    if most == 0 {
+        tracing::warn!(
+            "systemd keeps no descriptors for this unit (FileDescriptorStoreMax=): after a crash, brokers are taken over by their locks"
+        );
+    }
+    let watched = embedded.map(Embedded::watch);
+    Some(Keeping {
+        notifier: notifier.clone(),
+        most,
+        embedded: Box::new(move || watched.as_ref().map(|left| left()).unwrap_or_default()),
+    })
 }
 
 fn read_admitted(config: &Supervisor) -> Vec<crate::budget::Admission> {
