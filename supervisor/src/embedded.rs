@@ -247,6 +247,7 @@ impl Plan {
             }
             tokio::select! {
                 how = server.ended() => {
+                    self.last_lines.complete().await;
                     return Err(format!("the embedded server {how}: {}", self.last_lines));
                 }
                 () = tokio::time::sleep(READY_INTERVAL) => {}

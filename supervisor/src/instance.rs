@@ -7,6 +7,7 @@
 pub(crate) mod descriptors;
 pub(crate) mod end;
 pub(crate) mod find;
+pub(crate) mod group;
 pub(crate) mod launch;
 pub(crate) mod listen;
 pub(crate) mod lock;
@@ -30,6 +31,7 @@ use brokkr_tenant::{InstanceConfig, Listen, TenantName};
 use descriptors::{Descriptors, Slot};
 use end::End;
 use find::FoundListener;
+use group::Groups;
 use launch::Launch;
 use listen::{Listener, Listeners};
 use lock::Files;
@@ -57,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) times: ProbeTimes,
     /// Soft and hard limit of open files a broker gets.
     pub(crate) open_files: (u64, u64),
+    /// Where instances get control groups of their own.
+    pub(crate) groups: Groups,
 }
 
 /// Every socket and process of every tenant.
@@ -109,6 +113,11 @@ impl Edge {
     /// Limits of open files that brokers get.
     pub(crate) fn open_files(&self) -> (u64, u64) {
         self.settings.open_files
+    }
+
+    /// Where instances get their control groups.
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.settings.groups
     }
 
     /// Where the instances' log lines go.
@@ -172,6 +181,7 @@ impl Edge {
             files: files.clone(),
             listener,
             open_files: self.settings.open_files,
+            group: self.settings.groups.of(&tenant, id),
             config,
         };
         let wishes = Wishes {
@@ -255,6 +265,7 @@ impl Edge {
             wishes: wishes_receiver,
             times: self.settings.times,
             slot,
+            group: self.settings.groups.of(tenant, id),
         }
     }
 

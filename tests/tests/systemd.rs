@@ -316,6 +316,16 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .trim(),
         "active"
     );
+    // Each broker in a group of its own, below the unit that holds them.
+    for tenant in &started.tenants {
+        let groups = machine.ok(&["cat", &format!("/proc/{}/cgroup", tenant.pid.unwrap())]);
+        let own = format!("0::/brokkr.slice/brokkr-tenants.service/{}.1", tenant.name);
+        assert!(
+            groups.lines().any(|line| line == own),
+            "{groups}\n{}",
+            machine.journal()
+        );
+    }
     let addr = Addr::Unix(machine.path("/run/brokkr/acme.sock"));
     assert_eq!(http::get(&addr, "/healthz").unwrap().text(), "OK");
     let pak = machine.ok(&["brokkr-supervisor", "pak", "acme"]);
@@ -431,7 +441,16 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     // Stop: nothing is left, and it was no failure.
     machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
     assert_eq!(machine.processes(), "");
-    let group = machine.path("/sys/fs/cgroup/system.slice/brokkr-supervisor.service/cgroup.procs");
+    let groups = machine.ok(&[
+        "find",
+        "/sys/fs/cgroup/brokkr.slice",
+        "-mindepth",
+        "2",
+        "-type",
+        "d",
+    ]);
+    assert_eq!(groups, "");
+    let group = machine.path("/sys/fs/cgroup/brokkr.slice/brokkr-supervisor.service/cgroup.procs");
     assert_eq!(fs::read_to_string(group).unwrap_or_default(), "");
     assert_eq!(machine.ok(&["find", "/run/brokkr", "-type", "s"]), "");
     let result = machine.ok(&["systemctl", "show", "-P", "Result", "brokkr-supervisor"]);

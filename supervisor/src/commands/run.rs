@@ -8,6 +8,7 @@ mod service;
 use crate::config::Supervisor;
 use crate::fleet::leave::Ended;
 use crate::handover::inherited::{Giver, Inherited};
+use crate::instance::group::Groups;
 use crate::instance::successor;
 use crate::logs::{Format, Hub, Output};
 use std::fs::File;
@@ -49,7 +50,9 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         problem,
         hub: hub.clone(),
         open_files,
+        groups: Groups::detect(),
     };
+    daemon.groups.tidy();
     let code = match turns(&daemon, inherited, &lock) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

@@ -6,6 +6,7 @@
 use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run};
 use crate::config::Supervisor;
 use crate::embedded;
+use crate::instance::group::Groups;
 use crate::instance::survivors;
 use crate::systemd::job;
 use std::path::Path;
@@ -63,6 +64,8 @@ async fn end_all(config: &Supervisor) -> Result<(), String> {
     let folder = run::instances(config);
     let swept = survivors::end_all(&folder, grace)
         .map_err(|error| format!("{}: {error}", folder.display()))?;
+    // Whatever they had started, and whatever that has done to get away.
+    Groups::detect().end_all();
     if config.postgres.embedded {
         embedded::end(config).await?;
     }

@@ -234,7 +234,7 @@ impl Scanner {
         }
         // Taken before the file is read: a change in between is seen by the next scan.
         let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
-        let (state, referred) = match TenantConfig::load(name, path, &self.layers) {
+        let (state, referred) = match TenantConfig::load(path, &self.layers) {
             Ok((config, referred)) => (Ok(Arc::new(config)), referred),
             Err(problems) => (Err(Arc::new(FileProblem::from(&problems))), problems.files),
         };

@@ -67,22 +67,11 @@ impl TenantConfig {
     ///
     /// # Errors
     /// Every problem, each with its place.
-    pub(crate) fn load(
-        name: &TenantName,
-        path: &Path,
-        under: &[Layer],
-    ) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
+    pub(crate) fn load(path: &Path, under: &[Layer]) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
         let mut layers = under.to_vec();
         layers.push(Layer::from_file(path));
         let resolved = resolve(&layers, Mode::Supervised)?;
-        let mut warnings: Vec<String> =
-            resolved.warnings.iter().map(Diagnostic::headline).collect();
-        let limits = &resolved.config.limits;
-        if limits.memory_max.is_some() || limits.cpu_weight.is_some() || limits.pids_max.is_some() {
-            warnings.push(format!(
-                "tenant {name}: [limits] is checked but not enforced yet"
-            ));
-        }
+        let warnings = resolved.warnings.iter().map(Diagnostic::headline).collect();
         let digest = resolved.config.digest().0;
         let files = resolved.files.clone();
         Ok((
@@ -139,8 +128,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("acme.toml");
         std::fs::write(&path, text).unwrap();
-        let name = TenantName::parse("acme").unwrap();
-        TenantConfig::load(&name, &path, &[]).unwrap().0
+        TenantConfig::load(&path, &[]).unwrap().0
     }
 
     #[test]

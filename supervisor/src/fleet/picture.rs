@@ -57,7 +57,10 @@ impl Fleet {
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
         let servers = self.view.borrow();
         let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
-        let warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
+        let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
+        let limits = shown.map(|c| &c.broker().limits);
+        let unenforced = limits.and_then(|limits| self.edge.groups().unenforced(limits));
+        warnings.extend(unenforced.map(|limits| format!("tenant {name}: {limits}")));
         TenantStatus {
             name: name.to_string(),
             state,

@@ -1,5 +1,6 @@
 //! Makes everything one instance is started with (docs: "Between supervisor and broker"), and starts it.
 
+use super::group::Group;
 use super::lock::{self, Files, Holder};
 use super::notify::NotifySocket;
 use super::orphans::{self, Registered};
@@ -26,6 +27,8 @@ pub(crate) struct Launch {
     pub(crate) listener: Arc<OwnedFd>,
     pub(crate) config: InstanceConfig,
     pub(crate) open_files: (u64, u64),
+    /// Its control group, where instances have one.
+    pub(crate) group: Option<Group>,
 }
 
 /// A process, and the ends of its channels that are ours.
@@ -50,7 +53,13 @@ impl Launch {
         // Before anything else: while somebody holds it, the files are theirs.
         let lock_file = lock::create(&files.lock())
             .map_err(|error| format!("cannot lock the instance's lock file: {error}"))?;
-        self.try_run(&lock_file).inspect_err(|_| files.remove())
+        let group = self.group.clone();
+        self.try_run(&lock_file).inspect_err(|_| {
+            files.remove();
+            if let Some(group) = group {
+                group.remove();
+            }
+        })
     }
 
     fn try_run(self, lock_file: &File) -> Result<Launched, String> {
@@ -94,12 +103,24 @@ impl Launch {
             ],
             open_files: self.open_files,
         };
+        let limits = &self.config.config.limits;
+        let tenant = &self.config.tenant;
+        // A tenant that runs without bounds is better off than one that does not run, and so are its agents.
+        let without = |error: &io::Error| {
+            tracing::warn!(%tenant, "runs without a control group, [limits] is not enforced: {error}");
+        };
+        let group = self.group.as_ref();
+        let group = group.filter(|group| group.create(limits).inspect_err(without).is_ok());
         let mut registered = None;
         let mut start_time = 0;
         let process = sys::spawn(&plan, |pid| {
             registered = Some(orphans::register(pid));
             let holder = Holder::of(pid)?;
             start_time = holder.start_time;
+            // Before it executes anything: what it starts is in the group too.
+            if let Some(group) = group {
+                let _ = group.enter(pid).inspect_err(without);
+            }
             lock::sign(lock_file, &holder, &what)
         })
         .map_err(said(&format!("cannot start {}", self.program.display())))?;

@@ -2,6 +2,7 @@
 
 use super::descriptors::{Descriptors, Slot};
 use super::end::{self, End, Mortal};
+use super::group::Group;
 use super::launch::{Launch, Launched};
 use super::lock::Files;
 use super::notify::{NotifySocket, Said};
@@ -36,6 +37,8 @@ pub(crate) struct Process {
     pub(crate) times: ProbeTimes,
     /// Where its descriptors are found by whoever passes them on.
     pub(crate) slot: Slot,
+    /// Its control group, where instances have one.
+    pub(crate) group: Option<Group>,
 }
 
 /// A process an earlier supervisor started; its descriptors are in the slot.
@@ -168,6 +171,7 @@ impl Process {
         };
         drop(alive.registered);
         alive.files.remove();
+        let end = self.leave_group(end);
         let configuration = testament.exit_status == Some(EXIT_CONFIGURATION);
         let reason = match testament.status.filter(|_| testament.exit_status.is_some()) {
             Some(said) => format!("{end}: {said}"),
@@ -182,6 +186,18 @@ impl Process {
             .await;
         let words = self.hub.last_words(self.reporter.tenant(), pid).await;
         self.reporter.send(What::LastWords(self.id, words)).await;
+    }
+
+    /// Ends what is left in its group, and adds what the kernel says of the end.
+    fn leave_group(&self, end: String) -> String {
+        let Some(group) = &self.group else { return end };
+        group.end();
+        let end = match group.was_out_of_memory() {
+            true => format!("{end}: out of memory ([limits] memory_max)"),
+            false => end,
+        };
+        group.remove();
+        end
     }
 
     async fn failed(&self, reason: String) {
@@ -218,7 +234,7 @@ impl Process {
                 biased;
                 Some(end) = self.ends.recv() => match end {
                     End::Terminate if !sure => to_terminate = true,
-                    end => end::send(end, pid, &alive.pidfd),
+                    end => self.end(end, alive),
                 },
                 _ = pidfd.readable() => break,
                 said = notify.receive(pid) => for said in said? {
@@ -247,7 +263,7 @@ impl Process {
                 () = tokio::time::sleep_until(ask_until), if !sure => sure = true,
             }
             if sure && std::mem::take(&mut to_terminate) {
-                end::send(End::Terminate, pid, &alive.pidfd);
+                self.end(End::Terminate, alive);
             }
         }
         for task in [private, asking].into_iter().flatten() {
@@ -261,6 +277,16 @@ impl Process {
             testament.exit_status.get_or_insert(code);
         }
         Ok(status.to_string())
+    }
+
+    /// SIGKILL goes to the group, where there is one: nobody gets away from that.
+    fn end(&self, end: End, alive: &Alive) {
+        if end == End::Kill
+            && let Some(group) = &self.group
+        {
+            group.end();
+        }
+        end::send(end, alive.pid, &alive.pidfd);
     }
 
     fn probe(&self, alive: &Alive, told_connections: u32) -> JoinHandle<()> {

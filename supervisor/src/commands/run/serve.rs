@@ -12,6 +12,7 @@ use crate::fleet::{Fleet, Parts, persist};
 use crate::handover::inherited::Inherited;
 use crate::handover::names::MOST_STORED;
 use crate::instance::find::{self, Finds};
+use crate::instance::group::Groups;
 use crate::instance::private::ProbeTimes;
 use crate::instance::{Edge, Settings, orphans};
 use crate::logs::Hub;
@@ -45,6 +46,8 @@ pub(super) struct Daemon {
     pub(super) hub: Hub,
     /// Limits of open files for brokers.
     pub(super) open_files: (u64, u64),
+    /// Where brokers get control groups.
+    pub(super) groups: Groups,
 }
 
 impl Daemon {
@@ -94,7 +97,8 @@ impl Daemon {
             tokio::spawn(watch_task.run());
 
             let (report_sender, reports) = mpsc::channel(REPORTS);
-            let notices = [control.notice(), self.problem.as_deref()];
+            let groups = self.groups.problem();
+            let notices = [control.notice(), self.problem.as_deref(), groups.as_deref()];
             let fleet = Fleet::new(Parts {
                 edge: Edge::new(self.settings(), self.hub.clone(), report_sender),
                 reports,
@@ -186,6 +190,7 @@ impl Daemon {
                 timeout: self.config.health.timeout,
             },
             open_files: self.open_files,
+            groups: self.groups.clone(),
         }
     }
 }
