@@ -345,3 +345,41 @@ fn a_replacement_under_way_goes_on_under_the_next_program() {
         (host.broker_pids() == [acme.pid()]).then_some(())
     });
 }
+
+#[test]
+fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let postmaster = || -> i32 {
+        let file = host.state_dir().join("postgres/postmaster.pid");
+        let text = std::fs::read_to_string(file).unwrap();
+        text.lines().next().unwrap().parse().unwrap()
+    };
+    let server = postmaster();
+    host.kill();
+    host.up();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    host.succeed();
+    until(
+        Duration::from_secs(20),
+        "the next program to take over",
+        || (take_overs(&host) == 2).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    assert_eq!(postmaster(), server);
+    // What it says is heard by whoever keeps it now.
+    procs::signal(server, Signal::SIGHUP);
+    until(Duration::from_secs(10), "its log", || {
+        (said(&host, "received SIGHUP, reloading configuration files") == 1).then_some(())
+    });
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    let order: Vec<String> = host
+        .log_lines()
+        .into_iter()
+        .filter_map(|line| line["message"].as_str().map(str::to_owned))
+        .filter(|m| m == "drained" || m == "received fast shutdown request")
+        .collect();
+    assert_eq!(order, ["drained", "received fast shutdown request"]);
+}

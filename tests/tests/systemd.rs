@@ -470,3 +470,79 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .unwrap_or_default()
     );
 }
+
+#[test]
+fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
+    if let Some(reason) = impossible() {
+        println!("skipped: {reason}");
+        return;
+    }
+    const TENANTS: usize = 1000;
+    // Nothing but processes: they never become ready, so all may start at once, and for long.
+    let many = SUPERVISOR.replace("max_connections = 60", "max_connections = 2100")
+        + "[start]\nparallelism = 1000\ntimeout = \"1h\"\n[stop]\ngrace = \"1s\"\n";
+    let many = format!("broker = \"/usr/bin/trivial\"\n{many}");
+    let machine = Machine::boot(&[("supervisor.toml", &many)]);
+    let program = machine.path("/usr/bin/trivial");
+    fs::write(&program, "#!/bin/sh\nexec sleep 100000\n").unwrap();
+    brokkr_tests::place::set_mode(&program, 0o755);
+    for n in 0..TENANTS {
+        let name = format!("t{n:04}");
+        let text = format!(
+            "[database]\nschema = \"{name}\"\npool_size = 2\n[http]\nlisten = \"unix:/run/brokkr/{name}.sock\"\n"
+        );
+        fs::write(
+            machine.path(&format!("/etc/brokkr/tenants.d/{name}.toml")),
+            text,
+        )
+        .unwrap();
+    }
+    machine.ok(&["systemd-sysusers"]);
+    machine.ok(&["systemd-tmpfiles", "--create", "brokkr.conf"]);
+    machine.ok(&["systemctl", "daemon-reload"]);
+    machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
+    let running = || {
+        until_ok(
+            Duration::from_secs(120),
+            "every tenant to have a process",
+            || {
+                let status = machine
+                    .status_of("/etc/brokkr/supervisor.toml")
+                    .ok_or_else(|| machine.journal())?;
+                let with_pid = status.tenants.iter().filter(|t| t.pid.is_some()).count();
+                if with_pid == TENANTS {
+                    Ok(status)
+                } else {
+                    Err(format!("{with_pid}"))
+                }
+            },
+        )
+    };
+    let in_step = || {
+        until_ok(Duration::from_secs(60), "the store to be in step", || {
+            // Three for each, two of the embedded server, the index.
+            match machine.stored() {
+                n if n == 3 * TENANTS + 3 => Ok(()),
+                n => Err(format!("{n}\n{}", machine.journal())),
+            }
+        });
+    };
+    let before = pids(&running());
+    in_step();
+    let main = machine.main_pid();
+    let start = std::time::Instant::now();
+    machine.ok(&["kill", "-9", &main]);
+    machine.another_main_pid(&main);
+    let after = running();
+    println!(
+        "{TENANTS} instances taken over within {:?} of a kill",
+        start.elapsed()
+    );
+    assert_eq!(pids(&after), before);
+    assert!(after.tenants.iter().all(|t| t.restarts == 0));
+    in_step();
+    machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    assert_eq!(pids(&running()), before);
+    machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
+    assert_eq!(machine.processes(), "");
+}
