@@ -113,6 +113,7 @@ impl Response {
 #[derive(Debug)]
 pub struct Connection {
     wire: BufReader<Box<dyn Wire>>,
+    port: Option<u16>,
 }
 
 impl Connection {
@@ -129,6 +130,7 @@ impl Connection {
     /// # Errors
     /// As the socket says.
     pub fn open_within(addr: &Addr, bound: Duration) -> io::Result<Self> {
+        let mut port = None;
         let wire: Box<dyn Wire> = match addr {
             Addr::Tcp(text) => {
                 let to = text
@@ -138,6 +140,7 @@ impl Connection {
                 stream.set_read_timeout(Some(bound))?;
                 stream.set_write_timeout(Some(bound))?;
                 stream.set_nodelay(true)?;
+                port = Some(stream.local_addr()?.port());
                 Box::new(stream)
             }
             Addr::Unix(path) => {
@@ -149,7 +152,13 @@ impl Connection {
         };
         Ok(Self {
             wire: BufReader::new(wire),
+            port,
         })
+    }
+
+    /// The port at this end of it, over TCP: which connection this is, in the eyes of the kernel.
+    pub fn own_port(&self) -> Option<u16> {
+        self.port
     }
 
     /// Sends a request and reads its answer; the connection stays open unless the server closes it.

@@ -23,6 +23,7 @@
 //! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
+//! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |
 //!
 //! Everything is blocking on purpose: a test reads from top to bottom. Do not call it from inside an async runtime.
 //! All of it panics with a sentence when something cannot be done; a test has nothing better to do with an error.
@@ -36,6 +37,7 @@
 
 pub mod bin;
 pub mod broker;
+pub mod chaos;
 pub mod host;
 pub mod http;
 pub mod load;

@@ -110,3 +110,18 @@ pub fn describe(pid: i32) -> String {
         arguments(pid).join(" ")
     )
 }
+
+/// Whether every thread of it is stopped: it does nothing more until it is continued.
+pub fn stands_still(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| {
+            let state = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.trim_start().chars().next());
+            matches!(state, Some('T' | 'Z' | 'X'))
+        })
+    })
+}

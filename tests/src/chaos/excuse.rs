@@ -1,0 +1,218 @@
+//! What may fail, and why.
+
+use crate::procs;
+use crate::wait::until;
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// A 4-tuple comes back after a minute at the earliest (TIME_WAIT); nobody waits so long for an answer.
+const REMEMBERED: Duration = Duration::from_secs(50);
+
+/// What the supervisor answers in a tenant's place, after this long without anybody who accepts.
+const STAND_IN_AFTER: Duration = Duration::from_secs(2);
+
+/// A session hears of a change of settings, and a broker of a session's end, a moment later than the test.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Everything that is excused at the moment; shared by all clients.
+#[derive(Debug, Default)]
+pub struct Excuses {
+    doomed: Mutex<Vec<Doomed>>,
+    windows: Mutex<Vec<Window>>,
+}
+
+/// The connections a process had in its hands when it could take no more.
+#[derive(Debug)]
+struct Doomed {
+    tenant: String,
+    pid: i32,
+    /// Their ports at the client's end; none when the kernel does not show them to this user, or has not shown them yet.
+    ports: Option<BTreeSet<u16>>,
+    seen: Instant,
+}
+
+/// Why an answer 503 may be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The server of every tenant is away, in one way or another.
+    ServerAway,
+    /// Nobody serves this tenant: the supervisor may answer in its place, after two seconds.
+    NobodyServes(String),
+}
+
+#[derive(Debug)]
+struct Window {
+    reason: Reason,
+    from: Instant,
+    to: Option<Instant>,
+}
+
+/// Why a 503 was in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowed {
+    /// By the broker: its server is away.
+    Unavailable,
+    /// By the supervisor: nobody serves.
+    StoodIn,
+}
+
+impl Excuses {
+    /// Stops `pid`, notes the connections it holds, and leaves it stopped. Gives their number.
+    ///
+    /// A stopped process accepts nothing, so what is not on the list waits in the backlog for another, and must be
+    /// answered.
+    ///
+    /// # Panics
+    /// When it does not stop within ten seconds.
+    pub fn hold(&self, tenant: &str, pid: i32) -> usize {
+        procs::signal(pid, Signal::SIGSTOP);
+        until(
+            Duration::from_secs(10),
+            format!("{tenant}'s broker {pid} to stand still"),
+            || procs::stands_still(pid).then_some(()),
+        );
+        let mut doomed = self.lock_doomed();
+        doomed.retain(|d| d.seen.elapsed() < REMEMBERED);
+        doomed.push(Doomed {
+            tenant: tenant.into(),
+            pid,
+            ports: None,
+            seen: Instant::now(),
+        });
+        drop(doomed);
+        let ports = connections_of(pid);
+        let held = ports.as_ref().map_or(0, BTreeSet::len);
+        let mut doomed = self.lock_doomed();
+        if let Some(ours) = doomed.iter_mut().find(|d| d.pid == pid) {
+            ours.ports = ports;
+        }
+        held
+    }
+
+    /// Whether this connection, opened at `opened`, was held by a process that was killed. Each excuses one failure.
+    pub fn was_killed(&self, tenant: &str, port: Option<u16>, opened: Instant) -> bool {
+        self.lock_doomed().iter_mut().any(|d| {
+            d.tenant == tenant
+                && d.seen.elapsed() < REMEMBERED
+                && opened <= d.seen
+                && match (&mut d.ports, port) {
+                    (Some(ports), Some(port)) => ports.remove(&port),
+                    _ => true,
+                }
+        })
+    }
+
+    /// From now on, and until [`Self::close`].
+    pub fn open(&self, reason: Reason) {
+        self.lock_windows().push(Window {
+            reason,
+            from: Instant::now(),
+            to: None,
+        });
+    }
+
+    /// The host is whole again: a moment from now nothing is excused any more.
+    pub fn close(&self) {
+        let mut windows = self.lock_windows();
+        windows.retain(|w| w.to.is_none_or(|to| to.elapsed() < REMEMBERED));
+        for window in windows.iter_mut() {
+            window.to.get_or_insert(Instant::now() + MOMENT);
+        }
+    }
+
+    /// Whether a 503 was in order that was asked for at `asked` and came now.
+    pub fn allows(&self, tenant: &str, asked: Instant, stand_in: bool) -> Option<Allowed> {
+        let windows = self.lock_windows();
+        let now = Instant::now();
+        let mut open = windows.iter().filter(|w| w.to.is_none_or(|to| asked <= to));
+        let allowed = open.any(|w| match &w.reason {
+            Reason::ServerAway => true,
+            Reason::NobodyServes(whose) => {
+                stand_in && whose == tenant && now.duration_since(w.from) >= STAND_IN_AFTER
+            }
+        });
+        allowed.then_some(if stand_in {
+            Allowed::StoodIn
+        } else {
+            Allowed::Unavailable
+        })
+    }
+
+    fn lock_doomed(&self) -> std::sync::MutexGuard<'_, Vec<Doomed>> {
+        self.doomed
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    fn lock_windows(&self) -> std::sync::MutexGuard<'_, Vec<Window>> {
+        self.windows
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+}
+
+/// Ports at the other end of the TCP connections `pid` holds, where the kernel tells.
+fn connections_of(pid: i32) -> Option<BTreeSet<u16>> {
+    fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let held: BTreeSet<String> = procs::open_files(pid)
+        .iter()
+        .filter_map(|file| Some(file.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    let ports = table.lines().skip(1).filter_map(|line| {
+        // sl: local remote state queues timer retransmits uid timeout inode
+        let (_, line) = line.split_once(": ")?;
+        // Connections in TIME_WAIT are many thousands, and nobody's.
+        if line.get(28..30) == Some("06") {
+            return None;
+        }
+        let mut fields = line.split_ascii_whitespace();
+        let (_, port) = fields.nth(1)?.split_once(':')?;
+        held.contains(fields.nth(6)?)
+            .then(|| u16::from_str_radix(port, 16).ok())?
+    });
+    // A listening socket has port 0 at its other end.
+    Some(ports.filter(|port| *port != 0).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_which_connections_a_process_holds() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let port = client.local_addr().unwrap().port();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let before = connections_of(own).unwrap();
+        let (_held, _) = listener.accept().unwrap();
+        let after = connections_of(own).unwrap();
+        assert!(!before.contains(&port), "in the backlog it is nobody's");
+        assert!(after.contains(&port));
+    }
+
+    #[test]
+    fn a_503_needs_an_open_window_and_the_supervisors_two_seconds_without_anybody() {
+        let excuses = Excuses::default();
+        let now = Instant::now();
+        assert_eq!(excuses.allows("a", now, false), None);
+        excuses.open(Reason::NobodyServes("a".into()));
+        assert_eq!(excuses.allows("a", now, true), None, "too early");
+        if let Some(window) = excuses.lock_windows().first_mut() {
+            window.from -= STAND_IN_AFTER;
+        }
+        assert_eq!(excuses.allows("a", now, true), Some(Allowed::StoodIn));
+        assert_eq!(excuses.allows("a", now, false), None, "not by a broker");
+        assert_eq!(excuses.allows("b", now, true), None, "not for another");
+        excuses.open(Reason::ServerAway);
+        assert_eq!(excuses.allows("b", now, false), Some(Allowed::Unavailable));
+        excuses.close();
+        assert_eq!(excuses.allows("b", now, false), Some(Allowed::Unavailable));
+        let later = now + MOMENT + Duration::from_secs(1);
+        assert_eq!(excuses.allows("b", later, false), None);
+    }
+}

@@ -1,0 +1,269 @@
+//! What each fault does to the host.
+//!
+//! A fault returns when it is over: what was stopped goes on, what was broken is mended. Whether the host becomes whole
+//! after it is for [`World::is_whole`].
+
+use super::excuse::Reason;
+use super::plan::{Deal, Fault, Round};
+use super::server;
+use super::world::{LOOPER, WHOLE, World};
+use crate::host::Tenant;
+use crate::wait::{until, until_ok};
+use crate::{http, procs};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use std::thread::sleep;
+
+/// A tenant that comes, writes, and goes.
+const GUEST: &str = "guest";
+
+impl World<'_> {
+    /// Lets all faults of a round happen, and returns when all are over.
+    ///
+    /// # Panics
+    /// When one of them cannot be done.
+    pub fn suffer(&self, round: &Round) {
+        let alone = round.len() == 1;
+        // Who dies while the program on disk is broken ends as often as it is tried.
+        let broken = round.iter().any(|deal| deal.fault == Fault::BrokenProgram);
+        let ends = if broken { 1000 } else { 1 };
+        std::thread::scope(|scope| {
+            for deal in round {
+                std::thread::Builder::new()
+                    .name(format!("{:?}", deal.fault))
+                    .spawn_scoped(scope, move || {
+                        sleep(deal.after);
+                        self.suffer_one(deal, alone, ends);
+                    })
+                    .unwrap();
+            }
+        });
+    }
+
+    fn suffer_one(&self, deal: &Deal, alone: bool, ends: u64) {
+        let tenant = &self.tenants[deal.tenant];
+        let name = tenant.name();
+        match deal.fault {
+            Fault::BrokerKilled => self.broker_killed(name, ends),
+            Fault::BrokerHangs => self.broker_hangs(name, ends),
+            Fault::Restart => self.ordered(&["restart", name], alone),
+            Fault::RestartAll => self.ordered(&["restart", "--all"], alone),
+            Fault::NewProgram => {
+                self.note("a new broker program is on disk");
+                self.wrapper.install_again(&format!("# {}", deal.dice));
+            }
+            Fault::BrokenProgram => {
+                self.note(format!(
+                    "a broken broker program is on disk for {:?}",
+                    deal.lasts
+                ));
+                self.wrapper
+                    .install_again("echo this version is broken >&2; exit 3");
+                sleep(deal.lasts);
+                self.wrapper.install_again(&format!("# {}", deal.dice));
+                self.note("and now a good one");
+            }
+            Fault::FileChanged => self.file_changed(tenant, deal),
+            Fault::FileHalfWritten => self.file_half_written(tenant, deal),
+            Fault::Guest => self.guest(deal),
+            Fault::CrashLoop => self.crash_loop(deal),
+            Fault::ServerStopped
+            | Fault::ServerCrashed
+            | Fault::ServerFrozen
+            | Fault::SessionsEnded
+            | Fault::ReadOnly
+            | Fault::SlotsTaken => self.server_suffers(deal),
+            Fault::SupervisorHangs => {
+                let pid = self.host.pid();
+                self.note(format!(
+                    "SIGSTOP to the supervisor ({pid}) for {:?}",
+                    deal.lasts
+                ));
+                procs::signal(pid, Signal::SIGSTOP);
+                sleep(deal.lasts);
+                procs::signal(pid, Signal::SIGCONT);
+                self.note("SIGCONT to the supervisor");
+            }
+            Fault::SupervisorKilled => {
+                self.note(format!("SIGKILL to the supervisor ({})", self.host.pid()));
+                self.host.kill();
+                sleep(deal.lasts);
+                self.host.up();
+                self.note(format!("another supervisor runs ({})", self.host.pid()));
+            }
+            Fault::SupervisorRenewed => {
+                let pid = self.host.pid();
+                self.note(format!("SIGUSR2 to the supervisor ({pid})"));
+                procs::signal(pid, Signal::SIGUSR2);
+            }
+        }
+    }
+
+    fn broker_killed(&self, name: &str, ends: u64) {
+        let pid = self.pid_of(name);
+        self.shared
+            .excuses
+            .open(Reason::NobodyServes(name.to_owned()));
+        self.killed(name, ends);
+        let held = self.shared.excuses.hold(name, pid);
+        procs::signal(pid, Signal::SIGKILL);
+        self.note(format!(
+            "SIGKILL to the broker of {name} ({pid}), which holds {held} connections"
+        ));
+    }
+
+    fn broker_hangs(&self, name: &str, ends: u64) {
+        let pid = self.pid_of(name);
+        self.shared
+            .excuses
+            .open(Reason::NobodyServes(name.to_owned()));
+        self.killed(name, ends);
+        let held = self.shared.excuses.hold(name, pid);
+        self.note(format!(
+            "SIGSTOP to the broker of {name} ({pid}), which holds {held} connections"
+        ));
+        until(
+            WHOLE,
+            format!("the hung broker of {name} to be ended"),
+            || (!procs::alive(pid)).then_some(()),
+        );
+        self.note(format!("the hung broker of {name} ({pid}) has been ended"));
+    }
+
+    /// An operator's order. Alone it must succeed; beside another fault it may say that it could not.
+    fn ordered(&self, order: &[&str], alone: bool) {
+        self.note(format!("{order:?} begins"));
+        let ran = self.host.command(order);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        self.note(format!(
+            "{order:?} ends with {:?}: {}",
+            ran.code,
+            said.trim()
+        ));
+        assert!(!alone || ran.code == Some(0), "{order:?}: {ran:?}");
+    }
+
+    fn file_changed(&self, tenant: &Tenant<'_>, deal: &Deal) {
+        let (text, pool) = self.text_of(tenant.name(), true);
+        let renamed = deal.dice.is_multiple_of(2);
+        self.note(format!(
+            "the file of {} gives it a pool of {pool}, {}",
+            tenant.name(),
+            if renamed {
+                "renamed into place"
+            } else {
+                "written in place"
+            }
+        ));
+        if renamed {
+            tenant.replace_file(&text);
+        } else {
+            tenant.write_file(&text);
+        }
+        tenant.wait_within(WHOLE, &format!("ready with a pool of {pool}"), |t| {
+            t.state == "ready" && t.pool_size == Some(pool)
+        });
+    }
+
+    fn file_half_written(&self, tenant: &Tenant<'_>, deal: &Deal) {
+        let (text, _) = self.text_of(tenant.name(), false);
+        // Cut where it says where to listen, at the latest: a half that is a whole file would be somebody's wish.
+        let end = text.find("listen = \"").expect("says where to listen") + 20;
+        let cut = fastrand::Rng::with_seed(deal.dice).usize(..end);
+        self.note(format!(
+            "the file of {} ends after {cut} bytes for {:?}",
+            tenant.name(),
+            deal.lasts
+        ));
+        tenant.write_file(&text[..cut]);
+        sleep(deal.lasts);
+        tenant.write_file(&text);
+        self.note(format!("the file of {} is whole again", tenant.name()));
+    }
+
+    fn guest(&self, deal: &Deal) {
+        self.note("a guest's file is there");
+        let guest = self.host.tenant(GUEST).pool(2).write();
+        guest.wait_within(WHOLE, "ready", |t| t.state == "ready");
+        let (addr, pid) = (guest.addr(), self.pid_of(GUEST));
+        let api = guest.api();
+        let mut guests = self
+            .guests
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let name = format!("{GUEST}-{:04}-{:x}", guests.len(), deal.dice);
+        let body = json!({ "name": name, "cluster_name": GUEST });
+        // Its server may be away: asked until it is there. A name is taken once, so 409 is an acknowledgement too.
+        until_ok(
+            WHOLE,
+            "the guest's write to be acknowledged",
+            || match api.try_call("POST", "/agents", Some(&body)) {
+                Ok(answer) if [201, 409].contains(&answer.status) => Ok(()),
+                Ok(answer) if answer.status == 503 => Err(answer.text()),
+                other => panic!("the guest's write: {other:?}"),
+            },
+        );
+        guests.push(name);
+        let listed = until_ok(WHOLE, "the guest's agents", || {
+            match api.try_call("GET", "/agents", None) {
+                Ok(answer) if answer.status == 200 => Ok(answer.text()),
+                Ok(answer) if answer.status == 503 => Err(answer.text()),
+                other => panic!("the guest's agents: {other:?}"),
+            }
+        });
+        let lost: Vec<&String> = guests
+            .iter()
+            .filter(|name| !listed.contains(*name))
+            .collect();
+        assert!(lost.is_empty(), "the guest's {lost:?} are not in {listed}");
+        drop(guests);
+        sleep(deal.lasts / 4);
+        self.note("the guest's file is removed");
+        guest.remove_file();
+        self.host.wait(WHOLE, "the guest to be gone", |status| {
+            status.tenant(GUEST).is_none()
+        });
+        until(WHOLE, "the guest's broker to end", || {
+            (!procs::alive(pid)).then_some(())
+        });
+        assert!(
+            http::get(&addr, "/healthz").is_err(),
+            "a guest that has gone answers"
+        );
+        self.note("the guest has gone");
+    }
+
+    fn crash_loop(&self, deal: &Deal) {
+        self.note(format!("{LOOPER} exits at once for {:?}", deal.lasts));
+        self.wrapper
+            .first(LOOPER, "echo 'again and again' >&2; exit 1");
+        procs::signal(self.pid_of(LOOPER), Signal::SIGKILL);
+        sleep(deal.lasts);
+        self.wrapper.heal(LOOPER);
+        // What it says is not the point: the supervisor may be away at the moment.
+        self.host.command(&["start", LOOPER]);
+        self.note(format!("{LOOPER} may run again"));
+    }
+
+    fn server_suffers(&self, deal: &Deal) {
+        self.shared.excuses.open(Reason::ServerAway);
+        self.note(format!("{:?} for {:?}", deal.fault, deal.lasts));
+        let (pg, lasts) = (self.host.server(), deal.lasts);
+        match deal.fault {
+            Fault::ServerStopped => server::stopped(pg, lasts),
+            Fault::ServerCrashed => server::crashed(pg, lasts),
+            // Longer than a request waits for a connection, so that some are answered 503.
+            Fault::ServerFrozen => server::frozen(pg, lasts * 2),
+            Fault::ReadOnly => server::read_only(pg, lasts),
+            Fault::SessionsEnded => {
+                let ended = server::sessions_ended(pg, lasts);
+                self.note(format!("{ended} sessions were ended"));
+            }
+            _ => {
+                let taken = server::slots_taken(pg, lasts);
+                self.note(format!("{taken} connections were taken"));
+            }
+        }
+        self.note(format!("{:?} is over", deal.fault));
+    }
+}

@@ -1,0 +1,238 @@
+//! The host under test, and waiting until it is whole again.
+
+use super::client::{Address, Shared};
+use super::ledger::{Ledger, Row};
+use crate::host::{Host, Status, Tenant, TenantStatus, Wrapper};
+use crate::wait::{until, until_ok};
+use crate::{ports, procs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+/// However much else the machine has to do, and however far a tenant's backoff has grown: whole again by then.
+pub const WHOLE: Duration = Duration::from_secs(120);
+
+/// The tenant that exits at once, from time to time.
+pub const LOOPER: &str = "looper";
+
+/// The pool of every tenant; a changed file says one less, or this again.
+const POOL: u32 = 4;
+
+/// A host, its tenants under load, and the account of it all.
+#[derive(Debug)]
+pub struct World<'h> {
+    /// The host.
+    pub host: &'h Host,
+    /// What stands in the broker's place.
+    pub wrapper: Wrapper,
+    /// What the clients share.
+    pub shared: Arc<Shared>,
+    /// The tenants under load.
+    pub tenants: Vec<Tenant<'h>>,
+    texts: Mutex<BTreeMap<String, (String, u32)>>,
+    /// How often each tenant's broker was killed, or made to be killed.
+    kills: Mutex<BTreeMap<String, u64>>,
+    /// What was acknowledged to the guest's clients in all its stays.
+    pub guests: Mutex<Vec<String>>,
+    descriptors: usize,
+}
+
+impl<'h> World<'h> {
+    /// Makes the tenants' files and waits until all are ready.
+    ///
+    /// # Panics
+    /// When they do not become ready.
+    pub fn new(host: &'h Host, tenants: usize) -> Self {
+        let wrapper = host.wrap_broker();
+        let mut texts = BTreeMap::new();
+        let tenants: Vec<Tenant<'_>> = (0..tenants)
+            .map(|n| {
+                let name = format!("t{n:02}");
+                let listen = format!("127.0.0.1:{}", ports::free());
+                texts.insert(name.clone(), (listen.clone(), POOL));
+                host.tenant(&name).listen(&listen).pool(POOL).write()
+            })
+            .collect();
+        host.tenant(LOOPER).pool(2).write();
+        host.up();
+        let mut world = Self {
+            host,
+            wrapper,
+            shared: Arc::default(),
+            tenants,
+            texts: Mutex::new(texts),
+            kills: Mutex::default(),
+            guests: Mutex::default(),
+            descriptors: 0,
+        };
+        world.is_whole();
+        world.descriptors = procs::open_files(host.pid()).len();
+        world
+    }
+
+    /// Adds a line to the diary.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        self.shared.diary.note(text);
+    }
+
+    /// Where the clients go.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.tenants
+            .iter()
+            .map(|tenant| Address {
+                tenant: tenant.name().into(),
+                addr: tenant.addr(),
+                pak: tenant.pak(),
+            })
+            .collect()
+    }
+
+    /// Pid of a tenant's instance, once it has one.
+    ///
+    /// # Panics
+    /// When it has none for long.
+    pub fn pid_of(&self, tenant: &str) -> i32 {
+        until(WHOLE, format!("an instance of {tenant}"), || {
+            self.host.try_status()?.tenant(tenant)?.pid
+        })
+    }
+
+    /// Counts unplanned ends of a tenant's brokers that are the test's doing.
+    pub fn killed(&self, tenant: &str, ends: u64) {
+        let mut kills = self
+            .kills
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        *kills.entry(tenant.into()).or_default() += ends;
+    }
+
+    /// A tenant's file as it should be, with another pool when `change`d.
+    pub fn text_of(&self, tenant: &str, change: bool) -> (String, u32) {
+        let mut texts = self
+            .texts
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let (listen, pool) = texts.get_mut(tenant).expect("a tenant under load");
+        if change {
+            *pool = if *pool == POOL { POOL - 1 } else { POOL };
+        }
+        let draft = self.host.tenant(tenant).listen(listen).pool(*pool);
+        (draft.text(), *pool)
+    }
+
+    /// Waits until every tenant is ready, with the configuration it should have, and nothing is pending.
+    ///
+    /// # Panics
+    /// When it takes too long.
+    pub fn is_whole(&self) -> Duration {
+        let began = Instant::now();
+        self.host.wait(
+            WHOLE,
+            "every tenant to be ready, nothing pending",
+            |status| {
+                let named = self.tenants.iter().map(Tenant::name).chain([LOOPER]);
+                named.into_iter().all(|name| {
+                    status
+                        .tenant(name)
+                        .is_some_and(|t| t.state == "ready" && t.pending.is_none())
+                }) && status.tenants.len() == self.tenants.len() + 1
+            },
+        );
+        began.elapsed()
+    }
+
+    /// What must be so at the end, the clients' own account aside. Gives what is not.
+    pub fn check_host(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let status = self.host.status();
+        wrong.extend(self.unexplained_ends(&status));
+        let expected = self.tenants.len() + 1;
+        until_ok(WHOLE, "one process for each tenant", || {
+            match self.host.broker_pids() {
+                pids if pids.len() == expected => Ok(()),
+                pids => Err(format!("{pids:?}")),
+            }
+        });
+        // Descriptors: as many as at the start, when those of the last replacements have been closed.
+        let most = self.descriptors + 8;
+        until_ok(
+            WHOLE,
+            format!("at most {most} descriptors"),
+            || match procs::open_files(self.host.pid()).len() {
+                n if n <= most => Ok(()),
+                n => Err(format!("the supervisor holds {n}")),
+            },
+        );
+        let panics = self.host.log();
+        let panics = panics.lines().filter(|line| line.contains("panicked"));
+        wrong.extend(panics.take(5).map(|line| format!("a panic: {line}")));
+        wrong
+    }
+
+    /// Nobody's broker has ended but those the test has killed.
+    fn unexplained_ends(&self, status: &Status) -> Vec<String> {
+        let kills = self
+            .kills
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let unexplained = |t: &&TenantStatus| {
+            t.name != LOOPER && t.restarts > kills.get(&t.name).copied().unwrap_or(0)
+        };
+        status
+            .tenants
+            .iter()
+            .filter(unexplained)
+            .map(|t| {
+                format!(
+                    "{} has {} unplanned exits, and the test has killed {:?} of its brokers: {:?}",
+                    t.name,
+                    t.restarts,
+                    kills.get(&t.name),
+                    t.last_words
+                )
+            })
+            .collect()
+    }
+
+    /// Looks at everything that was written, through the API and in the tables. Gives every promise that is broken.
+    pub fn check_ledgers(&self, ledgers: &[Ledger]) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for tenant in &self.tenants {
+            let name = tenant.name();
+            let rows = self.rows(name);
+            let own = format!("{name}-");
+            let strange = rows.iter().filter(|row| !row.name.starts_with(&own));
+            wrong.extend(strange.map(|row| format!("{} is in the schema of {name}", row.name)));
+            let listed = tenant.api().get("/agents").expect(200).json();
+            let listed: BTreeSet<&str> = listed
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|agent| agent["name"].as_str())
+                .collect();
+            for ledger in ledgers.iter().filter(|ledger| ledger.tenant == name) {
+                wrong.extend(ledger.check_rows(&rows));
+                wrong.extend(ledger.check_living(&listed).err());
+            }
+        }
+        wrong
+    }
+
+    fn rows(&self, tenant: &str) -> Vec<Row> {
+        let sql = format!(
+            "SELECT name, deleted_at IS NOT NULL, status, extract(epoch FROM last_heartbeat)::float8 \
+             FROM \"tenant_{tenant}\".agents"
+        );
+        let rows = self.host.server().client().query(&sql, &[]).unwrap();
+        rows.iter()
+            .map(|row| Row {
+                name: row.get(0),
+                deleted: row.get(1),
+                status: row.get(2),
+                beat: row
+                    .get::<_, Option<f64>>(3)
+                    .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds)),
+            })
+            .collect()
+    }
+}

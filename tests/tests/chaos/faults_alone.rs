@@ -1,0 +1,1 @@
+//! What the random faults have found, each alone.
