@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
+use super::call::{Call, Reply, plain, with_bundle};
 use super::openapi::answers::{Always, BadRequest, Body, Forbidden, NotFound};
 use super::{access, push};
 use crate::app::App;
@@ -32,7 +32,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route(
             "/stacks/{id}/deployment-objects",
-            get(plain(list)).post(with_body(create)),
+            get(plain(list)).post(with_bundle(create)),
         )
         .route("/deployment-objects/{id}", get(plain(show)))
 }
