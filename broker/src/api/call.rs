@@ -1,6 +1,7 @@
 //! One request, from the socket to the handler and back.
 
 use std::pin::Pin;
+use std::time::Instant;
 
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{FromRequestParts, Query, RawPathParams, Request, State};
@@ -32,15 +33,19 @@ const BUNDLE: usize = 16 * 1024 * 1024;
 pub(super) type Work = fn(&Call, &mut Conn) -> Result<Reply, Error>;
 
 /// A captured request of an authenticated caller.
+#[derive(Clone)]
 pub(super) struct Call {
     /// The process's state: configuration, authentication cache, PAKs.
     pub(super) app: App,
     /// Who is calling.
     pub(super) principal: Principal,
     request: Captured,
+    /// When it had arrived.
+    began: Instant,
 }
 
 /// What a request says, before anybody knows who says it.
+#[derive(Clone)]
 struct Captured {
     headers: HeaderMap,
     uri: Uri,
@@ -215,6 +220,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         Some(_) => {}
         None => body::discard(&request.headers, body).await,
     }
+    let began = Instant::now();
     let outcome = db
         .run(move |conn| {
             let principal = authenticate(&app, &request, conn)?;
@@ -222,21 +228,21 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
                 app,
                 principal,
                 request,
+                began,
             };
             let done = (operation.work)(&call, conn);
-            if conn.take_wrote_events() {
-                call.app.jobs.wake(crate::jobs::Job::Webhooks);
-            }
+            call.wake_for_events(conn);
             Ok::<_, Error>((principal, done))
         })
         .await;
-    drop(room);
     match outcome {
         Ok((principal, done)) => {
             let answer = match done {
                 Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
                 done => done.into_response(),
             };
+            // What is put off holds the body as well.
+            drop(room);
             let mut response = large::held(answer);
             // For the access log.
             response.extensions_mut().insert(principal);
@@ -302,6 +308,38 @@ fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principa
 }
 
 impl Call {
+    /// Another step on a connection, from within [`Reply::later`]. Not begun when the request's time is over.
+    pub(super) async fn step(
+        self,
+        work: impl FnOnce(&Self, &mut Conn) -> Result<Reply, Error> + Send + 'static,
+    ) -> Result<Reply, Error> {
+        self.in_time()?;
+        let db = self.app.db.clone();
+        db.run(move |conn| {
+            let done = work(&self, conn);
+            self.wake_for_events(conn);
+            done
+        })
+        .await
+    }
+
+    /// 503 once the request's time is over: its caller has been or will be told that nothing came of it, so nothing may be
+    /// written any more.
+    pub(super) fn in_time(&self) -> Result<(), Error> {
+        if self.began.elapsed() < self.app.config.http.request_timeout {
+            return Ok(());
+        }
+        Err(Error::busy(
+            "the request took longer than it may; try again shortly",
+        ))
+    }
+
+    fn wake_for_events(&self, conn: &mut Conn) {
+        if conn.take_wrote_events() {
+            self.app.jobs.wake(crate::jobs::Job::Webhooks);
+        }
+    }
+
     /// A new PAK in the configured format.
     pub(super) fn mint(&self) -> Result<Pak, Error> {
         let pak = &self.app.config.pak;
