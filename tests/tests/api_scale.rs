@@ -96,6 +96,11 @@ const WHOLE: &[(&str, &[&str], &str)] = &[
         "ends at the first that is enabled; asked only when a subscription changes",
     ),
     (
+        "WITH ready AS ( SELECT d.id, d.position, s.lane",
+        &["webhook_subscriptions"],
+        "every endpoint gets its turn; once for a batch of deliveries, in the background",
+    ),
+    (
         "DELETE FROM event_outbox",
         &["webhook_subscriptions"],
         "an event may be for any of them; once for a batch of events, in the background",

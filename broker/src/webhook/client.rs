@@ -69,9 +69,11 @@ impl Answer {
 pub enum SendError {
     #[error("the name of the host cannot be resolved: {0}")]
     Resolve(String),
-    #[error("the address of the target is not allowed here")]
+    #[error(
+        "the address of the target is not public, and not in `webhooks.allowed_networks` of the tenant file"
+    )]
     Address,
-    #[error("port {0} is not allowed here")]
+    #[error("port {0} is not in `webhooks.allowed_ports` of the tenant file")]
     Port(u16),
     #[error("cannot connect: {0}")]
     Connect(String),

@@ -104,6 +104,7 @@ impl World {
                      RETURN NEW;
                  END $$;
                  CREATE TRIGGER note_event AFTER INSERT ON event_outbox FOR EACH ROW EXECUTE FUNCTION note_event();
+                 GRANT ALL ON noted_events TO PUBLIC;
                  UPDATE brokkr_meta SET wants_events = true",
             )
             .unwrap();
