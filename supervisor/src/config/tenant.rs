@@ -3,8 +3,7 @@
 use super::Stamp;
 use crate::handover::{Clear, Described};
 use brokkr_tenant::{
-    BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, TenantName,
-    resolve,
+    BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, resolve,
 };
 use serde_json::value::RawValue;
 use std::path::{Path, PathBuf};
