@@ -45,6 +45,10 @@ use tokio::time::Instant;
 
 /// Facts taken in before the next judgement, so that a storm of reports costs one judgement a batch.
 const BATCH: usize = 256;
+/// A judgement that takes so long, with very many tenants, is followed by a pause as long as it took, but no longer than
+/// the second.
+const LONG: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the fleet is made of; see [`Fleet::new`].
 pub(crate) struct Parts {
@@ -199,8 +203,14 @@ impl Fleet {
                 self.settle_leaving(at).await;
                 return self.leave().await;
             }
+            let began = Instant::now();
             self.settle();
             self.keep();
+            let took = began.elapsed();
+            if took > LONG {
+                // Half of the time is everybody else's, and what they report meanwhile is one judgement and not many.
+                tokio::time::sleep(took.min(LONGEST_PAUSE)).await;
+            }
             if self.stopping
                 && self
                     .entries

@@ -502,8 +502,17 @@ fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
     machine.ok(&["systemctl", "daemon-reload"]);
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     let running = || {
+        // Cheap to ask, which a status of a thousand tenants is not.
+        until_ok(Duration::from_secs(300), "every process", || match machine
+            .run(&["pgrep", "-u", "brokkr", "-c", "-x", "sleep"])
+            .stdout
+            .trim()
+        {
+            "1000" => Ok(()),
+            count => Err(format!("{count}\n{}", machine.journal())),
+        });
         until_ok(
-            Duration::from_secs(120),
+            Duration::from_secs(60),
             "every tenant to have a process",
             || {
                 let status = machine

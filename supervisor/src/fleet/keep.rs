@@ -11,8 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// From a change to the store. Who is killed in between leaves less than everything; locks say the rest.
-const LATE: Duration = Duration::from_millis(100);
+/// From a change to the store, at least and at most. Who is killed in between leaves less than everything; locks say the
+/// rest.
+const LATE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Looking at everything takes no more than this part of the loop's time, however many tenants there are.
+const PART: u32 = 20;
 
 /// What is needed to keep the store.
 pub(crate) struct Keeping {
@@ -30,6 +33,7 @@ pub(super) struct Kept {
     choice: Choice,
     embedded: Box<dyn Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send>,
     due: Option<Instant>,
+    late: Duration,
 }
 
 impl Fleet {
@@ -48,6 +52,7 @@ impl Fleet {
                     choice: Choice::new(keeping.most),
                     embedded: keeping.embedded,
                     due: Some(Instant::now()),
+                    late: LATE.0,
                 });
             }
             Ok(None) => {}
@@ -60,7 +65,8 @@ impl Fleet {
     /// Something that belongs into the store may have changed.
     pub(super) fn keep_soon(&mut self) {
         if let Some(kept) = &mut self.store {
-            kept.due.get_or_insert_with(|| Instant::now() + LATE);
+            let late = kept.late;
+            kept.due.get_or_insert_with(|| Instant::now() + late);
         }
     }
 
@@ -74,12 +80,14 @@ impl Fleet {
         if self.keep_at().is_none_or(|due| due > Instant::now()) {
             return;
         }
+        let began = Instant::now();
         let estate = self.whole_estate(self.estate(&BTreeMap::new()));
         if let Some(kept) = &mut self.store {
             kept.due = None;
             let before = kept.choice.left_out().len();
             kept.store.want(kept.choice.choose(estate));
             self.stale |= kept.choice.left_out().len() != before;
+            kept.late = (began.elapsed() * PART).clamp(LATE.0, LATE.1);
         }
     }
 

@@ -499,3 +499,6 @@ fn bind_notify(files: &Files) -> Option<OwnedFd> {
         Err(_) => UnixDatagram::unbound().ok().map(OwnedFd::from),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -279,7 +279,10 @@ impl Keeper {
         self.serial += 1;
         let mut numbered = (*index).clone();
         numbered.serial = self.serial;
-        let state = Arc::new(memfd::sealed("brokkr-state", &numbered.encode())?);
+        // A few milliseconds for a thousand tenants: not for the event loop.
+        let state = move || memfd::sealed("brokkr-state", &numbered.encode());
+        let state = tokio::task::spawn_blocking(state).await;
+        let state = Arc::new(state.map_err(io::Error::other)??);
         let old = self
             .stored
             .keys()
