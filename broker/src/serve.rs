@@ -7,8 +7,8 @@
 //! Under a supervisor the tenant's socket is shared with the instance before this one, so nothing is accepted before
 //! READY. Alone, probes are answered from the first moment and the API answers 503 until the start is done.
 //!
-//! The event loop is one thread. It ends at once on a second signal; otherwise when the last connection has ended, or at
-//! the end of the grace when only idle ones are left.
+//! The event loop is one thread. It ends at once on a second signal; otherwise when the last connection has ended. Towards
+//! the end of the grace idle connections are closed, and at its end those whose peer does not read its answer are cut.
 
 mod access;
 mod connections;
@@ -54,6 +54,9 @@ pub type Dropped = Arc<AtomicU64>;
 
 /// After this part of the grace, idle connections are closed: the process is to end by itself before it is over.
 const IDLE_SHARE: f64 = 0.85;
+
+/// After this part of it, connections that have not ended are cut. What is left is for storing what they brought.
+const CUT_SHARE: f64 = 0.95;
 
 /// A broker alone gives its server this long to appear.
 const ALONE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -315,7 +318,9 @@ async fn drain(
     phase.send_replace(Phase::Draining);
     app.live.drain(grace);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
-    let share = tokio::time::Instant::now() + grace.mul_f64(IDLE_SHARE);
+    let began = tokio::time::Instant::now();
+    let share = began + grace.mul_f64(IDLE_SHARE);
+    let cut = began + grace.mul_f64(CUT_SHARE);
     let ended = async {
         if let Some(accepting) = accepting {
             // Ends with the phase; a panic in it has been logged.
@@ -328,7 +333,12 @@ async fn drain(
         if tokio::time::timeout_at(share, &mut ended).await.is_err() {
             tracing::info!(connections = public.open(), "closing what is idle");
             phase.send_replace(Phase::Closing);
-            ended.await;
+            if tokio::time::timeout_at(cut, &mut ended).await.is_err() {
+                tracing::warn!(
+                    connections = public.open(),
+                    "the grace is over: cutting connections"
+                );
+            }
         }
         app.live.stored().await;
         // No more are begun. What is cut off here is delivered again once its claim has ended.
@@ -346,6 +356,10 @@ async fn drain(
     tokio::select! {
         () = ended => {}
         () = tell_connections(notifier, app) => {}
+        () = tokio::time::sleep_until(began + grace) => tracing::warn!(
+            connections = public.open(),
+            "the grace is over: ending at once"
+        ),
         () = signals.next() => tracing::warn!("told twice to stop: ending at once"),
     }
     tracing::info!("drained");

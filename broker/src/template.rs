@@ -13,7 +13,7 @@
 //! What is spent is bytes of values and of text, and processor time. The first is what usually ends a hostile template, and
 //! the same template with the same parameters then always ends alike; the second covers what counting bytes does not.
 
-mod bounded;
+pub(crate) mod bounded;
 mod engine;
 mod filters;
 mod patterns;
@@ -24,8 +24,8 @@ mod weight;
 
 use serde_json::Value;
 
-use bounded::Stopped;
 pub(crate) use bounded::THREAD;
+use bounded::{Stopped, Turns};
 
 /// Most bytes of a template's text.
 pub const CONTENT: usize = 512 * 1024;
@@ -55,6 +55,24 @@ pub enum Refusal {
     Rendering(String),
     /// Too many are being worked on; nothing is wrong with this one.
     Busy,
+}
+
+static TURNS: Turns = Turns::new();
+
+/// Does work on templates when its turn comes: what [`check`], [`validate`] and [`render`] are called in.
+///
+/// # Errors
+/// What the work returned, or [`Refusal::Busy`] when no turn came.
+pub async fn in_turn<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match TURNS.take(work).await {
+        Ok(done) => done,
+        Err(Stopped::Busy) => Err(Refusal::Busy),
+        Err(_) => Err(Refusal::Rendering(
+            "this is beyond what the library behind it can do".to_owned(),
+        )),
+    }
 }
 
 /// Checks a template and its schema.

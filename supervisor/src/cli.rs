@@ -37,7 +37,9 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run every tenant, in the foreground
-    Run,
+    Run(Run),
+    /// End the brokers that a supervisor has left and no other is going to take over (the unit's ExecStopPost=)
+    Sweep,
     /// Judge every file, schema, address and budget; change nothing
     Check(Check),
     /// Show tenants and servers
@@ -64,6 +66,14 @@ pub(crate) enum Command {
         #[arg(value_name = "TENANT", value_parser = tenant_name)]
         tenant: TenantName,
     },
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Only say whether the state on standard input, which another supervisor would hand over, is understood
+    #[arg(long, hide = true)]
+    pub(crate) check_state: bool,
 }
 
 /// `check`
@@ -252,7 +262,7 @@ mod tests {
 
     #[test]
     fn usage_errors_exit_with_two() {
-        assert_eq!(parse("x sweep").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("x swoop").unwrap_err().exit_code(), 2);
         assert_eq!(parse("x status --format xml").unwrap_err().exit_code(), 2);
     }
 }

@@ -8,6 +8,7 @@ mod pak;
 mod reload;
 pub(crate) mod run;
 mod status;
+pub(crate) mod sweep;
 mod tenant;
 #[cfg(test)]
 mod tests;
@@ -63,7 +64,7 @@ fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
         Command::Reload(options) => reload::reload(&client, options.confirm_removals),
         Command::Tenant { command } => tenant::tenant(&client, &config, command),
         Command::Pak { tenant } => pak::pak(&client, tenant),
-        Command::Run | Command::Check(_) => Err(Failure::Problem(
+        Command::Run(_) | Command::Check(_) | Command::Sweep => Err(Failure::Problem(
             "this command does not ask the supervisor".to_owned(),
         )),
     }

@@ -6,7 +6,9 @@ mod tenant;
 pub(crate) use scan::{Desired, FileProblem, FileState, Look, Scanned, Scanner, Stamp};
 pub(crate) use tenant::TenantConfig;
 
-use brokkr_tenant::{Diagnostic, Diagnostics, Key, Keys, Kind, Layer, Listen, Value, settings};
+use brokkr_tenant::{
+    Diagnostic, Diagnostics, Key, Keys, Kind, Layer, Listen, Source, Value, settings,
+};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -128,7 +130,20 @@ pub struct Postgres {
 /// # Errors
 /// Every problem in it, each with its place.
 pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
-    let file = Layer::from_file_with(path, &KEYS);
+    of(Source::read(path)?)
+}
+
+/// `state_dir` where nothing is said.
+pub(crate) fn default_state_dir() -> PathBuf {
+    "/var/lib/brokkr".into()
+}
+
+/// Reads the text of a supervisor's file.
+///
+/// # Errors
+/// Every problem in it, each with its place.
+pub(crate) fn of(source: Source) -> Result<Supervisor, Diagnostics> {
+    let file = Layer::from_source(source, &KEYS);
     if file.problems().has_errors() {
         return Err(file.problems().clone());
     }

@@ -5,7 +5,7 @@
 //! database `brokkr` and is no superuser.
 //!
 //! One task keeps it: it waits for its end, which is a reason to start it again, or for the order to stop. A
-//! server that a killed supervisor left behind is adopted, data and brokers being none the wiser. Processes
+//! server that an earlier supervisor left is adopted, data and brokers being none the wiser. Processes
 //! are started and ended in `instance/postgres.rs`; its log lines are the supervisor's own, with target
 //! `postgres`.
 
@@ -17,13 +17,18 @@ mod programs;
 mod tests;
 
 use crate::config::Supervisor;
-use crate::instance::postgres::{Launch, Server};
+use crate::handover::Estate;
+use crate::handover::names::{EMBEDDED, Kind, Name};
+use crate::instance::postgres::{Launch, Left, Server};
 use brokkr_tenant::DatabaseUrl;
 use log::LastLines;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// From SIGINT to SIGQUIT.
@@ -45,6 +50,8 @@ pub struct Embedded {
     url: DatabaseUrl,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    /// Of the server that runs now.
+    left: watch::Receiver<Left>,
 }
 
 /// What it takes to start the server, and to start it again.
@@ -72,24 +79,41 @@ pub fn runs(config: &Supervisor) -> bool {
     })
 }
 
+/// Ends a server that was left, if one runs. For when nobody is going to keep it, and no broker is left.
+///
+/// # Errors
+/// When it cannot be told.
+pub(crate) async fn end(config: &Supervisor) -> Result<(), String> {
+    let data = &config.postgres.data_dir;
+    let left = Server::adopt(data, None).map_err(|error| format!("{}: {error}", data.display()))?;
+    if let Some(server) = left {
+        server.stop(STOP_GRACE).await;
+    }
+    Ok(())
+}
+
 impl Embedded {
     /// Starts the server, or adopts the one that runs, and waits until it accepts connections. The first
-    /// time its data folder is made.
+    /// time its data folder is made. `left` is what an earlier supervisor left of it.
     ///
     /// # Errors
     /// What is missing or in the way, with what to do about it.
-    pub async fn start(config: &Supervisor) -> Result<Self, String> {
+    pub(crate) async fn start(
+        config: &Supervisor,
+        mut left: BTreeMap<Kind, OwnedFd>,
+    ) -> Result<Self, String> {
         let plan = {
             let config = config.clone();
             blocking(move || prepare(&config)).await?
         };
-        let mut server = match Server::adopt(&plan.data) {
+        let mut server = match Server::adopt(&plan.data, left.remove(&Kind::Log)) {
             Ok(Some(server)) if plan.answers().await => {
-                tracing::info!(
-                    target: "postgres",
-                    pid = server.pid(),
-                    "the server an earlier supervisor left is kept; its log lines go nowhere until it is restarted"
-                );
+                let log = match server.left().log {
+                    Some(_) => "and its log read on",
+                    None => "its log lines go nowhere until it is restarted",
+                };
+                tracing::info!(target: "postgres", pid = server.pid(), "the server an earlier supervisor left is kept, {log}");
+                plan.read_log(&server)?;
                 server
             }
             Ok(Some(server)) => {
@@ -105,9 +129,36 @@ impl Embedded {
         plan.furnish().await?;
         tracing::info!(target: "postgres", pid = server.pid(), "ready");
         let (stop, stopped) = oneshot::channel();
+        let (now, left) = watch::channel(server.left().clone());
         let url = plan.url.clone();
-        let task = tokio::spawn(keep(plan, server, stopped));
-        Ok(Self { url, stop, task })
+        let task = tokio::spawn(keep(plan, server, stopped, now));
+        Ok(Self {
+            url,
+            stop,
+            task,
+            left,
+        })
+    }
+
+    /// Tells what is to be passed on of the server that runs now, whenever it is asked.
+    pub(crate) fn watch(&self) -> impl Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send + use<> {
+        let left = self.left.clone();
+        move || {
+            let left = left.borrow();
+            let log = left.log.clone().map(|log| (Kind::Log, log));
+            [Some((Kind::Death, left.pidfd.clone())), log]
+                .into_iter()
+                .flatten()
+                .map(|(kind, fd)| (Name::new(EMBEDDED, kind), fd))
+                .collect()
+        }
+    }
+
+    /// Leaves the server as it is, for another supervisor to keep.
+    pub(crate) fn leave(self, estate: &mut Estate) {
+        self.task.abort();
+        let left = self.watch();
+        estate.descriptors.extend(left());
     }
 
     /// For tenants without a URL of their own.
@@ -126,9 +177,15 @@ impl Embedded {
 }
 
 /// Starts the server again whenever it ends, until told to stop it.
-async fn keep(plan: Plan, mut server: Server, mut stopped: oneshot::Receiver<()>) {
+async fn keep(
+    plan: Plan,
+    mut server: Server,
+    mut stopped: oneshot::Receiver<()>,
+    now: watch::Sender<Left>,
+) {
     let mut wait = RESTART.0;
     loop {
+        now.send_replace(server.left().clone());
         let began = std::time::Instant::now();
         // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
         tokio::select! {
@@ -160,16 +217,21 @@ async fn keep(plan: Plan, mut server: Server, mut stopped: oneshot::Receiver<()>
 
 impl Plan {
     async fn start(&self) -> Result<Server, String> {
-        let (server, stderr) = self
+        let server = self
             .launch
             .server()
             .map_err(|error| format!("cannot start {}: {error}", self.launch.program.display()))?;
-        if let Some(stderr) = stderr {
-            log::read(stderr, self.last_lines.clone()).map_err(|error| {
-                format!("cannot start the thread that reads the server's log: {error}")
-            })?;
-        }
+        self.read_log(&server)?;
         Ok(server)
+    }
+
+    fn read_log(&self, server: &Server) -> Result<(), String> {
+        let Some(pipe) = &server.left().log else {
+            return Ok(());
+        };
+        pipe.try_clone()
+            .and_then(|pipe| log::read(File::from(pipe), self.last_lines.clone()))
+            .map_err(|error| format!("cannot read the server's log: {error}"))
     }
 
     /// Waits until it lets us in.
@@ -185,6 +247,7 @@ impl Plan {
             }
             tokio::select! {
                 how = server.ended() => {
+                    self.last_lines.complete().await;
                     return Err(format!("the embedded server {how}: {}", self.last_lines));
                 }
                 () = tokio::time::sleep(READY_INTERVAL) => {}

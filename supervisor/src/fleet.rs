@@ -6,9 +6,12 @@
 //! publishes one picture. Nobody shares a lock with it, and it never waits for anybody.
 
 mod actions;
+mod adopt;
 mod entry;
 pub(crate) mod handle;
 mod judge;
+pub(crate) mod keep;
+pub(crate) mod leave;
 mod orders;
 pub(crate) mod persist;
 mod picture;
@@ -18,14 +21,19 @@ pub(crate) mod slots;
 use crate::budget::{Admission, Verdict, format_admitted};
 use crate::config::{Desired, Stamp, Supervisor};
 use crate::instance::Edge;
+use crate::instance::find::Finds;
 use crate::instance::report::{Report, What};
 use crate::instance::survivors::Left;
 use crate::lifecycle::{Event, Instance, Lifecycle, Policy, Time, Want};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
+use crate::sys;
 use brokkr_tenant::TenantName;
 use entry::Entry;
 use handle::Request;
+use keep::Keeping;
+use leave::{Asking, Ended, Leaving, Quit};
+use nix::time::ClockId;
 use orders::Orders;
 use persist::Kept;
 use slots::Slots;
@@ -37,6 +45,10 @@ use tokio::time::Instant;
 
 /// Facts taken in before the next judgement, so that a storm of reports costs one judgement a batch.
 const BATCH: usize = 256;
+/// A judgement that takes so long, with very many tenants, is followed by a pause as long as it took, but no longer than
+/// the second.
+const LONG: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the fleet is made of; see [`Fleet::new`].
 pub(crate) struct Parts {
@@ -50,8 +62,10 @@ pub(crate) struct Parts {
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) admitted: Vec<Admission>,
     pub(crate) stopped: BTreeSet<TenantName>,
-    pub(crate) first_free: BTreeMap<TenantName, u64>,
-    pub(crate) left: Vec<Left>,
+    /// What an earlier supervisor left.
+    pub(crate) finds: Finds,
+    /// systemd's store, where there is one.
+    pub(crate) keeping: Option<Keeping>,
     /// Most descriptors this process may have.
     pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
@@ -94,8 +108,15 @@ pub(crate) struct Fleet {
     kept_stopped: Kept,
     notices: Vec<String>,
     stalled: Option<usize>,
-    started: Instant,
+    /// When the host's clock began to count.
+    booted: Instant,
     stopping: bool,
+    /// systemd's descriptor store.
+    store: Option<keep::Kept>,
+    asking: Asking,
+    leaving: Option<Leaving>,
+    /// Why the last program that was to take this one's place did not.
+    refused_successor: Option<String>,
     /// Something `status` shows may have changed.
     stale: bool,
     /// Something the judgement rests on may have changed.
@@ -103,10 +124,17 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// A fleet that has seen nothing yet.
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// A fleet that has seen nothing yet but what an earlier one left.
+    pub(crate) fn new(mut parts: Parts) -> Self {
         let state_dir = &parts.config.state_dir;
-        Self {
+        let (left, first_free) = (
+            std::mem::take(&mut parts.finds.left),
+            std::mem::take(&mut parts.finds.first_free),
+        );
+        // Time counts from boot, so that what began before this supervisor has its time too.
+        let now = Instant::now();
+        let booted = now.checked_sub(sys::since_boot(ClockId::CLOCK_MONOTONIC));
+        let mut fleet = Self {
             kept_admitted: Kept::new(state_dir.join("admitted"), format_admitted(&parts.admitted)),
             kept_stopped: Kept::new(state_dir.join("stopped"), names(&parts.stopped)),
             config: parts.config,
@@ -121,8 +149,8 @@ impl Fleet {
             entries: BTreeMap::new(),
             admitted: parts.admitted,
             stopped: parts.stopped,
-            first_free: parts.first_free,
-            left: parts.left,
+            first_free,
+            left,
             open_files: parts.open_files,
             broker: None,
             verdict: Verdict::default(),
@@ -130,22 +158,33 @@ impl Fleet {
             orders: Orders::default(),
             notices: parts.notices,
             stalled: None,
-            started: Instant::now(),
+            booted: booted.unwrap_or(now),
             stopping: false,
+            store: None,
+            asking: Asking::default(),
+            leaving: None,
+            refused_successor: None,
             stale: true,
             unjudged: true,
+        };
+        let there = std::mem::take(&mut parts.finds.stored);
+        let claimed = std::mem::take(&mut parts.finds.claimed);
+        fleet.adopt(parts.finds);
+        if let Some(keeping) = parts.keeping {
+            fleet.begin_to_keep(keeping, there, &claimed);
         }
+        fleet
     }
 
-    /// Runs until `stop` fires and every instance has gone.
-    pub(crate) async fn run(mut self, mut stop: tokio::sync::oneshot::Receiver<()>) {
+    /// Runs until it is told to quit, and every instance has gone or may be left.
+    pub(crate) async fn run(mut self, mut quit: mpsc::Receiver<Quit>) -> Ended {
         self.desired.mark_changed();
         loop {
             let due = self.next_deadline();
             // Every arm is cancel-safe: watches and queues keep what is not taken, the timer is set anew.
             tokio::select! {
                 biased;
-                _ = &mut stop, if !self.stopping => self.begin_stop(),
+                Some(quit) = quit.recv() => self.quit(quit),
                 Some(report) = self.reports.recv() => {
                     self.take_report(report);
                     for _ in 1..BATCH {
@@ -157,9 +196,21 @@ impl Fleet {
                 Ok(()) = self.view.changed() => self.take_view(),
                 Some(scan) = self.orders.reload_done() => self.orders.scanned(scan),
                 Some(request) = self.requests.recv() => self.take_request(request),
+                answer = self.asking.answer() => self.succeed(answer),
                 () = tokio::time::sleep_until(due) => self.tick(),
             }
+            if let Some(at) = self.leave_at() {
+                self.settle_leaving(at).await;
+                return self.leave().await;
+            }
+            let began = Instant::now();
             self.settle();
+            self.keep();
+            let took = began.elapsed();
+            if took > LONG {
+                // Half of the time is everybody else's, and what they report meanwhile is one judgement and not many.
+                tokio::time::sleep(took.min(LONGEST_PAUSE)).await;
+            }
             if self.stopping
                 && self
                     .entries
@@ -173,6 +224,18 @@ impl Fleet {
         self.publish();
         self.kept_admitted.finish().await;
         self.kept_stopped.finish().await;
+        Ended::Drained
+    }
+
+    /// Waits, for a moment, until every process that is being started is there.
+    async fn settle_leaving(&mut self, until: Instant) {
+        while !self.can_leave() {
+            // Cancel-safe: a report not taken stays in its queue.
+            match tokio::time::timeout_at(until, self.reports.recv()).await {
+                Ok(Some(report)) => self.take_last_report(report),
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 
     /// What the kernel does not let go must not keep the supervisor from going; its lock tells the next one.
@@ -190,7 +253,7 @@ impl Fleet {
     }
 
     fn now(&self) -> Time {
-        self.started.elapsed()
+        self.booted.elapsed()
     }
 
     fn next_deadline(&self) -> Instant {
@@ -199,7 +262,8 @@ impl Fleet {
             .values()
             .filter_map(|e| e.life.next_deadline())
             .min();
-        self.started + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600))
+        let due = self.booted + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600));
+        self.keep_at().map_or(due, |keep| keep.min(due))
     }
 
     fn begin_stop(&mut self) {

@@ -4,6 +4,10 @@
 //! spawn to reap; beside it, once the instance is ready, one task talks to its private socket ([`private`]). The
 //! [`Edge`] holds the other ends of their channels and the listening sockets, belongs to the fleet, and never waits.
 
+pub(crate) mod descriptors;
+pub(crate) mod end;
+pub(crate) mod find;
+pub(crate) mod group;
 pub(crate) mod launch;
 pub(crate) mod listen;
 pub(crate) mod lock;
@@ -12,24 +16,34 @@ pub(crate) mod orphans;
 pub(crate) mod postgres;
 pub(crate) mod private;
 pub(crate) mod process;
+mod question;
 pub(crate) mod report;
 mod stand_in;
+pub(crate) mod successor;
 pub(crate) mod survivors;
+mod take_back;
 pub(crate) mod threads;
 
+use crate::handover::names::Ids;
 use crate::lifecycle::{Event, InstanceId};
 use crate::logs::Hub;
 use brokkr_tenant::{InstanceConfig, Listen, TenantName};
+use descriptors::{Descriptors, Slot};
+use end::End;
+use find::FoundListener;
+use group::Groups;
 use launch::Launch;
-use listen::Listeners;
+use listen::{Listener, Listeners};
 use lock::Files;
 use private::{ProbeTimes, Wishes};
-use process::{End, Process};
+use process::{Adoption, Process};
 use report::{Report, Reporter};
 use stand_in::StandIn;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// An instance is told to end twice at most: SIGTERM, then SIGKILL.
 const ENDS: usize = 4;
@@ -45,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) times: ProbeTimes,
     /// Soft and hard limit of open files a broker gets.
     pub(crate) open_files: (u64, u64),
+    /// Where instances get control groups of their own.
+    pub(crate) groups: Groups,
 }
 
 /// Every socket and process of every tenant.
@@ -53,6 +69,8 @@ pub(crate) struct Edge {
     hub: Hub,
     reports: mpsc::Sender<Report>,
     tenants: BTreeMap<TenantName, Ours>,
+    /// Of descriptors that may be passed on.
+    ids: Ids,
 }
 
 #[derive(Default)]
@@ -65,6 +83,19 @@ struct Ours {
 struct Handle {
     ends: mpsc::Sender<End>,
     wishes: watch::Sender<Wishes>,
+    files: Files,
+    slot: Slot,
+    short: u32,
+}
+
+/// One instance as it may be passed on.
+pub(crate) struct Passed<'e> {
+    /// The id of its descriptors.
+    pub(crate) short: u32,
+    /// Its files.
+    pub(crate) files: &'e Files,
+    /// Its descriptors; `None` while it is being started.
+    pub(crate) descriptors: Option<&'e Descriptors>,
 }
 
 impl Edge {
@@ -75,7 +106,18 @@ impl Edge {
             hub,
             reports,
             tenants: BTreeMap::new(),
+            ids: Ids::default(),
         }
+    }
+
+    /// Limits of open files that brokers get.
+    pub(crate) fn open_files(&self) -> (u64, u64) {
+        self.settings.open_files
+    }
+
+    /// Where instances get their control groups.
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.settings.groups
     }
 
     /// Where the instances' log lines go.
@@ -92,14 +134,14 @@ impl Edge {
             .entry(tenant.clone())
             .or_default()
             .listeners
-            .open(listen)
+            .open(listen, &mut self.ids)
     }
 
     /// Closes a tenant's sockets but that of `keep`.
     pub(crate) fn unlisten(&mut self, tenant: &TenantName, keep: Option<&Listen>) {
         if let Some(ours) = self.tenants.get_mut(tenant) {
             ours.stand_in = None;
-            ours.listeners.close_all_but(keep);
+            ours.listeners.close_all_but(keep, &mut self.ids);
         }
     }
 
@@ -128,38 +170,110 @@ impl Edge {
         server: Result<(), String>,
     ) -> Result<(), String> {
         let (tenant, id) = (config.tenant.clone(), InstanceId(config.instance));
-        let ours = self.tenants.entry(tenant.clone()).or_default();
-        let listener = ours
-            .listeners
-            .get(&config.config.http.listen)
+        let listener = self
+            .tenants
+            .get(&tenant)
+            .and_then(|ours| ours.listeners.get(&config.config.http.listen))
             .ok_or_else(|| format!("{} is not bound", config.config.http.listen))?;
+        let files = Files::new(&self.settings.folder, &tenant, id);
+        let launch = Launch {
+            program: self.settings.program.clone(),
+            files: files.clone(),
+            listener,
+            open_files: self.settings.open_files,
+            group: self.settings.groups.of(&tenant, id),
+            config,
+        };
+        let wishes = Wishes {
+            connections: launch.config.connections,
+            server: Some(server),
+        };
+        let short = self.ids.take();
+        let process = self.process(&tenant, id, wishes, files.clone(), short);
+        self.watch(tenant, id, files, tokio::spawn(process.run(launch)));
+        Ok(())
+    }
+
+    /// Takes over an instance of an earlier supervisor.
+    pub(crate) fn adopt(
+        &mut self,
+        tenant: &TenantName,
+        id: InstanceId,
+        short: Option<u32>,
+        descriptors: Descriptors,
+        adoption: Adoption,
+    ) {
+        let wishes = Wishes {
+            connections: adoption.connections,
+            // Until this supervisor knows, the last one's word stands.
+            server: None,
+        };
+        let files = adoption.files.clone();
+        let short = self.claim(short);
+        let process = self.process(tenant, id, wishes, files.clone(), short);
+        process.slot.fill(descriptors);
+        self.watch(
+            tenant.clone(),
+            id,
+            files,
+            tokio::spawn(process.adopt(adoption)),
+        );
+    }
+
+    /// Takes over a listening socket.
+    pub(crate) fn adopt_listener(&mut self, found: FoundListener) {
+        let listener = Listener {
+            listen: found.listen,
+            socket: Arc::new(found.socket),
+            short: self.claim(found.short),
+        };
+        let ours = self.tenants.entry(found.tenant).or_default();
+        ours.listeners.adopt(listener);
+    }
+
+    fn claim(&mut self, short: Option<u32>) -> u32 {
+        short
+            .filter(|short| self.ids.claim(*short))
+            .unwrap_or_else(|| self.ids.take())
+    }
+
+    fn process(
+        &mut self,
+        tenant: &TenantName,
+        id: InstanceId,
+        wishes: Wishes,
+        files: Files,
+        short: u32,
+    ) -> Process {
         let (ends, ends_receiver) = mpsc::channel(ENDS);
-        let (wishes, wishes_receiver) = watch::channel(Wishes {
-            connections: config.connections,
-            server,
-        });
-        ours.instances.insert(id, Handle { ends, wishes });
-        let process = Process {
+        let (wishes, wishes_receiver) = watch::channel(wishes);
+        let slot = Slot::default();
+        let handle = Handle {
+            ends,
+            wishes,
+            files,
+            slot: slot.clone(),
+            short,
+        };
+        let ours = self.tenants.entry(tenant.clone()).or_default();
+        ours.instances.insert(id, handle);
+        Process {
             id,
             reporter: Reporter::new(tenant.clone(), self.reports.clone()),
             hub: self.hub.clone(),
             ends: ends_receiver,
             wishes: wishes_receiver,
             times: self.settings.times,
-        };
-        let launch = Launch {
-            program: self.settings.program.clone(),
-            files: Files::new(&self.settings.folder, &tenant, id),
-            listener,
-            config,
-            open_files: self.settings.open_files,
-        };
-        let reporter = Reporter::new(tenant.clone(), self.reports.clone());
-        let files = launch.files.clone();
-        let task = tokio::spawn(process.run(launch));
+            slot,
+            group: self.settings.groups.of(tenant, id),
+        }
+    }
+
+    /// A panic in one tenant's task is that tenant's failure. Its process may still be there, and nobody waits for it any
+    /// more.
+    fn watch(&self, tenant: TenantName, id: InstanceId, files: Files, task: JoinHandle<()>) {
+        let reporter = Reporter::new(tenant, self.reports.clone());
         tokio::spawn(async move {
-            // A panic in one tenant's task is that tenant's failure. Its process may still be there, and nobody waits
-            // for it any more.
             if let Err(panic) = task.await {
                 survivors::end_one(&files);
                 let reason = format!("the supervisor failed at it: {panic}");
@@ -172,7 +286,6 @@ impl Edge {
                     .await;
             }
         });
-        Ok(())
     }
 
     /// Tells an instance to end.
@@ -201,8 +314,8 @@ impl Edge {
     ) {
         if let Some(instance) = self.instance(tenant, id) {
             instance.wishes.send_if_modified(|wishes| {
-                let changed = wishes.server != *server;
-                wishes.server.clone_from(server);
+                let changed = wishes.server.as_ref() != Some(server);
+                wishes.server = Some(server.clone());
                 changed
             });
         }
@@ -210,14 +323,42 @@ impl Edge {
 
     /// Forgets an instance that has ended.
     pub(crate) fn ended(&mut self, tenant: &TenantName, id: InstanceId) {
-        if let Some(ours) = self.tenants.get_mut(tenant) {
-            ours.instances.remove(&id);
+        if let Some(ours) = self.tenants.get_mut(tenant)
+            && let Some(handle) = ours.instances.remove(&id)
+        {
+            self.ids.free(handle.short);
         }
     }
 
     /// Forgets a tenant, its sockets with it.
     pub(crate) fn forget(&mut self, tenant: &TenantName) {
-        self.tenants.remove(tenant);
+        if let Some(mut ours) = self.tenants.remove(tenant) {
+            ours.listeners.close_all_but(None, &mut self.ids);
+        }
+    }
+
+    /// Every open listening socket, with whose it is.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = (&TenantName, &Listener)> {
+        self.tenants
+            .iter()
+            .flat_map(|(tenant, ours)| ours.listeners.iter().map(move |l| (tenant, l)))
+    }
+
+    /// One instance as it may be passed on.
+    pub(crate) fn passed(&self, tenant: &TenantName, id: InstanceId) -> Option<Passed<'_>> {
+        let handle = self.tenants.get(tenant)?.instances.get(&id)?;
+        Some(Passed {
+            short: handle.short,
+            files: &handle.files,
+            descriptors: handle.slot.get(),
+        })
+    }
+
+    /// Lets every socket go as it is, for another supervisor to go on with.
+    pub(crate) fn leave(&mut self) {
+        for ours in self.tenants.values_mut() {
+            ours.listeners.leave();
+        }
     }
 
     fn instance(&mut self, tenant: &TenantName, id: InstanceId) -> Option<&mut Handle> {

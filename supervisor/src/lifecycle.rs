@@ -8,6 +8,7 @@
 //! `draining`: never more than two processes at once. Tables of states and of what leaves them are in the book
 //! ("States").
 
+mod adopt;
 mod backoff;
 mod hang;
 mod instance;
@@ -16,6 +17,7 @@ mod tests;
 mod view;
 mod words;
 
+pub(crate) use adopt::{Adopted, Inheritance, Stage};
 pub(crate) use backoff::Backoff;
 pub(crate) use hang::{Hang, Pulse, stalled_or_hung};
 pub(crate) use instance::{Instance, Phase};
@@ -80,6 +82,8 @@ pub(crate) struct Lifecycle {
     replace_backoff: Backoff,
     next_id: u64,
     want: Want,
+    /// Whether anybody has said yet what is wanted: until then nothing is begun, ended or closed.
+    judged: bool,
     asked_pending: Option<String>,
     /// Raised by `restart`: instances of an older generation are to be replaced.
     generation: u64,
@@ -114,6 +118,7 @@ impl Lifecycle {
             replace_backoff: Backoff::new(seed.wrapping_add(2)),
             next_id: first_id,
             want: Want::Refused("not judged yet".into()),
+            judged: false,
             asked_pending: None,
             generation: 0,
             server: Err("not asked yet".into()),
@@ -159,8 +164,11 @@ impl Lifecycle {
                     self.replace_backoff.reset();
                 }
                 self.want = want;
+                self.judged = true;
                 self.asked_pending = pending;
             }
+            Event::Adopted(inheritance) => self.adopt(now, inheritance),
+            Event::Learned(id, stage) => self.learn(now, id, stage, actions),
             Event::Server(state) => self.server = state,
             Event::MayOverlap(may) => self.may_overlap = may,
             Event::SlotGranted => {
@@ -284,6 +292,7 @@ impl Lifecycle {
         }
         instance.phase = Phase::Ready;
         instance.ready_at = Some(now);
+        instance.unsure = false;
         self.release_slot(actions);
         if self.next.as_ref().is_some_and(|n| n.id == id) {
             let old = self.current.take();
@@ -393,6 +402,9 @@ impl Lifecycle {
     /// Brings what is towards what is wanted.
     fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.enforce_deadlines(now, actions);
+        if !self.judged {
+            return;
+        }
         match self.want.clone() {
             Want::Run(spec) => self.settle_running(now, spec, actions),
             Want::Refused(_) | Want::Stopped(_) | Want::Gone => self.settle_ended(now, actions),
@@ -446,24 +458,26 @@ impl Lifecycle {
             }
             return;
         };
-        if current.planned {
+        if current.planned || current.unsure {
             return;
         }
         if matches!(current.phase, Phase::Starting { .. }) {
-            let outdated =
-                current.revision != spec.revision || current.generation != self.generation;
-            if outdated || self.server.is_err() {
+            // Of a server that has only not been asked yet an adopted one must not suffer; its deadline bounds it anyway.
+            let hopeless = self.server.is_err() && !current.adopted;
+            if hopeless || self.outdated() {
                 // Not ready and not what is wanted (or not able to become ready): end it, start afresh.
                 self.end_unready_current(now, actions);
             }
             return;
         }
-        let right = current.revision == spec.revision && current.generation == self.generation;
+        let right = !self.outdated();
+        let alone = current.keeps_address;
         let next_right = self
             .next
             .as_ref()
             .is_none_or(|n| n.revision == spec.revision && n.generation == self.generation);
-        if right || !next_right || self.server.is_err() {
+        let asking = self.next.as_ref().is_some_and(|next| next.unsure);
+        if !asking && (right || !next_right || self.server.is_err()) {
             self.end_next(now, actions);
         }
         if right || self.next.is_some() || self.draining.is_some() {
@@ -475,11 +489,12 @@ impl Lifecycle {
         if self.replace_hold.as_ref().is_some_and(|h| h.until <= now) {
             self.replace_hold = None;
         }
-        if self.replace_hold.is_some() || !self.bound_for(spec.revision) || self.server.is_err() {
+        let unbound = !alone && !self.bound_for(spec.revision);
+        if self.replace_hold.is_some() || unbound || self.server.is_err() {
             self.release_slot(actions);
             return;
         }
-        if self.may_overlap {
+        if self.may_overlap && !alone {
             self.start(now, spec, SlotKind::Replacement, actions);
         } else if self.holds_slot(SlotKind::Start, actions)
             && let Some(mut current) = self.current.take()
@@ -491,6 +506,10 @@ impl Lifecycle {
     }
 
     fn settle_bind(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
+        if self.instances().any(|instance| instance.keeps_address) {
+            // Bound elsewhere until that one has gone.
+            return;
+        }
         let ask = match &self.bind {
             Bind::No => true,
             Bind::Asked(revision) | Bind::Yes(revision) => *revision != spec.revision,

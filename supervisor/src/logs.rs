@@ -40,12 +40,14 @@ pub(crate) use layer::HubLayer;
 pub(crate) use output::{Format, Output};
 pub(crate) use text::TextEncoder;
 
+use crate::handover::Carry;
 use brokkr_tenant::TenantName;
 use bytes::Bytes;
 use follow::Follower;
 use line::Origin;
 use queue::Shared;
 use reader::{Command, Control, Reader};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -84,16 +86,36 @@ impl Hub {
     }
 
     /// Reads `pipe`, the standard output and error of process `pid`, until its last writer has gone. It stays blocking.
+    /// Where it was read before, `carry` is the beginning of the line it was left in.
     ///
     /// # Errors
     /// When it is nothing that can be waited for, or the kernel is out of watches.
-    pub(crate) fn attach(&self, tenant: TenantName, pid: i32, pipe: OwnedFd) -> io::Result<()> {
+    pub(crate) fn attach(
+        &self,
+        tenant: TenantName,
+        pid: i32,
+        pipe: impl Into<Arc<OwnedFd>>,
+        carry: Carry,
+    ) -> io::Result<()> {
         let name = Some(tenant);
         let origin = Arc::new(Origin::new(name.clone(), pid));
         self.shared.pipe_opened(&name);
         self.control
-            .attach(origin, pipe)
+            .attach(origin, pipe.into(), carry)
             .inspect_err(|_| self.shared.pipe_closed(&name))
+    }
+
+    /// Ceases to read every pipe, and says by pid in what line each was left: another supervisor reads on.
+    pub(crate) async fn release(&self) -> BTreeMap<i32, Carry> {
+        let (done, released) = oneshot::channel();
+        self.control.tell(Command::Release(done));
+        // An error means that the reader has ended, and holds nothing.
+        released.await.unwrap_or_default()
+    }
+
+    /// Waits until the sink has everything that was read so far; false when it does not take it by `deadline`.
+    pub(crate) fn flush(&self, deadline: Instant) -> bool {
+        self.shared.wait_flushed(deadline)
     }
 
     /// The last lines of a process that has ended. Everything it wrote is read first, a last line without line feed

@@ -7,9 +7,11 @@ mod config;
 mod control;
 mod embedded;
 mod fleet;
+mod handover;
 mod instance;
 mod lifecycle;
 mod logs;
+mod memfd;
 mod parties;
 mod servers;
 #[cfg(test)]
@@ -21,12 +23,17 @@ mod watch;
 
 use clap::Parser;
 use cli::{Cli, Command};
+use handover::inherited::Inherited;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // First of all: later, a descriptor of that number could be anybody's.
+    let inherited = Inherited::take();
     let cli = Cli::parse();
     match &cli.command {
-        Command::Run => commands::run::run(cli.config()),
+        Command::Run(options) if options.check_state => commands::run::check_state(),
+        Command::Run(_) => commands::run::run(cli.config(), inherited),
+        Command::Sweep => commands::sweep::sweep(cli.config()),
         Command::Check(options) => commands::check::check(cli.config(), options),
         command => commands::client(command, cli.config()),
     }

@@ -4,11 +4,17 @@
 
 #![allow(unsafe_code, reason = "this is the one module that may")]
 
+#[cfg(test)]
+mod tests;
+
 use nix::sys::resource::{Resource, getrlimit};
+use nix::time::{ClockId, clock_gettime};
+use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -300,6 +306,106 @@ pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<Async
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
+/// The same, to be woken when it can be written to.
+///
+/// # Errors
+/// When the event loop cannot take it.
+pub(crate) fn writable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: as above.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::WRITABLE) }.map_err(Into::into)
+}
+
+/// The same of a descriptor that somebody else holds too.
+///
+/// # Errors
+/// When the event loop cannot take it.
+pub(crate) fn readable_shared(inner: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the `AsyncFd` holds a share of the descriptor, so it stays open, and the same, until that is dropped.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// How long ago a process was started whose start time, in ticks since boot, is this.
+pub(crate) fn age(start_time: u64) -> Duration {
+    // SAFETY: no pointers; an unknown name would give -1, which is none.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let Ok(per_second @ 1..) = u64::try_from(per_second) else {
+        return Duration::ZERO;
+    };
+    let started = Duration::from_millis(start_time.saturating_mul(1000) / per_second);
+    since_boot(ClockId::CLOCK_BOOTTIME).saturating_sub(started)
+}
+
+/// What a clock that counts from boot shows.
+pub(crate) fn since_boot(clock: ClockId) -> Duration {
+    clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
+}
+
+static INHERITED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// Takes over a descriptor that this process was started with, and keeps it from whatever this process executes.
+///
+/// # Errors
+/// When it is not open, is standard input, output or error, or was taken before.
+pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < FIRST_PASSED
+        || !INHERITED
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(fd)
+    {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: no pointers; a number that is no open descriptor is an error and nothing else.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open, as the call above has shown, and owned by nobody: it was passed by number to the beginning of `main`,
+    // and the set above sees to it that it is handed out once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A copy of descriptor `fd` of the process that `pidfd` names.
+///
+/// # Errors
+/// `EPERM` without the right to trace that process.
+pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a fresh descriptor is returned, close-on-exec, which nobody else owns.
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as RawFd)),
+        }
+    }
+}
+
+/// `struct pidfd_info` as of Linux 6.13; later ones are longer, and the kernel fills what fits.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroupid: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// `PIDFD_INFO_EXIT`.
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `PIDFD_GET_INFO`: `_IOWR(0xFF, 11, struct pidfd_info)`.
+const PIDFD_GET_INFO: libc::c_ulong =
+    (3 << 30) | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16) | (0xFF << 8) | 11;
+
+/// The wait status of a process that has ended and was reaped by somebody else; `None` where it was not yet, or where
+/// the kernel (before 6.15) does not tell.
+pub(crate) fn pidfd_wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: the request carries the size of the struct, which outlives the call.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}
+
 /// The soft limit of open files.
 pub(crate) fn open_files() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
@@ -314,97 +420,4 @@ pub(crate) fn raise_open_files() -> (u64, u64) {
     // Refused at worst: then the old limit stays, and what does not fit into it is refused.
     let _ = nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     (soft.min(CHILD_OPEN_FILES), hard.min(CHILD_OPEN_FILES))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-    use std::io::Read;
-
-    fn run(script: &str, passed: &[BorrowedFd<'_>]) -> (String, Spawned) {
-        let null = std::fs::File::open("/dev/null").unwrap();
-        let (read, write) = nix::unistd::pipe().unwrap();
-        let plan = Plan {
-            program: c"/bin/sh".into(),
-            arguments: vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()],
-            environment: vec![c"A=1".into()],
-            standard: [null.as_fd(), write.as_fd(), write.as_fd()],
-            passed: passed.to_vec(),
-            open_files: (256, 1024),
-        };
-        let spawned = spawn(&plan, |_| Ok(())).unwrap();
-        drop(write);
-        let mut text = String::new();
-        std::fs::File::from(read).read_to_string(&mut text).unwrap();
-        (text, spawned)
-    }
-
-    #[test]
-    fn a_child_has_its_own_pid_in_listen_pid_its_descriptors_in_order_and_nothing_else() {
-        let (a_read, a_write) = nix::unistd::pipe().unwrap();
-        nix::unistd::write(&a_write, b"a").unwrap();
-        let (b_read, b_write) = nix::unistd::pipe().unwrap();
-        nix::unistd::write(&b_write, b"b").unwrap();
-        drop((a_write, b_write));
-        let script = "test $LISTEN_PID = $$ && echo pid; cat <&3; cat <&4; echo; ls /proc/$$/fd | tr '\\n' ' '; \
-                      ulimit -n; env | sort | tr '\\n' ' '; cut -d' ' -f6 /proc/$$/stat; echo $$; grep NoNewPrivs /proc/$$/status";
-        let (text, spawned) = run(script, &[b_read.as_fd(), a_read.as_fd()]);
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "pid");
-        assert_eq!(lines[1], "ba");
-        assert!(
-            lines[2].starts_with("0 1 2 3 4 256") || lines[2].starts_with("0 1 10 2 3 4 256"),
-            "{text}"
-        );
-        assert!(text.contains("A=1 "), "{text}");
-        assert!(
-            !text.contains("PATH=/root") && !text.contains("CARGO"),
-            "inherited: {text}"
-        );
-        let pid = spawned.pid.to_string();
-        assert_eq!(
-            lines.iter().filter(|l| l.ends_with(&pid)).count(),
-            2,
-            "own session: {text}"
-        );
-        assert!(text.contains("NoNewPrivs:\t1"));
-        reap(spawned.pid);
-    }
-
-    #[test]
-    fn a_program_that_is_not_there_is_an_error_of_the_spawn() {
-        let null = std::fs::File::open("/dev/null").unwrap();
-        let plan = Plan {
-            program: c"/no/such/program".into(),
-            arguments: vec![c"x".into()],
-            environment: vec![],
-            standard: [null.as_fd(); 3],
-            passed: vec![],
-            open_files: (256, 1024),
-        };
-        let error = spawn(&plan, |_| Ok(())).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_child_whose_parent_gave_up_never_becomes_the_program() {
-        let directory = tempfile::tempdir().unwrap();
-        let mark = directory.path().join("mark");
-        let null = std::fs::File::open("/dev/null").unwrap();
-        let plan = Plan {
-            program: c"/bin/sh".into(),
-            arguments: vec![
-                c"sh".into(),
-                c"-c".into(),
-                CString::new(format!("touch {}", mark.display())).unwrap(),
-            ],
-            environment: vec![],
-            standard: [null.as_fd(); 3],
-            passed: vec![],
-            open_files: (256, 1024),
-        };
-        spawn(&plan, |_| Err(io::Error::other("no"))).unwrap_err();
-        assert!(!mark.exists());
-    }
 }

@@ -2,8 +2,12 @@
 //!
 //! Written here and not taken from a library because a full socket must not block the event loop.
 
+pub(crate) mod job;
+pub(crate) mod store;
+
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -56,6 +60,25 @@ impl Notifier {
             target: Some(Arc::new((datagrams, address))),
             watchdog,
         })
+    }
+
+    /// A socket of its own to systemd, for what must not be lost: it can be waited for. `None` where nobody hears.
+    ///
+    /// # Errors
+    /// When systemd's socket is not there.
+    fn connected(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(target) = &self.target else {
+            return Ok(None);
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.connect_addr(&target.1)?;
+        Ok(Some(socket.into()))
+    }
+
+    /// Whether anybody hears what is said.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.target.is_some()
     }
 
     /// Everything that could be started has been, or waits for something outside.

@@ -270,6 +270,16 @@ impl BrokerConfig {
             .collect()
     }
 
+    /// The JSON **with the secrets in the clear**: for a sealed memfd and nothing else.
+    pub fn to_clear_json(&self) -> String {
+        crate::instance::clear_json(self).to_string()
+    }
+
+    /// Reads what [`BrokerConfig::to_clear_json`] wrote, or any other JSON of a configuration; `None` when it is none.
+    pub fn from_json(json: &str) -> Option<Self> {
+        serde_json::from_str(json).ok()
+    }
+
     /// A digest of all that a broker makes of the effective configuration, secrets included: it changes when any value
     /// does but those of `[supervision]`, which are the supervisor's alone.
     pub fn digest(&self) -> Digest {

@@ -45,6 +45,17 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// A configuration that no file speaks for just now: `who` says where it was found.
+    pub fn found(config: BrokerConfig, who: &'static str) -> Self {
+        Self {
+            config,
+            warnings: Vec::new(),
+            files: Vec::new(),
+            origins: BTreeMap::new(),
+            home: Origin::Default(who),
+        }
+    }
+
     /// Where the value of a dotted key came from; `None` for a key nobody set that has no default.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.origins.get(key)

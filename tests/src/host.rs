@@ -17,7 +17,7 @@ use crate::wait::{until, until_ok};
 use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -94,6 +94,7 @@ impl Builder {
             server,
             file: Mutex::new(file),
             child: Mutex::new(None),
+            program: Mutex::new(bin::supervisor()),
             place,
         };
         host.write_file();
@@ -107,6 +108,7 @@ pub struct Host {
     server: Option<PgServer>,
     file: Mutex<TomlText>,
     child: Mutex<Option<Child>>,
+    program: Mutex<PathBuf>,
     // Last: the folder goes when every process has.
     place: Place,
 }
@@ -160,8 +162,63 @@ impl Host {
         pipe
     }
 
+    /// Starts the supervisor as root without any capability, which may not look into a process that has some.
+    ///
+    /// # Panics
+    /// When it ends or does not answer.
+    pub fn up_without_capabilities(&self) -> &Self {
+        let setpriv = Path::new("setpriv");
+        let mut command = mortal(setpriv, AtDeath::Term, None);
+        command
+            .args(["--bounding-set=-all", "--inh-caps=-all", "--"])
+            .arg(self.program());
+        self.launch_with(command, Stdio::from(self.log_file()));
+        self.wait_answering();
+        self
+    }
+
     fn launch(&self, stdout: Stdio) {
-        let mut command = mortal(&bin::supervisor(), AtDeath::Term, None);
+        let command = mortal(&self.program(), AtDeath::Term, None);
+        self.launch_with(command, stdout);
+    }
+
+    fn program(&self) -> PathBuf {
+        let program = self.program.lock();
+        program.unwrap_or_else(|broken| broken.into_inner()).clone()
+    }
+
+    /// From its next start on, this host's supervisor is started from a path of its own, where
+    /// [`Host::upgrade_supervisor`] can put another program.
+    pub fn own_supervisor(&self) -> &Self {
+        let own = self.place.folder("bin", 0o755).join("brokkr-supervisor");
+        std::os::unix::fs::symlink(bin::supervisor(), &own).unwrap();
+        let mut program = self.program.lock();
+        if let Ok(program) = &mut program {
+            program.clone_from(&own);
+        }
+        self
+    }
+
+    /// Puts another program where the supervisor was started from: a shell script that has the real one in
+    /// `BROKKR_REAL`.
+    pub fn upgrade_supervisor(&self, script: &str) {
+        let path = self.program();
+        let new = path.with_extension("new");
+        let text = format!(
+            "#!/bin/sh\nBROKKR_REAL={}\n{script}\n",
+            bin::supervisor().display()
+        );
+        fs::write(&new, text).unwrap();
+        set_mode(&new, 0o755);
+        fs::rename(&new, &path).unwrap();
+    }
+
+    /// SIGUSR2: the program on disk takes the place of the running one, or does not.
+    pub fn succeed(&self) {
+        procs::signal(self.pid(), Signal::SIGUSR2);
+    }
+
+    fn launch_with(&self, mut command: Command, stdout: Stdio) {
         command
             .arg("run")
             .arg("--config")

@@ -1,5 +1,7 @@
 //! A short temporary folder, and processes that cannot outlive the test that started them.
 
+use crate::procs;
+use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -82,7 +84,7 @@ pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Removes folders of tests that were killed.
+/// Removes folders of tests that were killed, and what still runs in them.
 fn sweep() {
     let Ok(entries) = fs::read_dir("/tmp") else {
         return;
@@ -100,6 +102,10 @@ fn sweep() {
         let ours = fs::metadata(entry.path().join(MARK))
             .is_ok_and(|m| m.uid() == nix::unistd::getuid().as_raw());
         if ours && !Path::new(&format!("/proc/{pid}")).exists() {
+            // Brokers of a supervisor that the test had killed just then live on without it.
+            for pid in procs::naming(&format!("{}/", entry.path().display())) {
+                procs::signal(pid, Signal::SIGKILL);
+            }
             let _ = fs::remove_dir_all(entry.path());
         }
     }

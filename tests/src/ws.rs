@@ -1,6 +1,6 @@
 //! A blocking WebSocket client: frames are `{"type", "body"}`, as everywhere in the product.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -112,6 +112,16 @@ impl Socket {
     /// As the socket says.
     pub fn message(&mut self, message: Message) -> tungstenite::Result<()> {
         self.socket.send(message)
+    }
+
+    /// Sends bytes as they are, which need not be a frame.
+    ///
+    /// # Errors
+    /// As the socket says.
+    pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let wire = self.socket.get_mut();
+        wire.write_all(bytes)?;
+        wire.flush()
     }
 
     /// Waits for what comes next, at most `bound`. Pings and pongs are nobody's business.

@@ -58,8 +58,7 @@ impl Scene {
 fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     let scene = Scene::new();
     let mut sql = scene.world.sql();
-    sql.execute("UPDATE brokkr_meta SET wants_events = true", &[])
-        .unwrap();
+    scene.world.note_events();
     let schema =
         json!({ "type": "object", "properties": { "n": { "default": 1 } }, "required": ["name"] });
     let made = scene
@@ -85,7 +84,7 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     let row = sql
         .query_one(
             "SELECT template_id::text, template_version, parameters,
-                    (SELECT data->>'sequence_id' FROM event_outbox WHERE event_type = 'deployment.created')
+                    (SELECT data->>'sequence_id' FROM noted_events WHERE event_type = 'deployment.created')
                FROM rendered_objects WHERE deployment_object_id = $1::text::uuid",
             &[&id(&object)],
         )

@@ -23,17 +23,19 @@ mod permissions {
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use brokkr_tests::{Api, Broker, PgServer};
+use brokkr_tests::{Broker, Connection, PgServer};
 use explain::Work;
 use fill::Filler;
 use permissions::fixture::{Fixture, PRINCIPALS};
 use permissions::matrix;
-use serde_json::Value;
 use world::World;
 
 const ROWS: i64 = 100_000;
+
+/// For one answer, on a machine that does other things too.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Rows that belong to the fixture's own agent, generator, stack, …
 const OWN_ROWS: i64 = 40;
@@ -41,7 +43,7 @@ const OWN_ROWS: i64 = 40;
 /// The same for both brokers.
 const KEY: &str = "\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"";
 
-/// Operations that may read a whole table, which, and why.
+/// What may read a whole table, which, and why: an operation, or a piece of a statement that whoever issues it shares.
 const WHOLE: &[(&str, &[&str], &str)] = &[
     (
         "GET /agents as admin",
@@ -88,6 +90,26 @@ const WHOLE: &[(&str, &[&str], &str)] = &[
         &["agents", "stacks", "deployment_objects"],
         "the gauges count, at most every 30 s and for a hundredth of the time, while somebody scrapes",
     ),
+    (
+        "EXISTS (SELECT FROM webhook_subscriptions WHERE enabled)",
+        &["webhook_subscriptions"],
+        "ends at the first that is enabled; asked only when a subscription changes",
+    ),
+    (
+        "WITH ready AS ( SELECT d.id, d.position, s.lane",
+        &["webhook_subscriptions"],
+        "every endpoint gets its turn; once for a batch of deliveries, in the background",
+    ),
+    (
+        "DELETE FROM event_outbox",
+        &["webhook_subscriptions"],
+        "an event may be for any of them; once for a batch of events, in the background",
+    ),
+    (
+        "routes (subscription_id, labels_key, target_labels)",
+        &["webhook_subscriptions"],
+        "any of them may have something for this agent; a subscription with nothing costs one look into an index",
+    ),
 ];
 
 /// What a broker does by itself after its start.
@@ -132,12 +154,22 @@ impl Call {
         self.method != "GET" && self.path != "/auth/pak"
     }
 
-    /// Makes it; the size of the answer.
+    /// Makes it; the size of the answer. Whatever it takes: how long that is, is not what is looked at.
     fn make(&self, fixture: &Fixture) -> usize {
-        let api: &Api = &fixture.callers[self.column];
-        let body: Option<Value> = (!self.body.is_empty())
-            .then(|| serde_json::from_str(&fixture.fill(self.body)).unwrap());
-        let answer = api.call(self.method, &fixture.fill(self.path), body.as_ref());
+        let api = &fixture.callers[self.column];
+        let (path, body) = (fixture.fill(self.path), fixture.fill(self.body));
+        let bearer = format!("Bearer {}", api.pak);
+        let headers = [
+            ("Authorization", bearer.as_str()),
+            ("Content-Type", "application/json"),
+            ("Connection", "close"),
+        ];
+        let body = (!body.is_empty()).then_some(body.as_bytes());
+        let answer = Connection::open_within(&api.addr, PATIENCE)
+            .and_then(|mut connection| {
+                connection.request(self.method, &format!("/api/v1{path}"), &headers, body)
+            })
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name()));
         assert!(answer.status < 300, "{}: {}", self.name(), answer.text());
         answer.body.len()
     }
@@ -165,7 +197,9 @@ fn reads(
             for attempt in 0..3 {
                 let _ = Work::since(server, log);
                 call.make(fixture);
-                let statements = Work::since(server, log).statements;
+                let mut statements = Work::since(server, log).statements;
+                // Who is calling is looked up again after a while, whatever is asked.
+                statements.retain(|text| !text.contains("credentials_epoch FROM brokkr_meta"));
                 if attempt == 0 || statements.len() < fewest.len() {
                     fewest = statements;
                 }
@@ -182,7 +216,13 @@ fn reads(
 fn fault_56_at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_there_are_not_more_of_them()
  {
     let server = explain::server();
-    let world = World::on(&server, &[("broker.webhook_encryption_key", KEY)]);
+    let settings = [
+        ("broker.webhook_encryption_key", KEY),
+        ("database.acquire_timeout", "\"120s\""),
+        ("database.statement_timeout", "\"120s\""),
+        ("http.request_timeout", "\"120s\""),
+    ];
+    let world = World::on(&server, &settings);
     let mut log = 0;
     let fixture = Fixture::new(&world);
     let few = reads(&server, &fixture, &mut log, None);
@@ -207,10 +247,9 @@ fn fault_56_at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_ther
     );
 
     let many = reads(&server, &fixture, &mut log, Some(&few));
-    compare(&few, &many);
-
     let mut seen = Seen {
         large,
+        wrong: more_statements(&few, &many),
         ..Seen::default()
     };
     let second = Broker::on(&server)
@@ -241,33 +280,34 @@ fn fault_56_at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_ther
     );
 }
 
-/// No read makes more statements than with few rows, though most have more to give.
-fn compare(
-    few: &BTreeMap<String, (Vec<String>, usize)>,
-    many: &BTreeMap<String, (Vec<String>, usize)>,
-) {
-    let mut grown = 0;
-    let mut wrong = Vec::new();
-    for (name, (before, small)) in few {
-        let (after, size) = &many[name];
-        if after.len() > before.len() {
-            wrong.push(format!(
-                "{name}: {} statements, then {}: {after:#?}",
-                before.len(),
-                after.len()
-            ));
-        }
-        grown += usize::from(*size > 4 * small);
-    }
+/// The reads that make more statements than with few rows. Most have more to give, or this would show nothing.
+fn more_statements(
+    few: &BTreeMap<String, Cost>,
+    many: &BTreeMap<String, Cost>,
+) -> BTreeSet<String> {
+    let grown = few
+        .iter()
+        .filter(|(name, (_, size))| many[*name].1 > 4 * size);
+    let grown = grown.count();
     println!(
         "{} reads, of which {grown} have much more to give now",
         few.len()
     );
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(
         grown >= 15,
         "{grown} answers have grown: the rows are not where they should be"
     );
+    few.iter()
+        .map(|(name, (before, _))| (name, before, &many[name].0))
+        .filter(|(_, before, after)| after.len() > before.len())
+        .map(|(name, before, after)| {
+            format!(
+                "{name}: {} statements, then {}: {after:#?}",
+                before.len(),
+                after.len()
+            )
+        })
+        .collect()
 }
 
 /// What has been looked at.
@@ -286,8 +326,9 @@ impl Seen {
             let text = explain::text(plan);
             for read in explain::whole_reads(plan, &self.large) {
                 let table = read.split(' ').next().unwrap();
-                let allowed = WHOLE.iter().any(|(operation, tables, _)| {
-                    *operation == who && (tables.contains(&table) || tables.contains(&"*"))
+                let allowed = WHOLE.iter().any(|(may, tables, _)| {
+                    (*may == who || text.contains(may))
+                        && (tables.contains(&table) || tables.contains(&"*"))
                 });
                 if !allowed {
                     self.wrong
@@ -303,22 +344,18 @@ impl Seen {
 fn until_quiet(server: &PgServer, log: &mut u64, seen: &mut Seen) {
     let mut looked = false;
     let mut quiet = 0;
-    brokkr_tests::until(
-        std::time::Duration::from_secs(60),
-        "the look around",
-        || {
-            let work = Work::since(server, log);
-            looked |= work
-                .statements
-                .iter()
-                .any(|text| text.contains("audit_log_age"));
-            quiet = if work.statements.is_empty() {
-                quiet + 1
-            } else {
-                0
-            };
-            seen.look(BACKGROUND, &work);
-            (looked && quiet > 50).then_some(())
-        },
-    );
+    brokkr_tests::until(Duration::from_secs(120), "the look around", || {
+        let work = Work::since(server, log);
+        looked |= work
+            .statements
+            .iter()
+            .any(|text| text.contains("audit_log_age"));
+        quiet = if work.statements.is_empty() {
+            quiet + 1
+        } else {
+            0
+        };
+        seen.look(BACKGROUND, &work);
+        (looked && quiet > 50).then_some(())
+    });
 }

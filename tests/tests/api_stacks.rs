@@ -311,10 +311,7 @@ fn a_deletion_among_writers_is_the_last_word_on_its_stack() {
 #[test]
 fn every_write_announces_itself_with_the_keys_subscribers_know() {
     let world = World::new();
-    world
-        .sql()
-        .execute("UPDATE brokkr_meta SET wants_events = true", &[])
-        .unwrap();
+    world.note_events();
     let (agent, generator) = (world.agent("a"), world.generator("g"));
     world.register(&agent, &generator);
     let stack = world.stack(&generator);
@@ -331,7 +328,7 @@ fn every_write_announces_itself_with_the_keys_subscribers_know() {
         .sql()
         .query(
             "SELECT event_type, (SELECT string_agg(key, ' ' ORDER BY key) FROM jsonb_object_keys(data) AS key)
-               FROM event_outbox ORDER BY created_at",
+               FROM noted_events ORDER BY created_at",
             &[],
         )
         .unwrap()

@@ -181,11 +181,7 @@ fn a_live_stacks_posted_marker_is_its_newest_object_like_any_other() {
 fn the_same_success_said_again_is_counted_and_everything_else_is_stored() {
     let served = Served::new();
     let object = served.object("a: 1");
-    served
-        .world
-        .sql()
-        .execute("UPDATE brokkr_meta SET wants_events = true", &[])
-        .unwrap();
+    served.world.note_events();
     let events = format!("/agents/{}/events", served.agent.id);
     let first = served
         .world
@@ -221,7 +217,7 @@ fn the_same_success_said_again_is_counted_and_everything_else_is_stored() {
     assert_eq!((row.get::<_, i64>(0), row.get::<_, bool>(1)), (5, true));
     let announced: Vec<(String, i64)> = sql
         .query(
-            "SELECT event_type, count(*) FROM event_outbox GROUP BY 1 ORDER BY 1",
+            "SELECT event_type, count(*) FROM noted_events GROUP BY 1 ORDER BY 1",
             &[],
         )
         .unwrap()

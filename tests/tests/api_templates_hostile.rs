@@ -234,3 +234,47 @@ fn hostile_parameters_are_refused() {
     }
     let _ = instantiate(&generator.api, &stack, &made, &nested(5)).expect(201);
 }
+
+#[test]
+fn templates_that_take_long_leave_the_database_to_others() {
+    let world = World::new();
+    let generator = world.generator("g");
+    let agent = world.agent("a");
+    let stack = world.stack(&generator);
+    let content = "{% for i in range(end=9000) %}{% for j in range(end=9000) %}{% set x = j %}{% endfor %}{% endfor %}a: 1";
+    let template = id(&create(&generator.api, content, &json!({}))
+        .expect(201)
+        .json());
+    let over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let answer = instantiate(&generator.api, &stack, &template, &json!({}));
+                    let code = answer.json()["code"].clone();
+                    assert!(
+                        code == "template_render_failed" || code == "too_many_templates",
+                        "{code}"
+                    );
+                    if code == "too_many_templates" {
+                        assert!(answer.header("retry-after").is_some());
+                    }
+                }
+            });
+        }
+        let slowest = (0..20)
+            .map(|_| {
+                thread::sleep(Duration::from_millis(200));
+                let answer = agent
+                    .api
+                    .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}));
+                (answer.status, answer.took)
+            })
+            .collect::<Vec<_>>();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        for (status, took) in slowest {
+            assert_eq!(status, 204);
+            assert!(took < Duration::from_secs(2), "{took:?}");
+        }
+    });
+}

@@ -70,10 +70,7 @@ fn count(world: &World, table: &str) -> i64 {
 #[test]
 fn an_agent_created_beside_a_running_broker_is_registered_and_its_pak_works_at_once() {
     let world = World::new();
-    world
-        .sql()
-        .execute("UPDATE brokkr_meta SET wants_events = true", &[])
-        .unwrap();
+    world.note_events();
     let (one, two) = (world.generator("one"), world.generator("two"));
     let ids = format!("{}, {},{}", two.id, one.id, two.id);
     let made = create_agent(&world, "web", &["--generator-ids", &ids]).ok();
@@ -112,7 +109,7 @@ fn an_agent_created_beside_a_running_broker_is_registered_and_its_pak_works_at_o
     let event: Value = world
         .sql()
         .query_one(
-            "SELECT data FROM event_outbox WHERE event_type = 'agent.registered'",
+            "SELECT data FROM noted_events WHERE event_type = 'agent.registered'",
             &[],
         )
         .unwrap()

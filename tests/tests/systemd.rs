@@ -11,7 +11,7 @@ use brokkr_tests::bin::{self, Ran, run_command};
 use brokkr_tests::host::Status;
 use brokkr_tests::place::{AtDeath, Place, is_root, mortal, spawn};
 use brokkr_tests::wait::until_ok;
-use brokkr_tests::{Addr, Api, http, procs, until};
+use brokkr_tests::{Addr, Api, Load, http, procs, until};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -167,6 +167,63 @@ impl Machine {
         .collect()
     }
 
+    fn status_of(&self, config: &str) -> Option<Status> {
+        let command = [
+            "brokkr-supervisor",
+            "status",
+            "--format",
+            "json",
+            "--config",
+            config,
+        ];
+        let ran = self.run(&command);
+        (ran.code == Some(0)).then(|| Status::parse(&ran.stdout))
+    }
+
+    /// Waits for another main process than `old`.
+    fn another_main_pid(&self, old: &str) -> String {
+        until(Duration::from_secs(30), "another main process", || {
+            let pid = self.main_pid();
+            (pid != old && pid != "0").then_some(pid)
+        })
+    }
+
+    /// Waits until the supervisor has said this.
+    fn journal_says(&self, what: &str) {
+        until_ok(
+            Duration::from_secs(30),
+            format!("the journal to say {what:?}"),
+            || {
+                let journal = self.journal();
+                if journal.contains(what) {
+                    Ok(())
+                } else {
+                    Err(journal)
+                }
+            },
+        );
+    }
+
+    /// How many descriptors systemd keeps for the unit.
+    fn stored(&self) -> usize {
+        let count = self.ok(&[
+            "systemctl",
+            "show",
+            "-P",
+            "NFileDescriptorStore",
+            "brokkr-supervisor",
+        ]);
+        count.trim().parse().unwrap()
+    }
+
+    fn broker_count(&self) -> usize {
+        let processes = self.processes();
+        processes
+            .lines()
+            .filter(|l| l.contains("brokkr-broker serve"))
+            .count()
+    }
+
     /// Processes of user brokkr.
     fn processes(&self) -> String {
         self.run(&["pgrep", "-u", "brokkr", "-a"]).stdout
@@ -210,6 +267,13 @@ embedded = true
 max_connections = 60
 "#;
 
+/// Pids of every tenant's broker, in order of their names.
+fn pids(status: &Status) -> Vec<Option<i32>> {
+    let pids: Vec<_> = status.tenants.iter().map(|tenant| tenant.pid).collect();
+    assert!(pids.iter().all(Option::is_some), "{status:?}");
+    pids
+}
+
 fn tenant(name: &str, listen: &str) -> String {
     format!(
         "[database]\nschema = \"tenant_{name}\"\npool_size = 5\n\n[http]\nlisten = \"{listen}\"\n\n[log]\nlevel = \"debug\"\n"
@@ -226,6 +290,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     let globex = tenant("globex", "127.0.0.1:3002");
     let machine = Machine::boot(&[
         ("supervisor.toml", SUPERVISOR),
+        ("good.toml", SUPERVISOR),
         ("tenants.d/acme.toml", &acme),
         ("tenants.d/globex.toml", &globex),
     ]);
@@ -251,6 +316,16 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .trim(),
         "active"
     );
+    // Each broker in a group of its own, below the unit that holds them.
+    for tenant in &started.tenants {
+        let groups = machine.ok(&["cat", &format!("/proc/{}/cgroup", tenant.pid.unwrap())]);
+        let own = format!("0::/brokkr.slice/brokkr-tenants.service/{}.1", tenant.name);
+        assert!(
+            groups.lines().any(|line| line == own),
+            "{groups}\n{}",
+            machine.journal()
+        );
+    }
     let addr = Addr::Unix(machine.path("/run/brokkr/acme.sock"));
     assert_eq!(http::get(&addr, "/healthz").unwrap().text(), "OK");
     let pak = machine.ok(&["brokkr-supervisor", "pak", "acme"]);
@@ -287,29 +362,96 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     }
     assert_eq!(machine.main_pid(), main);
 
-    // Killed: systemd starts another, and every tenant runs once.
+    // Killed: systemd starts another, which takes every broker over.
+    let brokers = pids(&reloaded);
+    let kept = Load::start(&addr, "/healthz", "", 2, false);
+    let stored = machine.stored();
     machine.ok(&["kill", "-9", &main]);
-    until(Duration::from_secs(30), "another main process", || {
-        let pid = machine.main_pid();
-        (pid != main && pid != "0").then_some(())
-    });
-    let again = machine.ready(3);
-    let brokers = machine
-        .processes()
-        .lines()
-        .filter(|l| l.contains("brokkr-broker serve"))
-        .count();
-    assert_eq!(brokers, 3, "{}", machine.processes());
+    let second = machine.another_main_pid(&main);
+    assert_eq!(pids(&machine.ready(3)), brokers);
+    assert_eq!(machine.broker_count(), 3, "{}", machine.processes());
     assert!(api.get("/agents").expect(200).text().contains("edge-1"));
-    assert!(again.tenants.iter().all(|t| t.pid.is_some()));
+    // Three for each tenant, two of the embedded server, the index.
+    assert_eq!(stored, 3 * 3 + 2 + 1);
+    until(Duration::from_secs(10), "the store to be in step", || {
+        (machine.stored() == stored).then_some(())
+    });
 
-    // Restart.
+    // Restarted, as a package does after an upgrade: the same brokers.
     machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    assert_ne!(machine.main_pid(), second);
+    assert_eq!(pids(&machine.ready(3)), brokers);
+
+    // A bad configuration ends nobody that is held.
+    let file = machine.path("/etc/brokkr/supervisor.toml");
+    fs::write(&file, "this is not toml").unwrap();
+    machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    let notices = until(
+        Duration::from_secs(30),
+        "the last good configuration",
+        || {
+            let status = machine.status_of("/etc/brokkr/good.toml")?;
+            assert_eq!(pids(&status), brokers);
+            status.all("ready").then_some(status.notices)
+        },
+    );
+    assert!(
+        notices.iter().any(|n| n.contains("supervisor.toml:1:")),
+        "{notices:?}"
+    );
+    fs::write(&file, SUPERVISOR).unwrap();
+    machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    assert_eq!(pids(&machine.ready(3)), brokers);
+
+    // In place, without systemd's doing.
+    let main = machine.main_pid();
+    machine.ok(&[
+        "systemctl",
+        "kill",
+        "--kill-who=main",
+        "-s",
+        "USR2",
+        "brokkr-supervisor",
+    ]);
+    machine.journal_says("it understands what is handed over");
+    assert_eq!(pids(&machine.ready(3)), brokers);
+    assert_eq!(machine.main_pid(), main);
+    let seen = kept.stop();
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+
+    // A stop behind a restart: the supervisor has left its brokers by then, and nobody comes for them.
+    let drop_in = machine.path("/run/systemd/system/brokkr-supervisor.service.d");
+    fs::create_dir_all(&drop_in).unwrap();
+    fs::write(
+        drop_in.join("slow.conf"),
+        "[Service]\nExecStopPost=\nExecStopPost=/bin/sleep 3\n\
+         ExecStopPost=/usr/bin/brokkr-supervisor sweep --config /etc/brokkr/supervisor.toml\n",
+    )
+    .unwrap();
+    machine.ok(&["systemctl", "daemon-reload"]);
+    machine.ok(&["systemctl", "restart", "--no-block", "brokkr-supervisor"]);
+    machine.journal_says("gone; every broker runs on");
+    assert_eq!(machine.broker_count(), 3, "{}", machine.processes());
+    machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
+    assert_eq!(machine.processes(), "");
+    assert_eq!(machine.stored(), 0);
+    machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     machine.ready(3);
 
     // Stop: nothing is left, and it was no failure.
     machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
     assert_eq!(machine.processes(), "");
+    let groups = machine.ok(&[
+        "find",
+        "/sys/fs/cgroup/brokkr.slice",
+        "-mindepth",
+        "2",
+        "-type",
+        "d",
+    ]);
+    assert_eq!(groups, "");
+    let group = machine.path("/sys/fs/cgroup/brokkr.slice/brokkr-supervisor.service/cgroup.procs");
+    assert_eq!(fs::read_to_string(group).unwrap_or_default(), "");
     assert_eq!(machine.ok(&["find", "/run/brokkr", "-type", "s"]), "");
     let result = machine.ok(&["systemctl", "show", "-P", "Result", "brokkr-supervisor"]);
     assert_eq!(result.trim(), "success");
@@ -327,4 +469,89 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .last()
             .unwrap_or_default()
     );
+}
+
+#[test]
+fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
+    if let Some(reason) = impossible() {
+        println!("skipped: {reason}");
+        return;
+    }
+    const TENANTS: usize = 1000;
+    // Nothing but processes: they never become ready, so all may start at once, and for long.
+    let many = SUPERVISOR.replace("max_connections = 60", "max_connections = 2100")
+        + "[start]\nparallelism = 1000\ntimeout = \"1h\"\n[stop]\ngrace = \"1s\"\n";
+    let many = format!("broker = \"/usr/bin/trivial\"\n{many}");
+    let machine = Machine::boot(&[("supervisor.toml", &many)]);
+    let program = machine.path("/usr/bin/trivial");
+    fs::write(&program, "#!/bin/sh\nexec sleep 100000\n").unwrap();
+    brokkr_tests::place::set_mode(&program, 0o755);
+    for n in 0..TENANTS {
+        let name = format!("t{n:04}");
+        let text = format!(
+            "[database]\nschema = \"{name}\"\npool_size = 2\n[http]\nlisten = \"unix:/run/brokkr/{name}.sock\"\n"
+        );
+        fs::write(
+            machine.path(&format!("/etc/brokkr/tenants.d/{name}.toml")),
+            text,
+        )
+        .unwrap();
+    }
+    machine.ok(&["systemd-sysusers"]);
+    machine.ok(&["systemd-tmpfiles", "--create", "brokkr.conf"]);
+    machine.ok(&["systemctl", "daemon-reload"]);
+    machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
+    let running = || {
+        // Cheap to ask, which a status of a thousand tenants is not.
+        until_ok(Duration::from_secs(300), "every process", || match machine
+            .run(&["pgrep", "-u", "brokkr", "-c", "-x", "sleep"])
+            .stdout
+            .trim()
+        {
+            "1000" => Ok(()),
+            count => Err(format!("{count}\n{}", machine.journal())),
+        });
+        until_ok(
+            Duration::from_secs(60),
+            "every tenant to have a process",
+            || {
+                let status = machine
+                    .status_of("/etc/brokkr/supervisor.toml")
+                    .ok_or_else(|| machine.journal())?;
+                let with_pid = status.tenants.iter().filter(|t| t.pid.is_some()).count();
+                if with_pid == TENANTS {
+                    Ok(status)
+                } else {
+                    Err(format!("{with_pid}"))
+                }
+            },
+        )
+    };
+    let in_step = || {
+        until_ok(Duration::from_secs(60), "the store to be in step", || {
+            // Three for each, two of the embedded server, the index.
+            match machine.stored() {
+                n if n == 3 * TENANTS + 3 => Ok(()),
+                n => Err(format!("{n}\n{}", machine.journal())),
+            }
+        });
+    };
+    let before = pids(&running());
+    in_step();
+    let main = machine.main_pid();
+    let start = std::time::Instant::now();
+    machine.ok(&["kill", "-9", &main]);
+    machine.another_main_pid(&main);
+    let after = running();
+    println!(
+        "{TENANTS} instances taken over within {:?} of a kill",
+        start.elapsed()
+    );
+    assert_eq!(pids(&after), before);
+    assert!(after.tenants.iter().all(|t| t.restarts == 0));
+    in_step();
+    machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    assert_eq!(pids(&running()), before);
+    machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
+    assert_eq!(machine.processes(), "");
 }

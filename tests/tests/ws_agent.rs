@@ -302,6 +302,27 @@ fn a_frame_beyond_the_limit_ends_the_socket_and_nobody_elses() {
 }
 
 #[test]
+fn what_is_against_the_protocol_ends_the_socket_and_nothing_panics() {
+    let world = World::new();
+    let agent = world.agent("a");
+    let mut oversized = vec![0x81, 0xff];
+    oversized.extend_from_slice(&(1_u64 << 40).to_be_bytes());
+    oversized.extend_from_slice(&[0; 4]);
+    let unmasked = vec![0x81, 2, b'{', b'}'];
+    let no_utf8 = vec![0x81, 0x82, 0, 0, 0, 0, 0xff, 0xfe];
+    for bytes in [unmasked, no_utf8, oversized] {
+        let mut socket = world.connect(&agent);
+        socket.raw(&bytes).unwrap();
+        assert!([1002, 1006].contains(&socket.end()), "{bytes:x?}");
+        until(SOON, "its entry to be gone", || {
+            world.connection(&agent).is_none().then_some(())
+        });
+    }
+    let log = world.broker.log();
+    assert!(!log.contains("panic"), "{log}");
+}
+
+#[test]
 fn fault_13_a_rotated_agents_socket_is_closed_and_what_it_still_sends_is_not_taken() {
     for self_rotation in [true, false] {
         let served = Served::new();

@@ -171,7 +171,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 )]
 fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    let body: Value = call.json()?;
+    let body = call.value()?;
     access::admin_or_agent(call.principal, id)?;
     let text = |key| body.get(key).and_then(Value::as_str);
     let (name, cluster, status) = (text("name"), text("cluster_name"), text("status"));

@@ -1,9 +1,8 @@
 //! One request, from the socket to the handler and back.
 
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::Instant;
 
-use axum::body::{Body, to_bytes};
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{FromRequestParts, Query, RawPathParams, Request, State};
 use axum::handler::Handler;
@@ -12,9 +11,11 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::SemaphorePermit;
 use uuid::Uuid;
 
+use super::body::{self, Arriving, Read};
+use super::value::Bounded;
 use super::{large, record};
 use crate::app::App;
 use crate::auth::{self, Principal};
@@ -22,32 +23,29 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::pak::{self, Pak};
 
-/// Largest request body. Clients send whole bundles in one object, so this is well above the 2 MiB they may count on.
-const MAX_BODY: usize = 16 * 1024 * 1024;
+/// Largest body of most requests; clients may count on 2 MiB.
+const BODY: usize = 4 * 1024 * 1024;
 
-/// Longest a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A body up to this size is read before anybody knows who sends it.
-const SMALL_BODY: u64 = 64 * 1024;
-
-/// What all larger bodies that are being read or worked on may hold together, in KiB. Those beyond wait, and are
-/// answered 503 when they have waited as long as for a connection.
-static ROOM: Semaphore = Semaphore::const_new(64 * 1024);
+/// Largest body of those that bring whole bundles.
+const BUNDLE: usize = 16 * 1024 * 1024;
 
 /// The work of one operation. Plain functions only, so that nothing is captured but what the request says.
 pub(super) type Work = fn(&Call, &mut Conn) -> Result<Reply, Error>;
 
 /// A captured request of an authenticated caller.
+#[derive(Clone)]
 pub(super) struct Call {
     /// The process's state: configuration, authentication cache, PAKs.
     pub(super) app: App,
     /// Who is calling.
     pub(super) principal: Principal,
     request: Captured,
+    /// When it had arrived.
+    began: Instant,
 }
 
 /// What a request says, before anybody knows who says it.
+#[derive(Clone)]
 struct Captured {
     headers: HeaderMap,
     uri: Uri,
@@ -133,22 +131,28 @@ impl IntoResponse for Reply {
 #[derive(Clone, Copy)]
 pub(super) struct Operation {
     work: Work,
-    takes_body: bool,
+    /// Most bytes of body, if it takes one.
+    body: Option<usize>,
 }
 
 /// An operation that takes no body; one that comes anyway counts for nothing.
 pub(super) fn plain(work: Work) -> Operation {
-    Operation {
-        work,
-        takes_body: false,
-    }
+    Operation { work, body: None }
 }
 
-/// An operation that takes a body, at most [`MAX_BODY`] bytes.
+/// An operation that takes a body, at most [`BODY`] bytes.
 pub(super) fn with_body(work: Work) -> Operation {
     Operation {
         work,
-        takes_body: true,
+        body: Some(BODY),
+    }
+}
+
+/// An operation that takes a whole bundle, at most [`BUNDLE`] bytes.
+pub(super) fn with_bundle(work: Work) -> Operation {
+    Operation {
+        work,
+        body: Some(BUNDLE),
     }
 }
 
@@ -197,19 +201,26 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
     };
     let db = app.db.clone();
     let mut room = None;
-    if operation.takes_body {
-        let length = announced(&request.headers).unwrap_or(MAX_BODY as u64);
-        if (SMALL_BODY..=MAX_BODY as u64).contains(&length) {
-            match make_room(&app, request, length).await {
-                Ok((known, permit)) => (request, room) = (known, Some(permit)),
-                Err(refused) => return refused.into_response(),
+    match operation.body {
+        // Whoever has nothing that could be a PAK is told so, whatever is in the body.
+        Some(most) if is_pak(&request.headers) => {
+            match Arriving::new(&request.headers, body, most)
+                .of_anybody()
+                .await
+            {
+                Ok(Read::Whole(bytes)) => request.body = Ok(bytes),
+                Ok(Read::More(arriving)) => match admit(&app, request, arriving).await {
+                    Ok((known, permit)) => (request, room) = (known, permit),
+                    Err(refused) => return refused.into_response(),
+                },
+                // Told later: who is calling comes first.
+                Err(error) => request.body = Err(error),
             }
         }
-        request.body = read(&request.headers, body).await;
-    } else if announced(&request.headers).is_some_and(|length| length <= SMALL_BODY) {
-        // Nobody asked for it; taken all the same, so that the connection can go on after it.
-        let _ = read(&request.headers, body).await;
+        Some(_) => {}
+        None => body::discard(&request.headers, body).await,
     }
+    let began = Instant::now();
     let outcome = db
         .run(move |conn| {
             let principal = authenticate(&app, &request, conn)?;
@@ -217,21 +228,21 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
                 app,
                 principal,
                 request,
+                began,
             };
             let done = (operation.work)(&call, conn);
-            if conn.take_wrote_events() {
-                call.app.jobs.wake(crate::jobs::Job::Webhooks);
-            }
+            call.wake_for_events(conn);
             Ok::<_, Error>((principal, done))
         })
         .await;
-    drop(room);
     match outcome {
         Ok((principal, done)) => {
             let answer = match done {
                 Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
                 done => done.into_response(),
             };
+            // What is put off holds the body as well.
+            drop(room);
             let mut response = large::held(answer);
             // For the access log.
             response.extensions_mut().insert(principal);
@@ -241,65 +252,40 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
     }
 }
 
-/// For a body of some size: nobody's but a known caller's, and only so much at a time.
-async fn make_room(
+/// Reads the rest of a body that is not small: nobody's but a known caller's, and only so much at a time.
+async fn admit(
     app: &App,
     request: Captured,
-    length: u64,
-) -> Result<(Captured, SemaphorePermit<'static>), Error> {
+    arriving: Arriving,
+) -> Result<(Captured, Option<SemaphorePermit<'static>>), Error> {
     let caller = app.clone();
-    let request = app
+    let mut request = app
         .db
         .run(move |conn| authenticate(&caller, &request, conn).map(|_| request))
         .await?;
-    let kibibytes = u32::try_from(length.div_ceil(1024)).unwrap_or(u32::MAX);
     let patience = app.config.database.acquire_timeout;
-    match tokio::time::timeout(patience, ROOM.acquire_many(kibibytes)).await {
-        Ok(Ok(permit)) => Ok((request, permit)),
-        Ok(Err(_)) | Err(_) => Err(Error::busy(
-            "too many large bodies at once; try again shortly",
-        )),
+    match arriving.of_known(patience).await {
+        Ok((bytes, room)) => {
+            request.body = Ok(bytes);
+            Ok((request, Some(room)))
+        }
+        Err(error) if error.status() == StatusCode::SERVICE_UNAVAILABLE => Err(error),
+        Err(error) => {
+            request.body = Err(error);
+            Ok((request, None))
+        }
     }
 }
 
-fn announced(headers: &HeaderMap) -> Option<u64> {
+/// Whether what came as a PAK has the form of one.
+fn is_pak(headers: &HeaderMap) -> bool {
     headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-}
-
-/// Reads a body. What is wrong with it is told later: who is calling comes first.
-async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
-    if announced(headers).is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(too_large());
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
-        Ok(Err(_)) => Err(bad_request("the body ended early")),
-        Err(_) => Err(Error::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
-            "the body took too long to arrive",
-        )),
-    }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error)
-        .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
-}
-
-fn too_large() -> Error {
-    Error::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "payload_too_large",
-        format!("a request body may have at most {MAX_BODY} bytes"),
-    )
+        .get(header::AUTHORIZATION)
+        .is_some_and(|value| auth::pak_hash(value.as_bytes()).is_some())
 }
 
 /// 400 for what cannot be read at all.
-fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::bad_request("bad_request", message)
 }
 
@@ -322,6 +308,38 @@ fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principa
 }
 
 impl Call {
+    /// Another step on a connection, from within [`Reply::later`]. Not begun when the request's time is over.
+    pub(super) async fn step(
+        self,
+        work: impl FnOnce(&Self, &mut Conn) -> Result<Reply, Error> + Send + 'static,
+    ) -> Result<Reply, Error> {
+        self.in_time()?;
+        let db = self.app.db.clone();
+        db.run(move |conn| {
+            let done = work(&self, conn);
+            self.wake_for_events(conn);
+            done
+        })
+        .await
+    }
+
+    /// 503 once the request's time is over: its caller has been or will be told that nothing came of it, so nothing may be
+    /// written any more.
+    pub(super) fn in_time(&self) -> Result<(), Error> {
+        if self.began.elapsed() < self.app.config.http.request_timeout {
+            return Ok(());
+        }
+        Err(Error::busy(
+            "the request took longer than it may; try again shortly",
+        ))
+    }
+
+    fn wake_for_events(&self, conn: &mut Conn) {
+        if conn.take_wrote_events() {
+            self.app.jobs.wake(crate::jobs::Job::Webhooks);
+        }
+    }
+
     /// A new PAK in the configured format.
     pub(super) fn mint(&self) -> Result<Pak, Error> {
         let pak = &self.app.config.pak;
@@ -389,6 +407,13 @@ impl Call {
             ));
         }
         parse_json(self.body()?)
+    }
+}
+
+impl Call {
+    /// The body as JSON of any shape, of bounded size in memory.
+    pub(super) fn value(&self) -> Result<serde_json::Value, Error> {
+        self.json().map(|Bounded(value)| value)
     }
 }
 

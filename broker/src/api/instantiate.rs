@@ -1,7 +1,7 @@
 //! A template and its parameters become a deployment object.
 //!
-//! Everything is read and rendered first, without a transaction; what was read may have changed meanwhile, and only the
-//! stack is looked at again, when the object is added. Object, provenance and event are then one transaction.
+//! Three steps: what is needed is read on a connection, rendered without one, and stored on another. What was read may have
+//! changed meanwhile, so stack and template are looked at again in the transaction that adds object, provenance and event.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -62,24 +62,39 @@ fn instantiate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     let request: TemplateInstantiationRequest = call.json()?;
-    let stack = access::owned_stack(db, call.principal, stack_id)?;
+    access::owned_stack(db, call.principal, stack_id)?;
     let template = readable(db, call.principal, request.template_id)?;
     let missing = template_marks::missing(db, template.id, stack_id)?;
     if !missing.is_nothing() {
         return Err(mismatch(missing));
     }
-    template::validate(&template.parameters_schema, &request.parameters).map_err(refused)?;
-    let yaml =
-        template::render(&template.template_content, &request.parameters).map_err(refused)?;
-    objects::applicable(&yaml)?;
-    let parameters = request.parameters.to_string();
-    let object = db.transaction(|tx| {
-        let object = objects::add(tx, stack_id, &yaml, false)?;
-        templates::rendered(tx, object.id, &template, &parameters)?;
-        Ok::<_, Error>(object)
-    })?;
-    objects::announce(call, db, &stack);
-    Reply::created(&object)
+    let call = call.clone();
+    let content = template.template_content;
+    let schema = template.parameters_schema;
+    let parameters = request.parameters;
+    Ok(Reply::later(async move {
+        let (yaml, parameters) = template::in_turn(move || {
+            template::validate(&schema, &parameters)?;
+            let yaml = template::render(&content, &parameters)?;
+            Ok((yaml, parameters.to_string()))
+        })
+        .await
+        .map_err(refused)?;
+        let yaml = objects::applicable(yaml).await?;
+        call.step(move |call, db| {
+            let (object, stack) = db.transaction(|tx| {
+                let stack = access::owned_stack_locked(tx, call.principal, stack_id)?;
+                let template = readable(tx, call.principal, request.template_id)?;
+                let object = objects::add(tx, stack_id, &yaml, false)?;
+                templates::rendered(tx, object.id, &template, &parameters)?;
+                call.in_time()?;
+                Ok::<_, Error>((object, stack))
+            })?;
+            objects::announce(call, db, &stack);
+            Reply::created(&object)
+        })
+        .await
+    }))
 }
 
 /// 422 `template_stack_mismatch`, and what is missing.

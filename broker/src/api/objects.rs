@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
+use super::call::{Call, Reply, plain, with_bundle};
 use super::openapi::answers::{Always, BadRequest, Body, Forbidden, NotFound};
 use super::{access, push};
 use crate::app::App;
@@ -32,7 +32,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route(
             "/stacks/{id}/deployment-objects",
-            get(plain(list)).post(with_body(create)),
+            get(plain(list)).post(with_bundle(create)),
         )
         .route("/deployment-objects/{id}", get(plain(show)))
 }
@@ -89,18 +89,20 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
         serde_json::from_slice(body)
             .map_err(|error| invalid(format!("the body is not as expected: {error}")))?
     };
-    if !(submission.is_deletion_marker && submission.yaml_content.trim().is_empty()) {
-        applicable(&submission.yaml_content)?;
-    }
     Ok(submission)
 }
 
-/// Refuses what is no object that an agent could apply.
-pub(super) fn applicable(yaml: &str) -> Result<(), Error> {
+/// Refuses what is no object that an agent could apply. A large text waits for a turn to be looked at.
+pub(super) async fn applicable(yaml: String) -> Result<String, Error> {
     if yaml.contains('\0') {
         return Err(invalid("the YAML contains a NUL byte"));
     }
-    yaml::check(yaml).map_err(invalid)
+    match yaml::check(yaml).await {
+        Ok(checked) => checked.map_err(invalid),
+        Err(yaml::Busy) => Err(Error::busy(
+            "too many large objects at once; try again shortly",
+        )),
+    }
 }
 
 /// The SHA-256 of a text, in lower-case hex: over the bytes as they came, for clients compare it with that of their copy.
@@ -151,11 +153,30 @@ pub(super) fn announce(call: &Call, db: &mut Conn, stack: &Stack) {
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let options: Options = call.query()?;
-    let stack = access::owned_stack(db, call.principal, id)?;
-    let new = submission(call, &options)?;
-    let object = db.transaction(|tx| add(tx, id, &new.yaml_content, new.is_deletion_marker))?;
-    announce(call, db, &stack);
-    Reply::created(&object)
+    access::owned_stack(db, call.principal, id)?;
+    let Submission {
+        yaml_content: yaml,
+        is_deletion_marker: marker,
+    } = submission(call, &options)?;
+    let call = call.clone();
+    Ok(Reply::later(async move {
+        let yaml = if marker && yaml.trim().is_empty() {
+            yaml
+        } else {
+            applicable(yaml).await?
+        };
+        call.step(move |call, db| {
+            let (object, stack) = db.transaction(|tx| {
+                let stack = access::owned_stack_locked(tx, call.principal, id)?;
+                let object = add(tx, id, &yaml, marker)?;
+                call.in_time()?;
+                Ok::<_, Error>((object, stack))
+            })?;
+            announce(call, db, &stack);
+            Reply::created(&object)
+        })
+        .await
+    }))
 }
 
 #[utoipa::path(

@@ -70,10 +70,9 @@ async fn agent(
             )),
         },
     );
-    match admitted.await {
-        Ok(guest) => open(app, place, guest, upgrade, AGENT_FRAME),
-        Err(error) => error.into_response(),
-    }
+    answer(admitted.await, |guest| {
+        open(app, place, guest, upgrade, AGENT_FRAME)
+    })
 }
 
 async fn stack(
@@ -102,10 +101,9 @@ async fn stack(
             )),
         }
     });
-    match admitted.await {
-        Ok(guest) => open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME),
-        Err(error) => error.into_response(),
-    }
+    answer(admitted.await, |guest| {
+        open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME)
+    })
 }
 
 async fn fleet(
@@ -119,10 +117,9 @@ async fn fleet(
     let admitted = admit(&app, headers, uri, credential, |_, principal| {
         access::admin(principal).map(|()| Whose::Fleet)
     });
-    match admitted.await {
-        Ok(guest) => open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME),
-        Err(error) => error.into_response(),
-    }
+    answer(admitted.await, |guest| {
+        open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME)
+    })
 }
 
 /// Selects our subprotocol if it was offered, and no other.
@@ -155,6 +152,22 @@ fn stack_id(params: Result<RawPathParams, RawPathParamsRejection>) -> Result<Uui
         .ok_or_else(|| Error::bad_request("bad_request", "`id` in the path is not a UUID"))
 }
 
+/// Who is calling, and what for if they may.
+type Admitted = Result<(Principal, Result<Guest, Error>), Error>;
+
+/// Opens the channel to whoever may have it.
+fn answer(admitted: Admitted, open: impl FnOnce(Guest) -> Response) -> Response {
+    match admitted {
+        Ok((principal, admitted)) => {
+            let mut response = admitted.map_or_else(IntoResponse::into_response, open);
+            // For the access log.
+            response.extensions_mut().insert(principal);
+            response
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
 /// Finds out who is calling and what for, on one connection.
 async fn admit<F>(
     app: &App,
@@ -162,7 +175,7 @@ async fn admit<F>(
     uri: Uri,
     credential: Option<Vec<u8>>,
     authorise: F,
-) -> Result<Guest, Error>
+) -> Admitted
 where
     F: FnOnce(&mut Conn, Principal) -> Result<Whose, Error> + Send + 'static,
 {
@@ -182,12 +195,12 @@ where
                 record::refused_pak(db, uri.path(), &headers);
                 return Err(Error::unauthorized());
             };
-            let whose = authorise(db, principal)?;
-            Ok(Guest {
+            let admitted = authorise(db, principal).map(|whose| Guest {
                 whose,
                 hash,
                 deaths,
-            })
+            });
+            Ok((principal, admitted))
         })
         .await
 }

@@ -129,7 +129,7 @@ struct UpdateTemplateRequest {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
     let new: CreateTemplateRequest = call.json()?;
     let generator_id = match call.principal {
         Principal::Admin => None,
@@ -138,44 +138,58 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     };
     check::not_blank("`name`", &new.name, "invalid_template")?;
     check::storable("`name`", &new.name, check::NAME)?;
-    let new = NewTemplate {
+    let new = Draft {
         generator_id,
-        name: &new.name,
-        description: new.description.as_deref(),
-        template_content: &new.template_content,
-        parameters_schema: &new.parameters_schema,
-        checksum: &checksum(&new.template_content),
+        name: new.name,
+        description: new.description,
+        content: new.template_content,
+        schema: new.parameters_schema,
     };
-    valid(&new)?;
-    Reply::created(&add(call, db, "template.created", &new)?)
+    new.valid()?;
+    let call = call.clone();
+    Ok(Reply::later(async move {
+        let new = new.checked().await?;
+        call.step(move |call, db| Reply::created(&add(call, db, "template.created", &new, None)?))
+            .await
+    }))
 }
 
-/// Checks what can be wrong with a new version besides its name.
-fn valid(new: &NewTemplate<'_>) -> Result<(), Error> {
-    if let Some(description) = new.description {
-        check::not_blank("`description`", description, "invalid_template")?;
-        check::no_nul("`description`", description)?;
-    }
-    for (what, text, most) in [
-        (
-            "`template_content`",
-            new.template_content,
-            template::CONTENT,
-        ),
-        (
-            "`parameters_schema`",
-            new.parameters_schema,
-            template::SCHEMA,
-        ),
-    ] {
-        check::no_nul(what, text)?;
-        if text.len() > most {
-            return Err(Error::invalid_value(format!(
-                "{what} may have at most {most} bytes"
-            )));
+/// A version that is about to be added.
+struct Draft {
+    generator_id: Option<Uuid>,
+    name: String,
+    description: Option<String>,
+    content: String,
+    schema: String,
+}
+
+impl Draft {
+    /// Checks what can be wrong with it besides its name, as far as that costs nothing.
+    fn valid(&self) -> Result<(), Error> {
+        if let Some(description) = &self.description {
+            check::not_blank("`description`", description, "invalid_template")?;
+            check::no_nul("`description`", description)?;
         }
+        for (what, text, most) in [
+            ("`template_content`", &self.content, template::CONTENT),
+            ("`parameters_schema`", &self.schema, template::SCHEMA),
+        ] {
+            check::no_nul(what, text)?;
+            if text.len() > most {
+                return Err(Error::invalid_value(format!(
+                    "{what} may have at most {most} bytes"
+                )));
+            }
+        }
+        Ok(())
     }
-    template::check(new.template_content, new.parameters_schema).map_err(refused)
+
+    /// Checks the rest, without a connection.
+    async fn checked(self) -> Result<Self, Error> {
+        template::in_turn(move || template::check(&self.content, &self.schema).map(|()| self))
+            .await
+            .map_err(refused)
+    }
 }
 
 /// What a caller is told of a template, or of what comes of it.
@@ -193,25 +207,39 @@ pub(super) fn refused(refusal: Refusal) -> Error {
             StatusCode::SERVICE_UNAVAILABLE,
             "too_many_templates",
             "too many templates at once; try again shortly",
-        ),
+        )
+        .retry_after(1),
     }
 }
 
-/// Adds a version, with its audit entry.
+/// Adds a version, with its audit entry. The version it follows must still be there, and the caller's.
 fn add(
     call: &Call,
     db: &mut Conn,
     action: &'static str,
-    new: &NewTemplate<'_>,
+    new: &Draft,
+    after: Option<Uuid>,
 ) -> Result<Template, Error> {
+    let row = NewTemplate {
+        generator_id: new.generator_id,
+        name: &new.name,
+        description: new.description.as_deref(),
+        template_content: &new.content,
+        parameters_schema: &new.schema,
+        checksum: &checksum(&new.content),
+    };
     db.transaction(|tx| {
-        let template = templates::insert(tx, new)?.ok_or_else(|| {
+        if let Some(old) = after {
+            owned(tx, call.principal, old)?;
+        }
+        let template = templates::insert(tx, &row)?.ok_or_else(|| {
             Error::conflict("unique_violation", "others are adding versions faster")
                 .detail("constraint", "unique_template_version")
         })?;
         let audit = record::audit(call.principal, action, "template", template.id)
             .details(json!({ "name": template.name, "version": template.version }));
         emit(tx, &[audit], &[])?;
+        call.in_time()?;
         Ok(template)
     })
 }
@@ -242,16 +270,20 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: UpdateTemplateRequest = call.json()?;
     let old = owned(db, call.principal, id)?;
-    let new = NewTemplate {
+    let new = Draft {
         generator_id: old.generator_id,
-        name: &old.name,
-        description: new.description.as_deref().or(old.description.as_deref()),
-        template_content: &new.template_content,
-        parameters_schema: &new.parameters_schema,
-        checksum: &checksum(&new.template_content),
+        name: old.name,
+        description: new.description.or(old.description),
+        content: new.template_content,
+        schema: new.parameters_schema,
     };
-    valid(&new)?;
-    Reply::ok(&add(call, db, "template.updated", &new)?)
+    new.valid()?;
+    let call = call.clone();
+    Ok(Reply::later(async move {
+        let new = new.checked().await?;
+        call.step(move |call, db| Reply::ok(&add(call, db, "template.updated", &new, Some(id))?))
+            .await
+    }))
 }
 
 #[utoipa::path(

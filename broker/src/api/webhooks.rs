@@ -5,7 +5,7 @@ mod test;
 
 use axum::Router;
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde_json::json;
 use utoipa::OpenApi;
 
 use super::call::{Call, Reply, plain, with_body};
@@ -120,7 +120,7 @@ fn event_types(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
     security(("admin_pak" = [])),
 )]
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
-    let body: Value = call.json()?;
+    let body = call.value()?;
     access::admin(call.principal)?;
     let new = CreateWebhookRequest::read(body)?;
     let url = new.valid()?;
@@ -187,7 +187,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 )]
 fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    let body: Value = call.json()?;
+    let body = call.value()?;
     access::admin(call.principal)?;
     let current = webhooks::get(db, id)?.ok_or_else(no_webhook)?;
     let new = UpdateWebhookRequest::read(body)?;

@@ -1,28 +1,50 @@
 //! A connection's place among all that a broker may hold, and how a WebSocket keeps it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A connection's permit, and what counts the open ones.
+#[derive(Debug)]
+struct Counted {
+    _permit: OwnedSemaphorePermit,
+    open: Arc<AtomicU32>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// What every request finds in its extensions: the place of the connection it came on.
 #[derive(Clone, Debug)]
 pub struct Place {
-    connection: Arc<OwnedSemaphorePermit>,
+    connection: Arc<Counted>,
     sockets: Arc<Semaphore>,
 }
 
 /// A place kept for as long as a WebSocket lives.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    _connection: Arc<OwnedSemaphorePermit>,
+    _connection: Arc<Counted>,
     _socket: OwnedSemaphorePermit,
 }
 
 impl Place {
-    /// A connection's permit, and what counts those of them that are WebSockets.
-    pub fn new(connection: OwnedSemaphorePermit, sockets: Arc<Semaphore>) -> Self {
+    /// A connection's permit, what counts the open ones, and what counts those of them that are WebSockets.
+    pub fn new(
+        permit: OwnedSemaphorePermit,
+        open: Arc<AtomicU32>,
+        sockets: Arc<Semaphore>,
+    ) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
         Self {
-            connection: Arc::new(connection),
+            connection: Arc::new(Counted {
+                _permit: permit,
+                open,
+            }),
             sockets,
         }
     }
@@ -45,15 +67,21 @@ mod tests {
     #[test]
     fn a_socket_keeps_its_connections_place_and_only_so_many_may() {
         let (room, sockets) = (Arc::new(Semaphore::new(4)), Arc::new(Semaphore::new(3)));
-        let connect = || Place::new(room.clone().try_acquire_owned().unwrap(), sockets.clone());
+        let open = Arc::new(AtomicU32::new(0));
+        let connect = || {
+            let permit = room.clone().try_acquire_owned().unwrap();
+            Place::new(permit, open.clone(), sockets.clone())
+        };
         let mut seats: Vec<Seat> = (0..3).map(|_| connect().keep().unwrap()).collect();
         // The connections' own ends are gone; their places are not.
         assert_eq!(room.available_permits(), 1);
+        assert_eq!(open.load(Ordering::Relaxed), 3);
         let request = connect();
         assert!(request.keep().is_none(), "the last place is for requests");
         drop(request);
         seats.pop();
         assert_eq!(room.available_permits(), 2);
+        assert_eq!(open.load(Ordering::Relaxed), 2);
         assert!(connect().keep().is_some());
     }
 }

@@ -153,10 +153,10 @@ async fn drive<S, E>(
     let (frame, wait) = tokio::select! {
         ended = &mut reading => match ended {
             Ok(()) => return,
-            Err(()) => (close_frame(1002, "a frame was not accepted"), Duration::ZERO),
+            Err(()) => (close_frame(1002, "a frame was not accepted"), None),
         },
         () = write(&mut sink, peer, live, &heard) => return,
-        (ending, wait) = &mut told => (ending.frame(), wait),
+        (ending, wait) = &mut told => (ending.frame(), Some(wait)),
     };
     if !matches!(
         timeout(WRITE.min(CLOSE_WAIT), sink.send(frame)).await,
@@ -164,8 +164,11 @@ async fn drive<S, E>(
     ) {
         return;
     }
-    // What was sent before the peer saw the close is still taken (unless its PAK is dead); then its answer ends it.
-    let _ = timeout(wait, reading).await;
+    // What was sent before the peer saw the close is still taken (unless its PAK is dead); then its answer ends it. After
+    // what is no frame the reader has ended, and must not be asked again.
+    if let Some(wait) = wait {
+        let _ = timeout(wait, reading).await;
+    }
 }
 
 /// Sends until the peer does not take it or is gone.

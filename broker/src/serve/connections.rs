@@ -13,6 +13,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ pub(super) struct Connections {
     /// One permit per connection. When all are taken, new ones wait in the backlog.
     room: Arc<Semaphore>,
     most: u32,
+    /// Those that are open. Permits are also taken by who waits: for the next connection, or for the last to end.
+    open: Arc<AtomicU32>,
     /// Rung while there is no room.
     full: Arc<Notify>,
     metrics: Arc<Metrics>,
@@ -81,6 +84,7 @@ impl Connections {
             phase,
             room: Arc::new(Semaphore::new(most as usize)),
             most,
+            open: Arc::default(),
             full: Arc::default(),
             metrics,
             sockets: Arc::new(Semaphore::new((most - most / 4) as usize)),
@@ -142,8 +146,7 @@ impl Connections {
 
     /// Connections open now.
     pub(super) fn open(&self) -> u32 {
-        self.most
-            .saturating_sub(self.room.available_permits() as u32)
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Waits until the last connection has ended. Call once accepting has ended.
@@ -154,7 +157,7 @@ impl Connections {
 
     async fn serve<S: Stream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
         // Goes with the connection, or with the WebSocket that it becomes.
-        let place = Place::new(permit, self.sockets);
+        let place = Place::new(permit, self.open, self.sockets);
         let mut phase = self.phase.clone();
         let turn = Turn::new(self.phase, self.metrics);
         let (router, asked) = (self.router, turn.clone());

@@ -31,14 +31,22 @@ struct Pool {
     connections: u32,
     held: u32,
     working: u32,
+    /// For a supervisor that has taken this instance over and was not told.
+    phase: &'static str,
 }
 
-impl From<Figures> for Pool {
-    fn from(figures: Figures) -> Self {
+impl Pool {
+    fn of(app: &App, figures: Figures) -> Self {
+        let phase = match (app.health.is_draining(), app.health.has_started()) {
+            (true, _) => "stopping",
+            (false, true) => "serving",
+            (false, false) => "starting",
+        };
         Pool {
             connections: figures.connections,
             held: figures.held,
             working: figures.working,
+            phase,
         }
     }
 }
@@ -62,7 +70,7 @@ async fn readyz(State(app): State<App>) -> Response {
 }
 
 async fn pool(State(app): State<App>) -> Json<Pool> {
-    Json(app.db.figures().into())
+    Json(Pool::of(&app, app.db.figures()))
 }
 
 // Bodies are read whatever their content type says: there is one client, and it sends JSON.
@@ -81,7 +89,7 @@ async fn set_pool(State(app): State<App>, body: Bytes) -> Response {
         held = figures.held,
         "most connections changed"
     );
-    Json(Pool::from(figures)).into_response()
+    Json(Pool::of(&app, figures)).into_response()
 }
 
 async fn set_server(State(app): State<App>, body: Bytes) -> Response {

@@ -85,8 +85,8 @@ impl Report<'_> {
     }
 }
 
-/// The newest live events that fulfil a condition, as many as a list may hold ([`super::most_rows`],
-/// [`super::most_bytes`]), in this order.
+/// The newest live events that fulfil a condition, as many as a list may hold (`most_rows`,
+/// `most_bytes`), in this order.
 macro_rules! newest {
     ($condition:literal, $order:literal) => {
         concat!(

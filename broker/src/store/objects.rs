@@ -52,8 +52,8 @@ impl Object {
     }
 }
 
-/// The newest live objects of a stack, newest first: as many as a list may hold ([`super::most_rows`],
-/// [`super::most_bytes`]). Clients look at the first.
+/// The newest live objects of a stack, newest first: as many as a list may hold (`most_rows`,
+/// `most_bytes`). Clients look at the first.
 ///
 /// # Errors
 /// When the statement fails.

@@ -7,18 +7,19 @@
 use std::cell::Cell;
 use std::hint::black_box;
 use std::panic::resume_unwind;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::sync::Semaphore;
 
 /// The name of these threads. What panics on one is a library that met what it did not foresee, and its message holds a
 /// stranger's text.
 pub(crate) const THREAD: &str = "template";
 
-/// Most pieces of work at once: each may hold some hundred MiB for a moment, and the event loop needs a core as well.
-const AT_ONCE: u32 = 2;
+/// Most pieces of work of one kind at once: each may hold some hundred MiB for a moment, and the event loop needs a core as
+/// well.
+const AT_ONCE: usize = 2;
 /// How long a piece of work waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The stack of each.
@@ -34,7 +35,7 @@ const CALLS_UNWATCHED: u32 = 8;
 
 /// Why work did not come to its end.
 #[derive(Debug)]
-pub(super) enum Stopped {
+pub(crate) enum Stopped {
     /// It needed too much of something.
     Limit(&'static str),
     /// It panicked.
@@ -59,9 +60,17 @@ thread_local! {
     static METER: Cell<Option<Meter>> = const { Cell::new(None) };
 }
 
-/// Runs `work` with an allowance of bytes, and waits for it.
+/// Runs `work` with an allowance of bytes, and waits for it. Its caller has a turn of its [`Turns`].
 pub(super) fn run<T: Send>(allowance: u64, work: impl FnOnce() -> T + Send) -> Result<T, Stopped> {
-    let _turn = Turn::wait().ok_or(Stopped::Busy)?;
+    run_for(PROCESSOR, allowance, work)
+}
+
+/// As [`run`], with this much processor time.
+pub(crate) fn run_for<T: Send>(
+    processor: Duration,
+    allowance: u64,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, Stopped> {
     thread::scope(|scope| {
         let begun = thread::Builder::new()
             .name(THREAD.to_owned())
@@ -72,12 +81,12 @@ pub(super) fn run<T: Send>(allowance: u64, work: impl FnOnce() -> T + Send) -> R
                     top: here(),
                     bytes: 0,
                     calls: 0,
-                    until: processor_time() + PROCESSOR,
+                    until: processor_time() + processor,
                 }));
                 work()
             });
         let worker = begun.map_err(|error| {
-            tracing::warn!(%error, "no thread for a template");
+            tracing::warn!(%error, "no thread for a stranger's text");
             Stopped::Busy
         })?;
         worker
@@ -90,7 +99,7 @@ pub(super) fn run<T: Send>(allowance: u64, work: impl FnOnce() -> T + Send) -> R
 }
 
 /// Takes this much from the allowance, and ends the work if it has used up anything. Free outside [`run`].
-pub(super) fn spend(bytes: usize) {
+pub(crate) fn spend(bytes: usize) {
     let Some(mut meter) = METER.get() else {
         return;
     };
@@ -114,7 +123,7 @@ pub(super) fn spend(bytes: usize) {
 }
 
 /// Ends the work, wherever it is.
-pub(super) fn stop(why: &'static str) -> ! {
+pub(crate) fn stop(why: &'static str) -> ! {
     resume_unwind(Box::new(Ended(why)))
 }
 
@@ -130,31 +139,28 @@ fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-static AT_WORK: Mutex<u32> = Mutex::new(0);
-static LEFT: Condvar = Condvar::new();
+/// The turns of one kind of work. They are waited for on the event loop, by those who hold neither a thread nor a connection.
+pub(crate) struct Turns(Semaphore);
 
-/// One of the [`AT_ONCE`].
-struct Turn;
-
-impl Turn {
-    fn wait() -> Option<Self> {
-        // A number cannot be left half-changed by a panic.
-        let at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut at_work, waited) = LEFT
-            .wait_timeout_while(at_work, PATIENCE, |at_work| *at_work >= AT_ONCE)
-            .unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            return None;
-        }
-        *at_work += 1;
-        Some(Self)
+impl Turns {
+    pub(crate) const fn new() -> Self {
+        Self(Semaphore::const_new(AT_ONCE))
     }
-}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *AT_WORK.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        LEFT.notify_one();
+    /// Does `work` on a blocking thread when its turn comes. It keeps the turn to its end, even if nobody waits for it any
+    /// longer.
+    pub(crate) async fn take<T: Send + 'static>(
+        &'static self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let Ok(Ok(turn)) = tokio::time::timeout(PATIENCE, self.0.acquire()).await else {
+            return Err(Stopped::Busy);
+        };
+        let working = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        working.await.map_err(|_| Stopped::Panicked)
     }
 }
 

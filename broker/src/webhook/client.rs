@@ -5,6 +5,7 @@
 //! redirect goes through the same, and takes the `Authorization` value along only within its origin. No proxy is used,
 //! whatever the environment says.
 
+mod bounded;
 mod connect;
 mod redirect;
 
@@ -20,6 +21,7 @@ use url::{Position, Url};
 
 use super::endpoint::Endpoint;
 use super::target::Policy;
+use bounded::Bounded;
 use connect::Connector;
 
 /// Most redirects followed for one request.
@@ -27,6 +29,9 @@ const REDIRECTS: usize = 5;
 
 /// Most bytes read of an answer's body, and of its head.
 const MOST: usize = 64 * 1024;
+
+/// Most bytes read of a connection: a body, a head, and whatever interim answers come before it.
+const MOST_READ: usize = 2 * MOST;
 
 /// Once the status is known, this long for the body: it is for people, and the status stands without it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,9 +69,11 @@ impl Answer {
 pub enum SendError {
     #[error("the name of the host cannot be resolved: {0}")]
     Resolve(String),
-    #[error("the address of the target is not allowed here")]
+    #[error(
+        "the address of the target is not public, and not in `webhooks.allowed_networks` of the tenant file"
+    )]
     Address,
-    #[error("port {0} is not allowed here")]
+    #[error("port {0} is not in `webhooks.allowed_ports` of the tenant file")]
     Port(u16),
     #[error("cannot connect: {0}")]
     Connect(String),
@@ -136,7 +143,7 @@ impl Client {
         let stream = self.connector.connect(url, deadline).await?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(MOST)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Bounded::new(stream, MOST_READ)))
             .await
             .map_err(failed)?;
         let conversation = async {

@@ -95,6 +95,33 @@ fn a_request_in_flight_is_answered_after_sigterm() {
 }
 
 #[test]
+fn a_client_that_does_not_read_its_answers_is_cut_at_the_end_of_the_grace() {
+    let server = PgServer::start();
+    let broker = Broker::on(&server).start();
+    let mut kept = Connection::open(&broker.addr()).unwrap();
+    kept.raw(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2000))
+        .unwrap();
+    // More than the kernel's buffers hold.
+    std::thread::sleep(Duration::from_secs(2));
+    broker.signal(Signal::SIGTERM);
+    let told = Instant::now();
+    let status = until(Duration::from_secs(22), "the end", || broker.ended());
+    assert!(status.success());
+    let log = broker.log();
+    assert!(told.elapsed() > Duration::from_secs(15), "{log}");
+    for line in [
+        "closing what is idle",
+        "the grace is over: cutting connections",
+    ] {
+        let line = log.lines().find(|text| text.contains(line));
+        assert!(
+            line.is_some_and(|line| line.contains("connections=1")),
+            "{log}"
+        );
+    }
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let server = PgServer::start();
     let broker = Broker::on(&server).start();

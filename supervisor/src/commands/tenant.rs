@@ -116,7 +116,7 @@ fn judge(
         let url = [("database.url", "postgres:///brokkr?host=/")];
         under.insert(0, Layer::from_pairs("the embedded server", url));
     }
-    TenantConfig::load(tenant, early, &under)
+    TenantConfig::load(early, &under)
         .map(drop)
         .map_err(|problems| {
             let text = problems

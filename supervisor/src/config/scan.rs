@@ -62,7 +62,7 @@ pub(crate) struct Desired {
 }
 
 /// Which file, which content: what changes when either does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Stamp {
     device: u64,
     inode: u64,
@@ -72,7 +72,8 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    /// The file at `path`; `None` while there is none.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let m = std::fs::metadata(path).ok()?;
         Some(Self {
             device: m.dev(),
@@ -135,6 +136,21 @@ impl Scanner {
             layers,
             ..Self::default()
         }
+    }
+
+    /// A tenant that runs already. If its file is not there, that is a removal like any other: it counts after a while,
+    /// and not at all when it is one of too many.
+    pub(crate) fn know(&mut self, name: &TenantName, config: &Arc<TenantConfig>) {
+        let path = self.folder.join(format!("{name}.toml"));
+        self.known.insert(
+            name.clone(),
+            Known {
+                // Any file that is there is another one than none.
+                stamps: vec![(path, None)],
+                state: Ok(config.clone()),
+                missing_since: None,
+            },
+        );
     }
 
     /// Looks at the folder. `busy` files are being written and keep their last state. Blocks on the file system.
@@ -218,7 +234,7 @@ impl Scanner {
         }
         // Taken before the file is read: a change in between is seen by the next scan.
         let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
-        let (state, referred) = match TenantConfig::load(name, path, &self.layers) {
+        let (state, referred) = match TenantConfig::load(path, &self.layers) {
             Ok((config, referred)) => (Ok(Arc::new(config)), referred),
             Err(problems) => (Err(Arc::new(FileProblem::from(&problems))), problems.files),
         };

@@ -1,9 +1,16 @@
 //! One tenant's effective configuration, with the places its values came from.
 
+use super::Stamp;
+use crate::handover::{Clear, Described};
 use brokkr_tenant::{
-    BrokerConfig, Diagnostic, Diagnostics, Layer, Mode, PoolSize, Resolved, TenantName, resolve,
+    BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, resolve,
 };
+use serde_json::value::RawValue;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Where a configuration comes from that no file speaks for.
+const FOUND: &str = "the instance that was found running";
 
 /// A good tenant file, merged with what lies under it.
 #[derive(Debug, Clone)]
@@ -13,29 +20,57 @@ pub(crate) struct TenantConfig {
     pub(crate) digest: [u8; 32],
     /// What the file asks for that has no effect.
     pub(crate) warnings: Vec<String>,
+    clear: OnceLock<Clear>,
 }
 
 impl TenantConfig {
+    /// What an instance of an earlier supervisor runs: from what was left to us, else from its lock file, where its
+    /// secrets are masked. `None` when neither can be read.
+    pub(crate) fn found(clear: Option<&Clear>, what: Option<&Described>) -> Option<Self> {
+        let whole = clear.and_then(|clear| BrokerConfig::from_json(clear.0.get()));
+        // Where all of it is there the digest is made anew: this supervisor may make another of the same values.
+        let (config, digest) = match (whole, what) {
+            (Some(config), _) => {
+                let digest = config.digest().0;
+                (config, digest)
+            }
+            (None, Some(what)) => {
+                let config = serde_json::from_value(what.config.clone()).ok()?;
+                (config, digest_of(&what.digest)?)
+            }
+            (None, None) => return None,
+        };
+        Some(Self {
+            resolved: Resolved::found(config, FOUND),
+            digest,
+            warnings: Vec::new(),
+            clear: OnceLock::new(),
+        })
+    }
+
+    /// What an instance of it, started from `program`, says of itself to the next supervisor.
+    pub(crate) fn described(&self, program: Option<Stamp>) -> Described {
+        Described::brief(self.broker(), Digest(self.digest), program)
+    }
+
+    /// The effective configuration with its secrets in the clear, for a sealed memfd.
+    pub(crate) fn clear(&self) -> Option<Clear> {
+        if let Some(clear) = self.clear.get() {
+            return Some(clear.clone());
+        }
+        let json = RawValue::from_string(self.broker().to_clear_json()).ok()?;
+        Some(self.clear.get_or_init(|| Clear(json.into())).clone())
+    }
+
     /// Reads and merges `path`; the paths are those of the files it refers to.
     ///
     /// # Errors
     /// Every problem, each with its place.
-    pub(crate) fn load(
-        name: &TenantName,
-        path: &Path,
-        under: &[Layer],
-    ) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
+    pub(crate) fn load(path: &Path, under: &[Layer]) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
         let mut layers = under.to_vec();
         layers.push(Layer::from_file(path));
         let resolved = resolve(&layers, Mode::Supervised)?;
-        let mut warnings: Vec<String> =
-            resolved.warnings.iter().map(Diagnostic::headline).collect();
-        let limits = &resolved.config.limits;
-        if limits.memory_max.is_some() || limits.cpu_weight.is_some() || limits.pids_max.is_some() {
-            warnings.push(format!(
-                "tenant {name}: [limits] is checked but not enforced yet"
-            ));
-        }
+        let warnings = resolved.warnings.iter().map(Diagnostic::headline).collect();
         let digest = resolved.config.digest().0;
         let files = resolved.files.clone();
         Ok((
@@ -43,6 +78,7 @@ impl TenantConfig {
                 resolved,
                 digest,
                 warnings,
+                clear: OnceLock::new(),
             },
             files,
         ))
@@ -61,10 +97,68 @@ impl TenantConfig {
     /// The same with another pool.
     pub(crate) fn with_pool(&self, pool: PoolSize) -> Self {
         let mut changed = self.clone();
+        changed.clear = OnceLock::new();
         changed.resolved.config.database.pool_size = pool;
         changed.resolved.config.database.max_working =
             changed.resolved.config.database.max_working.min(pool.get());
         changed.digest = changed.resolved.config.digest().0;
         changed
+    }
+}
+
+/// The 64 hexadecimal digits of a digest.
+fn digest_of(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if text.len() != 2 * digest.len() || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn load(text: &str) -> TenantConfig {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("acme.toml");
+        std::fs::write(&path, text).unwrap();
+        TenantConfig::load(&path, &[]).unwrap().0
+    }
+
+    #[test]
+    fn what_an_instance_runs_is_known_whole_from_what_was_left_and_by_its_digest_from_its_lock() {
+        let text = "[database]\nurl = \"postgres://u:hunter2@h/d\"\nschema = \"acme\"\n[http]\nlisten = \"127.0.0.1:3001\"\n";
+        let config = load(text);
+        let what = Described::of(config.broker(), None);
+        assert!(!serde_json::to_string(&what).unwrap().contains("hunter2"));
+        let clear = config.clear().unwrap();
+        assert!(clear.0.get().contains("hunter2") && !format!("{config:?}").contains("hunter2"));
+
+        let whole = TenantConfig::found(Some(&clear), Some(&what)).unwrap();
+        assert_eq!(
+            (whole.broker(), whole.digest),
+            (config.broker(), config.digest)
+        );
+        let masked = TenantConfig::found(None, Some(&what)).unwrap();
+        assert_eq!(masked.digest, config.digest);
+        assert_eq!(masked.broker().http, config.broker().http);
+        assert!(TenantConfig::found(None, None).is_none());
+        let nonsense = Clear(RawValue::from_string("{}".into()).unwrap().into());
+        assert!(TenantConfig::found(Some(&nonsense), None).is_none());
+        let pool = PoolSize::new(7).unwrap();
+        assert!(
+            config
+                .with_pool(pool)
+                .clear()
+                .unwrap()
+                .0
+                .get()
+                .contains("\"pool_size\":7")
+        );
     }
 }

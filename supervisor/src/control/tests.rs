@@ -270,7 +270,9 @@ async fn logs_are_the_last_lines_then_those_that_come() {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
     let mut broker = File::from(write);
     let name = TenantName::parse("acme").unwrap();
-    host.hub.attach(name.clone(), 4711, read).unwrap();
+    host.hub
+        .attach(name.clone(), 4711, read, Default::default())
+        .unwrap();
     writeln!(broker, "one\ntwo").unwrap();
     host.hub.last_words(&name, 4711).await;
     let (code, body) = host.get("/v1/logs?tenant=acme&n=1").await;

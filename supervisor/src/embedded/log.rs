@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A longer line is cut here, as brokers' lines are.
 const LONGEST: u64 = 16 * 1024;
@@ -12,9 +14,20 @@ const KEPT: usize = 5;
 
 /// The last lines, for the error when it does not start.
 #[derive(Debug, Default)]
-pub(super) struct LastLines(Mutex<VecDeque<String>>);
+pub(super) struct LastLines(Mutex<VecDeque<String>>, AtomicBool);
+
+/// What the thread gets to read what a server that has ended wrote last, and how often that is looked at.
+const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(10));
 
 impl LastLines {
+    /// Waits until all is read of a server that has ended; a little while at most.
+    pub(super) async fn complete(&self) {
+        let deadline = tokio::time::Instant::now() + LAST.0;
+        while !self.1.load(Ordering::Acquire) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(LAST.1).await;
+        }
+    }
+
     fn push(&self, line: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == KEPT {
@@ -39,6 +52,7 @@ impl fmt::Display for LastLines {
 
 /// Starts the thread; it ends with the server.
 pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()> {
+    last.1.store(false, Ordering::Release);
     std::thread::Builder::new()
         .name("postgres-log".to_owned())
         .spawn(move || {
@@ -47,7 +61,10 @@ pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io
             loop {
                 line.clear();
                 match (&mut pipe).take(LONGEST).read_until(b'\n', &mut line) {
-                    Ok(0) | Err(_) => return,
+                    Ok(0) | Err(_) => {
+                        last.1.store(true, Ordering::Release);
+                        return;
+                    }
                     Ok(_) => {}
                 }
                 let text = String::from_utf8_lossy(&line);

@@ -11,6 +11,7 @@ use crate::config::{self, Supervisor};
 use crate::instance::postgres::Server;
 use brokkr_tenant::DatabaseUrl;
 use brokkr_tests::Place;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 fn configured(place: &Place) -> Supervisor {
@@ -42,7 +43,7 @@ async fn asked(url: &DatabaseUrl, sql: &'static str) -> Result<String, String> {
 }
 
 async fn pid(config: &Supervisor) -> i32 {
-    let server = Server::adopt(&config.postgres.data_dir)
+    let server = Server::adopt(&config.postgres.data_dir, None)
         .unwrap()
         .expect("a server");
     server.pid()
@@ -52,7 +53,7 @@ async fn pid(config: &Supervisor) -> i32 {
 async fn it_is_made_started_kept_adopted_and_stopped() {
     let place = Place::new();
     let config = configured(&place);
-    let embedded = Embedded::start(&config).await.unwrap();
+    let embedded = Embedded::start(&config, BTreeMap::new()).await.unwrap();
     assert_eq!(*embedded.url(), url(&config).unwrap());
     let setting = "SELECT concat_ws(' ', current_setting('max_connections'), current_setting('listen_addresses'), session_user, \
                    (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)::text, current_database())";
@@ -86,12 +87,16 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
     // Left by its keeper: the next one adopts it.
     let before = pid(&config).await;
     embedded.task.abort();
-    let embedded = Embedded::start(&config).await.unwrap();
+    let embedded = Embedded::start(&config, BTreeMap::new()).await.unwrap();
     assert_eq!(pid(&config).await, before);
     let stopping = embedded.url().clone();
     embedded.stop().await;
     assert!(asked(&stopping, "SELECT 'up'").await.is_err());
-    assert!(Server::adopt(&config.postgres.data_dir).unwrap().is_none());
+    assert!(
+        Server::adopt(&config.postgres.data_dir, None)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -102,7 +107,7 @@ async fn it_lets_nobody_else_in() {
     }
     let place = Place::new();
     let config = configured(&place);
-    let embedded = Embedded::start(&config).await.unwrap();
+    let embedded = Embedded::start(&config, BTreeMap::new()).await.unwrap();
     let sockets = super::folder::socket_folder(&config.runtime_dir).unwrap();
     let stranger = |name: &str| {
         let mut psql = std::process::Command::new("psql");
@@ -149,12 +154,16 @@ async fn it_lets_nobody_else_in() {
 async fn what_postgresql_says_is_in_the_error_when_it_does_not_start() {
     let place = Place::new();
     let config = configured(&place);
-    Embedded::start(&config).await.unwrap().stop().await;
+    Embedded::start(&config, BTreeMap::new())
+        .await
+        .unwrap()
+        .stop()
+        .await;
     std::fs::write(
         config.postgres.data_dir.join("postgresql.conf"),
         "nonsense = on\n",
     )
     .unwrap();
-    let error = Embedded::start(&config).await.unwrap_err();
+    let error = Embedded::start(&config, BTreeMap::new()).await.unwrap_err();
     assert!(error.contains("nonsense"), "{error}");
 }

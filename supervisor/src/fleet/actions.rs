@@ -3,7 +3,7 @@
 use super::Fleet;
 use super::entry::Entry;
 use crate::config::TenantConfig;
-use crate::instance::process::End;
+use crate::instance::end::End;
 use crate::lifecycle::{Action, Event, InstanceId, Time};
 use crate::servers::ServersView;
 use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
@@ -16,10 +16,16 @@ impl Fleet {
             let Some(entry) = self.entries.get_mut(name) else {
                 return;
             };
-            for action in entry.life.on(now, event) {
+            let actions = entry.life.on(now, event);
+            if self.leaving.is_some() {
+                // Begun now, it would be finished by nobody.
+                continue;
+            }
+            for action in actions {
                 queue.extend(self.carry_out(name, action));
             }
         }
+        self.keep_soon();
         self.changed();
     }
 

@@ -76,18 +76,34 @@ impl Entry {
 
     /// Makes `config` the wanted one; the same effective configuration keeps its revision.
     pub(super) fn accept(&mut self, config: &Arc<TenantConfig>) -> Revision {
-        if let Some((revision, accepted)) = &mut self.accepted
-            && accepted.digest == config.digest
-        {
-            // The newer one has the newer places in the file.
-            accepted.clone_from(config);
-            return *revision;
-        }
-        self.last_revision += 1;
-        let revision = Revision(self.last_revision);
+        let known = self
+            .accepted
+            .iter()
+            .map(|(revision, known)| (revision, known));
+        // One that some instance runs, too: a file that changes back makes no new instance.
+        let same = known
+            .chain(&self.revisions)
+            .find(|(_, known)| known.digest == config.digest)
+            .map(|(revision, _)| *revision);
+        let revision = same.unwrap_or_else(|| {
+            self.last_revision += 1;
+            Revision(self.last_revision)
+        });
+        // Of two that are the same the newer one has the newer places in the file.
         self.accepted = Some((revision, config.clone()));
         self.revisions.insert(revision, config.clone());
         revision
+    }
+
+    /// Takes note of what an instance of an earlier supervisor runs; where nobody knows it is like nothing else.
+    pub(super) fn know(&mut self, config: Option<&Arc<TenantConfig>>) -> Revision {
+        match config {
+            Some(config) => self.accept(config),
+            None => {
+                self.last_revision += 1;
+                Revision(self.last_revision)
+            }
+        }
     }
 
     /// Forgets configurations no instance runs any more.

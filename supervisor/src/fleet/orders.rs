@@ -1,8 +1,10 @@
 //! Requests of operators, from arrival to answer: each is answered once, when what it asked for has settled.
 
+use super::entry::Entry;
 use super::handle::{Order, Outcome, ReloadReport, Request, RequestError, Selection};
 use super::{Fleet, ReloadWish};
 use crate::lifecycle::Event;
+use crate::servers::Endpoint;
 use crate::status::State;
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, VecDeque};
@@ -208,7 +210,7 @@ impl Fleet {
             let read = reload
                 .scan
                 .is_some_and(|scan| scan <= self.orders.scan_read);
-            if read && self.entries.values().all(|e| e.life.settled().is_some()) {
+            if read && self.entries.values().all(|e| self.settled(e).is_some()) {
                 let report = self.reload_report(&reload.before);
                 let _ = reload.reply.send(report);
             } else {
@@ -216,6 +218,15 @@ impl Fleet {
             }
         }
         told
+    }
+
+    /// As the life sees it; but what only waits for a server to be asked for the first time is under way.
+    fn settled(&self, entry: &Entry) -> Option<bool> {
+        let settled = entry.life.settled()?;
+        let unasked = entry.meant().is_some_and(|config| {
+            *self.view.borrow().endpoint(&config.broker().database.url) == Endpoint::Unknown
+        });
+        (settled || !unasked).then_some(settled)
     }
 
     /// Takes the outcomes there are. The first failure of a restart ends it, unless the operator wants it to go on.
@@ -256,7 +267,7 @@ impl Fleet {
                 message: "its file has gone".into(),
             });
         };
-        let settled = entry.life.settled()?;
+        let settled = self.settled(entry)?;
         let view = entry.life.view();
         let stopped = view.state == State::Stopped;
         let done = settled && stopped == (order == Order::Stop);

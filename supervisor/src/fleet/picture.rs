@@ -18,6 +18,8 @@ impl Fleet {
             .collect();
         let mut notices = self.notices.clone();
         notices.extend(self.desired.borrow().problems.iter().cloned());
+        notices.extend(self.refused_successor.clone());
+        notices.extend(self.unstored());
         if let Some(failing) = self.stalled {
             notices.push(format!(
                 "the host is stalled: {failing} tenants fail their probes together"
@@ -55,7 +57,10 @@ impl Fleet {
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
         let servers = self.view.borrow();
         let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
-        let warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
+        let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
+        let limits = shown.map(|c| &c.broker().limits);
+        let unenforced = limits.and_then(|limits| self.edge.groups().unenforced(limits));
+        warnings.extend(unenforced.map(|limits| format!("tenant {name}: {limits}")));
         TenantStatus {
             name: name.to_string(),
             state,

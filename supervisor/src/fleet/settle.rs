@@ -7,7 +7,7 @@ use super::slots::Limits;
 use crate::budget::{Verdict, format_admitted};
 use crate::config::TenantConfig;
 use crate::lifecycle::{Event, Hang, Spec, Want, stalled_or_hung};
-use crate::servers::ServersView;
+use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::TenantName;
 use std::collections::BTreeSet;
 
@@ -107,7 +107,9 @@ impl Fleet {
             // Each instance hears of the server it runs on, which need not be the one its tenant's file names now.
             for instance in entry.life.instances() {
                 let config = entry.revisions.get(&instance.revision);
-                if let Some(config) = config {
+                if let Some(config) = config
+                    && *view.endpoint(&config.broker().database.url) != Endpoint::Unknown
+                {
                     let verdict = reachable(config, &view);
                     self.edge.set_server(&name, instance.id, &verdict);
                 }
@@ -239,6 +241,7 @@ impl Fleet {
                 self.first_free.insert(name.clone(), entry.life.next_id().0);
             }
             self.edge.forget(&name);
+            self.keep_soon();
             self.edge.hub().forget(&name);
             for slots in self.slots.values_mut() {
                 slots.release(&name);

@@ -1,19 +1,22 @@
 //! Makes everything one instance is started with (docs: "Between supervisor and broker"), and starts it.
 
-use super::lock::{self, Files};
+use super::group::Group;
+use super::lock::{self, Files, Holder};
 use super::notify::NotifySocket;
 use super::orphans::{self, Registered};
+use crate::config::Stamp;
+use crate::handover::Described;
+use crate::memfd;
 use crate::sys::{self, Plan, Spawned};
 use brokkr_tenant::InstanceConfig;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::fcntl::OFlag;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,15 +27,20 @@ pub(crate) struct Launch {
     pub(crate) listener: Arc<OwnedFd>,
     pub(crate) config: InstanceConfig,
     pub(crate) open_files: (u64, u64),
+    /// Its control group, where instances have one.
+    pub(crate) group: Option<Group>,
 }
 
 /// A process, and the ends of its channels that are ours.
 pub(crate) struct Launched {
     pub(crate) process: Spawned,
+    pub(crate) start_time: u64,
+    /// The program it was started from.
+    pub(crate) program: Option<Stamp>,
     /// To be dropped once the process has been reaped.
     pub(crate) registered: Option<Registered>,
     pub(crate) log: OwnedFd,
-    pub(crate) notify: UnixDatagram,
+    pub(crate) notify: OwnedFd,
 }
 
 impl Launch {
@@ -45,7 +53,13 @@ impl Launch {
         // Before anything else: while somebody holds it, the files are theirs.
         let lock_file = lock::create(&files.lock())
             .map_err(|error| format!("cannot lock the instance's lock file: {error}"))?;
-        self.try_run(&lock_file).inspect_err(|_| files.remove())
+        let group = self.group.clone();
+        self.try_run(&lock_file).inspect_err(|_| {
+            files.remove();
+            if let Some(group) = group {
+                group.remove();
+            }
+        })
     }
 
     fn try_run(self, lock_file: &File) -> Result<Launched, String> {
@@ -62,10 +76,13 @@ impl Launch {
         let _ = std::fs::remove_file(self.files.notify());
         let notify = NotifySocket::bind(&self.files.notify())
             .map_err(said("cannot bind the notify socket"))?;
-        let config = sealed(self.config.to_json().as_bytes())
+        let config = memfd::sealed("brokkr-config", self.config.to_json().as_bytes())
             .map_err(said("cannot make the configuration's memfd"))?;
         let (log, log_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
             .map_err(|e| format!("cannot make the log pipe: {e}"))?;
+        // Looked at before it is executed: a newer one put in its place meanwhile is then seen as newer.
+        let program = Stamp::of(&self.program);
+        let what = Described::of(&self.config.config, program.clone());
         let null = File::open("/dev/null").map_err(said("cannot open /dev/null"))?;
         let plan = Plan {
             program: c_string(&self.program).map_err(said("bad path of the broker"))?,
@@ -86,14 +103,31 @@ impl Launch {
             ],
             open_files: self.open_files,
         };
+        let limits = &self.config.config.limits;
+        let tenant = &self.config.tenant;
+        // A tenant that runs without bounds is better off than one that does not run, and so are its agents.
+        let without = |error: &io::Error| {
+            tracing::warn!(%tenant, "runs without a control group, [limits] is not enforced: {error}");
+        };
+        let group = self.group.as_ref();
+        let group = group.filter(|group| group.create(limits).inspect_err(without).is_ok());
         let mut registered = None;
+        let mut start_time = 0;
         let process = sys::spawn(&plan, |pid| {
             registered = Some(orphans::register(pid));
-            lock::sign(lock_file, pid)
+            let holder = Holder::of(pid)?;
+            start_time = holder.start_time;
+            // Before it executes anything: what it starts is in the group too.
+            if let Some(group) = group {
+                let _ = group.enter(pid).inspect_err(without);
+            }
+            lock::sign(lock_file, &holder, &what)
         })
         .map_err(said(&format!("cannot start {}", self.program.display())))?;
         Ok(Launched {
             process,
+            start_time,
+            program,
             registered,
             log,
             notify,
@@ -115,24 +149,6 @@ fn private_socket(path: &Path) -> io::Result<UnixListener> {
     Ok(socket)
 }
 
-/// A file in memory that nobody can change any more, us included.
-fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
-    let fd = memfd_create(
-        "brokkr-config",
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )?;
-    let mut file = File::from(fd);
-    file.write_all(content)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o400))?;
-    io::Seek::rewind(&mut file)?;
-    let seals = SealFlag::F_SEAL_SHRINK
-        | SealFlag::F_SEAL_GROW
-        | SealFlag::F_SEAL_WRITE
-        | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(file.into())
-}
-
 fn c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
@@ -141,22 +157,4 @@ fn prefixed(prefix: &str, path: &Path) -> io::Result<CString> {
     Ok(CString::new(
         [prefix.as_bytes(), path.as_os_str().as_bytes()].concat(),
     )?)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-    use std::io::Read;
-
-    #[test]
-    fn a_sealed_memfd_can_be_read_and_not_be_written() {
-        let fd = sealed(b"secret").unwrap();
-        let mut file = File::from(fd);
-        let mut text = String::new();
-        file.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "secret");
-        assert!(file.write_all(b"x").is_err());
-        assert!(file.set_len(0).is_err());
-    }
 }

@@ -1,5 +1,6 @@
 //! Listening sockets: bound by the supervisor, handed to every instance of the tenant, kept while it is wanted.
 
+use crate::handover::names::Ids;
 use brokkr_tenant::Listen;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, listen,
@@ -19,7 +20,18 @@ const BACKLOG: i32 = 4096;
 /// The open sockets of one tenant: the one in use, and during a change of address the one before.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
-    open: BTreeMap<String, (Listen, Arc<OwnedFd>)>,
+    open: BTreeMap<String, Listener>,
+}
+
+/// One open socket.
+#[derive(Debug, Clone)]
+pub(crate) struct Listener {
+    /// Its address.
+    pub(crate) listen: Listen,
+    /// The socket.
+    pub(crate) socket: Arc<OwnedFd>,
+    /// The id of its descriptor where that is passed on.
+    pub(crate) short: u32,
 }
 
 impl Listeners {
@@ -27,37 +39,61 @@ impl Listeners {
     ///
     /// # Errors
     /// What to tell the operator: the address and why it cannot be had.
-    pub(crate) fn open(&mut self, listen: &Listen) -> Result<(), String> {
+    pub(crate) fn open(&mut self, listen: &Listen, ids: &mut Ids) -> Result<(), String> {
         if let Entry::Vacant(place) = self.open.entry(listen.to_string()) {
             let fd = bind_listener(listen)
                 .map_err(|error| format!("cannot listen on {listen}: {}", explain(&error)))?;
-            place.insert((listen.clone(), Arc::new(fd)));
+            place.insert(Listener {
+                listen: listen.clone(),
+                socket: Arc::new(fd),
+                short: ids.take(),
+            });
         }
         Ok(())
     }
 
+    /// Takes over a socket that is bound already.
+    pub(crate) fn adopt(&mut self, listener: Listener) {
+        self.open.insert(listener.listen.to_string(), listener);
+    }
+
     /// The socket of `listen`, if it is bound.
     pub(crate) fn get(&self, listen: &Listen) -> Option<Arc<OwnedFd>> {
-        self.open.get(&listen.to_string()).map(|(_, fd)| fd.clone())
+        self.open
+            .get(&listen.to_string())
+            .map(|listener| Arc::clone(&listener.socket))
+    }
+
+    /// Every open socket.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.open.values()
     }
 
     /// Closes every socket but that of `keep`.
-    pub(crate) fn close_all_but(&mut self, keep: Option<&Listen>) {
+    pub(crate) fn close_all_but(&mut self, keep: Option<&Listen>, ids: &mut Ids) {
         let keep = keep.map(ToString::to_string);
-        self.open.retain(|address, (listen, _)| {
+        self.open.retain(|address, listener| {
             let kept = Some(address) == keep.as_ref();
-            if let (false, Listen::Unix(path)) = (kept, listen) {
-                // The name goes with the socket, or a client would find a name nobody answers.
-                let _ = std::fs::remove_file(path);
+            if !kept {
+                ids.free(listener.short);
+                if let Listen::Unix(path) = &listener.listen {
+                    // The name goes with the socket, or a client would find a name nobody answers.
+                    let _ = std::fs::remove_file(path);
+                }
             }
             kept
         });
+    }
+
+    /// Lets them go as they are: another supervisor has them too, and goes on with them.
+    pub(crate) fn leave(&mut self) {
+        self.open.clear();
     }
 }
 
 impl Drop for Listeners {
     fn drop(&mut self) {
-        self.close_all_but(None);
+        self.close_all_but(None, &mut Ids::default());
     }
 }
 
@@ -132,7 +168,9 @@ mod tests {
     fn an_address_of_a_stranger_is_refused_with_its_name() {
         let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Listen::Tcp(stranger.local_addr().unwrap());
-        let error = Listeners::default().open(&address).unwrap_err();
+        let error = Listeners::default()
+            .open(&address, &mut Ids::default())
+            .unwrap_err();
         assert!(
             error.contains(&address.to_string()) && error.contains("another program"),
             "{error}"
@@ -146,12 +184,20 @@ mod tests {
         let address = Listen::Unix(path.clone());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let mut ours = Listeners::default();
-        ours.open(&address).unwrap();
-        assert!(Listeners::default().open(&address).is_err());
-        ours.close_all_but(None);
+        ours.open(&address, &mut Ids::default()).unwrap();
+        assert!(
+            Listeners::default()
+                .open(&address, &mut Ids::default())
+                .is_err()
+        );
+        ours.close_all_but(None, &mut Ids::default());
         assert!(!path.exists());
         std::fs::write(&path, "precious").unwrap();
-        assert!(Listeners::default().open(&address).is_err());
+        assert!(
+            Listeners::default()
+                .open(&address, &mut Ids::default())
+                .is_err()
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 }

@@ -3,7 +3,11 @@
 //! The supervisor locks `TENANT.ID.lock` and the child inherits the descriptor; the lock belongs to the open file, so
 //! it is gone when the last holder is: the process, whatever became of the supervisor. `flock` is never undone by
 //! hand, for that would undo it for the child too; the supervisor only closes its copy.
+//!
+//! The first line says who holds it, the second, in JSON, what it runs: a supervisor that was left nothing else can
+//! still take the instance over.
 
+use crate::handover::Described;
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::TenantName;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -39,8 +43,8 @@ impl Holder {
             && start_time(self.pid).is_ok_and(|at| at == self.start_time)
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split_whitespace();
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
         Some(Self {
             pid: words.next()?.parse().ok()?,
             start_time: words.next()?.parse().ok()?,
@@ -49,16 +53,37 @@ impl Holder {
     }
 }
 
-fn start_time(pid: i32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command may hold spaces and parentheses; fields are counted after the last one.
-    stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+/// Field 22 of `/proc/PID/stat`.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+    field(pid, 22)
 }
 
-fn boot_id() -> io::Result<String> {
+/// Its parent, as long as there is one.
+pub(crate) fn parent(pid: i32) -> io::Result<u64> {
+    field(pid, 4)
+}
+
+/// A field of `/proc/PID/stat` by its number in proc(5), which counts from 1.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn field(pid: i32, number: usize) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command may hold spaces and parentheses; the third field is the first after the last one.
+    stat.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(number.checked_sub(3)?))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {number}")))
+}
+
+/// Which boot of the host this is.
+///
+/// # Errors
+/// When `/proc` is not there.
+pub(crate) fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
@@ -76,6 +101,16 @@ impl Files {
         Self {
             stem: folder.join(format!("{tenant}.{}", id.0)),
         }
+    }
+
+    /// The files that [`stem`](Self::stem) named.
+    pub(crate) fn of_stem(stem: PathBuf) -> Self {
+        Self { stem }
+    }
+
+    /// Their common path, without extension.
+    pub(crate) fn stem(&self) -> &Path {
+        &self.stem
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
@@ -129,27 +164,37 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Writes down whose lock it is.
+/// Writes down whose lock it is, and what that runs.
 ///
 /// # Errors
 /// When the process has gone or the disk is full.
-pub(crate) fn sign(file: &File, pid: i32) -> io::Result<()> {
+pub(crate) fn sign(file: &File, holder: &Holder, what: &Described) -> io::Result<()> {
     let Holder {
         pid,
         start_time,
         boot_id,
-    } = Holder::of(pid)?;
+    } = holder;
+    let what = serde_json::to_string(what)?;
     let mut file = file;
-    writeln!(file, "{pid} {start_time} {boot_id}")
+    file.write_all(format!("{pid} {start_time} {boot_id}\n{what}\n").as_bytes())
 }
 
 /// What became of the holder of a lock file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Found {
     /// Nobody holds it.
     Stale,
-    /// Somebody does; and this is who, if the file says so.
-    Held(Option<Holder>),
+    /// Somebody does.
+    Held(Box<Label>),
+}
+
+/// What a held lock file says.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Label {
+    /// Who holds it.
+    pub(crate) holder: Option<Holder>,
+    /// What that runs.
+    pub(crate) what: Option<Described>,
 }
 
 /// Looks at a lock file without taking it over.
@@ -167,7 +212,13 @@ pub(crate) fn look(path: &Path) -> io::Result<Found> {
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             file.read_to_string(&mut text)?;
-            Ok(Found::Held(Holder::parse(&text)))
+            let mut lines = text.lines();
+            Ok(Found::Held(Box::new(Label {
+                holder: lines.next().and_then(Holder::parse),
+                what: lines
+                    .next()
+                    .and_then(|line| serde_json::from_str(line).ok()),
+            })))
         }
         Err(TryLockError::Error(error)) => Err(error),
     }
@@ -192,12 +243,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("acme.7.lock");
         let file = create(&path).unwrap();
-        sign(&file, std::process::id() as i32).unwrap();
+        let what = Described {
+            digest: "abc".into(),
+            listen: brokkr_tenant::Listen::parse("127.0.0.1:1").unwrap(),
+            schema: "acme".into(),
+            pool: 3,
+            program: None,
+            config: serde_json::Value::Null,
+        };
+        let us = Holder::of(std::process::id() as i32).unwrap();
+        sign(&file, &us, &what).unwrap();
         let inherited = file.try_clone().unwrap();
         drop(file);
-        let Found::Held(Some(holder)) = look(&path).unwrap() else {
+        let Found::Held(label) = look(&path).unwrap() else {
             panic!("not held")
         };
+        assert_eq!(label.what, Some(what));
+        let holder = label.holder.unwrap();
         assert_eq!(holder.pid, std::process::id() as i32);
         assert!(holder.lives());
         assert!(

@@ -4,10 +4,11 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
 };
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
@@ -29,7 +30,7 @@ pub(crate) enum Said {
 /// The socket of one instance.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
-    socket: AsyncFd<UnixDatagram>,
+    socket: AsyncFd<Arc<OwnedFd>>,
 }
 
 impl NotifySocket {
@@ -37,21 +38,21 @@ impl NotifySocket {
     ///
     /// # Errors
     /// When the path is too long or taken.
-    pub(crate) fn bind(path: &Path) -> io::Result<UnixDatagram> {
+    pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
         let socket = UnixDatagram::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
-        Ok(socket)
+        Ok(socket.into())
     }
 
     /// Hands it to the event loop.
     ///
     /// # Errors
     /// When the event loop cannot take it.
-    pub(crate) fn new(socket: UnixDatagram) -> io::Result<Self> {
+    pub(crate) fn new(socket: Arc<OwnedFd>) -> io::Result<Self> {
         Ok(Self {
-            socket: crate::sys::readable(socket)?,
+            socket: crate::sys::readable_shared(socket)?,
         })
     }
 
@@ -88,7 +89,7 @@ impl NotifySocket {
 const MOST_DESCRIPTORS: usize = 253;
 
 /// One datagram and the pid of its sender.
-fn read_one(socket: &UnixDatagram) -> io::Result<(Option<i32>, String)> {
+fn read_one(socket: &OwnedFd) -> io::Result<(Option<i32>, String)> {
     let mut buffer = [0u8; LONGEST];
     let mut control = nix::cmsg_space!(UnixCredentials, [RawFd; MOST_DESCRIPTORS]);
     let mut parts = [IoSliceMut::new(&mut buffer)];
@@ -146,7 +147,7 @@ mod tests {
     async fn only_datagrams_of_the_instances_own_pid_are_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("n");
-        let socket = NotifySocket::new(NotifySocket::bind(&path).unwrap()).unwrap();
+        let socket = NotifySocket::new(NotifySocket::bind(&path).unwrap().into()).unwrap();
         let us = std::process::id() as i32;
         let sender = UnixDatagram::unbound().unwrap();
         sender

@@ -1,13 +1,15 @@
 //! The processes of the embedded PostgreSQL: its `initdb`, its server, and a server an earlier supervisor left.
 
 use super::orphans::{self, Registered};
+use super::take_back;
 use crate::sys;
 use nix::sys::signal::Signal;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
@@ -56,8 +58,8 @@ impl Launch {
         child.wait_with_output()
     }
 
-    /// Starts it as a server; the other end of its standard error is given back.
-    pub(crate) fn server(&self) -> io::Result<(Server, Option<ChildStderr>)> {
+    /// Starts it as a server.
+    pub(crate) fn server(&self) -> io::Result<Server> {
         let mut child = self.command().spawn()?;
         let registered = orphans::register(pid_of(&child));
         let pidfd = match sys::pidfd_open(pid_of(&child)) {
@@ -68,13 +70,17 @@ impl Launch {
                 return Err(error);
             }
         };
-        let stderr = child.stderr.take();
-        let server = Server {
+        let log = child.stderr.take();
+        let pidfd = Arc::new(pidfd);
+        Ok(Server {
             pid: pid_of(&child),
-            pidfd: sys::readable(pidfd)?,
+            ended: sys::readable_shared(Arc::clone(&pidfd))?,
+            left: Left {
+                pidfd,
+                log: log.map(|log| Arc::new(log.into())),
+            },
             child: Some((child, registered)),
-        };
-        Ok((server, stderr))
+        })
     }
 }
 
@@ -87,14 +93,25 @@ fn pid_of(child: &Child) -> i32 {
 #[derive(Debug)]
 pub(crate) struct Server {
     pid: i32,
-    pidfd: AsyncFd<OwnedFd>,
+    ended: AsyncFd<Arc<OwnedFd>>,
+    left: Left,
     child: Option<(Child, Registered)>,
+}
+
+/// What another supervisor needs to take the server over.
+#[derive(Debug, Clone)]
+pub(crate) struct Left {
+    /// Readable when it has ended.
+    pub(crate) pidfd: Arc<OwnedFd>,
+    /// The end of its standard error that is read; `None` where that is out of reach.
+    pub(crate) log: Option<Arc<OwnedFd>>,
 }
 
 impl Server {
     /// Takes over the server that runs on this data folder, if there is one: `postmaster.pid` names it, and
     /// its working directory proves it (the number may be somebody else's by now).
-    pub(crate) fn adopt(data: &Path) -> io::Result<Option<Self>> {
+    /// `log` is the end of its standard error that is read, where it was left to us; else it is opened anew.
+    pub(crate) fn adopt(data: &Path, log: Option<OwnedFd>) -> io::Result<Option<Self>> {
         let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else {
             return Ok(None);
         };
@@ -113,10 +130,15 @@ impl Server {
         if at.is_none() || at != std::fs::canonicalize(data).ok() {
             return Ok(None);
         }
-        let pidfd = sys::readable(pidfd)?;
+        let pidfd = Arc::new(pidfd);
+        let log = log.or_else(|| take_back::log(pid).ok());
         Ok(Some(Self {
             pid,
-            pidfd,
+            ended: sys::readable_shared(Arc::clone(&pidfd))?,
+            left: Left {
+                pidfd,
+                log: log.map(Arc::new),
+            },
             child: None,
         }))
     }
@@ -126,11 +148,16 @@ impl Server {
         self.pid
     }
 
+    /// What is to be passed on of it.
+    pub(crate) fn left(&self) -> &Left {
+        &self.left
+    }
+
     /// Waits until it has ended, and says how, which is not known of an adopted one.
     pub(crate) async fn ended(&mut self) -> String {
         // A pidfd is readable when its process has ended, and stays so. An error can only mean that the
         // event loop is ending.
-        let _ = self.pidfd.readable().await;
+        let _ = self.ended.readable().await;
         let status = self.child.as_mut().and_then(|(child, _)| child.wait().ok());
         status.map_or_else(|| "ended".to_owned(), |status| how(&status))
     }
@@ -143,7 +170,7 @@ impl Server {
             (Signal::SIGKILL, KILL_PATIENCE),
         ] {
             // An error means that it has ended, which is what is waited for.
-            let _ = sys::pidfd_send_signal(self.pidfd.get_ref().as_fd(), signal as i32);
+            let _ = sys::pidfd_send_signal(self.left.pidfd.as_fd(), signal as i32);
             if let Ok(how) = tokio::time::timeout(patience, self.ended()).await {
                 return how;
             }

@@ -26,8 +26,8 @@ pub(crate) struct ProbeTimes {
 pub(crate) struct Wishes {
     /// The most connections it may hold.
     pub(crate) connections: u32,
-    /// The prober's verdict on its server.
-    pub(crate) server: Result<(), String>,
+    /// The prober's verdict on its server; `None` until it has one.
+    pub(crate) server: Option<Result<(), String>>,
 }
 
 /// An answer of more than this is no answer.
@@ -49,10 +49,7 @@ pub(crate) struct Private {
 impl Private {
     /// Runs until nobody reads its reports any more.
     pub(crate) async fn run(mut self) {
-        let mut client = Client {
-            path: self.path.clone(),
-            sender: None,
-        };
+        let mut client = Client::new(self.path.clone());
         // Spread over the interval, so that a thousand brokers are not asked in the same millisecond.
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
@@ -84,13 +81,15 @@ impl Private {
 
     async fn tell(&mut self, client: &mut Client) {
         let wishes = self.wishes.borrow_and_update().clone();
-        if self.told_server.as_ref() != Some(&wishes.server) {
-            let body = match &wishes.server {
+        if let Some(server) = wishes.server
+            && self.told_server.as_ref() != Some(&server)
+        {
+            let body = match &server {
                 Ok(()) => serde_json::json!({ "up": true }),
                 Err(reason) => serde_json::json!({ "up": false, "reason": reason }),
             };
             if client.put("/server", &body, self.times.timeout).await {
-                self.told_server = Some(wishes.server);
+                self.told_server = Some(server);
             }
         }
         if wishes.connections != self.told_connections {
@@ -124,13 +123,23 @@ impl Private {
 }
 
 /// One kept-alive connection, made again after any failure.
-struct Client {
+pub(super) struct Client {
     path: PathBuf,
     sender: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
-    async fn get(&mut self, path: &str, timeout: Duration) -> Option<(StatusCode, String)> {
+    /// A client of the private socket at `path`, not connected yet.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, sender: None }
+    }
+
+    /// Asks; `None` when there is no whole answer in time.
+    pub(super) async fn get(
+        &mut self,
+        path: &str,
+        timeout: Duration,
+    ) -> Option<(StatusCode, String)> {
         self.request(Method::GET, path, Bytes::new(), timeout).await
     }
 

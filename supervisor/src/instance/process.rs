@@ -1,32 +1,31 @@
-//! One instance from spawn to reap: the task that owns its process, its reports and its end.
+//! One instance from spawn, or adoption, to its end: the task that owns its process, its reports and its end.
 
+use super::descriptors::{Descriptors, Slot};
+use super::end::{self, End, Mortal};
+use super::group::Group;
 use super::launch::{Launch, Launched};
 use super::lock::Files;
 use super::notify::{NotifySocket, Said};
+use super::orphans::{self, Registered};
 use super::private::{Private, ProbeTimes, Wishes};
+use super::question::{self, Answer};
 use super::report::{Reporter, What};
-use crate::lifecycle::{Event, InstanceId};
+use crate::handover::Carry;
+use crate::lifecycle::{Event, InstanceId, Stage};
 use crate::logs::Hub;
 use crate::sys;
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-/// Exit code of `EX_CONFIG`: trying again unchanged will not help.
+/// Exit code of `EX_CONFIGURATION`: trying again unchanged will not help.
 const EXIT_CONFIGURATION: u8 = 78;
-/// How to end an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// SIGTERM to the broker: drain.
-    Terminate,
-    /// SIGKILL to its whole session.
-    Kill,
-}
+/// An adopted instance gets so long to say whether it drains already, before it is told to: told twice it ends at once.
+const ASKED_FIRST: Duration = Duration::from_secs(2);
 
 /// The task of one instance, before it runs.
 pub(crate) struct Process {
@@ -36,6 +35,35 @@ pub(crate) struct Process {
     pub(crate) ends: mpsc::Receiver<End>,
     pub(crate) wishes: watch::Receiver<Wishes>,
     pub(crate) times: ProbeTimes,
+    /// Where its descriptors are found by whoever passes them on.
+    pub(crate) slot: Slot,
+    /// Its control group, where instances have one.
+    pub(crate) group: Option<Group>,
+}
+
+/// A process an earlier supervisor started; its descriptors are in the slot.
+pub(crate) struct Adoption {
+    pub(crate) files: Files,
+    /// The line its log was left in.
+    pub(crate) carry: Carry,
+    /// How far it was when somebody last knew.
+    pub(crate) stage: Stage,
+    /// The most connections it was told it may hold.
+    pub(crate) connections: u32,
+}
+
+/// A process that is there.
+struct Alive {
+    pid: i32,
+    pidfd: Arc<OwnedFd>,
+    notify: Arc<OwnedFd>,
+    mortal: Mortal,
+    files: Files,
+    /// To be dropped once the process has been reaped.
+    registered: Option<Registered>,
+    told_connections: u32,
+    /// Of an adopted one: how far it was.
+    adopted: Option<Stage>,
 }
 
 /// What an instance said about its own exit.
@@ -47,9 +75,9 @@ struct Testament {
 
 impl Process {
     /// Starts the instance, sees it through, and reports its end.
-    pub(crate) async fn run(mut self, launch: Launch) {
+    pub(crate) async fn run(self, launch: Launch) {
         let files = launch.files.clone();
-        let told = self.wishes.borrow().connections;
+        let told_connections = self.wishes.borrow().connections;
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
             Ok(Err(reason)) => return self.failed(reason).await,
@@ -57,32 +85,93 @@ impl Process {
         };
         let Launched {
             process,
+            start_time,
+            program,
             registered,
             log,
             notify,
         } = launched;
         let pid = process.pid;
-        if let Err(error) = self.hub.attach(self.reporter.tenant().clone(), pid, log) {
-            tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "its log pipe cannot be read");
-        }
+        let descriptors = Descriptors {
+            pid,
+            start_time,
+            program,
+            pidfd: Arc::new(process.pidfd),
+            log: Some(Arc::new(log)),
+            notify: Arc::new(notify),
+        };
+        self.read_log(&descriptors, Carry::default());
+        let alive = Alive {
+            pid,
+            pidfd: Arc::clone(&descriptors.pidfd),
+            notify: Arc::clone(&descriptors.notify),
+            mortal: Mortal::child(pid, start_time),
+            files,
+            registered,
+            told_connections,
+            adopted: None,
+        };
+        self.slot.fill(descriptors);
         self.reporter
             .life(Event::Spawned { id: self.id, pid })
             .await;
+        self.live(alive).await;
+    }
+
+    /// Takes over an instance of an earlier supervisor, sees it through, and reports its end.
+    pub(crate) async fn adopt(self, adoption: Adoption) {
+        let Adoption {
+            files,
+            carry,
+            stage,
+            connections,
+        } = adoption;
+        let slot = self.slot.clone();
+        let Some(descriptors) = slot.get() else {
+            return self.failed("nothing is known of it".into()).await;
+        };
+        self.read_log(descriptors, carry);
+        let pid = descriptors.pid;
+        let mortal = Mortal::found(pid, descriptors.start_time);
+        self.live(Alive {
+            pid,
+            pidfd: Arc::clone(&descriptors.pidfd),
+            notify: Arc::clone(&descriptors.notify),
+            // Executed in place of the supervisor that started it, we are its parent still.
+            registered: mortal.is_child().then(|| orphans::register(pid)),
+            mortal,
+            files,
+            told_connections: connections,
+            adopted: Some(stage),
+        })
+        .await;
+    }
+
+    fn read_log(&self, descriptors: &Descriptors, carry: Carry) {
+        let Some(log) = &descriptors.log else { return };
+        let (tenant, pid) = (self.reporter.tenant().clone(), descriptors.pid);
+        if let Err(error) = self.hub.attach(tenant, pid, Arc::clone(log), carry) {
+            tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "its log pipe cannot be read");
+        }
+    }
+
+    async fn live(mut self, alive: Alive) {
+        let pid = alive.pid;
         let mut testament = Testament::default();
-        let seen = self
-            .see_through(pid, process.pidfd, notify, &files, told, &mut testament)
-            .await;
-        let end = match seen {
+        let end = match self.see_through(&alive, &mut testament).await {
             Ok(end) => end,
             Err(error) => {
                 // Reported as ended it must be ended, or the next one would be a second one.
                 tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "the supervisor lost sight of it: it is killed");
-                let killed = tokio::task::spawn_blocking(move || kill_and_reap(pid)).await;
+                let (mortal, pidfd) = (alive.mortal, Arc::clone(&alive.pidfd));
+                let killed =
+                    tokio::task::spawn_blocking(move || mortal.kill_and_wait(&pidfd)).await;
                 killed.unwrap_or_else(|panic| panic.to_string())
             }
         };
-        drop(registered);
-        files.remove();
+        drop(alive.registered);
+        alive.files.remove();
+        let end = self.leave_group(end);
         let configuration = testament.exit_status == Some(EXIT_CONFIGURATION);
         let reason = match testament.status.filter(|_| testament.exit_status.is_some()) {
             Some(said) => format!("{end}: {said}"),
@@ -99,6 +188,18 @@ impl Process {
         self.reporter.send(What::LastWords(self.id, words)).await;
     }
 
+    /// Ends what is left in its group, and adds what the kernel says of the end.
+    fn leave_group(&self, end: String) -> String {
+        let Some(group) = &self.group else { return end };
+        group.end();
+        let end = match group.was_out_of_memory() {
+            true => format!("{end}: out of memory ([limits] memory_max)"),
+            false => end,
+        };
+        group.remove();
+        end
+    }
+
     async fn failed(&self, reason: String) {
         self.reporter
             .life(Event::SpawnFailed {
@@ -110,53 +211,88 @@ impl Process {
 
     async fn see_through(
         &mut self,
-        pid: i32,
-        pidfd: OwnedFd,
-        notify: std::os::unix::net::UnixDatagram,
-        files: &Files,
-        told_connections: u32,
+        alive: &Alive,
         testament: &mut Testament,
     ) -> io::Result<String> {
-        let pidfd = sys::readable(pidfd)?;
-        let notify = NotifySocket::new(notify)?;
-        let mut private = None;
+        let pid = alive.pid;
+        let pidfd = sys::readable_shared(Arc::clone(&alive.pidfd))?;
+        let notify = NotifySocket::new(Arc::clone(&alive.notify))?;
+        let mut private: Option<JoinHandle<()>> = None;
+        let (answer_to, mut answers) = mpsc::channel(question::ANSWERS);
+        let asking = alive.adopted.map(|_| {
+            let ask = question::ask(alive.files.private(), answer_to);
+            tokio::spawn(ask)
+        });
+        // SIGTERM waits until it is known not to be the second one.
+        let mut sure = asking.is_none();
+        let mut to_terminate = false;
+        let ask_until = Instant::now() + ASKED_FIRST;
         loop {
-            // Cancel-safe: readiness of a descriptor is a level, a datagram is taken only when it is returned, and an
-            // order stays in its channel.
+            // Cancel-safe: readiness of a descriptor is a level, a datagram is taken only when it is returned, orders and
+            // answers stay in their channels, and the timer is set anew.
             tokio::select! {
                 biased;
-                Some(end) = self.ends.recv() => send(end, pid, pidfd.get_ref()),
+                Some(end) = self.ends.recv() => match end {
+                    End::Terminate if !sure => to_terminate = true,
+                    end => self.end(end, alive),
+                },
                 _ = pidfd.readable() => break,
                 said = notify.receive(pid) => for said in said? {
                     let ready = said == Said::Ready;
                     self.hear(said, testament).await;
                     if ready && private.is_none() {
-                        private = Some(self.probe(files.private(), told_connections));
+                        private = Some(self.probe(alive, alive.told_connections));
                     }
                 },
+                Some(answer) = answers.recv() => {
+                    self.learn(answer).await;
+                    let told = answer.map_or(alive.told_connections, |answer| answer.connections);
+                    // One that was serving and does not answer is probed all the same: it may be hung.
+                    let serves = match answer {
+                        Some(answer) => answer.stage != Stage::Starting,
+                        None => alive.adopted == Some(Stage::Serving),
+                    };
+                    if serves && private.is_none() {
+                        private = Some(self.probe(alive, told));
+                    }
+                    if let Some(answer) = answer {
+                        sure = true;
+                        to_terminate &= answer.stage != Stage::Stopping;
+                    }
+                },
+                () = tokio::time::sleep_until(ask_until), if !sure => sure = true,
+            }
+            if sure && std::mem::take(&mut to_terminate) {
+                self.end(End::Terminate, alive);
             }
         }
-        if let Some(private) = private {
-            private.abort();
+        for task in [private, asking].into_iter().flatten() {
+            task.abort();
         }
         for said in notify.drain(pid) {
             self.hear(said, testament).await;
         }
-        // The zombie still holds the number of its session: what it left behind can be ended without a race.
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-        let status = waitid(Id::PIDFd(pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED)?;
-        if let WaitStatus::Exited(_, code) = status {
-            testament
-                .exit_status
-                .get_or_insert(u8::try_from(code & 0xff).unwrap_or_default());
+        let status = alive.mortal.wait(&alive.pidfd).await?;
+        if let Some(code) = status.code() {
+            testament.exit_status.get_or_insert(code);
         }
-        Ok(describe(status))
+        Ok(status.to_string())
     }
 
-    fn probe(&self, path: PathBuf, told_connections: u32) -> JoinHandle<()> {
+    /// SIGKILL goes to the group, where there is one: nobody gets away from that.
+    fn end(&self, end: End, alive: &Alive) {
+        if end == End::Kill
+            && let Some(group) = &self.group
+        {
+            group.end();
+        }
+        end::send(end, alive.pid, &alive.pidfd);
+    }
+
+    fn probe(&self, alive: &Alive, told_connections: u32) -> JoinHandle<()> {
         let private = Private {
             id: self.id,
-            path,
+            path: alive.files.private(),
             times: self.times,
             wishes: self.wishes.clone(),
             told_connections,
@@ -164,6 +300,14 @@ impl Process {
             reporter: self.reporter.clone(),
         };
         tokio::spawn(private.run())
+    }
+
+    async fn learn(&self, answer: Option<Answer>) {
+        let Some(Answer { stage, held, .. }) = answer else {
+            return;
+        };
+        self.reporter.life(Event::Learned(self.id, stage)).await;
+        self.reporter.life(Event::Connections(self.id, held)).await;
     }
 
     async fn hear(&self, said: Said, testament: &mut Testament) {
@@ -184,42 +328,5 @@ impl Process {
                 self.reporter.send(What::Status(id, text)).await;
             }
         }
-    }
-}
-
-/// Errors mean that the process has ended already, which its pidfd tells too.
-fn send(end: End, pid: i32, pidfd: &OwnedFd) {
-    match end {
-        End::Terminate => {
-            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGTERM as i32);
-        }
-        End::Kill => {
-            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL as i32);
-        }
-    }
-}
-
-/// For a process that can no longer be watched. It is our child and not reaped, so the number is surely its.
-fn kill_and_reap(pid: i32) -> String {
-    let pid = Pid::from_raw(pid);
-    let _ = killpg(pid, Signal::SIGKILL);
-    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
-    match nix::sys::wait::waitpid(pid, None) {
-        Ok(status) => describe(status),
-        Err(error) => format!("killed: {error}"),
-    }
-}
-
-fn describe(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, code) => format!("exit code {code}"),
-        WaitStatus::Signaled(_, signal, dumped) => {
-            format!(
-                "killed by {signal}{}",
-                if dumped { ", core dumped" } else { "" }
-            )
-        }
-        other => format!("{other:?}"),
     }
 }

@@ -1,12 +1,12 @@
-//! Instances an earlier supervisor left running: found by their locks, ended before anything is bound.
+//! Instances an earlier supervisor left running, for those who must end them, or must not start beside them.
 
+use super::end::{self, End, Mortal};
 use super::lock::{self, Files, Found, Holder};
 use crate::lifecycle::InstanceId;
 use crate::sys;
-use brokkr_tenant::TenantName;
+use brokkr_tenant::{Listen, TenantName};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 /// What SIGKILL gets to take effect.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// One that runs.
 struct Survivor {
     tenant: TenantName,
-    id: InstanceId,
-    pid: i32,
+    files: Files,
+    holder: Holder,
     pidfd: OwnedFd,
+    listen: Option<Listen>,
 }
 
 /// An instance of an earlier supervisor that is still there.
@@ -31,6 +33,11 @@ pub(crate) struct Left {
 }
 
 impl Left {
+    /// One whose lock file is at `lock`; `what` says more.
+    pub(crate) fn new(tenant: TenantName, lock: PathBuf, what: String) -> Self {
+        Self { tenant, lock, what }
+    }
+
     /// Whether it has gone by now.
     pub(crate) fn gone(&self) -> bool {
         !matches!(lock::look(&self.lock), Ok(Found::Held(_)))
@@ -53,10 +60,8 @@ impl std::fmt::Display for Left {
 pub(crate) struct Swept {
     /// How many were running and have been ended.
     pub(crate) ended: usize,
-    /// What could not be ended: nothing may be started in its place.
+    /// What could not be ended.
     pub(crate) left: Vec<Left>,
-    /// The first instance number that is free, for tenants that had any.
-    pub(crate) first_free: BTreeMap<TenantName, u64>,
 }
 
 /// Ends every instance found in `folder`: SIGTERM to all at once, SIGKILL to what is left after `grace`. Blocks.
@@ -71,70 +76,65 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
         let Some((tenant, id)) = entry.file_name().to_str().and_then(lock::parse_name) else {
             continue;
         };
-        match find(&entry.path()) {
+        let lock = entry.path();
+        match find(folder, &tenant, id) {
             Ok(None) => Files::new(folder, &tenant, id).remove(),
-            Ok(Some((pid, pidfd))) => survivors.push(Survivor {
-                tenant,
-                id,
-                pid,
-                pidfd,
-            }),
-            Err(error) => {
-                let next = swept.first_free.entry(tenant.clone()).or_default();
-                *next = (*next).max(id.0 + 1);
-                swept.left.push(Left {
-                    tenant,
-                    lock: entry.path(),
-                    what: error.to_string(),
-                });
-            }
+            Ok(Some(survivor)) => survivors.push(survivor),
+            Err(error) => swept.left.push(Left::new(tenant, lock, error.to_string())),
         }
     }
-    for (signal, patience) in [(Signal::SIGTERM, grace), (Signal::SIGKILL, KILL_PATIENCE)] {
+    for (how, patience) in [(End::Terminate, grace), (End::Kill, KILL_PATIENCE)] {
         for survivor in &survivors {
-            let _ = sys::pidfd_send_signal(survivor.pidfd.as_fd(), signal as i32);
+            end::send(how, survivor.holder.pid, &survivor.pidfd);
         }
         let before = survivors.len();
-        wait_for(&mut survivors, patience, folder);
+        wait_for(&mut survivors, patience);
         swept.ended += before - survivors.len();
     }
-    for survivor in survivors {
-        let next = swept.first_free.entry(survivor.tenant.clone()).or_default();
-        *next = (*next).max(survivor.id.0 + 1);
-        swept.left.push(Left {
-            lock: Files::new(folder, &survivor.tenant, survivor.id).lock(),
-            what: format!("pid {}", survivor.pid),
-            tenant: survivor.tenant,
-        });
-    }
+    swept.left.extend(survivors.into_iter().map(|survivor| {
+        let what = format!("pid {}", survivor.holder.pid);
+        Left::new(survivor.tenant, survivor.files.lock(), what)
+    }));
     Ok(swept)
 }
 
 /// Kills the instance these files belong to, if it still runs.
 pub(crate) fn end_one(files: &Files) {
-    if let Ok(Some((_, pidfd))) = find(&files.lock()) {
+    if let Ok(Some((_, pidfd, _))) = holder_of(&files.lock()) {
         let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL as i32);
     }
     files.remove();
 }
 
-/// The process that holds a lock, as a pidfd that is surely its.
-fn find(path: &Path) -> io::Result<Option<(i32, OwnedFd)>> {
-    let Found::Held(holder) = lock::look(path)? else {
+fn find(folder: &Path, tenant: &TenantName, id: InstanceId) -> io::Result<Option<Survivor>> {
+    let files = Files::new(folder, tenant, id);
+    let found = holder_of(&files.lock())?;
+    Ok(found.map(|(holder, pidfd, listen)| Survivor {
+        tenant: tenant.clone(),
+        files,
+        holder,
+        pidfd,
+        listen,
+    }))
+}
+
+/// The process that holds a lock, a pidfd that is surely its, and where it listens.
+fn holder_of(path: &Path) -> io::Result<Option<(Holder, OwnedFd, Option<Listen>)>> {
+    let Found::Held(label) = lock::look(path)? else {
         return Ok(None);
     };
     let unknown = || io::Error::other("held by a process the file does not name");
-    let holder: Holder = holder.ok_or_else(unknown)?;
+    let holder: Holder = label.holder.ok_or_else(unknown)?;
     let pidfd = sys::pidfd_open(holder.pid)?;
     // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
     if holder.lives() {
-        Ok(Some((holder.pid, pidfd)))
+        Ok(Some((holder, pidfd, label.what.map(|what| what.listen))))
     } else {
         Err(unknown())
     }
 }
 
-fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration, folder: &Path) {
+fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration) {
     let deadline = Instant::now() + patience;
     while !survivors.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -155,9 +155,20 @@ fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration, folder: &Path) {
         survivors.retain(|survivor| {
             let gone = ended.next().unwrap_or(false);
             if gone {
-                Files::new(folder, &survivor.tenant, survivor.id).remove();
+                survivor.clear_away();
             }
             !gone
         });
+    }
+}
+
+impl Survivor {
+    /// What it leaves: its session, its files, the name of a socket nobody listens on any more.
+    fn clear_away(&self) {
+        Mortal::found(self.holder.pid, self.holder.start_time).end_session();
+        self.files.remove();
+        if let Some(Listen::Unix(path)) = &self.listen {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }

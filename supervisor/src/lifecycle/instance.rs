@@ -37,6 +37,12 @@ pub(crate) struct Instance {
     pub(crate) planned: bool,
     /// Nothing may start before it has gone (stop-then-start).
     pub(crate) blocks_start: bool,
+    /// An earlier supervisor started it.
+    pub(crate) adopted: bool,
+    /// How far it is must be asked first; until then it may be one that serves.
+    pub(crate) unsure: bool,
+    /// The tenant's address is open in it alone.
+    pub(crate) keeps_address: bool,
     /// SIGKILL was sent long ago, and it is still there.
     pub(crate) overdue: bool,
     /// Why we ended it, which says more than how it exited.
@@ -66,6 +72,9 @@ impl Instance {
             missed: 0,
             planned: false,
             blocks_start: false,
+            adopted: false,
+            unsure: false,
+            keeps_address: false,
             overdue: false,
             verdict: None,
         }
@@ -89,12 +98,18 @@ impl Instance {
     pub(crate) fn terminate(&mut self, kill_at: Time, actions: &mut Vec<Action>) {
         if !matches!(self.phase, Phase::Stopping { .. }) {
             self.held = self.connections;
-            self.phase = Phase::Stopping {
-                kill_at,
-                killed: false,
-            };
+            self.going(kill_at);
             actions.push(Action::Terminate(self.id));
         }
+        self.planned = true;
+    }
+
+    /// It goes, by whoever's word; SIGKILL at `kill_at`.
+    pub(super) fn going(&mut self, kill_at: Time) {
+        self.phase = Phase::Stopping {
+            kill_at,
+            killed: false,
+        };
         self.planned = true;
     }
 

@@ -1,6 +1,8 @@
 //! A life played by hand, and lives played at random against the rules that must always hold.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod adopted;
+
 use super::*;
 use crate::status::State;
 use proptest::prelude::*;

@@ -81,16 +81,19 @@ impl Lifecycle {
         if self.asked_pending.is_some() {
             return self.asked_pending.clone();
         }
-        let (Some(current), Want::Run(spec)) = (&self.current, &self.want) else {
+        let (Some(current), Want::Run(_)) = (&self.current, &self.want) else {
             return None;
         };
         if let Some(hold) = &self.replace_hold {
             return Some(format!("replacement failed: {}", hold.reason));
         }
-        if !current.serves()
-            || (current.revision == spec.revision && current.generation == self.generation)
-        {
+        if !current.serves() || !self.outdated() {
             return None;
+        }
+        if current.keeps_address {
+            return Some(
+                "its socket could not be taken over: it is drained, then started again".into(),
+            );
         }
         Some(match (&self.bind, &self.server) {
             (Bind::Failed { reason, .. }, _) => format!("replacement waits: {reason}"),
@@ -137,9 +140,12 @@ impl Lifecycle {
         due.into_iter().min()
     }
 
-    fn outdated(&self) -> bool {
+    /// Whether the current instance is another than the one wanted.
+    pub(super) fn outdated(&self) -> bool {
         match (&self.current, &self.want) {
-            (Some(c), Want::Run(s)) => c.revision != s.revision || c.generation != self.generation,
+            (Some(c), Want::Run(s)) => {
+                c.revision != s.revision || c.generation != self.generation || c.keeps_address
+            }
             _ => false,
         }
     }
@@ -204,6 +210,16 @@ impl Lifecycle {
         [&self.current, &self.next, &self.draining]
             .into_iter()
             .flatten()
+    }
+
+    /// Whether `restart` was ordered since this instance was spawned.
+    pub(crate) fn is_superseded(&self, instance: &Instance) -> bool {
+        instance.generation != self.generation
+    }
+
+    /// Unplanned exits.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.restarts
     }
 
     /// The first instance number not yet given.

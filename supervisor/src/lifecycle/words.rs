@@ -1,8 +1,9 @@
 //! What is said to a life and what it answers: facts in, actions out.
 
+use super::{Inheritance, Stage};
 use std::time::Duration;
 
-/// Monotonic time since the supervisor started.
+/// Monotonic time since the host booted.
 pub(crate) type Time = Duration;
 
 /// Which effective configuration: a new number for each that differs.
@@ -51,6 +52,10 @@ pub(crate) enum Want {
 pub(crate) enum Event {
     /// What is wanted, judged from file, operator and budget. `pending` says what the file asks for beyond that.
     Wanted { want: Want, pending: Option<String> },
+    /// An earlier supervisor has left this. Comes first, if at all.
+    Adopted(Inheritance),
+    /// An adopted instance was asked how far it is, and has answered.
+    Learned(InstanceId, Stage),
     /// Its server: reachable, or why not.
     Server(Result<(), String>),
     /// Whether a replacement may overlap the running instance, or must be stop-then-start.

@@ -1,6 +1,7 @@
 //! Bytes of one pipe in, canonical lines out: JSON, flat, one a line, with the tenant and the pid we know it from.
 
 use super::flat::{self, Pairs, Value};
+use crate::handover::Carry;
 use brokkr_tenant::TenantName;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::borrow::Cow;
@@ -126,6 +127,22 @@ pub(super) struct Splitter {
 }
 
 impl Splitter {
+    /// One that goes on in the midst of a line.
+    pub(super) fn resume(carry: Carry) -> Self {
+        let mut splitter = Self::default();
+        splitter.keep(&carry.bytes);
+        splitter.beyond = splitter.beyond.saturating_add(carry.beyond);
+        splitter
+    }
+
+    /// Where it stopped, for another to go on.
+    pub(super) fn leave(self) -> Carry {
+        Carry {
+            bytes: self.carry,
+            beyond: self.beyond,
+        }
+    }
+
     /// Appends every line that ends in `block` to `out`, in canonical form, and says how many these are.
     pub(super) fn feed(
         &mut self,

@@ -80,6 +80,8 @@ struct State {
     /// No more lines will come.
     closed: bool,
     written: bool,
+    /// The writer has written all it took, and waits for more.
+    idle: bool,
 }
 
 /// The shared part.
@@ -109,6 +111,7 @@ impl Shared {
             encoder: Arc::clone(&encoder),
             closed: false,
             written: false,
+            idle: false,
         };
         Self {
             state: Mutex::new(state),
@@ -145,7 +148,11 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if !state.turns.is_empty() {
+                state.idle = false;
                 return Some(state.take(budget));
+            }
+            if !std::mem::replace(&mut state.idle, true) {
+                self.changed.notify_all();
             }
             if state.closed {
                 state.written = true;
@@ -176,10 +183,21 @@ impl Shared {
         self.lock().closed
     }
 
-    /// Waits until all is written; false when it was not by `deadline`.
+    /// Waits until all is written and nothing will come; false when it was not by `deadline`.
     pub(super) fn wait_written(&self, deadline: Instant) -> bool {
+        self.wait_until(deadline, |state| state.written)
+    }
+
+    /// Waits until all that was pushed so far is written; false when it was not by `deadline`.
+    pub(super) fn wait_flushed(&self, deadline: Instant) -> bool {
+        self.wait_until(deadline, |state| {
+            state.written || (state.idle && state.turns.is_empty())
+        })
+    }
+
+    fn wait_until(&self, deadline: Instant, done: impl Fn(&State) -> bool) -> bool {
         let mut state = self.lock();
-        while !state.written {
+        while !done(&state) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return false;

@@ -5,13 +5,14 @@
 
 use super::line::{Origin, Splitter, timestamp};
 use super::queue::{Chunk, Shared};
+use crate::handover::Carry;
 use bytes::Bytes;
 use chrono::Utc;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,13 +34,16 @@ pub(super) enum Command {
     Attach {
         token: u64,
         origin: Arc<Origin>,
-        pipe: OwnedFd,
+        pipe: Arc<OwnedFd>,
+        carry: Carry,
     },
     /// The process has ended: read all there is, take what has no line feed as a line, and say so.
     Drain {
         origin: Origin,
         done: oneshot::Sender<()>,
     },
+    /// Let every pipe go, and say by pid where each was left.
+    Release(oneshot::Sender<BTreeMap<i32, Carry>>),
     /// Read all there is, everywhere, and end.
     Stop,
 }
@@ -68,16 +72,22 @@ impl Control {
     }
 
     /// Hands a pipe over.
-    pub(super) fn attach(&self, origin: Arc<Origin>, pipe: OwnedFd) -> io::Result<()> {
+    pub(super) fn attach(
+        &self,
+        origin: Arc<Origin>,
+        pipe: Arc<OwnedFd>,
+        carry: Carry,
+    ) -> io::Result<()> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         // First here, where an error has somebody to go to. Readable before the reader knows the token, it is
         // simply reported again.
         self.epoll
-            .add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+            .add(&*pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         self.tell(Command::Attach {
             token,
             origin,
             pipe,
+            carry,
         });
         Ok(())
     }
@@ -101,7 +111,7 @@ impl Control {
 
 struct Source {
     origin: Arc<Origin>,
-    pipe: OwnedFd,
+    pipe: Arc<OwnedFd>,
     splitter: Splitter,
 }
 
@@ -161,8 +171,9 @@ impl Reader {
                     token,
                     origin,
                     pipe,
+                    carry,
                 } => {
-                    let splitter = Splitter::default();
+                    let splitter = Splitter::resume(carry);
                     self.sources.insert(
                         token,
                         Source {
@@ -182,6 +193,16 @@ impl Reader {
                     }
                     // Whoever asked may have gone; the lines are in memory all the same.
                     let _ = done.send(());
+                }
+                Command::Release(done) => {
+                    let mut left = BTreeMap::new();
+                    for (_, source) in self.sources.drain() {
+                        // Said to the kernel: the descriptor lives on elsewhere, and would go on being reported.
+                        let _ = self.control.epoll.delete(&*source.pipe);
+                        self.shared.pipe_closed(&source.origin.tenant);
+                        left.insert(source.origin.pid, source.splitter.leave());
+                    }
+                    let _ = done.send(left);
                 }
                 Command::Stop => {
                     for token in self.sources.keys().copied().collect::<Vec<_>>() {
@@ -217,7 +238,7 @@ impl Reader {
             return 0;
         };
         let now = timestamp(Utc::now());
-        match nix::unistd::read(&source.pipe, &mut self.block) {
+        match nix::unistd::read(&*source.pipe, &mut self.block) {
             Ok(0) => {}
             Ok(count) => {
                 let mut lines = 0;
@@ -246,7 +267,7 @@ impl Reader {
             let lines = source.splitter.end(&source.origin, &now, &mut self.out);
             hand_on(&self.shared, &source.origin, &mut self.out, lines);
             // Said to the kernel, for the descriptor may be held elsewhere too and would go on being reported.
-            let _ = self.control.epoll.delete(&source.pipe);
+            let _ = self.control.epoll.delete(&*source.pipe);
             self.shared.pipe_closed(&source.origin.tenant);
         }
         0

@@ -36,7 +36,8 @@ fn hub(output: fn(OwnedFd) -> Output) -> (Hub, BufReader<File>) {
 
 fn attach(hub: &Hub, tenant: &str, pid: i32) -> File {
     let (write, read) = pipe();
-    hub.attach(name(tenant), pid, read).unwrap();
+    hub.attach(name(tenant), pid, read, Carry::default())
+        .unwrap();
     write
 }
 
@@ -460,4 +461,42 @@ proptest! {
             prop_assert!(!shown.trim_end_matches('\n').chars().any(char::is_control));
         }
     }
+}
+
+#[test]
+fn a_pipe_that_is_let_go_in_the_midst_of_a_line_is_read_on_by_another_hub() {
+    let (first, out) = hub(Output::Json);
+    let (mut acme, read) = pipe();
+    let read = Arc::new(read);
+    first
+        .attach(name("acme"), 7, Arc::clone(&read), Carry::default())
+        .unwrap();
+    acme.write_all(b"whole\nhalf of ").unwrap();
+    let seen = Instant::now() + Duration::from_secs(20);
+    while first.tail(&Filter::default(), 1).is_empty() {
+        assert!(Instant::now() < seen);
+        thread::yield_now();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let mut carries = runtime.block_on(first.release());
+    let carry = carries.remove(&7).unwrap();
+    // Written while nobody reads.
+    acme.write_all(b"a line\nlast\n").unwrap();
+    assert!(first.flush(soon()));
+    let messages = |lines: Vec<String>| -> Vec<String> {
+        let lines = lines
+            .iter()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines
+            .map(|line| line["message"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(messages(rest(&first, out)), ["whole"]);
+
+    let (second, out) = hub(Output::Json);
+    second.attach(name("acme"), 7, read, carry).unwrap();
+    drop(acme);
+    assert_eq!(messages(rest(&second, out)), ["half of a line", "last"]);
 }

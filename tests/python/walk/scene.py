@@ -18,12 +18,12 @@ YAML = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: walked\n"
 
 class Scene:
     def __init__(self, base_url, admin_pak):
-        self.base_url = base_url
+        self.base_url, self.admin_pak = base_url, admin_pak
         self.tag = uuid.uuid4().hex[:8]
         self.admin = self.connect(admin_pak)
 
         made = call(201, "create_generator", client=self.admin, body=NewGenerator(name=f"generator-{self.tag}"))
-        self.generator_id, self.generator = made.generator.id, self.connect(made.pak)
+        self.generator_id, self.generator, self.generator_pak = made.generator.id, self.connect(made.pak), made.pak
         body = CreateAgentRequest(name=f"agent-{self.tag}", cluster_name="c")
         made = call(201, "create_agent", client=self.admin, body=body)
         self.agent_id, self.agent, self.agent_pak = made.agent.id, self.connect(made.initial_pak), made.initial_pak

@@ -36,11 +36,7 @@ def walk(scene):
         fleet = {r.agent_id: r for r in call(200, "list_fleet", client=admin)}
         assert fleet[scene.agent_id].ws_connected
 
-        # The client's own ways to the same.
-        seen = asyncio.run(generator.list_telemetry_events(scene.stack_id, since=began, limit=1))
-        assert len(seen.events) == 1 and seen.retention.retention_ceiling_seconds == 6 * 3600
-        assert len(asyncio.run(generator.list_telemetry_logs(scene.stack_id)).lines) == 1
-        assert asyncio.run(admin.list_ws_connections()).connected_agents >= 1
+        asyncio.run(own_ways(scene, began))
 
     def gone():
         connections = call(200, "list_ws_connections", client=admin).connections
@@ -48,3 +44,12 @@ def walk(scene):
 
     until("the connection to be gone", gone)
     assert call(403, "list_telemetry_logs", scene.stack_id, client=scene.agent).code == "stack_not_owned"
+
+
+async def own_ways(scene, began):
+    """The client's own ways to the same, on connections of this event loop's own."""
+    admin, generator = scene.connect(scene.admin_pak), scene.connect(scene.generator_pak)
+    seen = await generator.list_telemetry_events(scene.stack_id, since=began, limit=1)
+    assert len(seen.events) == 1 and seen.retention.retention_ceiling_seconds == 6 * 3600
+    assert len((await generator.list_telemetry_logs(scene.stack_id)).lines) == 1
+    assert (await admin.list_ws_connections()).connected_agents >= 1

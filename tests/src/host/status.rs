@@ -9,6 +9,9 @@ pub struct Status {
     pub tenants: Vec<TenantStatus>,
     /// Every server.
     pub servers: Vec<ServerStatus>,
+    /// What is no single tenant's.
+    #[serde(default)]
+    pub notices: Vec<String>,
 }
 
 impl Status {

@@ -33,10 +33,7 @@ fn fault_10_a_generator_cannot_complete_an_unclaimed_order() {
 fn fault_27_an_order_that_cannot_be_made_whole_leaves_nothing_not_even_an_event() {
     let world = World::new();
     let agent = world.agent("a");
-    world
-        .sql()
-        .execute("UPDATE brokkr_meta SET wants_events = true", &[])
-        .unwrap();
+    world.note_events();
     let audited = || {
         let sql = "SELECT count(*) FROM audit_log WHERE action = 'workorder.created'";
         world.sql().query_one(sql, &[]).unwrap().get::<_, i64>(0)
@@ -48,7 +45,7 @@ fn fault_27_an_order_that_cannot_be_made_whole_leaves_nothing_not_even_an_event(
         "work_orders",
         "work_order_targets",
         "work_order_labels",
-        "event_outbox",
+        "noted_events",
     ] {
         assert_eq!(count(&world, table), 0, "{table}");
     }
@@ -59,10 +56,7 @@ fn fault_27_an_order_that_cannot_be_made_whole_leaves_nothing_not_even_an_event(
 fn fault_43_every_step_is_announced_and_a_completion_with_its_own_time() {
     let world = World::new();
     let agent = world.agent("a");
-    world
-        .sql()
-        .execute("UPDATE brokkr_meta SET wants_events = true", &[])
-        .unwrap();
+    world.note_events();
     let order = order_for(&world, &agent, json!({ "max_retries": 1 }));
     let _ = claim(&agent.api, &order, &agent).expect(200);
     let _ = complete(&agent.api, &order, json!({ "success": false })).expect(202);
@@ -74,7 +68,7 @@ fn fault_43_every_step_is_announced_and_a_completion_with_its_own_time() {
     let told: Vec<(String, Value)> = world
         .sql()
         .query(
-            "SELECT event_type, data FROM event_outbox ORDER BY created_at",
+            "SELECT event_type, data FROM noted_events ORDER BY created_at",
             &[],
         )
         .unwrap()

@@ -91,6 +91,25 @@ impl World {
         client
     }
 
+    /// From now on every event is written, as if somebody had subscribed to it, and noted in `noted_events` too: the outbox
+    /// itself is emptied as soon as the broker gets to it.
+    pub(crate) fn note_events(&self) {
+        self.sql()
+            .batch_execute(
+                "CREATE TABLE noted_events (LIKE event_outbox INCLUDING DEFAULTS);
+                 CREATE FUNCTION note_event() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN
+                     INSERT INTO noted_events (id, event_type, data, created_at)
+                     VALUES (NEW.id, NEW.event_type, NEW.data, NEW.created_at);
+                     RETURN NEW;
+                 END $$;
+                 CREATE TRIGGER note_event AFTER INSERT ON event_outbox FOR EACH ROW EXECUTE FUNCTION note_event();
+                 GRANT ALL ON noted_events TO PUBLIC;
+                 UPDATE brokkr_meta SET wants_events = true",
+            )
+            .unwrap();
+    }
+
     /// The caller without a PAK.
     pub(crate) fn nobody(&self) -> Api {
         self.admin.with_pak("")

@@ -1,6 +1,7 @@
 //! Where a webhook may go, and the test that tries one.
 
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
@@ -29,14 +30,18 @@ fn fault_16_nothing_private_is_reached_unless_the_operator_says_so() {
             .call("POST", &format!("/webhooks/{webhook}/test"), None);
         let details = refused(&answer, 400, "webhook_test_failed");
         assert_eq!(details, Value::Null, "it has not answered");
-        assert!(answer.text().contains("not allowed"), "{}", answer.text());
+        assert!(
+            answer.text().contains("webhooks.allowed_networks"),
+            "{}",
+            answer.text()
+        );
     }
     let generator = world.generator("g");
     let _ = world.stack(&generator);
     for webhook in ids(&world.admin.get("/webhooks").expect(200).json()) {
         let dead = becomes(&world.admin, &webhook, "dead");
         let error = dead["last_error"].as_str().unwrap();
-        assert!(error.contains("not allowed"), "{error}");
+        assert!(error.contains("webhooks.allowed_networks"), "{error}");
     }
     assert_eq!(endpoint.seen().len(), 0);
     assert_eq!(given_up(&world).len(), urls.len());
@@ -170,4 +175,54 @@ fn a_slow_test_holds_no_database_connection() {
             let _ = test.join().unwrap().expect(200);
         }
     });
+}
+
+/// An endpoint that answers one request with `100 Continue` for as long as anybody listens; its URL.
+fn endless(pause: Duration) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let answer = if pause.is_zero() {
+        "HTTP/1.1 100 Continue\r\n\r\n".repeat(1000)
+    } else {
+        "HTTP/1.1 100 Continue\r\n\r\n".to_owned()
+    };
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        while stream.write_all(answer.as_bytes()).is_ok() {
+            thread::sleep(pause);
+        }
+    });
+    url
+}
+
+#[test]
+fn an_endpoint_that_never_gets_to_its_answer_holds_nobody_up() {
+    let world = open();
+    for pause in [0, 1] {
+        let url = endless(Duration::from_millis(pause));
+        let more = json!({ "timeout_seconds": 2, "enabled": false });
+        let webhook = subscribe(&world.admin, &url, &more);
+        let path = format!("/webhooks/{webhook}/test");
+        thread::scope(|scope| {
+            let test = scope.spawn(|| world.admin.call("POST", &path, None));
+            while !test.is_finished() {
+                let health = brokkr_tests::http::get(&world.broker.addr(), "/healthz").unwrap();
+                assert!(
+                    health.took < Duration::from_millis(700),
+                    "{:?}",
+                    health.took
+                );
+                thread::sleep(Duration::from_millis(20));
+            }
+            let answer = test.join().unwrap();
+            assert!(answer.took < Duration::from_secs(4), "{:?}", answer.took);
+            assert_eq!(refused(&answer, 400, "webhook_test_failed"), Value::Null);
+            let said = answer.text();
+            assert!(
+                pause == 0 || said.contains("no answer within 2 s"),
+                "{said}"
+            );
+        });
+    }
 }

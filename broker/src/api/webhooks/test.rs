@@ -90,6 +90,11 @@ async fn send(
     client
         .post(endpoint, Bytes::from(payload.to_string()), left)
         .await
+        // Whoever reads it knows the whole time, not what waiting for a place left of it.
+        .map_err(|error| match error {
+            SendError::Timeout(_) => SendError::Timeout(timeout.as_secs()),
+            other => other,
+        })
 }
 
 fn reply(answer: Result<Answer, SendError>) -> Result<Reply, Error> {

@@ -1,9 +1,10 @@
 //! The folders the daemon lives in, and the lock that makes it the only one there.
 
 use crate::config::Supervisor;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// `RUNTIME_DIR/instances`.
@@ -11,15 +12,20 @@ pub(super) fn instances(config: &Supervisor) -> PathBuf {
     config.runtime_dir.join("instances")
 }
 
-/// Makes what is missing and takes the runtime folder for this process alone, until the file is dropped.
+/// Makes what is missing and takes the runtime folder for this process alone, until the file is dropped. `held` is the
+/// lock as the supervisor had it that has become this one.
 ///
 /// # Errors
 /// What is in the way, for the operator.
-pub(super) fn prepare(config: &Supervisor) -> Result<File, String> {
+pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<File, String> {
     // Others may pass through to reach the control socket, whose own mode says who may use it.
     make(&config.runtime_dir, 0o755)?;
     make(&config.state_dir, 0o755)?;
-    let lock = take(&config.runtime_dir.join("supervisor.lock"))?;
+    let path = config.runtime_dir.join("supervisor.lock");
+    let lock = match held.map(File::from).filter(|held| is_at(held, &path)) {
+        Some(held) => held,
+        None => take(&path)?,
+    };
     make(&instances(config), 0o700)?;
     make(&config.state_dir.join("tenants"), 0o711)?;
     Ok(lock)
@@ -31,6 +37,13 @@ fn make(path: &Path, mode: u32) -> Result<(), String> {
         .mode(mode)
         .create(path)
         .map_err(|error| format!("cannot make {}: {error}", path.display()))
+}
+
+/// Whether this open file is the one at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |m: Metadata| (m.dev(), m.ino());
+    let there = std::fs::metadata(path).map(identity).ok();
+    there.is_some() && there == file.metadata().map(identity).ok()
 }
 
 fn take(path: &Path) -> Result<File, String> {

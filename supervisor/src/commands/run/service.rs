@@ -1,14 +1,17 @@
 //! The daemon as a service: signals in, readiness, progress and the watchdog out.
 
 use crate::fleet::handle::Handle;
+use crate::fleet::leave::Quit;
 use crate::instance::orphans;
+use crate::instance::successor::{self, Successor};
 use crate::status::{Snapshot, State};
-use crate::systemd::Notifier;
+use crate::systemd::{Notifier, job};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// While draining, systemd is asked for more time so often.
 const EXTEND_EVERY: Duration = Duration::from_secs(1);
@@ -18,6 +21,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    succeed: Signal,
     child: Signal,
 }
 
@@ -27,61 +31,95 @@ impl Signals {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
+        let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            succeed: signal(SignalKind::user_defined2())?,
             child: signal(SignalKind::child())?,
-        })
+        };
+        successor::unblock_signals();
+        Ok(signals)
     }
 }
 
-/// Turns signals into requests, until one of them stops the daemon.
+/// Turns signals into requests; `config` is the supervisor's own file, which a successor needs too.
 pub(super) async fn heed(
     mut signals: Signals,
     notifier: Notifier,
     handle: Handle,
-    stop: oneshot::Sender<()>,
+    config: PathBuf,
+    quit: mpsc::Sender<Quit>,
 ) {
-    let mut stop = Some(stop);
+    let mut ending = false;
     loop {
         // Cancel-safe: a signal not taken stays pending in its stream.
-        tokio::select! {
-            _ = signals.terminate.recv() => stop_once(&mut stop, &notifier, "SIGTERM"),
-            _ = signals.interrupt.recv() => stop_once(&mut stop, &notifier, "SIGINT"),
+        let stop = tokio::select! {
+            _ = signals.terminate.recv() => Some("SIGTERM"),
+            _ = signals.interrupt.recv() => Some("SIGINT"),
             _ = signals.hang_up.recv() => {
-                tracing::info!("SIGHUP: reading every file again");
-                notifier.reloading();
-                let (handle, notifier) = (handle.clone(), notifier.clone());
-                tokio::spawn(async move {
-                    if let Ok(report) = handle.reload(false).await {
-                        for problem in &report.problems {
-                            tracing::warn!("{problem}");
-                        }
-                        tracing::info!(added = report.added.len(), changed = report.changed.len(), removed = report.removed.len(), "reloaded");
+                reload(&notifier, &handle);
+                None
+            }
+            _ = signals.succeed.recv() => {
+                match Successor::find(&config) {
+                    Ok(successor) => {
+                        tracing::info!(program = %successor.program().display(), "SIGUSR2: asking the program on disk whether it can take over");
+                        let _ = quit.try_send(Quit::Succeed(successor));
                     }
-                    notifier.ready();
-                });
+                    Err(problem) => tracing::error!("SIGUSR2: {problem}; this supervisor runs on"),
+                }
+                None
             }
             _ = signals.child.recv() => {
                 orphans::reap();
+                None
             }
+        };
+        if let Some(signal) = stop
+            && !std::mem::replace(&mut ending, true)
+        {
+            tokio::spawn(end(signal, notifier.clone(), quit.clone()));
         }
     }
 }
 
-fn stop_once(stop: &mut Option<oneshot::Sender<()>>, notifier: &Notifier, signal: &str) {
-    if let Some(stop) = stop.take() {
-        tracing::info!("{signal}: draining every tenant");
-        notifier.stopping();
-        let _ = stop.send(());
-        let notifier = notifier.clone();
-        tokio::spawn(async move {
-            loop {
-                notifier.extend_timeout(EXTEND_EVERY * 10);
-                tokio::time::sleep(EXTEND_EVERY).await;
+fn reload(notifier: &Notifier, handle: &Handle) {
+    tracing::info!("SIGHUP: reading every file again");
+    notifier.reloading();
+    let (handle, notifier) = (handle.clone(), notifier.clone());
+    tokio::spawn(async move {
+        if let Ok(report) = handle.reload(false).await {
+            for problem in &report.problems {
+                tracing::warn!("{problem}");
             }
-        });
+            tracing::info!(
+                added = report.added.len(),
+                changed = report.changed.len(),
+                removed = report.removed.len(),
+                "reloaded"
+            );
+        }
+        notifier.ready();
+    });
+}
+
+/// Drains every tenant, unless systemd says that it only wants another supervisor.
+async fn end(signal: &str, notifier: Notifier, quit: mpsc::Sender<Quit>) {
+    if notifier.is_heard() && job::is_restart().await {
+        tracing::info!(
+            "{signal}: systemd restarts this unit: every broker is left to the next supervisor"
+        );
+        notifier.stopping();
+        let _ = quit.send(Quit::Leave).await;
+        return;
+    }
+    tracing::info!("{signal}: draining every tenant");
+    notifier.stopping();
+    let _ = quit.send(Quit::Drain).await;
+    loop {
+        notifier.extend_timeout(EXTEND_EVERY * 10);
+        tokio::time::sleep(EXTEND_EVERY).await;
     }
 }
 

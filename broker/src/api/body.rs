@@ -1,0 +1,161 @@
+//! A request's body, from the wire to one piece of memory, and whose it may be.
+//!
+//! What an unknown caller sends is read up to [`SMALL`]. More is read for a known caller only, into a room that all large
+//! bodies share, and only while it keeps coming: a body that stalls gives its room back long before its time is over.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::error::Error;
+
+/// Most bytes read before anybody knows who sends them.
+const SMALL: usize = 8 * 1024;
+
+/// Longest a body may take to arrive.
+const WHOLE: Duration = Duration::from_secs(30);
+
+/// A body that holds room must bring this much in this time.
+const PACE: (usize, Duration) = (128 * 1024, Duration::from_secs(3));
+
+/// What all larger bodies that are being read or worked on may hold together, in KiB. Those beyond wait, and are
+/// answered 503 when they have waited as long as for a connection.
+static ROOM: Semaphore = Semaphore::const_new(64 * 1024);
+
+/// A body that is being read.
+pub(super) struct Arriving {
+    body: Body,
+    have: BytesMut,
+    /// Most bytes this operation takes.
+    most: usize,
+    announced: Option<u64>,
+    until: Instant,
+}
+
+/// How far a body has come.
+pub(super) enum Read {
+    /// All of it is there.
+    Whole(Bytes),
+    /// There is more, for a known caller.
+    More(Arriving),
+}
+
+impl Arriving {
+    pub(super) fn new(headers: &HeaderMap, body: Body, most: usize) -> Self {
+        Self {
+            body,
+            have: BytesMut::new(),
+            most,
+            announced: announced(headers),
+            until: Instant::now() + WHOLE,
+        }
+    }
+
+    /// Reads what may be read of anybody.
+    ///
+    /// # Errors
+    /// 413, 408, or 400 when it ends early.
+    pub(super) async fn of_anybody(mut self) -> Result<Read, Error> {
+        if self
+            .announced
+            .is_some_and(|length| length > self.most as u64)
+        {
+            return Err(too_large(self.most));
+        }
+        if self.announced.is_some_and(|length| length > SMALL as u64) {
+            return Ok(Read::More(self));
+        }
+        let until = self.until;
+        while self.have.len() <= SMALL {
+            match timeout_at(until, self.body.frame()).await {
+                Err(_) => return Err(too_slow()),
+                Ok(None) => return Ok(Read::Whole(self.have.freeze())),
+                Ok(Some(frame)) => self.take(frame)?,
+            }
+        }
+        Ok(Read::More(self))
+    }
+
+    /// Reads the rest of a known caller's body. The permit is its room: to be kept for as long as the bytes are.
+    ///
+    /// # Errors
+    /// 413, 408, 400 when it ends early, or 503 when no room came free within `patience`.
+    pub(super) async fn of_known(
+        mut self,
+        patience: Duration,
+    ) -> Result<(Bytes, SemaphorePermit<'static>), Error> {
+        let length = self.announced.unwrap_or(self.most as u64);
+        let kibibytes = u32::try_from(length.div_ceil(1024)).unwrap_or(u32::MAX);
+        let room = match timeout(patience, ROOM.acquire_many(kibibytes)).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(_)) | Err(_) => {
+                return Err(Error::busy(
+                    "too many large bodies at once; try again shortly",
+                ));
+            }
+        };
+        self.until = Instant::now() + WHOLE;
+        let mut lap = (self.have.len(), Instant::now() + PACE.1);
+        loop {
+            match timeout_at(self.until.min(lap.1), self.body.frame()).await {
+                Ok(None) => return Ok((self.have.freeze(), room)),
+                Ok(Some(frame)) => self.take(frame)?,
+                Err(_) if Instant::now() >= self.until => return Err(too_slow()),
+                Err(_) => {}
+            }
+            if Instant::now() >= lap.1 {
+                if self.have.len() - lap.0 < PACE.0 {
+                    return Err(too_slow());
+                }
+                lap = (self.have.len(), Instant::now() + PACE.1);
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Result<hyper::body::Frame<Bytes>, axum::Error>) -> Result<(), Error> {
+        let frame = frame.map_err(|_| super::call::bad_request("the body ended early"))?;
+        // Trailers say nothing to us.
+        let Ok(data) = frame.into_data() else {
+            return Ok(());
+        };
+        if self.have.len() + data.len() > self.most {
+            return Err(too_large(self.most));
+        }
+        self.have.extend_from_slice(&data);
+        Ok(())
+    }
+}
+
+/// Takes a small body that nobody asked for, so that its connection can go on after it.
+pub(super) async fn discard(headers: &HeaderMap, body: Body) {
+    if announced(headers).is_some_and(|length| length <= SMALL as u64) {
+        let _ = Arriving::new(headers, body, SMALL).of_anybody().await;
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
+fn too_slow() -> Error {
+    Error::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "request_timeout",
+        "the body took too long to arrive",
+    )
+}
+
+fn too_large(most: usize) -> Error {
+    Error::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "payload_too_large",
+        format!("this request's body may have at most {most} bytes"),
+    )
+}

@@ -1,0 +1,248 @@
+//! One turn of the daemon: everything is started, and runs until the fleet has ended or leaves.
+
+use super::{folders, service};
+use crate::budget::parse_admitted;
+use crate::config::{Look, Scanner, Supervisor};
+use crate::control;
+use crate::embedded::Embedded;
+use crate::fleet::handle::Handle;
+use crate::fleet::keep::Keeping;
+use crate::fleet::leave::Ended;
+use crate::fleet::{Fleet, Parts, persist};
+use crate::handover::inherited::Inherited;
+use crate::handover::names::MOST_STORED;
+use crate::instance::find::{self, Finds};
+use crate::instance::group::Groups;
+use crate::instance::private::ProbeTimes;
+use crate::instance::{Edge, Settings, orphans};
+use crate::logs::Hub;
+use crate::servers::Servers;
+use crate::status::Snapshot;
+use crate::systemd::{Notifier, job};
+use crate::watch::Watch;
+use brokkr_tenant::{Layer, TenantName};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, watch};
+
+/// Reports of instances between two turns of the fleet; when full, the reporters wait.
+const REPORTS: usize = 4096;
+/// Operators' requests between two turns of the fleet; when full, the requests wait.
+const REQUESTS: usize = 64;
+/// Words that end the fleet; the first that counts is heeded, and more of them than these are dropped.
+const QUITS: usize = 4;
+
+/// What the daemon is made of, whoever's place it takes.
+pub(super) struct Daemon {
+    /// The supervisor's own file.
+    pub(super) file: PathBuf,
+    /// What it says, or said when it was last good.
+    pub(super) config: Arc<Supervisor>,
+    /// What is wrong with it now.
+    pub(super) problem: Option<String>,
+    /// The log.
+    pub(super) hub: Hub,
+    /// Limits of open files for brokers.
+    pub(super) open_files: (u64, u64),
+    /// Where brokers get control groups.
+    pub(super) groups: Groups,
+}
+
+impl Daemon {
+    /// Takes over what was left, and serves.
+    ///
+    /// # Errors
+    /// What is missing or in the way. No broker has been ended for it.
+    pub(super) async fn serve(&self, inherited: Inherited) -> Result<Ended, String> {
+        // Signals first: one that comes while the rest starts must not kill what has been started.
+        let signals = service::Signals::new()
+            .map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let notifier = Notifier::from_env().map_err(|error| format!("NOTIFY_SOCKET: {error}"))?;
+        nix::sys::prctl::set_child_subreaper(true)
+            .map_err(|error| format!("cannot become subreaper: {error}"))?;
+        if let Some(problem) = &self.problem {
+            tracing::error!("{problem}");
+        }
+        for warning in &self.config.warnings {
+            tracing::warn!("{}", warning.headline());
+        }
+        let mut finds = self.find(inherited).await?;
+        let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+        let (request_sender, requests) = mpsc::channel(REQUESTS);
+        let handle = Handle::new(snapshot.clone(), request_sender);
+        let (admitted, stopped) = (read_admitted(&self.config), read_stopped(&self.config)?);
+        // What can fail is tried before the embedded server is started, which would be left running.
+        let control = control::Control::start(&self.config, handle.clone(), self.hub.clone())
+            .await
+            .map_err(|error| format!("control socket: {error}"))?;
+        let embedded = match self.config.postgres.embedded {
+            true => Some(Embedded::start(&self.config, std::mem::take(&mut finds.embedded)).await?),
+            false => None,
+        };
+        let fleet = async {
+            let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
+                .map_err(|error| format!("cannot start the probers: {error}"))?;
+            let (desired_sender, desired) = watch::channel(Arc::default());
+            let (reloader, wishes) = mpsc::channel(REQUESTS);
+            let mut scanner = self.scanner(embedded.as_ref(), &finds);
+            let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
+            for problem in &first.desired.problems {
+                tracing::error!("{problem}");
+            }
+            desired_sender.send_replace(Arc::new(first.desired));
+            let tenants_dir = self.config.tenants_dir.clone();
+            let watch_task = Watch::new(tenants_dir, scanner, desired_sender, wishes);
+            tokio::spawn(watch_task.run());
+
+            let (report_sender, reports) = mpsc::channel(REPORTS);
+            let groups = self.groups.problem();
+            let notices = [control.notice(), self.problem.as_deref(), groups.as_deref()];
+            let fleet = Fleet::new(Parts {
+                edge: Edge::new(self.settings(), self.hub.clone(), report_sender),
+                reports,
+                desired,
+                servers: servers.clone(),
+                requests,
+                reloader,
+                snapshots,
+                admitted,
+                stopped,
+                finds,
+                open_files: crate::sys::open_files(),
+                keeping: keeping(&notifier, embedded.as_ref()).await,
+                notices: notices.into_iter().flatten().map(str::to_owned).collect(),
+                config: self.config.clone(),
+            });
+            let (quit, quits) = mpsc::channel(QUITS);
+            tokio::spawn(service::report(notifier.clone(), snapshot));
+            let file = self.file.clone();
+            tokio::spawn(service::heed(signals, notifier.clone(), handle, file, quit));
+            let ended = fleet.run(quits).await;
+
+            // The probers last but one: without them nothing knocks at an embedded server on its way out.
+            drop((control, servers));
+            Ok(ended)
+        };
+        let mut ended: Result<Ended, String> = fleet.await;
+        match (&mut ended, embedded) {
+            (Ok(Ended::Left(estate, _)), Some(embedded)) => embedded.leave(estate),
+            (_, Some(embedded)) => embedded.stop().await,
+            (_, None) => {}
+        }
+        orphans::reap();
+        match &ended {
+            Ok(Ended::Left(..)) => tracing::info!("gone; every broker runs on"),
+            _ => tracing::info!("stopped"),
+        }
+        ended
+    }
+
+    /// Looks for what an earlier supervisor left.
+    async fn find(&self, inherited: Inherited) -> Result<Finds, String> {
+        let (folder, program) = (folders::instances(&self.config), self.config.broker.clone());
+        let shown = folder.display().to_string();
+        let finds = tokio::task::spawn_blocking(move || find::find(&folder, inherited, &program))
+            .await
+            .map_err(|panic| panic.to_string())?
+            .map_err(|error| format!("{shown}: {error}"))?;
+        for remark in &finds.remarks {
+            tracing::warn!("{remark}");
+        }
+        for left in &finds.left {
+            tracing::error!("cannot be taken over: {left}");
+        }
+        Ok(finds)
+    }
+
+    /// A scanner that knows of the tenants that run already.
+    fn scanner(&self, embedded: Option<&Embedded>, finds: &Finds) -> Scanner {
+        let layers = embedded
+            .map(|embedded| {
+                Layer::from_pairs(
+                    "the embedded server",
+                    [("database.url", embedded.url().expose().as_str())],
+                )
+            })
+            .into_iter()
+            .chain([self.config.defaults.clone()])
+            .collect();
+        let mut scanner = Scanner::new(
+            self.config.tenants_dir.clone(),
+            self.config.broker.clone(),
+            layers,
+        );
+        for (name, found) in &finds.instances {
+            if let Some(config) = found.last().and_then(|found| found.config.as_ref()) {
+                scanner.know(name, config);
+            }
+        }
+        scanner
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            program: self.config.broker.clone(),
+            folder: folders::instances(&self.config),
+            times: ProbeTimes {
+                interval: self.config.health.interval,
+                timeout: self.config.health.timeout,
+            },
+            open_files: self.open_files,
+            groups: self.groups.clone(),
+        }
+    }
+}
+
+/// What it takes to keep systemd's descriptor store; `None` where systemd has none for us.
+async fn keeping(notifier: &Notifier, embedded: Option<&Embedded>) -> Option<Keeping> {
+    if !notifier.is_heard() {
+        return None;
+    }
+    let ours =
+        std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    let most = match job::store_max().await {
+        Ok(most) => most,
+        // It started us, so it is there: what it does not take, it says in its own log.
+        Err(_) if ours => MOST_STORED as u32,
+        Err(_) => return None,
+    };
+    if most == 0 {
+        tracing::warn!(
+            "systemd keeps no descriptors for this unit (FileDescriptorStoreMax=): after a crash, brokers are taken over by their locks"
+        );
+    }
+    let watched = embedded.map(Embedded::watch);
+    Some(Keeping {
+        notifier: notifier.clone(),
+        most,
+        embedded: Box::new(move || watched.as_ref().map(|left| left()).unwrap_or_default()),
+    })
+}
+
+fn read_admitted(config: &Supervisor) -> Vec<crate::budget::Admission> {
+    let path = config.state_dir.join("admitted");
+    let text = persist::read(&path).unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), %error, "cannot be read: tenants are admitted by priority and name");
+        String::new()
+    });
+    let (admitted, bad) = parse_admitted(&text);
+    for (line, text) in bad {
+        tracing::error!(
+            "{}:{line}:1: not an admission, left out: {text}",
+            path.display()
+        );
+    }
+    admitted
+}
+
+/// Who was stopped must stay stopped, so a list that cannot be read stops us.
+fn read_stopped(config: &Supervisor) -> Result<BTreeSet<TenantName>, String> {
+    let path = config.state_dir.join("stopped");
+    let text = persist::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| TenantName::parse(line.trim()).ok())
+        .collect())
+}

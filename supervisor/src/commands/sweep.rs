@@ -1,0 +1,98 @@
+//! `sweep`: ends what a supervisor has left, when it was to be a stop after all. The unit calls it (`ExecStopPost=`).
+//!
+//! A supervisor that is told to go for a restart leaves its brokers, and one that is killed cannot help it. Whether the
+//! next one is going to come, systemd knows: with a stop queued behind a restart it does not.
+
+use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run};
+use crate::config::Supervisor;
+use crate::embedded;
+use crate::instance::group::Groups;
+use crate::instance::survivors;
+use crate::systemd::job;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Brokers get no more than this to drain: systemd waits for us as long as `TimeoutStopSec=` says, and no word of ours
+/// makes it wait longer.
+const LONGEST_GRACE: Duration = Duration::from_secs(45);
+
+/// Ends every broker, and the embedded server last, unless another supervisor is going to come for them.
+pub(crate) fn sweep(path: &Path) -> ExitCode {
+    let config = match run::last_known(path) {
+        Ok(config) => config,
+        Err(problems) => return complain(&problems, EXIT_CONFIGURATION),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return complain(
+                &format!("cannot make the event loop: {error}"),
+                EXIT_PROBLEM,
+            );
+        }
+    };
+    let outcome = runtime.block_on(async {
+        if !is_stop(std::env::var("SERVICE_RESULT").ok(), job::job().await) {
+            return Ok(());
+        }
+        end_all(&config).await
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => complain(&problem, EXIT_PROBLEM),
+    }
+}
+
+/// Whether nobody is going to come. Called by a person (no result of a service), there is nothing to ask systemd; and
+/// where it cannot be asked, brokers are left alone unless the supervisor ran into the end of its time.
+fn is_stop(result: Option<String>, job: Result<Option<String>, String>) -> bool {
+    match (result, job) {
+        (None, _) => true,
+        (Some(_), Ok(job)) => job.as_deref() == Some("stop"),
+        (Some(result), Err(_)) => result == "timeout",
+    }
+}
+
+async fn end_all(config: &Supervisor) -> Result<(), String> {
+    // Held to the end: nobody starts, and takes over what is being ended.
+    let _lock = run::take_over_folder(config)?;
+    let grace = config.stop.grace.min(LONGEST_GRACE);
+    let folder = run::instances(config);
+    let swept = survivors::end_all(&folder, grace)
+        .map_err(|error| format!("{}: {error}", folder.display()))?;
+    // Whatever they had started, and whatever that has done to get away.
+    Groups::detect().end_all();
+    if config.postgres.embedded {
+        embedded::end(config).await?;
+    }
+    let _ = std::fs::remove_file(config.runtime_dir.join(crate::control::SOCKET));
+    let left: Vec<String> = swept.left.iter().map(ToString::to_string).collect();
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(left.join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_ends_brokers_only_when_nobody_is_going_to_come_for_them() {
+        let job = |job: &str| Ok(Some(job.to_owned()));
+        let result = |result: &str| Some(result.to_owned());
+        assert!(is_stop(result("success"), job("stop")));
+        assert!(!is_stop(result("success"), job("restart")));
+        assert!(!is_stop(result("signal"), job("start")));
+        // Killed: systemd starts it again by itself.
+        assert!(!is_stop(result("signal"), Ok(None)));
+        assert!(!is_stop(result("signal"), Err("no bus".into())));
+        assert!(is_stop(result("timeout"), Err("no bus".into())));
+        assert!(is_stop(None, Err("no bus".into())));
+    }
+}

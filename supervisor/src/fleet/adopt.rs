@@ -1,0 +1,149 @@
+//! Takes over what an earlier supervisor left: each tenant is entered as it is, before anybody is judged.
+
+use super::entry::{Entry, Told};
+use super::{Fleet, policy};
+use crate::budget::Admission;
+use crate::instance::find::{Finds, FoundInstance, FoundListener};
+use crate::lifecycle::{Adopted, Event, Inheritance, Lifecycle, Revision, Spec, Time, Want};
+use crate::{parties, sys};
+use brokkr_tenant::TenantName;
+use std::collections::BTreeMap;
+
+/// What a tenant has, when nobody knows what its instance was told: what a replacement starts with.
+const UNKNOWN_POOL: u32 = crate::lifecycle::REPLACEMENT_CONNECTIONS;
+
+impl Fleet {
+    /// Enters every tenant that has an instance or a socket. Before anything else.
+    pub(super) fn adopt(&mut self, finds: Finds) {
+        let Finds {
+            mut instances,
+            listeners,
+            restarts,
+            ..
+        } = finds;
+        let mut sockets: BTreeMap<TenantName, Vec<FoundListener>> = BTreeMap::new();
+        for listener in listeners {
+            sockets
+                .entry(listener.tenant.clone())
+                .or_default()
+                .push(listener);
+        }
+        for name in sockets.keys() {
+            instances.entry(name.clone()).or_default();
+        }
+        let count: usize = instances.values().map(Vec::len).sum();
+        for (name, found) in instances {
+            let sockets = sockets.remove(&name).unwrap_or_default();
+            let restarts = restarts.get(&name).copied().unwrap_or(0);
+            self.adopt_tenant(&name, found, sockets, restarts);
+        }
+        if count > 0 {
+            tracing::info!(
+                instances = count,
+                "instances of an earlier supervisor are taken over as they are"
+            );
+        }
+    }
+
+    fn adopt_tenant(
+        &mut self,
+        name: &TenantName,
+        found: Vec<FoundInstance>,
+        sockets: Vec<FoundListener>,
+        restarts: u64,
+    ) {
+        let now = self.now();
+        let first = self.first_free.get(name).copied().unwrap_or(1);
+        let life = Lifecycle::new(policy(&self.config), first, fastrand::u64(..));
+        let mut entry = Entry::new(life, self.stopped.contains(name));
+        let mut adopted = Vec::new();
+        for instance in &found {
+            let revision = entry.know(instance.config.as_ref());
+            adopted.push(as_is(instance, revision, now));
+        }
+        let is_open = |instance: &&FoundInstance| {
+            let listen = instance.config.as_ref().map(|c| &c.broker().http.listen);
+            listen.is_some_and(|listen| sockets.iter().any(|socket| socket.listen == *listen))
+        };
+        let open = found.iter().zip(&adopted).rev().find(|(f, _)| is_open(f));
+        // A socket without an instance that says whose it is, is some earlier configuration's.
+        let open = match open {
+            Some((_, adopted)) => Some(adopted.spec.revision),
+            None => (!sockets.is_empty()).then_some(Revision(0)),
+        };
+        let inheritance = Inheritance {
+            instances: adopted,
+            open,
+            older_open: sockets.len() > 1,
+            restarts,
+        };
+        for socket in sockets {
+            self.edge.adopt_listener(socket);
+        }
+        for instance in found {
+            let FoundInstance {
+                id,
+                short,
+                descriptors,
+                adoption,
+                ..
+            } = instance;
+            self.edge.adopt(name, id, short, descriptors, adoption);
+        }
+        self.entries.insert(name.clone(), entry);
+        self.feed(now, name, Event::Adopted(inheritance));
+        self.keep_place(name);
+    }
+
+    /// A tenant whose instance serves keeps its place whatever became of the list.
+    fn keep_place(&mut self, name: &TenantName) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let Some(current) = entry.life.current().filter(|current| !current.planned) else {
+            entry.accepted = None;
+            return;
+        };
+        let spec = Spec {
+            revision: current.revision,
+            pool: current.pool,
+        };
+        entry.told = Some(Told {
+            want: Want::Run(spec),
+            pending: None,
+            server: Err("not asked yet".into()),
+            overlap: true,
+        });
+        let config = entry.revisions.get(&spec.revision).cloned();
+        entry.accepted = config.clone().map(|config| (spec.revision, config));
+        if self
+            .admitted
+            .iter()
+            .all(|admission| admission.tenant != *name)
+            && let Some(config) = config
+        {
+            self.admitted.push(Admission {
+                tenant: name.clone(),
+                pool: spec.pool,
+                server: None,
+                seat: Some(parties::seat(&config, &self.view.borrow())),
+            });
+        }
+    }
+}
+
+fn as_is(found: &FoundInstance, revision: Revision, now: Time) -> Adopted {
+    let known = found.config.as_ref();
+    let pool = known.map_or(UNKNOWN_POOL, |c| c.broker().database.pool_size.get());
+    let descriptors = &found.descriptors;
+    Adopted {
+        id: found.id,
+        pid: descriptors.pid,
+        spec: Spec { revision, pool },
+        connections: found.adoption.connections,
+        spawned_at: now.saturating_sub(sys::age(descriptors.start_time)),
+        stage: found.adoption.stage,
+        outdated: found.outdated,
+        keeps_address: found.keeps_address,
+    }
+}

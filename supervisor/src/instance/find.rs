@@ -1,0 +1,504 @@
+//! Finds the instances an earlier supervisor left, and all there is to take them over with. Nobody is ended here.
+//!
+//! An instance that runs holds its lock file, whoever died. What else is known of it comes, in this order, from the
+//! index, from the names of inherited descriptors, from the lock file, and from the process itself. Where its socket is
+//! out of reach it is found all the same; then its tenant has to be drained before anything can be started.
+
+use super::descriptors::Descriptors;
+use super::lock::{self, Files, Found, Holder, Label};
+use super::notify::NotifySocket;
+use super::process::Adoption;
+use super::survivors::Left;
+use super::take_back;
+use crate::config::{Stamp, TenantConfig};
+use crate::handover::inherited::Inherited;
+use crate::handover::names::{Kind, Name};
+use crate::handover::{Carry, Clear, Described, Index, Phase, Record};
+use crate::lifecycle::{InstanceId, Stage};
+use crate::sys;
+use crate::systemd::store::There;
+use brokkr_tenant::{Listen, TenantName};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A tenant has two instances at most.
+const MOST_OF_A_TENANT: usize = 2;
+
+/// Everything that is left.
+#[derive(Default)]
+pub(crate) struct Finds {
+    /// Instances to be taken over, by tenant, the oldest first.
+    pub(crate) instances: BTreeMap<TenantName, Vec<FoundInstance>>,
+    /// Open listening sockets.
+    pub(crate) listeners: Vec<FoundListener>,
+    /// What must not be started beside, for it can neither be told nor ended.
+    pub(crate) left: Vec<Left>,
+    /// The first instance number that is free, for tenants that had any.
+    pub(crate) first_free: BTreeMap<TenantName, u64>,
+    /// Unplanned exits so far.
+    pub(crate) restarts: BTreeMap<TenantName, u64>,
+    /// Descriptors of the embedded server.
+    pub(crate) embedded: BTreeMap<Kind, OwnedFd>,
+    /// What systemd's store holds.
+    pub(crate) stored: There,
+    /// Of all descriptors that were left, those that are of use.
+    pub(crate) claimed: BTreeSet<Name>,
+    /// What the operator should know.
+    pub(crate) remarks: Vec<String>,
+}
+
+/// One instance that is there, or was until nobody looked.
+pub(crate) struct FoundInstance {
+    /// Its number.
+    pub(crate) id: InstanceId,
+    /// The id of its descriptors, if it has one.
+    pub(crate) short: Option<u32>,
+    /// Its descriptors.
+    pub(crate) descriptors: Descriptors,
+    /// What else it takes to take it over.
+    pub(crate) adoption: Adoption,
+    /// What it runs, as far as that is known.
+    pub(crate) config: Option<Arc<TenantConfig>>,
+    /// To be replaced by overlap.
+    pub(crate) outdated: bool,
+    /// Its tenant's socket could not be had.
+    pub(crate) keeps_address: bool,
+}
+
+/// One listening socket.
+pub(crate) struct FoundListener {
+    /// Whose it is.
+    pub(crate) tenant: TenantName,
+    /// Its address.
+    pub(crate) listen: Listen,
+    /// The id of its descriptor, if it has one.
+    pub(crate) short: Option<u32>,
+    /// The socket.
+    pub(crate) socket: OwnedFd,
+}
+
+/// Looks at `folder` and at what was inherited; `program` is what a new instance would be started from. Blocks.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(crate) fn find(folder: &Path, inherited: Inherited, program: &Path) -> io::Result<Finds> {
+    let mut search = Search::new(inherited, Stamp::of(program));
+    let mut labels = search.read_locks(folder)?;
+    for record in search.records() {
+        let key = (record.tenant.clone(), InstanceId(record.instance));
+        search.by_record(record, labels.remove(&key));
+    }
+    for ((tenant, id), (files, label)) in labels {
+        search.by_label(tenant, id, files, label);
+    }
+    Ok(search.finish())
+}
+
+type Labels = BTreeMap<(TenantName, InstanceId), (Files, Box<Label>)>;
+
+struct Search {
+    finds: Finds,
+    index: Option<Index>,
+    descriptors: BTreeMap<Name, OwnedFd>,
+    /// Which ids belong to which process, by its pidfd.
+    ids: BTreeMap<i32, u32>,
+    program: Option<Stamp>,
+}
+
+impl Search {
+    fn new(inherited: Inherited, program: Option<Stamp>) -> Self {
+        let Inherited {
+            index,
+            problem,
+            mut descriptors,
+            stored,
+            ..
+        } = inherited;
+        let mut finds = Finds {
+            stored: There {
+                names: stored,
+                serial: index.as_ref().map_or(0, |index| index.serial),
+            },
+            ..Finds::default()
+        };
+        if let Some(problem) = problem {
+            finds.remarks.push(format!(
+                "what the last supervisor left cannot be read ({problem}): its instances are taken over by their locks"
+            ));
+        }
+        for kind in [Kind::Log, Kind::Death] {
+            let name = Name::new(crate::handover::names::EMBEDDED, kind);
+            if let Some(fd) = descriptors.remove(&name) {
+                finds.embedded.insert(kind, fd);
+            }
+        }
+        let ids = descriptors
+            .iter()
+            .filter(|(name, _)| name.kind == Kind::Death)
+            .filter_map(|(name, fd)| Some((pid_of(fd)?, name.id)))
+            .collect();
+        Self {
+            finds,
+            index,
+            descriptors,
+            ids,
+            program,
+        }
+    }
+
+    fn read_locks(&mut self, folder: &Path) -> io::Result<Labels> {
+        let mut labels = BTreeMap::new();
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let Some((tenant, id)) = entry.file_name().to_str().and_then(lock::parse_name) else {
+                continue;
+            };
+            let files = Files::new(folder, &tenant, id);
+            match lock::look(&entry.path()) {
+                // What is in its pipe may be left to us all the same.
+                Ok(Found::Stale) => files.remove(),
+                Ok(Found::Held(label)) => {
+                    self.number_taken(&tenant, id);
+                    labels.insert((tenant, id), (files, label));
+                }
+                Err(error) => {
+                    self.number_taken(&tenant, id);
+                    self.finds
+                        .left
+                        .push(Left::new(tenant, entry.path(), error.to_string()));
+                }
+            }
+        }
+        Ok(labels)
+    }
+
+    fn number_taken(&mut self, tenant: &TenantName, id: InstanceId) {
+        let next = self.finds.first_free.entry(tenant.clone()).or_default();
+        *next = (*next).max(id.0 + 1);
+    }
+
+    fn records(&mut self) -> Vec<Record> {
+        let Some(index) = &mut self.index else {
+            return Vec::new();
+        };
+        self.finds.restarts = std::mem::take(&mut index.restarts);
+        for listener in std::mem::take(&mut index.listeners) {
+            let name = Name::new(listener.id, Kind::Listener);
+            match claim(&mut self.descriptors, &mut self.finds.claimed, name) {
+                Some(socket) if take_back::listens_on(&socket, &listener.listen) => {
+                    self.finds.listeners.push(FoundListener {
+                        tenant: listener.tenant,
+                        listen: listener.listen,
+                        short: Some(listener.id),
+                        socket,
+                    });
+                }
+                _ => {}
+            }
+        }
+        std::mem::take(&mut index.instances)
+    }
+
+    /// An instance the index knows. One that ended meanwhile is taken over too: its last words may be in its pipe, and
+    /// its end is a fact to be reckoned with.
+    fn by_record(&mut self, record: Record, label: Option<(Files, Box<Label>)>) {
+        let id = InstanceId(record.instance);
+        self.number_taken(&record.tenant, id);
+        let holder = Holder {
+            pid: record.pid,
+            start_time: record.start_time,
+            boot_id: lock::boot_id().unwrap_or_default(),
+        };
+        // A number may be another process's by now; a pidfd that was left to us never is. But the index may be older than
+        // the store, and its id another instance's by now.
+        let short = record.id.filter(|short| self.is_of(*short, &holder));
+        let left = short.map(|short| Name::new(short, Kind::Death));
+        let pidfd = match left.and_then(|name| self.claim(name)) {
+            Some(pidfd) => pidfd,
+            None => match sys::pidfd_open(record.pid) {
+                Ok(pidfd) if holder.lives() => pidfd,
+                // It has gone and left nothing.
+                _ => return,
+            },
+        };
+        let what = label.and_then(|(_, label)| label.what).or(record.what);
+        let stage = match record.phase {
+            Phase::Starting => Stage::Starting,
+            Phase::Serving => Stage::Serving,
+            Phase::Stopping => Stage::Stopping,
+            Phase::Unknown => Stage::Unsure,
+        };
+        let gone = has_ended(&pidfd);
+        let found = Candidate {
+            tenant: record.tenant,
+            id,
+            short,
+            holder,
+            pidfd,
+            files: Files::of_stem(record.files),
+            what,
+            config: record.config,
+            stage,
+            connections: record.connections,
+            outdated: record.outdated,
+            carry: record.log,
+            gone,
+        };
+        self.take(found);
+    }
+
+    fn claim(&mut self, name: Name) -> Option<OwnedFd> {
+        claim(&mut self.descriptors, &mut self.finds.claimed, name)
+    }
+
+    /// Whether the descriptors of this id are of that process.
+    fn is_of(&self, short: u32, holder: &Holder) -> bool {
+        match self.descriptors.get(&Name::new(short, Kind::Death)) {
+            Some(pidfd) => match pid_of(pidfd) {
+                Some(pid) => pid == holder.pid,
+                None => !holder.lives(),
+            },
+            None => false,
+        }
+    }
+
+    /// An instance of which only its lock file speaks.
+    fn by_label(&mut self, tenant: TenantName, id: InstanceId, files: Files, label: Box<Label>) {
+        let left = |why: &str| Left::new(tenant.clone(), files.lock(), why.to_owned());
+        let Label { holder, what } = *label;
+        let Some(holder) = holder else {
+            let left = left("held by a process the file does not name");
+            self.finds.left.push(left);
+            return;
+        };
+        let pidfd = sys::pidfd_open(holder.pid);
+        // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
+        let (true, Ok(pidfd)) = (holder.lives(), pidfd) else {
+            let left = left("held by a process the file does not name");
+            self.finds.left.push(left);
+            return;
+        };
+        let short = self.ids.get(&holder.pid).copied();
+        let left = short.map(|short| Name::new(short, Kind::Death));
+        let pidfd = left.and_then(|name| self.claim(name)).unwrap_or(pidfd);
+        let connections = what.as_ref().map_or(0, |what| what.pool);
+        self.take(Candidate {
+            tenant,
+            id,
+            short,
+            holder,
+            pidfd,
+            files,
+            what,
+            config: None,
+            stage: Stage::Unsure,
+            connections,
+            outdated: false,
+            carry: Carry::default(),
+            gone: false,
+        });
+    }
+
+    fn take(&mut self, candidate: Candidate) {
+        let Candidate {
+            tenant,
+            id,
+            short,
+            holder,
+            pidfd,
+            files,
+            what,
+            config,
+            stage,
+            connections,
+            mut outdated,
+            carry,
+            gone,
+        } = candidate;
+        let pid = holder.pid;
+        let log = short
+            .and_then(|short| self.claim(Name::new(short, Kind::Log)))
+            .map_or_else(|| take_back::log(pid), Ok);
+        let log = match log {
+            Ok(log) => Some(Arc::new(log)),
+            Err(error) => {
+                if !gone {
+                    self.remark(
+                        &tenant,
+                        pid,
+                        &format!("its log pipe cannot be taken back ({error}): it is replaced"),
+                    );
+                    outdated = true;
+                }
+                None
+            }
+        };
+        let notify = short.and_then(|short| self.claim(Name::new(short, Kind::Notify)));
+        let Some(notify) = notify.or_else(|| bind_notify(&files)) else {
+            self.finds.left.push(Left::new(
+                tenant,
+                files.lock(),
+                "no socket to hear it on".into(),
+            ));
+            return;
+        };
+        if !gone && !files.private().exists() {
+            self.remark(&tenant, pid, "its private socket has gone: it is replaced");
+            outdated = true;
+        }
+        let started_from = what.as_ref().and_then(|what| what.program.clone());
+        outdated |=
+            started_from.is_some() && self.program.is_some() && started_from != self.program;
+        let keeps_address = !gone && !self.has_listener(&tenant, pid, &pidfd, what.as_ref());
+        let instances = self.finds.instances.entry(tenant.clone()).or_default();
+        if instances.len() == MOST_OF_A_TENANT {
+            let why = format!("pid {pid}, beside two others");
+            self.finds.left.push(Left::new(tenant, files.lock(), why));
+            return;
+        }
+        instances.push(FoundInstance {
+            id,
+            short,
+            descriptors: Descriptors {
+                pid,
+                start_time: holder.start_time,
+                program: started_from,
+                pidfd: Arc::new(pidfd),
+                log,
+                notify: Arc::new(notify),
+            },
+            adoption: Adoption {
+                files,
+                carry,
+                stage,
+                connections,
+            },
+            config: TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new),
+            outdated,
+            keeps_address,
+        });
+    }
+
+    /// Sees to it that the socket an instance accepts on is ours too.
+    fn has_listener(
+        &mut self,
+        tenant: &TenantName,
+        pid: i32,
+        pidfd: &OwnedFd,
+        what: Option<&Described>,
+    ) -> bool {
+        let Some(what) = what else {
+            self.remark(tenant, pid, "it does not say where it listens");
+            return false;
+        };
+        let listen = &what.listen;
+        if self
+            .finds
+            .listeners
+            .iter()
+            .any(|l| l.tenant == *tenant && l.listen == *listen)
+        {
+            return true;
+        }
+        // Left to us without a word about whose it is: the address tells.
+        let left = self
+            .descriptors
+            .iter()
+            .find(|(name, fd)| name.kind == Kind::Listener && take_back::listens_on(fd, listen))
+            .map(|(name, _)| *name);
+        let socket = match left.and_then(|name| self.claim(name)) {
+            Some(socket) => Ok(socket),
+            None => take_back::listener(pidfd.as_fd(), listen),
+        };
+        match socket {
+            Ok(socket) => {
+                self.finds.listeners.push(FoundListener {
+                    tenant: tenant.clone(),
+                    listen: listen.clone(),
+                    short: left.map(|name| name.id),
+                    socket,
+                });
+                true
+            }
+            Err(error) => {
+                self.remark(
+                    tenant,
+                    pid,
+                    &format!("its socket cannot be taken back ({error}): it is drained, then started again, and nothing accepts in between"),
+                );
+                false
+            }
+        }
+    }
+
+    fn remark(&mut self, tenant: &TenantName, pid: i32, what: &str) {
+        self.finds
+            .remarks
+            .push(format!("tenant {tenant}, pid {pid}: {what}"));
+    }
+
+    fn finish(mut self) -> Finds {
+        for instances in self.finds.instances.values_mut() {
+            instances.sort_by_key(|found| found.id);
+        }
+        self.finds
+    }
+}
+
+struct Candidate {
+    tenant: TenantName,
+    id: InstanceId,
+    short: Option<u32>,
+    holder: Holder,
+    pidfd: OwnedFd,
+    files: Files,
+    what: Option<Described>,
+    config: Option<Clear>,
+    stage: Stage,
+    connections: u32,
+    outdated: bool,
+    carry: Carry,
+    /// It has ended.
+    gone: bool,
+}
+
+/// Takes a descriptor that was left, and notes that it is of use.
+fn claim(
+    left: &mut BTreeMap<Name, OwnedFd>,
+    claimed: &mut BTreeSet<Name>,
+    name: Name,
+) -> Option<OwnedFd> {
+    let fd = left.remove(&name)?;
+    claimed.insert(name);
+    Some(fd)
+}
+
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// The process a pidfd names, as long as it is there.
+fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Its reports find us at the path they are sent to; where there is no such folder any more, nothing is heard.
+fn bind_notify(files: &Files) -> Option<OwnedFd> {
+    let path = files.notify();
+    let _ = std::fs::remove_file(&path);
+    match NotifySocket::bind(&path) {
+        Ok(socket) => Some(socket),
+        Err(_) => UnixDatagram::unbound().ok().map(OwnedFd::from),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Lives taken over from an earlier supervisor.
+
+use super::*;
+
+const R1: Revision = Revision(1);
+
+fn found(id: u64, stage: Stage) -> Adopted {
+    Adopted {
+        id: InstanceId(id),
+        pid: 4000 + id as i32,
+        spec: Spec {
+            revision: R1,
+            pool: 10,
+        },
+        connections: 10,
+        spawned_at: Duration::from_secs(100),
+        stage,
+        outdated: false,
+        keeps_address: false,
+    }
+}
+
+fn adopting(instances: Vec<Adopted>) -> Host {
+    let mut host = Host::new();
+    host.now = Duration::from_secs(5000);
+    host.on(Event::Adopted(Inheritance {
+        open: instances
+            .iter()
+            .any(|found| !found.keeps_address)
+            .then_some(R1),
+        instances,
+        ..Inheritance::default()
+    }));
+    host
+}
+
+fn untouched(host: &Host) {
+    assert!(host.spawned.is_empty() && host.terminated.is_empty() && host.killed.is_empty());
+    assert!(!host.stand_in);
+}
+
+#[test]
+fn one_that_serves_is_left_alone_whatever_is_known_of_its_server() {
+    let mut host = adopting(vec![found(7, Stage::Serving)]);
+    assert_eq!(host.state(), State::Ready);
+    host.on(wanted(spec(1)))
+        .on(Event::Server(Err("not asked yet".into())))
+        .on(Event::Server(Ok(())))
+        .after(Duration::from_secs(300));
+    untouched(&host);
+    let view = host.life.view();
+    assert_eq!((view.state, view.restarts), (State::Ready, 0));
+    assert_eq!(view.instance.unwrap().pid, Some(4007));
+    assert_eq!(host.life.next_id(), InstanceId(8));
+}
+
+#[test]
+fn one_of_another_configuration_is_replaced_by_overlap() {
+    let mut host = adopting(vec![found(7, Stage::Serving)]);
+    host.on(wanted(spec(2))).on(Event::Server(Ok(())));
+    assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
+    host.on(Event::Ready(host.spawned[0]));
+    assert_eq!(host.terminated, [InstanceId(7)]);
+}
+
+#[test]
+fn one_started_from_another_program_is_replaced_too() {
+    let mut host = adopting(vec![Adopted {
+        outdated: true,
+        ..found(7, Stage::Serving)
+    }]);
+    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
+    host.on(Event::Ready(host.spawned[0])).exit(InstanceId(7));
+    assert_eq!(host.life.settled(), Some(true));
+}
+
+#[test]
+fn one_that_must_be_asked_is_neither_replaced_nor_ended_before_it_has_answered() {
+    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    host.on(wanted(spec(2))).on(Event::Server(Ok(())));
+    untouched(&host);
+    host.on(Event::Learned(InstanceId(7), Stage::Serving));
+    assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
+}
+
+#[test]
+fn one_that_never_answers_is_ended_when_a_start_would_be() {
+    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.after(Duration::from_secs(61));
+    assert_eq!(host.terminated, [InstanceId(7)]);
+}
+
+#[test]
+fn one_that_was_starting_goes_on_starting_though_its_server_was_not_asked_yet() {
+    let mut host = adopting(vec![found(7, Stage::Starting)]);
+    host.on(wanted(spec(1)))
+        .on(Event::Server(Err("not asked yet".into())));
+    untouched(&host);
+    host.on(Event::Learned(InstanceId(7), Stage::Starting));
+    untouched(&host);
+    host.on(Event::Ready(InstanceId(7)));
+    assert_eq!(host.state(), State::Ready);
+}
+
+#[test]
+fn one_that_drains_is_not_told_again_and_its_successor_serves_on() {
+    let mut host = adopting(vec![found(7, Stage::Stopping), found(8, Stage::Serving)]);
+    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    untouched(&host);
+    assert_eq!(host.life.current().unwrap().id, InstanceId(8));
+    host.exit(InstanceId(7));
+    untouched(&host);
+    assert_eq!(host.life.view().restarts, 0);
+    assert_eq!(host.life.settled(), Some(true));
+}
+
+#[test]
+fn of_two_that_must_be_asked_the_older_drains_when_it_says_so_and_when_the_newer_serves() {
+    let both = || adopting(vec![found(7, Stage::Unsure), found(8, Stage::Unsure)]);
+    let mut host = both();
+    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.on(Event::Learned(InstanceId(7), Stage::Stopping))
+        .on(Event::Learned(InstanceId(8), Stage::Serving));
+    untouched(&host);
+    assert_eq!(host.life.current().unwrap().id, InstanceId(8));
+
+    let mut host = both();
+    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.on(Event::Learned(InstanceId(7), Stage::Serving))
+        .on(Event::Learned(InstanceId(8), Stage::Serving));
+    assert_eq!(host.life.current().unwrap().id, InstanceId(8));
+    assert_eq!(host.terminated, [InstanceId(7)]);
+}
+
+#[test]
+fn one_whose_address_is_open_in_it_alone_is_drained_before_its_successor_starts() {
+    let mut host = adopting(vec![Adopted {
+        keeps_address: true,
+        ..found(7, Stage::Serving)
+    }]);
+    host.on(wanted(spec(1)));
+    untouched(&host);
+    host.on(Event::Server(Ok(())));
+    assert_eq!(host.terminated, [InstanceId(7)]);
+    assert!(host.spawned.is_empty());
+    host.exit(InstanceId(7));
+    assert_eq!(host.spawned.len(), 1);
+    host.on(Event::Ready(host.spawned[0]));
+    assert_eq!(host.life.settled(), Some(true));
+}
+
+#[test]
+fn one_that_died_meanwhile_is_started_again_and_counted() {
+    let mut host = adopting(vec![found(7, Stage::Serving)]);
+    host.on(wanted(spec(1)))
+        .on(Event::Server(Ok(())))
+        .exit(InstanceId(7));
+    assert_eq!(host.spawned.len(), 1);
+    assert_eq!(host.life.view().restarts, 1);
+}
+
+#[test]
+fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_wanted() {
+    let mut host = Host::new();
+    let left = Inheritance {
+        open: Some(R1),
+        ..Inheritance::default()
+    };
+    let none = Vec::<Action>::new();
+    assert_eq!(host.life.on(host.now, Event::Adopted(left.clone())), none);
+    assert_eq!(
+        host.life.on(host.now, Event::Server(Ok(()))),
+        none,
+        "nothing is begun"
+    );
+    host.on(wanted(spec(1)));
+    assert_eq!(host.spawned.len(), 1);
+    // And of a tenant whose file has gone it is closed.
+    let mut host = Host::new();
+    host.on(Event::Adopted(left));
+    let actions = host.life.on(host.now, wanted(Want::Gone));
+    assert_eq!(actions, [Action::Unlisten(None), Action::Forget]);
+}

@@ -1,0 +1,90 @@
+//! What a child gets, and what becomes of one that cannot be.
+#![allow(clippy::unwrap_used, reason = "tests")]
+use super::*;
+use std::io::Read;
+
+fn run(script: &str, passed: &[BorrowedFd<'_>]) -> (String, Spawned) {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (read, write) = nix::unistd::pipe().unwrap();
+    let plan = Plan {
+        program: c"/bin/sh".into(),
+        arguments: vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()],
+        environment: vec![c"A=1".into()],
+        standard: [null.as_fd(), write.as_fd(), write.as_fd()],
+        passed: passed.to_vec(),
+        open_files: (256, 1024),
+    };
+    let spawned = spawn(&plan, |_| Ok(())).unwrap();
+    drop(write);
+    let mut text = String::new();
+    std::fs::File::from(read).read_to_string(&mut text).unwrap();
+    (text, spawned)
+}
+
+#[test]
+fn a_child_has_its_own_pid_in_listen_pid_its_descriptors_in_order_and_nothing_else() {
+    let (a_read, a_write) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&a_write, b"a").unwrap();
+    let (b_read, b_write) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&b_write, b"b").unwrap();
+    drop((a_write, b_write));
+    let script = "test $LISTEN_PID = $$ && echo pid; cat <&3; cat <&4; echo; ls /proc/$$/fd | tr '\\n' ' '; \
+                  ulimit -n; env | sort | tr '\\n' ' '; cut -d' ' -f6 /proc/$$/stat; echo $$; grep NoNewPrivs /proc/$$/status";
+    let (text, spawned) = run(script, &[b_read.as_fd(), a_read.as_fd()]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "pid");
+    assert_eq!(lines[1], "ba");
+    assert!(
+        lines[2].starts_with("0 1 2 3 4 256") || lines[2].starts_with("0 1 10 2 3 4 256"),
+        "{text}"
+    );
+    assert!(text.contains("A=1 "), "{text}");
+    assert!(
+        !text.contains("PATH=/root") && !text.contains("CARGO"),
+        "inherited: {text}"
+    );
+    let pid = spawned.pid.to_string();
+    assert_eq!(
+        lines.iter().filter(|l| l.ends_with(&pid)).count(),
+        2,
+        "own session: {text}"
+    );
+    assert!(text.contains("NoNewPrivs:\t1"));
+    reap(spawned.pid);
+}
+
+#[test]
+fn a_program_that_is_not_there_is_an_error_of_the_spawn() {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let plan = Plan {
+        program: c"/no/such/program".into(),
+        arguments: vec![c"x".into()],
+        environment: vec![],
+        standard: [null.as_fd(); 3],
+        passed: vec![],
+        open_files: (256, 1024),
+    };
+    let error = spawn(&plan, |_| Ok(())).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_child_whose_parent_gave_up_never_becomes_the_program() {
+    let directory = tempfile::tempdir().unwrap();
+    let mark = directory.path().join("mark");
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let plan = Plan {
+        program: c"/bin/sh".into(),
+        arguments: vec![
+            c"sh".into(),
+            c"-c".into(),
+            CString::new(format!("touch {}", mark.display())).unwrap(),
+        ],
+        environment: vec![],
+        standard: [null.as_fd(); 3],
+        passed: vec![],
+        open_files: (256, 1024),
+    };
+    spawn(&plan, |_| Err(io::Error::other("no"))).unwrap_err();
+    assert!(!mark.exists());
+}

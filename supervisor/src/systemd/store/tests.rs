@@ -1,0 +1,270 @@
+//! A systemd that only reads: what it is sent, in which order, with which descriptors.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use super::*;
+use crate::handover::{Listener, Phase, Record, VERSION};
+use brokkr_tenant::Listen;
+use nix::sys::socket::{ControlMessageOwned, recvmsg};
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::os::unix::net::UnixDatagram;
+
+fn tenant(n: u32) -> TenantName {
+    TenantName::parse(&format!("t{n:04}")).unwrap()
+}
+
+fn descriptor() -> Arc<OwnedFd> {
+    Arc::new(memfd::sealed("any", b"").unwrap())
+}
+
+/// Tenants 1 to `n`, each with a socket of id 2n-1 and an instance of id 2n.
+fn estate(n: u32) -> Estate {
+    let json = format!(r#"{{"version":{VERSION}}}"#);
+    let mut estate = Estate {
+        index: Index::decode(json.as_bytes()).unwrap(),
+        descriptors: BTreeMap::new(),
+    };
+    for i in 1..=n {
+        let (listens, runs) = (2 * i - 1, 2 * i);
+        estate.index.listeners.push(Listener {
+            id: listens,
+            tenant: tenant(i),
+            listen: Listen::parse(&format!("127.0.0.1:{}", 2000 + i)).unwrap(),
+        });
+        estate.index.instances.push(Record {
+            id: Some(runs),
+            tenant: tenant(i),
+            instance: 1,
+            pid: 1,
+            start_time: 1,
+            files: "/x".into(),
+            what: None,
+            config: None,
+            phase: Phase::Serving,
+            connections: 5,
+            outdated: false,
+            log: Default::default(),
+        });
+        let kinds = [
+            (listens, Kind::Listener),
+            (runs, Kind::Log),
+            (runs, Kind::Death),
+            (runs, Kind::Notify),
+        ];
+        for (id, kind) in kinds {
+            estate.descriptors.insert(Name::new(id, kind), descriptor());
+        }
+    }
+    estate
+}
+
+struct Systemd {
+    _folder: tempfile::TempDir,
+    socket: UnixDatagram,
+    notifier: Notifier,
+    /// What is in the store.
+    store: BTreeMap<String, OwnedFd>,
+    most: usize,
+}
+
+impl Systemd {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let notifier = Notifier::new(Some(path.into()), |_| None).unwrap();
+        Self {
+            _folder: folder,
+            socket,
+            notifier,
+            store: BTreeMap::new(),
+            most: 0,
+        }
+    }
+
+    fn read(&mut self) -> String {
+        let mut buffer = [0; 1024];
+        let mut control = nix::cmsg_space!([RawFd; 4]);
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(
+            self.socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            flags,
+        )
+        .unwrap();
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        for control in message.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(passed) = control {
+                for fd in passed {
+                    fds.push(File::open(format!("/proc/self/fd/{fd}")).unwrap().into());
+                    nix::unistd::close(fd).unwrap();
+                }
+            }
+        }
+        let length = message.bytes;
+        let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
+        let name = text
+            .lines()
+            .find_map(|line| line.strip_prefix("FDNAME="))
+            .map(str::to_owned);
+        if text.starts_with("FDSTORE=1") {
+            let name = name.unwrap();
+            assert_eq!(!text.contains("FDPOLL=0"), name.ends_with('l'), "{text}");
+            let taken = self.store.insert(name, fds.pop().unwrap());
+            assert!(taken.is_none(), "{text}: the name was taken");
+            self.most = self.most.max(self.store.len());
+        } else if text.starts_with("FDSTOREREMOVE=1") {
+            assert!(
+                self.store.remove(&name.unwrap()).is_some(),
+                "{text}: was not there"
+            );
+        }
+        text
+    }
+
+    /// Reads until the barrier.
+    fn read_all(mut self) -> Self {
+        while self.read() != "BARRIER=1" {}
+        self
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.store.keys().cloned().collect()
+    }
+
+    fn index(&self) -> Index {
+        let mut indexes = INDEX_NAMES.iter().filter_map(|name| self.store.get(*name));
+        let index = crate::handover::inherited::read(indexes.next().unwrap()).unwrap();
+        assert!(indexes.next().is_none(), "one index");
+        index
+    }
+}
+
+async fn told(systemd: Systemd, store: Store, wanted: Wanted) -> Systemd {
+    store.want(wanted);
+    let reading = tokio::task::spawn_blocking(|| systemd.read_all());
+    store.finish().await;
+    reading.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_there() {
+    let systemd = Systemd::new();
+    let all = estate(1000);
+    let (index, descriptors) = (all.index.clone(), all.descriptors.clone());
+    let again = || Estate {
+        index: index.clone(),
+        descriptors: descriptors.clone(),
+    };
+    let store = Store::start(&systemd.notifier, There::default(), &BTreeSet::new(), &all)
+        .unwrap()
+        .unwrap();
+    let mut choice = Choice::new(16_384);
+    let systemd = told(systemd, store, choice.choose(all)).await;
+    assert_eq!(systemd.store.len(), 3001);
+    let read = systemd.index();
+    assert_eq!(
+        (read.instances.len(), read.listeners.len(), read.serial),
+        (1000, 1000, 1)
+    );
+    let names = systemd.names();
+    assert!(
+        names.join(":").len() < 32 << 10,
+        "{}",
+        names.join(":").len()
+    );
+
+    // The next one knows most of what it was given; one instance it could make nothing of.
+    let unknown = [Name::new(8, Kind::Death), Name::new(8, Kind::Log)];
+    let claimed: BTreeSet<Name> = names
+        .iter()
+        .filter_map(|name| Name::parse(name))
+        .filter(|name| !unknown.contains(name))
+        .collect();
+    let there = There { names, serial: 1 };
+    let store = Store::start(&systemd.notifier, there, &claimed, &again())
+        .unwrap()
+        .unwrap();
+    let mut wish = again();
+    wish.index.instances[5].phase = Phase::Stopping;
+    let before: Vec<RawFd> = systemd.store.values().map(AsRawFd::as_raw_fd).collect();
+    let systemd = told(systemd, store, Choice::new(16_384).choose(wish)).await;
+    assert_eq!(systemd.store.len(), 3001);
+    let after: BTreeSet<RawFd> = systemd.store.values().map(AsRawFd::as_raw_fd).collect();
+    let kept = before.iter().filter(|fd| after.contains(fd)).count();
+    assert!(kept >= 2998, "{kept}: what was right was not sent again");
+    let index = systemd.index();
+    assert_eq!(
+        (index.instances[5].phase, index.serial),
+        (Phase::Stopping, 2)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_is_removed_before_its_name_is_used_again() {
+    let systemd = Systemd::new();
+    let first = estate(2);
+    let store = Store::start(
+        &systemd.notifier,
+        There::default(),
+        &BTreeSet::new(),
+        &first,
+    )
+    .unwrap()
+    .unwrap();
+    let mut choice = Choice::new(100);
+    let mut second = estate(2);
+    for (name, fd) in &first.descriptors {
+        // All the same but the instance of tenant 2.
+        if name.id != 4 {
+            second.descriptors.insert(*name, fd.clone());
+        }
+    }
+    store.want(choice.choose(first));
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut systemd = systemd;
+        while !(systemd.store.len() == 7 && systemd.store.contains_key("ia")) {
+            systemd.read();
+        }
+        systemd
+    });
+    let systemd = reading.await.unwrap();
+    let systemd = told(systemd, store, choice.choose(second)).await;
+    assert_eq!(systemd.names(), ["1l", "2d", "2p", "3l", "4d", "4p", "ia"]);
+    // Two gone, two come, never both; and an index beside the other for a moment.
+    assert_eq!(systemd.most, 7);
+}
+
+#[test]
+fn who_does_not_fit_is_left_out_whole_and_who_is_stored_stays() {
+    let mut choice = Choice::new(4 + 3 * 2);
+    let wanted = choice.choose(estate(3));
+    assert_eq!(choice.left_out(), [tenant(3)]);
+    assert_eq!(wanted.descriptors.len(), 6);
+    let index = wanted.index.unwrap();
+    let ids: Vec<Option<u32>> = index.instances.iter().map(|record| record.id).collect();
+    assert_eq!(ids, [Some(2), Some(4), None], "known, though not stored");
+    // Tenant 1 goes; tenant 3 moves up, and stays when a tenant with a smaller name comes.
+    let without = |gone: u32| {
+        let mut estate = estate(3);
+        estate
+            .index
+            .instances
+            .retain(|record| record.tenant != tenant(gone));
+        estate
+            .index
+            .listeners
+            .retain(|listener| listener.tenant != tenant(gone));
+        estate
+    };
+    choice.choose(without(1));
+    assert!(choice.left_out().is_empty());
+    choice.choose(estate(3));
+    assert_eq!(choice.left_out(), [tenant(1)]);
+
+    let mut none = Choice::new(0);
+    assert!(none.choose(estate(2)).index.is_none());
+    assert_eq!(none.left_out().len(), 2);
+}

@@ -1,0 +1,385 @@
+//! Nobody dies with the supervisor: it is killed, and the next one goes on with every broker as it is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use brokkr_tests::{Host, Load, http, procs, until};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+#[test]
+fn brokers_of_a_killed_supervisor_are_taken_over_with_the_same_pids_under_load() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host
+        .tenant("globex")
+        .listen(&format!("unix:{}/globex.sock", host.root().display()))
+        .up();
+    let pids = [acme.pid(), globex.pid()];
+    let uptime = acme.status().uptime_s.unwrap();
+    let loads = [&acme, &globex].map(|t| Load::start(&t.addr(), "/healthz", "", 2, false));
+
+    host.kill();
+    host.up();
+    for (tenant, pid) in [&acme, &globex].into_iter().zip(pids) {
+        let status = tenant.becomes("ready");
+        assert_eq!((status.pid, status.restarts), (Some(pid), 0));
+    }
+    assert!(acme.status().uptime_s.unwrap() > uptime);
+    for load in loads {
+        let seen = load.stop();
+        assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+        assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
+    }
+    let mut running = pids.to_vec();
+    running.sort_unstable();
+    assert_eq!(host.broker_pids(), running);
+
+    // They are supervised as before: logs, replacement, crash, stop.
+    acme.api().get("/agents").expect(200);
+    host.command(&["restart", "acme"]).ok();
+    let second = acme.replaced(pids[0]).pid.unwrap();
+    procs::signal(second, Signal::SIGKILL);
+    assert_eq!(acme.replaced(second).restarts, 1);
+    procs::signal(pids[1], Signal::SIGKILL);
+    let status = globex.replaced(pids[1]);
+    assert_eq!(status.restarts, 1);
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn an_adopted_broker_that_dies_is_said_to_have_and_its_exit_code_is_known() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    host.kill();
+    host.up();
+    acme.becomes("ready");
+    procs::signal(pid, Signal::SIGKILL);
+    acme.replaced(pid);
+    let ended = host
+        .log_lines()
+        .into_iter()
+        .filter_map(|line| line["message"].as_str().map(str::to_owned))
+        .find(|message| message.contains("its broker has ended"))
+        .unwrap();
+    println!("{ended}");
+    assert!(
+        ended.contains("killed by SIGKILL") || ended.contains("nobody knows how"),
+        "{ended}"
+    );
+}
+
+#[test]
+fn a_file_changed_while_nobody_looked_replaces_the_adopted_broker_by_overlap() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(5).up();
+    let globex = host.tenant("globex").pool(5).up();
+    let (old, kept) = (acme.pid(), globex.pid());
+    let load = Load::start(&acme.addr(), "/healthz", "", 2, false);
+    host.kill();
+    acme.replace_file(&acme.read_file().replace("pool_size = 5", "pool_size = 7"));
+    host.up();
+    let status = acme.replaced(old);
+    assert_eq!((status.restarts, status.pool_size), (0, Some(7)));
+    assert_eq!(globex.pid(), kept);
+    let seen = load.stop();
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+    until(Duration::from_secs(10), "the old one to drain", || {
+        (!procs::alive(old)).then_some(())
+    });
+}
+
+#[test]
+fn a_file_that_is_bad_just_then_stops_nobody_and_one_that_has_gone_does() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let (pid, gone) = (acme.pid(), globex.pid());
+    host.kill();
+    let good = acme.read_file();
+    acme.replace_file("this is not toml");
+    globex.remove_file();
+    host.up();
+    let status = acme.wait("ready, with its file's problem", |t| {
+        t.state == "ready" && t.pending.is_some()
+    });
+    assert_eq!(status.pid, Some(pid));
+    globex.is_gone();
+    assert!(!procs::alive(gone));
+    acme.replace_file(&good);
+    assert_eq!(acme.get("/healthz").status, 200);
+    let status = acme.wait("ready, and nothing pending", |t| {
+        t.state == "ready" && t.pending.is_none()
+    });
+    assert_eq!(status.pid, Some(pid));
+}
+
+#[test]
+fn log_lines_that_waited_in_the_pipe_are_read_by_the_next_supervisor() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    // Beside the broker: writes a line on demand, with nobody there to read it.
+    let go = host.root().join("go");
+    wrapper.first(
+        "acme",
+        &format!(
+            "(while [ ! -e {} ]; do sleep 0.05; done; echo 'said while nobody was listening' >&2) &",
+            go.display()
+        ),
+    );
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    host.kill();
+    // Nobody reads now, so this opening of the pipe stands for the store of systemd, which holds its end.
+    let held = std::fs::File::open(format!("/proc/{pid}/fd/2")).unwrap();
+    std::fs::write(&go, "").unwrap();
+    until(
+        Duration::from_secs(10),
+        "the line to be in the pipe",
+        || {
+            let mut fds = [PollFd::new(held.as_fd(), PollFlags::POLLIN)];
+            (poll(&mut fds, PollTimeout::ZERO).unwrap() > 0).then_some(())
+        },
+    );
+    host.up();
+    drop(held);
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    until(Duration::from_secs(10), "the line in the stream", || {
+        host.log_lines()
+            .into_iter()
+            .find(|line| line["message"] == "said while nobody was listening")
+            .filter(|line| line["tenant"] == "acme" && line["pid"] == pid)
+    });
+}
+
+#[test]
+fn without_the_right_to_take_sockets_back_each_tenant_is_drained_and_started_again_and_never_twice()
+{
+    if !brokkr_tests::place::is_root() {
+        println!("skipped: to take a right away one must have it (root)");
+        return;
+    }
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let old = [acme.pid(), globex.pid()];
+    host.kill();
+    host.up_without_capabilities();
+    for (tenant, old) in [&acme, &globex].into_iter().zip(old) {
+        assert_eq!(tenant.replaced(old).restarts, 0);
+        assert!(!procs::alive(old));
+    }
+    assert_eq!(host.broker_pids().len(), 2);
+    let log = host.log();
+    assert!(
+        log.contains("cannot be taken back") && log.contains("nothing accepts in between"),
+        "{log}"
+    );
+    assert_eq!(http::get(&acme.addr(), "/healthz").unwrap().status, 200);
+}
+
+/// How often a supervisor has said that it took instances over.
+fn take_overs(host: &Host) -> usize {
+    said(host, "taken over as they are")
+}
+
+/// In how many of the stream's lines this stands.
+fn said(host: &Host, what: &str) -> usize {
+    let lines = host.log_lines().into_iter();
+    lines
+        .filter(|line| line["message"].as_str().is_some_and(|m| m.contains(what)))
+        .count()
+}
+
+#[test]
+fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() {
+    let host = Host::new();
+    host.own_supervisor();
+    let wrapper = host.wrap_broker();
+    // Beside the broker: numbered lines, a hundred a second, the first half of each long before the second.
+    wrapper.first(
+        "acme",
+        "(i=0; while kill -0 $PPID; do i=$((i+1)); printf 'line %d ' $i; sleep 0.01; echo \"of acme's\"; done) >&2 &",
+    );
+    let acme = host.tenant("acme").set("log.level", "\"error\"").up();
+    let globex = host
+        .tenant("globex")
+        .listen(&format!("unix:{}/globex.sock", host.root().display()))
+        .up();
+    let pids = [acme.pid(), globex.pid()];
+    let supervisor = host.pid();
+    let pak = acme.pak();
+    let loads = [
+        Load::start(&acme.addr(), "/api/v1/agents", &pak, 2, false),
+        Load::start(&acme.addr(), "/healthz", "", 2, true),
+        Load::start(&globex.addr(), "/healthz", "", 2, false),
+    ];
+    host.upgrade_supervisor("exec $BROKKR_REAL \"$@\"");
+    for turn in 1..=3 {
+        host.succeed();
+        until(
+            Duration::from_secs(20),
+            "the next program to take over",
+            || (take_overs(&host) == turn).then_some(()),
+        );
+        for (tenant, pid) in [&acme, &globex].into_iter().zip(pids) {
+            let status = tenant.becomes("ready");
+            assert_eq!((status.pid, status.restarts), (Some(pid), 0));
+        }
+    }
+    assert_eq!(host.pid(), supervisor);
+    for load in loads {
+        let seen = load.stop();
+        assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+        assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
+    }
+
+    // Each line is there once, whole and in order.
+    let numbers: Vec<u32> = host
+        .log_lines()
+        .into_iter()
+        .filter(|line| line["tenant"] == "acme")
+        .filter_map(|line| {
+            let text = line["message"].as_str()?.strip_prefix("line ")?.to_owned();
+            Some(
+                text.strip_suffix(" of acme's")
+                    .unwrap_or_else(|| panic!("{text}"))
+                    .parse()
+                    .unwrap(),
+            )
+        })
+        .collect();
+    assert!(numbers.len() > 20, "{numbers:?}");
+    let expected: Vec<u32> = (1..=numbers.len() as u32).collect();
+    assert_eq!(numbers, expected);
+
+    // Its brokers are its children still: how one ends is known at once.
+    procs::signal(pids[0], Signal::SIGKILL);
+    assert_eq!(acme.replaced(pids[0]).restarts, 1);
+    assert_eq!(said(&host, "its broker has ended: killed by SIGKILL"), 1);
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() {
+    let host = Host::new();
+    host.own_supervisor();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    for (script, why) in [
+        (
+            "echo 'unexpected argument --check-state' >&2; exit 2",
+            "unexpected argument",
+        ),
+        ("exec sleep 1000 >/dev/null 2>&1", "says nothing within"),
+    ] {
+        host.upgrade_supervisor(script);
+        host.succeed();
+        host.wait(
+            Duration::from_secs(30),
+            "the refusal in the status",
+            |status| status.notices.iter().any(|notice| notice.contains(why)),
+        );
+        until(Duration::from_secs(10), "the refusal in the log", || {
+            (said(&host, why) > 0).then_some(())
+        });
+        assert_eq!((acme.pid(), acme.status().state.as_str()), (pid, "ready"));
+    }
+    // One that understands, and then cannot be executed: the old one serves on in the same process.
+    host.upgrade_supervisor("case $2 in --check-state) rm -f $0; exit 0;; esac");
+    host.succeed();
+    until(Duration::from_secs(20), "the failure in the log", || {
+        (said(&host, "cannot be executed") == 1).then_some(())
+    });
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    assert_eq!(acme.get("/healthz").status, 200);
+    let old = pid;
+    host.command(&["restart", "acme"]).ok();
+    acme.replaced(old);
+    // And back to a good one.
+    host.upgrade_supervisor("exec $BROKKR_REAL \"$@\"");
+    host.succeed();
+    until(
+        Duration::from_secs(20),
+        "the next program to take over",
+        || (take_overs(&host) == 2).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").restarts, 0);
+}
+
+#[test]
+fn a_replacement_under_way_goes_on_under_the_next_program() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    let go = host.root().join("go");
+    wrapper.first(
+        "acme",
+        &format!("while [ ! -e {} ]; do sleep 0.05; done", go.display()),
+    );
+    acme.replace_file(&acme.read_file().replace("pool_size = 5", "pool_size = 6"));
+    acme.wait("being replaced", |t| {
+        t.pending.as_deref() == Some("replacement is starting")
+    });
+    host.succeed();
+    until(
+        Duration::from_secs(20),
+        "the next program to take over",
+        || (take_overs(&host) == 1).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").pid, Some(old));
+    std::fs::write(&go, "").unwrap();
+    let status = acme.replaced(old);
+    assert_eq!((status.restarts, status.pool_size), (0, Some(6)));
+    until(Duration::from_secs(10), "the old one to go", || {
+        (host.broker_pids() == [acme.pid()]).then_some(())
+    });
+}
+
+#[test]
+fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let postmaster = || -> i32 {
+        let file = host.state_dir().join("postgres/postmaster.pid");
+        let text = std::fs::read_to_string(file).unwrap();
+        text.lines().next().unwrap().parse().unwrap()
+    };
+    let server = postmaster();
+    host.kill();
+    host.up();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    host.succeed();
+    until(
+        Duration::from_secs(20),
+        "the next program to take over",
+        || (take_overs(&host) == 2).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    assert_eq!(postmaster(), server);
+    // What it says is heard by whoever keeps it now.
+    procs::signal(server, Signal::SIGHUP);
+    until(Duration::from_secs(10), "its log", || {
+        (said(&host, "received SIGHUP, reloading configuration files") == 1).then_some(())
+    });
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    let order: Vec<String> = host
+        .log_lines()
+        .into_iter()
+        .filter_map(|line| line["message"].as_str().map(str::to_owned))
+        .filter(|m| m == "drained" || m == "received fast shutdown request")
+        .collect();
+    assert_eq!(order, ["drained", "received fast shutdown request"]);
+}

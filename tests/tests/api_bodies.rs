@@ -1,0 +1,82 @@
+//! Bodies made to cost more than they weigh, or never to end.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+#[path = "support/world.rs"]
+mod world;
+
+use brokkr_tests::Connection;
+use world::{World, refused};
+
+/// The most memory the process has ever had, in MiB.
+fn peak(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn a_body_of_many_small_values_is_refused_and_costs_little() {
+    let world = World::new();
+    let agent = world.agent("a");
+    let other = world.agent("b");
+    let body = format!("[{}0]", r#"{"":0},"#.repeat(500_000));
+    let before = peak(world.broker.pid());
+    for path in [
+        format!("/agents/{}", agent.id),
+        format!("/agents/{}", other.id),
+    ] {
+        let answer = agent
+            .api
+            .try_bytes("PUT", &path, "application/json", Some(body.as_bytes()))
+            .unwrap();
+        let _ = refused(&answer, 422, "unprocessable");
+    }
+    let answer = agent
+        .api
+        .try_bytes(
+            "POST",
+            "/webhooks",
+            "application/json",
+            Some(body.as_bytes()),
+        )
+        .unwrap();
+    let _ = refused(&answer, 422, "unprocessable");
+    let grown = peak(world.broker.pid()) - before;
+    assert!(grown < 100, "{grown} MiB for bodies of 3.5 MiB");
+}
+
+#[test]
+fn bodies_that_stall_take_no_room_from_others() {
+    let world = World::new();
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    let stack = world.stack(&generator);
+    let begin = |framing: &str, first: &str| {
+        let mut connection = Connection::open(&world.admin.addr).unwrap();
+        let head = format!(
+            "POST /api/v1/agents/{}/heartbeat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n{framing}\r\n\r\n{first}",
+            agent.id, agent.pak
+        );
+        connection.raw(head.as_bytes()).unwrap();
+        connection
+    };
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(begin("Transfer-Encoding: chunked", "1\r\n{\r\n"));
+        held.push(begin("Content-Length: 4194304", ""));
+    }
+    // Those that announced much have the room for some seconds and lose it; one that came waits no longer than that.
+    let yaml = format!("a: {}", "x".repeat(100_000));
+    let path = format!("/stacks/{stack}/deployment-objects");
+    let answer = generator
+        .api
+        .try_bytes("POST", &path, "application/yaml", Some(yaml.as_bytes()))
+        .unwrap();
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    drop(held);
+}
