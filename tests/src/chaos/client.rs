@@ -285,7 +285,7 @@ impl Client {
         if self.write("POST", &path, &agent.pak, None, 204).is_some()
             && let Some(home) = &mut self.ledger.home
         {
-            home.beat = Some(sent);
+            home.beaten(sent);
         }
     }
 

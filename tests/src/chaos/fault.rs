@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::thread::sleep;
+use std::time::SystemTime;
 
 /// A tenant that comes, writes, and goes.
 const GUEST: &str = "guest";
@@ -86,28 +87,32 @@ impl World<'_> {
                 self.note("SIGCONT to the supervisor");
             }
             Fault::SupervisorKilled => {
+                let before = self.pids();
                 self.note(format!("SIGKILL to the supervisor ({})", self.host.pid()));
                 self.host.kill();
                 sleep(deal.lasts);
                 self.host.up();
                 self.note(format!("another supervisor runs ({})", self.host.pid()));
+                self.taken_over(&before, alone);
             }
             Fault::SupervisorRenewed => {
-                let pid = self.host.pid();
-                self.note(format!("SIGUSR2 to the supervisor ({pid})"));
-                procs::signal(pid, Signal::SIGUSR2);
+                let (before, log) = (self.pids(), self.log_length());
+                self.note(format!("SIGUSR2 to the supervisor ({})", self.host.pid()));
+                self.host.succeed();
+                until(WHOLE, "the next program to have taken over", || {
+                    self.log_since(log)
+                        .contains("taken over as they are")
+                        .then_some(())
+                });
+                self.note("the next program has taken over");
+                self.taken_over(&before, alone);
             }
         }
     }
 
     /// A good program takes the place of what is there, and of every instance.
     fn rolled_out(&self, deal: &Deal) {
-        let pids = |status: &Status| -> BTreeSet<i32> {
-            status.tenants.iter().filter_map(|t| t.pid).collect()
-        };
-        let before = until(WHOLE, "the supervisor to answer", || {
-            self.host.try_status().as_ref().map(pids)
-        });
+        let before = self.pids();
         self.wrapper.install_again(&format!("# {}", deal.dice));
         self.host
             .wait(WHOLE, "every instance to be another", |status| {
@@ -118,6 +123,22 @@ impl World<'_> {
                         .all(|t| status.state(t.name()) == "ready")
             });
         self.note("every instance is another");
+    }
+
+    /// What ran under the last supervisor runs under this one: where nothing else happens, the same processes.
+    fn taken_over(&self, before: &BTreeSet<i32>, alone: bool) {
+        if alone {
+            self.host
+                .wait(WHOLE, &format!("the same brokers: {before:?}"), |status| {
+                    pids(status) == *before
+                });
+        }
+    }
+
+    fn pids(&self) -> BTreeSet<i32> {
+        until(WHOLE, "the supervisor to answer", || {
+            self.host.try_status().as_ref().map(pids)
+        })
     }
 
     fn broker_killed(&self, name: &str, ends: u64) {
@@ -272,7 +293,14 @@ impl World<'_> {
         let (pg, lasts) = (self.host.server(), deal.lasts);
         match deal.fault {
             Fault::ServerStopped => server::stopped(pg, lasts),
-            Fault::ServerCrashed => server::crashed(pg, lasts),
+            Fault::ServerCrashed => {
+                let from = SystemTime::now();
+                server::crashed(pg, lasts);
+                self.crashes
+                    .lock()
+                    .unwrap_or_else(|broken| broken.into_inner())
+                    .push((from, SystemTime::now()));
+            }
             // Longer than a request waits for a connection, so that some are answered 503.
             Fault::ServerFrozen => server::frozen(pg, lasts * 2),
             Fault::ReadOnly => server::read_only(pg, lasts),
@@ -287,4 +315,9 @@ impl World<'_> {
         }
         self.note(format!("{:?} is over", deal.fault));
     }
+}
+
+/// The instances that serve.
+fn pids(status: &Status) -> BTreeSet<i32> {
+    status.tenants.iter().filter_map(|t| t.pid).collect()
 }

@@ -66,7 +66,8 @@ const DECK: &[Fault] = &[
     Fault::ReadOnly,
     Fault::SlotsTaken,
     Fault::SupervisorHangs,
-    // To be added with the adoption of brokers: Fault::SupervisorKilled, Fault::SupervisorRenewed,
+    Fault::SupervisorKilled,
+    Fault::SupervisorRenewed,
 ];
 
 /// Faults of one group are not in force at the same time: each undoes only its own.

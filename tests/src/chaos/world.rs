@@ -1,11 +1,14 @@
 //! The host under test, and waiting until it is whole again.
 
 use super::client::{Address, Shared};
-use super::ledger::{Ledger, Row};
+use super::ledger::{Crash, Ledger, Row};
 use crate::host::{Host, Status, Tenant, TenantStatus, Wrapper};
 use crate::wait::{until, until_ok};
 use crate::{ports, procs};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -34,6 +37,8 @@ pub struct World<'h> {
     kills: Mutex<BTreeMap<String, u64>>,
     /// What was acknowledged to the guest's clients in all its stays.
     pub guests: Mutex<Vec<String>>,
+    /// When PostgreSQL was ended at once, and started again.
+    pub crashes: Mutex<Vec<Crash>>,
     descriptors: usize,
 }
 
@@ -63,6 +68,7 @@ impl<'h> World<'h> {
             texts: Mutex::new(texts),
             kills: Mutex::default(),
             guests: Mutex::default(),
+            crashes: Mutex::default(),
             descriptors: 0,
         };
         world.is_whole();
@@ -95,6 +101,27 @@ impl<'h> World<'h> {
         until(WHOLE, format!("an instance of {tenant}"), || {
             self.host.try_status()?.tenant(tenant)?.pid
         })
+    }
+
+    /// How much the host has logged.
+    pub fn log_length(&self) -> u64 {
+        std::fs::metadata(self.log()).map_or(0, |file| file.len())
+    }
+
+    /// What it has logged since it was that much. The whole of it is too much to be read over and over.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn log_since(&self, length: u64) -> String {
+        let mut text = Vec::new();
+        let mut file = File::open(self.log()).unwrap();
+        file.seek(SeekFrom::Start(length)).unwrap();
+        file.read_to_end(&mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.host.root().join("log")
     }
 
     /// Counts unplanned ends of a tenant's brokers that are the test's doing.
@@ -197,6 +224,10 @@ impl<'h> World<'h> {
     /// Looks at everything that was written, through the API and in the tables. Gives every promise that is broken.
     pub fn check_ledgers(&self, ledgers: &[Ledger]) -> Vec<String> {
         let mut wrong = Vec::new();
+        let crashes = self
+            .crashes
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         for tenant in &self.tenants {
             let name = tenant.name();
             let rows = self.rows(name);
@@ -211,7 +242,7 @@ impl<'h> World<'h> {
                 .filter_map(|agent| agent["name"].as_str())
                 .collect();
             for ledger in ledgers.iter().filter(|ledger| ledger.tenant == name) {
-                wrong.extend(ledger.check_rows(&rows));
+                wrong.extend(ledger.check_rows(&rows, &crashes));
                 wrong.extend(ledger.check_living(&listed).err());
             }
         }
