@@ -158,8 +158,42 @@ impl Embedded {
     pub(crate) fn leave(self, estate: &mut Estate) {
         self.task.abort();
         let left = self.watch();
+        estate.index.embedded = true;
         estate.descriptors.extend(left());
     }
+
+    /// Takes over a server that an earlier supervisor ran and this one's configuration does not ask for: tenants may be on
+    /// their way to another one. It is not started again, and is stopped with this supervisor. `None` when none runs.
+    pub(crate) fn see_off(
+        config: &Supervisor,
+        mut left: BTreeMap<Kind, OwnedFd>,
+    ) -> Result<Option<Self>, String> {
+        let data = &config.postgres.data_dir;
+        let server = Server::adopt(data, left.remove(&Kind::Log))
+            .map_err(|error| format!("{}: {error}", data.display()))?;
+        let Some(mut server) = server else {
+            return Ok(None);
+        };
+        tracing::warn!(target: "postgres", pid = server.pid(), "{}", Self::UNASKED);
+        let (stop, stopped) = oneshot::channel();
+        let (_, left) = watch::channel(server.left().clone());
+        let task = tokio::spawn(async move {
+            // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
+            tokio::select! {
+                _ = stopped => server.stop(STOP_GRACE).await,
+                how = server.ended() => how,
+            };
+        });
+        Ok(Some(Self {
+            url: url(config)?,
+            stop,
+            task,
+            left,
+        }))
+    }
+
+    /// What is said of such a server.
+    pub(crate) const UNASKED: &str = "an embedded PostgreSQL runs that [postgres] no longer asks for: it is stopped with this supervisor";
 
     /// For tenants without a URL of their own.
     pub fn url(&self) -> &DatabaseUrl {

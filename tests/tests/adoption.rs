@@ -383,3 +383,24 @@ fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
         .collect();
     assert_eq!(order, ["drained", "received fast shutdown request"]);
 }
+
+#[test]
+fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten() {
+    let host = Host::builder().embedded().build();
+    host.up();
+    let file = host.state_dir().join("postgres/postmaster.pid");
+    until(Duration::from_secs(60), "the server", || {
+        (said(&host, "ready") == 1 && file.exists()).then_some(())
+    });
+    host.set("postgres.embedded", "false");
+    host.succeed();
+    host.wait(Duration::from_secs(20), "the notice", |status| {
+        status
+            .notices
+            .iter()
+            .any(|n| n.contains("no longer asks for"))
+    });
+    assert!(file.exists());
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}

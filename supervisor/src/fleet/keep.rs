@@ -93,7 +93,9 @@ impl Fleet {
 
     fn whole_estate(&self, mut estate: Estate) -> Estate {
         if let Some(kept) = &self.store {
-            estate.descriptors.extend((kept.embedded)());
+            let embedded = (kept.embedded)();
+            estate.index.embedded = !embedded.is_empty();
+            estate.descriptors.extend(embedded);
         }
         estate
     }

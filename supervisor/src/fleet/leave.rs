@@ -152,7 +152,7 @@ impl Fleet {
             listeners: Vec::new(),
             instances: Vec::new(),
             restarts: BTreeMap::new(),
-            embedded: self.config.postgres.embedded,
+            embedded: false,
             open_files: Some(self.edge.open_files()),
             stored: Vec::new(),
             descriptors: BTreeMap::new(),

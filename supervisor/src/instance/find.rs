@@ -42,7 +42,9 @@ pub(crate) struct Finds {
     pub(crate) first_free: BTreeMap<TenantName, u64>,
     /// Unplanned exits so far.
     pub(crate) restarts: BTreeMap<TenantName, u64>,
-    /// Descriptors of the embedded server.
+    /// Whether the earlier supervisor ran an embedded server.
+    pub(crate) embedded_ran: bool,
+    /// Descriptors of that.
     pub(crate) embedded: BTreeMap<Kind, OwnedFd>,
     /// What systemd's store holds.
     pub(crate) stored: There,
@@ -124,6 +126,7 @@ impl Search {
                 names: stored,
                 serial: index.as_ref().map_or(0, |index| index.serial),
             },
+            embedded_ran: index.as_ref().is_some_and(|index| index.embedded),
             ..Finds::default()
         };
         if let Some(problem) = problem {

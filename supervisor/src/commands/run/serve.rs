@@ -77,10 +77,13 @@ impl Daemon {
         let control = control::Control::start(&self.config, handle.clone(), self.hub.clone())
             .await
             .map_err(|error| format!("control socket: {error}"))?;
-        let embedded = match self.config.postgres.embedded {
-            true => Some(Embedded::start(&self.config, std::mem::take(&mut finds.embedded)).await?),
-            false => None,
+        let left = std::mem::take(&mut finds.embedded);
+        let (embedded, unasked) = match self.config.postgres.embedded {
+            true => (Some(Embedded::start(&self.config, left).await?), None),
+            false if finds.embedded_ran => (None, Embedded::see_off(&self.config, left)?),
+            false => (None, None),
         };
+        let runs = embedded.as_ref().or(unasked.as_ref());
         let fleet = async {
             let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
                 .map_err(|error| format!("cannot start the probers: {error}"))?;
@@ -98,7 +101,13 @@ impl Daemon {
 
             let (report_sender, reports) = mpsc::channel(REPORTS);
             let groups = self.groups.problem();
-            let notices = [control.notice(), self.problem.as_deref(), groups.as_deref()];
+            let unasked = unasked.as_ref().map(|_| Embedded::UNASKED);
+            let notices = [
+                control.notice(),
+                self.problem.as_deref(),
+                groups.as_deref(),
+                unasked,
+            ];
             let fleet = Fleet::new(Parts {
                 edge: Edge::new(self.settings(), self.hub.clone(), report_sender),
                 reports,
@@ -111,7 +120,7 @@ impl Daemon {
                 stopped,
                 finds,
                 open_files: crate::sys::open_files(),
-                keeping: keeping(&notifier, embedded.as_ref()).await,
+                keeping: keeping(&notifier, runs).await,
                 notices: notices.into_iter().flatten().map(str::to_owned).collect(),
                 config: self.config.clone(),
             });
@@ -126,7 +135,7 @@ impl Daemon {
             Ok(ended)
         };
         let mut ended: Result<Ended, String> = fleet.await;
-        match (&mut ended, embedded) {
+        match (&mut ended, embedded.or(unasked)) {
             (Ok(Ended::Left(estate, _)), Some(embedded)) => embedded.leave(estate),
             (_, Some(embedded)) => embedded.stop().await,
             (_, None) => {}
