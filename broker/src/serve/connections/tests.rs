@@ -22,7 +22,8 @@ impl Server {
             .route("/ok", get(async || "fine"))
             .route("/read", post(async |body: Bytes| format!("{}", body.len())))
             .route("/unread", post(async || StatusCode::PAYLOAD_TOO_LARGE))
-            .route("/large", get(async || vec![b'x'; 1 << 20]));
+            .route("/large", get(async || vec![b'x'; 1 << 20]))
+            .route("/echo", get(echo));
         let (phase, phases) = watch::channel(Phase::Serving);
         let metrics = Arc::new(Metrics::default());
         Server {
@@ -41,6 +42,21 @@ impl Server {
             tokio::spawn(self.connections.clone().serve(theirs, permit)),
         )
     }
+}
+
+/// Leaves HTTP, and sends back what comes.
+async fn echo(mut request: Request<Body>) -> Response<Body> {
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut reading, mut writing) = tokio::io::split(TokioIo::new(upgraded.await.unwrap()));
+        tokio::io::copy(&mut reading, &mut writing).await.unwrap();
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    for (name, value) in [("connection", "upgrade"), ("upgrade", "echo")] {
+        response.headers_mut().insert(name, value.parse().unwrap());
+    }
+    response
 }
 
 /// Everything until the other side closes.
@@ -316,4 +332,21 @@ async fn at_the_very_end_nobody_is_waited_for() {
     end.await.unwrap();
     idle_end.await.unwrap();
     assert_eq!(after(began), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_left_http_behind_has_its_bounds_behind_too() {
+    let server = Server::new(10);
+    let (mut stream, end) = server.connect().await;
+    stream
+        .write_all(b"GET /echo HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 101"));
+    end.await.unwrap();
+    for _ in 0..3 {
+        sleep(Duration::from_secs(200)).await;
+        stream.write_all(b"still here").await.unwrap();
+        assert_eq!(answer(&mut stream).await, "still here");
+    }
 }
