@@ -18,6 +18,7 @@
 //! | [`ports`] | loopback ports nobody else is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
+//! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
@@ -42,6 +43,7 @@ pub mod pg;
 pub mod place;
 pub mod ports;
 pub mod procs;
+pub mod proxy;
 pub mod toml_text;
 pub mod wait;
 
@@ -51,4 +53,5 @@ pub use http::{Addr, Api, Connection, Response};
 pub use load::Load;
 pub use pg::PgServer;
 pub use place::Place;
+pub use proxy::Proxy;
 pub use wait::{holds_for, until};

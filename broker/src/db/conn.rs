@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
-use super::error::{DbError, spoils_connection, stale_statement};
+use super::error::{DbError, describe, spoils_connection, stale_statement, takes_no_writes};
 use super::manager::Manager;
 
 /// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
@@ -51,6 +51,8 @@ pub trait Sql {
 pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
     wrote_events: bool,
+    /// Why the server took no writes on this checkout, if it did not.
+    unwritable: Option<String>,
 }
 
 /// An open transaction. Commits when its closure returns `Ok`, rolls back when it returns `Err` or panics.
@@ -59,6 +61,7 @@ pub struct Tx<'a> {
     statements: &'a mut HashMap<&'static str, Statement>,
     spoiled: bool,
     wrote_events: bool,
+    unwritable: Option<String>,
 }
 
 impl Conn {
@@ -66,7 +69,13 @@ impl Conn {
         Conn {
             live,
             wrote_events: false,
+            unwritable: None,
         }
+    }
+
+    /// Why the server took no writes on this checkout, if it did not.
+    pub(super) fn unwritable(&self) -> Option<&str> {
+        self.unwritable.as_deref()
     }
 
     /// Whether anything committed on this checkout has left events for subscribers since this was last asked.
@@ -105,14 +114,17 @@ impl Conn {
             statements: &mut live.statements,
             spoiled: false,
             wrote_events: false,
+            unwritable: None,
         };
         let result = work(&mut tx);
         let Tx {
             tx,
             spoiled,
             wrote_events,
+            unwritable,
             ..
         } = tx;
+        self.unwritable = unwritable.or(self.unwritable.take());
         let ended = match &result {
             Ok(_) => tx.commit(),
             Err(_) => tx.rollback(),
@@ -125,6 +137,7 @@ impl Conn {
             // A commit refused by the server (a deferred constraint) has ended the transaction as well.
             Err(error) => {
                 live.spoiled = spoiled || spoils_connection(&error) || error.code().is_none();
+                note(&mut self.unwritable, &error);
                 if result.is_ok() {
                     return Err(E::from(error.into()));
                 }
@@ -169,6 +182,7 @@ impl Conn {
         let result = statement.and_then(|statement| call(&mut live.client, &statement));
         if let Err(error) = &result {
             live.spoiled |= spoils_connection(error);
+            note(&mut self.unwritable, error);
         }
         Ok(result)
     }
@@ -216,6 +230,7 @@ impl<'a> Tx<'a> {
             statements,
             spoiled: false,
             wrote_events: false,
+            unwritable: None,
         })
     }
 
@@ -243,6 +258,7 @@ impl<'a> Tx<'a> {
             // A stale statement cannot be repeated inside a transaction that it has failed; the next request gets a
             // connection that knows the tables as they are.
             self.spoiled |= spoils_connection(error) || stale_statement(error);
+            note(&mut self.unwritable, error);
         }
         result.map_err(DbError::from)
     }
@@ -267,6 +283,13 @@ impl Sql for Tx<'_> {
 
     fn wrote_events(&mut self) {
         self.wrote_events = true;
+    }
+}
+
+/// Takes down why the server takes no writes, if that is what the error says.
+fn note(unwritable: &mut Option<String>, error: &postgres::Error) {
+    if takes_no_writes(error) {
+        *unwritable = Some(describe(error));
     }
 }
 

@@ -30,6 +30,10 @@ pub(crate) struct Wishes {
     pub(crate) server: Result<(), String>,
 }
 
+/// An instance that is not ready for a reason of its own is asked so often, so that its recovery is not seen late. The
+/// server's own recovery is told to it, and answered at once.
+const SOONER: Duration = Duration::from_millis(500);
+
 /// An answer of more than this is no answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -72,12 +76,22 @@ impl Private {
             let event = self.probe(&mut client, late).await;
             // An answer like the one before is no news; a miss always is, for misses are counted.
             let news = matches!(event, Event::ProbeMissed { .. }) || last.as_ref() != Some(&event);
+            let sooner = matches!(
+                event,
+                Event::ProbeAnswered {
+                    not_ready: Some(_),
+                    ..
+                }
+            ) && self.wishes.borrow().server.is_ok();
             if news && !self.reporter.life(event.clone()).await {
                 return;
             }
             last = Some(event);
             if !changed || late > Duration::ZERO {
                 next = Instant::now() + self.times.interval;
+            }
+            if sooner {
+                next = next.min(Instant::now() + SOONER);
             }
         }
     }
