@@ -29,6 +29,8 @@ pub struct Instance {
     pub grace: Duration,
     /// Whether a supervisor started it.
     pub supervised: bool,
+    /// Whether it may leave a core: `[debug] core` of its supervisor. Alone, its environment decides.
+    pub core: bool,
     /// What is set without effect, for the log.
     pub warnings: Vec<String>,
 }
@@ -76,6 +78,7 @@ impl Instance {
             connections: instance.connections,
             grace: instance.grace,
             supervised: true,
+            core: instance.core,
             warnings: Vec::new(),
         })
     }
@@ -103,6 +106,7 @@ impl Instance {
             connections: config.database.pool_size.get(),
             grace: GRACE_ALONE,
             supervised: false,
+            core: true,
             warnings: resolved
                 .warnings
                 .iter()

@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tokio::sync::{mpsc, watch};
 
-/// An instance is told to end twice at most: SIGTERM, then SIGKILL.
+/// An instance is told to end twice at most: SIGTERM or SIGABRT, then SIGKILL.
 const ENDS: usize = 4;
 
 /// What instances are made with.

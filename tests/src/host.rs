@@ -327,6 +327,12 @@ impl Host {
         Wrapper::install(self)
     }
 
+    /// Puts a broker that does nothing in place of the broker; before [`Host::up`].
+    pub fn trivial_brokers(&self) -> &Self {
+        let program = bin::trivial_broker().display().to_string();
+        self.set("broker", &crate::toml_text::quoted(&program))
+    }
+
     /// Everything the supervisor and, through it, the brokers have written: JSON lines, and what came before
     /// logging began.
     pub fn log(&self) -> String {
@@ -397,7 +403,25 @@ impl Host {
     }
 
     fn processes(&self) -> Vec<i32> {
-        procs::naming(&format!("{}/", self.place.path().display()))
+        let mut pids = procs::naming(&format!("{}/", self.place.path().display()));
+        // Environment and descriptors of a broker are root's alone to read; its lock file names it too.
+        let locks = fs::read_dir(self.runtime_dir().join("instances"));
+        for lock in locks.into_iter().flatten().flatten() {
+            let text = fs::read_to_string(lock.path()).unwrap_or_default();
+            let pid = text
+                .split_whitespace()
+                .next()
+                .and_then(|pid| pid.parse().ok());
+            let broker = pid.filter(|pid| {
+                lock.path().extension().is_some_and(|e| e == "lock")
+                    && procs::alive(*pid)
+                    && procs::arguments(*pid)
+                        .iter()
+                        .any(|a| a.contains("brokkr-broker"))
+            });
+            pids.extend(broker.filter(|pid| !pids.contains(pid)));
+        }
+        pids
     }
 
     /// Pids of its brokers, from the kernel and not from the supervisor.

@@ -30,6 +30,7 @@ fn acme() -> TenantStatus {
         server: None,
         next_try_s: None,
         last_words: vec![],
+        last_exit: None,
         problem: None,
         warnings: vec![],
     }

@@ -71,7 +71,8 @@ impl Private {
                 },
                 () = tokio::time::sleep_until(next) => false,
             };
-            let late = Instant::now().saturating_duration_since(next);
+            let began = Instant::now();
+            let late = began.saturating_duration_since(next);
             self.tell(&mut client).await;
             let event = self.probe(&mut client, late).await;
             // An answer like the one before is no news; a miss always is, for misses are counted.
@@ -88,7 +89,9 @@ impl Private {
             }
             last = Some(event);
             if !changed || late > Duration::ZERO {
-                next = Instant::now() + self.times.interval;
+                // From one beginning to the next: a probe that waits for its timeout must not put off those after it, or
+                // a hung broker would be found later than the operator has set.
+                next = (began + self.times.interval).max(Instant::now());
             }
             if sooner {
                 next = next.min(Instant::now() + SOONER);

@@ -24,6 +24,8 @@ const EXIT_CONFIGURATION: u8 = 78;
 pub(crate) enum End {
     /// SIGTERM to the broker: drain.
     Terminate,
+    /// SIGABRT to the broker: leave a core, if it may.
+    Abort,
     /// SIGKILL to its whole session.
     Kill,
 }
@@ -192,6 +194,11 @@ fn send(end: End, pid: i32, pidfd: &OwnedFd) {
     match end {
         End::Terminate => {
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGTERM as i32);
+        }
+        End::Abort => {
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGABRT as i32);
+            // A stopped process takes no signal but this one; what was pending before comes first.
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGCONT as i32);
         }
         End::Kill => {
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
