@@ -159,6 +159,13 @@ impl Fleet {
                 Some(request) = self.requests.recv() => self.take_request(request),
                 () = tokio::time::sleep_until(due) => self.tick(),
             }
+            // A storm of reports keeps the arms behind it from being taken: time passes, and operators ask, all the same.
+            if Instant::now() >= due {
+                self.tick();
+            }
+            if let Ok(request) = self.requests.try_recv() {
+                self.take_request(request);
+            }
             self.settle();
             if self.stopping
                 && self

@@ -15,6 +15,8 @@ pub(crate) mod process;
 pub(crate) mod report;
 mod stand_in;
 pub(crate) mod survivors;
+#[cfg(test)]
+mod tests;
 pub(crate) mod threads;
 
 use crate::lifecycle::{Event, InstanceId};
@@ -30,6 +32,7 @@ use stand_in::StandIn;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// An instance is told to end twice at most: SIGTERM or SIGABRT, then SIGKILL.
 const ENDS: usize = 4;
@@ -154,12 +157,16 @@ impl Edge {
             config,
             open_files: self.settings.open_files,
         };
-        let reporter = Reporter::new(tenant.clone(), self.reports.clone());
         let files = launch.files.clone();
-        let task = tokio::spawn(process.run(launch));
+        self.watch(tenant, id, files, tokio::spawn(process.run(launch)));
+        Ok(())
+    }
+
+    /// A panic in one tenant's task is that tenant's failure. Its process may still be there, and nobody waits for it any
+    /// more.
+    fn watch(&self, tenant: TenantName, id: InstanceId, files: Files, task: JoinHandle<()>) {
+        let reporter = Reporter::new(tenant, self.reports.clone());
         tokio::spawn(async move {
-            // A panic in one tenant's task is that tenant's failure. Its process may still be there, and nobody waits
-            // for it any more.
             if let Err(panic) = task.await {
                 survivors::end_one(&files);
                 let reason = format!("the supervisor failed at it: {panic}");
@@ -172,7 +179,6 @@ impl Edge {
                     .await;
             }
         });
-        Ok(())
     }
 
     /// Tells an instance to end.

@@ -94,11 +94,19 @@ impl Builder {
             server,
             file: Mutex::new(file),
             child: Mutex::new(None),
+            circumstances: Mutex::default(),
             place,
         };
         host.write_file();
         host
     }
+}
+
+/// What the supervisor is started in.
+#[derive(Debug, Clone, Default)]
+struct Circumstances {
+    under: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// Folders, `supervisor.toml`, perhaps a server, perhaps a running supervisor. Everything ends when it is dropped.
@@ -107,6 +115,7 @@ pub struct Host {
     server: Option<PgServer>,
     file: Mutex<TomlText>,
     child: Mutex<Option<Child>>,
+    circumstances: Mutex<Circumstances>,
     // Last: the folder goes when every process has.
     place: Place,
 }
@@ -160,8 +169,35 @@ impl Host {
         pipe
     }
 
+    /// The supervisor's next start is by this program and its arguments: `prlimit --nofile=64`.
+    pub fn under(&self, program: &[&str]) -> &Self {
+        self.circumstances().under = program.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// The supervisor's next start has this in its environment.
+    pub fn environment(&self, key: &str, value: &str) -> &Self {
+        let pair = (key.to_owned(), value.to_owned());
+        self.circumstances().environment.push(pair);
+        self
+    }
+
+    fn circumstances(&self) -> std::sync::MutexGuard<'_, Circumstances> {
+        self.circumstances
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
     fn launch(&self, stdout: Stdio) {
-        let mut command = mortal(&bin::supervisor(), AtDeath::Term, None);
+        let circumstances = self.circumstances().clone();
+        let mut command = match circumstances.under.split_first() {
+            None => mortal(&bin::supervisor(), AtDeath::Term, None),
+            Some((program, arguments)) => {
+                let mut command = mortal(Path::new(program), AtDeath::Term, None);
+                command.args(arguments).arg(bin::supervisor());
+                command
+            }
+        };
         command
             .arg("run")
             .arg("--config")
@@ -169,6 +205,7 @@ impl Host {
             .current_dir(self.place.path())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
+            .envs(circumstances.environment)
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(self.log_file());

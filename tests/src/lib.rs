@@ -21,6 +21,7 @@
 //! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
+//! | [`ear`] | [`Ear`]: systemd's end of `NOTIFY_SOCKET` |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
 //!
@@ -36,6 +37,7 @@
 
 pub mod bin;
 pub mod broker;
+pub mod ear;
 pub mod host;
 pub mod http;
 pub mod load;
@@ -48,6 +50,7 @@ pub mod toml_text;
 pub mod wait;
 
 pub use broker::Broker;
+pub use ear::Ear;
 pub use host::{Host, Tenant};
 pub use http::{Addr, Api, Connection, Response};
 pub use load::Load;

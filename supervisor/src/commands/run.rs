@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -33,6 +34,9 @@ const REPORTS: usize = 4096;
 const REQUESTS: usize = 64;
 /// What the sink gets to take the last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// A thread that has blocked once is there for the next who has to.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) fn run(path: &Path) -> ExitCode {
@@ -53,9 +57,12 @@ pub(crate) fn run(path: &Path) -> ExitCode {
     // blocks (spawning, scanning, name resolution) runs on threads of its own.
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(FOR_EVER)
         .build()
         .map_err(|error| format!("cannot make the event loop: {error}"))
         .and_then(|runtime| {
+            // With one such thread there what blocks waits its turn on a host that is out of pids; without any it panics.
+            runtime.spawn_blocking(|| {});
             let outcome = runtime.block_on(serve(config, hub.clone(), open_files));
             // A thread may hang in a file system or a name server; it must not keep the process.
             runtime.shutdown_timeout(LAST_LINES);
@@ -141,7 +148,9 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
         let (desired_sender, desired) = watch::channel(Arc::new(first.desired));
         let (reloader, wishes) = mpsc::channel(REQUESTS);
         let watch_task = Watch::new(config.tenants_dir.clone(), scanner, desired_sender, wishes);
-        tokio::spawn(watch_task.run());
+        // Their failure is nobody's but the supervisor's: it ends, its brokers live on, and the next one takes them over.
+        let mut vital = JoinSet::new();
+        vital.spawn(watch_task.run());
 
         let (report_sender, reports) = mpsc::channel(REPORTS);
         let settings = Settings {
@@ -170,9 +179,13 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
             config: config.clone(),
         });
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(service::report(notifier.clone(), snapshot));
-        tokio::spawn(service::heed(signals, notifier.clone(), handle, stop));
-        fleet.run(stopped).await;
+        vital.spawn(service::answer_watchdog(notifier.clone(), handle.clone()));
+        vital.spawn(service::report(notifier.clone(), snapshot));
+        vital.spawn(service::heed(signals, notifier.clone(), handle, stop));
+        tokio::select! {
+            () = fleet.run(stopped) => {}
+            panic = failed(&mut vital) => return Err(format!("the supervisor failed: {panic}")),
+        }
 
         // The probers last but one: without them nothing knocks at an embedded server on its way out.
         drop((control, servers));
@@ -185,6 +198,17 @@ async fn serve(config: Supervisor, hub: Hub, open_files: (u64, u64)) -> Result<(
     orphans::reap();
     tracing::info!("stopped");
     outcome
+}
+
+/// Waits until one of the tasks has panicked. Cancel-safe: one that has only ended is nothing to be told.
+async fn failed(tasks: &mut JoinSet<()>) -> tokio::task::JoinError {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(panic)) => return panic,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 async fn end_survivors(

@@ -78,6 +78,7 @@ impl Host {
                         reply.send(answer).unwrap();
                     }
                     Request::Order { reply, .. } => reply.send(Ok(vec![])).unwrap(),
+                    Request::Turn { reply } => reply.send(()).unwrap(),
                     Request::Reload {
                         confirm_removals,
                         reply,
