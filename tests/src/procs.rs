@@ -34,6 +34,24 @@ pub fn figure(pid: i32, key: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {key} in /proc/{pid}/status"))
 }
 
+/// Processor time it has used, in hundredths of a second.
+///
+/// # Panics
+/// When it has gone.
+pub fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let (_, fields) = stat
+        .rsplit_once(')')
+        .unwrap_or_else(|| panic!("no process {pid}"));
+    // Fields 14 and 15 of the whole line.
+    fields
+        .split_ascii_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum()
+}
+
 /// Its parent.
 pub fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -52,8 +52,15 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
     );
     let bad = host.tenant("bad").pool(2).write();
     let began = Instant::now();
-    bad.wait("in a crash loop", |t| t.state == "backoff" && t.restarts >= 4);
-    assert!(bad.status().last_words.iter().any(|w| w.contains("eaten by the dog")));
+    bad.wait("in a crash loop", |t| {
+        t.state == "backoff" && t.restarts >= 4
+    });
+    assert!(
+        bad.status()
+            .last_words
+            .iter()
+            .any(|w| w.contains("eaten by the dog"))
+    );
 
     // A newcomer and a replacement need the slot.
     let ordered = Instant::now();
@@ -64,27 +71,38 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
         "measured: a restart and a newcomer beside a crash loop take {:.2} s together",
         ordered.elapsed().as_secs_f64()
     );
-    until(Duration::from_secs(30), "six seconds of a crash loop", || {
-        (began.elapsed() > Duration::from_secs(6)).then_some(())
-    });
+    until(
+        Duration::from_secs(30),
+        "six seconds of a crash loop",
+        || (began.elapsed() > Duration::from_secs(6)).then_some(()),
+    );
     let lines = fs::read_to_string(&tries).unwrap().lines().count();
     let growth = procs::figure(host.pid(), "VmRSS").saturating_sub(before);
-    println!("measured: a crash loop makes {lines} tries in {:.0} s; the supervisor grows by {growth} KiB", began.elapsed().as_secs_f64());
+    println!(
+        "measured: a crash loop makes {lines} tries in {:.0} s; the supervisor grows by {growth} KiB",
+        began.elapsed().as_secs_f64()
+    );
     assert!((4..=30).contains(&lines), "{lines} tries");
     assert!(growth < 48 * 1024, "{growth} KiB");
 
     let status = host.status();
     for (tenant, pid) in good.iter().zip(&pids).skip(1) {
         let shown = status.tenant(tenant.name()).unwrap();
-        assert_eq!((shown.state.as_str(), shown.restarts), ("ready", 0), "{shown:?}");
+        assert_eq!(
+            (shown.state.as_str(), shown.restarts),
+            ("ready", 0),
+            "{shown:?}"
+        );
         assert_eq!(shown.pid, Some(*pid), "{shown:?}");
     }
     assert_eq!(status.tenant("t0").unwrap().restarts, 0);
     // Lines of nobody else are lost for it.
-    let lost = host
-        .log_lines()
-        .into_iter()
-        .find(|line| line["tenant"] != "bad" && line["message"].as_str().is_some_and(|m| m.contains("dropped")));
+    let lost = host.log_lines().into_iter().find(|line| {
+        line["tenant"] != "bad"
+            && line["message"]
+                .as_str()
+                .is_some_and(|m| m.contains("dropped"))
+    });
     assert_eq!(lost, None);
 }
 
@@ -104,16 +122,20 @@ impl Misconfigured<'_> {
     fn is_tried_again(&self, what: &str, mend: impl FnOnce()) {
         let before = self.tries();
         mend();
-        until(Duration::from_secs(15), format!("another try after {what}"), || {
-            (self.tries() > before).then_some(())
-        });
+        until(
+            Duration::from_secs(15),
+            format!("another try after {what}"),
+            || (self.tries() > before).then_some(()),
+        );
         self.tenant.becomes("backoff");
-        holds_for(Duration::from_millis(700), format!("one try after {what}"), || {
-            match self.tries() - before {
+        holds_for(
+            Duration::from_millis(700),
+            format!("one try after {what}"),
+            || match self.tries() - before {
                 1 => Ok(()),
                 tries => Err(format!("{tries} tries")),
-            }
-        });
+            },
+        );
     }
 }
 
@@ -131,10 +153,10 @@ fn exit_78_is_tried_again_when_something_it_depends_on_changes_or_when_asked_and
     let url = host.server().url("brokkr", "brokkr");
     fs::write(&secret, &url).unwrap();
     brokkr_tests::place::set_mode(&secret, 0o600);
-    let draft = host
-        .tenant("acme")
-        .unset("database.url")
-        .set("database.url_file", &format!("{:?}", secret.display().to_string()));
+    let draft = host.tenant("acme").unset("database.url").set(
+        "database.url_file",
+        &format!("{:?}", secret.display().to_string()),
+    );
     let text = draft.text();
     let tenant = draft.write();
     host.up();
@@ -153,7 +175,8 @@ fn exit_78_is_tried_again_when_something_it_depends_on_changes_or_when_asked_and
     });
 
     acme.is_tried_again("a changed file", || {
-        acme.tenant.replace_file(&format!("{text}\n[log]\nlevel = \"debug\"\n"));
+        acme.tenant
+            .replace_file(&format!("{text}\n[log]\nlevel = \"debug\"\n"));
     });
     acme.is_tried_again("a change of what its file refers to", || {
         fs::write(&secret, format!("{url}?connect_timeout=3")).unwrap();
