@@ -13,17 +13,21 @@ mod agents;
 mod auth;
 mod call;
 mod check;
-mod deployment_health;
+mod connections;
+pub(crate) mod deployment_health;
 mod diagnostics;
-mod events;
+pub(crate) mod events;
 mod fleet;
 mod generators;
 mod instantiate;
+mod large;
 mod objects;
 pub mod openapi;
 mod paks;
+mod push;
 mod record;
 mod registrations;
+mod sockets;
 mod stack_marks;
 mod stacks;
 mod target_state;
@@ -67,8 +71,18 @@ pub fn router() -> Router<App> {
         .merge(deployment_health::routes())
         .merge(fleet::routes())
         .merge(telemetry::routes())
+        .merge(connections::routes())
+        .merge(sockets::routes())
         .merge(admin::routes())
         .merge(paks::routes())
+        .method_not_allowed_fallback(call::method_not_allowed)
+        .fallback(not_found)
+}
+
+/// The one route under `/internal`: the agents' channel.
+pub fn internal_router() -> Router<App> {
+    Router::new()
+        .merge(sockets::agent_route())
         .method_not_allowed_fallback(call::method_not_allowed)
         .fallback(not_found)
 }

@@ -11,6 +11,8 @@ use crate::hot::Hot;
 use crate::jobs::Jobs;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::reload::Reloader;
+use crate::webhook::Webhooks;
 
 /// The state behind the router: handles only, cheap to clone.
 #[derive(Clone)]
@@ -21,6 +23,8 @@ pub struct App {
     pub config: Arc<BrokerConfig>,
     /// The part of it that can change while the broker runs.
     pub hot: Hot,
+    /// Replaces that part.
+    pub reloader: Reloader,
     /// Who authenticated lately.
     pub auth: auth::Cache,
     /// Counters and histograms behind `/metrics`.
@@ -31,4 +35,6 @@ pub struct App {
     pub jobs: Jobs,
     /// Who is connected by WebSocket.
     pub live: Live,
+    /// What webhooks are delivered with.
+    pub webhooks: Webhooks,
 }

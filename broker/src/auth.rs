@@ -11,6 +11,7 @@ mod cache;
 
 pub use cache::Cache;
 
+use std::fmt;
 use std::time::Instant;
 
 use subtle::ConstantTimeEq;
@@ -30,6 +31,17 @@ pub enum Principal {
     Agent(Uuid),
     /// A live generator.
     Generator(Uuid),
+}
+
+/// As the access log has it.
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Principal::Admin => f.write_str("admin"),
+            Principal::Agent(id) => write!(f, "agent:{id}"),
+            Principal::Generator(id) => write!(f, "generator:{id}"),
+        }
+    }
 }
 
 impl From<Principal> for Actor {

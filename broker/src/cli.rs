@@ -113,7 +113,8 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
         _ => log::Format::Json,
     };
     let level = instance.config.log.level.as_str();
-    let guard = log::init(level, format).map_err(|error| Exit {
+    let tenant = (!instance.supervised).then_some(instance.tenant.as_str());
+    let guard = log::init(level, format, tenant).map_err(|error| Exit {
         code: 1,
         reason: format!("log: {error}"),
     })?;

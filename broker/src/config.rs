@@ -7,12 +7,16 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use brokkr_tenant::{BrokerConfig, InstanceConfig, Layer, Mode, TenantName, resolve};
+use brokkr_tenant::{
+    BrokerConfig, Diagnostics, InstanceConfig, Layer, Mode, Resolved, TenantName, resolve,
+};
 
 use crate::db;
 use crate::db::start::{KeyFile, Plan};
 use crate::pak::{Format, PakHash};
 use crate::sys;
+use crate::webhook::crypto::Key;
+use crate::webhook::key::KeySource;
 
 /// One run of one tenant's broker: everything it was told.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub struct Instance {
     pub supervised: bool,
     /// Whether it may leave a core: `[debug] core` of its supervisor. Alone, its environment decides.
     pub core: bool,
+    /// The file it was read from, if there is one; never under a supervisor.
+    pub file: Option<PathBuf>,
     /// What is set without effect, for the log.
     pub warnings: Vec<String>,
 }
@@ -79,6 +85,7 @@ impl Instance {
             grace: instance.grace,
             supervised: true,
             core: instance.core,
+            file: None,
             warnings: Vec::new(),
         })
     }
@@ -88,10 +95,7 @@ impl Instance {
             .filter(|name| !name.is_empty())
             .map(PathBuf::from);
         let file = file.map(Path::to_owned).or(named);
-        let mut layers = Vec::new();
-        layers.extend(file.as_deref().map(Layer::from_file));
-        layers.push(Layer::from_env(std::env::vars_os()));
-        let resolved = resolve(&layers, Mode::Alone).map_err(ConfigError::Invalid)?;
+        let resolved = read(file.as_deref()).map_err(ConfigError::Invalid)?;
         let config = resolved.config;
         let stem = file
             .as_deref()
@@ -112,6 +116,7 @@ impl Instance {
                 .iter()
                 .map(brokkr_tenant::Diagnostic::headline)
                 .collect(),
+            file,
             config,
         })
     }
@@ -136,7 +141,16 @@ impl Instance {
             pak_format: self.pak_format(),
             pak_hash,
             key_file: KeyFile::in_folder(&self.state_dir),
+            webhook_key: self.webhook_key(),
         }
+    }
+
+    /// Where the webhook key comes from.
+    pub fn webhook_key(&self) -> KeySource {
+        let configured = self.config.broker.webhook_encryption_key.as_ref();
+        // Its form was checked when the configuration was read.
+        let configured = configured.and_then(|key| Key::parse(key.expose()));
+        KeySource::new(configured, &self.state_dir)
     }
 
     /// How PAKs are minted.
@@ -160,6 +174,17 @@ impl Instance {
             deadline: self.config.http.request_timeout,
         }
     }
+}
+
+/// What a broker alone makes of its file and the environment, now.
+///
+/// # Errors
+/// Everything wrong with them.
+pub fn read(file: Option<&Path>) -> Result<Resolved, Diagnostics> {
+    let mut layers = Vec::new();
+    layers.extend(file.map(Layer::from_file));
+    layers.push(Layer::from_env(std::env::vars_os()));
+    resolve(&layers, Mode::Alone)
 }
 
 /// How PAKs are minted with this configuration.

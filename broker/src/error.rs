@@ -122,12 +122,26 @@ impl Error {
         error
     }
 
+    /// 503 `too_busy` with `Retry-After`: the broker has as much in hand as it may.
+    pub fn busy(message: &'static str) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_busy", message);
+        error.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
+        error
+    }
+
     /// Adds one entry to `details`.
     #[must_use]
     pub fn detail(mut self, key: &str, value: impl Into<serde_json::Value>) -> Self {
         self.details
             .get_or_insert_default()
             .insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Tells the caller to try again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
         self
     }
 

@@ -1,11 +1,15 @@
 //! The part of the configuration that can change while the broker runs.
 //!
 //! Everything else is read once; a change of it needs a new instance. Whoever uses a value here asks for it each time.
+//! Who replaces them is `reload`. Another value is a field of [`Values`], a line of [`Values::of`] and one of
+//! `Values::texts`.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use brokkr_tenant::{BrokerConfig, CorsConfig, LogLevel};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Handle to the current values. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -47,6 +51,73 @@ impl Values {
             webhook_delivery_batch_size: broker.webhook_delivery_batch_size,
             webhook_retention: days(broker.webhook_cleanup_retention_days),
         }
+    }
+}
+
+/// One value that has become another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = ConfigChangeInfo)]
+pub struct Change {
+    /// Its key, as `log.level`.
+    #[schema(value_type = String)]
+    pub key: &'static str,
+    /// What it was; a list is separated by commas.
+    pub old_value: String,
+    /// What it is.
+    pub new_value: String,
+}
+
+impl Values {
+    /// Every key here with its value as a text.
+    fn texts(&self) -> [(&'static str, String); 10] {
+        let hours = |value: Duration| value.as_secs() / 3600;
+        let cors = &self.cors;
+        [
+            ("log.level", self.log_level.as_str().to_owned()),
+            (
+                "broker.diagnostic_cleanup_interval_seconds",
+                self.diagnostic_cleanup_interval.as_secs().to_string(),
+            ),
+            (
+                "broker.diagnostic_max_age_hours",
+                hours(self.diagnostic_max_age).to_string(),
+            ),
+            (
+                "broker.webhook_delivery_interval_seconds",
+                self.webhook_delivery_interval.as_secs().to_string(),
+            ),
+            (
+                "broker.webhook_delivery_batch_size",
+                self.webhook_delivery_batch_size.to_string(),
+            ),
+            (
+                "broker.webhook_cleanup_retention_days",
+                (hours(self.webhook_retention) / 24).to_string(),
+            ),
+            ("cors.allowed_origins", cors.allowed_origins.join(", ")),
+            ("cors.allowed_methods", cors.allowed_methods.join(", ")),
+            ("cors.allowed_headers", cors.allowed_headers.join(", ")),
+            ("cors.max_age_seconds", cors.max_age_seconds.to_string()),
+        ]
+    }
+
+    /// Whether a key's value is one of these.
+    pub fn has(&self, key: &str) -> bool {
+        self.texts().iter().any(|(known, _)| *known == key)
+    }
+
+    /// What is different in `new`.
+    pub fn changes(&self, new: &Self) -> Vec<Change> {
+        self.texts()
+            .into_iter()
+            .zip(new.texts())
+            .filter(|((_, old), (_, new))| old != new)
+            .map(|((key, old_value), (_, new_value))| Change {
+                key,
+                old_value,
+                new_value,
+            })
+            .collect()
     }
 }
 

@@ -9,9 +9,10 @@
 //! A job that fails, or panics, is tried again later and takes nobody with it. Adding a job is a file here, a line in
 //! [`Job`], one in `Job::run`, and its column in `look`.
 
-mod diagnostics;
+pub mod diagnostics;
+mod gauges;
 mod look;
-mod retention;
+pub mod retention;
 mod webhooks;
 mod work_orders;
 
@@ -40,14 +41,17 @@ pub enum Job {
     WorkOrders,
     /// Ends diagnostic requests that nobody answered.
     Diagnostics,
+    /// Reads what `/metrics` shows of the database.
+    Gauges,
 }
 
 impl Job {
-    const ALL: [Job; 4] = [
+    const ALL: [Job; 5] = [
         Job::Retention,
         Job::Webhooks,
         Job::WorkOrders,
         Job::Diagnostics,
+        Job::Gauges,
     ];
 
     /// Does what is due now, and says after how long there is more to do, if that is known.
@@ -57,6 +61,7 @@ impl Job {
             Job::Webhooks => webhooks::run(app).await,
             Job::WorkOrders => work_orders::run(app).await,
             Job::Diagnostics => diagnostics::run(app).await,
+            Job::Gauges => gauges::run(app).await,
         }
     }
 }
@@ -85,7 +90,10 @@ impl Jobs {
     /// Runs a job after this long at the latest. Call it after what it is to see has been committed. From any thread.
     pub fn due_in(&self, job: Job, after: Duration) {
         let slot = &self.0[job as usize];
-        let at = Instant::now() + after;
+        // Later than a clock can tell is never.
+        let Some(at) = Instant::now().checked_add(after) else {
+            return;
+        };
         {
             let mut due = slot.due.lock().unwrap_or_else(PoisonError::into_inner);
             if due.is_some_and(|due| due <= at) {
@@ -128,6 +136,7 @@ pub fn spawn(app: &App) {
         tokio::spawn(keep(app.clone(), job));
     }
     tokio::spawn(look::around(app.clone()));
+    app.jobs.wake(Job::Gauges);
 }
 
 async fn keep(app: App, job: Job) {
@@ -176,6 +185,14 @@ mod tests {
         let nothing =
             tokio::time::timeout(Duration::from_secs(3600), jobs.until_due(Job::Retention));
         assert!(nothing.await.is_err(), "it was due once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_is_due_in_an_age_of_the_world_is_not_due() {
+        let jobs = Jobs::new();
+        jobs.due_in(Job::Retention, Duration::MAX);
+        jobs.due_in(Job::Retention, Duration::from_secs(1));
+        jobs.until_due(Job::Retention).await;
     }
 
     #[tokio::test(start_paused = true)]

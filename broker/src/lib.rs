@@ -6,6 +6,7 @@
 //!
 //! - One thread turns the event loop. Database work runs on blocking threads and only there ([`db`]).
 //! - A start brings the schema up to date before the first request is taken ([`db::start`]).
+//! - What templates and their schemas can do is bounded ([`template`]).
 //! - A write leaves its audit entries and events in its own transaction ([`emit`]).
 //! - Between supervisor and broker there is only what `docs/src/instance-protocol.md` says: descriptors, datagrams, a
 //!   private socket. Without a supervisor everything works the same, on a socket of the broker's own.
@@ -26,6 +27,9 @@ pub mod live;
 pub mod log;
 pub mod metrics;
 pub mod pak;
+pub mod reload;
 pub mod serve;
 pub mod store;
 mod sys;
+pub mod template;
+pub mod webhook;

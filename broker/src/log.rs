@@ -6,18 +6,20 @@
 //! that has gone (EPIPE) costs the lines, nothing else.
 
 use std::fmt::{self, Write as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use brokkr_tenant::LogLevel;
 use chrono::{SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::{Registry, reload};
 
 /// Lines that wait for the writer; a line is a few hundred bytes.
 const QUEUE: usize = 4096;
@@ -64,27 +66,56 @@ impl Drop for Guard {
     }
 }
 
+/// The filter of the subscriber, which is the process's; not set when `RUST_LOG` decides.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Changes the least severe level that is logged. False when it has no effect: `RUST_LOG` decides, or nothing is logged.
+pub fn set_level(level: LogLevel) -> bool {
+    let Ok(targets) = level.as_str().parse::<Targets>() else {
+        return false;
+    };
+    FILTER
+        .get()
+        .is_some_and(|filter| filter.reload(targets).is_ok())
+}
+
 /// Installs the subscriber and the panic hook. `level` is a level or a list of `target=level`; `RUST_LOG` overrides it.
+/// `tenant` is on every line; under a supervisor, which puts it there itself, it is `None`.
 ///
 /// # Errors
 ///
 /// When the writer's thread cannot be started, or a subscriber is installed already.
-pub fn init(level: &str, format: Format) -> std::io::Result<Guard> {
-    let filter = std::env::var("RUST_LOG")
+pub fn init(level: &str, format: Format, tenant: Option<&str>) -> std::io::Result<Guard> {
+    let wished = std::env::var("RUST_LOG")
         .ok()
         .and_then(|text| text.parse::<Targets>().ok());
-    let filter = filter
+    let overridden = wished.is_some();
+    let filter = wished
         .or_else(|| level.parse().ok())
         .unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let (filter, handle) = reload::Layer::new(filter);
     let (sink, guard) = writer(std::io::stderr(), QUEUE, format)?;
-    let subscriber =
-        tracing_subscriber::registry().with(Lines { sink, format }.with_filter(filter));
+    let lines = Lines {
+        sink,
+        format,
+        tenant: tenant.map(str::to_owned),
+    };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
+    if !overridden {
+        // Empty until now: a second subscriber would have been refused.
+        let _ = FILTER.set(handle);
+    }
     std::panic::set_hook(Box::new(|panic| {
         let location = panic
             .location()
             .map(ToString::to_string)
             .unwrap_or_default();
+        if std::thread::current().name() == Some(crate::template::THREAD) {
+            // A library met a template it did not foresee. The caller is told; the message holds the caller's text.
+            tracing::debug!(target: "panic", location, "on a template");
+            return;
+        }
         tracing::error!(target: "panic", location, "{}", panic_message(panic.payload()));
     }));
     Ok(guard)
@@ -176,12 +207,18 @@ fn dropped_line(format: Format, lost: u64) -> String {
 struct Lines {
     sink: Sink,
     format: Format,
+    tenant: Option<String>,
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if let Some(tenant) = &self.tenant {
+            fields
+                .other
+                .insert("tenant".to_owned(), tenant.as_str().into());
+        }
         let metadata = event.metadata();
         self.sink.send(line(
             self.format,
@@ -284,7 +321,11 @@ mod tests {
 
     fn log_into(out: UnixStream, queue: usize, format: Format, work: impl FnOnce()) -> u64 {
         let (sink, guard) = writer(out, queue, format).unwrap();
-        let subscriber = tracing_subscriber::registry().with(Lines { sink, format });
+        let subscriber = tracing_subscriber::registry().with(Lines {
+            sink,
+            format,
+            tenant: Some("acme".to_owned()),
+        });
         tracing::subscriber::with_default(subscriber, work);
         guard.dropped().load(Ordering::Relaxed)
     }
@@ -312,6 +353,10 @@ mod tests {
         assert_eq!(first["number"], 7);
         assert_eq!(first["text"], "a \"b\"\nc");
         assert_eq!(first["field_level"], "mine");
+        assert_eq!(
+            (&first["tenant"], &second["tenant"]),
+            (&"acme".into(), &"acme".into())
+        );
         assert_eq!(second["message"], "again");
         let timestamp = first["timestamp"].as_str().unwrap();
         assert!(
@@ -327,6 +372,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(Lines {
             sink,
             format: Format::Json,
+            tenant: None,
         });
         let filler = "x".repeat(1000);
         tracing::subscriber::with_default(subscriber, || {

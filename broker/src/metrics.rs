@@ -1,20 +1,31 @@
 //! Counters and histograms, and the text behind `/metrics` (Prometheus exposition format 0.0.4).
 //!
+//! Each kind of figure is a field of [`Metrics`] that keeps its own state and appends its own lines in [`Metrics::render`].
+//!
 //! Labels are bounded by what the router knows: route templates, standard methods, status codes. An anonymous caller
 //! cannot add a series.
 
+pub mod gauges;
+pub mod sockets;
+mod webhooks;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::db::Figures;
+use gauges::Gauges;
+pub use webhooks::{Carrier, DecryptFailures};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 /// The endpoint label of a request that no route matched.
 pub const UNMATCHED: &str = "unmatched";
+
+/// The method label of every method that is none of the standard ones: a caller may send any word.
+const OTHER_METHOD: &str = "other";
 
 /// Upper bounds of the request duration histogram, in seconds.
 const BUCKETS: [f64; 12] = [
@@ -24,7 +35,13 @@ const BUCKETS: [f64; 12] = [
 /// All of the broker's own figures.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// Of WebSockets.
+    pub sockets: Arc<sockets::Sockets>,
     http: Mutex<BTreeMap<Endpoint, Series>>,
+    /// Figures that only the database knows.
+    pub gauges: Gauges,
+    /// Secrets of webhooks that could not be read.
+    pub webhooks: DecryptFailures,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,9 +67,18 @@ impl Metrics {
         status: u16,
         took: Duration,
     ) {
+        self.count(endpoint, method_label(method), status, took);
+    }
+
+    /// Counts what was answered before it was a request.
+    pub fn refused(&self, status: u16) {
+        self.count(UNMATCHED, OTHER_METHOD, status, Duration::ZERO);
+    }
+
+    fn count(&self, endpoint: &str, method: &'static str, status: u16, took: Duration) {
         let key = Endpoint {
             endpoint: endpoint.to_owned(),
-            method: method_label(method),
+            method,
         };
         let mut http = self.http();
         let series = http.entry(key).or_default();
@@ -71,45 +97,25 @@ impl Metrics {
     pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> String {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
-        let gauges = [
-            (
-                "brokkr_db_connections_max",
-                "Most database connections this broker may hold.",
-                pool.connections,
-            ),
-            (
-                "brokkr_db_connections",
-                "Database connections held.",
-                pool.held,
-            ),
-            (
-                "brokkr_db_connections_working",
-                "Database connections in use.",
-                pool.working,
-            ),
-        ];
-        for (name, help, value) in gauges {
-            let _ = writeln!(
-                out,
-                "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
-            );
-        }
+        self.sockets.render(&mut out);
+        self.webhooks.render(&mut out);
+        self.gauges.render(&mut out);
+        render_pool(&mut out, pool);
         let name = "brokkr_log_lines_dropped_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Log lines dropped because nobody read them.\n# TYPE {name} counter\n{name} {log_lines_dropped}"
+        header(
+            &mut out,
+            name,
+            "Log lines dropped because nobody read them.",
+            "counter",
         );
+        let _ = writeln!(out, "{name} {log_lines_dropped}");
         out
     }
 
-    // Writing into a String cannot fail; the results below are ignored for that reason.
     fn render_http(&self, out: &mut String) {
         let http = self.http();
         let total = "brokkr_http_requests_total";
-        let _ = writeln!(
-            out,
-            "# HELP {total} Requests answered.\n# TYPE {total} counter"
-        );
+        header(out, total, "Requests answered.", "counter");
         for (key, series) in http.iter() {
             for (status, count) in &series.by_status {
                 let (endpoint, method) = (escape(&key.endpoint), key.method);
@@ -120,10 +126,7 @@ impl Metrics {
             }
         }
         let seconds = "brokkr_http_request_duration_seconds";
-        let _ = writeln!(
-            out,
-            "# HELP {seconds} Time to answer a request.\n# TYPE {seconds} histogram"
-        );
+        header(out, seconds, "Time to answer a request.", "histogram");
         for (key, series) in http.iter() {
             let labels = format!(
                 "endpoint=\"{}\",method=\"{}\"",
@@ -154,7 +157,36 @@ impl Metrics {
     }
 }
 
-/// Methods outside the standard share one label: a client may send any word.
+// Writing into a String cannot fail; results of it are ignored for that reason.
+
+/// The lines before a metric's samples.
+fn header(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn render_pool(out: &mut String, pool: Figures) {
+    for (name, help, value) in [
+        (
+            "brokkr_db_connections_max",
+            "Most database connections this broker may hold.",
+            pool.connections,
+        ),
+        (
+            "brokkr_db_connections",
+            "Database connections held.",
+            pool.held,
+        ),
+        (
+            "brokkr_db_connections_working",
+            "Database connections in use.",
+            pool.working,
+        ),
+    ] {
+        header(out, name, help, "gauge");
+        let _ = writeln!(out, "{name} {value}");
+    }
+}
+
 fn method_label(method: &axum::http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
@@ -164,7 +196,7 @@ fn method_label(method: &axum::http::Method) -> &'static str {
         "PATCH" => "PATCH",
         "DELETE" => "DELETE",
         "OPTIONS" => "OPTIONS",
-        _ => "other",
+        _ => OTHER_METHOD,
     }
 }
 

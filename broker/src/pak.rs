@@ -7,6 +7,9 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+/// The hash of the PAK that upstream's development defaults give every administrator. Anybody can read that PAK.
+pub const PUBLIC_HASH: &str = "4c697273df3d764cba950bb5c04368097685f09259f5bd880d892cf1ff9f4cdd";
+
 /// How PAKs are minted: `[pak]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Format {

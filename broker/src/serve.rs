@@ -10,11 +10,16 @@
 //! The event loop is one thread. It ends at once on a second signal; otherwise when the last connection has ended, or at
 //! the end of the grace when only idle ones are left.
 
+mod access;
 mod connections;
+mod cors;
 mod listener;
 mod notify;
 mod private;
 mod public;
+mod request_id;
+mod turn;
+mod wire;
 
 use std::io;
 use std::sync::Arc;
@@ -34,9 +39,11 @@ use crate::db::start::{Outcome, Plan, StartError, Step, start};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::jobs;
-use crate::live::Live;
+use crate::live::{self, Live};
 use crate::metrics::Metrics;
+use crate::reload::{self, Reloader};
 use crate::sys;
+use crate::webhook::{self, Webhooks};
 use connections::{Connections, Phase};
 pub use listener::Inherited;
 use listener::Listener;
@@ -129,6 +136,7 @@ async fn run_notified(
     let app = app(&instance)?;
     let public = Connections::new(
         public::router(app.clone(), dropped.clone()),
+        app.metrics.clone(),
         phases.clone(),
         most_connections(&instance),
     );
@@ -140,6 +148,7 @@ async fn run_notified(
         let (forever, phases) = watch::channel(Phase::Serving);
         let connections = Connections::new(
             private::router(app.clone(), dropped),
+            app.metrics.clone(),
             phases,
             PRIVATE_CONNECTIONS,
         );
@@ -169,6 +178,8 @@ async fn run_notified(
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
     jobs::spawn(&app);
+    live::spawn(&app);
+    reload::watch(&app);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -190,24 +201,27 @@ async fn run_notified(
 fn app(instance: &Instance) -> Result<App, Exit> {
     let db = Db::new(instance.db_options()).map_err(|error| Exit::failed("database", error))?;
     let config = Arc::new(instance.config.clone());
+    let metrics = Arc::new(Metrics::default());
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
         hot: Hot::new(&config),
+        reloader: Reloader::new(instance),
         config,
-        metrics: Arc::new(Metrics::default()),
+        live: Live::new(metrics.sockets.clone()),
+        metrics,
         health: Arc::new(Health::new()),
         jobs: jobs::Jobs::new(),
-        live: Live::new(),
+        webhooks: Webhooks::new(&instance.config, instance.webhook_key()),
     })
 }
 
-/// As many as descriptors allow, less what the pool (a connection is four) and the process itself need.
+/// As many as descriptors allow, less what the pool (a connection is four), webhooks and the process itself need.
 fn most_connections(instance: &Instance) -> u32 {
     use nix::sys::resource::{Resource, getrlimit};
     let descriptors =
         getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(20_000)) as u32;
-    let ours = 64 + 4 * instance.config.database.pool_size.get();
+    let ours = 64 + webhook::MOST_REQUESTS + 4 * instance.config.database.pool_size.get();
     descriptors.saturating_sub(ours).clamp(64, 10_000)
 }
 
@@ -299,7 +313,9 @@ async fn drain(
 ) {
     app.health.draining();
     phase.send_replace(Phase::Draining);
+    app.live.drain(grace);
     notifier.send(&["STOPPING=1", "STATUS=draining"]).await;
+    let share = tokio::time::Instant::now() + grace.mul_f64(IDLE_SHARE);
     let ended = async {
         if let Some(accepting) = accepting {
             // Ends with the phase; a panic in it has been logged.
@@ -309,13 +325,22 @@ async fn drain(
         app.db.drain().await;
         let ended = public.ended();
         tokio::pin!(ended);
-        if tokio::time::timeout(grace.mul_f64(IDLE_SHARE), &mut ended)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout_at(share, &mut ended).await.is_err() {
             tracing::info!(connections = public.open(), "closing what is idle");
             phase.send_replace(Phase::Closing);
             ended.await;
+        }
+        app.live.stored().await;
+        // No more are begun. What is cut off here is delivered again once its claim has ended.
+        let flights = app.webhooks.flights();
+        if tokio::time::timeout_at(share, flights.landed())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                deliveries = flights.aloft(),
+                "leaving webhook deliveries to others"
+            );
         }
     };
     tokio::select! {

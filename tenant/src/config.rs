@@ -10,7 +10,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{ByteSize, DatabaseUrl, Listen, PoolSize, SchemaName, Secret, units::duration_text};
+use crate::{
+    ByteSize, DatabaseUrl, Listen, Network, PoolSize, SchemaName, Secret, units::duration_text,
+};
 
 /// Everything a broker is told. Serialised as it is, its secrets are `***`; [`crate::InstanceConfig::to_json`] is
 /// the one place that writes them in the clear.
@@ -29,6 +31,9 @@ pub struct BrokerConfig {
     pub supervision: SupervisionConfig,
     /// `[broker]`
     pub broker: BrokerSection,
+    /// `[webhooks]`. A supervisor older than the section does not hand it over.
+    #[serde(default)]
+    pub webhooks: WebhooksConfig,
     /// `[pak]`
     pub pak: PakConfig,
     /// `[cors]`
@@ -166,16 +171,26 @@ pub struct BrokerSection {
     pub diagnostic_max_age_hours: i64,
     /// Key of the webhooks' secrets, 64 hexadecimal digits; `None`: the tenant's own, in its state folder.
     pub webhook_encryption_key: Option<Secret>,
-    /// How often webhooks are delivered, seconds.
+    /// Least time between two rounds of webhook deliveries, seconds.
     pub webhook_delivery_interval_seconds: u64,
-    /// How many are delivered at once.
+    /// Most deliveries taken by one statement.
     pub webhook_delivery_batch_size: i64,
-    /// How long delivered ones are kept, days.
+    /// How long finished deliveries are kept, days; 0: for ever.
     pub webhook_cleanup_retention_days: i64,
     /// How long audit rows are kept, days.
     pub audit_log_retention_days: i64,
     /// How long agents' events are kept, days; 0: for ever.
     pub agent_events_retention_days: i64,
+}
+
+/// Where webhooks may go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhooksConfig {
+    /// Networks that may be reached although they are loopback, private, link-local or otherwise not public.
+    pub allowed_networks: Vec<Network>,
+    /// Ports that may be reached; empty: any.
+    pub allowed_ports: Vec<u16>,
 }
 
 /// How PAKs are made.
@@ -234,6 +249,25 @@ impl BrokerConfig {
             Some(dir) => PathBuf::from(dir),
             None => Path::new(".").join("brokkr-state"),
         }
+    }
+
+    /// The dotted names of the keys with an effect whose values are others in `other`, in the order of the table. A URL from a
+    /// file is `database.url`. What only a supervisor uses is left out.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let (ours, theirs) = (
+            crate::instance::clear_json(self),
+            crate::instance::clear_json(other),
+        );
+        crate::settings::KEYS
+            .list()
+            .iter()
+            .filter(|key| key.effect && !key.name.starts_with("supervision."))
+            .map(|key| key.name)
+            .filter(|name| {
+                let place = format!("/{}", name.replace('.', "/"));
+                ours.pointer(&place) != theirs.pointer(&place)
+            })
+            .collect()
     }
 
     /// A digest of all that a broker makes of the effective configuration, secrets included: it changes when any value

@@ -21,6 +21,10 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list of texts; comma-separated in the environment.
     List,
+    /// A list of networks (`10.0.0.0/8`); comma-separated in the environment.
+    Networks,
+    /// A list of TCP ports; comma-separated in the environment.
+    Ports,
     /// An integer and `ms`, `s`, `m` or `h`, within limits in milliseconds, both allowed.
     Duration(u64, u64),
     /// An integer and `K`, `M` or `G`.

@@ -21,6 +21,7 @@ mod layer;
 mod listen;
 mod mask;
 mod name;
+mod network;
 mod pool;
 mod resolve;
 mod schema;
@@ -34,6 +35,7 @@ mod value;
 pub use config::{
     BrokerConfig, BrokerSection, CorsConfig, DatabaseConfig, Digest, HttpConfig, LimitsConfig,
     LogConfig, LogFormat, LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig,
+    WebhooksConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Origin, Severity};
 pub use instance::{INSTANCE_CONFIG_VERSION, InstanceConfig, InstanceConfigError};
@@ -42,6 +44,7 @@ pub use keys::{Key, Keys, Kind};
 pub use layer::Layer;
 pub use listen::{Listen, MAX_UNIX_PATH};
 pub use name::{MAX_NAME, TenantName};
+pub use network::Network;
 pub use pool::PoolSize;
 pub use resolve::{Mode, Resolved, resolve};
 pub use schema::{MAX_SCHEMA, SchemaName};

@@ -8,7 +8,7 @@ use crate::{
     BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Listen, Origin, Source,
     config::{
         BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat,
-        LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig,
+        LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig, WebhooksConfig,
     },
     settings,
     source::read_bytes,
@@ -174,6 +174,10 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
             audit_log_retention_days: merged.int("broker.audit_log_retention_days"),
             agent_events_retention_days: merged.int("broker.agent_events_retention_days"),
         },
+        webhooks: WebhooksConfig {
+            allowed_networks: merged.networks("webhooks.allowed_networks"),
+            allowed_ports: merged.ports("webhooks.allowed_ports"),
+        },
         pak: PakConfig {
             prefix: merged.text("pak.prefix"),
             short_token_prefix: merged.text("pak.short_token_prefix"),
@@ -207,6 +211,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         limits,
         supervision,
         broker,
+        webhooks,
         pak,
         cors,
         telemetry,
@@ -230,6 +235,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
             limits,
             supervision,
             broker,
+            webhooks,
             pak,
             cors,
             telemetry,
@@ -248,6 +254,7 @@ struct Sections {
     limits: LimitsConfig,
     supervision: SupervisionConfig,
     broker: BrokerSection,
+    webhooks: WebhooksConfig,
     pak: PakConfig,
     cors: CorsConfig,
     telemetry: TelemetryConfig,

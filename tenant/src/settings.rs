@@ -67,42 +67,46 @@ const TABLE: &[Key] = &[
         Kind::Int(0, MAX),
         Some("60"),
     ),
-    Key::idle(
+    Key::new(
         "broker.diagnostic_cleanup_interval_seconds",
         Kind::Int(1, MAX),
         Some("900"),
     ),
-    Key::idle(
+    Key::new(
         "broker.diagnostic_max_age_hours",
         Kind::Int(0, 1_000_000),
         Some("1"),
     ),
-    Key::idle("broker.webhook_encryption_key", Kind::SecretHex(64), None),
-    Key::idle(
+    Key::new("broker.webhook_encryption_key", Kind::SecretHex(64), None),
+    Key::new(
         "broker.webhook_delivery_interval_seconds",
         Kind::Int(1, MAX),
         Some("5"),
     ),
-    Key::idle(
+    Key::new(
         "broker.webhook_delivery_batch_size",
         Kind::Int(1, 10_000),
         Some("50"),
     ),
-    Key::idle(
+    Key::new(
         "broker.webhook_cleanup_retention_days",
         Kind::Int(0, 100_000),
         Some("7"),
     ),
-    Key::idle(
+    Key::new(
         "broker.audit_log_retention_days",
         Kind::Int(0, 100_000),
         Some("90"),
     ),
-    Key::idle(
+    Key::new(
         "broker.agent_events_retention_days",
         Kind::Int(0, 100_000),
         Some("30"),
     ),
+    // Nothing inside the operator's network is reachable by a webhook unless the operator says so.
+    Key::new("webhooks.allowed_networks", Kind::Networks, Some("")),
+    // Empty: any.
+    Key::new("webhooks.allowed_ports", Kind::Ports, Some("")),
     Key::new("pak.prefix", Kind::NoUnderscore, Some("brokkr")),
     Key::new("pak.short_token_prefix", Kind::NoUnderscore, Some("BR")),
     Key::new("pak.short_token_length", Kind::Int(1, 64), Some("8")),

@@ -3,7 +3,7 @@
 use std::{path::Path, path::PathBuf, time::Duration};
 
 use crate::{
-    ByteSize, DatabaseUrl, Invalid, Listen, PoolSize, SchemaName, Secret, invalid::shown,
+    ByteSize, DatabaseUrl, Invalid, Listen, Network, PoolSize, SchemaName, Secret, invalid::shown,
     keys::Kind, parse_duration,
 };
 
@@ -16,6 +16,8 @@ pub enum Value {
     Float(f64),
     Text(String),
     List(Vec<String>),
+    Networks(Vec<Network>),
+    Ports(Vec<u16>),
     Duration(Duration),
     Size(ByteSize),
     Path(PathBuf),
@@ -137,6 +139,44 @@ impl Kind {
                     .map(Value::List),
                 _ => wrong("a list of texts", "[\"GET\", \"POST\"]"),
             },
+            Self::Networks => match Self::List.read(raw, base) {
+                Ok(Value::List(texts)) => texts
+                    .iter()
+                    .map(|text| Network::parse(text))
+                    .collect::<Result<_, _>>()
+                    .map(Value::Networks),
+                _ => wrong("a list of networks, each in quotes", "[\"10.0.0.0/8\"]"),
+            },
+            Self::Ports => {
+                let numbers: Option<Vec<Option<i64>>> = match (raw, env) {
+                    (Raw::List(items), _) => {
+                        items.iter().map(|item| self.integer(item, None)).collect()
+                    }
+                    (_, Some(text)) => Some(
+                        text.split(',')
+                            .map(str::trim)
+                            .filter(|t| !t.is_empty())
+                            .map(|t| t.parse().ok())
+                            .collect(),
+                    ),
+                    _ => None,
+                };
+                let Some(numbers) = numbers else {
+                    return wrong("a list of port numbers", "[443, 8443]");
+                };
+                numbers
+                    .into_iter()
+                    .map(|number| {
+                        number
+                            .and_then(|n| u16::try_from(n).ok())
+                            .filter(|port| *port > 0)
+                            .ok_or_else(|| {
+                                Invalid::new("holds what is no port").hint("ports are 1 to 65535")
+                            })
+                    })
+                    .collect::<Result<_, _>>()
+                    .map(Value::Ports)
+            }
             Self::Ignored => Ok(Value::Ignored),
             Self::Duration(..) | Self::Size if matches!(raw, Raw::Int(_)) => {
                 let (what, example) = if self == Self::Size {

@@ -106,12 +106,15 @@ impl Draft {
         broker
     }
 
+    fn config_file(&self) -> PathBuf {
+        self.place.join("broker.toml")
+    }
+
     fn equip(&self, command: &mut Command) {
-        let file = self.place.join("broker.toml");
-        fs::write(&file, self.file.render()).unwrap();
+        fs::write(self.config_file(), self.file.render()).unwrap();
         command
             .env_clear()
-            .env("BROKKR_CONFIG_FILE", file)
+            .env("BROKKR_CONFIG_FILE", self.config_file())
             .current_dir(self.place.path());
         command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
@@ -194,6 +197,30 @@ impl Broker {
     /// Its state folder.
     pub fn state_dir(&self) -> PathBuf {
         self.draft.place.join("state")
+    }
+
+    /// Its file.
+    pub fn config_file(&self) -> PathBuf {
+        self.draft.config_file()
+    }
+
+    /// Sets a key of its file while it runs. It is not told.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn change(&mut self, key: &str, toml: &str) {
+        self.draft.file.set(key, toml);
+        self.write_config(&self.draft.file.render());
+    }
+
+    /// Puts a text in the place of its file, in one step.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_config(&self, text: &str) {
+        let beside = self.draft.place.join("broker.toml.new");
+        fs::write(&beside, text).unwrap();
+        fs::rename(beside, self.config_file()).unwrap();
     }
 
     /// Its pid.

@@ -39,8 +39,23 @@ impl fmt::Display for Addr {
     }
 }
 
-trait Wire: Read + Write + Send + fmt::Debug {}
-impl<T: Read + Write + Send + fmt::Debug> Wire for T {}
+/// A connected stream of either kind.
+pub(crate) trait Wire: Read + Write + Send + fmt::Debug {
+    /// Bounds every read from now on.
+    fn bound_reads(&self, bound: Duration) -> io::Result<()>;
+}
+
+impl Wire for TcpStream {
+    fn bound_reads(&self, bound: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(bound))
+    }
+}
+
+impl Wire for UnixStream {
+    fn bound_reads(&self, bound: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(bound))
+    }
+}
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -259,6 +274,12 @@ impl Connection {
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(true),
             Err(e) => Err(e),
         }
+    }
+
+    /// The stream, and what has been read of it beyond the last answer.
+    pub(crate) fn into_wire(self) -> (Box<dyn Wire>, Vec<u8>) {
+        let read = self.wire.buffer().to_vec();
+        (self.wire.into_inner(), read)
     }
 
     fn line(&mut self) -> io::Result<String> {

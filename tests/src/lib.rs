@@ -22,6 +22,7 @@
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
 //! | [`ear`] | [`Ear`]: systemd's end of `NOTIFY_SOCKET` |
+//! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
 //!
@@ -48,6 +49,7 @@ pub mod procs;
 pub mod proxy;
 pub mod toml_text;
 pub mod wait;
+pub mod ws;
 
 pub use broker::Broker;
 pub use ear::Ear;
@@ -58,3 +60,4 @@ pub use pg::PgServer;
 pub use place::Place;
 pub use proxy::Proxy;
 pub use wait::{holds_for, until};
+pub use ws::Socket;

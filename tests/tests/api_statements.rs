@@ -40,6 +40,7 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     let (agent, generator) = (world.agent("a"), world.generator("g"));
     world.register(&agent, &generator);
     world.label_agent(&agent, "env:prod");
+    let (mut stacks, mut objects) = (Vec::new(), Vec::new());
     for n in 0..12 {
         let stack = world.stack(&generator);
         world.label_stack(&stack, "env:prod");
@@ -51,6 +52,8 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
             let _ = world.report(&agent, &object, "SUCCESS").expect(201);
         }
         let _ = world.agent("more");
+        stacks.push(stack);
+        objects.push(object);
     }
     let path = |end: &str| format!("/agents/{}/{end}", agent.id);
     let count = |call: &dyn Fn()| statements(&server, call);
@@ -58,10 +61,42 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     assert_eq!(listed.len(), 1, "{listed:#?}");
     let registered = count(&|| drop(generator.api.get("/agents").expect(200)));
     assert_eq!(registered.len(), 1, "{registered:#?}");
+    for n in 0..3 {
+        for api in [&generator.api, &world.admin] {
+            let body = json!({ "name": format!("t{n}"), "template_content": "a: 1", "parameters_schema": "{}" });
+            let _ = api.post("/templates", &body).expect(201);
+        }
+    }
+    for api in [&generator.api, &world.admin] {
+        let listed = count(&|| drop(api.get("/templates").expect(200)));
+        assert_eq!(listed.len(), 1, "{listed:#?}");
+    }
     for mode in ["full", "incremental"] {
         let state = path(&format!("target-state?mode={mode}"));
         let asked = count(&|| drop(agent.api.get(&state).expect(200)));
         assert_eq!(asked.len(), 1, "{asked:#?}");
+    }
+    let batch: Vec<_> = objects
+        .iter()
+        .map(|id| json!({ "id": id, "status": "healthy", "checked_at": "2024-05-01T12:00:00Z" }))
+        .collect();
+    let health = json!({ "deployment_objects": batch });
+    let said = count(&|| {
+        drop(
+            agent
+                .api
+                .call("PATCH", &path("health-status"), Some(&health))
+                .expect(200),
+        );
+    });
+    assert_eq!(said.len(), 1, "{said:#?}");
+    for look in [
+        "/admin/audit-logs?action=stack.*&limit=3".to_owned(),
+        format!("/stacks/{}/health", stacks[0]),
+        format!("/deployment-objects/{}/health", objects[0]),
+    ] {
+        let shown = count(&|| drop(world.admin.get(&look).expect(200)));
+        assert_eq!(shown.len(), 1, "{shown:#?}");
     }
     for body in [
         json!({}),

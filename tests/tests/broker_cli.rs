@@ -305,7 +305,7 @@ fn the_commands_work_while_the_broker_does_not_run() {
 }
 
 #[test]
-fn fault_1_a_command_makes_no_schema_and_writes_into_no_other() {
+fn fault_01_a_command_makes_no_schema_and_writes_into_no_other() {
     let schema = format!("tenant_{}", unique());
     let draft = Broker::on(server()).schema(&schema);
     let create = ["create", "generator", "--name", "x"];

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use brokkr_tests::bin::run_command;
 use brokkr_tests::{Place, http};
+use serde_json::{Value, json};
 use served::Served;
 
 /// Any number will do; another one asks other questions.
@@ -52,24 +53,30 @@ fn schemathesis() -> PathBuf {
     program
 }
 
+/// Something there is: the beginning of its paths, and its id.
+type Thing<'a> = (&'a str, &'a str);
+
 /// What the fuzzer is told besides: who calls, and what stands for ids in paths.
-fn configuration(pak: &str, ids: &[(&str, &str)]) -> String {
+fn configuration(pak: &str, things: &[Thing<'_>]) -> String {
     let mut text = format!("headers = {{ Authorization = \"Bearer {pak}\" }}\n");
-    for (paths, id) in ids {
-        write!(
-            text,
-            "[[operations]]\ninclude-path-regex = '{paths}'\nparameters = {{ id = \"{id}\" }}\n"
-        )
-        .unwrap();
+    for (path, id) in things {
+        // The first parameter of the path, which has not the same name everywhere.
+        for name in ["id", "agent_id", "stack_id"] {
+            write!(
+                text,
+                "[[operations]]\ninclude-path-regex = '^{path}/\\{{{name}\\}}'\nparameters = {{ {name} = \"{id}\" }}\n"
+            )
+            .unwrap();
+        }
     }
     text
 }
 
 /// Asks as this caller until the time is up, without the operations that would end the caller.
-fn asks(scene: &Served, who: &str, pak: &str, ids: &[(&str, &str)], not: &[&str]) {
+fn asks(scene: &Served, who: &str, pak: &str, things: &[Thing<'_>], not: &[&str]) {
     let place = Place::new();
     let file = place.join("schemathesis.toml");
-    std::fs::write(&file, configuration(pak, ids)).unwrap();
+    std::fs::write(&file, configuration(pak, things)).unwrap();
     let mut command = Command::new(schemathesis());
     command
         .current_dir(place.path())
@@ -105,6 +112,11 @@ fn asks(scene: &Served, who: &str, pak: &str, ids: &[(&str, &str)], not: &[&str]
 fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.trim_end().lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// What the admin makes there; its id.
+fn made(scene: &Served, path: &str, body: &Value) -> String {
+    world::id(&scene.world.admin.post(path, body).expect(201).json())
 }
 
 /// The operations that have succeeded at least once, from the broker's own count.
@@ -143,15 +155,23 @@ fn nothing_that_can_be_asked_is_answered_otherwise_than_the_document_says() {
     let scene = Served::of(scene.world);
     let object = scene.object("kind: Namespace");
     let (agent, generator) = (scene.agent.clone(), scene.generator.clone());
-    let ids = [
-        ("^/agents/", agent.id.as_str()),
-        ("^/generators/", &generator.id),
-        ("^/stacks/", &scene.stack),
-        ("^/deployment-objects/", &object),
+    let order = json!({
+        "work_type": "custom", "yaml_content": "kind: Namespace", "targeting": { "agent_ids": [agent.id] },
+    });
+    let order = made(&scene, "/work-orders", &order);
+    let diagnostics = format!("/deployment-objects/{object}/diagnostics");
+    let diagnostic = made(&scene, &diagnostics, &json!({ "agent_id": agent.id }));
+    let things = [
+        ("/agents", agent.id.as_str()),
+        ("/generators", &generator.id),
+        ("/stacks", &scene.stack),
+        ("/deployment-objects", &object),
+        ("/work-orders", &order),
+        ("/diagnostics", &diagnostic),
     ];
     let ends = ["rotate_generator_pak", "delete_generator", "delete_stack"];
-    asks(&scene, "generator", &generator.pak, &ids, &ends);
-    asks(&scene, "agent", &agent.pak, &ids, &["rotate_agent_pak"]);
+    asks(&scene, "generator", &generator.pak, &things, &ends);
+    asks(&scene, "agent", &agent.pak, &things, &["rotate_agent_pak"]);
 
     let log = scene.world.broker.log();
     let broken: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();

@@ -73,6 +73,10 @@ fn only_instance_spawns_or_kills() {
     for (name, text) in sources("supervisor/src") {
         let own =
             name == "supervisor/src/instance.rs" || name.starts_with("supervisor/src/instance/");
+        // Plays with processes that are numbers.
+        if name.starts_with("supervisor/src/simulation") {
+            continue;
+        }
         // Holds the system calls behind safe functions; who calls them is looked at like everybody else.
         let calls = name == "supervisor/src/sys.rs" || name.starts_with("supervisor/src/sys/");
         for (number, line) in code(&name, &text) {
@@ -321,4 +325,26 @@ fn the_book_knows_every_key() {
             "{key}"
         );
     }
+}
+
+/// Rows of the list of upstream's faults that are marked as grave or as trouble in operation and touch the API. Row 4, the
+/// fixed listen address, is not among them: where a broker listens is tried all over these tests.
+const FAULTS: &str = "01 02 03 05 06 07 08 09 10 10a 11 12 13 14 15 16 17 18 19 20 22 24 25 26 27 28 29 30 31 35 36 37 38 39 \
+                      40 41 49 50 51 52 53 54 55 56 57";
+
+#[test]
+fn every_fault_of_upstream_has_a_test_that_shows_its_absence() {
+    let texts: Vec<String> = ["tests/tests", "broker/tests"]
+        .into_iter()
+        .flat_map(sources)
+        .map(|(_, text)| text)
+        .collect();
+    let missing: Vec<&str> = FAULTS
+        .split_whitespace()
+        .filter(|row| {
+            let name = format!("fn fault_{row}_");
+            !texts.iter().any(|text| text.contains(&name))
+        })
+        .collect();
+    assert_eq!(missing, Vec::<&str>::new());
 }

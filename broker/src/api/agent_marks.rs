@@ -10,7 +10,7 @@ use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::{access, check};
+use super::{access, check, push};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
@@ -89,7 +89,9 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     same_agent(id, new.agent_id)?;
     check::label(&new.label)?;
     check::storable("a label", &new.label, check::MARK)?;
-    Reply::created(&marks::add_label(db, id, &new.label)?)
+    let added = marks::add_label(db, id, &new.label)?;
+    push::target_changed(call, id);
+    Reply::created(&added)
 }
 
 #[utoipa::path(
@@ -103,6 +105,7 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     check::no_nul("the label", label)?;
     if marks::remove_label(db, id, label)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(
@@ -150,7 +153,9 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     same_agent(id, new.agent_id)?;
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, id, &new.key, &new.value)?)
+    let added = marks::add_annotation(db, id, &new.key, &new.value)?;
+    push::target_changed(call, id);
+    Reply::created(&added)
 }
 
 #[utoipa::path(
@@ -164,6 +169,7 @@ fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     access::admin(call.principal)?;
     check::no_nul("the key", key)?;
     if marks::remove_annotation(db, id, key)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

@@ -197,6 +197,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(agent)
     })?;
+    call.app.live.fleet_changed(id);
     Reply::ok(&agent)
 }
 
@@ -223,6 +224,7 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Ok::<_, Error>(())
     })?;
     call.app.auth.forget(Principal::Agent(id));
+    call.app.live.revoke(id);
     Ok(Reply::no_content())
 }
 
@@ -248,6 +250,7 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let by = By::Caller(call.principal.into());
     let agent = db.transaction(|tx| enrol::rotate_agent(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Agent(id));
+    call.app.live.revoke(id);
     Reply::ok(&Rotated {
         agent,
         pak: pak.expose(),
@@ -282,7 +285,8 @@ fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 latency_ms: report.k8s_api_latency_ms,
             })
         });
-    if agents::heartbeat(db, id, report)? {
+    if agents::heartbeat(db, id, report, None)? {
+        call.app.live.fleet_changed(id);
         return Ok(Reply::no_content());
     }
     // Known to the cache, but deleted by another process since.

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
-use super::record;
+use super::{large, record};
 use crate::app::App;
 use crate::auth::{self, Principal};
 use crate::db::Conn;
@@ -64,6 +64,17 @@ pub(super) enum Reply {
     Yaml(String),
     /// No body.
     Empty(StatusCode),
+    /// To be made without the connection, which somebody else can use meanwhile; see [`Reply::later`].
+    Later(Later),
+}
+
+/// An answer still to be made.
+pub(super) struct Later(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>);
+
+impl std::fmt::Debug for Later {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later")
+    }
 }
 
 impl Reply {
@@ -87,6 +98,14 @@ impl Reply {
         Self::Empty(StatusCode::NO_CONTENT)
     }
 
+    /// An answer that takes time but no connection: what the handler does on its connection ends here, and this runs on the
+    /// event loop.
+    pub(super) fn later(
+        answer: impl Future<Output = Result<Self, Error>> + Send + 'static,
+    ) -> Self {
+        Self::Later(Later(Box::pin(answer)))
+    }
+
     fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Error> {
         serde_json::to_vec(body)
             .map(|json| Self::Json(status, json))
@@ -104,6 +123,8 @@ impl IntoResponse for Reply {
             Self::Json(status, json) => (status, typed("application/json"), json).into_response(),
             Self::Yaml(yaml) => (typed("application/yaml"), yaml).into_response(),
             Self::Empty(status) => status.into_response(),
+            // Made by `run`, once; what comes then is not put off again.
+            Self::Later(_) => Error::internal().into_response(),
         }
     }
 }
@@ -115,7 +136,7 @@ pub(super) struct Operation {
     takes_body: bool,
 }
 
-/// An operation that takes no body; one that comes anyway is not read.
+/// An operation that takes no body; one that comes anyway counts for nothing.
 pub(super) fn plain(work: Work) -> Operation {
     Operation {
         work,
@@ -185,6 +206,9 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
             }
         }
         request.body = read(&request.headers, body).await;
+    } else if announced(&request.headers).is_some_and(|length| length <= SMALL_BODY) {
+        // Nobody asked for it; taken all the same, so that the connection can go on after it.
+        let _ = read(&request.headers, body).await;
     }
     let outcome = db
         .run(move |conn| {
@@ -198,11 +222,23 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
             if conn.take_wrote_events() {
                 call.app.jobs.wake(crate::jobs::Job::Webhooks);
             }
-            done
+            Ok::<_, Error>((principal, done))
         })
         .await;
     drop(room);
-    outcome.into_response()
+    match outcome {
+        Ok((principal, done)) => {
+            let answer = match done {
+                Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
+                done => done.into_response(),
+            };
+            let mut response = large::held(answer);
+            // For the access log.
+            response.extensions_mut().insert(principal);
+            response
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 /// For a body of some size: nobody's but a known caller's, and only so much at a time.
@@ -220,9 +256,7 @@ async fn make_room(
     let patience = app.config.database.acquire_timeout;
     match tokio::time::timeout(patience, ROOM.acquire_many(kibibytes)).await {
         Ok(Ok(permit)) => Ok((request, permit)),
-        Ok(Err(_)) | Err(_) => Err(Error::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too_many_bodies",
+        Ok(Err(_)) | Err(_) => Err(Error::busy(
             "too many large bodies at once; try again shortly",
         )),
     }

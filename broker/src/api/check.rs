@@ -1,6 +1,9 @@
 //! Rules for single values. They come after existence: what is wrong with a value is told last.
 
+use chrono::{DateTime, Utc};
+
 use crate::error::Error;
+use crate::store;
 
 /// Most characters in a name.
 pub(super) const NAME: usize = 255;
@@ -25,6 +28,16 @@ pub(super) fn no_nul(what: &str, value: &str) -> Result<(), Error> {
         return Err(Error::invalid_value(format!("{what} contains a NUL byte")));
     }
     Ok(())
+}
+
+/// Refuses a time that no column, or no RFC 3339 text, can hold. 422 `invalid_value`.
+pub(super) fn time(what: &str, value: DateTime<Utc>) -> Result<(), Error> {
+    if store::storable_time(value) {
+        return Ok(());
+    }
+    Err(Error::invalid_value(format!(
+        "{what} must be in the years 1 to 9999"
+    )))
 }
 
 /// Refuses what is empty after trimming: 400 with this code.

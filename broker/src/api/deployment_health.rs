@@ -1,15 +1,269 @@
-//! What agents report about the health of what they applied.
+//! What agents report about the health of what they applied, and the admin's views of it.
 
 use axum::Router;
-use utoipa::OpenApi;
+use axum::http::StatusCode;
+use axum::routing::{get, patch};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
 
+use super::access;
+use super::call::{Call, Reply, plain, with_body};
 use crate::app::App;
+use crate::db::Conn;
+use crate::error::{Error, ErrorResponse};
+use crate::live::Live;
+use crate::store::health::{self, Outcome, Record, Report, Status};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(update, of_object, of_stack))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
+        .route("/agents/{id}/health-status", patch(with_body(update)))
+        .route("/deployment-objects/{id}/health", get(plain(of_object)))
+        .route("/stacks/{id}/health", get(plain(of_stack)))
+}
+
+/// What an agent says of the objects it has applied.
+#[derive(Deserialize, ToSchema)]
+struct HealthStatusUpdate {
+    /// One entry for each object.
+    deployment_objects: Vec<DeploymentObjectHealthUpdate>,
+}
+
+/// What an agent says of one object.
+#[derive(Deserialize, ToSchema)]
+struct DeploymentObjectHealthUpdate {
+    /// The object.
+    id: Uuid,
+    /// `healthy`, `degraded`, `failing` or `unknown`.
+    status: String,
+    /// The figures behind it.
+    summary: Option<HealthSummary>,
+    /// When the agent looked.
+    checked_at: DateTime<Utc>,
+}
+
+/// The figures behind a status.
+#[derive(Deserialize, Serialize, ToSchema)]
+struct HealthSummary {
+    /// Pods that are ready.
+    pods_ready: i32,
+    /// Pods there are.
+    pods_total: i32,
+    /// What is wrong, as `ImagePullBackOff`.
+    conditions: Vec<String>,
+    /// Each resource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<Vec<ResourceHealth>>,
+}
+
+/// How one resource does.
+#[derive(Deserialize, Serialize, ToSchema)]
+struct ResourceHealth {
+    /// Its kind, as `Deployment`.
+    kind: String,
+    /// Its name.
+    name: String,
+    /// Its namespace.
+    namespace: String,
+    /// Whether it is ready.
+    ready: bool,
+    /// More about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+#[utoipa::path(
+    patch,
+    path = "/agents/{id}/health-status",
+    operation_id = "update_health_status",
+    tag = "health",
+    params(("id" = Uuid, Path, description = "The agent")),
+    request_body = HealthStatusUpdate,
+    responses(
+        (status = 200, description = "Taken, all of it"),
+        (status = 400, description = "Not JSON", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin or this agent, or an object it has nothing to do with", body = ErrorResponse),
+        (status = 408, description = "The body took too long", body = ErrorResponse),
+        (status = 413, description = "The body is too large", body = ErrorResponse),
+        (status = 415, description = "Not sent as JSON", body = ErrorResponse),
+        (status = 422, description = "Another shape, no such status, or no such object; nothing is stored", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("agent_pak" = [])),
+)]
+fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let agent = call.id()?;
+    let update: HealthStatusUpdate = call.json()?;
+    access::admin_or_agent(call.principal, agent)?;
+    let reports: Vec<Report> = update
+        .deployment_objects
+        .into_iter()
+        .map(checked)
+        .collect::<Result<_, _>>()?;
+    take(&call.app.live, db, agent, &reports)?;
+    Ok(Reply::Empty(StatusCode::OK))
+}
+
+/// Stores what an agent reports, by REST or over its socket, all of it or nothing.
+pub(crate) fn take(
+    live: &Live,
+    db: &mut Conn,
+    agent: Uuid,
+    reports: &[Report],
+) -> Result<(), Error> {
+    match health::report(db, agent, reports)? {
+        Outcome::Stored { news } => {
+            if news {
+                live.fleet_changed(agent);
+            }
+            Ok(())
+        }
+        Outcome::UnknownObject => Err(access::no_object_to_report_on(
+            "deployment_health_deployment_object_id_fkey",
+        )),
+        Outcome::NotAssociated => Err(access::not_associated()),
+    }
+}
+
+fn checked(update: DeploymentObjectHealthUpdate) -> Result<Report, Error> {
+    let summary = update
+        .summary
+        .as_ref()
+        .map(serde_json::to_string)
+        .transpose()
+        .map_err(|error| {
+            tracing::error!(%error, "a health summary could not be serialised");
+            Error::internal()
+        })?;
+    report_on(update.id, &update.status, summary, update.checked_at)
+}
+
+/// A report that can be stored; else 422 `invalid_health_record`.
+pub(crate) fn report_on(
+    object: Uuid,
+    status: &str,
+    summary: Option<String>,
+    checked_at: DateTime<Utc>,
+) -> Result<Report, Error> {
+    Report::new(object, status, summary, checked_at).map_err(|wrong| {
+        Error::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_health_record",
+            format!("object {object}: {wrong}"),
+        )
+    })
+}
+
+/// How an object does, and who says so.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeploymentHealthResponse)]
+struct ObjectHealth {
+    /// The object.
+    deployment_object_id: Uuid,
+    /// What each agent says, newest first.
+    health_records: Vec<Record>,
+    /// The worst of it.
+    overall_status: &'static str,
+}
+
+#[utoipa::path(
+    get,
+    path = "/deployment-objects/{id}/health",
+    operation_id = "get_deployment_health",
+    tag = "health",
+    params(("id" = Uuid, Path, description = "The deployment object")),
+    responses(
+        (status = 200, description = "What agents say of it; nothing if there is no such object", body = ObjectHealth),
+        (status = 400, description = "The id is no UUID", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("admin_pak" = [])),
+)]
+fn of_object(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin(call.principal)?;
+    let health_records = health::of_object(db, id)?;
+    let said = health_records
+        .iter()
+        .filter_map(|record| Status::parse(&record.status));
+    Reply::ok(&ObjectHealth {
+        deployment_object_id: id,
+        overall_status: Status::worst(said).as_str(),
+        health_records,
+    })
+}
+
+/// How a stack does.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StackHealthResponse)]
+struct StackHealth {
+    /// The stack.
+    stack_id: Uuid,
+    /// The worst of its objects.
+    overall_status: &'static str,
+    /// Its live objects that anything is said of, newest first.
+    deployment_objects: Vec<DeploymentObjectHealthSummary>,
+}
+
+/// How many agents say what of an object.
+#[derive(Serialize, ToSchema)]
+struct DeploymentObjectHealthSummary {
+    /// The object.
+    id: Uuid,
+    /// The worst of it.
+    status: &'static str,
+    /// Agents that say `healthy`.
+    healthy_agents: usize,
+    /// Agents that say `degraded`.
+    degraded_agents: usize,
+    /// Agents that say `failing`.
+    failing_agents: usize,
+}
+
+#[utoipa::path(
+    get,
+    path = "/stacks/{id}/health",
+    operation_id = "get_stack_health",
+    tag = "health",
+    params(("id" = Uuid, Path, description = "The stack")),
+    responses(
+        (status = 200, description = "How its live objects do; nothing if there is no such stack", body = StackHealth),
+        (status = 400, description = "The id is no UUID", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("admin_pak" = [])),
+)]
+fn of_stack(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin(call.principal)?;
+    let tallies = health::of_stack(db, id)?;
+    let worst = Status::worst(tallies.iter().map(health::Tally::status));
+    Reply::ok(&StackHealth {
+        stack_id: id,
+        overall_status: worst.as_str(),
+        deployment_objects: tallies
+            .into_iter()
+            .map(|tally| DeploymentObjectHealthSummary {
+                id: tally.object,
+                status: tally.status().as_str(),
+                healthy_agents: tally.healthy,
+                degraded_agents: tally.degraded,
+                failing_agents: tally.failing,
+            })
+            .collect(),
+    })
 }

@@ -1,15 +1,289 @@
-//! Diagnostics on demand.
+//! Diagnostics on demand: the admin asks an agent about an object, the agent claims the request and answers it once.
+//!
+//! Any agent may be asked about any object: it is the admin who asks, and what the agent finds is the admin's to see. A
+//! request that nobody claimed in time cannot be claimed any more, whether or not the sweep has been there; an answer to
+//! one that was claimed in time is taken as long as the sweep has not given it up.
 
 use axum::Router;
-use utoipa::OpenApi;
+use axum::routing::{get, post};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
 
+use super::call::{Call, Reply, plain, with_body};
+use super::{access, check};
 use crate::app::App;
+use crate::auth::Principal;
+use crate::db::{Conn, Sql};
+use crate::error::{Error, ErrorResponse};
+use crate::store::diagnostics::{self, Answer, Findings, Request};
+
+/// Minutes a request is open for if nobody says.
+const OPEN_FOR: i64 = 60;
+/// The longest it may be open.
+const LONGEST: i64 = 1440;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(create, pending, show, claim, submit))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
+        .route(
+            "/deployment-objects/{id}/diagnostics",
+            post(with_body(create)),
+        )
+        .route("/agents/{id}/diagnostics/pending", get(plain(pending)))
+        .route("/diagnostics/{id}", get(plain(show)))
+        .route("/diagnostics/{id}/claim", post(plain(claim)))
+        .route("/diagnostics/{id}/result", post(with_body(submit)))
+}
+
+/// What to ask whom.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CreateDiagnosticRequest)]
+struct NewRequest {
+    /// The agent that is to answer.
+    agent_id: Uuid,
+    /// Who asks.
+    requested_by: Option<String>,
+    /// How long the request is open: 1 to 1440 minutes, 60 if absent.
+    retention_minutes: Option<i64>,
+}
+
+#[utoipa::path(
+    post,
+    path = "/deployment-objects/{id}/diagnostics",
+    operation_id = "create_diagnostic_request",
+    tag = "diagnostics",
+    params(("id" = Uuid, Path, description = "The deployment object")),
+    request_body = NewRequest,
+    responses(
+        (status = 201, description = "Asked", body = Request),
+        (status = 400, description = "Not a time a request can be open, or not JSON", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin", body = ErrorResponse),
+        (status = 404, description = "No such object, or no such agent", body = ErrorResponse),
+        (status = 415, description = "Not sent as JSON", body = ErrorResponse),
+        (status = 422, description = "Another shape, or a value that cannot be stored", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("admin_pak" = [])),
+)]
+fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let object = call.id()?;
+    let new: NewRequest = call.json()?;
+    access::admin(call.principal)?;
+    let subjects = diagnostics::subjects(db, object, new.agent_id)?;
+    if !subjects.object {
+        return Err(Error::not_found(
+            "deployment_object_not_found",
+            "there is no such deployment object",
+        ));
+    }
+    if !subjects.agent {
+        return Err(access::no_agent());
+    }
+    let minutes = new.retention_minutes.unwrap_or(OPEN_FOR);
+    let minutes = i32::try_from(minutes)
+        .ok()
+        .filter(|_| (1..=LONGEST).contains(&minutes))
+        .ok_or_else(|| {
+            Error::bad_request(
+                "invalid_diagnostic_request",
+                format!("`retention_minutes` must be 1 to {LONGEST}"),
+            )
+        })?;
+    let requested_by = new.requested_by.as_deref();
+    check::storable(
+        "`requested_by`",
+        requested_by.unwrap_or_default(),
+        check::NAME,
+    )?;
+    let request = diagnostics::insert(db, object, new.agent_id, requested_by, minutes)?;
+    Reply::created(&request)
+}
+
+#[utoipa::path(
+    get,
+    path = "/agents/{id}/diagnostics/pending",
+    operation_id = "get_pending_diagnostics",
+    tag = "diagnostics",
+    params(("id" = Uuid, Path, description = "The agent")),
+    responses(
+        (status = 200, description = "What it may claim, oldest first", body = [Request]),
+        (status = 400, description = "The id is no UUID", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin or this agent", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("agent_pak" = [])),
+)]
+fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let agent = call.id()?;
+    access::admin_or_agent(call.principal, agent)?;
+    Reply::ok(&diagnostics::pending(db, agent)?)
+}
+
+/// A request and what was found.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DiagnosticResponse)]
+struct Shown {
+    /// The request.
+    request: Request,
+    /// What its agent found, once it has answered. Left out until then: the published Python client fails at null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Findings, required = false)]
+    result: Option<Findings>,
+}
+
+#[utoipa::path(
+    get,
+    path = "/diagnostics/{id}",
+    operation_id = "get_diagnostic",
+    tag = "diagnostics",
+    params(("id" = Uuid, Path, description = "The request")),
+    responses(
+        (status = 200, description = "The request and, if there is one, its answer", body = Shown),
+        (status = 400, description = "The id is no UUID", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin or the agent that was asked", body = ErrorResponse),
+        (status = 404, description = "No such request", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("admin_pak" = []), ("agent_pak" = [])),
+)]
+fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let request = asked(db, call.principal, id, true)?;
+    let result = diagnostics::findings(db, id)?;
+    Reply::ok(&Shown { request, result })
+}
+
+#[utoipa::path(
+    post,
+    path = "/diagnostics/{id}/claim",
+    operation_id = "claim_diagnostic",
+    tag = "diagnostics",
+    params(("id" = Uuid, Path, description = "The request")),
+    responses(
+        (status = 200, description = "Claimed", body = Request),
+        (status = 400, description = "The id is no UUID", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin or the agent that was asked", body = ErrorResponse),
+        (status = 404, description = "No such request", body = ErrorResponse),
+        (status = 409, description = "Not pending any more, or too late", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("agent_pak" = [])),
+)]
+fn claim(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    asked(db, call.principal, id, true)?;
+    let claimed = diagnostics::claim(db, id)?.ok_or_else(|| {
+        Error::conflict(
+            "diagnostic_already_claimed",
+            "the request is claimed, has ended, or has expired",
+        )
+    })?;
+    Reply::ok(&claimed)
+}
+
+/// What the agent found.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = SubmitDiagnosticResult)]
+struct NewFindings {
+    /// The pods' statuses, as JSON text.
+    pod_statuses: String,
+    /// What the cluster says has happened, as JSON text.
+    events: String,
+    /// The ends of the pods' logs, as JSON text.
+    log_tails: Option<String>,
+    /// When the agent looked.
+    collected_at: DateTime<Utc>,
+}
+
+#[utoipa::path(
+    post,
+    path = "/diagnostics/{id}/result",
+    operation_id = "submit_diagnostic_result",
+    tag = "diagnostics",
+    params(("id" = Uuid, Path, description = "The request")),
+    request_body = NewFindings,
+    responses(
+        (status = 201, description = "Taken; the request is completed", body = Findings),
+        (status = 400, description = "A part that must not be empty is, or not JSON", body = ErrorResponse),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the agent that was asked", body = ErrorResponse),
+        (status = 404, description = "No such request", body = ErrorResponse),
+        (status = 408, description = "The body took too long", body = ErrorResponse),
+        (status = 409, description = "Not claimed, or answered already", body = ErrorResponse),
+        (status = 413, description = "The body is too large", body = ErrorResponse),
+        (status = 415, description = "Not sent as JSON", body = ErrorResponse),
+        (status = 422, description = "Another shape, or a value that cannot be stored", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("agent_pak" = [])),
+)]
+fn submit(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: NewFindings = call.json()?;
+    asked(db, call.principal, id, false)?;
+    for (what, text) in [
+        ("`pod_statuses`", &new.pod_statuses),
+        ("`events`", &new.events),
+    ] {
+        if text.is_empty() {
+            return Err(Error::bad_request(
+                "invalid_diagnostic_result",
+                format!("{what} must not be empty"),
+            ));
+        }
+        check::no_nul(what, text)?;
+    }
+    check::no_nul("`log_tails`", new.log_tails.as_deref().unwrap_or_default())?;
+    check::time("`collected_at`", new.collected_at)?;
+    let answer = Answer {
+        pod_statuses: &new.pod_statuses,
+        events: &new.events,
+        log_tails: new.log_tails.as_deref(),
+        collected_at: new.collected_at,
+    };
+    let findings = diagnostics::complete(db, id, &answer)?.ok_or_else(|| {
+        Error::conflict(
+            "diagnostic_not_claimed",
+            "the request is not claimed, or not any more",
+        )
+    })?;
+    Reply::created(&findings)
+}
+
+/// A request of the caller's: the agent that was asked, or the admin where it may stand in.
+fn asked(
+    db: &mut impl Sql,
+    principal: Principal,
+    id: Uuid,
+    or_admin: bool,
+) -> Result<Request, Error> {
+    let request = diagnostics::get(db, id)?.ok_or_else(|| {
+        Error::not_found(
+            "diagnostic_not_found",
+            "there is no such diagnostic request",
+        )
+    })?;
+    match principal {
+        Principal::Agent(agent) if agent == request.agent_id => Ok(request),
+        Principal::Admin if or_admin => Ok(request),
+        _ => Err(Error::forbidden(
+            "diagnostic_not_owned",
+            "another agent was asked",
+        )),
+    }
 }

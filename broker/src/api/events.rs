@@ -1,7 +1,6 @@
 //! What agents report, and the admin's view of it.
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
@@ -49,10 +48,11 @@ fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&events::of_agent(db, id)?)
 }
 
-#[derive(Deserialize, ToSchema)]
+/// A report as an agent sends it, by REST or over its socket. What else it says (an id, times) is not taken.
+#[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = NewAgentEvent)]
-struct NewEvent {
-    agent_id: Uuid,
+pub(crate) struct NewEvent {
+    pub(crate) agent_id: Uuid,
     deployment_object_id: Uuid,
     event_type: String,
     status: String,
@@ -71,31 +71,27 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewEvent = call.json()?;
     access::admin_or_agent(call.principal, id)?;
     same_agent(id, new.agent_id)?;
+    Reply::created(&take(db, id, &new)?)
+}
+
+/// Checks and stores what an agent reports, and announces it if it is news.
+pub(crate) fn take(db: &mut Conn, agent: Uuid, new: &NewEvent) -> Result<events::Event, Error> {
     check::storable("`event_type`", &new.event_type, 50)?;
     check::storable("`status`", &new.status, 10)?;
     check::no_nul("`message`", new.message.as_deref().unwrap_or_default())?;
-    let subject = events::subject(db, new.deployment_object_id)?.ok_or_else(|| {
-        Error::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "foreign_key_violation",
-            "there is no such deployment object",
-        )
-        .detail("constraint", "fk_deployment_object")
-    })?;
-    if !association::serves(db, id, subject.stack)? {
-        return Err(Error::forbidden(
-            "agent_not_associated",
-            "the agent does not serve the object's stack",
-        ));
+    let subject = events::subject(db, new.deployment_object_id)?
+        .ok_or_else(|| access::no_object_to_report_on("fk_deployment_object"))?;
+    if !association::serves(db, agent, subject.stack)? {
+        return Err(access::not_associated());
     }
     let report = Report {
-        agent: id,
+        agent,
         object: new.deployment_object_id,
         event_type: &new.event_type,
         status: &new.status,
         message: new.message.as_deref(),
     };
-    let event = db.transaction(|tx| {
+    db.transaction(|tx| {
         let (event, is_new) = events::insert(tx, &report)?;
         // A success said again is not news: it was announced when it was said first.
         if is_new {
@@ -119,9 +115,8 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             );
             emit(tx, &[], &[announced])?;
         }
-        Ok::<_, Error>(event)
-    })?;
-    Reply::created(&event)
+        Ok(event)
+    })
 }
 
 #[derive(Deserialize)]

@@ -1,15 +1,82 @@
-//! The fleet, as measured.
+//! The fleet, as measured: no verdicts. Live, it comes over a socket ([`super::sockets`]).
 
 use axum::Router;
-use utoipa::OpenApi;
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
 
+use super::access;
+use super::call::{Call, Reply, plain};
+use super::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
 use crate::app::App;
+use crate::db::Conn;
+use crate::error::Error;
+use crate::live;
+use crate::store::events::{self, Event};
+use crate::store::fleet::{self, Record};
+
+/// Events shown with one agent's record.
+const RECENT: i64 = 20;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, show))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
+        .route("/fleet", get(plain(list)))
+        .route("/agents/{id}/fleet-status", get(plain(show)))
+}
+
+#[derive(Deserialize)]
+struct Filter {
+    pak_id: Option<Uuid>,
+}
+
+/// An agent's record and its newest events.
+#[derive(Serialize, ToSchema)]
+struct AgentFleetStatusResponse {
+    record: Record,
+    /// At most 20, newest first.
+    recent_events: Vec<Event>,
+}
+
+#[utoipa::path(
+    get, path = "/fleet", operation_id = "list_fleet", tag = "fleet",
+    params(("pak_id" = Option<Uuid>, Query, nullable, description = "Of agents registered with this generator")),
+    responses((status = 200, description = "Each live agent's record", body = [Record]), Always, BadRequest, Forbidden),
+    security(("admin_pak" = [])),
+)]
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let filter: Filter = call.query()?;
+    access::admin(call.principal)?;
+    let mut records = match filter.pak_id {
+        None => fleet::list(db)?,
+        Some(generator) => fleet::of_registered(db, generator)?,
+    };
+    live::fill(&call.app.live, &mut records);
+    Reply::ok(&records)
+}
+
+#[utoipa::path(
+    get, path = "/agents/{id}/fleet-status", operation_id = "get_agent_fleet_status", tag = "fleet",
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, description = "The agent's record and its newest events", body = AgentFleetStatusResponse),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = [])),
+)]
+fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin(call.principal)?;
+    let mut records = fleet::of_agents(db, &[id])?;
+    live::fill(&call.app.live, &mut records);
+    let record = records.into_iter().next().ok_or_else(access::no_agent)?;
+    Reply::ok(&AgentFleetStatusResponse {
+        record,
+        recent_events: events::newest_of_agent(db, id, RECENT)?,
+    })
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, check, record};
+use super::{access, check, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -165,7 +165,7 @@ fn no_row() -> Error {
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     access::admin_or_generator(call.principal, id, "generator_not_owned")?;
-    db.transaction(|tx| {
+    let its_stacks = db.transaction(|tx| {
         let generator = generators::get_locked(tx, id)?.ok_or_else(access::no_generator)?;
         if generator.is_system {
             return Err(Error::forbidden(
@@ -180,9 +180,11 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         generators::delete(tx, id)?;
         let audit = record::audit(call.principal, "generator.deleted", "generator", id);
         emit(tx, &[audit], &[])?;
-        Ok(())
+        Ok(its_stacks)
     })?;
     call.app.auth.forget(Principal::Generator(id));
+    call.app.live.doubt();
+    push::stacks_deleted(call, db, &its_stacks);
     Ok(Reply::no_content())
 }
 
@@ -202,6 +204,7 @@ fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let by = By::Caller(call.principal.into());
     let generator = db.transaction(|tx| enrol::rotate_generator(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Generator(id));
+    call.app.live.doubt();
     Reply::created(&WithPak {
         generator,
         pak: pak.expose(),

@@ -9,17 +9,19 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
 
-use super::access;
 use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{Always, BadRequest, Body, Forbidden, NotFound};
+use super::{access, push};
 use crate::app::App;
 use crate::auth::Principal;
-use crate::db::Conn;
+use crate::db::{Conn, Tx};
 use crate::emit::{Event, emit};
 use crate::error::Error;
 use crate::store::association;
 use crate::store::objects::{self, Object as DeploymentObject};
+use crate::store::stacks::Stack;
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
@@ -87,13 +89,53 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
         serde_json::from_slice(body)
             .map_err(|error| invalid(format!("the body is not as expected: {error}")))?
     };
-    if submission.yaml_content.contains('\0') {
-        return Err(invalid("the YAML contains a NUL byte"));
-    }
     if !(submission.is_deletion_marker && submission.yaml_content.trim().is_empty()) {
-        yaml::check(&submission.yaml_content).map_err(invalid)?;
+        applicable(&submission.yaml_content)?;
     }
     Ok(submission)
+}
+
+/// Refuses what is no object that an agent could apply.
+pub(super) fn applicable(yaml: &str) -> Result<(), Error> {
+    if yaml.contains('\0') {
+        return Err(invalid("the YAML contains a NUL byte"));
+    }
+    yaml::check(yaml).map_err(invalid)
+}
+
+/// The SHA-256 of a text, in lower-case hex: over the bytes as they came, for clients compare it with that of their copy.
+pub(super) fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Adds an object to a live stack and leaves its event.
+pub(super) fn add(
+    tx: &mut Tx<'_>,
+    stack: Uuid,
+    yaml: &str,
+    is_deletion_marker: bool,
+) -> Result<DeploymentObject, Error> {
+    let object = objects::insert(tx, stack, yaml, &checksum(yaml), is_deletion_marker)?
+        .ok_or_else(access::no_stack)?;
+    let event = Event::new(
+        "deployment.created",
+        json!({
+            "deployment_object_id": object.id,
+            "stack_id": object.stack_id,
+            "sequence_id": object.sequence_id,
+            "created_at": object.created_at,
+        }),
+    );
+    emit(tx, &[], &[event])?;
+    Ok(object)
+}
+
+/// Tells the connected agents that serve a stack of its new object. Call it after the commit.
+pub(super) fn announce(call: &Call, db: &mut Conn, stack: &Stack) {
+    push::stack_changed(call, db, stack);
 }
 
 #[utoipa::path(
@@ -109,28 +151,10 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
 fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let options: Options = call.query()?;
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     let new = submission(call, &options)?;
-    // Over the bytes as they came: clients compare it with the digest of their own copy.
-    let checksum: String = Sha256::digest(new.yaml_content.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let object = db.transaction(|tx| {
-        let object = objects::insert(tx, id, &new.yaml_content, &checksum, new.is_deletion_marker)?
-            .ok_or_else(access::no_stack)?;
-        let event = Event::new(
-            "deployment.created",
-            json!({
-                "deployment_object_id": object.id,
-                "stack_id": object.stack_id,
-                "sequence_id": object.sequence_id,
-                "created_at": object.created_at,
-            }),
-        );
-        emit(tx, &[], &[event])?;
-        Ok::<_, Error>(object)
-    })?;
+    let object = db.transaction(|tx| add(tx, id, &new.yaml_content, new.is_deletion_marker))?;
+    announce(call, db, &stack);
     Reply::created(&object)
 }
 

@@ -16,9 +16,9 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 
 use super::{
-    admin, agent_marks, agents, auth, deployment_health, diagnostics, events, fleet, generators,
-    instantiate, objects, paks, registrations, stack_marks, stacks, target_state, targets,
-    telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
+    admin, agent_marks, agents, auth, connections, deployment_health, diagnostics, events, fleet,
+    generators, instantiate, objects, paks, registrations, stack_marks, stacks, target_state,
+    targets, telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
     work_orders,
 };
 use crate::error::{Error, ErrorResponse};
@@ -40,6 +40,7 @@ pub fn document() -> Document {
         agent_marks::Doc::openapi(),
         agents::Doc::openapi(),
         auth::Doc::openapi(),
+        connections::Doc::openapi(),
         deployment_health::Doc::openapi(),
         diagnostics::Doc::openapi(),
         events::Doc::openapi(),

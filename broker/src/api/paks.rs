@@ -1,15 +1,40 @@
 //! Who holds a PAK.
 
 use axum::Router;
+use axum::routing::get;
 use utoipa::OpenApi;
 
+use super::access;
+use super::call::{Call, Reply, plain};
 use crate::app::App;
+use crate::db::Conn;
+use crate::error::{Error, ErrorResponse};
+use crate::store::paks::{self, PakSummary};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
-    Router::new()
+    Router::new().route("/paks", get(plain(list)))
+}
+
+#[utoipa::path(
+    get,
+    path = "/paks",
+    operation_id = "list_paks",
+    tag = "auth",
+    responses(
+        (status = 200, description = "The generators that hold a PAK, oldest first", body = [PakSummary]),
+        (status = 401, description = "No valid PAK", body = ErrorResponse),
+        (status = 403, description = "Not the admin", body = ErrorResponse),
+        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
+        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+    ),
+    security(("admin_pak" = [])),
+)]
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    access::admin(call.principal)?;
+    Reply::ok(&paks::list(db)?)
 }

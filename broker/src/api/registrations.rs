@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, record};
+use super::{access, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
@@ -142,5 +142,6 @@ fn deregister(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         }
         Ok::<_, Error>(())
     })?;
+    push::target_changed(call, agent);
     Ok(Reply::no_content())
 }

@@ -10,7 +10,7 @@ use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::{access, check};
+use super::{access, check, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -104,7 +104,9 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::no_nul("a label", &label)?;
-    Reply::created(&marks::add_label(db, &stack, &label)?)
+    let added = marks::add_label(db, &stack, &label)?;
+    push::stack_changed(call, db, &stack);
+    Reply::created(&added)
 }
 
 #[utoipa::path(
@@ -115,9 +117,12 @@ fn add_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 )]
 fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, label) = (call.id()?, call.path("label")?);
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the label", label)?;
+    // Whom it was for is known only before it is gone.
+    let served = push::who_serves(call, db, id);
     if marks::remove_label(db, id, label)? {
+        push::tell(call, &served, &stack);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(
@@ -170,7 +175,9 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     check::annotation(&new.key, &new.value)?;
-    Reply::created(&marks::add_annotation(db, &stack, &new.key, &new.value)?)
+    let added = marks::add_annotation(db, &stack, &new.key, &new.value)?;
+    push::stack_changed(call, db, &stack);
+    Reply::created(&added)
 }
 
 #[utoipa::path(
@@ -181,9 +188,11 @@ fn add_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 )]
 fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, key) = (call.id()?, call.path("key")?);
-    access::owned_stack(db, call.principal, id)?;
+    let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the key", key)?;
+    let served = push::who_serves(call, db, id);
     if marks::remove_annotation(db, id, key)? {
+        push::tell(call, &served, &stack);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, check, record};
+use super::{access, check, push, record};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
@@ -200,8 +200,8 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 )]
 fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    db.transaction(|tx| {
-        access::owned_stack_locked(tx, call.principal, id)?;
+    let stack = db.transaction(|tx| {
+        let mut stack = access::owned_stack_locked(tx, call.principal, id)?;
         let deleted_at = stacks::delete_locked(tx, &[id])?;
         let audit = record::audit(call.principal, "stack.deleted", "stack", id);
         let event = Event::new(
@@ -209,7 +209,9 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             json!({ "stack_id": id, "deleted_at": deleted_at }),
         );
         emit(tx, &[audit], &[event])?;
-        Ok::<_, Error>(())
+        stack.deleted_at = Some(deleted_at);
+        Ok::<_, Error>(stack)
     })?;
+    push::stack_deleted(call, db, &stack);
     Ok(Reply::no_content())
 }

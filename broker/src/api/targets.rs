@@ -6,10 +6,10 @@ use serde::Deserialize;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::access;
 use super::agent_marks::same_agent;
 use super::call::{Call, Reply, plain, with_body};
 use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::{access, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
@@ -91,6 +91,7 @@ fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         same_agent(id, new.agent_id)?;
         Ok::<_, Error>(targets::add(tx, id, new.stack_id)?)
     })?;
+    call.app.live.push(id, "target_changed", &target);
     Reply::created(&target)
 }
 
@@ -104,6 +105,7 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, stack) = (call.id()?, call.uuid("stack_id")?);
     permitted(db, call, id, stack)?;
     if targets::remove(db, id, stack)? {
+        push::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

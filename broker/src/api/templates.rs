@@ -1,15 +1,275 @@
-//! Templates: versions of parameterised objects.
+//! Templates: who may see and change which, and what one must be to be kept.
 
 use axum::Router;
-use utoipa::OpenApi;
+use axum::http::StatusCode;
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::json;
+use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
 
+use super::call::{Call, Reply, plain, with_body};
+use super::objects::checksum;
+use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::{check, record};
 use crate::app::App;
+use crate::auth::Principal;
+use crate::db::{Conn, Sql};
+use crate::emit::emit;
+use crate::error::Error;
+use crate::store::templates::{self, NewTemplate, Template};
+use crate::template::{self, Refusal};
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]
-#[openapi()]
+#[openapi(paths(list, create, show, update, remove))]
 pub(super) struct Doc;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
+        .route("/templates", get(plain(list)).post(with_body(create)))
+        .route(
+            "/templates/{id}",
+            get(plain(show))
+                .put(with_body(update))
+                .delete(plain(remove)),
+        )
+}
+
+/// 403 `templates_not_accessible`.
+fn not_for_agents() -> Error {
+    Error::forbidden(
+        "templates_not_accessible",
+        "agents have nothing to do with templates",
+    )
+}
+
+/// A live template that the caller may read: 404 `template_not_found` before 403 `template_not_accessible`.
+pub(super) fn readable(
+    db: &mut impl Sql,
+    principal: Principal,
+    id: Uuid,
+) -> Result<Template, Error> {
+    let template = templates::get(db, id)?.ok_or_else(no_template)?;
+    let readable = match principal {
+        Principal::Admin => true,
+        // No owner: the system's, for every generator.
+        Principal::Generator(id) => template.generator_id.is_none_or(|owner| owner == id),
+        Principal::Agent(_) => false,
+    };
+    if readable {
+        return Ok(template);
+    }
+    Err(Error::forbidden(
+        "template_not_accessible",
+        "this template is not the caller's to see",
+    ))
+}
+
+/// A live template that the caller may change: 404 `template_not_found` before 403 `template_not_owned`.
+pub(super) fn owned(db: &mut impl Sql, principal: Principal, id: Uuid) -> Result<Template, Error> {
+    let template = templates::get(db, id)?.ok_or_else(no_template)?;
+    let owned = match principal {
+        Principal::Admin => true,
+        Principal::Generator(id) => template.generator_id == Some(id),
+        Principal::Agent(_) => false,
+    };
+    if owned {
+        return Ok(template);
+    }
+    Err(Error::forbidden(
+        "template_not_owned",
+        "this template is not the caller's to change",
+    ))
+}
+
+fn no_template() -> Error {
+    Error::not_found("template_not_found", "there is no such template")
+}
+
+#[utoipa::path(
+    get, path = "/templates", operation_id = "list_templates", tag = "templates",
+    responses(
+        (status = 200, description = "Templates; a generator sees the system's, then its own", body = [Template]),
+        Always, Forbidden,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
+fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    match call.principal {
+        Principal::Admin => Reply::ok(&templates::list(db)?),
+        Principal::Generator(id) => Reply::ok(&templates::list_for(db, id)?),
+        Principal::Agent(_) => Err(not_for_agents()),
+    }
+}
+
+#[derive(Deserialize, ToSchema)]
+struct CreateTemplateRequest {
+    name: String,
+    description: Option<String>,
+    template_content: String,
+    /// A JSON Schema, as text.
+    parameters_schema: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct UpdateTemplateRequest {
+    description: Option<String>,
+    template_content: String,
+    /// A JSON Schema, as text.
+    parameters_schema: String,
+}
+
+#[utoipa::path(
+    post, path = "/templates", operation_id = "create_template", tag = "templates",
+    request_body = CreateTemplateRequest,
+    responses(
+        (status = 201, description = "The template; the system's if the admin makes it", body = Template),
+        Always, JsonBody, Forbidden, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
+fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let new: CreateTemplateRequest = call.json()?;
+    let generator_id = match call.principal {
+        Principal::Admin => None,
+        Principal::Generator(id) => Some(id),
+        Principal::Agent(_) => return Err(not_for_agents()),
+    };
+    check::not_blank("`name`", &new.name, "invalid_template")?;
+    check::storable("`name`", &new.name, check::NAME)?;
+    let new = NewTemplate {
+        generator_id,
+        name: &new.name,
+        description: new.description.as_deref(),
+        template_content: &new.template_content,
+        parameters_schema: &new.parameters_schema,
+        checksum: &checksum(&new.template_content),
+    };
+    valid(&new)?;
+    Reply::created(&add(call, db, "template.created", &new)?)
+}
+
+/// Checks what can be wrong with a new version besides its name.
+fn valid(new: &NewTemplate<'_>) -> Result<(), Error> {
+    if let Some(description) = new.description {
+        check::not_blank("`description`", description, "invalid_template")?;
+        check::no_nul("`description`", description)?;
+    }
+    for (what, text, most) in [
+        (
+            "`template_content`",
+            new.template_content,
+            template::CONTENT,
+        ),
+        (
+            "`parameters_schema`",
+            new.parameters_schema,
+            template::SCHEMA,
+        ),
+    ] {
+        check::no_nul(what, text)?;
+        if text.len() > most {
+            return Err(Error::invalid_value(format!(
+                "{what} may have at most {most} bytes"
+            )));
+        }
+    }
+    template::check(new.template_content, new.parameters_schema).map_err(refused)
+}
+
+/// What a caller is told of a template, or of what comes of it.
+pub(super) fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Syntax(text) => Error::bad_request("invalid_template_syntax", text),
+        Refusal::Schema(text) => Error::bad_request("invalid_parameters_schema", text),
+        Refusal::Parameters(problems) => Error::bad_request(
+            "invalid_parameters",
+            "the parameters do not keep the template's schema",
+        )
+        .detail("validation_errors", problems),
+        Refusal::Rendering(text) => Error::bad_request("template_render_failed", text),
+        Refusal::Busy => Error::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_templates",
+            "too many templates at once; try again shortly",
+        ),
+    }
+}
+
+/// Adds a version, with its audit entry.
+fn add(
+    call: &Call,
+    db: &mut Conn,
+    action: &'static str,
+    new: &NewTemplate<'_>,
+) -> Result<Template, Error> {
+    db.transaction(|tx| {
+        let template = templates::insert(tx, new)?.ok_or_else(|| {
+            Error::conflict("unique_violation", "others are adding versions faster")
+                .detail("constraint", "unique_template_version")
+        })?;
+        let audit = record::audit(call.principal, action, "template", template.id)
+            .details(json!({ "name": template.name, "version": template.version }));
+        emit(tx, &[audit], &[])?;
+        Ok(template)
+    })
+}
+
+#[utoipa::path(
+    get, path = "/templates/{id}", operation_id = "get_template", tag = "templates",
+    params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The template", body = Template), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
+fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    Reply::ok(&readable(db, call.principal, id)?)
+}
+
+/// A new row with the next number and an id of its own, under the same name and owner. The old one stays as it is.
+#[utoipa::path(
+    put, path = "/templates/{id}", operation_id = "update_template", tag = "templates",
+    params(("id" = Uuid, Path)),
+    request_body = UpdateTemplateRequest,
+    responses(
+        (status = 200, description = "The new version, under a new id", body = Template),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
+    ),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
+fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    let new: UpdateTemplateRequest = call.json()?;
+    let old = owned(db, call.principal, id)?;
+    let new = NewTemplate {
+        generator_id: old.generator_id,
+        name: &old.name,
+        description: new.description.as_deref().or(old.description.as_deref()),
+        template_content: &new.template_content,
+        parameters_schema: &new.parameters_schema,
+        checksum: &checksum(&new.template_content),
+    };
+    valid(&new)?;
+    Reply::ok(&add(call, db, "template.updated", &new)?)
+}
+
+#[utoipa::path(
+    delete, path = "/templates/{id}", operation_id = "delete_template", tag = "templates",
+    params(("id" = Uuid, Path)),
+    responses((status = 204, description = "This version is gone"), Always, BadRequest, Forbidden, NotFound),
+    security(("admin_pak" = []), ("generator_pak" = [])),
+)]
+fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    owned(db, call.principal, id)?;
+    db.transaction(|tx| {
+        if !templates::delete(tx, id)? {
+            return Err(no_template());
+        }
+        let audit = record::audit(call.principal, "template.deleted", "template", id);
+        emit(tx, &[audit], &[])?;
+        Ok(())
+    })?;
+    Ok(Reply::no_content())
 }

@@ -97,6 +97,11 @@ impl Cache {
         }
     }
 
+    /// The epoch read last, if it has been read since something was forgotten.
+    pub fn epoch(&self) -> Option<i64> {
+        self.state().confirmed.map(|confirmed| confirmed.epoch)
+    }
+
     /// Remembers who holds a hash, as read in one snapshot with this epoch.
     pub fn insert(&self, hash: PakHash, principal: Principal, epoch: i64) {
         if self.inner.lifetime.is_zero() {

@@ -50,6 +50,7 @@ pub trait Sql {
 /// A checked-out connection: alive, and looking at the tenant's schema.
 pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
+    wrote: bool,
     wrote_events: bool,
     /// Why the server took no writes on this checkout, if it did not.
     unwritable: Option<String>,
@@ -68,6 +69,7 @@ impl Conn {
     pub(super) fn new(live: r2d2::PooledConnection<Manager>) -> Self {
         Conn {
             live,
+            wrote: false,
             wrote_events: false,
             unwritable: None,
         }
@@ -76,6 +78,11 @@ impl Conn {
     /// Why the server took no writes on this checkout, if it did not.
     pub(super) fn unwritable(&self) -> Option<&str> {
         self.unwritable.as_deref()
+    }
+
+    /// Whether this checkout may have changed anything: it ran a transaction, or a statement for what it does.
+    pub(super) fn wrote(&self) -> bool {
+        self.wrote
     }
 
     /// Whether anything committed on this checkout has left events for subscribers since this was last asked.
@@ -132,6 +139,7 @@ impl Conn {
         match ended {
             Ok(()) => {
                 live.spoiled = spoiled;
+                self.wrote |= result.is_ok();
                 self.wrote_events |= wrote_events && result.is_ok();
             }
             // A commit refused by the server (a deferred constraint) has ended the transaction as well.
@@ -211,6 +219,7 @@ impl Sql for Conn {
         sql: &'static str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DbError> {
+        self.wrote = true;
         self.run(sql, |client, statement| client.execute(statement, params))
     }
 

@@ -1,7 +1,7 @@
 //! The pool itself: gate, r2d2 and blocking threads put together.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,7 @@ struct Inner {
     last: Mutex<Last>,
     /// Since when the server takes no writes, and why; until a trial shows that it does again.
     unwritable: Mutex<Option<(Instant, String)>>,
+    writes: AtomicU64,
 }
 
 /// A write that needs room on the server's disk, as no other is sure to: undone at once, it leaves nothing.
@@ -145,6 +146,7 @@ impl Db {
             options,
             last: Mutex::default(),
             unwritable: Mutex::default(),
+            writes: AtomicU64::new(0),
         })))
     }
 
@@ -257,6 +259,11 @@ impl Db {
             .clone()
     }
 
+    /// Grows whenever this process may have changed something in the schema.
+    pub fn writes(&self) -> u64 {
+        self.0.writes.load(Ordering::Relaxed)
+    }
+
     /// The state of the pool now.
     pub fn figures(&self) -> Figures {
         let shared = &self.0.shared;
@@ -330,7 +337,11 @@ impl Inner {
             )
             .into());
         }
-        let result = match catch_unwind(AssertUnwindSafe(|| work(&mut conn))) {
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut conn)));
+        if conn.wrote() {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        let result = match done {
             Ok(result) => result,
             Err(_) => {
                 conn.spoil();
@@ -464,10 +475,13 @@ fn working(options: &Options, cap: u32) -> u32 {
 }
 
 /// What every session of this broker is set to when it is opened (all known since PostgreSQL 14).
+///
+/// No JIT: compiling a statement takes longer than any of ours runs.
 fn session_settings(options: &Options) -> String {
     format!(
         "SET statement_timeout = {}; \
          SET idle_in_transaction_session_timeout = {}; \
+         SET jit = off; \
          SET tcp_user_timeout = 5000; \
          SET client_connection_check_interval = 5000",
         options.statement_timeout.as_millis(),

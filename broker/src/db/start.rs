@@ -11,6 +11,7 @@
 
 mod bootstrap;
 mod key_file;
+mod webhook_key;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use postgres::error::SqlState;
 use super::error::{describe, server_lost};
 use super::manager::set_path;
 use crate::pak::{Format, MintError, PakHash};
+use crate::webhook::key::KeySource;
 pub use key_file::KeyFile;
 
 mod embedded {
@@ -49,6 +51,8 @@ pub struct Plan {
     pub pak_hash: Option<PakHash>,
     /// Where a minted admin PAK goes.
     pub key_file: KeyFile,
+    /// Where the webhook key comes from.
+    pub webhook_key: KeySource,
 }
 
 /// How far a start is.
@@ -154,6 +158,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
         && bootstrap::is_done(&mut client)?
     {
         bootstrap::finish_key_file(&mut client, plan)?;
+        webhook_key::check(&mut client, plan)?;
         return Ok(Outcome {
             version,
             applied: 0,
@@ -164,6 +169,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     bootstrap::finish_key_file(&mut client, plan)?;
     bootstrap::run(&mut client, plan)?;
     lock.release();
+    webhook_key::check(&mut client, plan)?;
     Ok(outcome)
 }
 

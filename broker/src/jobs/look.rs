@@ -29,10 +29,9 @@ const LOOK: &str = concat!(
 );
 
 /// The columns that are times until something falls due, and whose they are.
-const DUE: [(&str, Job); 3] = [
+const DUE: [(&str, Job); 2] = [
     ("webhooks_due", Job::Webhooks),
     ("work_orders_due", Job::WorkOrders),
-    ("diagnostics_due", Job::Diagnostics),
 ];
 
 /// Looks once at the start and then for ever.
@@ -67,6 +66,9 @@ async fn look(app: &App) -> Result<(), DbError> {
 fn plan(app: &App, row: &Row) -> Result<(), DbError> {
     if let Some(after) = retention::due(app, row)? {
         app.jobs.due_in(Job::Retention, after);
+    }
+    if let Some(after) = diagnostics::next(app, row)? {
+        app.jobs.due_in(Job::Diagnostics, after);
     }
     for (column, job) in DUE {
         if let Some(after) = in_seconds(row, column)? {

@@ -1,9 +1,14 @@
 //! Forgetting what is older than its retention.
 //!
-//! Runs when the oldest row of a table reaches its age, and at most once a [`Kept::period`]. Rows go in chunks, each in a
+//! Runs when the oldest row of a table reaches its age, and at most once a period of the table's own. Rows go in chunks, each in a
 //! statement of its own on a connection of its own, so that requests come in between.
+//!
+//! Not everything that is old goes. That an agent has applied what its stack still wants is known from the agent's report
+//! of it: the newest success about a stack's newest object stays, however old, or the incremental target state would offer
+//! the object once more and subscribers would be told of it as news. Likewise an agent's last word on the health of such an
+//! object.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::Row;
@@ -12,16 +17,23 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::{Db, DbError, Sql};
 use crate::hot::days;
+use crate::store::telemetry::RETENTION_SECONDS;
 
 /// Rows deleted by one statement: a year's backlog must not become one long transaction.
-const CHUNK: i64 = 5_000;
+pub const CHUNK: i64 = 5_000;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Not configurable: a broker is no warehouse of logs.
+const TELEMETRY: Duration = Duration::from_secs(RETENTION_SECONDS as u64);
+
 /// A table whose rows are kept for a time.
-struct Kept {
+///
+/// Rows are named by an array and not by `id IN (…)`, for which the whole table would be read. Of two brokers that sweep at
+/// once each takes what the other does not hold.
+pub struct Kept {
     /// The column of the look around that holds the age of its oldest row.
     age: &'static str,
     /// Deletes rows older than `$1` seconds (double precision), at most `$2` of them.
@@ -36,25 +48,129 @@ struct Kept {
 macro_rules! ages {
     () => {
         "(SELECT extract(epoch FROM now() - min(created_at))::float8 FROM audit_log) AS audit_log_age,
-         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_events) AS agent_events_age"
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_events) AS agent_events_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM event_outbox) AS event_outbox_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM webhook_deliveries
+           WHERE status IN ('success', 'dead')) AS finished_webhook_deliveries_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM webhook_deliveries
+           WHERE status IN ('pending', 'failed') AND NOT for_broker) AS unfetched_webhook_deliveries_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM deployment_health) AS deployment_health_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_k8s_events) AS agent_k8s_events_age,
+         (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM agent_pod_logs) AS agent_pod_logs_age"
     };
 }
 pub(super) use ages;
 
-const KEPT: [Kept; 2] = [
+/// Whether an object is what its stack wants now: live, and none of the stack's is newer.
+macro_rules! wanted {
+    ($object:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM deployment_objects o
+                      WHERE o.id = ",
+            $object,
+            " AND o.deleted_at IS NULL
+                        AND NOT EXISTS (SELECT 1 FROM deployment_objects newer
+                                         WHERE newer.stack_id = o.stack_id AND newer.deleted_at IS NULL
+                                           AND newer.sequence_id > o.sequence_id OFFSET 0) OFFSET 0)"
+        )
+    };
+}
+
+/// Telemetry's rows are many and never updated, so the place of a row serves to delete it and no index on its id is kept.
+macro_rules! delete_telemetry {
+    ($table:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ctid = ANY (ARRAY (SELECT ctid FROM ",
+            $table,
+            " WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
+        )
+    };
+}
+
+/// The tables.
+pub const KEPT: [Kept; 8] = [
     Kept {
         age: "audit_log_age",
-        delete: "DELETE FROM audit_log WHERE id IN (SELECT id FROM audit_log \
-                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2)",
+        delete: "DELETE FROM audit_log WHERE id = ANY (ARRAY (SELECT id FROM audit_log \
+                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
         keep: |app| days(app.config.broker.audit_log_retention_days),
         period: DAY,
     },
     Kept {
         age: "agent_events_age",
-        delete: "DELETE FROM agent_events WHERE id IN (SELECT id FROM agent_events \
-                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2)",
+        delete: concat!(
+            "DELETE FROM agent_events WHERE id = ANY (ARRAY (
+                SELECT e.id FROM agent_events e
+                 WHERE e.created_at < now() - make_interval(secs => $1)
+                   AND (e.success_digest IS NULL OR e.deleted_at IS NOT NULL
+                     OR EXISTS (SELECT 1 FROM agent_events later
+                                 WHERE later.agent_id = e.agent_id
+                                   AND later.deployment_object_id = e.deployment_object_id
+                                   AND later.success_digest IS NOT NULL AND later.deleted_at IS NULL
+                                   AND (later.created_at, later.id) > (e.created_at, e.id) OFFSET 0)
+                     OR NOT ",
+            wanted!("e.deployment_object_id"),
+            ") ORDER BY e.created_at, e.id LIMIT $2 FOR UPDATE SKIP LOCKED))"
+        ),
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: HOUR,
+    },
+    // Events that could not be turned into deliveries for so long are no news any more.
+    Kept {
+        age: "event_outbox_age",
+        delete: "DELETE FROM event_outbox WHERE id = ANY (ARRAY (SELECT id FROM event_outbox \
+                 WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    Kept {
+        age: "finished_webhook_deliveries_age",
+        delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
+                 WHERE status IN ('success', 'dead') AND created_at < now() - make_interval(secs => $1) \
+                 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    // Without this, deliveries for labels that no agent has would be kept for ever.
+    Kept {
+        age: "unfetched_webhook_deliveries_age",
+        delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
+                 WHERE status IN ('pending', 'failed') AND NOT for_broker \
+                 AND created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
+                 FOR UPDATE SKIP LOCKED))",
+        keep: |app| app.hot.get().webhook_retention,
+        period: HOUR,
+    },
+    // What an agent said long ago of an object that has been replaced or deleted.
+    Kept {
+        age: "deployment_health_age",
+        delete: concat!(
+            "DELETE FROM deployment_health WHERE id = ANY (ARRAY (
+                SELECT h.id FROM deployment_health h
+                 WHERE h.created_at < now() - make_interval(secs => $1)
+                   AND h.updated_at < now() - make_interval(secs => $1)
+                   AND NOT ",
+            wanted!("h.deployment_object_id"),
+            " ORDER BY h.created_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
+        ),
+        keep: |app| days(app.config.broker.agent_events_retention_days),
+        period: DAY,
+    },
+    Kept {
+        age: "agent_k8s_events_age",
+        delete: delete_telemetry!("agent_k8s_events"),
+        keep: |_| TELEMETRY,
+        period: MINUTE,
+    },
+    Kept {
+        age: "agent_pod_logs_age",
+        delete: delete_telemetry!("agent_pod_logs"),
+        keep: |_| TELEMETRY,
+        period: MINUTE,
     },
 ];
 
@@ -63,22 +179,12 @@ static SWEPT: Mutex<[Option<Instant>; KEPT.len()]> = Mutex::new([None; KEPT.len(
 
 /// After how long the first of them is due, from the ages that the look around found.
 pub(super) fn due(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
-    let swept = *SWEPT
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let swept = *SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut first: Option<Duration> = None;
     for (kept, swept) in KEPT.iter().zip(swept) {
-        let keep = (kept.keep)(app);
-        let age: Option<f64> = row.try_get(kept.age)?;
-        let Some(age) = age.filter(|_| !keep.is_zero()) else {
-            continue;
-        };
-        let age = Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX);
-        let rested = swept.map_or(Duration::ZERO, |at| {
-            kept.period.saturating_sub(at.elapsed())
-        });
-        let due = keep.saturating_sub(age).max(rested);
-        first = Some(first.map_or(due, |first| first.min(due)));
+        let age = row.try_get(kept.age)?;
+        let due = kept.due((kept.keep)(app), age, swept.map(|at| at.elapsed()));
+        first = first.into_iter().chain(due).min();
     }
     // What falls due later than the next look is found by that.
     Ok(first.filter(|due| *due < 2 * MINUTE))
@@ -88,41 +194,113 @@ pub(super) fn due(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     for (index, kept) in KEPT.iter().enumerate() {
         let keep = (kept.keep)(app);
-        let rested = {
-            let swept = SWEPT
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            swept[index].is_none_or(|at| at.elapsed() >= kept.period)
-        };
-        if keep.is_zero() || !rested {
+        let swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner)[index];
+        if keep.is_zero() || !kept.rest(swept.map(|at| at.elapsed())).is_zero() {
             continue;
         }
-        let rows = sweep(&app.db, kept.delete, keep).await?;
-        if rows > 0 {
+        let rows = kept.sweep(&app.db, keep).await?;
+        app.metrics.sockets.swept(kept.table(), rows);
+        // Telemetry is swept every minute for as long as there is any: that is no news.
+        if rows > 0 && kept.period > MINUTE {
             tracing::info!(
                 rows,
-                table = kept.age.trim_end_matches("_age"),
+                table = kept.table(),
                 "rows past their retention removed"
             );
-            let mut swept = SWEPT
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            swept[index] = Some(Instant::now());
         }
+        // Also when there was nothing: a row that stays however old would otherwise be looked at again and again.
+        SWEPT.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(Instant::now());
     }
     Ok(None)
 }
 
-/// Removes what is older; the number of rows.
-async fn sweep(db: &Db, delete: &'static str, keep: Duration) -> Result<u64, DbError> {
-    let mut total = 0;
-    loop {
-        let rows = db
-            .run(move |conn| conn.execute(delete, &[&keep.as_secs_f64(), &CHUNK]))
-            .await?;
-        total += rows;
-        if (rows as i64) < CHUNK {
-            return Ok(total);
+impl Kept {
+    /// The table's name.
+    pub fn table(&self) -> &'static str {
+        self.age.trim_end_matches("_age")
+    }
+
+    /// After how long it is to be swept, if its oldest row has this age in seconds and the last sweep was so long ago.
+    fn due(&self, keep: Duration, age: Option<f64>, swept: Option<Duration>) -> Option<Duration> {
+        let age = age.filter(|_| !keep.is_zero())?;
+        let age = Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX);
+        Some(keep.saturating_sub(age).max(self.rest(swept)))
+    }
+
+    /// How long until it may be swept again.
+    fn rest(&self, swept: Option<Duration>) -> Duration {
+        swept.map_or(Duration::ZERO, |ago| self.period.saturating_sub(ago))
+    }
+
+    /// Removes what is older; the number of rows.
+    ///
+    /// # Errors
+    /// When a statement fails; what the ones before it removed is gone.
+    pub async fn sweep(&self, db: &Db, keep: Duration) -> Result<u64, DbError> {
+        let delete = self.delete;
+        let mut total = 0;
+        loop {
+            let rows = db
+                .run(move |conn| {
+                    let rows = conn.execute(delete, &[&keep.as_secs_f64(), &CHUNK]);
+                    if rows.as_ref().is_ok_and(|rows| *rows < CHUNK.unsigned_abs()) {
+                        conn.leave_nothing_behind();
+                    }
+                    rows
+                })
+                .await?;
+            total += rows;
+            if rows < CHUNK.unsigned_abs() {
+                return Ok(total);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(period: Duration) -> Kept {
+        Kept {
+            age: "x_age",
+            delete: "",
+            keep: |_| Duration::ZERO,
+            period,
+        }
+    }
+
+    #[test]
+    fn a_table_is_due_when_its_oldest_row_is_and_no_sooner_than_its_period_allows() {
+        let kept = kept(HOUR);
+        let age = |age: Duration| Some(age.as_secs_f64());
+        assert_eq!(kept.due(DAY, None, None), None, "nothing there");
+        assert_eq!(
+            kept.due(DAY, age(DAY - MINUTE), None),
+            Some(MINUTE),
+            "not yet old enough"
+        );
+        assert_eq!(kept.due(DAY, age(2 * DAY), None), Some(Duration::ZERO));
+        assert_eq!(
+            kept.due(DAY, age(2 * DAY), Some(MINUTE)),
+            Some(HOUR - MINUTE),
+            "swept a minute ago"
+        );
+        assert_eq!(
+            kept.due(DAY, age(2 * DAY), Some(2 * HOUR)),
+            Some(Duration::ZERO)
+        );
+        assert_eq!(
+            kept.due(DAY, Some(-5.0), None),
+            Some(DAY),
+            "a clock set back"
+        );
+        assert_eq!(kept.table(), "x");
+    }
+
+    #[test]
+    fn zero_keeps_for_ever() {
+        let years = (400 * DAY).as_secs_f64();
+        assert_eq!(kept(HOUR).due(Duration::ZERO, Some(years), None), None);
     }
 }

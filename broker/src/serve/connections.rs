@@ -4,6 +4,9 @@
 //! its next request on it loses that request. So draining has two phases ([`Phase`]): first every answer carries
 //! `Connection: close`, and idle connections stay open for one more request; only at the end of the grace is what is
 //! still idle closed.
+//!
+//! How long a peer may take for each thing is in `wire`. While every connection there may be is open, those that ask
+//! nothing are closed for the sake of those that wait in the backlog.
 
 use std::future::Future;
 use std::io;
@@ -15,19 +18,26 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use axum::http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use hyper_util::rt::TokioIo;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service;
 
 use super::listener::{Listener, Stream};
+use super::turn::Turn;
+use super::wire::Wire;
+use crate::live::Place;
+use crate::metrics::Metrics;
 
-/// A connection that sends no complete request head for this long is closed, idle ones too. Longer than the pools of
-/// usual clients keep a connection, so that they close first.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// Largest head of a request, path and query included. A PAK and a few headers of a proxy are a few hundred bytes.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// While others wait for a connection, one that was idle for this long is closed; they are looked for as often.
+const IDLE_WHEN_FULL: Duration = Duration::from_secs(5);
+const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 
 /// After running out of descriptors or memory, until accepting is tried again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -51,16 +61,29 @@ pub(super) struct Connections {
     /// One permit per connection. When all are taken, new ones wait in the backlog.
     room: Arc<Semaphore>,
     most: u32,
+    /// Rung while there is no room.
+    full: Arc<Notify>,
+    metrics: Arc<Metrics>,
+    /// One permit per WebSocket: three of four connections at the most, so that there is always room for a request.
+    sockets: Arc<Semaphore>,
 }
 
 impl Connections {
     /// At most `most` connections at once.
-    pub(super) fn new(router: Router, phase: watch::Receiver<Phase>, most: u32) -> Self {
+    pub(super) fn new(
+        router: Router,
+        metrics: Arc<Metrics>,
+        phase: watch::Receiver<Phase>,
+        most: u32,
+    ) -> Self {
         Connections {
             router,
             phase,
             room: Arc::new(Semaphore::new(most as usize)),
             most,
+            full: Arc::default(),
+            metrics,
+            sockets: Arc::new(Semaphore::new((most - most / 4) as usize)),
         }
     }
 
@@ -102,13 +125,19 @@ impl Connections {
         &self,
         listener: &Listener,
     ) -> io::Result<(Box<dyn Stream>, OwnedSemaphorePermit)> {
-        let permit = self
-            .room
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(io::Error::other)?;
+        let permit = self.make_room().await?;
         Ok((listener.accept().await?, permit))
+    }
+
+    /// Room for one more. Cancel-safe: a permit that was not taken stays.
+    async fn make_room(&self) -> io::Result<OwnedSemaphorePermit> {
+        loop {
+            let acquire = self.room.clone().acquire_owned();
+            match tokio::time::timeout(LOOK_FOR_IDLE, acquire).await {
+                Ok(permit) => return permit.map_err(io::Error::other),
+                Err(_) => self.full.notify_waiters(),
+            }
+        }
     }
 
     /// Connections open now.
@@ -123,35 +152,43 @@ impl Connections {
         let _ = self.room.acquire_many(self.most).await;
     }
 
-    async fn serve(self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
-        let _permit = permit;
+    async fn serve<S: Stream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
+        // Goes with the connection, or with the WebSocket that it becomes.
+        let place = Place::new(permit, self.sockets);
         let mut phase = self.phase.clone();
-        let (router, answering) = (self.router, self.phase);
-        let service = service_fn(move |request: Request<Incoming>| {
-            let answer = unpanicked(router.clone().call(request));
-            let phase = answering.clone();
-            async move {
-                let mut response = answer.await;
-                if *phase.borrow() != Phase::Serving {
-                    response
-                        .headers_mut()
-                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, std::convert::Infallible>(response)
-            }
+        let turn = Turn::new(self.phase, self.metrics);
+        let (router, asked) = (self.router, turn.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(place.clone());
+            let answer = unpanicked(router.clone().call(asked.begin(request)));
+            let turn = asked.clone();
+            async move { Ok::<_, std::convert::Infallible>(turn.answer(answer.await)) }
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            // `Wire` has a finer one.
+            .header_read_timeout(None)
+            .max_header_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(Wire::new(stream, turn.clone())), service)
+            .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
             // A connection's end, good or bad, is the client's affair.
             _ = connection.as_mut() => return,
             _ = phase.wait_for(|phase| *phase == Phase::Closing) => {}
+            () = in_the_way(&self.full, &turn) => {}
         }
         connection.as_mut().graceful_shutdown();
         let _ = connection.await;
+    }
+}
+
+/// Waits until the connection is idle while others wait for one.
+async fn in_the_way(full: &Notify, turn: &Turn) {
+    loop {
+        full.notified().await;
+        if turn.idle().is_some_and(|idle| idle >= IDLE_WHEN_FULL) {
+            return;
+        }
     }
 }
 
@@ -197,3 +234,7 @@ where
         ),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -1,24 +1,23 @@
-//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1`; every request counted and logged.
-//!
-//! One line per request: `debug`, or `warn` when the answer is 5xx. At the default level a healthy broker writes nothing
-//! per request; what it does is in the metrics and, for writes, in the audit log.
-
-use std::time::Instant;
+//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1` and `/internal`; around every
+//! request is `access`.
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::access::observe;
 use crate::app::App;
-use crate::metrics::{self, UNMATCHED};
+use crate::jobs::Job;
+use crate::metrics;
 
 /// Everything the tenant's own address answers.
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
+        .nest("/internal", crate::api::internal_router())
         .route("/docs/openapi.json", get(crate::api::openapi::serve))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -26,6 +25,7 @@ pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
             "/metrics",
             get(move |State(app): State<App>| async move { render(&app, &dropped) }),
         )
+        .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .with_state(app)
@@ -45,6 +45,8 @@ async fn readyz(State(app): State<App>) -> Response {
 }
 
 pub(super) fn render(app: &App, dropped: &super::Dropped) -> Response {
+    app.metrics.gauges.scraped();
+    app.jobs.wake(Job::Gauges);
     let lost = dropped.load(std::sync::atomic::Ordering::Relaxed);
     let text = app.metrics.render(app.db.figures(), lost);
     (
@@ -65,39 +67,10 @@ async fn not_found() -> Response {
     )
 }
 
-async fn observe(
-    State(app): State<App>,
-    matched: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let began = Instant::now();
-    let method = request.method().clone();
-    let path = matched.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-    let response = if path.starts_with("/api/") && !app.health.has_started() {
-        let mut response = super::error_answer(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "database_unavailable",
-            "the broker is starting",
-        );
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        response
-    } else {
-        next.run(request).await
-    };
-    if path == "/metrics" {
-        return response;
-    }
-    let (status, took) = (response.status(), began.elapsed());
-    app.metrics.request(path, &method, status.as_u16(), took);
-    let ms = took.as_secs_f64() * 1000.0;
-    // A probe's 503 is its answer, not a failure.
-    if status.is_server_error() && path != "/readyz" {
-        tracing::warn!(target: "access", %method, path, status = status.as_u16(), ms, "request");
-    } else {
-        tracing::debug!(target: "access", %method, path, status = status.as_u16(), ms, "request");
-    }
-    response
+async fn method_not_allowed() -> Response {
+    super::error_answer(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path does not take this method",
+    )
 }

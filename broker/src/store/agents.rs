@@ -218,7 +218,8 @@ pub struct ClusterReport {
     pub latency_ms: Option<i32>,
 }
 
-/// Notes that a live agent was heard of now. False when there is no such live agent.
+/// Notes that a live agent was heard of now. False when there is no such live agent, or when it has another PAK than the
+/// one with this hash.
 ///
 /// One statement and one round trip; `synchronous_commit` is off for it alone: a heartbeat lost in a crash of the server is
 /// repeated at the next poll, and waiting for the disk is what a heartbeat would mostly cost.
@@ -229,16 +230,22 @@ pub fn heartbeat(
     db: &mut impl Sql,
     id: Uuid,
     report: Option<ClusterReport>,
+    pak_hash: Option<&str>,
 ) -> Result<bool, DbError> {
     const ALIVE: &str = "\
         UPDATE agents SET last_heartbeat = now()
-         WHERE id = $1 AND deleted_at IS NULL AND set_config('synchronous_commit', 'off', true) = 'off'";
+         WHERE id = $1 AND deleted_at IS NULL AND pak_hash = coalesce($2, pak_hash)
+           AND set_config('synchronous_commit', 'off', true) = 'off'";
     const REPORT: &str = "\
-        UPDATE agents SET last_heartbeat = now(), k8s_reachable = $2, k8s_api_latency_ms = $3, k8s_reported_at = now()
-         WHERE id = $1 AND deleted_at IS NULL AND set_config('synchronous_commit', 'off', true) = 'off'";
+        UPDATE agents SET last_heartbeat = now(), k8s_reachable = $3, k8s_api_latency_ms = $4, k8s_reported_at = now()
+         WHERE id = $1 AND deleted_at IS NULL AND pak_hash = coalesce($2, pak_hash)
+           AND set_config('synchronous_commit', 'off', true) = 'off'";
     let changed = match report {
-        None => db.execute(ALIVE, &[&id])?,
-        Some(report) => db.execute(REPORT, &[&id, &report.reachable, &report.latency_ms])?,
+        None => db.execute(ALIVE, &[&id, &pak_hash])?,
+        Some(report) => db.execute(
+            REPORT,
+            &[&id, &pak_hash, &report.reachable, &report.latency_ms],
+        )?,
     };
     Ok(changed > 0)
 }

@@ -32,13 +32,13 @@ macro_rules! served {
     };
 }
 
-/// Whether agent `$1` serves stack `$2` now, as an expression.
+/// Whether agent `$1` serves a stack now, or did when it was deleted, as an expression; the stack is one too.
 ///
 /// `OFFSET 0` keeps the planner from turning a look-up of one row into a hash of all rows there are for this agent.
-macro_rules! serves {
-    () => {
-        "EXISTS (SELECT 1 FROM stacks s
-                  WHERE s.id = $2 AND s.deleted_at IS NULL
+macro_rules! serving {
+    ($stack:literal) => {
+        concat!("(EXISTS (SELECT 1 FROM stacks s
+                  WHERE s.id = ", $stack, " AND s.deleted_at IS NULL
                     AND (EXISTS (SELECT 1 FROM agent_targets t WHERE t.agent_id = $1 AND t.stack_id = s.id OFFSET 0)
                       OR (EXISTS (SELECT 1 FROM agent_generator_registrations r
                                    WHERE r.agent_id = $1 AND r.generator_id = s.generator_id OFFSET 0)
@@ -48,9 +48,11 @@ macro_rules! serves {
                             OR EXISTS (SELECT 1 FROM stack_annotations sa
                                          JOIN agent_annotations aa
                                            ON aa.agent_id = $1 AND aa.key = sa.key AND aa.value = sa.value
-                                        WHERE sa.stack_id = s.id OFFSET 0)))))"
+                                        WHERE sa.stack_id = s.id OFFSET 0)))))
+          OR EXISTS (SELECT 1 FROM stack_departures d WHERE d.agent_id = $1 AND d.stack_id = ", $stack, "))")
     };
 }
+pub(super) use serving;
 
 /// The live stacks an agent serves, by id.
 ///
@@ -71,12 +73,51 @@ pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
 /// # Errors
 /// When the statement fails.
 pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbError> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        serves!(),
-        " OR EXISTS (SELECT 1 FROM stack_departures d WHERE d.agent_id = $1 AND d.stack_id = $2)"
-    );
+    const SQL: &str = concat!("SELECT ", serving!("$2"));
     Ok(db.query_one(SQL, &[&agent, &stack])?.try_get(0)?)
+}
+
+/// Who of these agents serves a stack now. From the stack's own few marks to the agents that have them.
+///
+/// # Errors
+/// When the statement fails.
+pub fn agents_serving(
+    db: &mut impl Sql,
+    stack: Uuid,
+    among: &[Uuid],
+) -> Result<Vec<Uuid>, DbError> {
+    const SQL: &str = "\
+        SELECT served.agent_id
+          FROM (SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = $1
+                UNION
+                SELECT al.agent_id
+                  FROM stack_labels sl
+                  JOIN agent_labels al ON al.label = sl.label
+                  JOIN agent_generator_registrations r
+                    ON r.agent_id = al.agent_id AND r.generator_id = sl.generator_id
+                 WHERE sl.stack_id = $1
+                UNION
+                SELECT aa.agent_id
+                  FROM stack_annotations sa
+                  JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
+                  JOIN agent_generator_registrations r
+                    ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
+                 WHERE sa.stack_id = $1) AS served
+         WHERE served.agent_id = ANY ($2)";
+    super::all(db.query(SQL, &[&stack, &among])?, |row| Ok(row.try_get(0)?))
+}
+
+/// Who of these agents served any of these stacks when they were deleted.
+///
+/// # Errors
+/// When the statement fails.
+pub fn departing(db: &mut impl Sql, stacks: &[Uuid], among: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    const SQL: &str = "\
+        SELECT DISTINCT agent_id FROM stack_departures WHERE agent_id = ANY ($2) AND stack_id = ANY ($1)";
+    super::all(
+        db.query(SQL, &[&stacks, &among])?,
+        |row| Ok(row.try_get(0)?),
+    )
 }
 
 /// Which part of its target state an agent asks for.

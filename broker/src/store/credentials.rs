@@ -62,3 +62,21 @@ pub fn candidates(db: &mut impl Sql, pak_hash: &str) -> Result<Candidates, DbErr
     }
     Ok(found)
 }
+
+/// Which of these hashes nobody holds any more, by their position, in order, in one statement for any
+/// number of them.
+///
+/// # Errors
+/// When the statement fails.
+pub fn unheld(db: &mut impl Sql, pak_hashes: &[String]) -> Result<Vec<usize>, DbError> {
+    const SQL: &str = "\
+        SELECT asked.n FROM unnest($1::text[]) WITH ORDINALITY AS asked (pak_hash, n)
+         WHERE NOT EXISTS (SELECT FROM agents a WHERE a.pak_hash = asked.pak_hash AND a.deleted_at IS NULL)
+           AND NOT EXISTS (SELECT FROM generators g WHERE g.pak_hash = asked.pak_hash AND g.deleted_at IS NULL)
+           AND NOT EXISTS (SELECT FROM admin_role r WHERE r.pak_hash = asked.pak_hash)
+         ORDER BY asked.n";
+    super::all(db.query(SQL, &[&pak_hashes])?, |row| {
+        let n: i64 = row.try_get(0)?;
+        Ok(usize::try_from(n - 1).unwrap_or(usize::MAX))
+    })
+}

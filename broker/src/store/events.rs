@@ -85,44 +85,71 @@ impl Report<'_> {
     }
 }
 
-/// The live events of an agent, newest first.
+/// The newest live events that fulfil a condition, as many as a list may hold (`most_rows`,
+/// `most_bytes`), in this order.
+macro_rules! newest {
+    ($condition:literal, $order:literal) => {
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM (SELECT ",
+            columns!(),
+            ", sum(coalesce(octet_length(message), 0)) OVER (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING)
+               - coalesce(octet_length(message), 0) AS bytes_before
+               FROM (SELECT ",
+            columns!(),
+            " FROM agent_events WHERE ",
+            $condition,
+            " AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT ",
+            super::most_rows!(),
+            ") AS newest) AS newest
+              WHERE bytes_before < ",
+            super::most_bytes!(),
+            " ORDER BY ",
+            $order
+        )
+    };
+}
+
+/// The newest live events of an agent, newest first.
 ///
 /// # Errors
 /// When the statement fails.
 pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Event>, DbError> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        columns!(),
-        " FROM agent_events WHERE agent_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC"
-    );
+    const SQL: &str = newest!("agent_id = $1", "created_at DESC, id DESC");
     super::all(db.query(SQL, &[&agent])?, Event::read)
 }
 
-/// Every live event.
+/// The newest live events of an agent, newest first.
+///
+/// # Errors
+/// When the statement fails.
+pub fn newest_of_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Event>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agent_events WHERE agent_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
+    );
+    super::all(db.query(SQL, &[&agent, &most])?, Event::read)
+}
+
+/// The newest live events of all agents.
 ///
 /// # Errors
 /// When the statement fails.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Event>, DbError> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        columns!(),
-        " FROM agent_events WHERE deleted_at IS NULL ORDER BY created_at, id"
-    );
+    const SQL: &str = newest!("true", "created_at, id");
     super::all(db.query(SQL, &[])?, Event::read)
 }
 
-/// The live events of the agents registered with a generator; none when it is unknown.
+/// The newest live events of the agents registered with a generator; none when it is unknown.
 ///
 /// # Errors
 /// When the statement fails.
 pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Event>, DbError> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        columns!(),
-        " FROM agent_events
-          WHERE agent_id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)
-            AND deleted_at IS NULL
-          ORDER BY created_at, id"
+    const SQL: &str = newest!(
+        "agent_id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)",
+        "created_at, id"
     );
     super::all(db.query(SQL, &[&generator])?, Event::read)
 }

@@ -52,7 +52,8 @@ impl Object {
     }
 }
 
-/// The live objects of a stack, newest first.
+/// The newest live objects of a stack, newest first: as many as a list may hold (`most_rows`,
+/// `most_bytes`). Clients look at the first.
 ///
 /// # Errors
 /// When the statement fails.
@@ -60,8 +61,19 @@ pub fn list(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Object>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
-        " FROM deployment_objects o
-          WHERE o.stack_id = $1 AND o.deleted_at IS NULL ORDER BY o.sequence_id DESC"
+        " FROM (SELECT ",
+        columns!(),
+        ", sum(octet_length(o.yaml_content)) OVER (ORDER BY o.sequence_id DESC ROWS UNBOUNDED PRECEDING)
+           - octet_length(o.yaml_content) AS bytes_before
+           FROM (SELECT ",
+        columns!(),
+        "         FROM deployment_objects o
+                 WHERE o.stack_id = $1 AND o.deleted_at IS NULL ORDER BY o.sequence_id DESC LIMIT ",
+        super::most_rows!(),
+        ") AS o) AS o
+          WHERE o.bytes_before < ",
+        super::most_bytes!(),
+        " ORDER BY o.sequence_id DESC"
     );
     super::all(db.query(SQL, &[&stack])?, Object::read)
 }

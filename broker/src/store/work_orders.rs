@@ -122,7 +122,7 @@ impl WorkOrder {
         self.retry_count < self.max_retries
     }
 
-    /// How long a retry after one more failure waits: the backoff, doubled with each failure, up to [`LONGEST_PAUSE`].
+    /// How long a retry after one more failure waits: the backoff, doubled with each failure, up to ten years.
     pub fn pause(&self) -> Duration {
         let failures = self.retry_count.saturating_add(1);
         // Out of bounds is infinity here, and infinity is above the longest.
@@ -192,7 +192,7 @@ pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<WorkOrder, DbError> {
     )?)
 }
 
-/// The newest orders first, at most [`MOST`], of this status and type if given. An unknown status or type has none.
+/// The newest orders first, at most ten thousand, of this status and type if given. An unknown status or type has none.
 ///
 /// # Errors
 /// When the statement fails.

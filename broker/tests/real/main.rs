@@ -7,6 +7,7 @@
 )]
 
 mod pool;
+mod retention;
 mod serving;
 mod start;
 mod supervised;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use brokkr_broker::db::start::{KeyFile, Plan};
 use brokkr_broker::db::{Db, Options};
 use brokkr_broker::pak::Format;
+use brokkr_broker::webhook::key::KeySource;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use brokkr_tests::{PgServer, Place};
 
@@ -56,6 +58,7 @@ fn plan(server: &PgServer, schema: &str, place: &Place) -> Plan {
         pak_format: Format::default(),
         pak_hash: None,
         key_file: KeyFile::in_folder(&place.join("state")),
+        webhook_key: KeySource::new(None, &place.join("state")),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
-    ByteSize, DatabaseUrl, Diagnostic, Diagnostics, Layer, Origin, PoolSize, SchemaName, Secret,
-    keys::Keys, value::Value,
+    ByteSize, DatabaseUrl, Diagnostic, Diagnostics, Layer, Network, Origin, PoolSize, SchemaName,
+    Secret, keys::Keys, value::Value,
 };
 
 pub(super) struct Merged<'l> {
@@ -265,6 +265,26 @@ impl<'l> Merged<'l> {
         self.required(key, Vec::new(), |value| {
             if let Value::List(list) = value {
                 Some(list.clone())
+            } else {
+                None
+            }
+        })
+    }
+
+    pub(super) fn networks(&self, key: &str) -> Vec<Network> {
+        self.required(key, Vec::new(), |value| {
+            if let Value::Networks(networks) = value {
+                Some(networks.clone())
+            } else {
+                None
+            }
+        })
+    }
+
+    pub(super) fn ports(&self, key: &str) -> Vec<u16> {
+        self.required(key, Vec::new(), |value| {
+            if let Value::Ports(ports) = value {
+                Some(ports.clone())
             } else {
                 None
             }

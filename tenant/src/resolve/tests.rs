@@ -336,6 +336,52 @@ fn an_instance_reads_back_what_the_supervisor_wrote_and_only_the_memfd_holds_sec
     assert!(!broken.to_string().contains("hunter2"));
 }
 
+#[test]
+fn where_webhooks_may_go_is_said_in_networks_and_ports() {
+    let base =
+        format!("[database]\nurl = \"{URL}\"\n[http]\nlisten = \"127.0.0.1:9\"\n[webhooks]\n");
+    let text = format!(
+        "{base}allowed_networks = [\"10.0.0.0/8\", \"::1\"]\nallowed_ports = [443, 8443]\n"
+    );
+    let config = alone(&text).config;
+    let shown: Vec<String> = config
+        .webhooks
+        .allowed_networks
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(shown, ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(config.webhooks.allowed_ports, [443, 8443]);
+    let instance = instance(config);
+    assert_eq!(
+        InstanceConfig::from_json(instance.to_json().as_bytes()).unwrap(),
+        instance
+    );
+    let layers = [
+        file(&base),
+        env(&[
+            ("BROKKR__WEBHOOKS__ALLOWED_NETWORKS", "10.0.0.0/8, fd00::/8"),
+            ("BROKKR__WEBHOOKS__ALLOWED_PORTS", "443,80"),
+        ]),
+    ];
+    let config = resolve(&layers, Mode::Alone).unwrap().config;
+    assert_eq!(config.webhooks.allowed_networks.len(), 2);
+    assert_eq!(config.webhooks.allowed_ports, [443, 80]);
+    for bad in [
+        "allowed_networks = [\"10.0.0.1/8\"]",
+        "allowed_networks = [\"internal\"]",
+        "allowed_networks = \"10.0.0.0/8\"",
+        "allowed_ports = [0]",
+        "allowed_ports = [70000]",
+        "allowed_ports = [\"443\"]",
+        "allowed_ports = 443",
+    ] {
+        let error = refused(&format!("{base}{bad}\n"));
+        let key = bad.split(' ').next().unwrap();
+        assert!(error.contains(&format!("webhooks.{key}")), "{bad}: {error}");
+    }
+}
+
 /// For each key a text other than its default.
 fn another(name: &str) -> String {
     match name {
@@ -352,6 +398,8 @@ fn another(name: &str) -> String {
         "broker.pak_hash" | "broker.webhook_encryption_key" => format!("\"{}\"", "cd".repeat(32)),
         name if name.ends_with("timeout") => "\"7s\"".into(),
         name if name.starts_with("cors.allowed") => "[\"X\"]".into(),
+        "webhooks.allowed_networks" => "[\"10.0.0.0/8\"]".into(),
+        "webhooks.allowed_ports" => "[443]".into(),
         name if name.ends_with("rate") => "0.5".into(),
         "pak.prefix" | "pak.short_token_prefix" => "\"other\"".into(),
         name if name.starts_with("telemetry.") => "\"other\"".into(),
@@ -399,6 +447,26 @@ fn the_digest_changes_with_every_single_key() {
         plain,
         alone(&base.replace("password", "passwore")).config.digest()
     );
+}
+
+#[test]
+fn every_key_with_an_effect_is_named_when_its_value_is_another() {
+    let base = format!("database.url = \"{URL}\"\n");
+    let plain = alone(&base).config;
+    assert_eq!(plain.differing(&plain), Vec::<&str>::new());
+    for key in settings::KEYS.list() {
+        let text = match key.name {
+            "database.url" => format!("database.url = {}\n", another(key.name)),
+            // Another way to say the URL.
+            "database.url_file" => continue,
+            name => format!("{base}{name} = {}\n", another(name)),
+        };
+        let named = plain.differing(&alone(&text).config);
+        let counts = key.effect && !key.name.starts_with("supervision.");
+        assert_eq!(named.contains(&key.name), counts, "{}: {named:?}", key.name);
+    }
+    let secret = alone(&base.replace("password", "passwore")).config;
+    assert_eq!(plain.differing(&secret), ["database.url"]);
 }
 
 proptest! {

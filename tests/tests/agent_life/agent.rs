@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::Duration;
 
+use brokkr_tests::ws::{Came, Socket};
 use brokkr_tests::{Api, Connection, Response};
 use serde_json::{Value, json};
+use tungstenite::Message;
 
 use crate::model::Party;
 
@@ -24,11 +27,18 @@ pub(crate) struct Agent {
     settled: bool,
     /// A kept connection, which a draining or killed broker closes under it.
     kept: Option<Connection>,
+    /// Whether it prefers the WebSocket, as the published agent does; polling is its fallback.
+    prefers_socket: bool,
+    socket: Option<Socket>,
+    frames: u32,
 }
 
 impl Agent {
-    pub(crate) fn new(party: &Party, rng: fastrand::Rng) -> Self {
+    pub(crate) fn new(party: &Party, rng: fastrand::Rng, prefers_socket: bool) -> Self {
         Self {
+            prefers_socket,
+            socket: None,
+            frames: 0,
             api: party.api.clone(),
             id: party.id.clone(),
             name: party.name.clone(),
@@ -57,6 +67,11 @@ impl Agent {
         self.failed
     }
 
+    /// Frames it has sent and pushes it has heard.
+    pub(crate) fn frames(&self) -> u32 {
+        self.frames
+    }
+
     /// From now on nothing fails, and what is missing is made up for.
     pub(crate) fn settle(&mut self) {
         self.settled = true;
@@ -74,11 +89,12 @@ impl Agent {
     pub(crate) fn poll(&mut self) -> io::Result<()> {
         self.failed = false;
         let cut = !self.settled && self.rng.u8(..) < 12;
-        let _ = self.ask(
-            "POST",
-            &format!("/agents/{}/heartbeat", self.id),
-            Some(&json!({})),
-        )?;
+        self.tend_socket();
+        let beat = json!({ "agent_id": self.id, "sent_at": "2024-01-01T00:00:00Z" });
+        if !self.over_socket("heartbeat", &beat) {
+            let path = format!("/agents/{}/heartbeat", self.id);
+            let _ = self.ask("POST", &path, Some(&json!({})))?;
+        }
         let itself = format!("/agents/?name={}&cluster_name=c", self.name);
         let found = self.ask("GET", &itself, None)?;
         assert_eq!(found.json()["status"], "ACTIVE");
@@ -113,12 +129,65 @@ impl Agent {
             let _ = self.cluster.insert(stack, text(object, "yaml_checksum"));
         }
         self.failed |= !applied;
-        let event = json!({
+        let mut event = json!({
             "agent_id": self.id, "deployment_object_id": object["id"], "event_type": "DEPLOY",
             "status": if applied { "SUCCESS" } else { "FAILURE" }, "message": null,
         });
-        let _ = self.ask("POST", &format!("/agents/{}/events", self.id), Some(&event))?;
+        if self.socket.is_some() {
+            // Over the socket the whole event is sent, with an id and times that the broker makes anew.
+            for (key, value) in [
+                ("id", json!("00000000-0000-0000-0000-000000000000")),
+                ("created_at", json!("2024-01-01T00:00:00Z")),
+                ("updated_at", json!("2024-01-01T00:00:00Z")),
+                ("deleted_at", json!(null)),
+            ] {
+                event[key] = value;
+            }
+            if self.over_socket("agent_event", &event) {
+                return Ok(());
+            }
+        }
+        let path = format!("/agents/{}/events", self.id);
+        let _ = self.ask("POST", &path, Some(&event))?;
         Ok(())
+    }
+
+    /// Opens the socket where it is missing, and hears what has come. Pushes are hints: this one polls anyway.
+    fn tend_socket(&mut self) {
+        if !self.prefers_socket {
+            return;
+        }
+        if !self.settled && self.rng.u8(..) < 6 {
+            // Its network fails without a word.
+            self.socket = None;
+        }
+        while let Some(socket) = &mut self.socket {
+            match socket.within(Duration::from_millis(1)) {
+                Came::Frame(_) => self.frames += 1,
+                Came::Nothing => return,
+                Came::End(_) => self.socket = None,
+            }
+        }
+        let bearer = format!("Bearer {}", self.api.pak);
+        let headers = [("Authorization", bearer.as_str())];
+        if let Ok(Ok(socket)) = Socket::try_ask(&self.api.addr, "/internal/ws/agent", &headers) {
+            self.socket = Some(socket);
+        }
+    }
+
+    /// Sends a frame, if there is a socket to send it over. The agent never learns whether it arrived.
+    fn over_socket(&mut self, kind: &str, body: &Value) -> bool {
+        let Some(socket) = &mut self.socket else {
+            return false;
+        };
+        let text = json!({ "type": kind, "body": body }).to_string();
+        let sent = socket.message(Message::Text(text.into())).is_ok();
+        if sent {
+            self.frames += 1;
+        } else {
+            self.socket = None;
+        }
+        sent
     }
 
     fn remove(&mut self, stack: &str) {

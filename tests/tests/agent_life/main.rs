@@ -47,7 +47,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
         .enumerate()
         .map(|(n, party)| {
             let fork = fastrand::Rng::with_seed(seed ^ (n as u64 + 1));
-            Mutex::new(Agent::new(party, fork))
+            Mutex::new(Agent::new(party, fork, n % 2 == 1))
         })
         .collect();
     // A change and what the model knows of it are one step for those who poll.
@@ -91,8 +91,10 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
     for (n, agent) in agents.iter().enumerate() {
         poll_once(&model, n, &mut agent.lock().unwrap(), true);
     }
+    let frames: u32 = agents.iter().map(|a| a.lock().unwrap().frames()).sum();
+    assert!(frames > 0, "nobody used a socket");
     println!(
-        "{} agents, {} polls, {CHANGES} changes ({}), {DISTURBANCES} disturbances, {:?}",
+        "{} agents, {} polls, {frames} frames, {CHANGES} changes ({}), {DISTURBANCES} disturbances, {:?}",
         agents.len(),
         polls.load(Ordering::Relaxed),
         model.summary(),

@@ -7,108 +7,17 @@
     reason = "tests"
 )]
 
+mod errors;
+mod fixture;
 mod matrix;
 #[path = "../support/shapes.rs"]
 mod shapes;
 #[path = "../support/world.rs"]
 mod world;
 
-use brokkr_tests::Api;
+use fixture::{Fixture, PRINCIPALS};
 use serde_json::Value;
-use world::{Party, World, id, refused, unique};
-
-/// The principals, in the order of the table's columns. The last two are always 401.
-const PRINCIPALS: [&str; 7] = [
-    "admin",
-    "self",
-    "other agent",
-    "owner",
-    "other generator",
-    "no PAK",
-    "bad PAK",
-];
-
-/// What the table's rows act on. Made anew after every row that changed something.
-struct Fixture {
-    names: Vec<(&'static str, String)>,
-    callers: Vec<Api>,
-}
-
-impl Fixture {
-    fn new(world: &World) -> Self {
-        let (own, other) = (world.agent("self"), world.agent("other"));
-        let (owner, stranger, free) = (
-            world.generator("owner"),
-            world.generator("stranger"),
-            world.generator("free"),
-        );
-        world.register(&own, &owner);
-        let (stack, bare) = (world.stack(&owner), world.stack(&owner));
-        world.target(&own, &stack);
-        let object = id(&world.object(&stack, "a: 1"));
-        let event = id(&world.report(&own, &object, "FAILURE").expect(201).json());
-        world.label_agent(&own, "here");
-        world.label_stack(&stack, "here");
-        let annotation =
-            |kind: &str, id: &str| serde_json::json!({ kind: id, "key": "here", "value": "v" });
-        let _ = world
-            .admin
-            .post(
-                &format!("/agents/{}/annotations", own.id),
-                &annotation("agent_id", &own.id),
-            )
-            .expect(201);
-        let _ = world
-            .admin
-            .post(
-                &format!("/stacks/{stack}/annotations"),
-                &annotation("stack_id", &stack),
-            )
-            .expect(201);
-        let caller = |party: &Party| party.api.clone();
-        let callers = vec![
-            world.admin.clone(),
-            caller(&own),
-            caller(&other),
-            caller(&owner),
-            caller(&stranger),
-            world.nobody(),
-            world
-                .admin
-                .with_pak("brokkr_BRnobody_11111111111111111111111111111111"),
-        ];
-        let scene = matrix::Scene {
-            world,
-            own: &own,
-            other: &other,
-            owner: &owner,
-            stranger: &stranger,
-            stack: &stack,
-            object: &object,
-        };
-        let mut names = matrix::names(&scene);
-        names.extend([
-            ("self", own.id),
-            ("self.name", own.name),
-            ("other", other.id),
-            ("gen", owner.id),
-            ("free", free.id),
-            ("stack", stack),
-            ("bare", bare),
-            ("object", object),
-            ("event", event),
-        ]);
-        Self { names, callers }
-    }
-
-    fn fill(&self, text: &str) -> String {
-        let mut text = text.replace("{new}", &format!("new-{}", unique()));
-        for (name, value) in &self.names {
-            text = text.replace(&format!("{{{name}}}"), value);
-        }
-        text
-    }
-}
+use world::{World, refused};
 
 #[test]
 fn every_operation_answers_every_principal_as_the_matrix_says() {

@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) broker: Broker,
     pub(crate) admin: Api,
     pub(crate) schema: String,
+    /// Its server's.
+    port: u16,
 }
 
 /// Somebody with an id and a PAK.
@@ -60,16 +62,29 @@ impl World {
         }
         let broker = draft.start();
         let admin = broker.api();
+        Self::of(server, broker, admin, schema)
+    }
+
+    /// Of a broker that runs already.
+    pub(crate) fn of(server: &PgServer, broker: Broker, admin: Api, schema: String) -> Self {
         Self {
             broker,
             admin,
             schema,
+            port: server.port(),
         }
     }
 
     /// A superuser's session in this tenant's schema.
     pub(crate) fn sql(&self) -> postgres::Client {
-        let mut client = server().client();
+        let mut client = postgres::Config::new()
+            .host("127.0.0.1")
+            .port(self.port)
+            .user("postgres")
+            .dbname("brokkr")
+            .application_name("a person")
+            .connect(postgres::NoTls)
+            .unwrap();
         client
             .batch_execute(&format!("SET search_path = {}", self.schema))
             .unwrap();

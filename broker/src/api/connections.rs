@@ -1,0 +1,73 @@
+//! `GET /admin/ws/connections`: which agents are connected to this process.
+
+use axum::Router;
+use axum::routing::get;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
+
+use super::access;
+use super::call::{Call, Reply, plain};
+use super::openapi::answers::{Always, Forbidden};
+use crate::app::App;
+use crate::db::Conn;
+use crate::error::Error;
+
+/// This resource in the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi(paths(list))]
+pub(super) struct Doc;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/admin/ws/connections", get(plain(list)))
+}
+
+/// The open sockets of one process.
+#[derive(Serialize, ToSchema)]
+struct WsConnectionsResponse {
+    /// How many agents are connected.
+    connected_agents: usize,
+    /// Their sockets, the longest connected first.
+    connections: Vec<WsConnectionInfo>,
+    /// How many subscribers the stacks' live channels have, all together.
+    live_subscribers: usize,
+}
+
+/// One agent's socket.
+#[derive(Serialize, ToSchema)]
+struct WsConnectionInfo {
+    agent_id: Uuid,
+    connected_since: DateTime<Utc>,
+    /// Frames received that could be read.
+    messages_in: u64,
+    /// Frames sent.
+    messages_out: u64,
+}
+
+#[utoipa::path(
+    get, path = "/admin/ws/connections", operation_id = "list_ws_connections", tag = "admin",
+    responses(
+        (status = 200, description = "The sockets open in this process", body = WsConnectionsResponse),
+        Always, Forbidden,
+    ),
+    security(("admin_pak" = [])),
+)]
+fn list(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
+    access::admin(call.principal)?;
+    let (agents, subscribers) = call.app.live.connections();
+    let connections: Vec<_> = agents
+        .into_iter()
+        .map(|socket| WsConnectionInfo {
+            agent_id: socket.agent,
+            connected_since: socket.since,
+            messages_in: socket.received,
+            messages_out: socket.sent,
+        })
+        .collect();
+    Reply::ok(&WsConnectionsResponse {
+        connected_agents: connections.len(),
+        connections,
+        live_subscribers: usize::try_from(subscribers).unwrap_or(usize::MAX),
+    })
+}

@@ -1,0 +1,261 @@
+//! The WebSocket routes: who may open which, and the upgrade. What happens on an open socket is [`crate::live`]'s.
+//!
+//! In the order of every other operation: who is calling (401), the path (400), whether that caller may (403); then whether
+//! it is an upgrade at all (400), and whether there is room (503). None of this is in the OpenAPI document.
+
+use axum::Router;
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Extension, RawPathParams, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use uuid::Uuid;
+
+use super::{access, record};
+use crate::app::App;
+use crate::auth::{self, Principal};
+use crate::db::Conn;
+use crate::error::Error;
+use crate::live::{self, Guest, Place, Seat, Whose};
+use crate::pak::PakHash;
+use crate::store::stacks;
+
+/// Largest frame of an agent: a line or an event is far below, and a summary of health fits.
+const AGENT_FRAME: usize = 1024 * 1024;
+/// Largest frame of a subscriber, none of which is read.
+const SUBSCRIBER_FRAME: usize = 16 * 1024;
+/// What a socket reads and writes at once. It holds both for as long as it lives, so they are small.
+const BUFFER: usize = 8 * 1024;
+
+/// The subprotocol that carries a PAK, for clients that cannot set headers. It is never echoed.
+const PAK_PROTOCOL: &str = "brokkr.pak.";
+/// The subprotocol that is selected when it is offered.
+const PROTOCOL: &str = "brokkr.v1";
+
+/// The subscribers' routes, relative to `/api/v1`.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/stacks/{id}/live", get(stack))
+        .route("/fleet/live", get(fleet))
+}
+
+/// The agents' route, relative to `/internal`.
+pub(super) fn agent_route() -> Router<App> {
+    Router::new().route("/ws/agent", get(agent))
+}
+
+/// What an upgrade is made of, if it is one.
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
+async fn agent(
+    State(app): State<App>,
+    place: Option<Extension<Place>>,
+    headers: HeaderMap,
+    uri: Uri,
+    upgrade: Upgrade,
+) -> Response {
+    let credential = authorization(&headers);
+    let admitted = admit(
+        &app,
+        headers,
+        uri,
+        credential,
+        |_, principal| match principal {
+            Principal::Agent(id) => Ok(Whose::Agent(id)),
+            _ => Err(Error::forbidden(
+                "agent_pak_required",
+                "this channel is for agents",
+            )),
+        },
+    );
+    match admitted.await {
+        Ok(guest) => open(app, place, guest, upgrade, AGENT_FRAME),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn stack(
+    State(app): State<App>,
+    place: Option<Extension<Place>>,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    headers: HeaderMap,
+    uri: Uri,
+    upgrade: Upgrade,
+) -> Response {
+    let id = stack_id(params);
+    let credential = authorization(&headers).or_else(|| offered_pak(&headers));
+    let admitted = admit(&app, headers, uri, credential, move |db, principal| {
+        let id = id?;
+        match principal {
+            // Even of a stack that is not there (yet).
+            Principal::Admin => Ok(Whose::Stack(id)),
+            Principal::Generator(generator)
+                if stacks::get(db, id)?.is_some_and(|s| s.generator_id == generator) =>
+            {
+                Ok(Whose::Stack(id))
+            }
+            _ => Err(Error::forbidden(
+                "stack_not_owned",
+                "this stack is not the caller's to watch",
+            )),
+        }
+    });
+    match admitted.await {
+        Ok(guest) => open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn fleet(
+    State(app): State<App>,
+    place: Option<Extension<Place>>,
+    headers: HeaderMap,
+    uri: Uri,
+    upgrade: Upgrade,
+) -> Response {
+    let credential = authorization(&headers).or_else(|| offered_pak(&headers));
+    let admitted = admit(&app, headers, uri, credential, |_, principal| {
+        access::admin(principal).map(|()| Whose::Fleet)
+    });
+    match admitted.await {
+        Ok(guest) => open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Selects our subprotocol if it was offered, and no other.
+fn select(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+    upgrade.protocols([PROTOCOL])
+}
+
+fn authorization(headers: &HeaderMap) -> Option<Vec<u8>> {
+    Some(headers.get(header::AUTHORIZATION)?.as_bytes().to_vec())
+}
+
+/// The PAK in the first offered subprotocol that carries one.
+fn offered_pak(headers: &HeaderMap) -> Option<Vec<u8>> {
+    headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|offered| offered.trim().strip_prefix(PAK_PROTOCOL))
+        .map(|pak| pak.as_bytes().to_vec())
+}
+
+fn stack_id(params: Result<RawPathParams, RawPathParamsRejection>) -> Result<Uuid, Error> {
+    params
+        .ok()
+        .and_then(|params| {
+            let (_, id) = params.iter().find(|(name, _)| *name == "id")?;
+            Uuid::parse_str(id).ok()
+        })
+        .ok_or_else(|| Error::bad_request("bad_request", "`id` in the path is not a UUID"))
+}
+
+/// Finds out who is calling and what for, on one connection.
+async fn admit<F>(
+    app: &App,
+    headers: HeaderMap,
+    uri: Uri,
+    credential: Option<Vec<u8>>,
+    authorise: F,
+) -> Result<Guest, Error>
+where
+    F: FnOnce(&mut Conn, Principal) -> Result<Whose, Error> + Send + 'static,
+{
+    let Some(credential) = credential else {
+        return Err(Error::unauthorized());
+    };
+    // Before the look-up: see `live::serve`.
+    let deaths = app.live.deaths();
+    let cache = app.auth.clone();
+    app.db
+        .run(move |db| {
+            let found: Option<(PakHash, Principal)> = match auth::pak_hash(&credential) {
+                Some(hash) => auth::resolve(&cache, db, &hash)?.map(|who| (hash, who)),
+                None => None,
+            };
+            let Some((hash, principal)) = found else {
+                record::refused_pak(db, uri.path(), &headers);
+                return Err(Error::unauthorized());
+            };
+            let whose = authorise(db, principal)?;
+            Ok(Guest {
+                whose,
+                hash,
+                deaths,
+            })
+        })
+        .await
+}
+
+/// Upgrades, or says why not.
+fn open(
+    app: App,
+    place: Option<Extension<Place>>,
+    guest: Guest,
+    upgrade: Upgrade,
+    largest: usize,
+) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => {
+            let message = rejection.body_text();
+            return Error::bad_request("websocket_required", message).into_response();
+        }
+    };
+    let seat = match seat(&app, place) {
+        Ok(seat) => seat,
+        Err(error) => return error.into_response(),
+    };
+    upgrade
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
+        .max_frame_size(largest)
+        .max_message_size(largest)
+        .on_upgrade(move |socket| live::serve(app, socket, guest, seat))
+}
+
+fn seat(app: &App, place: Option<Extension<Place>>) -> Result<Seat, Error> {
+    let refused = |code, message: &'static str| {
+        Error::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(1)
+    };
+    if app.live.is_draining() {
+        return Err(refused("draining", "this instance is about to end"));
+    }
+    place
+        .and_then(|Extension(place)| place.keep())
+        .ok_or_else(|| refused("too_many_sockets", "too many WebSockets are open"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn offered(values: &[&str]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(
+                header::SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        offered_pak(&headers).map(|pak| String::from_utf8(pak).unwrap())
+    }
+
+    #[test]
+    fn a_pak_is_found_among_the_offered_subprotocols() {
+        let pak = Some("b_s_l".to_owned());
+        assert_eq!(offered(&["brokkr.v1, brokkr.pak.b_s_l"]), pak);
+        assert_eq!(offered(&["brokkr.pak.b_s_l,brokkr.pak.other"]), pak);
+        assert_eq!(offered(&["brokkr.v1", "brokkr.pak.b_s_l"]), pak);
+        assert_eq!(offered(&["brokkr.v1"]), None);
+        assert_eq!(offered(&[]), None);
+    }
+}

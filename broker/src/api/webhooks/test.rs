@@ -1,0 +1,112 @@
+//! Trying a subscription: one request to its endpoint, now, and how that went.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::Utc;
+use serde_json::json;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::no_webhook;
+use crate::api::access;
+use crate::api::call::{Call, Reply};
+use crate::api::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
+use crate::app::App;
+use crate::db::Conn;
+use crate::error::Error;
+use crate::metrics::Carrier;
+use crate::store::webhooks;
+use crate::webhook::client::{Answer, SendError};
+use crate::webhook::endpoint::Endpoint;
+
+/// Characters of the endpoint's answer that are shown.
+const SHOWN: usize = 500;
+
+/// The request goes out once the connection to the database has been given back: an endpoint may take its time, and so would
+/// everybody else's requests.
+#[utoipa::path(
+    post,
+    path = "/webhooks/{id}/test",
+    operation_id = "test_webhook",
+    tag = "webhooks",
+    params(("id" = Uuid, Path, description = "The subscription")),
+    responses(
+        (status = 200, description = "The endpoint took it"),
+        Always, BadRequest, Forbidden, NotFound,
+    ),
+    security(("admin_pak" = [])),
+)]
+pub(super) fn test(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+    let id = call.id()?;
+    access::admin(call.principal)?;
+    let (sealed, timeout) = webhooks::endpoint(db, id)?.ok_or_else(no_webhook)?;
+    let key = call.app.webhooks.opening_key().map_err(|error| {
+        tracing::error!(%error, "no webhook key");
+        Error::internal()
+    })?;
+    let endpoint = match key.map(|key| Endpoint::open(&key, &sealed)) {
+        Some(Ok(endpoint)) => endpoint,
+        unreadable => {
+            if let Some(Err(field)) = unreadable {
+                call.app.metrics.webhooks.count(field, Carrier::Broker);
+            }
+            let why = "its URL or Authorization value cannot be decrypted with this broker's key";
+            return Err(failed(why.to_owned()));
+        }
+    };
+    let timeout = Duration::from_secs(u64::try_from(timeout).unwrap_or(1))
+        .min(call.app.config.http.request_timeout);
+    let app = call.app.clone();
+    Ok(Reply::later(async move {
+        let answer = send(&app, id, &endpoint, timeout).await;
+        reply(answer)
+    }))
+}
+
+async fn send(
+    app: &App,
+    id: Uuid,
+    endpoint: &Endpoint,
+    timeout: Duration,
+) -> Result<Answer, SendError> {
+    let began = Instant::now();
+    let waiting = tokio::time::timeout(timeout, app.webhooks.tests().acquire());
+    // The places are never taken away altogether.
+    let _place = waiting
+        .await
+        .map_err(|_| SendError::Timeout(timeout.as_secs()))?;
+    let payload = json!({
+        "id": Uuid::new_v4(),
+        "event_type": "webhook.test",
+        "timestamp": Utc::now(),
+        "data": {
+            "message": "A test of this webhook subscription.",
+            "subscription_id": id,
+        },
+    });
+    let left = timeout.saturating_sub(began.elapsed());
+    let client = app.webhooks.client();
+    client
+        .post(endpoint, Bytes::from(payload.to_string()), left)
+        .await
+}
+
+fn reply(answer: Result<Answer, SendError>) -> Result<Reply, Error> {
+    let answer = answer.map_err(|error| failed(error.to_string()))?;
+    let status = answer.status.as_u16();
+    if answer.status.is_success() {
+        return Reply::ok(&json!({
+            "success": true,
+            "status_code": status,
+            "message": format!("the endpoint answered {status}"),
+        }));
+    }
+    Err(failed(format!("the endpoint answered {status}"))
+        .detail("status_code", status)
+        .detail("body", answer.beginning(SHOWN)))
+}
+
+fn failed(why: String) -> Error {
+    Error::bad_request("webhook_test_failed", why)
+}

@@ -1,0 +1,54 @@
+//! Whether the webhooks in the schema can be delivered with the key this broker has.
+//!
+//! A broker without a key beside sealed subscriptions would make a new one and find every old endpoint unreadable: refused, for
+//! only a person knows where the old key is. A key that is there but does not fit is said, and no reason to stay
+//! away: the rest of the API does not need it, and each endpoint can be set again.
+
+use postgres::Client;
+
+use super::{Plan, StartError};
+use crate::webhook::endpoint::{Endpoint, Sealed};
+use crate::webhook::key::KeyError;
+
+/// Subscriptions looked at. A key that does not fit fits none, as a rule.
+const LOOKED_AT: i64 = 1000;
+
+pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
+    let key = plan.webhook_key.find().map_err(|error| match error {
+        KeyError::Malformed(_) => StartError::Configuration(format!("webhook key: {error}")),
+        KeyError::File { .. } | KeyError::Randomness(_) => {
+            StartError::Failed(format!("webhook key: {error}"))
+        }
+    })?;
+    let rows = client.query(
+        "SELECT url, auth_header, name FROM webhook_subscriptions ORDER BY created_at, id LIMIT $1",
+        &[&LOOKED_AT],
+    )?;
+    let (Some(key), Some(_)) = (&key, rows.first()) else {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        return Err(StartError::Configuration(format!(
+            "there are webhook subscriptions, but their key is gone: put {} back, or set broker.webhook_encryption_key to what it held",
+            plan.webhook_key.path().display()
+        )));
+    };
+    let mut unreadable = Vec::new();
+    for row in &rows {
+        let sealed = Sealed {
+            url: row.try_get(0)?,
+            auth_header: row.try_get(1)?,
+        };
+        if Endpoint::open(key, &sealed).is_err() {
+            unreadable.push(row.try_get::<_, String>(2)?);
+        }
+    }
+    if let Some(first) = unreadable.first() {
+        tracing::error!(
+            subscriptions = unreadable.len(),
+            first,
+            "webhook subscriptions were sealed with another key: their deliveries will be dead until their URL and Authorization value are set again, or the old key is back"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! One delivery, from being taken to being settled.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::db::DbError;
+use crate::jobs::Job;
+use crate::store::deliveries::Settled;
+use crate::store::deliveries::claims::Taken;
+use crate::webhook::endpoint::Endpoint;
+use crate::webhook::flights::Flight;
+use crate::webhook::outcome::{Next, Outcome};
+use crate::webhook::settle;
+
+/// Between two attempts to write down how a delivery went.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// As long as a claim lasts beyond its attempt at the least; after that it is somebody else's.
+const CLAIM_LEFT: Duration = Duration::from_secs(30);
+
+/// Sends it and writes down how that went; makes room, and calls for what is next.
+pub(super) async fn deliver(app: App, taken: Taken, endpoint: Endpoint, flight: Flight) {
+    let timeout = Duration::from_secs(u64::try_from(taken.timeout_seconds).unwrap_or(1));
+    let payload = Bytes::from(taken.payload.clone());
+    let outcome = match app
+        .webhooks
+        .client()
+        .post(&endpoint, payload, timeout)
+        .await
+    {
+        Ok(answer) => Outcome::of_answer(&answer),
+        Err(error) => Outcome::of_error(&error),
+    };
+    record(&app, &taken, &outcome).await;
+    drop(flight);
+    let next = outcome.next(taken.held.attempts, taken.held.max_retries);
+    if let Next::Failed(pause) = next {
+        app.jobs.due_in(Job::Webhooks, pause);
+    }
+    if app.webhooks.rounds().is_going_on() {
+        app.jobs.wake(Job::Webhooks);
+    }
+}
+
+/// Writes it down; while the database is away, for as long as the claim stands.
+async fn record(app: &App, taken: &Taken, outcome: &Outcome) {
+    let until = Instant::now() + CLAIM_LEFT;
+    loop {
+        let (held, ended) = (taken.held.clone(), outcome.clone());
+        let written = app
+            .db
+            .run(move |conn| settle(conn, &held, &ended, None))
+            .await;
+        match written {
+            Ok(settled) => return tell(taken, outcome, settled),
+            Err(DbError::Unavailable { .. }) if Instant::now() + AGAIN < until => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(error) => {
+                tracing::warn!(delivery = %taken.held.id, %error, "how a webhook went could not be written down: it will be sent again");
+                return;
+            }
+        }
+    }
+}
+
+fn tell(taken: &Taken, outcome: &Outcome, settled: Option<Settled>) {
+    let delivery = taken.held.id.to_string();
+    let Some(settled) = settled else {
+        tracing::warn!(
+            delivery,
+            "a webhook took longer than its claim: it may be sent again"
+        );
+        return;
+    };
+    if let Outcome::Failed(failure) = outcome {
+        let attempts = settled.attempts;
+        tracing::debug!(
+            delivery,
+            attempts,
+            status = failure.status_code,
+            "a webhook was not taken"
+        );
+    }
+}

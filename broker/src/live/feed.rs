@@ -1,0 +1,135 @@
+//! What the fleet's subscribers are sent: the record of every agent that changed, and now and then of those whose counters
+//! changed by themselves.
+//!
+//! Nobody subscribed: nothing runs and nothing is noted. Changes within a moment share one statement, so a fleet's
+//! heartbeats cost a few statements a second whatever their number.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use uuid::Uuid;
+
+use super::frames;
+use super::{Kind, Live};
+use crate::app::App;
+use crate::db::DbError;
+use crate::store::fleet::{self, Counters, Record};
+
+/// How long changes are gathered. The statement is a large one: planning it takes some milliseconds, whoever is asked for.
+const GATHER: Duration = Duration::from_millis(200);
+/// Between two looks at every agent's counters.
+const SWEEP: Duration = Duration::from_secs(20);
+
+/// Which agents changed since the last statement.
+#[derive(Debug, Default)]
+pub(super) struct Feed {
+    changed: Mutex<HashSet<Uuid>>,
+    woken: Notify,
+}
+
+impl Feed {
+    /// Notes an agent. At most every agent there is, and only while somebody is subscribed.
+    pub(super) fn changed(&self, agent: Uuid) {
+        self.lock().insert(agent);
+        self.woken.notify_one();
+    }
+
+    /// Somebody subscribed, or left.
+    pub(super) fn subscribed(&self) {
+        self.woken.notify_one();
+    }
+
+    fn take(&self) -> Vec<Uuid> {
+        std::mem::take(&mut *self.lock()).into_iter().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Feeds for ever.
+pub(super) async fn keep(app: App) {
+    let feed = &app.live.0.feed;
+    loop {
+        while !app.live.is_watched() {
+            feed.woken.notified().await;
+        }
+        watched(&app).await;
+        // What was noted for those who have left.
+        drop(feed.take());
+    }
+}
+
+/// Feeds while somebody is subscribed.
+async fn watched(app: &App) {
+    let mut known = HashMap::new();
+    // At once for the first time: it only learns what there is.
+    let mut sweeps = interval_at(Instant::now(), SWEEP);
+    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while app.live.is_watched() {
+        // Both arms are cancel-safe: a notification stays stored.
+        let done = tokio::select! {
+            _ = sweeps.tick() => sweep(app, &mut known).await,
+            () = app.live.0.feed.woken.notified() => {
+                sleep(GATHER).await;
+                tell(app, &mut known).await
+            }
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "the fleet's subscribers were told nothing");
+        }
+    }
+}
+
+/// Sends the records of the agents that were noted.
+async fn tell(app: &App, known: &mut HashMap<Uuid, Counters>) -> Result<(), DbError> {
+    let agents = app.live.0.feed.take();
+    if agents.is_empty() || !app.live.is_watched() {
+        return Ok(());
+    }
+    let mut records = app.db.run(move |db| fleet::of_agents(db, &agents)).await?;
+    fill(&app.live, &mut records);
+    for record in records {
+        known.insert(record.agent_id, record.counters());
+        send(&app.live, &record);
+    }
+    Ok(())
+}
+
+/// Sends the records of the agents whose counters are not what was seen last. An agent seen for the first time is only
+/// remembered: it says itself when it connects.
+async fn sweep(app: &App, known: &mut HashMap<Uuid, Counters>) -> Result<(), DbError> {
+    let mut records = app.db.run(fleet::list).await?;
+    fill(&app.live, &mut records);
+    let mut before = std::mem::take(known);
+    for record in records {
+        let counters = record.counters();
+        if before
+            .remove(&record.agent_id)
+            .is_some_and(|seen| seen != counters)
+        {
+            send(&app.live, &record);
+        }
+        known.insert(record.agent_id, counters);
+    }
+    Ok(())
+}
+
+/// Adds to records what only this process knows: who is connected.
+pub(crate) fn fill(live: &Live, records: &mut [Record]) {
+    let connected = live.connected_since();
+    for record in records {
+        record.connected(connected.get(&record.agent_id).copied());
+    }
+}
+
+fn send(live: &Live, record: &Record) {
+    let frame = frames::downlink(Kind::FleetUpdate, record);
+    for peer in live.0.registry.of_fleet() {
+        peer.mailbox.put(frame.clone());
+    }
+}

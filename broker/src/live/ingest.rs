@@ -1,0 +1,293 @@
+//! What is done with the frames of one agent.
+//!
+//! Heartbeats, events and health do what the REST API does; the agent never learns how they went, so failures are logged.
+//! Telemetry goes to the stack's subscribers first and then to the recorder. It counts only for stacks the agent serves:
+//! one tenant's agents must not write into each other's stacks.
+
+mod served;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::frames::{GapReason, HealthReport, K8sEvent, Kind, LogGap, PodLogLine, Uplink};
+use super::recheck;
+use super::recorder::Row;
+use super::registry::Peer;
+use crate::api::deployment_health;
+use crate::api::events::{self, NewEvent};
+use crate::app::App;
+use crate::db::Conn;
+use crate::error::Error;
+use crate::metrics::sockets::Direction;
+use crate::store::agents::{self, ClusterReport};
+use crate::store::telemetry;
+use served::Served;
+
+/// Dropped rows of one stack are told together, at most this often.
+const TELL_GAPS: Duration = Duration::from_secs(1);
+
+/// The reader's side of an agent's socket.
+pub(super) struct Ingest {
+    app: App,
+    peer: Arc<Peer>,
+    agent: Uuid,
+    served: Served,
+    gap: Option<Gap>,
+}
+
+/// Rows dropped in a row, all of one stack.
+struct Gap {
+    stack: Uuid,
+    since: DateTime<Utc>,
+    began: Instant,
+    dropped: u64,
+}
+
+impl Ingest {
+    pub(super) fn new(app: App, peer: Arc<Peer>, agent: Uuid) -> Self {
+        Self {
+            app,
+            peer,
+            agent,
+            served: Served::default(),
+            gap: None,
+        }
+    }
+
+    /// Takes one frame. Returns when the next may come.
+    pub(super) async fn take(&mut self, text: &str) {
+        if self.peer.is_revoked() {
+            return;
+        }
+        let frame: Uplink = match serde_json::from_str(text) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.app.metrics.sockets.frame(Direction::In, Kind::Invalid);
+                tracing::debug!(agent = %self.agent, %error, "a frame was dropped");
+                return;
+            }
+        };
+        self.peer.received.fetch_add(1, Ordering::Relaxed);
+        self.app.metrics.sockets.frame(Direction::In, frame.kind());
+        let sender = match &frame {
+            Uplink::Heartbeat(_) => self.agent,
+            Uplink::AgentEvent(event) => event.agent_id,
+            Uplink::AgentHealth(report) => report.agent_id,
+            Uplink::K8sEvent(event) => event.agent_id,
+            Uplink::PodLogLine(line) => line.agent_id,
+            Uplink::LogGap(gap) => gap.agent_id,
+        };
+        if sender != self.agent {
+            tracing::debug!(agent = %self.agent, "a frame in another agent's name was dropped");
+            return;
+        }
+        match frame {
+            Uplink::Heartbeat(body) => self.heartbeat(&body).await,
+            Uplink::AgentEvent(event) => self.event(event).await,
+            Uplink::AgentHealth(report) => self.health(report).await,
+            Uplink::K8sEvent(event) => self.k8s_event(event).await,
+            Uplink::PodLogLine(line) => self.pod_log_line(line).await,
+            Uplink::LogGap(gap) => {
+                if self.serves(gap.stack_id).await {
+                    self.app.live.fan_out(gap.stack_id, Kind::LogGap, &gap);
+                }
+            }
+        }
+    }
+
+    async fn heartbeat(&self, body: &Value) {
+        let report = Heartbeat::deserialize(body)
+            .ok()
+            .and_then(Heartbeat::report);
+        let (agent, peer) = (self.agent, self.peer.clone());
+        let beat = self
+            .app
+            .db
+            .run(move |db| agents::heartbeat(db, agent, report, Some(peer.hash.as_str())))
+            .await;
+        match beat {
+            Ok(true) => {
+                self.peer.confirm();
+                self.app.live.fleet_changed(agent);
+            }
+            // Deleted, or its PAK rotated, by another process.
+            Ok(false) => recheck::revoked(&self.app, &self.peer),
+            Err(error) => self.failed(Kind::Heartbeat, &error.into()),
+        }
+    }
+
+    async fn event(&self, event: NewEvent) {
+        self.report(Kind::AgentEvent, move |db, agent| {
+            events::take(db, agent, &event).map(drop)
+        })
+        .await;
+    }
+
+    async fn health(&self, report: HealthReport) {
+        let live = self.app.live.clone();
+        self.report(Kind::AgentHealth, move |db, agent| {
+            let HealthReport {
+                deployment_object_id: object,
+                status,
+                summary,
+                checked_at,
+                ..
+            } = report;
+            let report = deployment_health::report_on(object, &status, summary, checked_at)?;
+            deployment_health::take(&live, db, agent, &[report])
+        })
+        .await;
+    }
+
+    /// Does what the REST API would do with a report, on a connection.
+    async fn report<F>(&self, kind: Kind, work: F)
+    where
+        F: FnOnce(&mut Conn, Uuid) -> Result<(), Error> + Send + 'static,
+    {
+        let (agent, peer, jobs) = (self.agent, self.peer.clone(), self.app.jobs.clone());
+        let done = self
+            .app
+            .db
+            .run(move |db| {
+                // It may have died while this waited for a connection.
+                if peer.is_revoked() {
+                    return Ok(());
+                }
+                let done = work(db, agent);
+                if db.take_wrote_events() {
+                    jobs.wake(crate::jobs::Job::Webhooks);
+                }
+                done
+            })
+            .await;
+        if let Err(error) = done {
+            self.failed(kind, &error);
+        }
+    }
+
+    /// A refused report is the agent's own affair, a failed one the operator's.
+    fn failed(&self, kind: Kind, error: &Error) {
+        let (agent, kind, code) = (self.agent, kind.name(), error.code());
+        if error.status().is_server_error() {
+            tracing::warn!(%agent, kind, code, "a frame was lost");
+        } else {
+            tracing::debug!(%agent, kind, code, "a frame was refused");
+        }
+    }
+
+    async fn k8s_event(&mut self, mut event: K8sEvent) {
+        if !self.serves(event.stack_id).await {
+            return;
+        }
+        event.tidy();
+        let stack = event.stack_id;
+        self.app.live.fan_out(stack, Kind::K8sEvent, &event);
+        let size = event.size();
+        let Ok(involved_object) = serde_json::to_value(&event.involved_object) else {
+            return;
+        };
+        let row = Row::Event(telemetry::NewEvent {
+            agent_id: event.agent_id,
+            stack_id: stack,
+            observed_at: event.observed_at,
+            reason: event.reason,
+            message: event.message,
+            event_type: event.event_type,
+            source: event.source,
+            involved_object,
+        });
+        self.keep(stack, row, size).await;
+    }
+
+    async fn pod_log_line(&mut self, mut line: PodLogLine) {
+        if !self.serves(line.stack_id).await {
+            return;
+        }
+        line.tidy();
+        let (stack, size) = (line.stack_id, line.size());
+        self.app.live.fan_out(stack, Kind::PodLogLine, &line);
+        let row = Row::Line(telemetry::NewLine {
+            agent_id: line.agent_id,
+            stack_id: stack,
+            namespace: line.namespace,
+            pod: line.pod,
+            container: line.container,
+            ts: line.ts,
+            line: line.line,
+        });
+        self.keep(stack, row, size).await;
+    }
+
+    /// Whether the agent serves a stack, as of a moment ago.
+    async fn serves(&mut self, stack: Uuid) -> bool {
+        let serves = self.served.ask(&self.app.db, self.agent, stack).await;
+        if !serves {
+            tracing::debug!(agent = %self.agent, %stack, "telemetry of a stack that the agent does not serve was dropped");
+        }
+        serves
+    }
+
+    /// Hands a row to the recorder. What it has no room for is counted, and the stack's subscribers are told that the
+    /// history has a gap.
+    async fn keep(&mut self, stack: Uuid, row: Row, size: usize) {
+        let kept = self.app.live.0.recorder.take(row, size).await;
+        let due = self
+            .gap
+            .as_ref()
+            .is_some_and(|gap| kept || gap.stack != stack || gap.began.elapsed() >= TELL_GAPS);
+        if due {
+            self.tell_gap();
+        }
+        if !kept {
+            let gap = self.gap.get_or_insert_with(|| Gap {
+                stack,
+                since: Utc::now(),
+                began: Instant::now(),
+                dropped: 0,
+            });
+            gap.dropped += 1;
+        }
+    }
+
+    fn tell_gap(&mut self) {
+        let Some(gap) = self.gap.take() else { return };
+        tracing::debug!(agent = %self.agent, stack = %gap.stack, rows = gap.dropped, "telemetry was dropped: no room");
+        let body = LogGap {
+            agent_id: self.agent,
+            stack_id: gap.stack,
+            since_ts: gap.since,
+            dropped_count: gap.dropped,
+            reason: GapReason::BufferFull,
+        };
+        self.app.live.fan_out(gap.stack, Kind::LogGap, &body);
+    }
+}
+
+impl Drop for Ingest {
+    /// What was dropped last is told even if nothing came after it.
+    fn drop(&mut self) {
+        self.tell_gap();
+    }
+}
+
+#[derive(Deserialize)]
+struct Heartbeat {
+    k8s_reachable: Option<bool>,
+    k8s_api_latency_ms: Option<i32>,
+}
+
+impl Heartbeat {
+    fn report(self) -> Option<ClusterReport> {
+        Some(ClusterReport {
+            reachable: self.k8s_reachable?,
+            latency_ms: self.k8s_api_latency_ms,
+        })
+    }
+}

@@ -1,0 +1,93 @@
+//! Which stacks an agent was found to serve a moment ago.
+//!
+//! A thousand lines a second must not be a thousand questions. Both answers are remembered: a yes for longer, a no only so
+//! long that a stack just targeted at the agent is heard of soon.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::db::Db;
+use crate::store::association;
+
+/// How long a yes stands.
+const YES: Duration = Duration::from_secs(30);
+/// How long a no stands.
+const NO: Duration = Duration::from_secs(3);
+/// Most answers remembered: an agent may name any stack there is or is not.
+const MOST: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Served(HashMap<Uuid, Answer>);
+
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    serves: bool,
+    at: Instant,
+}
+
+impl Answer {
+    fn stands(self) -> bool {
+        self.at.elapsed() < if self.serves { YES } else { NO }
+    }
+}
+
+impl Served {
+    /// Whether the agent serves the stack. While the database is away, what was last known stands.
+    pub(super) async fn ask(&mut self, db: &Db, agent: Uuid, stack: Uuid) -> bool {
+        let known = self.0.get(&stack).copied();
+        if let Some(answer) = known
+            && answer.stands()
+        {
+            return answer.serves;
+        }
+        match db
+            .run(move |db| association::serves(db, agent, stack))
+            .await
+        {
+            Ok(serves) => {
+                self.remember(stack, serves);
+                serves
+            }
+            Err(error) => {
+                tracing::debug!(%error, "could not look who serves a stack");
+                known.is_some_and(|answer| answer.serves)
+            }
+        }
+    }
+
+    fn remember(&mut self, stack: Uuid, serves: bool) {
+        if self.0.len() >= MOST && !self.0.contains_key(&stack) {
+            self.0.retain(|_, answer| answer.stands());
+            if self.0.len() >= MOST {
+                self.0.clear();
+            }
+        }
+        let at = Instant::now();
+        self.0.insert(stack, Answer { serves, at });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_grow_old_and_are_never_more_than_a_number() {
+        let mut served = Served::default();
+        let stack = Uuid::new_v4();
+        served.remember(stack, true);
+        for _ in 0..3 * MOST {
+            served.remember(Uuid::new_v4(), false);
+            assert!(served.0.len() <= MOST);
+        }
+        served.remember(stack, true);
+        tokio::time::advance(NO).await;
+        assert!(served.0[&stack].stands());
+        assert!(served.0.values().filter(|a| a.stands()).count() == 1);
+        tokio::time::advance(YES).await;
+        assert!(!served.0[&stack].stands());
+    }
+}

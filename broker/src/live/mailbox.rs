@@ -1,0 +1,210 @@
+//! What waits to be sent on one socket: a bounded queue that never makes anybody wait.
+//!
+//! Writers are handlers on blocking threads and the readers of other sockets; the one reader is the socket's own task. When
+//! it is full, something is lost, and which depends on whom it is for: an agent loses the newest hint (it polls anyway), a
+//! subscriber loses the oldest frame, and one of a stack is told how many.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use axum::extract::ws::Utf8Bytes;
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::frames::{self, GapReason, Kind, LogGap};
+
+/// Most frames that wait for an agent.
+const CONTROL: usize = 64;
+/// Most frames that wait for a subscriber.
+const TELEMETRY: usize = 1024;
+/// Most bytes that wait on one socket. One frame always fits: a hint must not be lost for its size alone.
+const BYTES: usize = 4 * 1024 * 1024;
+
+/// A frame ready to be sent. The text is shared by everybody it is sent to.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    /// For the counters.
+    pub(crate) kind: Kind,
+    /// The JSON.
+    pub(crate) text: Utf8Bytes,
+}
+
+/// Whom a mailbox is for: what happens when it is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// This agent's control channel.
+    Agent(Uuid),
+    /// A subscriber of this stack.
+    Stack(Uuid),
+    /// A subscriber of the fleet.
+    Fleet,
+}
+
+/// See the module's comment.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    whose: Whose,
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    /// Frames lost since the last one was taken out, and when the first of them was.
+    lost: u64,
+    since: Option<DateTime<Utc>>,
+}
+
+impl Mailbox {
+    pub(crate) fn new(whose: Whose) -> Self {
+        Self {
+            whose,
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Adds a frame, or loses one. From any thread.
+    pub(crate) fn put(&self, frame: Frame) {
+        {
+            let mut waiting = self.lock();
+            let most = match self.whose {
+                Whose::Agent(_) => CONTROL,
+                Whose::Stack(_) | Whose::Fleet => TELEMETRY,
+            };
+            while !waiting.has_room(most, frame.text.len()) {
+                if matches!(self.whose, Whose::Agent(_)) {
+                    return;
+                }
+                waiting.lose_oldest();
+            }
+            waiting.bytes += frame.text.len();
+            waiting.frames.push_back(frame);
+        }
+        self.changed.notify_one();
+    }
+
+    /// The next frame, waited for. Cancel-safe: a frame is taken out only to be returned at once.
+    pub(crate) async fn next(&self) -> Frame {
+        loop {
+            if let Some(frame) = self.take() {
+                return frame;
+            }
+            // A `put` since then has left a permit.
+            self.changed.notified().await;
+        }
+    }
+
+    /// The next frame, if there is one. What was lost is told before what came after it.
+    pub(crate) fn take(&self) -> Option<Frame> {
+        let mut waiting = self.lock();
+        let lost = std::mem::take(&mut waiting.lost);
+        let since = waiting.since.take();
+        if let (Whose::Stack(stack), 1.., Some(since)) = (self.whose, lost, since) {
+            return Some(frames::downlink(
+                Kind::LogGap,
+                &LogGap {
+                    agent_id: Uuid::nil(),
+                    stack_id: stack,
+                    since_ts: since,
+                    dropped_count: lost,
+                    reason: GapReason::BufferFull,
+                },
+            ));
+        }
+        let frame = waiting.frames.pop_front()?;
+        waiting.bytes -= frame.text.len();
+        if waiting.frames.is_empty() {
+            // A burst's room is given back: there may be thousands of sockets.
+            waiting.frames = VecDeque::new();
+        }
+        Some(frame)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing under this lock can panic half-way.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn has_room(&self, most: usize, bytes: usize) -> bool {
+        self.frames.is_empty() || (self.frames.len() < most && self.bytes + bytes <= BYTES)
+    }
+
+    fn lose_oldest(&mut self) {
+        if let Some(frame) = self.frames.pop_front() {
+            self.bytes -= frame.text.len();
+            self.lost += 1;
+            self.since.get_or_insert_with(Utc::now);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn frame(text: impl Into<String>) -> Frame {
+        Frame {
+            kind: Kind::PodLogLine,
+            text: text.into().into(),
+        }
+    }
+
+    fn texts(mailbox: &Mailbox) -> Vec<String> {
+        std::iter::from_fn(|| mailbox.take())
+            .map(|frame| frame.text.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn an_agents_full_mailbox_loses_the_newest_hint() {
+        let mailbox = Mailbox::new(Whose::Agent(Uuid::nil()));
+        (0..CONTROL + 5).for_each(|n| mailbox.put(frame(n.to_string())));
+        let texts = texts(&mailbox);
+        assert_eq!(texts.len(), CONTROL);
+        assert_eq!(texts[CONTROL - 1], (CONTROL - 1).to_string());
+    }
+
+    #[test]
+    fn a_stacks_subscriber_that_lags_is_told_how_many_it_lost_and_goes_on_after_them() {
+        let stack = Uuid::new_v4();
+        let mailbox = Mailbox::new(Whose::Stack(stack));
+        (0..TELEMETRY + 5).for_each(|n| mailbox.put(frame(n.to_string())));
+        let texts = texts(&mailbox);
+        let gap: Value = serde_json::from_str(&texts[0]).unwrap();
+        assert_eq!(gap["type"], "log_gap");
+        assert_eq!(gap["body"]["agent_id"], Uuid::nil().to_string());
+        assert_eq!(gap["body"]["stack_id"], stack.to_string());
+        assert_eq!(gap["body"]["dropped_count"], 5);
+        assert_eq!(gap["body"]["reason"], "buffer_full");
+        assert_eq!(texts[1], "5");
+        assert_eq!(texts.len(), 1 + TELEMETRY);
+    }
+
+    #[test]
+    fn a_fleet_subscriber_that_lags_skips_silently() {
+        let mailbox = Mailbox::new(Whose::Fleet);
+        (0..TELEMETRY + 5).for_each(|n| mailbox.put(frame(n.to_string())));
+        assert_eq!(texts(&mailbox)[0], "5");
+    }
+
+    #[test]
+    fn bytes_are_bounded_too_but_one_frame_always_fits() {
+        let mailbox = Mailbox::new(Whose::Stack(Uuid::nil()));
+        mailbox.put(frame("x".repeat(BYTES + 1)));
+        assert_eq!(mailbox.take().unwrap().text.len(), BYTES + 1);
+        for _ in 0..10 {
+            mailbox.put(frame("x".repeat(BYTES / 4)));
+            assert!(mailbox.lock().bytes <= BYTES);
+        }
+        assert_eq!(texts(&mailbox).len(), 1 + 4);
+    }
+}

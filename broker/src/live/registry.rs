@@ -1,0 +1,279 @@
+//! Every open WebSocket of this process, by whose it is.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::mailbox::{Mailbox, Whose};
+use crate::metrics::sockets::Sockets;
+use crate::pak::PakHash;
+
+/// Why the broker ends a socket with a close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Its PAK is dead: nothing more is taken from it.
+    Revoked,
+    /// The same agent has connected anew.
+    Replaced,
+    /// The broker drains.
+    Draining,
+}
+
+/// One open socket.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// Tells it from an earlier or later socket of the same agent.
+    number: u64,
+    /// Whose it is.
+    pub(super) whose: Whose,
+    /// The hash of the PAK it came with.
+    pub(super) hash: PakHash,
+    /// Since when it is connected.
+    pub(super) since: DateTime<Utc>,
+    /// What waits to be sent to it.
+    pub(super) mailbox: Mailbox,
+    /// Frames received that could be read.
+    pub(super) received: AtomicU64,
+    /// Frames sent.
+    pub(super) sent: AtomicU64,
+    ending: watch::Sender<Option<Ending>>,
+    checked: Mutex<Instant>,
+}
+
+impl Peer {
+    /// Ends it. The first reason stands.
+    pub(super) fn end(&self, why: Ending) {
+        self.ending.send_if_modified(|ending| {
+            let first = ending.is_none();
+            ending.get_or_insert(why);
+            first
+        });
+    }
+
+    /// The reason, once there is one.
+    pub(super) fn ending(&self) -> watch::Receiver<Option<Ending>> {
+        self.ending.subscribe()
+    }
+
+    /// Whether its PAK is known to be dead.
+    pub(super) fn is_revoked(&self) -> bool {
+        *self.ending.borrow() == Some(Ending::Revoked)
+    }
+
+    /// Its PAK was found alive just now.
+    pub(super) fn confirm(&self) {
+        *self.checked() = Instant::now();
+    }
+
+    /// When its PAK was last found alive.
+    pub(super) fn confirmed(&self) -> Instant {
+        *self.checked()
+    }
+
+    fn checked(&self) -> MutexGuard<'_, Instant> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module's comment. One lock, held for map operations only.
+#[derive(Debug)]
+pub(super) struct Registry {
+    peers: Mutex<Peers>,
+    next: AtomicU64,
+    metrics: Arc<Sockets>,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    agents: HashMap<Uuid, Arc<Peer>>,
+    /// A stack without subscribers has no entry.
+    stacks: HashMap<Uuid, Vec<Arc<Peer>>>,
+    fleet: Vec<Arc<Peer>>,
+}
+
+impl Registry {
+    pub(super) fn new(metrics: Arc<Sockets>) -> Self {
+        Self {
+            peers: Mutex::default(),
+            next: AtomicU64::new(0),
+            metrics,
+        }
+    }
+
+    /// Adds a socket. An agent's earlier one is told to end.
+    pub(super) fn join(&self, whose: Whose, hash: PakHash) -> Arc<Peer> {
+        let peer = Arc::new(Peer {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            whose,
+            hash,
+            since: Utc::now(),
+            mailbox: Mailbox::new(whose),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            ending: watch::Sender::new(None),
+            checked: Mutex::new(Instant::now()),
+        });
+        let mut peers = self.lock();
+        let replaced = match whose {
+            Whose::Agent(id) => peers.agents.insert(id, peer.clone()),
+            Whose::Stack(id) => {
+                peers.stacks.entry(id).or_default().push(peer.clone());
+                None
+            }
+            Whose::Fleet => {
+                peers.fleet.push(peer.clone());
+                None
+            }
+        };
+        self.count(&peers);
+        drop(peers);
+        if let Some(replaced) = replaced {
+            replaced.end(Ending::Replaced);
+        }
+        peer
+    }
+
+    /// Takes a socket out. An agent's newer one stays.
+    pub(super) fn leave(&self, peer: &Peer) {
+        let mut peers = self.lock();
+        match peer.whose {
+            Whose::Agent(id) => {
+                if peers
+                    .agents
+                    .get(&id)
+                    .is_some_and(|known| known.number == peer.number)
+                {
+                    peers.agents.remove(&id);
+                }
+            }
+            Whose::Stack(id) => {
+                if let Some(subscribers) = peers.stacks.get_mut(&id) {
+                    subscribers.retain(|known| known.number != peer.number);
+                    if subscribers.is_empty() {
+                        peers.stacks.remove(&id);
+                    }
+                }
+            }
+            Whose::Fleet => peers.fleet.retain(|known| known.number != peer.number),
+        }
+        self.count(&peers);
+    }
+
+    /// An agent's socket.
+    pub(super) fn agent(&self, id: Uuid) -> Option<Arc<Peer>> {
+        self.lock().agents.get(&id).cloned()
+    }
+
+    /// The sockets of all agents.
+    pub(super) fn agents(&self) -> Vec<(Uuid, Arc<Peer>)> {
+        let peers = self.lock();
+        peers
+            .agents
+            .iter()
+            .map(|(id, peer)| (*id, peer.clone()))
+            .collect()
+    }
+
+    /// Which agents are connected.
+    pub(super) fn agent_ids(&self) -> Vec<Uuid> {
+        self.lock().agents.keys().copied().collect()
+    }
+
+    /// The subscribers of a stack.
+    pub(super) fn of_stack(&self, id: Uuid) -> Vec<Arc<Peer>> {
+        self.lock().stacks.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// The subscribers of the fleet.
+    pub(super) fn of_fleet(&self) -> Vec<Arc<Peer>> {
+        self.lock().fleet.clone()
+    }
+
+    /// Whether there is no socket.
+    pub(super) fn is_empty(&self) -> bool {
+        let peers = self.lock();
+        peers.agents.is_empty() && peers.stacks.is_empty() && peers.fleet.is_empty()
+    }
+
+    /// Every socket.
+    pub(super) fn all(&self) -> Vec<Arc<Peer>> {
+        let peers = self.lock();
+        let stacks = peers.stacks.values().flatten();
+        peers
+            .agents
+            .values()
+            .chain(stacks)
+            .chain(&peers.fleet)
+            .cloned()
+            .collect()
+    }
+
+    fn count(&self, peers: &Peers) {
+        let store = |gauge: &AtomicU64, value: usize| gauge.store(value as u64, Ordering::Relaxed);
+        store(&self.metrics.agents, peers.agents.len());
+        let live = peers.stacks.values().map(Vec::len).sum();
+        store(&self.metrics.live_subscribers, live);
+        store(&self.metrics.fleet_subscribers, peers.fleet.len());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Peers> {
+        // Nothing under this lock can panic half-way.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn registry() -> Registry {
+        Registry::new(Arc::default())
+    }
+
+    fn hash() -> PakHash {
+        PakHash::of("a_b_c").unwrap()
+    }
+
+    #[test]
+    fn a_new_connection_of_an_agent_replaces_the_old_and_outlives_its_leaving() {
+        let registry = registry();
+        let id = Uuid::new_v4();
+        let old = registry.join(Whose::Agent(id), hash());
+        let new = registry.join(Whose::Agent(id), hash());
+        assert_eq!(*old.ending().borrow(), Some(Ending::Replaced));
+        registry.leave(&old);
+        assert_eq!(registry.agent(id).unwrap().number, new.number);
+        registry.leave(&new);
+        assert!(registry.agent(id).is_none());
+        assert!(registry.all().is_empty());
+    }
+
+    #[test]
+    fn fault_59_a_stack_is_forgotten_with_its_last_subscriber() {
+        let registry = registry();
+        let stack = Uuid::new_v4();
+        let one = registry.join(Whose::Stack(stack), hash());
+        let two = registry.join(Whose::Stack(stack), hash());
+        registry.leave(&one);
+        assert_eq!(registry.of_stack(stack).len(), 1);
+        registry.leave(&two);
+        assert!(registry.lock().stacks.is_empty());
+        let gauge = &registry.metrics.live_subscribers;
+        assert_eq!(gauge.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_first_reason_to_end_stands() {
+        let registry = registry();
+        let peer = registry.join(Whose::Fleet, hash());
+        peer.end(Ending::Revoked);
+        peer.end(Ending::Draining);
+        assert!(peer.is_revoked());
+    }
+}

@@ -1,0 +1,169 @@
+//! Figures that only the database knows: how many agents, stacks and objects there are, and when agents were last heard of.
+//!
+//! A scrape shows what was last read and never waits (`jobs::gauges` reads). Who scrapes is noted here, so that nothing is
+//! read for nobody. Heartbeats are kept as points in time, so that ages go on growing between two reads.
+
+use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{escape, header};
+
+/// Most agents whose heartbeat is shown: a series each is what a scraper pays for, and the oldest are those to look at.
+pub const MOST_AGENTS: i64 = 1000;
+
+/// What was read at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Live agents whose status is `ACTIVE`.
+    pub active_agents: i64,
+    /// Live stacks.
+    pub stacks: i64,
+    /// Live deployment objects, markers included.
+    pub deployment_objects: i64,
+    /// The agents not heard of for longest, at most [`MOST_AGENTS`].
+    pub heartbeats: Vec<Heartbeat>,
+}
+
+/// When an agent was last heard of.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    /// The agent.
+    pub agent: Uuid,
+    /// Its name.
+    pub name: String,
+    /// How long ago that was when it was read.
+    pub age: Duration,
+}
+
+/// The latest reading, and for whom it is made.
+#[derive(Debug, Default)]
+pub struct Gauges(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    read: Option<(Instant, Reading)>,
+    scraped: Option<Instant>,
+    default_admin_pak: bool,
+}
+
+impl Gauges {
+    /// Somebody scrapes.
+    pub fn scraped(&self) {
+        self.state().scraped = Some(Instant::now());
+    }
+
+    /// How long ago somebody scraped, if anybody has.
+    pub fn since_scrape(&self) -> Option<Duration> {
+        self.state().scraped.map(|at| at.elapsed())
+    }
+
+    /// How old the reading is, if there is one.
+    pub fn age(&self) -> Option<Duration> {
+        self.state().read.as_ref().map(|(at, _)| at.elapsed())
+    }
+
+    /// Replaces the reading. What it no longer names is shown no longer.
+    pub fn set(&self, reading: Reading) {
+        self.state().read = Some((Instant::now(), reading));
+    }
+
+    /// Whether the administrator's PAK is the one that everybody knows.
+    pub fn set_default_admin_pak(&self, in_use: bool) {
+        self.state().default_admin_pak = in_use;
+    }
+
+    /// See [`Gauges::set_default_admin_pak`].
+    pub fn default_admin_pak(&self) -> bool {
+        self.state().default_admin_pak
+    }
+
+    /// Appends them to the exposition text. What has not been read yet is left out: zero would be a lie.
+    pub(super) fn render(&self, out: &mut String) {
+        let state = self.state();
+        let name = "brokkr_default_admin_pak_hash_in_use";
+        header(
+            out,
+            name,
+            "1 when the administrator's PAK is the public development one.",
+            "gauge",
+        );
+        let _ = writeln!(out, "{name} {}", u8::from(state.default_admin_pak));
+        let Some((at, reading)) = &state.read else {
+            return;
+        };
+        for (name, help, value) in [
+            (
+                "brokkr_active_agents",
+                "Agents whose status is ACTIVE.",
+                reading.active_agents,
+            ),
+            ("brokkr_stacks_total", "Stacks there are.", reading.stacks),
+            (
+                "brokkr_deployment_objects_total",
+                "Deployment objects there are.",
+                reading.deployment_objects,
+            ),
+        ] {
+            header(out, name, help, "gauge");
+            let _ = writeln!(out, "{name} {value}");
+        }
+        let name = "brokkr_agent_heartbeat_age_seconds";
+        let help = "Seconds since an agent's last heartbeat, as of half a minute ago at most; of the 1000 agents silent for longest.";
+        header(out, name, help, "gauge");
+        for heartbeat in &reading.heartbeats {
+            let (agent, label) = (heartbeat.agent, escape(&heartbeat.name));
+            let age = (heartbeat.age + at.elapsed()).as_secs();
+            let _ = writeln!(
+                out,
+                "{name}{{agent_id=\"{agent}\",agent_name=\"{label}\"}} {age}"
+            );
+        }
+    }
+
+    /// Every change is one assignment, so a poisoned state is whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn ages_go_on_growing_and_what_is_gone_is_shown_no_longer() {
+        let gauges = Gauges::default();
+        let text = || {
+            let mut out = String::new();
+            gauges.render(&mut out);
+            out
+        };
+        assert!(text().contains("brokkr_default_admin_pak_hash_in_use 0\n"));
+        assert!(!text().contains("brokkr_active_agents"), "not known yet");
+        let agent = Uuid::nil();
+        let heartbeat = Heartbeat {
+            agent,
+            name: "a\"\\\nb".to_owned(),
+            age: Duration::from_secs(5),
+        };
+        let mut reading = Reading {
+            active_agents: 3,
+            heartbeats: vec![heartbeat],
+            ..Reading::default()
+        };
+        gauges.set(reading.clone());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let line = format!(
+            "brokkr_agent_heartbeat_age_seconds{{agent_id=\"{agent}\",agent_name=\"a\\\"\\\\\\nb\"}} 15\n"
+        );
+        assert!(text().contains(&line), "{}", text());
+        assert!(text().contains("brokkr_active_agents 3\n"));
+        reading.heartbeats.clear();
+        gauges.set(reading);
+        assert!(!text().contains("agent_id="), "{}", text());
+    }
+}

@@ -1,0 +1,146 @@
+//! Around every request: its id, its line in the log, its count, and what a browser is told about it.
+//!
+//! One line per request: `debug`, or `warn` when the answer is 5xx. At the default level a healthy broker writes nothing
+//! per request; what it does is in the metrics and, for writes, in the audit log. A line has the route's template and who
+//! asked; never a path as it came, a query, or a PAK.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::cors::{self, Area};
+use super::{error_answer, request_id};
+use crate::app::App;
+use crate::auth::Principal;
+use crate::metrics::UNMATCHED;
+
+/// Longest path and query. Well above the 8,000 bytes that every HTTP program should take.
+const MAX_URI: usize = 16 * 1024;
+
+/// The middleware around the whole public router.
+pub(super) async fn observe(
+    State(app): State<App>,
+    matched: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let id = request_id::of(request.headers());
+    let path = matched.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+    let mut line = Line {
+        began: Instant::now(),
+        method: request.method().clone(),
+        path,
+        id: &id,
+        answered: false,
+    };
+    let area = Area::of(request.uri().path());
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let hot = app.hot.get();
+    let preflight = matched.is_some() && cors::is_preflight(request.method(), request.headers());
+    let mut response = if preflight {
+        cors::preflight(area, &hot.cors, request.headers())
+    } else if is_too_long(&request) {
+        error_answer(
+            StatusCode::URI_TOO_LONG,
+            "uri_too_long",
+            "the path and query are too long",
+        )
+    } else if area == Area::Api && !app.health.has_started() {
+        starting()
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(request_id::HEADER, id.clone());
+    if !preflight {
+        cors::allow(area, &hot.cors, origin.as_ref(), headers);
+    }
+    line.answered(&response);
+    if path != "/metrics" {
+        app.metrics
+            .request(path, &line.method, response.status().as_u16(), line.took());
+    }
+    response
+}
+
+fn is_too_long(request: &Request) -> bool {
+    request
+        .uri()
+        .path_and_query()
+        .is_some_and(|whole| whole.as_str().len() > MAX_URI)
+}
+
+fn starting() -> Response {
+    let mut response = error_answer(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "database_unavailable",
+        "the broker is starting",
+    );
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// What will be said of a request. Dropped unanswered when its client goes away first, and that is said too.
+struct Line<'a> {
+    began: Instant,
+    method: Method,
+    path: &'a str,
+    id: &'a HeaderValue,
+    answered: bool,
+}
+
+impl Line<'_> {
+    fn took(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn answered(&mut self, response: &Response) {
+        self.answered = true;
+        let Line { method, path, .. } = &*self;
+        let status = response.status();
+        let (ms, request_id) = (self.took().as_micros() as f64 / 1000.0, text(self.id));
+        let principal = Who(response.extensions().get());
+        // A probe's 503 is its answer, not a failure.
+        if status.is_server_error() && *path != "/readyz" {
+            tracing::warn!(
+                target: "access", %method, path, status = status.as_u16(), ms, request_id, %principal, "request"
+            );
+        } else {
+            tracing::debug!(
+                target: "access", %method, path, status = status.as_u16(), ms, request_id, %principal, "request"
+            );
+        }
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let Line { method, path, .. } = &*self;
+            let (ms, request_id) = (self.took().as_micros() as f64 / 1000.0, text(self.id));
+            tracing::debug!(target: "access", %method, path, ms, request_id, "the client did not wait for its answer");
+        }
+    }
+}
+
+/// An id that was taken over is text, and so is one of our own.
+fn text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
+}
+
+/// Who asked, as far as anybody found out.
+struct Who<'a>(Option<&'a Principal>);
+
+impl std::fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(principal) => principal.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}

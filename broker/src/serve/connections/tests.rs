@@ -1,0 +1,319 @@
+//! Peers that are slow, silent, or speak something else, in a time that is not the clock's.
+
+use axum::body::Bytes;
+use axum::routing::{get, post};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+
+const PLAIN: &str = "GET /ok HTTP/1.1\r\nhost: x\r\n\r\n";
+
+struct Server {
+    connections: Connections,
+    phase: watch::Sender<Phase>,
+    metrics: Arc<Metrics>,
+}
+
+impl Server {
+    fn new(most: u32) -> Self {
+        let router = Router::new()
+            .route("/ok", get(async || "fine"))
+            .route("/read", post(async |body: Bytes| format!("{}", body.len())))
+            .route("/unread", post(async || StatusCode::PAYLOAD_TOO_LARGE))
+            .route("/large", get(async || vec![b'x'; 1 << 20]));
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let metrics = Arc::new(Metrics::default());
+        Server {
+            connections: Connections::new(router, metrics.clone(), phases, most),
+            phase,
+            metrics,
+        }
+    }
+
+    /// A connection, buffered like a socket but less; and its end.
+    async fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
+        let (ours, theirs) = duplex(4096);
+        let permit = self.connections.make_room().await.unwrap();
+        (
+            ours,
+            tokio::spawn(self.connections.clone().serve(theirs, permit)),
+        )
+    }
+}
+
+/// Everything until the other side closes.
+async fn rest(stream: &mut DuplexStream) -> String {
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).await.unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// One answer with a short body.
+async fn answer(stream: &mut DuplexStream) -> String {
+    let mut buffer = [0; 4096];
+    let count = stream.read(&mut buffer).await.unwrap();
+    String::from_utf8_lossy(&buffer[..count]).into_owned()
+}
+
+/// Seconds since, rounded down.
+fn after(began: Instant) -> u64 {
+    began.elapsed().as_secs()
+}
+
+#[track_caller]
+fn is_error(text: &str, status: &str, code: &str) {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{text}");
+    for line in ["content-type: application/json", "connection: close"] {
+        assert!(head.lines().any(|l| l == line), "no `{line}` in {text}");
+    }
+    assert!(head.contains("\r\nx-request-id: "), "{text}");
+    assert!(
+        head.contains(&format!("content-length: {}\r\n", body.len())),
+        "{text}"
+    );
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body["code"], code);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_says_nothing_is_closed_and_not_answered() {
+    let server = Server::new(10);
+    let began = Instant::now();
+    let (mut silent, end) = server.connect().await;
+    assert_eq!(rest(&mut silent).await, "");
+    end.await.unwrap();
+    assert_eq!(after(began), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_trickles_has_ten_seconds_whatever_it_sends() {
+    let server = Server::new(10);
+    let began = Instant::now();
+    let (stream, _) = server.connect().await;
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let trickle = tokio::spawn(async move {
+        for byte in PLAIN.bytes().cycle() {
+            if writing.write_all(&[byte, b'\r']).await.is_err() {
+                return;
+            }
+            sleep(Duration::from_millis(900)).await;
+        }
+    });
+    let mut text = String::new();
+    // The end, whether or not something was still on its way.
+    let _ = reading.read_to_string(&mut text).await;
+    is_error(&text, "400", "bad_request");
+    trickle.abort();
+
+    let (mut stream, end) = server.connect().await;
+    let began_again = Instant::now();
+    stream.write_all(b"GET /ok HTTP/1.1\r\n").await.unwrap();
+    for header in 0..20 {
+        sleep(Duration::from_millis(900)).await;
+        if stream
+            .write_all(format!("x-{header}: y\r\n").as_bytes())
+            .await
+            .is_err()
+        {
+            break;
+        }
+    }
+    is_error(&rest(&mut stream).await, "408", "request_timeout");
+    end.await.unwrap();
+    assert!(after(began_again) <= 18 && after(began) < 40);
+    let counted = server.metrics.render(
+        crate::db::Figures {
+            connections: 0,
+            held: 0,
+            working: 0,
+        },
+        0,
+    );
+    for line in [
+        "brokkr_http_requests_total{endpoint=\"unmatched\",method=\"other\",status=\"400\"} 1",
+        "brokkr_http_requests_total{endpoint=\"unmatched\",method=\"other\",status=\"408\"} 1",
+    ] {
+        assert!(counted.lines().any(|l| l == line), "{counted}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_may_wait_longer_than_a_head_but_not_for_ever() {
+    let server = Server::new(10);
+    let (mut stream, end) = server.connect().await;
+    for _ in 0..3 {
+        stream.write_all(PLAIN.as_bytes()).await.unwrap();
+        assert!(answer(&mut stream).await.ends_with("fine"));
+        sleep(Duration::from_secs(80)).await;
+    }
+    // A later request that has begun has as long as a first one.
+    stream.write_all(&PLAIN.as_bytes()[..9]).await.unwrap();
+    let began = Instant::now();
+    is_error(&rest(&mut stream).await, "408", "request_timeout");
+    assert!((9..=10).contains(&after(began)), "{}", after(began));
+    end.await.unwrap();
+
+    let (mut stream, end) = server.connect().await;
+    stream.write_all(PLAIN.as_bytes()).await.unwrap();
+    let _ = answer(&mut stream).await;
+    let began = Instant::now();
+    assert_eq!(
+        rest(&mut stream).await,
+        "",
+        "an idle connection is closed without a word"
+    );
+    end.await.unwrap();
+    assert!((89..=90).contains(&after(began)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_an_answer_is_cut_off_and_who_reads_slowly_is_not() {
+    let server = Server::new(10);
+    let ask = "GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+    let (mut deaf, end) = server.connect().await;
+    let began = Instant::now();
+    deaf.write_all(ask.as_bytes()).await.unwrap();
+    end.await.unwrap();
+    assert!((29..=31).contains(&after(began)), "{}", after(began));
+
+    let (mut slow, end) = server.connect().await;
+    slow.write_all(ask.as_bytes()).await.unwrap();
+    let mut got = 0;
+    let mut buffer = vec![0; 4096];
+    while got < 1 << 20 {
+        sleep(Duration::from_secs(20)).await;
+        let count = slow.read(&mut buffer).await.unwrap();
+        assert!(count > 0, "cut off after {got}");
+        got += count;
+    }
+    assert!(!end.is_finished(), "it goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_http_is_answered_with_a_body_like_every_other_error() {
+    let server = Server::new(10);
+    let many: String = (0..200).map(|n| format!("h{n}: v\r\n")).collect();
+    let long = "x".repeat(40_000);
+    for (sent, status, code) in [
+        ("NOT HTTP AT ALL\r\n\r\n".to_owned(), "400", "bad_request"),
+        ("GET /ok HTTP/3.0\r\n\r\n".to_owned(), "400", "bad_request"),
+        (
+            format!("GET /ok HTTP/1.1\r\n{many}\r\n"),
+            "431",
+            "request_header_fields_too_large",
+        ),
+        (
+            format!("GET /ok HTTP/1.1\r\nh: {long}\r\n\r\n"),
+            "431",
+            "request_header_fields_too_large",
+        ),
+    ] {
+        let (stream, _) = server.connect().await;
+        let (mut reading, mut writing) = tokio::io::split(stream);
+        tokio::spawn(async move {
+            let _ = writing.write_all(sent.as_bytes()).await;
+            // Held open: it is the server that ends this.
+            sleep(Duration::from_secs(3600)).await;
+        });
+        let mut text = String::new();
+        reading.read_to_string(&mut text).await.unwrap();
+        is_error(&text, status, code);
+    }
+    // On a connection that has served before, too.
+    let (mut stream, _) = server.connect().await;
+    stream.write_all(PLAIN.as_bytes()).await.unwrap();
+    assert!(answer(&mut stream).await.ends_with("fine"));
+    stream
+        .write_all(b"\x16\x03\x01 TLS?\r\n\r\n")
+        .await
+        .unwrap();
+    is_error(&rest(&mut stream).await, "400", "bad_request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_nobody_reads_is_taken_until_its_sender_has_the_answer() {
+    let server = Server::new(10);
+    let (stream, end) = server.connect().await;
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let sending = tokio::spawn(async move {
+        writing
+            .write_all(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n")
+            .await
+            .unwrap();
+        // All of it, without looking at what comes back, as many clients do.
+        writing.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+    });
+    sending.await.unwrap();
+    let mut text = String::new();
+    reading.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 413"), "{text}");
+    assert!(text.contains("connection: close\r\n"), "{text}");
+    drop(reading);
+    end.await.unwrap();
+
+    // And not for ever.
+    let (mut stream, end) = server.connect().await;
+    stream
+        .write_all(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n")
+        .await
+        .unwrap();
+    let began = Instant::now();
+    end.await.unwrap();
+    assert!(after(began) <= 2);
+
+    // One that was read ends nothing.
+    let (mut stream, _) = server.connect().await;
+    for _ in 0..2 {
+        stream
+            .write_all(b"POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc")
+            .await
+            .unwrap();
+        let text = answer(&mut stream).await;
+        assert!(
+            text.ends_with('3') && !text.contains("connection: close"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_asks_nothing_gives_way_to_one_that_waits() {
+    let server = Server::new(2);
+    let (mut idle, idle_end) = server.connect().await;
+    idle.write_all(PLAIN.as_bytes()).await.unwrap();
+    let _ = answer(&mut idle).await;
+    sleep(Duration::from_secs(3)).await;
+    let (mut busy, busy_end) = server.connect().await;
+    let began = Instant::now();
+    let (_waiting, _) = server.connect().await;
+    assert!(after(began) <= 5, "{}", after(began));
+    assert_eq!(rest(&mut idle).await, "");
+    idle_end.await.unwrap();
+    assert!(
+        !busy_end.is_finished(),
+        "it has not been idle for long enough"
+    );
+    busy.write_all(PLAIN.as_bytes()).await.unwrap();
+    assert!(answer(&mut busy).await.ends_with("fine"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_very_end_nobody_is_waited_for() {
+    let server = Server::new(10);
+    let (mut stream, end) = server.connect().await;
+    stream
+        .write_all(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n")
+        .await
+        .unwrap();
+    let (mut idle, idle_end) = server.connect().await;
+    idle.write_all(PLAIN.as_bytes()).await.unwrap();
+    let _ = answer(&mut idle).await;
+    let began = Instant::now();
+    server.phase.send_replace(Phase::Closing);
+    end.await.unwrap();
+    idle_end.await.unwrap();
+    assert_eq!(after(began), 0);
+}

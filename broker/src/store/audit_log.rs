@@ -1,0 +1,248 @@
+//! The audit log, as somebody reads it. (It is written by `emit`.)
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// An entry as it was written.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct AuditLog {
+    pub id: Uuid,
+    pub timestamp: DateTime<Utc>,
+    /// `admin`, `agent`, `generator` or `system`.
+    pub actor_type: String,
+    pub actor_id: Option<Uuid>,
+    pub action: String,
+    pub resource_type: String,
+    pub resource_id: Option<Uuid>,
+    pub details: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// An entry, and what its actor is called today.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AuditLogEntry {
+    /// The entry.
+    #[serde(flatten)]
+    pub log: AuditLog,
+    /// `admin`, `system`, or the name of the agent or generator, a deleted one's too; null when there is none.
+    pub actor_name: Option<String>,
+}
+
+/// Which actions are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// This one.
+    Exactly(String),
+    /// All that begin so.
+    Prefix(String),
+}
+
+/// Which entries are meant: all those to which everything that is set applies.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// The kind of actor.
+    pub actor_type: Option<String>,
+    /// The actor.
+    pub actor_id: Option<Uuid>,
+    /// What was done.
+    pub action: Option<Action>,
+    /// The kind of thing it was done to.
+    pub resource_type: Option<String>,
+    /// The thing.
+    pub resource_id: Option<Uuid>,
+    /// Not before this.
+    pub from: Option<DateTime<Utc>>,
+    /// Before this.
+    pub to: Option<DateTime<Utc>>,
+}
+
+/// A part of the entries that are meant, newest first.
+#[derive(Debug)]
+pub struct Page {
+    /// How many there are in all.
+    pub total: i64,
+    /// These.
+    pub entries: Vec<AuditLogEntry>,
+}
+
+/// All conditions, each only if its parameter is set, and the one that the look-up begins with, without an "only if": a
+/// plan made for any parameters can use an index for that one alone.
+macro_rules! meant {
+    ($first:literal) => {
+        concat!(
+            $first,
+            " AND a.timestamp >= coalesce($7::timestamptz, '-infinity')
+              AND a.timestamp < coalesce($8::timestamptz, 'infinity')
+              AND ($1::text IS NULL OR a.actor_type = $1::text)
+              AND ($2::uuid IS NULL OR a.actor_id = $2::uuid)
+              AND ($3::text IS NULL OR a.action = $3::text)
+              AND ($4::text IS NULL OR starts_with(a.action, $4::text))
+              AND ($5::text IS NULL OR a.resource_type = $5::text)
+              AND ($6::uuid IS NULL OR a.resource_id = $6::uuid)
+              AND ($9::text IS NULL OR a.action ~<~ $9::text)"
+        )
+    };
+}
+
+macro_rules! page {
+    ($first:literal) => {
+        concat!(
+            "SELECT all_of_them.total, p.id, p.timestamp, p.actor_type, p.actor_id, p.action, p.resource_type, p.resource_id,
+                    p.details, p.ip_address, p.user_agent, p.created_at,
+                    CASE p.actor_type WHEN 'agent' THEN ag.name WHEN 'generator' THEN g.name ELSE p.actor_type END
+               FROM (SELECT count(*) AS total FROM audit_log a WHERE ",
+            meant!($first),
+            ") AS all_of_them
+               LEFT JOIN (
+                    SELECT a.id, a.timestamp, a.actor_type, a.actor_id, a.action, a.resource_type, a.resource_id,
+                           a.details, a.ip_address, a.user_agent, a.created_at
+                      FROM audit_log a WHERE ",
+            meant!($first),
+            " ORDER BY a.timestamp DESC, a.id DESC LIMIT $10 OFFSET $11) AS p ON true
+               LEFT JOIN agents ag ON p.actor_type = 'agent' AND ag.id = p.actor_id
+               LEFT JOIN generators g ON p.actor_type = 'generator' AND g.id = p.actor_id
+              ORDER BY p.timestamp DESC, p.id DESC"
+        )
+    };
+}
+
+impl Filter {
+    /// The statement that begins with what picks the fewest entries.
+    fn statement(&self) -> &'static str {
+        match self {
+            Self {
+                resource_id: Some(_),
+                ..
+            } => page!("a.resource_id = $6::uuid"),
+            Self {
+                actor_id: Some(_), ..
+            } => page!("a.actor_id = $2::uuid"),
+            Self {
+                action: Some(Action::Exactly(_)),
+                ..
+            } => page!("a.action = $3::text"),
+            Self {
+                action: Some(Action::Prefix(_)),
+                ..
+            } => page!("a.action ~>=~ $4::text AND a.action ~<~ $9::text"),
+            Self {
+                resource_type: Some(_),
+                ..
+            } => page!("a.resource_type = $5::text"),
+            Self {
+                actor_type: Some(_),
+                ..
+            } => page!("a.actor_type = $1::text"),
+            _ => page!("true"),
+        }
+    }
+}
+
+/// The first text that sorts after every text with this prefix, byte by byte; none for the empty prefix.
+fn after(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        let next = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32);
+        if let Some(next) = next {
+            chars.push(next);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
+}
+
+/// The entries that are meant, newest first, from `offset` on, `limit` at most.
+///
+/// # Errors
+/// When the statement fails.
+pub fn page(
+    db: &mut impl Sql,
+    mut filter: Filter,
+    limit: i64,
+    offset: i64,
+) -> Result<Page, DbError> {
+    let beyond = match &filter.action {
+        Some(Action::Prefix(prefix)) => after(prefix),
+        _ => None,
+    };
+    // Every action begins with nothing.
+    filter.action = filter
+        .action
+        .filter(|action| *action != Action::Prefix(String::new()));
+    let (exactly, prefix) = match &filter.action {
+        None => (None, None),
+        Some(Action::Exactly(action)) => (Some(action), None),
+        Some(Action::Prefix(prefix)) => (None, Some(prefix)),
+    };
+    let rows = db.query(
+        filter.statement(),
+        &[
+            &filter.actor_type,
+            &filter.actor_id,
+            &exactly,
+            &prefix,
+            &filter.resource_type,
+            &filter.resource_id,
+            &filter.from,
+            &filter.to,
+            &beyond,
+            &limit,
+            &offset,
+        ],
+    )?;
+    let total = match rows.first() {
+        Some(row) => row.try_get(0)?,
+        None => 0,
+    };
+    let mut entries = Vec::with_capacity(rows.len());
+    for row in &rows {
+        // A page without entries is one row that has the total alone.
+        if let Some(id) = row.try_get(1)? {
+            entries.push(read(id, row)?);
+        }
+    }
+    Ok(Page { total, entries })
+}
+
+fn read(id: Uuid, row: &Row) -> Result<AuditLogEntry, DbError> {
+    Ok(AuditLogEntry {
+        log: AuditLog {
+            id,
+            timestamp: row.try_get(2)?,
+            actor_type: row.try_get(3)?,
+            actor_id: row.try_get(4)?,
+            action: row.try_get(5)?,
+            resource_type: row.try_get(6)?,
+            resource_id: row.try_get(7)?,
+            details: row.try_get(8)?,
+            ip_address: row.try_get(9)?,
+            user_agent: row.try_get(10)?,
+            created_at: row.try_get(11)?,
+        },
+        actor_name: row.try_get(12)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::after;
+
+    #[test]
+    fn what_comes_after_a_prefix_sorts_after_all_that_begin_with_it_and_before_all_else() {
+        assert_eq!(after("agent.").as_deref(), Some("agent/"));
+        assert_eq!(after("a\u{d7ff}").as_deref(), Some("a\u{e000}"));
+        assert_eq!(after("a\u{10ffff}").as_deref(), Some("b"));
+        assert_eq!((after(""), after("\u{10ffff}")), (None, None));
+    }
+}

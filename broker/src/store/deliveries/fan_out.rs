@@ -1,0 +1,41 @@
+//! Events into deliveries: one for each enabled subscription that wants to hear of it.
+
+use crate::db::{DbError, Sql};
+
+/// Takes up to `most` of the oldest events and makes their deliveries, both or neither. How many events there were.
+///
+/// A pattern is `*`, an event type, or the beginning of some and `.*`. Subscriptions are locked while their deliveries are
+/// made: one that is deleted at the same moment is waited for and then gone, one that is disabled gets nothing more.
+///
+/// # Errors
+/// When the statement fails.
+pub fn fan_out(db: &mut impl Sql, most: i64) -> Result<i64, DbError> {
+    const SQL: &str = r#"
+        WITH taken AS (
+            DELETE FROM event_outbox WHERE id = ANY (ARRAY (
+                SELECT id FROM event_outbox ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED))
+            RETURNING id, event_type, data, created_at),
+        listening AS (
+            SELECT id, created_at, event_types, filters, target_labels FROM webhook_subscriptions
+             WHERE enabled AND EXISTS (SELECT FROM taken) FOR SHARE),
+        made AS (
+            INSERT INTO webhook_deliveries (subscription_id, event_type, event_id, payload, target_labels)
+            SELECT s.id, e.event_type, e.id,
+                   format('{"id":"%s","event_type":%s,"timestamp":"%s","data":%s}', e.id, to_json(e.event_type),
+                          to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), e.data),
+                   s.target_labels
+              FROM taken e
+              JOIN listening s
+                ON s.created_at <= e.created_at
+               AND EXISTS (
+                       SELECT FROM unnest(s.event_types) AS pattern
+                        WHERE pattern IN ('*', e.event_type)
+                           OR (pattern LIKE '%.*' AND starts_with(e.event_type, left(pattern, -1))))
+               AND (s.filters IS NULL
+                    OR (jsonb_typeof(s.filters) = 'object'
+                        AND (s.filters->>'agent_id' IS NULL OR s.filters->>'agent_id' = e.data->>'agent_id')
+                        AND (s.filters->>'stack_id' IS NULL OR s.filters->>'stack_id' = e.data->>'stack_id')))
+             ORDER BY e.created_at, e.id, s.created_at, s.id)
+        SELECT count(*) FROM taken"#;
+    Ok(db.query_one(SQL, &[&most])?.try_get(0)?)
+}

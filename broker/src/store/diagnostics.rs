@@ -1,0 +1,220 @@
+//! Diagnostics: what the admin asks an agent about an object, and what the agent found.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// A request for diagnostics.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DiagnosticRequest)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Request {
+    pub id: Uuid,
+    pub agent_id: Uuid,
+    pub deployment_object_id: Uuid,
+    /// `pending`, `claimed`, `completed`, `failed` or `expired`.
+    pub status: String,
+    pub requested_by: Option<String>,
+    pub created_at: DateTime<Utc>,
+    pub claimed_at: Option<DateTime<Utc>>,
+    pub completed_at: Option<DateTime<Utc>>,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// What an agent found. The texts are its own; it sends JSON in them.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DiagnosticResult)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Findings {
+    pub id: Uuid,
+    pub request_id: Uuid,
+    pub pod_statuses: String,
+    pub events: String,
+    pub log_tails: Option<String>,
+    pub collected_at: DateTime<Utc>,
+    pub created_at: DateTime<Utc>,
+}
+
+macro_rules! columns {
+    () => {
+        "id, agent_id, deployment_object_id, status, requested_by, created_at, claimed_at, completed_at, expires_at"
+    };
+}
+
+impl Request {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            agent_id: row.try_get(1)?,
+            deployment_object_id: row.try_get(2)?,
+            status: row.try_get(3)?,
+            requested_by: row.try_get(4)?,
+            created_at: row.try_get(5)?,
+            claimed_at: row.try_get(6)?,
+            completed_at: row.try_get(7)?,
+            expires_at: row.try_get(8)?,
+        })
+    }
+}
+
+impl Findings {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            request_id: row.try_get(1)?,
+            pod_statuses: row.try_get(2)?,
+            events: row.try_get(3)?,
+            log_tails: row.try_get(4)?,
+            collected_at: row.try_get(5)?,
+            created_at: row.try_get(6)?,
+        })
+    }
+}
+
+/// Who a request can be about.
+#[derive(Clone, Copy, Debug)]
+pub struct Subjects {
+    /// The object is there and not deleted.
+    pub object: bool,
+    /// So is the agent.
+    pub agent: bool,
+}
+
+/// Whether an object and an agent are there and live.
+///
+/// # Errors
+/// When the statement fails.
+pub fn subjects(db: &mut impl Sql, object: Uuid, agent: Uuid) -> Result<Subjects, DbError> {
+    const SQL: &str = "\
+        SELECT EXISTS (SELECT 1 FROM deployment_objects WHERE id = $1 AND deleted_at IS NULL),
+               EXISTS (SELECT 1 FROM agents WHERE id = $2 AND deleted_at IS NULL)";
+    let row = db.query_one(SQL, &[&object, &agent])?;
+    Ok(Subjects {
+        object: row.try_get(0)?,
+        agent: row.try_get(1)?,
+    })
+}
+
+/// Asks an agent about an object; it has that many minutes to answer.
+///
+/// # Errors
+/// An unknown object or agent, or a failed statement.
+pub fn insert(
+    db: &mut impl Sql,
+    object: Uuid,
+    agent: Uuid,
+    requested_by: Option<&str>,
+    minutes: i32,
+) -> Result<Request, DbError> {
+    const SQL: &str = concat!(
+        "INSERT INTO diagnostic_requests (deployment_object_id, agent_id, requested_by, expires_at)
+         VALUES ($1, $2, $3, now() + make_interval(mins => $4)) RETURNING ",
+        columns!()
+    );
+    Request::read(&db.query_one(SQL, &[&object, &agent, &requested_by, &minutes])?)
+}
+
+/// What an agent has been asked and may still claim, oldest first.
+///
+/// # Errors
+/// When the statement fails.
+pub fn pending(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Request>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM diagnostic_requests WHERE agent_id = $1 AND status = 'pending' AND expires_at > now()
+          ORDER BY created_at, id"
+    );
+    super::all(db.query(SQL, &[&agent])?, Request::read)
+}
+
+/// The request with this id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM diagnostic_requests WHERE id = $1"
+    );
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Request::read)
+        .transpose()
+}
+
+/// What was found for a request, once its agent has said so.
+///
+/// # Errors
+/// When the statement fails.
+pub fn findings(db: &mut impl Sql, request: Uuid) -> Result<Option<Findings>, DbError> {
+    const SQL: &str = "\
+        SELECT id, request_id, pod_statuses, events, log_tails, collected_at, created_at
+          FROM diagnostic_results WHERE request_id = $1";
+    db.query_opt(SQL, &[&request])?
+        .as_ref()
+        .map(Findings::read)
+        .transpose()
+}
+
+/// Claims a request: of several who try, one. None when it is not pending any more, or nobody came for it in time.
+///
+/// # Errors
+/// When the statement fails.
+pub fn claim(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE diagnostic_requests SET status = 'claimed', claimed_at = now()
+          WHERE id = $1 AND status = 'pending' AND expires_at > now() RETURNING ",
+        columns!()
+    );
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Request::read)
+        .transpose()
+}
+
+/// What an agent hands in.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Answer<'a> {
+    pub pod_statuses: &'a str,
+    pub events: &'a str,
+    pub log_tails: Option<&'a str>,
+    pub collected_at: DateTime<Utc>,
+}
+
+/// Completes a claimed request with what was found, both or neither. None when it is not claimed (any more).
+///
+/// # Errors
+/// When the statement fails.
+pub fn complete(
+    db: &mut impl Sql,
+    id: Uuid,
+    answer: &Answer<'_>,
+) -> Result<Option<Findings>, DbError> {
+    const SQL: &str = "\
+        WITH completed AS (
+            UPDATE diagnostic_requests SET status = 'completed', completed_at = now()
+             WHERE id = $1 AND status = 'claimed' RETURNING id)
+        INSERT INTO diagnostic_results (request_id, pod_statuses, events, log_tails, collected_at)
+        SELECT id, $2, $3, $4, $5 FROM completed
+        RETURNING id, request_id, pod_statuses, events, log_tails, collected_at, created_at";
+    db.query_opt(
+        SQL,
+        &[
+            &id,
+            &answer.pod_statuses,
+            &answer.events,
+            &answer.log_tails,
+            &answer.collected_at,
+        ],
+    )?
+    .as_ref()
+    .map(Findings::read)
+    .transpose()
+}

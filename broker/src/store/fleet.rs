@@ -1,0 +1,226 @@
+//! The fleet, as measured: one record for each live agent, any number of them in one statement.
+//!
+//! Everything is counted when it is asked for, and the cost is that of the agents asked for and of what they serve.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// An agent's record as the API shows it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = FleetAgentRecord)]
+pub struct Record {
+    /// Whose.
+    pub agent_id: Uuid,
+    /// The agent's name.
+    pub name: String,
+    /// The cluster it runs in.
+    pub cluster_name: String,
+    /// Its stored status.
+    pub status: String,
+    /// Whether it holds a socket to this process.
+    pub ws_connected: bool,
+    /// Since when it does.
+    pub connected_since: Option<DateTime<Utc>>,
+    /// When it was last heard of.
+    pub last_heartbeat: Option<DateTime<Utc>>,
+    /// How long ago that was.
+    pub heartbeat_age_seconds: Option<i64>,
+    /// Objects it should have applied and has not reported as a success.
+    pub pending_object_count: i64,
+    /// Work orders it could claim.
+    pub pending_work_orders: i64,
+    /// Work orders it has claimed.
+    pub claimed_work_orders: i64,
+    /// When it last reported on an object.
+    pub last_event_at: Option<DateTime<Utc>>,
+    /// How long ago that was.
+    pub seconds_since_last_event: Option<i64>,
+    /// Objects that it says are failing.
+    pub health_failing: i64,
+    /// Objects that it says are degraded.
+    pub health_degraded: i64,
+    /// Whether its cluster's API server answered, as it last said.
+    pub k8s_reachable: Option<bool>,
+    /// In how many milliseconds.
+    pub k8s_api_latency_ms: Option<i64>,
+}
+
+/// The counts of a record that change without the agent saying so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters([i64; 5]);
+
+impl Record {
+    /// Adds what only the process with the agent's socket knows.
+    pub fn connected(&mut self, since: Option<DateTime<Utc>>) {
+        self.ws_connected = since.is_some();
+        self.connected_since = since;
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> Counters {
+        Counters([
+            self.pending_object_count,
+            self.pending_work_orders,
+            self.claimed_work_orders,
+            self.health_failing,
+            self.health_degraded,
+        ])
+    }
+
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            agent_id: row.try_get(0)?,
+            name: row.try_get(1)?,
+            cluster_name: row.try_get(2)?,
+            status: row.try_get(3)?,
+            ws_connected: false,
+            connected_since: None,
+            last_heartbeat: row.try_get(4)?,
+            heartbeat_age_seconds: age(row, 5)?,
+            k8s_reachable: row.try_get(6)?,
+            k8s_api_latency_ms: row.try_get(7)?,
+            last_event_at: row.try_get(8)?,
+            seconds_since_last_event: age(row, 9)?,
+            pending_object_count: row.try_get(10)?,
+            pending_work_orders: row.try_get(11)?,
+            claimed_work_orders: row.try_get(12)?,
+            health_failing: row.try_get(13)?,
+            health_degraded: row.try_get(14)?,
+        })
+    }
+}
+
+/// A clock that was set back makes nothing younger than now.
+fn age(row: &Row, column: usize) -> Result<Option<i64>, DbError> {
+    let seconds: Option<i64> = row.try_get(column)?;
+    Ok(seconds.map(|seconds| seconds.max(0)))
+}
+
+/// The records of the live agents that a condition on `a` selects.
+///
+/// Each count is a set of pairs (agent, thing) made once for all agents asked for, then grouped. One look per agent, however
+/// small, would begin anew with every table for each of them; so the server joins whole sets for the whole fleet, and goes
+/// by index for one agent.
+macro_rules! records {
+    ($condition:literal) => {
+        concat!(
+            "WITH asked AS MATERIALIZED (
+                 SELECT a.id FROM agents a WHERE a.deleted_at IS NULL AND ",
+            $condition,
+            "),
+             served AS MATERIALIZED (
+                 SELECT t.agent_id, t.stack_id FROM asked JOIN agent_targets t ON t.agent_id = asked.id
+                 UNION
+                 SELECT al.agent_id, sl.stack_id
+                   FROM asked
+                   JOIN agent_labels al ON al.agent_id = asked.id
+                   JOIN agent_generator_registrations r ON r.agent_id = al.agent_id
+                   JOIN stack_labels sl ON sl.generator_id = r.generator_id AND sl.label = al.label
+                 UNION
+                 SELECT aa.agent_id, sa.stack_id
+                   FROM asked
+                   JOIN agent_annotations aa ON aa.agent_id = asked.id
+                   JOIN agent_generator_registrations r ON r.agent_id = aa.agent_id
+                   JOIN stack_annotations sa
+                     ON sa.generator_id = r.generator_id AND sa.key = aa.key AND sa.value = aa.value),
+             newest AS MATERIALIZED (
+                 SELECT s.id AS stack_id,
+                        (SELECT o.id FROM deployment_objects o
+                          WHERE o.stack_id = s.id AND o.deleted_at IS NULL
+                          ORDER BY o.sequence_id DESC LIMIT 1) AS object_id
+                   FROM stacks s
+                  WHERE s.deleted_at IS NULL AND s.id IN (SELECT served.stack_id FROM served)),
+             objects AS (
+                 SELECT served.agent_id, count(*) AS pending
+                   FROM served JOIN newest ON newest.stack_id = served.stack_id AND newest.object_id IS NOT NULL
+                  WHERE NOT EXISTS (
+                        SELECT 1 FROM agent_events e
+                         WHERE e.agent_id = served.agent_id AND e.deployment_object_id = newest.object_id
+                           AND e.success_digest IS NOT NULL AND e.deleted_at IS NULL)
+                  GROUP BY served.agent_id),
+             markers AS (
+                 SELECT d.agent_id, count(*) AS pending
+                   FROM asked
+                   JOIN stack_departures d ON d.agent_id = asked.id AND d.answered_at IS NULL
+                   JOIN deployment_objects o ON o.id = d.deployment_object_id AND o.deleted_at IS NULL
+                  GROUP BY d.agent_id),
+             orders AS (
+                 SELECT matching.agent_id, count(*) AS pending
+                   FROM (SELECT t.agent_id, t.work_order_id
+                           FROM asked JOIN work_order_targets t ON t.agent_id = asked.id
+                         UNION
+                         SELECT al.agent_id, wl.work_order_id
+                           FROM asked
+                           JOIN agent_labels al ON al.agent_id = asked.id
+                           JOIN work_order_labels wl ON wl.label = al.label
+                         UNION
+                         SELECT aa.agent_id, wa.work_order_id
+                           FROM asked
+                           JOIN agent_annotations aa ON aa.agent_id = asked.id
+                           JOIN work_order_annotations wa ON wa.key = aa.key AND wa.value = aa.value) AS matching
+                   JOIN work_orders w ON w.id = matching.work_order_id AND w.status = 'PENDING'
+                  GROUP BY matching.agent_id),
+             claims AS (
+                 SELECT w.claimed_by AS agent_id, count(*) AS claimed
+                   FROM asked JOIN work_orders w ON w.claimed_by = asked.id AND w.status = 'CLAIMED'
+                  GROUP BY w.claimed_by),
+             health AS (
+                 SELECT h.agent_id, count(*) FILTER (WHERE h.status = 'failing') AS failing,
+                        count(*) FILTER (WHERE h.status = 'degraded') AS degraded
+                   FROM asked JOIN deployment_health h ON h.agent_id = asked.id AND h.status IN ('degraded', 'failing')
+                  GROUP BY h.agent_id)
+             SELECT a.id, a.name, a.cluster_name, a.status, a.last_heartbeat,
+                    floor(extract(epoch FROM now() - a.last_heartbeat))::bigint,
+                    a.k8s_reachable, a.k8s_api_latency_ms::bigint,
+                    latest.created_at, floor(extract(epoch FROM now() - latest.created_at))::bigint,
+                    coalesce(objects.pending, 0) + coalesce(markers.pending, 0), coalesce(orders.pending, 0),
+                    coalesce(claims.claimed, 0), coalesce(health.failing, 0), coalesce(health.degraded, 0)
+               FROM asked
+               JOIN agents a ON a.id = asked.id
+               LEFT JOIN LATERAL (
+                    SELECT e.created_at FROM agent_events e
+                     WHERE e.agent_id = a.id AND e.deleted_at IS NULL
+                     ORDER BY e.created_at DESC, e.id DESC LIMIT 1) AS latest ON true
+               LEFT JOIN objects ON objects.agent_id = a.id
+               LEFT JOIN markers ON markers.agent_id = a.id
+               LEFT JOIN orders ON orders.agent_id = a.id
+               LEFT JOIN claims ON claims.agent_id = a.id
+               LEFT JOIN health ON health.agent_id = a.id
+              ORDER BY a.created_at, a.id"
+        )
+    };
+}
+
+/// Every live agent's record.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql) -> Result<Vec<Record>, DbError> {
+    const SQL: &str = records!("true");
+    super::all(db.query(SQL, &[])?, Record::read)
+}
+
+/// The records of the live agents registered with a generator; none when it is unknown.
+///
+/// # Errors
+/// When the statement fails.
+pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Record>, DbError> {
+    const SQL: &str = records!(
+        "a.id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)"
+    );
+    super::all(db.query(SQL, &[&generator])?, Record::read)
+}
+
+/// The records of those of these agents that are live.
+///
+/// # Errors
+/// When the statement fails.
+pub fn of_agents(db: &mut impl Sql, agents: &[Uuid]) -> Result<Vec<Record>, DbError> {
+    const SQL: &str = records!("a.id = ANY ($1)");
+    super::all(db.query(SQL, &[&agents])?, Record::read)
+}

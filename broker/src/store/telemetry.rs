@@ -1,0 +1,250 @@
+//! What happens in clusters, for a few hours: events and log lines, by stack.
+//!
+//! Rows come in batches and are read newest first by the time they came in. The order within a batch is kept by a number.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// How long telemetry is kept, in seconds. The sweep of old rows goes by it too.
+pub const RETENTION_SECONDS: u32 = 6 * 60 * 60;
+
+/// Most bytes of text in one answer: five thousand of the longest lines would be more than a broker has.
+const ANSWER: i64 = 16 * 1024 * 1024;
+
+/// An event as the API shows it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentK8sEvent)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Event {
+    pub id: Uuid,
+    pub agent_id: Uuid,
+    pub stack_id: Uuid,
+    pub observed_at: DateTime<Utc>,
+    pub reason: String,
+    pub message: String,
+    pub event_type: String,
+    pub source: Option<String>,
+    pub involved_object: Value,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A line as the API shows it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentPodLog)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Line {
+    pub id: Uuid,
+    pub agent_id: Uuid,
+    pub stack_id: Uuid,
+    pub namespace: String,
+    pub pod: String,
+    pub container: String,
+    pub ts: DateTime<Utc>,
+    pub line: String,
+    pub created_at: DateTime<Utc>,
+}
+
+/// An event to be stored: its texts hold no NUL, its time fits the column.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct NewEvent {
+    pub agent_id: Uuid,
+    pub stack_id: Uuid,
+    pub observed_at: DateTime<Utc>,
+    pub reason: String,
+    pub message: String,
+    pub event_type: String,
+    pub source: Option<String>,
+    pub involved_object: Value,
+}
+
+/// A line to be stored: its texts hold no NUL, its time fits the column.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct NewLine {
+    pub agent_id: Uuid,
+    pub stack_id: Uuid,
+    pub namespace: String,
+    pub pod: String,
+    pub container: String,
+    pub ts: DateTime<Utc>,
+    pub line: String,
+}
+
+impl Event {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            agent_id: row.try_get(1)?,
+            stack_id: row.try_get(2)?,
+            observed_at: row.try_get(3)?,
+            reason: row.try_get(4)?,
+            message: row.try_get(5)?,
+            event_type: row.try_get(6)?,
+            source: row.try_get(7)?,
+            involved_object: row.try_get(8)?,
+            created_at: row.try_get(9)?,
+        })
+    }
+}
+
+impl Line {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            agent_id: row.try_get(1)?,
+            stack_id: row.try_get(2)?,
+            namespace: row.try_get(3)?,
+            pod: row.try_get(4)?,
+            container: row.try_get(5)?,
+            ts: row.try_get(6)?,
+            line: row.try_get(7)?,
+            created_at: row.try_get(8)?,
+        })
+    }
+}
+
+/// The newest events of a stack since a time, and since the retention.
+///
+/// # Errors
+/// When the statement fails.
+pub fn events(
+    db: &mut impl Sql,
+    stack: Uuid,
+    since: Option<DateTime<Utc>>,
+    limit: i64,
+) -> Result<Vec<Event>, DbError> {
+    const SQL: &str = "\
+        SELECT id, agent_id, stack_id, observed_at, reason, message, event_type, source, involved_object, created_at
+          FROM (SELECT e.id, e.agent_id, e.stack_id, e.observed_at, e.reason, e.message, e.event_type, e.source,
+                       e.involved_object, e.created_at, e.n,
+                       sum(octet_length(e.message)) OVER (ORDER BY e.created_at DESC, e.n DESC) AS bytes
+                  FROM (SELECT id, agent_id, stack_id, observed_at, reason, message, event_type, source,
+                               involved_object, created_at, n
+                          FROM agent_k8s_events
+                         WHERE stack_id = $1
+                           AND created_at >= greatest($2, now() - make_interval(secs => $3))
+                         ORDER BY created_at DESC, n DESC LIMIT $4) AS e) AS newest
+         WHERE bytes <= $5
+         ORDER BY created_at DESC, n DESC";
+    let keep = f64::from(RETENTION_SECONDS);
+    super::all(
+        db.query(SQL, &[&stack, &since, &keep, &limit, &ANSWER])?,
+        Event::read,
+    )
+}
+
+/// The newest lines of a stack since a time, and since the retention.
+///
+/// # Errors
+/// When the statement fails.
+pub fn lines(
+    db: &mut impl Sql,
+    stack: Uuid,
+    since: Option<DateTime<Utc>>,
+    limit: i64,
+) -> Result<Vec<Line>, DbError> {
+    const SQL: &str = "\
+        SELECT id, agent_id, stack_id, namespace, pod, container, ts, line, created_at
+          FROM (SELECT l.id, l.agent_id, l.stack_id, l.namespace, l.pod, l.container, l.ts, l.line, l.created_at, l.n,
+                       sum(octet_length(l.line)) OVER (ORDER BY l.created_at DESC, l.n DESC) AS bytes
+                  FROM (SELECT id, agent_id, stack_id, namespace, pod, container, ts, line, created_at, n
+                          FROM agent_pod_logs
+                         WHERE stack_id = $1
+                           AND created_at >= greatest($2, now() - make_interval(secs => $3))
+                         ORDER BY created_at DESC, n DESC LIMIT $4) AS l) AS newest
+         WHERE bytes <= $5
+         ORDER BY created_at DESC, n DESC";
+    let keep = f64::from(RETENTION_SECONDS);
+    super::all(
+        db.query(SQL, &[&stack, &since, &keep, &limit, &ANSWER])?,
+        Line::read,
+    )
+}
+
+/// As heartbeats, telemetry does not wait for the disk: what a crash of the server loses is a moment of logs.
+macro_rules! without_waiting {
+    () => {
+        "WITH commits AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS synchronous) "
+    };
+}
+
+/// Stores events, in this order, in one statement.
+///
+/// # Errors
+/// When the statement fails.
+pub fn insert_events(db: &mut impl Sql, events: &[NewEvent]) -> Result<(), DbError> {
+    const SQL: &str = concat!(
+        without_waiting!(),
+        "INSERT INTO agent_k8s_events
+                (agent_id, stack_id, observed_at, reason, message, event_type, source, involved_object)
+         SELECT e.agent_id, e.stack_id, e.observed_at, e.reason, e.message, e.event_type, e.source, e.involved_object
+           FROM commits, unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[], $6::text[],
+                                $7::text[], $8::jsonb[]) WITH ORDINALITY
+                AS e (agent_id, stack_id, observed_at, reason, message, event_type, source, involved_object, n)
+          WHERE commits.synchronous = 'off'
+          ORDER BY e.n"
+    );
+    let agents: Vec<Uuid> = column(events, |e| e.agent_id);
+    let stacks: Vec<Uuid> = column(events, |e| e.stack_id);
+    let times: Vec<DateTime<Utc>> = column(events, |e| e.observed_at);
+    let reasons: Vec<&str> = column(events, |e| e.reason.as_str());
+    let messages: Vec<&str> = column(events, |e| e.message.as_str());
+    let types: Vec<&str> = column(events, |e| e.event_type.as_str());
+    let sources: Vec<Option<&str>> = column(events, |e| e.source.as_deref());
+    let objects: Vec<&Value> = column(events, |e| &e.involved_object);
+    db.execute(
+        SQL,
+        &[
+            &agents, &stacks, &times, &reasons, &messages, &types, &sources, &objects,
+        ],
+    )?;
+    Ok(())
+}
+
+/// Stores lines, in this order, in one statement.
+///
+/// # Errors
+/// When the statement fails.
+pub fn insert_lines(db: &mut impl Sql, lines: &[NewLine]) -> Result<(), DbError> {
+    const SQL: &str = concat!(
+        without_waiting!(),
+        "INSERT INTO agent_pod_logs (agent_id, stack_id, namespace, pod, container, ts, line)
+         SELECT l.agent_id, l.stack_id, l.namespace, l.pod, l.container, l.ts, l.line
+           FROM commits, unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                                $7::text[]) WITH ORDINALITY
+                AS l (agent_id, stack_id, namespace, pod, container, ts, line, n)
+          WHERE commits.synchronous = 'off'
+          ORDER BY l.n"
+    );
+    let agents: Vec<Uuid> = column(lines, |l| l.agent_id);
+    let stacks: Vec<Uuid> = column(lines, |l| l.stack_id);
+    let namespaces: Vec<&str> = column(lines, |l| l.namespace.as_str());
+    let pods: Vec<&str> = column(lines, |l| l.pod.as_str());
+    let containers: Vec<&str> = column(lines, |l| l.container.as_str());
+    let times: Vec<DateTime<Utc>> = column(lines, |l| l.ts);
+    let texts: Vec<&str> = column(lines, |l| l.line.as_str());
+    db.execute(
+        SQL,
+        &[
+            &agents,
+            &stacks,
+            &namespaces,
+            &pods,
+            &containers,
+            &times,
+            &texts,
+        ],
+    )?;
+    Ok(())
+}
+
+fn column<'a, R, T>(rows: &'a [R], of: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(of).collect()
+}

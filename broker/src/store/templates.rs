@@ -1,0 +1,186 @@
+//! Templates: every change is a new row, numbered within its owner and name; and what was rendered from them.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+
+/// How often a number that somebody else was faster to take is tried anew. Each try means that another writer of the
+/// same name has succeeded.
+const ATTEMPTS: usize = 100;
+
+/// One version of a template as the API shows it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = StackTemplate)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Template {
+    pub id: Uuid,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+    /// None: the system's.
+    pub generator_id: Option<Uuid>,
+    pub name: String,
+    pub description: Option<String>,
+    pub version: i32,
+    pub template_content: String,
+    pub parameters_schema: String,
+    /// SHA-256 of the content.
+    pub checksum: String,
+}
+
+macro_rules! columns {
+    () => {
+        "id, created_at, updated_at, deleted_at, generator_id, name, description, version, template_content, \
+         parameters_schema, checksum"
+    };
+}
+
+impl Template {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            created_at: row.try_get(1)?,
+            updated_at: row.try_get(2)?,
+            deleted_at: row.try_get(3)?,
+            generator_id: row.try_get(4)?,
+            name: row.try_get(5)?,
+            description: row.try_get(6)?,
+            version: row.try_get(7)?,
+            template_content: row.try_get(8)?,
+            parameters_schema: row.try_get(9)?,
+            checksum: row.try_get(10)?,
+        })
+    }
+}
+
+/// What the caller decides of a new version.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "as in `Template`")]
+pub struct NewTemplate<'a> {
+    pub generator_id: Option<Uuid>,
+    pub name: &'a str,
+    pub description: Option<&'a str>,
+    pub template_content: &'a str,
+    pub parameters_schema: &'a str,
+    pub checksum: &'a str,
+}
+
+/// Every live template.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql) -> Result<Vec<Template>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stack_templates WHERE deleted_at IS NULL ORDER BY created_at, id"
+    );
+    super::all(db.query(SQL, &[])?, Template::read)
+}
+
+/// The live templates a generator may use: the system's, then its own.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list_for(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Template>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stack_templates WHERE generator_id IS NULL AND deleted_at IS NULL
+          UNION ALL
+         SELECT ",
+        columns!(),
+        " FROM stack_templates WHERE generator_id = $1 AND deleted_at IS NULL
+          ORDER BY generator_id NULLS FIRST, created_at, id"
+    );
+    super::all(db.query(SQL, &[&generator])?, Template::read)
+}
+
+/// The live template with this id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Template>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM stack_templates WHERE id = $1 AND deleted_at IS NULL"
+    );
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Template::read)
+        .transpose()
+}
+
+/// Adds a version: one more than the highest live one of this owner and name. `None` when somebody else took the number
+/// every single time.
+///
+/// There may be no row yet that could be locked, so the index decides. Who comes second waits for the first to commit,
+/// inserts nothing, and counts anew in its next statement, which sees the first one's row.
+///
+/// # Errors
+/// An unknown generator, or a failed statement.
+pub fn insert(db: &mut impl Sql, new: &NewTemplate<'_>) -> Result<Option<Template>, DbError> {
+    const SQL: &str = concat!(
+        "INSERT INTO stack_templates
+                (generator_id, name, description, template_content, parameters_schema, checksum, version)
+         SELECT $1, $2::varchar, $3, $4, $5, $6,
+                coalesce((SELECT max(t.version) FROM stack_templates t
+                           WHERE coalesce(t.generator_id, '00000000-0000-0000-0000-000000000000'::uuid)
+                               = coalesce($1::uuid, '00000000-0000-0000-0000-000000000000'::uuid)
+                             AND t.name = $2::varchar AND t.deleted_at IS NULL), 0) + 1
+         ON CONFLICT DO NOTHING RETURNING ",
+        columns!()
+    );
+    for _ in 0..ATTEMPTS {
+        let row = db.query_opt(
+            SQL,
+            &[
+                &new.generator_id,
+                &new.name,
+                &new.description,
+                &new.template_content,
+                &new.parameters_schema,
+                &new.checksum,
+            ],
+        )?;
+        if let Some(row) = row {
+            return Template::read(&row).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Marks a live template as deleted. Other versions stay.
+///
+/// # Errors
+/// When the statement fails.
+pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
+    const SQL: &str =
+        "UPDATE stack_templates SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL";
+    Ok(db.execute(SQL, &[&id])? > 0)
+}
+
+/// Notes what an object was rendered from.
+///
+/// # Errors
+/// When the statement fails.
+pub fn rendered(
+    db: &mut impl Sql,
+    object: Uuid,
+    template: &Template,
+    parameters: &str,
+) -> Result<(), DbError> {
+    const SQL: &str = "\
+        INSERT INTO rendered_objects (deployment_object_id, template_id, template_version, parameters)
+        VALUES ($1, $2, $3, $4)";
+    db.execute(
+        SQL,
+        &[&object, &template.id, &template.version, &parameters],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! Webhook subscriptions.
+
+use chrono::{DateTime, Utc};
+use postgres::Row;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::db::{DbError, Sql};
+use crate::webhook::endpoint::Sealed;
+
+/// A subscription as the API shows it: of its URL and `Authorization` value only whether they are there.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = WebhookResponse)]
+#[allow(missing_docs, reason = "the fields are the API's")]
+pub struct Subscription {
+    pub id: Uuid,
+    pub name: String,
+    pub has_url: bool,
+    pub has_auth_header: bool,
+    pub event_types: Vec<String>,
+    /// Which events, by their data; left out when there are none, for the published Python client cannot read null here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub filters: Option<Filters>,
+    pub target_labels: Option<Vec<String>>,
+    pub enabled: bool,
+    pub max_retries: i32,
+    pub timeout_seconds: i32,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub created_by: Option<String>,
+}
+
+/// Which events a subscription hears of, by their data: what is set here must be there and equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = WebhookFilters)]
+pub struct Filters {
+    /// Events of this agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<Uuid>,
+    /// Events of this stack.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_id: Option<Uuid>,
+}
+
+/// A subscription to be stored.
+#[derive(Debug)]
+pub struct New<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its secrets.
+    pub sealed: &'a Sealed,
+    /// The name of its host.
+    pub lane: Uuid,
+    /// Patterns of event types.
+    pub event_types: &'a [String],
+    /// Which events, by their data.
+    pub filters: Option<Filters>,
+    /// Labels of the agents that deliver; none: the broker.
+    pub target_labels: Option<&'a [String]>,
+    /// Most attempts.
+    pub max_retries: i32,
+    /// For one attempt.
+    pub timeout_seconds: i32,
+    /// Who made it.
+    pub created_by: &'a str,
+}
+
+/// What is to change. `None` leaves a value, `Some(None)` takes it away.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "as in New")]
+pub struct Change<'a> {
+    pub name: Option<&'a str>,
+    /// The sealed URL and the name of its host.
+    pub url: Option<(&'a [u8], Uuid)>,
+    pub auth_header: Option<Option<&'a [u8]>>,
+    pub event_types: Option<&'a [String]>,
+    pub filters: Option<Option<Filters>>,
+    pub target_labels: Option<Option<&'a [String]>>,
+    pub enabled: Option<bool>,
+    pub max_retries: Option<i32>,
+    pub timeout_seconds: Option<i32>,
+}
+
+macro_rules! columns {
+    () => {
+        "id, name, auth_header IS NOT NULL, event_types, filters, target_labels, enabled, max_retries, timeout_seconds,
+         created_at, updated_at, created_by"
+    };
+}
+
+impl Subscription {
+    fn read(row: &Row) -> Result<Self, DbError> {
+        let filters: Option<serde_json::Value> = row.try_get(4)?;
+        Ok(Self {
+            id: row.try_get(0)?,
+            name: row.try_get(1)?,
+            has_url: true,
+            has_auth_header: row.try_get(2)?,
+            event_types: row.try_get(3)?,
+            // What cannot be read matches nothing, and is not shown as if it did.
+            filters: filters.and_then(|value| serde_json::from_value(value).ok()),
+            target_labels: row.try_get(5)?,
+            enabled: row.try_get(6)?,
+            max_retries: row.try_get(7)?,
+            timeout_seconds: row.try_get(8)?,
+            created_at: row.try_get(9)?,
+            updated_at: row.try_get(10)?,
+            created_by: row.try_get(11)?,
+        })
+    }
+}
+
+/// Holds off every other change of subscriptions until the end of the transaction. Each change begins with it: whether
+/// anybody is subscribed ([`note_interest`]) is decided by one at a time.
+///
+/// # Errors
+/// When the statement fails.
+pub fn lock(db: &mut impl Sql) -> Result<(), DbError> {
+    const SQL: &str = "SELECT FROM brokkr_meta FOR NO KEY UPDATE";
+    db.query(SQL, &[]).map(|_| ())
+}
+
+/// Events are written down from now on exactly if an enabled subscription exists. Ends each change, in a statement of its own
+/// so that it sees the change.
+///
+/// # Errors
+/// When the statement fails.
+pub fn note_interest(db: &mut impl Sql) -> Result<(), DbError> {
+    const SQL: &str = "\
+        WITH now AS (SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE enabled) AS wanted)
+        UPDATE brokkr_meta SET wants_events = now.wanted FROM now WHERE wants_events <> now.wanted";
+    db.execute(SQL, &[]).map(|_| ())
+}
+
+/// Every subscription, disabled ones too, newest first.
+///
+/// # Errors
+/// When the statement fails.
+pub fn list(db: &mut impl Sql) -> Result<Vec<Subscription>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM webhook_subscriptions ORDER BY created_at DESC, id DESC"
+    );
+    super::all(db.query(SQL, &[])?, Subscription::read)
+}
+
+/// The subscription with this id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Subscription>, DbError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM webhook_subscriptions WHERE id = $1"
+    );
+    db.query_opt(SQL, &[&id])?
+        .as_ref()
+        .map(Subscription::read)
+        .transpose()
+}
+
+/// Whether there is one with this id.
+///
+/// # Errors
+/// When the statement fails.
+pub fn exists(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE id = $1)";
+    Ok(db.query_one(SQL, &[&id])?.try_get(0)?)
+}
+
+/// Whether there is any that is enabled.
+///
+/// # Errors
+/// When the statement fails.
+pub fn any_enabled(db: &mut impl Sql) -> Result<bool, DbError> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE enabled)";
+    Ok(db.query_one(SQL, &[])?.try_get(0)?)
+}
+
+/// The secrets of a subscription, and how long one attempt may take, seconds.
+///
+/// # Errors
+/// When the statement fails.
+pub fn endpoint(db: &mut impl Sql, id: Uuid) -> Result<Option<(Sealed, i32)>, DbError> {
+    const SQL: &str =
+        "SELECT url, auth_header, timeout_seconds FROM webhook_subscriptions WHERE id = $1";
+    db.query_opt(SQL, &[&id])?
+        .map(|row| {
+            let sealed = Sealed {
+                url: row.try_get(0)?,
+                auth_header: row.try_get(1)?,
+            };
+            Ok((sealed, row.try_get(2)?))
+        })
+        .transpose()
+}
+
+/// Adds a subscription.
+///
+/// # Errors
+/// When the statement fails.
+pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<Subscription, DbError> {
+    const SQL: &str = concat!(
+        "INSERT INTO webhook_subscriptions (name, url, auth_header, lane, event_types, filters, target_labels, max_retries,
+                timeout_seconds, created_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING ",
+        columns!()
+    );
+    let row = db.query_one(
+        SQL,
+        &[
+            &new.name,
+            &new.sealed.url,
+            &new.sealed.auth_header,
+            &new.lane,
+            &new.event_types,
+            &new.filters.map(json),
+            &new.target_labels,
+            &new.max_retries,
+            &new.timeout_seconds,
+            &new.created_by,
+        ],
+    )?;
+    Subscription::read(&row)
+}
+
+/// Changes a subscription.
+///
+/// # Errors
+/// When the statement fails.
+pub fn update(
+    db: &mut impl Sql,
+    id: Uuid,
+    change: &Change<'_>,
+) -> Result<Option<Subscription>, DbError> {
+    const SQL: &str = concat!(
+        "UPDATE webhook_subscriptions SET
+                name = coalesce($2, name),
+                url = coalesce($3, url),
+                lane = coalesce($4, lane),
+                auth_header = CASE WHEN $5 THEN $6 ELSE auth_header END,
+                event_types = coalesce($7, event_types),
+                filters = CASE WHEN $8 THEN $9 ELSE filters END,
+                target_labels = CASE WHEN $10 THEN $11 ELSE target_labels END,
+                enabled = coalesce($12, enabled),
+                max_retries = coalesce($13, max_retries),
+                timeout_seconds = coalesce($14, timeout_seconds)
+          WHERE id = $1 RETURNING ",
+        columns!()
+    );
+    let row = db.query_opt(
+        SQL,
+        &[
+            &id,
+            &change.name,
+            &change.url.map(|(url, _)| url),
+            &change.url.map(|(_, lane)| lane),
+            &change.auth_header.is_some(),
+            &change.auth_header.flatten(),
+            &change.event_types,
+            &change.filters.is_some(),
+            &change.filters.flatten().map(json),
+            &change.target_labels.is_some(),
+            &change.target_labels.flatten(),
+            &change.enabled,
+            &change.max_retries,
+            &change.timeout_seconds,
+        ],
+    )?;
+    row.as_ref().map(Subscription::read).transpose()
+}
+
+/// Removes a subscription with its deliveries. Whether there was one.
+///
+/// # Errors
+/// When the statement fails.
+pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
+    const SQL: &str = "DELETE FROM webhook_subscriptions WHERE id = $1";
+    Ok(db.execute(SQL, &[&id])? > 0)
+}
+
+fn json(filters: Filters) -> serde_json::Value {
+    serde_json::json!(filters)
+}

@@ -1,0 +1,254 @@
+//! Tera without what reaches beyond a template, and with everything wrapped so that it counts.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, LazyLock};
+
+use serde_json::Value;
+use tera::{Context, Error, Filter, Function, Template, Tera, Test};
+use unicode_segmentation::UnicodeSegmentation;
+
+use super::weight::NODE;
+use super::{OUTPUT, VALUE, bounded, filters, patterns, scan, weave, weight};
+
+/// See [`weave`].
+pub(super) const TICK: &str = "!tick";
+/// See [`weave`].
+pub(super) const WEIGH: &str = "!weigh";
+/// See [`weave`].
+pub(super) const EACH: &str = "!each";
+
+/// What a template is called in Tera's messages. No suffix that Tera escapes for.
+const NAME: &str = "template";
+
+/// Most steps of Tera's parser, which tries a nested call four times a level. A text costs 5 for each byte, usual tags about
+/// 30. So many take half a second, and what they find some 20 MiB.
+const STEPS: usize = 10_000_000;
+
+type Outcome<T> = tera::Result<T>;
+
+/// Everything but the template.
+static ENGINE: LazyLock<Tera> = LazyLock::new(|| {
+    let mut tera = Tera::default();
+    for filter in std::mem::take(&mut tera.filters) {
+        let (name, filter) = filter;
+        tera.register_filter(&name.clone(), CountedFilter { name, filter });
+    }
+    for tester in std::mem::take(&mut tera.testers) {
+        let (name, test) = tester;
+        tera.register_tester(&name, CountedTest(test));
+    }
+    tera.register_tester("matching", matching);
+    let mut functions = std::mem::take(&mut tera.functions);
+    for name in ["now", "throw", "get_random"] {
+        if let Some(function) = functions.remove(name) {
+            tera.register_function(name, CountedFunction(function));
+        }
+    }
+    tera.register_function("range", range);
+    tera.register_function(TICK, tick);
+    tera.register_filter(WEIGH, weigh);
+    tera.register_filter(EACH, each);
+    tera
+});
+
+/// Parses a template and prepares it for [`render`].
+pub(super) fn parse(content: &str) -> Result<Template, String> {
+    if content.trim().is_empty() {
+        return Err("the template must not be blank".to_owned());
+    }
+    scan::check(content)?;
+    // For the whole process, in which nothing but Tera parses with it.
+    pest::set_call_limit(NonZeroUsize::new(STEPS));
+    let mut template =
+        Template::new(NAME, None, content).map_err(|error| where_and_why(&say(&error)))?;
+    weave::weave(&mut template)?;
+    Ok(template)
+}
+
+/// Renders a template with these parameters.
+pub(super) fn render(content: &str, parameters: &Value) -> Result<String, String> {
+    let template = parse(content)?;
+    let mut tera = ENGINE.clone();
+    tera.templates.insert(NAME.to_owned(), template);
+    tera.build_inheritance_chains()
+        .map_err(|error| say(&error))?;
+    let context = match parameters {
+        Value::Object(_) => Context::from_value(parameters.clone()).map_err(|error| say(&error))?,
+        _ => Context::new(),
+    };
+    let mut output = Output(Vec::new());
+    tera.render_to(NAME, &context, &mut output)
+        .map_err(|error| say(&error))?;
+    String::from_utf8(output.0).map_err(|error| error.to_string())
+}
+
+/// An error with its causes in one line. Which template it was is known.
+fn say(error: &Error) -> String {
+    let mut said = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if text != format!("Failed to render '{NAME}'") {
+            said.push(text);
+        }
+        next = error.source();
+    }
+    said.join(": ")
+}
+
+/// A message of Tera's parser without the line it quotes, which may be the whole template.
+fn where_and_why(said: &str) -> String {
+    let part = |sign: &str| {
+        said.lines()
+            .find_map(|line| line.trim_start().strip_prefix(sign))
+    };
+    match (part("--> "), part("= ")) {
+        (Some(place), Some(reason)) if reason.ends_with("limit reached") => {
+            format!("at {place}: too large, or too deeply nested")
+        }
+        (Some(place), Some(reason)) => format!("at {place}: {reason}"),
+        _ => said.to_owned(),
+    }
+}
+
+/// Rendered text, up to a size.
+struct Output(Vec<u8>);
+
+impl Write for Output {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.0.len() + text.len() > OUTPUT {
+            bounded::stop("the rendered text is too large");
+        }
+        self.0.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One of Tera's filters, paid for.
+struct CountedFilter {
+    name: String,
+    filter: Arc<dyn Filter>,
+}
+
+impl Filter for CountedFilter {
+    fn filter(&self, value: &Value, args: &HashMap<String, Value>) -> Outcome<Value> {
+        pay([value].into_iter().chain(args.values()));
+        filters::foresee(&self.name, value, args)?;
+        let result = self.filter.filter(value, args)?;
+        weight::spend(&result);
+        Ok(result)
+    }
+}
+
+/// One of Tera's tests, paid for.
+struct CountedTest(Arc<dyn Test>);
+
+impl Test for CountedTest {
+    fn test(&self, value: Option<&Value>, args: &[Value]) -> Outcome<bool> {
+        pay(value.into_iter().chain(args));
+        self.0.test(value, args)
+    }
+}
+
+/// One of Tera's functions, paid for.
+struct CountedFunction(Arc<dyn Function>);
+
+impl Function for CountedFunction {
+    fn call(&self, args: &HashMap<String, Value>) -> Outcome<Value> {
+        pay(args.values());
+        let result = self.0.call(args)?;
+        weight::spend(&result);
+        Ok(result)
+    }
+}
+
+/// Pays for what a call is given.
+fn pay<'a>(given: impl Iterator<Item = &'a Value>) {
+    bounded::spend(NODE + given.map(weight::weigh).sum::<usize>());
+}
+
+fn tick(args: &HashMap<String, Value>) -> Outcome<Value> {
+    let text = args.get("text").and_then(Value::as_u64).unwrap_or(0);
+    bounded::spend(NODE + usize::try_from(text).unwrap_or(usize::MAX));
+    Ok(Value::Null)
+}
+
+fn weigh(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
+    weight::spend(value);
+    Ok(value.clone())
+}
+
+/// What is looped over. A string becomes the list of its letters: Tera would look for each from the string's beginning.
+fn each(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
+    let Value::String(text) = value else {
+        weight::spend(value);
+        return Ok(value.clone());
+    };
+    // A letter has at least one byte.
+    if text.len().saturating_mul(NODE) > VALUE {
+        bounded::stop("a string is too long to be looped over");
+    }
+    let letters = text.graphemes(true).map(Value::from).collect();
+    let letters = Value::Array(letters);
+    weight::spend(&letters);
+    Ok(letters)
+}
+
+/// Tera's `range`, which has no bound, and none at all with a step of zero.
+fn range(args: &HashMap<String, Value>) -> Outcome<Value> {
+    let number = |name: &str, otherwise| match args.get(name) {
+        None => Ok(otherwise),
+        Some(value) => value
+            .as_u64()
+            .and_then(|number| usize::try_from(number).ok())
+            .map(Some)
+            .ok_or_else(|| {
+                Error::msg(format!(
+                    "Function `range` received {name}={value} but `{name}` can only be a number"
+                ))
+            }),
+    };
+    let start = number("start", Some(0))?.unwrap_or(0);
+    let step = number("step_by", Some(1))?.unwrap_or(1);
+    let end = number("end", None)?
+        .ok_or_else(|| Error::msg("Function `range` was called without a `end` argument"))?;
+    if start > end {
+        return Err(Error::msg(
+            "Function `range` was called with a `start` argument greater than the `end` one",
+        ));
+    }
+    if step == 0 {
+        return Err(Error::msg(
+            "Function `range` was called with a step of zero",
+        ));
+    }
+    if ((end - start) / step).saturating_mul(NODE) >= VALUE {
+        bounded::stop("a range is too long");
+    }
+    let numbers = Value::Array((start..end).step_by(step).map(Value::from).collect());
+    weight::spend(&numbers);
+    Ok(numbers)
+}
+
+/// Tera's `matching`, whose expressions may be of any size.
+fn matching(value: Option<&Value>, args: &[Value]) -> Outcome<bool> {
+    pay(value.into_iter().chain(args));
+    let (Some(Value::String(text)), [Value::String(pattern)]) = (value, args) else {
+        return Err(Error::msg(
+            "Tester `matching` is for a string and takes a string",
+        ));
+    };
+    let (regex, size) = patterns::compile(pattern).map_err(|error| {
+        Error::msg(format!(
+            "Tester `matching`: Invalid regular expression: {error}"
+        ))
+    })?;
+    patterns::pay(size, text.len());
+    Ok(regex.is_match(text))
+}

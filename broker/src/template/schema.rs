@@ -1,0 +1,152 @@
+//! JSON Schema that fetches nothing and ends in time.
+//!
+//! What could go on for long is of three kinds. One value can be checked against many subschemas, through references: their
+//! number is counted before the schema is compiled ([`prepare`]). Many values can each be checked many times: every
+//! subschema is given a keyword that counts while it is checked ([`Count`]). And matching an expression against a long
+//! text is one step that cannot be interrupted: that keyword pays for it ahead.
+
+mod prepare;
+
+use jsonschema::paths::{LazyLocation, Location};
+use jsonschema::{Draft, Keyword, PatternOptions, Retrieve, Uri, ValidationError, Validator};
+use serde_json::{Map, Value};
+
+use super::{bounded, patterns, weight};
+use prepare::COUNT;
+
+/// Most bytes of one compiled pattern.
+const PATTERN: usize = 512 * 1024;
+/// Most problems that are listed.
+const PROBLEMS: usize = 50;
+/// What one problem holds in memory besides its path.
+const PROBLEM: usize = 512;
+
+/// Compiles a schema. The draft is the one `$schema` names, else 7; `format` is asserted where that draft does.
+pub(super) fn compile(text: &str) -> Result<Validator, String> {
+    let mut schema: Value =
+        serde_json::from_str(text).map_err(|error| format!("the schema is not JSON: {error}"))?;
+    let draft = Draft::Draft7.detect(&schema);
+    if draft == Draft::Unknown {
+        return Err("`$schema` is none of the drafts 4, 6, 7, 2019-09, 2020-12".to_owned());
+    }
+    prepare::prepare(&mut schema, draft)?;
+    jsonschema::options()
+        .with_draft(draft)
+        .with_retriever(Nowhere)
+        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN))
+        .with_format("regex", |text: &str| patterns::compile(text).is_ok())
+        .with_keyword(COUNT, Count::of)
+        .build(&schema)
+        .map_err(|error| within(&error))
+}
+
+/// Whether the parameters keep the schema: nothing, or what to ask for the [`problems`].
+pub(super) fn check(text: &str, parameters: &Value) -> Result<Option<Validator>, String> {
+    if !weight::fits(parameters) {
+        return Err("the parameters are too large or too deeply nested".to_owned());
+    }
+    let validator = compile(text)?;
+    Ok((!validator.is_valid(parameters)).then_some(validator))
+}
+
+/// What is wrong with parameters, each with the place it is at.
+pub(super) fn problems(validator: &Validator, parameters: &Value) -> Vec<String> {
+    validator
+        .iter_errors(parameters)
+        .take(PROBLEMS)
+        .map(|error| super::cut(&within(&error)))
+        .collect()
+}
+
+/// An error with the place it is at.
+fn within(error: &ValidationError<'_>) -> String {
+    let text = prepare::without_counts(&error.to_string());
+    match error.instance_path().as_str() {
+        "" => text,
+        path => format!("{path}: {text}"),
+    }
+}
+
+/// Retrieves nothing: neither a file nor a page, whatever a schema refers to.
+struct Nowhere;
+
+impl Retrieve for Nowhere {
+    fn retrieve(&self, _: &Uri<String>) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
+        Err("a schema may refer to its own subschemas only".into())
+    }
+}
+
+/// The keyword put into every subschema: always kept, and paid for. Its name sorts before all others, so that it is paid
+/// for before they are looked at.
+struct Count {
+    /// Weight of the subschema's own keywords: what a value is compared with, and what an error quotes.
+    own: usize,
+    /// Most errors these can make.
+    errors: usize,
+    /// Size of `pattern`, compiled.
+    pattern: usize,
+    /// Sizes of the expressions of `patternProperties`, compiled, together.
+    names: usize,
+}
+
+impl Count {
+    fn of<'a>(
+        subschema: &'a Map<String, Value>,
+        counted: &'a Value,
+        _: Location,
+    ) -> Result<Box<dyn Keyword>, ValidationError<'a>> {
+        let number = |at| {
+            let number = counted.get(at).and_then(Value::as_u64);
+            number.map_or(0, |number| usize::try_from(number).unwrap_or(usize::MAX))
+        };
+        let (own, errors) = (number(0), number(1));
+        let size = |pattern: &str| {
+            // As JSON Schema means these classes; close enough to say how large it gets.
+            let ascii = pattern
+                .replace("\\w", "[0-9A-Za-z_]")
+                .replace("\\d", "[0-9]");
+            patterns::compile(&ascii).map_or(PATTERN, |(_, size)| size)
+        };
+        let pattern = subschema.get("pattern").and_then(Value::as_str);
+        let names = subschema
+            .get("patternProperties")
+            .and_then(Value::as_object);
+        bounded::spend(PROBLEM + own);
+        Ok(Box::new(Self {
+            own,
+            errors,
+            pattern: pattern.map_or(0, size),
+            names: names.map_or(0, |names| names.keys().map(|name| size(name)).sum()),
+        }))
+    }
+
+    fn pay(&self, value: &Value) {
+        // Comparing is quicker than keeping.
+        bounded::spend(weight::NODE + self.own / 8);
+        match value {
+            Value::String(text) => patterns::pay(self.pattern, text.len()),
+            Value::Object(entries) => {
+                patterns::pay(self.names, entries.keys().map(String::len).sum());
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Keyword for Count {
+    fn validate<'i>(
+        &self,
+        value: &'i Value,
+        location: &LazyLocation,
+    ) -> Result<(), ValidationError<'i>> {
+        self.pay(value);
+        let path = Location::from(location).as_str().len();
+        bounded::spend(self.own + self.errors.saturating_mul(PROBLEM + path));
+        Ok(())
+    }
+
+    fn is_valid(&self, value: &Value) -> bool {
+        self.pay(value);
+        true
+    }
+}

@@ -1,0 +1,192 @@
+//! From a URL to a connection that may be used: resolve, judge, connect, TLS.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use url::{Host, Url};
+
+use super::SendError;
+use crate::webhook::target::Policy;
+
+/// Names being resolved at once. Each takes a thread for as long as the system's resolver does, whoever still waits for it;
+/// not one of the runtime's, which are for the database. The rest wait their turn, within their own time.
+const LOOKUPS: usize = 16;
+
+/// Addresses of one name that are tried.
+const ADDRESSES: usize = 8;
+
+/// For one address, when there are others.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After this long the system's certificates are read again.
+const ROOTS_LAST: Duration = Duration::from_secs(60 * 60);
+
+/// A connection, encrypted or not.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Makes connections.
+#[derive(Debug)]
+pub(super) struct Connector {
+    policy: Policy,
+    lookups: Arc<Semaphore>,
+    /// The system's trusted certificates, and since when: read when they are first needed, for most brokers never.
+    tls: Mutex<Option<(Instant, Arc<ClientConfig>)>>,
+}
+
+impl Connector {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+            tls: Mutex::new(None),
+        }
+    }
+
+    /// A connection to the URL's host, at an address that has been judged.
+    pub(super) async fn connect(
+        &self,
+        url: &Url,
+        deadline: Instant,
+    ) -> Result<Box<dyn Stream>, SendError> {
+        let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
+            return Err(SendError::Location);
+        };
+        if !self.policy.allows_port(port) {
+            return Err(SendError::Port(port));
+        }
+        let addresses = self.addresses(&host, port).await?;
+        let tcp = connect_first(&addresses, deadline).await?;
+        // The whole request is in one segment or two; nothing is gained by waiting for more.
+        let _ = tcp.set_nodelay(true);
+        if url.scheme() != "https" {
+            return Ok(Box::new(tcp));
+        }
+        let name = match host {
+            Host::Domain(name) => ServerName::try_from(name.to_owned())
+                .map_err(|error| SendError::Tls(error.to_string()))?,
+            Host::Ipv4(address) => ServerName::from(IpAddr::V4(address)),
+            Host::Ipv6(address) => ServerName::from(IpAddr::V6(address)),
+        };
+        let config = self.tls_config().await?;
+        let tls = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(|error| SendError::Tls(error.to_string()))?;
+        Ok(Box::new(tls))
+    }
+
+    /// Every allowed address of the host, at least one.
+    async fn addresses(&self, host: &Host<&str>, port: u16) -> Result<Vec<SocketAddr>, SendError> {
+        let mut addresses = match host {
+            Host::Ipv4(address) => vec![SocketAddr::from((*address, port))],
+            Host::Ipv6(address) => vec![SocketAddr::from((*address, port))],
+            Host::Domain(name) => self.resolve(name, port).await?,
+        };
+        addresses.retain(|address| self.policy.allows(address.ip()));
+        addresses.truncate(ADDRESSES);
+        if addresses.is_empty() {
+            return Err(SendError::Address);
+        }
+        Ok(addresses)
+    }
+
+    async fn resolve(&self, name: &str, port: u16) -> Result<Vec<SocketAddr>, SendError> {
+        let failed = |error: &dyn std::fmt::Display| SendError::Resolve(error.to_string());
+        let permit = self
+            .lookups
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|error| failed(&error))?;
+        let (tell, told) = oneshot::channel();
+        let name = name.to_owned();
+        std::thread::Builder::new()
+            .name("dns".to_owned())
+            .spawn(move || {
+                let found = (name.as_str(), port)
+                    .to_socket_addrs()
+                    .map(|addresses| addresses.collect::<Vec<_>>());
+                drop(permit);
+                // Nobody waits any more: that is fine.
+                let _ = tell.send(found);
+            })
+            .map_err(|error| failed(&error))?;
+        told.await
+            .map_err(|error| failed(&error))?
+            .map_err(|error| failed(&error))
+    }
+
+    async fn tls_config(&self) -> Result<Arc<ClientConfig>, SendError> {
+        let mut kept = self.tls.lock().await;
+        if let Some((since, config)) = &*kept
+            && since.elapsed() < ROOTS_LAST
+        {
+            return Ok(config.clone());
+        }
+        let config = tokio::task::spawn_blocking(system_tls)
+            .await
+            .map_err(|error| SendError::Tls(error.to_string()))??;
+        let config = Arc::new(config);
+        *kept = Some((Instant::now(), config.clone()));
+        Ok(config)
+    }
+
+    /// Trusts these certificates instead of the system's.
+    #[cfg(test)]
+    pub(super) async fn trust(&self, roots: RootCertStore) {
+        let config = tls_with(roots).ok().map(Arc::new);
+        *self.tls.lock().await = config.map(|config| (Instant::now(), config));
+    }
+}
+
+fn system_tls() -> Result<ClientConfig, SendError> {
+    let mut roots = RootCertStore::empty();
+    // One that cannot be parsed is passed over, as every other program does: the store is not ours.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        let why = "the system has no trusted root certificates; install ca-certificates";
+        return Err(SendError::Tls(why.to_owned()));
+    }
+    tls_with(roots)
+}
+
+fn tls_with(roots: RootCertStore) -> Result<ClientConfig, SendError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| SendError::Tls(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// The first of these that answers.
+async fn connect_first(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<TcpStream, SendError> {
+    let mut error = String::new();
+    for (at, address) in addresses.iter().enumerate() {
+        let is_last = at + 1 == addresses.len();
+        let until = if is_last {
+            deadline
+        } else {
+            deadline.min(Instant::now() + CONNECT_TIMEOUT)
+        };
+        // To the address itself: no name is resolved here.
+        match timeout_at(until, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(refused)) => error = refused.to_string(),
+            Err(_) => error = "it does not answer".to_owned(),
+        }
+    }
+    Err(SendError::Connect(error))
+}

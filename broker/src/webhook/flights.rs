@@ -1,0 +1,135 @@
+//! Deliveries under way: how many at once, and how many of them to one host.
+//!
+//! A lane is a host ([`Key::lane`](super::crypto::Key::lane)). One that hangs fills its own few places and nobody else's.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// Most deliveries under way at once. Each is a socket and a few buffers.
+pub const MOST: usize = 32;
+
+/// Most of them in one lane.
+pub const LANE: i32 = 4;
+
+/// The deliveries under way. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Flights(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    lanes: Mutex<HashMap<Uuid, i32>>,
+    aloft: watch::Sender<usize>,
+    landings: AtomicU64,
+}
+
+/// One delivery under way, until it is dropped.
+#[derive(Debug)]
+pub struct Flight {
+    shared: Arc<Shared>,
+    lane: Uuid,
+}
+
+impl Flights {
+    /// None yet.
+    pub fn new() -> Self {
+        Self(Arc::new(Shared {
+            lanes: Mutex::default(),
+            aloft: watch::Sender::new(0),
+            landings: AtomicU64::new(0),
+        }))
+    }
+
+    /// How many more there may be now.
+    pub fn free(&self) -> usize {
+        MOST.saturating_sub(*self.0.aloft.borrow())
+    }
+
+    /// The lanes in use and how many are in each.
+    pub fn lanes(&self) -> (Vec<Uuid>, Vec<i32>) {
+        self.0.lanes().iter().unzip()
+    }
+
+    /// One more.
+    pub fn begin(&self, lane: Uuid) -> Flight {
+        *self.0.lanes().entry(lane).or_default() += 1;
+        self.0.aloft.send_modify(|aloft| *aloft += 1);
+        Flight {
+            shared: self.0.clone(),
+            lane,
+        }
+    }
+
+    /// Waits until there are none.
+    pub async fn landed(&self) {
+        // The sender is ours and lives.
+        let _ = self.0.aloft.subscribe().wait_for(|aloft| *aloft == 0).await;
+    }
+
+    /// How many have landed so far: whether any has since the last look.
+    pub fn landings(&self) -> u64 {
+        self.0.landings.load(Ordering::Relaxed)
+    }
+
+    /// How many there are.
+    pub fn aloft(&self) -> usize {
+        *self.0.aloft.borrow()
+    }
+}
+
+impl Default for Flights {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Shared {
+    fn lanes(&self) -> MutexGuard<'_, HashMap<Uuid, i32>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut lanes = self.shared.lanes();
+        if let Some(count) = lanes.get_mut(&self.lane) {
+            *count -= 1;
+            if *count <= 0 {
+                lanes.remove(&self.lane);
+            }
+        }
+        drop(lanes);
+        self.shared.landings.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .aloft
+            .send_modify(|aloft| *aloft = aloft.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn flights_are_counted_by_lane_until_they_land() {
+        let flights = Flights::new();
+        flights.landed().await;
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let aloft = vec![flights.begin(a), flights.begin(a), flights.begin(b)];
+        assert_eq!((flights.aloft(), flights.free()), (3, MOST - 3));
+        let (lanes, counts) = flights.lanes();
+        let mut found: Vec<_> = lanes.into_iter().zip(counts).collect();
+        found.sort_unstable();
+        assert_eq!(found, [(a, 2), (b, 1)]);
+        let waiting = tokio::spawn({
+            let flights = flights.clone();
+            async move { flights.landed().await }
+        });
+        drop(aloft);
+        assert!(waiting.await.is_ok());
+        assert_eq!((flights.lanes().0.len(), flights.free()), (0, MOST));
+    }
+}

@@ -1,0 +1,392 @@
+//! Rows for every table of a schema, made from what the catalog says of it: a table that a later migration adds is filled
+//! without a line here, unless it has a rule that the catalog does not tell in a way that is understood; see [`SPECIAL`].
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test file uses its part of it; a test that cannot go on says why and ends"
+)]
+
+use postgres::Client;
+
+/// Tables that have one row, or none of the tenant's; and the queue of events, which is worked off as it fills.
+const LEFT_ALONE: &[&str] = &[
+    "refinery_schema_history",
+    "brokkr_meta",
+    "brokkr_lock",
+    "app_initialization",
+    "admin_role",
+    "event_outbox",
+];
+
+/// Values for columns whose rules cannot be read from the catalog: table, column, expression over the row's number `n`.
+const SPECIAL: &[(&str, &str, &str)] = &[
+    // For agents; without labels the broker would deliver them.
+    ("webhook_subscriptions", "target_labels", "ARRAY['x' || n]"),
+    ("webhook_deliveries", "target_labels", "ARRAY['x' || n]"),
+    // Within the hours that they are kept for.
+    (
+        "agent_k8s_events",
+        "created_at",
+        "now() - n * interval '100 ms'",
+    ),
+    (
+        "agent_pod_logs",
+        "created_at",
+        "now() - n * interval '100 ms'",
+    ),
+];
+
+/// A table, as far as filling it goes.
+struct Table {
+    name: String,
+    columns: Vec<Column>,
+    keys: Vec<ForeignKey>,
+}
+
+struct Column {
+    name: String,
+    kind: String,
+    /// Characters, for a text that is bounded.
+    length: Option<i32>,
+    required: bool,
+    has_default: bool,
+    /// The words a check allows.
+    words: Vec<String>,
+}
+
+struct ForeignKey {
+    parent: String,
+    /// Ours, and the parent's.
+    columns: Vec<(String, String)>,
+}
+
+/// A session that fills one schema.
+pub(crate) struct Filler {
+    client: Client,
+    tables: Vec<Table>,
+}
+
+impl Filler {
+    /// With a superuser's session.
+    pub(crate) fn new(mut client: Client, schema: &str) -> Self {
+        // Neither triggers nor checks of foreign keys: what is written is right, and there is much of it.
+        client
+            .batch_execute(&format!(
+                "SET search_path = {schema}; SET session_replication_role = replica"
+            ))
+            .unwrap();
+        let mut tables = read_tables(&mut client, schema);
+        imply_keys(&mut tables);
+        let tables = in_order(tables);
+        Filler { client, tables }
+    }
+
+    /// The names of the tables it fills.
+    pub(crate) fn tables(&self) -> Vec<&str> {
+        self.tables
+            .iter()
+            .map(|table| table.name.as_str())
+            .collect()
+    }
+
+    /// Columns of a table.
+    pub(crate) fn columns(&self, table: &str) -> Vec<String> {
+        let found = self.tables.iter().find(|one| one.name == table).unwrap();
+        found
+            .columns
+            .iter()
+            .map(|column| column.name.clone())
+            .collect()
+    }
+
+    /// Adds this many rows to every table. Row n refers to row n of each table it refers to, so they are spread evenly.
+    pub(crate) fn fill(&mut self, rows: i64) {
+        for table in &self.tables {
+            let before: i64 = self
+                .client
+                .query_one(&format!("SELECT count(*) FROM {}", table.name), &[])
+                .unwrap()
+                .get(0);
+            let joins: String = table
+                .keys
+                .iter()
+                .enumerate()
+                .map(|(index, key)| format!(" JOIN numbered_{} AS p{index} USING (n)", key.parent))
+                .collect();
+            let from = format!("FROM generate_series(1, {rows}) AS g(n){joins}");
+            run(&mut self.client, &table.insert(&from, ""));
+            let is_parent = self
+                .tables
+                .iter()
+                .flat_map(|other| &other.keys)
+                .any(|key| key.parent == table.name);
+            if is_parent {
+                let numbered = format!(
+                    "CREATE TEMP TABLE numbered_{0} AS \
+                     SELECT row_number() OVER (ORDER BY ctid) - {before} AS n, * FROM {0}; \
+                     DELETE FROM numbered_{0} WHERE n < 1; CREATE INDEX ON numbered_{0} (n); ANALYZE numbered_{0}",
+                    table.name
+                );
+                run(&mut self.client, &numbered);
+            }
+        }
+    }
+
+    /// Adds rows that refer to these subjects (ids of any tables): for each of a table's references a few that point to the
+    /// subject, and otherwise to what [`Filler::fill`] has made. Call it after that.
+    pub(crate) fn crowd(&mut self, subjects: &[String], rows: i64) {
+        let ids = subjects
+            .iter()
+            .map(|id| format!("'{id}'"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        for table in &self.tables {
+            for (fixed, key) in table.keys.iter().enumerate() {
+                let joins: String = table
+                    .keys
+                    .iter()
+                    .enumerate()
+                    .map(|(index, other)| {
+                        if index == fixed {
+                            format!(
+                                " JOIN (SELECT * FROM {} WHERE id IN ({ids})) AS p{index} ON true",
+                                key.parent
+                            )
+                        } else {
+                            format!(" JOIN numbered_{} AS p{index} USING (n)", other.parent)
+                        }
+                    })
+                    .collect();
+                let from = format!("FROM generate_series(1, {rows}) AS g(n){joins}");
+                let mark = format!("c{fixed}-");
+                // A pair that is there already is as good.
+                let insert = table.insert(&from, &mark);
+                run(
+                    &mut self.client,
+                    &format!("{insert} ON CONFLICT DO NOTHING"),
+                );
+            }
+        }
+    }
+
+    /// Brings the planner's statistics up to date, as the server does by itself after a while.
+    pub(crate) fn analyze(&mut self) {
+        for table in &self.tables {
+            run(&mut self.client, &format!("VACUUM ANALYZE {}", table.name));
+        }
+    }
+
+    /// Any question.
+    pub(crate) fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+impl Table {
+    /// The statement that inserts rows; `mark` distinguishes its texts from those of others.
+    fn insert(&self, from: &str, mark: &str) -> String {
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        for column in &self.columns {
+            let referring = self.keys.iter().enumerate().find_map(|(index, key)| {
+                let (_, theirs) = key.columns.iter().find(|(ours, _)| *ours == column.name)?;
+                Some(format!("p{index}.{theirs}"))
+            });
+            let special = SPECIAL
+                .iter()
+                .find(|(table, name, _)| *table == self.name && *name == column.name)
+                .map(|(_, _, value)| (*value).to_owned());
+            let value = special.or(referring).or_else(|| column.value(mark));
+            if let Some(value) = value {
+                names.push(column.name.as_str());
+                values.push(value);
+            }
+        }
+        format!(
+            "INSERT INTO {} ({}) SELECT {} {from}",
+            self.name,
+            names.join(", "),
+            values.join(", ")
+        )
+    }
+}
+
+impl Column {
+    /// What row `n` has here; `None` leaves it to the default, or null.
+    fn value(&self, mark: &str) -> Option<String> {
+        // Rows are not all of one instant, whatever the default says.
+        let is_time = self.kind == "timestamptz";
+        if !self.required || self.has_default && !is_time {
+            return None;
+        }
+        if !self.words.is_empty() {
+            let words = self.words.join("', '");
+            return Some(format!("(ARRAY['{words}'])[1 + n % {}]", self.words.len()));
+        }
+        let ahead = ["expire", "until", "next", "due"];
+        Some(match self.kind.as_str() {
+            "timestamptz" if ahead.iter().any(|word| self.name.contains(word)) => {
+                "now() + interval '1 day' + n * interval '1 second'".to_owned()
+            }
+            "timestamptz" => "now() - n * interval '1 second'".to_owned(),
+            "text" | "varchar" | "bpchar" => match self.length {
+                Some(length) if length < 12 => format!("left(n::text, {length})"),
+                _ => format!("'{mark}x' || n"),
+            },
+            "uuid" => "gen_random_uuid()".to_owned(),
+            "bool" => "false".to_owned(),
+            "int2" | "int4" | "int8" | "numeric" | "float4" | "float8" => "n".to_owned(),
+            "json" | "jsonb" => "'{}'".to_owned(),
+            "bytea" => "decode(md5(n::text), 'hex')".to_owned(),
+            kind if kind.starts_with('_') => "'{}'".to_owned(),
+            kind => panic!(
+                "{}: no value for type {kind}; add one to fill.rs",
+                self.name
+            ),
+        })
+    }
+}
+
+fn run(client: &mut Client, statements: &str) {
+    client.batch_execute(statements).unwrap_or_else(|error| {
+        panic!("{statements}: {error:?}; perhaps it needs a line in SPECIAL of fill.rs")
+    });
+}
+
+fn read_tables(client: &mut Client, schema: &str) -> Vec<Table> {
+    let names = client
+        .query(
+            "SELECT tablename::text FROM pg_tables WHERE schemaname = $1 ORDER BY 1",
+            &[&schema],
+        )
+        .unwrap();
+    names
+        .iter()
+        .map(|row| row.get::<_, String>(0))
+        .filter(|name| !LEFT_ALONE.contains(&name.as_str()))
+        .map(|name| Table {
+            columns: read_columns(client, &name),
+            keys: read_keys(client, &name),
+            name,
+        })
+        .collect()
+}
+
+fn read_columns(client: &mut Client, table: &str) -> Vec<Column> {
+    let words: Vec<(String, String)> = client
+        .query(
+            "SELECT a.attname::text, pg_get_constraintdef(c.oid) FROM pg_constraint c
+               JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+              WHERE c.conrelid = $1::text::regclass AND c.contype = 'c' AND cardinality(c.conkey) = 1",
+            &[&table],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let columns = client
+        .query(
+            "SELECT a.attname::text, t.typname::text, CASE WHEN a.atttypmod > 4 THEN a.atttypmod - 4 END, a.attnotnull,
+                    a.atthasdef OR a.attidentity <> ''
+               FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+              WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+              ORDER BY a.attnum",
+            &[&table],
+        )
+        .unwrap();
+    columns
+        .iter()
+        .map(|row| {
+            let name: String = row.get(0);
+            let check = words
+                .iter()
+                .find(|(column, check)| *column == name && check.contains("ANY"));
+            Column {
+                words: check.map(|(_, check)| quoted(check)).unwrap_or_default(),
+                kind: row.get(1),
+                length: row.get(2),
+                required: row.get(3),
+                has_default: row.get(4),
+                name,
+            }
+        })
+        .collect()
+}
+
+/// The words between single quotes.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('\'')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn read_keys(client: &mut Client, table: &str) -> Vec<ForeignKey> {
+    let keys = client
+        .query(
+            "SELECT c.confrelid::regclass::text,
+                    ARRAY(SELECT a.attname::text FROM unnest(c.conkey) WITH ORDINALITY AS k(number, at)
+                            JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.number ORDER BY k.at),
+                    ARRAY(SELECT a.attname::text FROM unnest(c.confkey) WITH ORDINALITY AS k(number, at)
+                            JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.number ORDER BY k.at)
+               FROM pg_constraint c WHERE c.conrelid = $1::text::regclass AND c.contype = 'f' ORDER BY c.conname",
+            &[&table],
+        )
+        .unwrap();
+    keys.iter()
+        .map(|row| {
+            let (ours, theirs): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
+            ForeignKey {
+                parent: row.get(0),
+                columns: ours.into_iter().zip(theirs).collect(),
+            }
+        })
+        // A table that refers to itself has nobody to refer to yet.
+        .filter(|key| key.parent != table)
+        .collect()
+}
+
+/// A `stack_id` refers to `stacks` even where the schema does not insist on it.
+fn imply_keys(tables: &mut [Table]) {
+    let names: Vec<String> = tables.iter().map(|table| table.name.clone()).collect();
+    for table in tables {
+        for column in &table.columns {
+            let parent = column
+                .name
+                .strip_suffix("_id")
+                .map(|name| format!("{name}s"));
+            let Some(parent) = parent.filter(|parent| names.contains(parent)) else {
+                continue;
+            };
+            let declared = table
+                .keys
+                .iter()
+                .any(|key| key.columns.iter().any(|(ours, _)| *ours == column.name));
+            if column.required && !declared && parent != table.name {
+                table.keys.push(ForeignKey {
+                    parent,
+                    columns: vec![(column.name.clone(), "id".to_owned())],
+                });
+            }
+        }
+    }
+}
+
+/// Parents before children.
+fn in_order(mut tables: Vec<Table>) -> Vec<Table> {
+    let mut ordered: Vec<Table> = Vec::new();
+    while !tables.is_empty() {
+        let ready = tables.iter().position(|table| {
+            table
+                .keys
+                .iter()
+                .all(|key| ordered.iter().any(|done| done.name == key.parent))
+        });
+        let ready = ready.expect("tables that refer to each other");
+        ordered.push(tables.remove(ready));
+    }
+    ordered
+}

@@ -1,0 +1,138 @@
+//! Webhooks on their way: from an event to an endpoint or an agent, and what becomes of those that do not arrive.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod agents;
+mod arriving;
+mod brokers;
+mod cost;
+#[path = "../support/receiver.rs"]
+mod receiver;
+#[path = "../support/shapes.rs"]
+mod shapes;
+mod targets;
+#[path = "../support/world.rs"]
+mod world;
+
+use std::time::Duration;
+
+use brokkr_tests::{Api, Broker, until};
+use serde_json::{Value, json};
+
+use receiver::Seen;
+use world::{Party, World, id, server};
+
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
+
+/// Loopback is allowed, and rounds follow one another quickly.
+pub(crate) const OPEN: &[(&str, &str)] = &[
+    ("webhooks.allowed_networks", "[\"127.0.0.1\"]"),
+    ("broker.webhook_delivery_interval_seconds", "1"),
+];
+
+pub(crate) fn open() -> World {
+    World::with(OPEN)
+}
+
+/// [`OPEN`] and a key that a second broker can have too.
+pub(crate) fn shared() -> Vec<(&'static str, &'static str)> {
+    const KEY: &str = "\"abababababababababababababababababababababababababababababababab\"";
+    let mut settings = OPEN.to_vec();
+    settings.push(("broker.webhook_encryption_key", KEY));
+    settings
+}
+
+/// Another broker of the same tenant.
+pub(crate) fn second(world: &World) -> Broker {
+    let mut draft = Broker::on(server()).schema(&world.schema);
+    for (key, toml) in shared() {
+        draft = draft.set(key, toml);
+    }
+    draft.start()
+}
+
+pub(crate) fn subscribe(api: &Api, url: &str, more: &Value) -> String {
+    let mut body = json!({ "name": "ops", "url": url, "event_types": ["*"] });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    id(&api.post("/webhooks", &body).expect(201).json())
+}
+
+pub(crate) fn deliveries(api: &Api, webhook: &str, query: &str) -> Vec<Value> {
+    let path = format!("/webhooks/{webhook}/deliveries{query}");
+    let list = api.get(&path).expect(200).json();
+    list.as_array().unwrap().clone()
+}
+
+/// Waits until there is a delivery in that state; the newest.
+#[track_caller]
+pub(crate) fn becomes(api: &Api, webhook: &str, status: &str) -> Value {
+    until(BOUND, format!("a delivery that is {status}"), || {
+        deliveries(api, webhook, &format!("?status={status}"))
+            .first()
+            .cloned()
+    })
+}
+
+/// Waits until every event has been turned into deliveries.
+pub(crate) fn fanned_out(world: &World) {
+    let mut sql = world.sql();
+    until(BOUND, "an empty outbox", || {
+        let row = sql.query_one("SELECT count(*) FROM event_outbox", &[]);
+        (row.unwrap().get::<_, i64>(0) == 0).then_some(())
+    });
+}
+
+/// The details of the deliveries given up.
+pub(crate) fn given_up(world: &World) -> Vec<Value> {
+    let rows = world.sql().query(
+        "SELECT details FROM audit_log WHERE action = 'webhook.delivery_failed' AND actor_type = 'system' ORDER BY timestamp",
+        &[],
+    );
+    rows.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// Makes a retry that is due some day due now.
+pub(crate) fn hurry(world: &World) {
+    world
+        .sql()
+        .execute(
+            "UPDATE webhook_deliveries SET next_retry_at = now() WHERE status = 'failed'",
+            &[],
+        )
+        .unwrap();
+}
+
+pub(crate) fn event_id(seen: &Seen) -> String {
+    id(&seen.json())
+}
+
+/// An agent with these labels.
+pub(crate) fn with_agent(world: &World, name: &str, labels: &[&str]) -> Party {
+    let agent = world.agent(name);
+    for label in labels {
+        world.label_agent(&agent, label);
+    }
+    agent
+}
+
+pub(crate) fn pull(agent: &Party) -> Vec<Value> {
+    let answer = agent
+        .api
+        .get(&format!("/agents/{}/webhooks/pending", agent.id))
+        .expect(200)
+        .json();
+    shapes::check("[PendingWebhookDelivery]", &answer);
+    answer.as_array().unwrap().clone()
+}
+
+pub(crate) fn report(agent: &Party, delivery: &Value, body: &Value) -> brokkr_tests::Response {
+    let path = format!("/webhook-deliveries/{}/result", id(delivery));
+    agent.api.post(&path, body)
+}
