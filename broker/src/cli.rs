@@ -5,12 +5,13 @@ mod create;
 mod healthcheck;
 mod rotate;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use brokkr_tenant::LogFormat;
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use uuid::Uuid;
 
 use crate::config::{ConfigError, Instance};
@@ -96,6 +97,12 @@ fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
 }
 
 fn run_serve(instance: Instance) -> Result<(), Exit> {
+    if instance.supervised {
+        guard_memory(&instance).map_err(|error| Exit {
+            code: 1,
+            reason: format!("core: {error}"),
+        })?;
+    }
     let inherited = Inherited::from_env().map_err(|error| Exit {
         code: 1,
         reason: format!("LISTEN_FDS: {error}"),
@@ -131,6 +138,19 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
     }
     drop(guard);
     result
+}
+
+/// Under a supervisor: memory with a tenant's secrets in it is read by nobody and written to no disk, unless the operator
+/// asked for cores. Those go to the tenant's own state folder.
+fn guard_memory(instance: &Instance) -> io::Result<()> {
+    nix::sys::prctl::set_dumpable(instance.core)?;
+    let (_, most) = getrlimit(Resource::RLIMIT_CORE)?;
+    let size = if instance.core { most } else { 0 };
+    setrlimit(Resource::RLIMIT_CORE, size, most)?;
+    if instance.core {
+        std::env::set_current_dir(&instance.state_dir)?;
+    }
+    Ok(())
 }
 
 fn run_migrate(instance: &Instance) -> Result<(), Exit> {

@@ -33,6 +33,8 @@ pub struct Instance {
     pub grace: Duration,
     /// Whether a supervisor started it.
     pub supervised: bool,
+    /// Whether it may leave a core: `[debug] core` of its supervisor. Alone, its environment decides.
+    pub core: bool,
     /// The file it was read from, if there is one; never under a supervisor.
     pub file: Option<PathBuf>,
     /// What is set without effect, for the log.
@@ -82,6 +84,7 @@ impl Instance {
             connections: instance.connections,
             grace: instance.grace,
             supervised: true,
+            core: instance.core,
             file: None,
             warnings: Vec::new(),
         })
@@ -107,6 +110,7 @@ impl Instance {
             connections: config.database.pool_size.get(),
             grace: GRACE_ALONE,
             supervised: false,
+            core: true,
             warnings: resolved
                 .warnings
                 .iter()

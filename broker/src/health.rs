@@ -2,8 +2,12 @@
 //!
 //! Alone, the broker looks for itself: a checkout, at most every two seconds, and none at all while requests prove the
 //! database anyway. Under a supervisor the server's prober looks for all tenants at once and tells its verdict; that is
-//! followed, unless this broker's own last checkout failed: then it opens a connection to find out. So a thousand idle
-//! tenants hold no connections for the sake of being asked how they are.
+//! followed, unless this broker's own last checkout failed and did so after the prober said that all is well: then it opens
+//! a connection to find out. So a thousand idle tenants hold no connections for the sake of being asked how they are, and
+//! a server that returns is not met by a thousand of them that want to see for themselves.
+//!
+//! A server that answers and takes no writes (its disk is full, it has become read-only) is seen by the write that failed,
+//! and is well again when a write on trial succeeds.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +16,10 @@ use crate::db::{Db, Last};
 
 /// How long a verdict of our own stands.
 const FRESH: Duration = Duration::from_secs(2);
+
+/// The supervisor asks every few seconds. After so long without a question it has gone, and what it said last is no longer
+/// worth anything.
+const GONE: Duration = Duration::from_secs(60);
 
 /// How long a look may take, alone and supervised (where the supervisor's own probe ends after a second).
 const LOOK: Duration = Duration::from_millis(750);
@@ -28,8 +36,10 @@ pub struct Health {
 struct State {
     started: bool,
     draining: bool,
-    /// The supervisor's prober, once it has spoken.
-    server: Option<Result<(), String>>,
+    /// The supervisor's prober, once it has spoken, and when it did.
+    server: Option<(Instant, Result<(), String>)>,
+    /// When the supervisor last asked or said something.
+    heard: Option<Instant>,
     /// Our own latest look, and until when it stands.
     looked: Option<(Instant, Result<(), String>)>,
 }
@@ -42,6 +52,7 @@ impl Health {
                 started: false,
                 draining: false,
                 server: None,
+                heard: None,
                 looked: None,
             }),
             looking: tokio::sync::Mutex::new(()),
@@ -70,7 +81,17 @@ impl Health {
 
     /// The verdict of the supervisor's prober.
     pub fn server(&self, verdict: Result<(), String>) {
-        self.lock().server = Some(verdict);
+        let mut state = self.lock();
+        // What was found out before belongs to another time.
+        state.looked = None;
+        let now = Instant::now();
+        state.heard = Some(now);
+        state.server = Some((now, verdict));
+    }
+
+    /// The supervisor has asked something.
+    pub fn heard(&self) {
+        self.lock().heard = Some(Instant::now());
     }
 
     /// Ready, or why not.
@@ -106,15 +127,28 @@ impl Health {
             return Some(Err("starting".to_owned()));
         }
         let last = db.last();
-        if let Last::Worked(at) = last
-            && now < at + FRESH
-        {
-            return Some(Ok(()));
-        }
-        if let Some(verdict) = &state.server
-            && !matches!(last, Last::Failed(_))
-        {
-            return Some(verdict.clone());
+        // Our own bad experience, and when it was made.
+        let bad = [
+            db.unwritable().map(|(at, _)| at),
+            match &last {
+                Last::Failed(at, _) => Some(*at),
+                Last::Worked(_) | Last::Unknown => None,
+            },
+        ];
+        let bad = bad.into_iter().flatten().max();
+        let there = state.heard.is_some_and(|heard| now < heard + GONE);
+        match state.server.as_ref().filter(|_| there) {
+            Some((_, Err(reason))) => return Some(Err(reason.clone())),
+            Some((told, Ok(()))) if bad.is_none_or(|at| at <= *told) => return Some(Ok(())),
+            Some((_, Ok(()))) => {}
+            None => {
+                if let Last::Worked(at) = last
+                    && bad.is_none()
+                    && now < at + FRESH
+                {
+                    return Some(Ok(()));
+                }
+            }
         }
         match &state.looked {
             Some((until, verdict)) if now < *until => Some(verdict.clone()),

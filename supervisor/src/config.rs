@@ -43,7 +43,7 @@ static KEYS: Keys = Keys::new(&[
     ),
     Key::idle("provision.admin_url", Kind::Url, None),
     Key::idle("provision.exclusive", Kind::Bool, None),
-    Key::idle("debug.core", Kind::Bool, None),
+    Key::new("debug.core", Kind::Bool, Some("false")),
 ])
 .with_nested("defaults", &settings::KEYS);
 
@@ -70,6 +70,8 @@ pub struct Supervisor {
     pub log_format: String,
     /// `[metrics] listen`.
     pub metrics_listen: Option<Listen>,
+    /// `[debug] core`: a hung broker leaves one.
+    pub debug_core: bool,
     /// `[postgres]`.
     pub postgres: Postgres,
     /// `[defaults]`: lies under every tenant file.
@@ -179,8 +181,9 @@ pub(crate) fn of(source: Source) -> Result<Supervisor, Diagnostics> {
             Some(Value::Listen(listen)) => Some(listen.clone()),
             _ => None,
         },
+        debug_core: read.is_set("debug.core"),
         postgres: Postgres {
-            embedded: matches!(read.value("postgres.embedded"), Some(Value::Bool(true))),
+            embedded: read.is_set("postgres.embedded"),
             bin_dir: read.path("postgres.bin_dir"),
             data_dir: read
                 .path("postgres.data_dir")
@@ -211,6 +214,10 @@ impl Read<'_> {
             Some(Value::Path(path)) => Some(tidy(path)),
             _ => None,
         }
+    }
+
+    fn is_set(&self, key: &str) -> bool {
+        matches!(self.value(key), Some(Value::Bool(true)))
     }
 
     fn number(&self, key: &str) -> u32 {

@@ -204,6 +204,13 @@ impl Fleet {
                 return self.leave().await;
             }
             let began = Instant::now();
+            // A storm of reports keeps the arms behind it from being taken: time passes, and operators ask, all the same.
+            if began >= due {
+                self.tick();
+            }
+            if let Ok(request) = self.requests.try_recv() {
+                self.take_request(request);
+            }
             self.settle();
             self.keep();
             let took = began.elapsed();
@@ -292,8 +299,14 @@ impl Fleet {
             What::Life(event) => {
                 if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event
                 {
-                    let planned = entry.life.instances().any(|i| i.id == *id && i.planned);
-                    if !planned {
+                    let ended = entry.life.instances().find(|i| i.id == *id);
+                    if !ended.is_some_and(|i| i.planned) {
+                        // Why we ended it says more than how it exited.
+                        let verdict = ended.and_then(|i| i.verdict.as_deref());
+                        entry.last_exit = Some(match verdict {
+                            Some(verdict) => format!("{verdict} ({reason})"),
+                            None => reason.clone(),
+                        });
                         entry.fallen = Some(*id);
                         tracing::warn!(tenant = %report.tenant, "its broker has ended: {reason}");
                     }
@@ -406,5 +419,6 @@ fn policy(config: &Supervisor) -> Policy {
         start_timeout: config.start.timeout,
         grace: config.stop.grace,
         probe_failures: config.health.failures,
+        core: config.debug_core,
     }
 }

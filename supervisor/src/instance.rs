@@ -22,6 +22,8 @@ mod stand_in;
 pub(crate) mod successor;
 pub(crate) mod survivors;
 mod take_back;
+#[cfg(test)]
+mod tests;
 pub(crate) mod threads;
 
 use crate::handover::names::Ids;
@@ -45,7 +47,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-/// An instance is told to end twice at most: SIGTERM, then SIGKILL.
+/// An instance is told to end twice at most: SIGTERM or SIGABRT, then SIGKILL.
 const ENDS: usize = 4;
 
 /// What instances are made with.

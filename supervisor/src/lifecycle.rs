@@ -32,6 +32,8 @@ const STAND_IN_AFTER: Duration = Duration::from_secs(2);
 const CONFIGURATION_RETRY: Duration = Duration::from_secs(300);
 /// Ready or degraded for so long: the next failure counts as the first.
 const GOOD_RUN: Duration = Duration::from_secs(60);
+/// What a hung instance gets to leave a core.
+const CORE_WITHIN: Duration = Duration::from_secs(10);
 /// An instance that must go before it was ready has nothing in flight; it gets this long, not the whole grace.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
 /// The prober counts every second; after so long its figure is younger than the exit.
@@ -232,15 +234,20 @@ impl Lifecycle {
                 }
             }
             Event::ReplaceHung { id, detail } => {
+                let core = self.policy.core;
                 if let Some(instance) = self.instance_mut(id)
                     && instance.serves()
                 {
                     instance.verdict = Some(detail);
                     instance.phase = Phase::Stopping {
-                        kill_at: now,
-                        killed: true,
+                        kill_at: if core { now + CORE_WITHIN } else { now },
+                        killed: !core,
                     };
-                    actions.push(Action::Kill(id));
+                    actions.push(if core {
+                        Action::Abort(id)
+                    } else {
+                        Action::Kill(id)
+                    });
                 }
             }
             Event::Connections(id, held) => {

@@ -68,6 +68,10 @@ pub struct TenantStatus {
     /// Last lines of the last instance that ended unplanned.
     #[serde(default)]
     pub last_words: Vec<String>,
+    /// How the last instance that ended unplanned did: what each of its threads was doing, where it was killed because it
+    /// was hung.
+    #[serde(default)]
+    pub last_exit: Option<String>,
     /// What is wrong with its file, with the source lines and what to write instead.
     #[serde(default)]
     pub problem: Option<String>,

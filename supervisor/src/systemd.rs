@@ -34,6 +34,15 @@ impl Notifier {
         })
     }
 
+    /// One that speaks to `socket`, whose owner wants to hear of us twice as often as `interval`.
+    #[cfg(test)]
+    pub(crate) fn to(socket: &std::path::Path, interval: Duration) -> io::Result<Self> {
+        let patience = (interval * 2).as_micros().to_string();
+        Self::new(Some(socket.into()), |name| {
+            (name == "WATCHDOG_USEC").then(|| patience.clone())
+        })
+    }
+
     fn new(
         socket: Option<OsString>,
         variable: impl Fn(&str) -> Option<String>,

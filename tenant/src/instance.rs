@@ -26,6 +26,9 @@ pub struct InstanceConfig {
     pub connections: u32,
     /// `[stop] grace`: from SIGTERM to SIGKILL.
     pub grace: Duration,
+    /// `[debug] core`: it may leave a core. Not written when it may not, so that a broker of before reads it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub core: bool,
     /// The effective configuration.
     pub config: BrokerConfig,
 }

@@ -22,6 +22,14 @@ pub fn supervisor() -> PathBuf {
     beside("brokkr-supervisor")
 }
 
+/// Path of `trivial-broker`: it speaks the instance protocol and does nothing, for a millisecond of processor time.
+///
+/// # Panics
+/// When it is not built: tests of this crate build it.
+pub fn trivial_broker() -> PathBuf {
+    beside("trivial-broker")
+}
+
 fn beside(name: &str) -> PathBuf {
     // BROKKR_TESTS_BIN points at binaries of another place, installed ones say.
     let folder = std::env::var_os("BROKKR_TESTS_BIN").map_or_else(

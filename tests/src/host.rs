@@ -17,7 +17,7 @@ use crate::wait::{until, until_ok};
 use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -95,11 +95,19 @@ impl Builder {
             file: Mutex::new(file),
             child: Mutex::new(None),
             program: Mutex::new(bin::supervisor()),
+            circumstances: Mutex::default(),
             place,
         };
         host.write_file();
         host
     }
+}
+
+/// What the supervisor is started in.
+#[derive(Debug, Clone, Default)]
+struct Circumstances {
+    under: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// Folders, `supervisor.toml`, perhaps a server, perhaps a running supervisor. Everything ends when it is dropped.
@@ -109,6 +117,7 @@ pub struct Host {
     file: Mutex<TomlText>,
     child: Mutex<Option<Child>>,
     program: Mutex<PathBuf>,
+    circumstances: Mutex<Circumstances>,
     // Last: the folder goes when every process has.
     place: Place,
 }
@@ -167,19 +176,15 @@ impl Host {
     /// # Panics
     /// When it ends or does not answer.
     pub fn up_without_capabilities(&self) -> &Self {
-        let setpriv = Path::new("setpriv");
-        let mut command = mortal(setpriv, AtDeath::Term, None);
-        command
-            .args(["--bounding-set=-all", "--inh-caps=-all", "--"])
-            .arg(self.program());
-        self.launch_with(command, Stdio::from(self.log_file()));
+        let dropped = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"];
+        let before = std::mem::replace(
+            &mut self.circumstances().under,
+            dropped.map(str::to_owned).to_vec(),
+        );
+        self.launch(Stdio::from(self.log_file()));
+        self.circumstances().under = before;
         self.wait_answering();
         self
-    }
-
-    fn launch(&self, stdout: Stdio) {
-        let command = mortal(&self.program(), AtDeath::Term, None);
-        self.launch_with(command, stdout);
     }
 
     fn program(&self) -> PathBuf {
@@ -218,7 +223,35 @@ impl Host {
         procs::signal(self.pid(), Signal::SIGUSR2);
     }
 
-    fn launch_with(&self, mut command: Command, stdout: Stdio) {
+    /// The supervisor's next start is by this program and its arguments: `prlimit --nofile=64`.
+    pub fn under(&self, program: &[&str]) -> &Self {
+        self.circumstances().under = program.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// The supervisor's next start has this in its environment.
+    pub fn environment(&self, key: &str, value: &str) -> &Self {
+        let pair = (key.to_owned(), value.to_owned());
+        self.circumstances().environment.push(pair);
+        self
+    }
+
+    fn circumstances(&self) -> std::sync::MutexGuard<'_, Circumstances> {
+        self.circumstances
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    fn launch(&self, stdout: Stdio) {
+        let circumstances = self.circumstances().clone();
+        let mut command = match circumstances.under.split_first() {
+            None => mortal(&self.program(), AtDeath::Term, None),
+            Some((program, arguments)) => {
+                let mut command = mortal(Path::new(program), AtDeath::Term, None);
+                command.args(arguments).arg(self.program());
+                command
+            }
+        };
         command
             .arg("run")
             .arg("--config")
@@ -226,6 +259,7 @@ impl Host {
             .current_dir(self.place.path())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
+            .envs(circumstances.environment)
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(self.log_file());
@@ -384,6 +418,12 @@ impl Host {
         Wrapper::install(self)
     }
 
+    /// Puts a broker that does nothing in place of the broker; before [`Host::up`].
+    pub fn trivial_brokers(&self) -> &Self {
+        let program = bin::trivial_broker().display().to_string();
+        self.set("broker", &crate::toml_text::quoted(&program))
+    }
+
     /// Everything the supervisor and, through it, the brokers have written: JSON lines, and what came before
     /// logging began.
     pub fn log(&self) -> String {
@@ -454,7 +494,25 @@ impl Host {
     }
 
     fn processes(&self) -> Vec<i32> {
-        procs::naming(&format!("{}/", self.place.path().display()))
+        let mut pids = procs::naming(&format!("{}/", self.place.path().display()));
+        // Environment and descriptors of a broker are root's alone to read; its lock file names it too.
+        let locks = fs::read_dir(self.runtime_dir().join("instances"));
+        for lock in locks.into_iter().flatten().flatten() {
+            let text = fs::read_to_string(lock.path()).unwrap_or_default();
+            let pid = text
+                .split_whitespace()
+                .next()
+                .and_then(|pid| pid.parse().ok());
+            let broker = pid.filter(|pid| {
+                lock.path().extension().is_some_and(|e| e == "lock")
+                    && procs::alive(*pid)
+                    && procs::arguments(*pid)
+                        .iter()
+                        .any(|a| a.contains("brokkr-broker"))
+            });
+            pids.extend(broker.filter(|pid| !pids.contains(pid)));
+        }
+        pids
     }
 
     /// Pids of its brokers, from the kernel and not from the supervisor.

@@ -18,8 +18,10 @@
 //! | [`ports`] | loopback ports nobody else is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
+//! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
+//! | [`ear`] | [`Ear`]: systemd's end of `NOTIFY_SOCKET` |
 //! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
@@ -38,6 +40,7 @@
 pub mod bin;
 pub mod broker;
 pub mod chaos;
+pub mod ear;
 pub mod host;
 pub mod http;
 pub mod load;
@@ -45,15 +48,18 @@ pub mod pg;
 pub mod place;
 pub mod ports;
 pub mod procs;
+pub mod proxy;
 pub mod toml_text;
 pub mod wait;
 pub mod ws;
 
 pub use broker::Broker;
+pub use ear::Ear;
 pub use host::{Host, Tenant};
 pub use http::{Addr, Api, Connection, Response};
 pub use load::Load;
 pub use pg::PgServer;
 pub use place::Place;
+pub use proxy::Proxy;
 pub use wait::{holds_for, until};
 pub use ws::Socket;

@@ -17,7 +17,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub struct Options {
     max_connections: u32,
     settings: Vec<(String, String)>,
     hba: Option<String>,
+    small_disk: Option<u32>,
 }
 
 impl Default for Options {
@@ -35,6 +36,7 @@ impl Default for Options {
             max_connections: 100,
             settings: Vec::new(),
             hba: None,
+            small_disk: None,
         }
     }
 }
@@ -56,6 +58,14 @@ impl Options {
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.push((key.into(), value.into()));
+        self
+    }
+
+    /// Gives it a disk of this many megabytes beside its own, to be filled ([`PgServer::small_disk`]): a tmpfs that only the
+    /// server sees, and that goes with it. Needs root.
+    #[must_use]
+    pub fn small_disk(mut self, megabytes: u32) -> Self {
+        self.small_disk = Some(megabytes);
         self
     }
 
@@ -166,7 +176,7 @@ impl PgServer {
             .append(true)
             .open(self.log_path())
             .unwrap();
-        let mut command = mortal(&bin_dir().join("postgres"), AtDeath::Quit, postgres_user());
+        let mut command = self.command();
         command.arg("-D").arg(self.data_dir());
         for (key, value) in [
             ("port", self.port.to_string()),
@@ -200,6 +210,37 @@ impl PgServer {
                 self.try_client("postgres", "postgres").ok()
             },
         );
+    }
+
+    fn command(&self) -> Command {
+        let server = mortal(&bin_dir().join("postgres"), AtDeath::Quit, postgres_user());
+        let Some(megabytes) = self.options.small_disk else {
+            return server;
+        };
+        let disk = self.place.folder("disk", 0o755);
+        let (uid, gid) = postgres_user().expect("a small disk needs root");
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "--", "sh", "-c"])
+            .arg(format!(
+                "mount -t tmpfs -o size={megabytes}m,uid={uid},gid={gid},mode=0700 small '{}' && exec \"$@\"",
+                disk.display()
+            ))
+            .arg("sh")
+            .arg(server.get_program())
+            .args(server.get_args());
+        command
+    }
+
+    /// The folder of its small disk: as the server names it, and as the test reaches it.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    pub fn small_disk(&self) -> (PathBuf, PathBuf) {
+        let disk = self.place.join("disk");
+        let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
+        let reached = root.join(disk.strip_prefix("/").unwrap_or(&disk));
+        (disk, reached)
     }
 
     /// Stops it as an operator does (`fast`: sessions are ended), and waits.

@@ -168,6 +168,32 @@ fn the_pure_parts_know_no_clock_no_input_and_no_async() {
 }
 
 #[test]
+fn the_supervisor_decides_nothing_by_the_time_of_day() {
+    // A clock that is set jumps, and nobody may be restarted, waited for or given up because of it.
+    let mut asked = 0;
+    for (name, text) in sources("supervisor/src") {
+        let says = name.starts_with("supervisor/src/logs");
+        for (number, line) in code(&name, &text) {
+            for word in [
+                "SystemTime",
+                "UNIX_EPOCH",
+                "Utc::now",
+                "Local::now",
+                "CLOCK_REALTIME",
+            ] {
+                let found = line.contains(word);
+                asked += usize::from(found);
+                assert!(!found || says, "{name}:{number}: {word}");
+            }
+        }
+    }
+    assert!(
+        asked > 0,
+        "log lines have the time of day; this test no longer sees how"
+    );
+}
+
+#[test]
 fn broker_and_supervisor_never_depend_on_each_other_and_tenant_on_nothing_of_ours() {
     let manifest = |name: &str| fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
     let ours = [

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
-use super::error::{DbError, spoils_connection, stale_statement};
+use super::error::{DbError, describe, spoils_connection, stale_statement, takes_no_writes};
 use super::manager::Manager;
 
 /// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
@@ -52,6 +52,8 @@ pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
     wrote: bool,
     wrote_events: bool,
+    /// Why the server took no writes on this checkout, if it did not.
+    unwritable: Option<String>,
 }
 
 /// An open transaction. Commits when its closure returns `Ok`, rolls back when it returns `Err` or panics.
@@ -60,6 +62,7 @@ pub struct Tx<'a> {
     statements: &'a mut HashMap<&'static str, Statement>,
     spoiled: bool,
     wrote_events: bool,
+    unwritable: Option<String>,
 }
 
 impl Conn {
@@ -68,7 +71,13 @@ impl Conn {
             live,
             wrote: false,
             wrote_events: false,
+            unwritable: None,
         }
+    }
+
+    /// Why the server took no writes on this checkout, if it did not.
+    pub(super) fn unwritable(&self) -> Option<&str> {
+        self.unwritable.as_deref()
     }
 
     /// Whether this checkout may have changed anything: it ran a transaction, or a statement for what it does.
@@ -112,14 +121,17 @@ impl Conn {
             statements: &mut live.statements,
             spoiled: false,
             wrote_events: false,
+            unwritable: None,
         };
         let result = work(&mut tx);
         let Tx {
             tx,
             spoiled,
             wrote_events,
+            unwritable,
             ..
         } = tx;
+        self.unwritable = unwritable.or(self.unwritable.take());
         let ended = match &result {
             Ok(_) => tx.commit(),
             Err(_) => tx.rollback(),
@@ -133,6 +145,7 @@ impl Conn {
             // A commit refused by the server (a deferred constraint) has ended the transaction as well.
             Err(error) => {
                 live.spoiled = spoiled || spoils_connection(&error) || error.code().is_none();
+                note(&mut self.unwritable, &error);
                 if result.is_ok() {
                     return Err(E::from(error.into()));
                 }
@@ -177,6 +190,7 @@ impl Conn {
         let result = statement.and_then(|statement| call(&mut live.client, &statement));
         if let Err(error) = &result {
             live.spoiled |= spoils_connection(error);
+            note(&mut self.unwritable, error);
         }
         Ok(result)
     }
@@ -225,6 +239,7 @@ impl<'a> Tx<'a> {
             statements,
             spoiled: false,
             wrote_events: false,
+            unwritable: None,
         })
     }
 
@@ -252,6 +267,7 @@ impl<'a> Tx<'a> {
             // A stale statement cannot be repeated inside a transaction that it has failed; the next request gets a
             // connection that knows the tables as they are.
             self.spoiled |= spoils_connection(error) || stale_statement(error);
+            note(&mut self.unwritable, error);
         }
         result.map_err(DbError::from)
     }
@@ -276,6 +292,13 @@ impl Sql for Tx<'_> {
 
     fn wrote_events(&mut self) {
         self.wrote_events = true;
+    }
+}
+
+/// Takes down why the server takes no writes, if that is what the error says.
+fn note(unwritable: &mut Option<String>, error: &postgres::Error) {
+    if takes_no_writes(error) {
+        *unwritable = Some(describe(error));
     }
 }
 

@@ -74,15 +74,16 @@ impl From<postgres::Error> for DbError {
 /// True when the error speaks of the server or the connection, not of the statement.
 ///
 /// Also a cancelled statement (57014): only the statement timeout set at connect cancels here, so it says "too busy".
-/// Also 25006: the server has become a standby, and work belongs on another one.
+/// Also 25006: the server has become a standby, and work belongs on another one. Also class 53: it is out of connections,
+/// memory or disk, and will not be for ever.
 pub(crate) fn server_lost(error: &postgres::Error) -> bool {
     match error.code() {
         Some(code) => {
             *code == SqlState::READ_ONLY_SQL_TRANSACTION
                 || *code == SqlState::QUERY_CANCELED
-                || *code == SqlState::TOO_MANY_CONNECTIONS
                 || is_shutdown(code)
                 || code.code().starts_with("08")
+                || code.code().starts_with("53")
         }
         // Without a code the server said nothing: closed, an I/O error or a timeout. Conversion errors and the like
         // have no code either and are ours.
@@ -107,6 +108,14 @@ pub(crate) fn spoils_connection(error: &postgres::Error) -> bool {
         }
         None => error.is_closed() || is_io(error),
     }
+}
+
+/// True when the server answers and takes no writes: its disk is full, or it has become read-only. Reading goes on as if
+/// nothing were wrong, so nobody would notice by connections alone.
+pub(crate) fn takes_no_writes(error: &postgres::Error) -> bool {
+    error.code().is_some_and(|code| {
+        *code == SqlState::DISK_FULL || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+    })
 }
 
 /// 0A000 and 26000: the plan behind a prepared statement no longer fits the tables, or the statement is gone. A new

@@ -4,6 +4,7 @@
 //! request that gets a slot finds an idle connection or opens the one it stands for. Slots are added one at a time, each
 //! only after somebody has waited [`GROW_AFTER`]: for short work, waiting for the connection that is there is faster
 //! than opening another, and a pool that opens fifty at the first burst ends with fifty backends fighting for two cores.
+//! Nor is one added while a connection is being opened: what everybody waits for then is that one.
 //!
 //! Nothing here blocks; the queue is as long as there are requests in flight, which the server bounds, and nobody
 //! stays in it longer than `acquire_timeout`.
@@ -23,6 +24,7 @@ pub(super) struct Gate {
     slots: Arc<Semaphore>,
     state: Mutex<State>,
     waiting: AtomicUsize,
+    connecting: AtomicUsize,
 }
 
 struct State {
@@ -53,7 +55,13 @@ impl Gate {
                 frozen: false,
             }),
             waiting: AtomicUsize::new(0),
+            connecting: AtomicUsize::new(0),
         })
+    }
+
+    /// A connection is being opened until what this returns is dropped.
+    pub(super) fn connecting(&self) -> Counted<'_> {
+        Counted::new(&self.connecting)
     }
 
     /// Waits for a slot until `until`. `None`: none came free in time.
@@ -61,7 +69,7 @@ impl Gate {
         if let Ok(permit) = self.slots.clone().try_acquire_owned() {
             return Some(self.slot(permit));
         }
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = Counted::new(&self.waiting);
         // One future for the whole wait: its place in the queue is kept across the timers below.
         let acquire = self.slots.clone().acquire_owned();
         tokio::pin!(acquire);
@@ -87,6 +95,9 @@ impl Gate {
         if state.frozen || state.total >= state.limit {
             // Nothing to add until somebody changes the limit: ask rarely.
             return Duration::from_millis(250);
+        }
+        if self.connecting.load(Ordering::Relaxed) > 0 {
+            return GROW_AFTER;
         }
         if let Some(grown) = state.grown
             && now < grown + GROW_AFTER
@@ -170,17 +181,17 @@ impl Drop for Slot {
     }
 }
 
-/// Counts one waiter for as long as it lives, also when the request is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+/// Counts one for as long as it lives, also when a request is dropped.
+pub(super) struct Counted<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Waiting(count)
+        Counted(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -229,6 +240,19 @@ mod tests {
             assert!((expected..=expected + 5).contains(start), "{starts:?}");
         }
         assert_eq!(gate.figures(), (4, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_added_while_a_connection_is_being_opened() {
+        let gate = Gate::new(4);
+        let first = gate.acquire(soon()).await.unwrap();
+        let connecting = gate.connecting();
+        let in_a_second = Instant::now() + Duration::from_secs(1);
+        assert!(gate.acquire(in_a_second).await.is_none());
+        assert_eq!(gate.figures(), (1, 1));
+        drop(connecting);
+        assert!(gate.acquire(soon()).await.is_some());
+        drop(first);
     }
 
     #[tokio::test(start_paused = true)]

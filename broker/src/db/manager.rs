@@ -5,11 +5,17 @@
 //! [`Slotted`] without a connection, which carries the reason and is thrown away at once. And because r2d2 queues one
 //! attempt for every request that waited, `connect` makes none when nobody waits any more: after an outage there is one
 //! new connection, not fifty.
+//!
+//! A server that is stopped, or something in between that has lost its other side, accepts a connection and never says a
+//! word. No timeout of the driver's ends that, so an attempt runs on a thread of its own and is given up after
+//! [`OPEN_TIMEOUT`]; the few that may hang at once are [`MOST_OPENING`]. While the supervisor's prober says that the server
+//! is away, a request makes an attempt only now and then, in case it is the supervisor that has gone; the others are told
+//! at once.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use brokkr_pg::{ConnectError, Connector};
@@ -23,6 +29,15 @@ use super::gate::Gate;
 /// How long a connection lives at most. Each gets a random lifetime between three quarters of this and all of it, so
 /// that connections opened together do not end together.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// Reaching the server and logging in may take so long.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Attempts under way at once, those given up included.
+const MOST_OPENING: usize = 3;
+
+/// While the server is said to be away, an attempt is made this long after the last, more or less.
+const AWAY_PAUSE: Duration = Duration::from_millis(1500);
 
 /// Opens and judges connections to one tenant's schema.
 #[derive(Clone)]
@@ -50,6 +65,51 @@ pub(super) struct Shared {
     /// Checkouts that wait for a new connection now.
     pub(super) wanted: AtomicUsize,
     pub(super) draining: AtomicBool,
+    /// Why the server is away, while the supervisor's prober says so.
+    pub(super) away: watch::Sender<Option<String>>,
+    /// Attempts to open a connection under way now.
+    pub(super) opening: AtomicUsize,
+    /// Before then no attempt is made while the server is away.
+    pub(super) next_attempt: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    /// Why no attempt should be made now, if so.
+    fn hold_back(&self) -> Option<String> {
+        let away = self.away.borrow().clone();
+        let opening = self.opening.load(Ordering::Relaxed);
+        let Some(reason) = away else {
+            let hanging = opening >= MOST_OPENING;
+            return hanging.then(|| format!("{opening} attempts to connect have had no answer"));
+        };
+        let mut next = self
+            .next_attempt
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if opening > 0 || next.is_some_and(|at| now < at) {
+            return Some(reason);
+        }
+        // Jittered: tenants that have lost one server together are not to knock together.
+        *next = Some(now + AWAY_PAUSE.mul_f64(0.5 + fastrand::f64()));
+        None
+    }
+}
+
+/// One attempt in [`Shared::opening`].
+struct Opening(Arc<Shared>);
+
+impl Opening {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.opening.fetch_add(1, Ordering::Relaxed);
+        Opening(shared.clone())
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What r2d2 keeps: a connection, or why there is none. Boxed, because r2d2 reserves room for the largest pool.
@@ -163,6 +223,34 @@ impl Recipe {
     }
 }
 
+/// [`Recipe::open`] within [`OPEN_TIMEOUT`]. An attempt that is given up goes on by itself, and is closed when it comes to
+/// something after all.
+fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
+    let shared = &recipe.shared;
+    if let Some(reason) = shared.hold_back() {
+        return Err(reason);
+    }
+    let opening = Opening::new(shared);
+    let _connecting = shared.gate.connecting();
+    let (done, opened) = mpsc::sync_channel(1);
+    let attempt = recipe.clone();
+    std::thread::Builder::new()
+        .name("db-open".to_owned())
+        .spawn(move || {
+            let result = attempt.open();
+            drop(opening);
+            // Nobody waits any more: the connection is closed here.
+            let _ = done.send(result);
+        })
+        .map_err(|error| format!("no thread to connect on: {error}"))?;
+    let live = opened
+        .recv_timeout(OPEN_TIMEOUT)
+        .unwrap_or_else(|_| Err(format!("no answer within {OPEN_TIMEOUT:?}")))?;
+    // Seen with our own eyes; the supervisor may be the one that has gone.
+    shared.away.send_if_modified(|away| away.take().is_some());
+    Ok(live)
+}
+
 impl Slotted {
     /// The connection, if there is one.
     pub(super) fn live(&mut self) -> Result<&mut Live, DbError> {
@@ -207,7 +295,7 @@ impl Slotted {
             reason: Some("reconnecting".to_owned()),
         });
         let recipe = &self.0.recipe;
-        let mut live = recipe.open().map_err(DbError::unavailable)?;
+        let mut live = open_in_time(recipe).map_err(DbError::unavailable)?;
         live.client.batch_execute(&recipe.set_path)?;
         self.0.state = State::Live(live);
         Ok(())
@@ -223,7 +311,7 @@ impl r2d2::ManageConnection for Manager {
         let shared = &self.0.shared;
         let needed = shared.wanted.load(Ordering::Relaxed) > 0
             && *shared.open.borrow() < shared.gate.figures().0;
-        let state = match needed.then(|| self.0.open()) {
+        let state = match needed.then(|| open_in_time(&self.0)) {
             Some(Ok(live)) => State::Live(live),
             Some(Err(reason)) => State::Failed(Failed {
                 at: Instant::now(),

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use brokkr_tenant::{DatabaseUrl, SchemaName};
@@ -10,7 +10,7 @@ use r2d2::ManageConnection;
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use tokio::sync::{oneshot, watch};
 
-use super::conn::Conn;
+use super::conn::{Conn, Sql};
 use super::error::DbError;
 use super::gate::{Gate, Slot};
 use super::manager::{Manager, Recipe, Shared, set_path};
@@ -67,8 +67,14 @@ struct Inner {
     shared: Arc<Shared>,
     options: Options,
     last: Mutex<Last>,
+    /// Since when the server takes no writes, and why; until a trial shows that it does again.
+    unwritable: Mutex<Option<(Instant, String)>>,
     writes: AtomicU64,
 }
+
+/// A write that needs room on the server's disk, as no other is sure to: undone at once, it leaves nothing.
+const TRIAL: &str =
+    "CREATE TABLE brokkr_trial AS SELECT repeat('x', 1000) AS filler FROM generate_series(1, 8)";
 
 /// How the latest attempt to get a working connection ended.
 #[derive(Clone, Debug, Default)]
@@ -78,8 +84,14 @@ pub enum Last {
     Unknown,
     /// It worked, then.
     Worked(Instant),
-    /// It did not, and why.
-    Failed(String),
+    /// It did not, then, and why.
+    Failed(Instant, String),
+}
+
+impl Last {
+    fn failed(reason: String) -> Self {
+        Last::Failed(Instant::now(), reason)
+    }
 }
 
 impl Db {
@@ -96,6 +108,9 @@ impl Db {
             cap: AtomicUsize::new(cap as usize),
             wanted: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            away: watch::Sender::new(None),
+            opening: AtomicUsize::new(0),
+            next_attempt: Mutex::default(),
         });
         let manager = Manager::new(Recipe {
             url: options.url.clone(),
@@ -130,6 +145,7 @@ impl Db {
             shared,
             options,
             last: Mutex::default(),
+            unwritable: Mutex::default(),
             writes: AtomicU64::new(0),
         })))
     }
@@ -141,7 +157,8 @@ impl Db {
     /// # Errors
     ///
     /// What `work` returned, or, as `E`: [`DbError::Unavailable`] when there was no working connection within
-    /// `acquire_timeout` or no result within the deadline, [`DbError::Panicked`].
+    /// `acquire_timeout` (no result, once the server is known to be away) or no result within the deadline,
+    /// [`DbError::Panicked`].
     pub async fn run<T, E, F>(&self, work: F) -> Result<T, E>
     where
         F: FnOnce(&mut Conn) -> Result<T, E> + Send + 'static,
@@ -174,11 +191,26 @@ impl Db {
             Ok(_) => {}
             Err(_) => {
                 let reason = format!("the server did not answer within {acquire_timeout:?}");
-                self.0.note(Last::Failed(reason.clone()));
+                self.0.note(Last::failed(reason.clone()));
                 return Err(DbError::unavailable(reason).into());
             }
         }
-        match tokio::time::timeout_at(began + self.0.options.deadline, &mut job).await {
+        let mut away = self.0.shared.away.subscribe();
+        let lost = async {
+            // What a server that has gone was working on will not come back; one that is only slow is waited for. The
+            // sender lives as long as we do, so this ends only by a verdict.
+            let _ = away.wait_for(Option::is_some).await;
+            tokio::time::sleep_until(until).await;
+        };
+        // Cancel-safe: the job goes on by itself whoever waits for it.
+        let ended = tokio::select! {
+            ended = tokio::time::timeout_at(began + self.0.options.deadline, &mut job) => ended,
+            () = lost => {
+                let reason = format!("the server went away, and gave no result within {acquire_timeout:?}");
+                return Err(DbError::unavailable(reason).into());
+            }
+        };
+        match ended {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(DbError::Panicked.into()),
             Err(_) => {
@@ -191,13 +223,31 @@ impl Db {
         }
     }
 
-    /// Asks for a connection for at most `timeout`, to see whether there is one; the answer is also [`Db::last`].
+    /// Asks for a connection for at most `timeout`, to see whether there is one; the answer is also [`Db::last`]. A server
+    /// that took no writes has to take one on trial, and to forget it, before it counts as well again.
     ///
     /// # Errors
     ///
     /// As [`Db::run`].
     pub async fn probe(&self, timeout: Duration) -> Result<(), DbError> {
-        self.run_within(timeout, |_| Ok(())).await
+        if self.unwritable().is_none() {
+            return self.run_within(timeout, |_| Ok(())).await;
+        }
+        self.run_within(timeout, try_to_write).await?;
+        *self.0.unwritable() = None;
+        tracing::info!("the database takes writes again");
+        Ok(())
+    }
+
+    /// Since when the server takes no writes though it answers, if that is so.
+    pub fn unwritable(&self) -> Option<(Instant, String)> {
+        self.0.unwritable().clone()
+    }
+
+    /// The supervisor's prober says that the server is away, and why, or that it is not. While it is, work that has begun
+    /// is not waited for beyond `acquire_timeout`, and hardly anybody tries to connect.
+    pub fn set_away(&self, reason: Option<String>) {
+        self.0.shared.away.send_replace(reason);
     }
 
     /// How the latest checkout ended.
@@ -291,13 +341,27 @@ impl Inner {
         if conn.wrote() {
             self.writes.fetch_add(1, Ordering::Relaxed);
         }
-        match done {
+        let result = match done {
             Ok(result) => result,
             Err(_) => {
                 conn.spoil();
                 Err(DbError::Panicked.into())
             }
+        };
+        if let Some(reason) = conn.unwritable() {
+            let mut unwritable = self.unwritable();
+            if unwritable.is_none() {
+                tracing::warn!(%reason, "the database takes no writes");
+            }
+            *unwritable = Some((Instant::now(), reason.to_owned()));
         }
+        result
+    }
+
+    fn unwritable(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
+        self.unwritable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection that has just proved itself.
@@ -308,13 +372,13 @@ impl Inner {
                 Some(slotted) => slotted,
                 None => self
                     .wait_for_new(until)
-                    .inspect_err(|error| self.note(Last::Failed(error.to_string())))?,
+                    .inspect_err(|error| self.note(Last::failed(error.to_string())))?,
             };
             match slotted.failed() {
                 // The attempt was made for this request: its reason is the answer.
                 Some(failed) if failed.at >= began && failed.reason.is_some() => {
                     let reason = failed.reason.clone().unwrap_or_default();
-                    self.note(Last::Failed(reason.clone()));
+                    self.note(Last::failed(reason.clone()));
                     return Err(DbError::unavailable(reason));
                 }
                 // Left by somebody who did not wait for it, or no attempt at all.
@@ -324,7 +388,7 @@ impl Inner {
                         self.note(Last::Worked(Instant::now()));
                         return Ok(slotted);
                     }
-                    Err(error) => self.note(Last::Failed(error.to_string())),
+                    Err(error) => self.note(Last::failed(error.to_string())),
                 },
             }
             if Instant::now() >= until {
@@ -353,8 +417,8 @@ impl Inner {
     fn note(&self, last: Last) {
         let mut current = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*current, &last) {
-            (Last::Failed(_), Last::Worked(_)) => tracing::info!("the database answers again"),
-            (Last::Worked(_) | Last::Unknown, Last::Failed(reason)) => {
+            (Last::Failed(..), Last::Worked(_)) => tracing::info!("the database answers again"),
+            (Last::Worked(_) | Last::Unknown, Last::Failed(_, reason)) => {
                 tracing::warn!(%reason, "the database does not answer");
             }
             _ => {}
@@ -381,6 +445,27 @@ impl Drop for Inner {
             // No thread to be had: the process is at its limits or at its end, and the kernel closes what is left.
             std::mem::forget(self.pool.clone());
         }
+    }
+}
+
+/// Writes something that needs room, and undoes it.
+fn try_to_write(conn: &mut Conn) -> Result<(), DbError> {
+    enum Undo {
+        Done,
+        Failed(DbError),
+    }
+    impl From<DbError> for Undo {
+        fn from(error: DbError) -> Self {
+            Undo::Failed(error)
+        }
+    }
+    let tried: Result<(), Undo> = conn.transaction(|tx| {
+        tx.execute(TRIAL, &[])?;
+        Err(Undo::Done)
+    });
+    match tried {
+        Ok(()) | Err(Undo::Done) => Ok(()),
+        Err(Undo::Failed(error)) => Err(error),
     }
 }
 

@@ -63,6 +63,7 @@ struct SetServer {
 }
 
 async fn readyz(State(app): State<App>) -> Response {
+    app.health.heard();
     match app.health.ready(&app.db).await {
         Ok(()) => "Ready".into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
@@ -104,6 +105,7 @@ async fn set_server(State(app): State<App>, body: Bytes) -> Response {
             .reason
             .unwrap_or_else(|| "the supervisor says the server is down".to_owned()))
     };
+    app.db.set_away(verdict.as_ref().err().cloned());
     app.health.server(verdict);
     StatusCode::NO_CONTENT.into_response()
 }

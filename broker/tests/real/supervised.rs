@@ -61,6 +61,7 @@ impl Instance {
             state_dir: place.folder("state", 0o700),
             connections,
             grace: std::time::Duration::from_secs(20),
+            core: false,
             config: resolve(&[layer], Mode::Supervised).unwrap().config,
         };
         let mut memfd = File::from(memfd_create(c"config", MFdFlags::empty()).unwrap());

@@ -4,6 +4,7 @@ mod folders;
 mod kept;
 mod serve;
 mod service;
+mod vital;
 
 use crate::config::Supervisor;
 use crate::fleet::leave::Ended;
@@ -22,6 +23,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// What the sink gets to take the last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// A thread that has blocked once is there for the next who has to.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
@@ -101,8 +105,11 @@ fn turns(daemon: &serve::Daemon, mut inherited: Inherited, lock: &File) -> Resul
         // blocks (spawning, scanning, name resolution) runs on threads of its own.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_keep_alive(FOR_EVER)
             .build()
             .map_err(|error| format!("cannot make the event loop: {error}"))?;
+        // With one such thread there what blocks waits its turn on a host that is out of pids; without any it panics.
+        runtime.spawn_blocking(|| {});
         let ended = runtime.block_on(daemon.serve(inherited));
         // A thread may hang in a file system or a name server; it must not keep the process.
         runtime.shutdown_timeout(LAST_LINES);
@@ -134,6 +141,6 @@ fn start_log(config: &Supervisor) -> Result<Hub, String> {
         .with(level)
         .with(hub.layer())
         .init();
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    vital::end_with_them(hub.clone(), LAST_LINES);
     Ok(hub)
 }

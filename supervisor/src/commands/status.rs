@@ -150,6 +150,7 @@ fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
     line("pid", tenant.pid.map(|pid| pid.to_string()));
     line("uptime", tenant.uptime_s.map(duration));
     line("restarts", Some(tenant.restarts.to_string()));
+    line("last exit", of(&tenant.last_exit));
     line("listen", of(&tenant.listen));
     line("schema", of(&tenant.schema));
     line(

@@ -30,6 +30,7 @@ fn acme() -> TenantStatus {
         server: None,
         next_try_s: None,
         last_words: vec![],
+        last_exit: None,
         problem: None,
         warnings: vec![],
     }
@@ -77,6 +78,7 @@ impl Host {
                         reply.send(answer).unwrap();
                     }
                     Request::Order { reply, .. } => reply.send(Ok(vec![])).unwrap(),
+                    Request::Turn { reply } => reply.send(()).unwrap(),
                     Request::Reload {
                         confirm_removals,
                         reply,

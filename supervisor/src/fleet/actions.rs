@@ -88,6 +88,11 @@ impl Fleet {
                 self.edge.end(name, id, End::Terminate);
                 None
             }
+            Action::Abort(id) => {
+                tracing::warn!(tenant = %name, "SIGABRT, for a core");
+                self.edge.end(name, id, End::Abort);
+                None
+            }
             Action::Kill(id) => {
                 tracing::warn!(tenant = %name, "SIGKILL");
                 self.edge.end(name, id, End::Kill);
@@ -126,6 +131,7 @@ impl Fleet {
             state_dir,
             connections,
             grace: self.config.stop.grace,
+            core: self.config.debug_core,
             config: config.broker().clone(),
         }
     }

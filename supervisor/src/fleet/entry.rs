@@ -31,6 +31,8 @@ pub(super) struct Entry {
     /// The instance's own word on what it is doing.
     pub(super) status: Option<String>,
     pub(super) last_words: Vec<String>,
+    /// How the last instance that ended unplanned did, and why.
+    pub(super) last_exit: Option<String>,
     /// The last instance that ended unplanned; its words are the last words.
     pub(super) fallen: Option<InstanceId>,
     /// Nothing of it is left: it may be dropped.
@@ -51,6 +53,7 @@ impl Entry {
             told: None,
             status: None,
             last_words: Vec::new(),
+            last_exit: None,
             fallen: None,
             forgotten: false,
             logged: None,

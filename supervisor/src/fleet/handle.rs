@@ -73,6 +73,11 @@ pub enum Request {
         /// The answer.
         reply: oneshot::Sender<ReloadReport>,
     },
+    /// Answer at the next turn: the fleet still turns.
+    Turn {
+        /// The answer.
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Why a request was not carried out.
@@ -133,6 +138,19 @@ impl Handle {
             .await
             .map_err(|_| RequestError::Stopping)?;
         answer.await.map_err(|_| RequestError::Stopping)?
+    }
+
+    /// Waits until the fleet has turned once more.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub async fn turned(&self) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::Turn { reply })
+            .await
+            .map_err(|_| RequestError::Stopping)?;
+        answer.await.map_err(|_| RequestError::Stopping)
     }
 
     /// Reads every file again and waits until all has settled.

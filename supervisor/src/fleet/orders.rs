@@ -83,6 +83,10 @@ impl Fleet {
                 confirm_removals,
                 reply,
             } => self.take_reload(confirm_removals, reply),
+            Request::Turn { reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(());
+            }
         }
     }
 

@@ -81,6 +81,7 @@ impl Fleet {
             server: server.map(|place| place.server.to_string()),
             next_try_s: next_try.map(|at| at.saturating_sub(now).as_secs_f64()),
             last_words: entry.last_words.clone(),
+            last_exit: entry.last_exit.clone(),
             warnings,
             problem: entry.file_problem().map(|problem| problem.full.clone()),
         }

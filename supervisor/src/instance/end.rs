@@ -26,6 +26,8 @@ const KILLED_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) enum End {
     /// SIGTERM to the broker: drain.
     Terminate,
+    /// SIGABRT to the broker: leave a core, if it may.
+    Abort,
     /// SIGKILL to its whole session.
     Kill,
 }
@@ -35,6 +37,11 @@ pub(super) fn send(end: End, pid: i32, pidfd: &OwnedFd) {
     match end {
         End::Terminate => {
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGTERM as i32);
+        }
+        End::Abort => {
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGABRT as i32);
+            // A stopped process takes no signal but this one; what was pending before comes first.
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGCONT as i32);
         }
         End::Kill => {
             // First the one that is surely meant. Stopped by it or not, the number is taken until it has been reaped.

@@ -3,15 +3,18 @@
 use super::report::Reporter;
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
+use brokkr_tenant::TenantName;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// `[health] interval` and `timeout`.
@@ -30,10 +33,15 @@ pub(crate) struct Wishes {
     pub(crate) server: Option<Result<(), String>>,
 }
 
+/// An instance that is not ready for a reason of its own is asked so often, so that its recovery is not seen late. The
+/// server's own recovery is told to it, and answered at once.
+const SOONER: Duration = Duration::from_millis(500);
+
 /// An answer of more than this is no answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// Probes one instance and tells it the supervisor's wishes, until the task is aborted.
+#[derive(Clone)]
 pub(crate) struct Private {
     pub(crate) id: InstanceId,
     pub(crate) path: PathBuf,
@@ -47,8 +55,14 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    /// Runs until nobody reads its reports any more.
-    pub(crate) async fn run(mut self) {
+    /// Runs until nobody reads its reports any more. A panic costs this one instance a probe, and nobody else anything.
+    pub(crate) async fn run(self) {
+        let tenant = self.reporter.tenant().clone();
+        let pause = self.times.interval;
+        again_after_a_panic(&tenant, pause, || self.clone().talk()).await;
+    }
+
+    async fn talk(mut self) {
         let mut client = Client::new(self.path.clone());
         // Spread over the interval, so that a thousand brokers are not asked in the same millisecond.
         let first = self.times.interval.mul_f64(fastrand::f64());
@@ -64,17 +78,30 @@ impl Private {
                 },
                 () = tokio::time::sleep_until(next) => false,
             };
-            let late = Instant::now().saturating_duration_since(next);
+            let began = Instant::now();
+            let late = began.saturating_duration_since(next);
             self.tell(&mut client).await;
             let event = self.probe(&mut client, late).await;
             // An answer like the one before is no news; a miss always is, for misses are counted.
             let news = matches!(event, Event::ProbeMissed { .. }) || last.as_ref() != Some(&event);
+            let sooner = matches!(
+                event,
+                Event::ProbeAnswered {
+                    not_ready: Some(_),
+                    ..
+                }
+            ) && !matches!(self.wishes.borrow().server, Some(Err(_)));
             if news && !self.reporter.life(event.clone()).await {
                 return;
             }
             last = Some(event);
             if !changed || late > Duration::ZERO {
-                next = Instant::now() + self.times.interval;
+                // From one beginning to the next: a probe that waits for its timeout must not put off those after it, or
+                // a hung broker would be found later than the operator has set.
+                next = (began + self.times.interval).max(Instant::now());
+            }
+            if sooner {
+                next = next.min(Instant::now() + SOONER);
             }
         }
     }
@@ -119,6 +146,24 @@ impl Private {
             None => Some("no answer to /readyz".into()),
         };
         Event::ProbeAnswered { id, not_ready }
+    }
+}
+
+/// Runs what `make` makes, and once more a while after each panic. Dropped, it takes what it runs with it.
+async fn again_after_a_panic<F>(tenant: &TenantName, pause: Duration, mut make: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut running = JoinSet::new();
+    loop {
+        running.spawn(make());
+        match running.join_next().await {
+            Some(Err(panic)) if panic.is_panic() => {
+                tracing::error!(%tenant, "the supervisor failed at talking to its broker, and begins anew: {panic}");
+                tokio::time::sleep(pause).await;
+            }
+            _ => return,
+        }
     }
 }
 
@@ -200,5 +245,54 @@ impl Client {
             status,
             String::from_utf8_lossy(&body.to_bytes()).into_owned(),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_while_talking_to_a_broker_is_followed_by_a_new_beginning() {
+        let tenant = TenantName::parse("acme").unwrap();
+        let begun = Arc::new(AtomicU32::new(0));
+        let counted = begun.clone();
+        let pause = Duration::from_secs(2);
+        let start = Instant::now();
+        again_after_a_panic(&tenant, pause, move || {
+            let number = counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                assert!(number >= 2, "a mistake of ours");
+            }
+        })
+        .await;
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
+        assert_eq!(start.elapsed(), 2 * pause);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_run_ends_with_its_keeper() {
+        let tenant = TenantName::parse("acme").unwrap();
+        let alive = Arc::new(());
+        let held = alive.clone();
+        let keeper = tokio::spawn(async move {
+            again_after_a_panic(&tenant, Duration::from_secs(1), || {
+                let held = held.clone();
+                async move {
+                    let _held = held;
+                    std::future::pending::<()>().await;
+                }
+            })
+            .await;
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(Arc::strong_count(&alive), 3);
+        keeper.abort();
+        let _ = keeper.await;
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 }

@@ -11,6 +11,7 @@ const POLICY: Policy = Policy {
     start_timeout: Duration::from_secs(60),
     grace: Duration::from_secs(20),
     probe_failures: 3,
+    core: false,
 };
 
 fn spec(revision: u64) -> Want {
@@ -33,6 +34,7 @@ struct Host {
     now: Time,
     spawned: Vec<InstanceId>,
     terminated: Vec<InstanceId>,
+    aborted: Vec<InstanceId>,
     killed: Vec<InstanceId>,
     connections: Vec<(InstanceId, u32)>,
     stand_in: bool,
@@ -47,6 +49,7 @@ impl Host {
             now: Duration::ZERO,
             spawned: vec![],
             terminated: vec![],
+            aborted: vec![],
             killed: vec![],
             connections: vec![],
             stand_in: false,
@@ -69,6 +72,7 @@ impl Host {
                         self.connections.push((id, connections));
                     }
                     Action::Terminate(id) => self.terminated.push(id),
+                    Action::Abort(id) => self.aborted.push(id),
                     Action::Kill(id) => self.killed.push(id),
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
@@ -270,6 +274,25 @@ fn a_ready_tenant_whose_server_goes_away_is_degraded_and_left_alone() {
         not_ready: None,
     });
     assert_eq!(host.state(), State::Ready);
+}
+
+#[test]
+fn a_hung_broker_that_may_leave_a_core_is_aborted_and_killed_when_that_takes_too_long() {
+    let (mut host, id) = Host::up(1);
+    host.life.set_policy(Policy {
+        core: true,
+        ..POLICY
+    });
+    let detail = "hung".to_owned();
+    host.on(Event::ReplaceHung { id, detail });
+    assert_eq!((host.aborted.as_slice(), host.killed.len()), (&[id][..], 0));
+    assert_eq!(host.life.pulse(), Pulse::BeingReplaced);
+    host.after(CORE_WITHIN - Duration::from_millis(1));
+    assert!(host.killed.is_empty());
+    host.after(Duration::from_millis(1));
+    assert_eq!(host.killed, [id]);
+    host.exit(id);
+    assert_eq!(host.spawned.len(), 2);
 }
 
 #[test]

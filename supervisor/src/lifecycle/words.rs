@@ -23,6 +23,8 @@ pub(crate) struct Policy {
     pub(crate) grace: Duration,
     /// `[health] failures`.
     pub(crate) probe_failures: u32,
+    /// `[debug] core`: a hung instance is to leave one.
+    pub(crate) core: bool,
 }
 
 /// What should run.
@@ -133,6 +135,8 @@ pub(crate) enum Action {
     },
     /// SIGTERM.
     Terminate(InstanceId),
+    /// SIGABRT, so that it leaves a core.
+    Abort(InstanceId),
     /// SIGKILL, to its whole session.
     Kill(InstanceId),
     /// `PUT /pool`.

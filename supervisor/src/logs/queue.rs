@@ -51,6 +51,16 @@ impl Chunk {
 struct Ready {
     bytes: Bytes,
     lines: u32,
+    /// Where it only says how many were lost: what it says.
+    says: Option<Losses>,
+}
+
+/// Lines lost since it was last said.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Losses {
+    count: u64,
+    /// The sink refused some: it was not that they came too fast.
+    refused: bool,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +71,7 @@ struct Entry {
     memory: VecDeque<(u64, Chunk)>,
     remembered: usize,
     /// Lines lost since it was last said, and who was to have said them.
-    losing: Option<(Arc<Origin>, u64)>,
+    losing: Option<(Arc<Origin>, Losses)>,
     lost: u64,
     /// Open pipes.
     pipes: usize,
@@ -97,6 +107,7 @@ pub(super) struct Turn {
     pub(super) name: Name,
     pub(super) bytes: Bytes,
     pub(super) lines: u32,
+    pub(super) says: Option<Losses>,
 }
 
 impl Shared {
@@ -167,11 +178,26 @@ impl Shared {
         }
     }
 
-    /// Lines the sink did not take after all.
-    pub(super) fn lost(&self, name: &Name, lines: u32) {
-        if let Some(entry) = self.lock().entries.get_mut(name) {
-            entry.lost += u64::from(lines);
+    /// A turn the sink did not take after all, of so many lines: said when it takes the tenant's next.
+    pub(super) fn lost(&self, name: &Name, lines: u32, says: Option<Losses>) {
+        let mut state = self.lock();
+        let Some(entry) = state.entries.get_mut(name) else {
+            return;
+        };
+        // A line about losses is none itself, and what it said is still to be said.
+        let new = if says.is_some() { 0 } else { u64::from(lines) };
+        entry.lost += new;
+        if entry.gone {
+            return;
         }
+        let last = entry.memory.back();
+        let origin = last.map(|(_, chunk)| Arc::clone(&chunk.origin));
+        let (_, losses) = entry.losing.get_or_insert_with(|| {
+            let own = || Arc::new(Origin::new(name.clone(), nix::unistd::getpid().as_raw()));
+            (origin.unwrap_or_else(own), Losses::default())
+        });
+        losses.count += new + says.map_or(0, |losses| losses.count);
+        losses.refused = true;
     }
 
     pub(super) fn close(&self) {
@@ -292,30 +318,40 @@ impl State {
             // Half empty again, not just one line less: else every second line would be about the others.
             Some(_) if entry.queued <= limit / 2 => {
                 self.say_losses(&name);
-                self.enqueue(&name, encoded, chunk.lines);
+                self.enqueue(&name, encoded, chunk.lines, None);
             }
-            Some((origin, count)) => {
+            Some((origin, losses)) => {
                 *origin = chunk.origin;
-                *count += u64::from(chunk.lines);
+                losses.count += u64::from(chunk.lines);
                 entry.lost += u64::from(chunk.lines);
             }
             None if entry.queue.is_empty() || entry.queued + encoded.len() <= limit => {
-                self.enqueue(&name, encoded, chunk.lines);
+                self.enqueue(&name, encoded, chunk.lines, None);
             }
             None => {
-                entry.losing = Some((chunk.origin, u64::from(chunk.lines)));
+                let losses = Losses {
+                    count: u64::from(chunk.lines),
+                    refused: false,
+                };
+                entry.losing = Some((chunk.origin, losses));
                 entry.lost += u64::from(chunk.lines);
             }
         }
     }
 
     fn say_losses(&mut self, name: &Name) {
-        let Some((origin, count)) = self.entries.get_mut(name).and_then(|e| e.losing.take()) else {
+        let Some((origin, losses)) = self.entries.get_mut(name).and_then(|e| e.losing.take())
+        else {
             return;
         };
         let mut line = Vec::new();
+        let count = losses.count;
         let plural = if count == 1 { "line" } else { "lines" };
-        let message = format!("dropped {count} {plural}: they came faster than the log is read");
+        let why = match losses.refused {
+            true => "the log could not be written",
+            false => "they came faster than the log is read",
+        };
+        let message = format!("dropped {count} {plural}: {why}");
         origin.write(&mut line, "WARN", "brokkr_supervisor::logs", &message);
         let chunk = Chunk {
             origin,
@@ -324,10 +360,10 @@ impl State {
         };
         self.remember(name, chunk.clone());
         let encoded = self.encoder.encoded(&chunk);
-        self.enqueue(name, encoded, 1);
+        self.enqueue(name, encoded, 1, Some(losses));
     }
 
-    fn enqueue(&mut self, name: &Name, bytes: Bytes, lines: u32) {
+    fn enqueue(&mut self, name: &Name, bytes: Bytes, lines: u32, says: Option<Losses>) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -335,7 +371,7 @@ impl State {
             self.turns.push_back(name.clone());
         }
         entry.queued += bytes.len() + CHUNK_COST;
-        entry.queue.push_back(Ready { bytes, lines });
+        entry.queue.push_back(Ready { bytes, lines, says });
     }
 
     fn remember(&mut self, name: &Name, chunk: Chunk) {
@@ -393,6 +429,7 @@ impl State {
                 name,
                 bytes: ready.bytes,
                 lines: ready.lines,
+                says: ready.says,
             });
         }
         turns

@@ -97,7 +97,7 @@ pub(super) fn run(shared: &Shared, mut sink: Sink) {
                 if let Err(from) = stream.write(&turns) {
                     // A full disk or a reader that has gone: the lines are lost and counted, brokers run on.
                     for turn in &turns[from..] {
-                        shared.lost(&turn.name, turn.lines);
+                        shared.lost(&turn.name, turn.lines, turn.says);
                     }
                 }
             }
@@ -105,7 +105,7 @@ pub(super) fn run(shared: &Shared, mut sink: Sink) {
                 for turn in &turns {
                     for datagram in journal::datagrams(&turn.bytes) {
                         if !send(shared, socket, path, datagram) {
-                            shared.lost(&turn.name, 1);
+                            shared.lost(&turn.name, 1, turn.says);
                         }
                     }
                 }

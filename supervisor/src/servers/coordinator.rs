@@ -18,6 +18,10 @@ const RETRY: std::ops::Range<u64> = 250..500;
 /// How long until what said no is tried again: only a person can change that.
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 
+/// How long until a server that has become read-only is tried again: its return is to be seen within a second, and it
+/// answers, so every try costs it two logins.
+const RETRY_READ_ONLY: std::ops::Range<u64> = 500..1000;
+
 /// Our own connections are called this behind the prefix: no tenant's name, for it has a dot.
 const OWN_NAME: &str = ".supervisor";
 
@@ -468,8 +472,9 @@ impl Coordinator {
                     last,
                 }
             }
-            Failure::Refused(reason) => Endpoint::Refused {
+            Failure::Refused(reason) | Failure::ReadOnly(reason) => Endpoint::Refused {
                 reason: reason.clone(),
+                passing: matches!(failure, Failure::ReadOnly(_)) && last.is_some(),
                 last,
             },
         };
@@ -514,8 +519,13 @@ impl Coordinator {
             .filter(|(url, _)| address_of(url) == *address)
             .filter_map(|(_, endpoint)| match endpoint {
                 Endpoint::Ready(_) => None,
-                Endpoint::Refused { .. } => Some(RETRY_REFUSED),
-                _ => Some(Duration::from_millis(fastrand::u64(RETRY))),
+                Endpoint::Refused { passing: false, .. } => Some(RETRY_REFUSED),
+                Endpoint::Refused { passing: true, .. } => {
+                    Some(Duration::from_millis(fastrand::u64(RETRY_READ_ONLY)))
+                }
+                Endpoint::Unknown | Endpoint::Unreachable { .. } => {
+                    Some(Duration::from_millis(fastrand::u64(RETRY)))
+                }
             })
             .min();
         if let Some(wait) = wait {

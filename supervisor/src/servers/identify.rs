@@ -55,12 +55,12 @@ pub(super) async fn identify(
 
     let row = first.ask_one(ASK).await?;
     if row.flag(10)? {
-        return Err(Failure::refused(
+        return Err(Failure::read_only(
             "is a standby: it is in recovery and takes no writes",
         ));
     }
     if row.text(11)? == "on" {
-        return Err(Failure::refused(
+        return Err(Failure::read_only(
             "is read-only: transaction_read_only is on for this role, database or server",
         ));
     }

@@ -33,10 +33,12 @@ pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
     };
     for row in session.ask(ASK).await? {
         if row.flag(2)? {
-            return Err(Failure::refused("has become a standby: it is in recovery"));
+            return Err(Failure::read_only(
+                "has become a standby: it is in recovery",
+            ));
         }
         if row.text(3)? == "on" {
-            return Err(Failure::refused(
+            return Err(Failure::read_only(
                 "has become read-only: transaction_read_only is on",
             ));
         }

@@ -22,6 +22,8 @@ pub(super) enum Failure {
     Unreachable(String),
     /// It answers, and says no.
     Refused(String),
+    /// It answers, and takes no writes: a standby, or one that was switched to read-only.
+    ReadOnly(String),
 }
 
 impl Failure {
@@ -29,10 +31,14 @@ impl Failure {
         Self::Refused(reason.to_owned())
     }
 
+    pub(super) fn read_only(reason: &str) -> Self {
+        Self::ReadOnly(reason.to_owned())
+    }
+
     /// In words.
     pub(super) fn reason(&self) -> &str {
         match self {
-            Self::Unreachable(reason) | Self::Refused(reason) => reason,
+            Self::Unreachable(reason) | Self::Refused(reason) | Self::ReadOnly(reason) => reason,
         }
     }
 

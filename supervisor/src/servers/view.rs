@@ -35,6 +35,9 @@ pub enum Endpoint {
         reason: String,
         /// Where it led when it was last good.
         last: Option<Place>,
+        /// It was a server for a tenant and takes no writes just now: it is tried again several times a second, for that
+        /// may end without anybody touching this host.
+        passing: bool,
     },
     /// A server for a tenant.
     Ready(Place),

@@ -22,6 +22,7 @@ pub(super) const POLICY: Policy = Policy {
     start_timeout: Duration::from_secs(60),
     grace: Duration::from_secs(20),
     probe_failures: 3,
+    core: false,
 };
 /// `[start] parallelism`
 pub(super) const PARALLELISM: usize = 4;
@@ -370,7 +371,7 @@ impl World {
                 connections,
             } => self.spawn(n, id, revision, connections),
             Action::Terminate(id) => self.terminate(n, id),
-            Action::Kill(id) => self.kill(n, id),
+            Action::Abort(id) | Action::Kill(id) => self.kill(n, id),
             Action::SetConnections(id, most) => self.set_connections(n, id, most),
             Action::CountBackends => return Some(Event::Backends(self.backends(n))),
             Action::StandIn(on) => self.tenants[n].stands_in = on,

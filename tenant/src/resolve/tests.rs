@@ -296,6 +296,7 @@ fn instance(config: BrokerConfig) -> InstanceConfig {
         state_dir: "/var/lib/brokkr/tenants/acme".into(),
         connections: 10,
         grace: std::time::Duration::from_secs(20),
+        core: false,
         config,
     }
 }

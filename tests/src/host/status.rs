@@ -65,6 +65,9 @@ pub struct TenantStatus {
     pub pool_size: Option<u32>,
     /// Id of its server.
     pub server: Option<String>,
+    /// How the last instance that ended unplanned did.
+    #[serde(default)]
+    pub last_exit: Option<String>,
     /// Last lines of the last instance that ended unplanned.
     #[serde(default)]
     pub last_words: Vec<String>,

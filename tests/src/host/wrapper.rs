@@ -55,6 +55,15 @@ impl Wrapper {
         fs::rename(&temporary, self.folder.join(format!("{tenant}.sh"))).unwrap();
     }
 
+    /// `tenant` is a broker that becomes ready and answers nothing, from its next instance on.
+    pub fn deaf(&self, tenant: &str) {
+        let program = bin::trivial_broker();
+        self.first(
+            tenant,
+            &format!("TRIVIAL=deaf exec {} serve", program.display()),
+        );
+    }
+
     /// `tenant` behaves again, from its next instance on.
     pub fn heal(&self, tenant: &str) {
         fs::remove_file(self.folder.join(format!("{tenant}.sh"))).unwrap();

@@ -1,5 +1,6 @@
 //! One turn of the daemon: everything is started, and runs until the fleet has ended or leaves.
 
+use super::vital::vital;
 use super::{folders, service};
 use crate::budget::parse_admitted;
 use crate::config::{Look, Scanner, Supervisor};
@@ -97,7 +98,7 @@ impl Daemon {
             desired_sender.send_replace(Arc::new(first.desired));
             let tenants_dir = self.config.tenants_dir.clone();
             let watch_task = Watch::new(tenants_dir, scanner, desired_sender, wishes);
-            tokio::spawn(watch_task.run());
+            tokio::spawn(vital(watch_task.run()));
 
             let (report_sender, reports) = mpsc::channel(REPORTS);
             let groups = self.groups.problem();
@@ -125,10 +126,13 @@ impl Daemon {
                 config: self.config.clone(),
             });
             let (quit, quits) = mpsc::channel(QUITS);
-            tokio::spawn(service::report(notifier.clone(), snapshot));
+            let watchdog = service::answer_watchdog(notifier.clone(), handle.clone());
+            tokio::spawn(vital(watchdog));
+            tokio::spawn(vital(service::report(notifier.clone(), snapshot)));
             let file = self.file.clone();
-            tokio::spawn(service::heed(signals, notifier.clone(), handle, file, quit));
-            let ended = fleet.run(quits).await;
+            let heed = service::heed(signals, notifier.clone(), handle, file, quit);
+            tokio::spawn(vital(heed));
+            let ended = vital(fleet.run(quits)).await;
 
             // The probers last but one: without them nothing knocks at an embedded server on its way out.
             drop((control, servers));

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 
 /// While draining, systemd is asked for more time so often.
 const EXTEND_EVERY: Duration = Duration::from_secs(1);
@@ -123,23 +124,27 @@ async fn end(signal: &str, notifier: Notifier, quit: mpsc::Sender<Quit>) {
     }
 }
 
-/// Tells systemd of the first judgement, of progress, and that the loop turns.
+/// Tells systemd that the fleet turns, as often as it wants to hear it. The fleet itself is asked, and answers between two
+/// turns: one that is stuck does not, however well the rest of the process may be.
+pub(super) async fn answer_watchdog(notifier: Notifier, handle: Handle) {
+    let Some(interval) = notifier.watchdog_interval() else {
+        return;
+    };
+    let mut due = tokio::time::interval(interval);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        // Once the fleet has ended, what is left to end (an embedded server) is this loop's.
+        let _ = handle.turned().await;
+        notifier.watchdog();
+    }
+}
+
+/// Tells systemd of the first judgement, and of progress.
 pub(super) async fn report(notifier: Notifier, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
-    let turn = notifier
-        .watchdog_interval()
-        .unwrap_or(Duration::from_secs(86_400));
-    let mut watchdog = tokio::time::interval(turn);
     let mut said = String::new();
     let mut ready = false;
-    loop {
-        // Cancel-safe: a change not seen now is seen by the next `changed`.
-        tokio::select! {
-            changed = snapshots.changed() => if changed.is_err() { return },
-            _ = watchdog.tick() => {
-                notifier.watchdog();
-                continue;
-            }
-        }
+    while snapshots.changed().await.is_ok() {
         let line = summary(&snapshots.borrow_and_update());
         if line != said {
             notifier.status(&line);
@@ -171,4 +176,45 @@ fn summary(snapshot: &Snapshot) -> String {
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::fleet::handle::Request;
+    use std::os::unix::net::UnixDatagram;
+    use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn the_watchdog_is_answered_while_the_fleet_turns_and_not_when_it_is_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        systemd.set_nonblocking(true).unwrap();
+        let notifier = Notifier::to(&path, Duration::from_millis(20)).unwrap();
+        let (requests, mut fleet) = mpsc::channel(4);
+        let (_snapshots, snapshot) = watch::channel(Arc::default());
+        let watchdog = tokio::spawn(answer_watchdog(notifier, Handle::new(snapshot, requests)));
+        let pings = || {
+            let mut buffer = [0; 64];
+            std::iter::from_fn(|| systemd.recv(&mut buffer).ok()).count()
+        };
+        for _ in 0..3 {
+            let Some(Request::Turn { reply }) = fleet.recv().await else {
+                unreachable!("nothing else is asked")
+            };
+            assert_eq!(pings(), 0, "nothing is said before the fleet has answered");
+            reply.send(()).unwrap();
+            while pings() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        // Asked once more, and no answer comes: everything else of the process goes on, and nothing is said.
+        let stuck = fleet.recv().await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(pings(), 0);
+        drop(stuck);
+        watchdog.abort();
+    }
 }

@@ -1,12 +1,5 @@
 //! The server is away, comes back, restarts under load: brokers stay, and no restart of one is counted.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "tests"
-)]
-
+use crate::scene::{Fails, Fault};
 use brokkr_tests::{Host, Load, Tenant, holds_for, until};
 use std::time::{Duration, Instant};
 
@@ -191,4 +184,32 @@ fn an_embedded_server_that_is_killed_comes_back_and_brokers_stay() {
     acme.becomes("ready");
     let status = acme.status();
     assert_eq!((status.pid, status.restarts), (Some(pid), 0));
+}
+
+#[test]
+fn a_server_that_is_stopped_costs_503_and_nothing_else() {
+    let host = Host::new();
+    let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
+    Fault {
+        name: "PostgreSQL stopped",
+        fails: Fails::All,
+        lasts: Duration::from_secs(2),
+        begin: &|| host.server().stop(),
+        end: &|| host.server().resume_service(),
+    }
+    .over(&host, &tenants);
+}
+
+#[test]
+fn a_server_that_is_paused_fails_what_is_in_flight_within_the_acquire_timeout() {
+    let host = Host::new();
+    let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
+    Fault {
+        name: "PostgreSQL paused (SIGSTOP)",
+        fails: Fails::All,
+        lasts: Duration::from_secs(5),
+        begin: &|| host.server().freeze(),
+        end: &|| host.server().thaw(),
+    }
+    .over(&host, &tenants);
 }

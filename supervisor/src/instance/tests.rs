@@ -1,0 +1,84 @@
+//! A panic in what the supervisor does for one tenant is that tenant's failure.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::zombie_processes,
+    reason = "tests; the process is waited for by its number"
+)]
+
+use super::*;
+use crate::handover::Described;
+use crate::instance::report::What;
+use crate::logs::{Format, Output};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::process::Command;
+use std::time::Duration;
+
+fn edge(folder: &std::path::Path) -> (Edge, mpsc::Receiver<Report>) {
+    let settings = Settings {
+        program: "/bin/false".into(),
+        folder: folder.to_owned(),
+        times: ProbeTimes {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+        },
+        open_files: (256, 1024),
+        groups: Groups::default(),
+    };
+    let null = std::fs::File::create("/dev/null").unwrap();
+    let hub = Hub::start(Output::choose(Format::Json, null.into())).unwrap();
+    let (reports, reported) = mpsc::channel(16);
+    (Edge::new(settings, hub, reports), reported)
+}
+
+#[tokio::test]
+async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (edge, mut reported) = edge(folder.path());
+    let tenant = TenantName::parse("acme").unwrap();
+    let id = InstanceId(1);
+    let files = Files::new(folder.path(), &tenant, id);
+    // A process with the instance's lock, as one that was started by the task.
+    let lock = lock::create(&files.lock()).unwrap();
+    let child = Command::new("sleep")
+        .arg("1000")
+        .stdin(lock.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(child.id() as i32);
+    let what = Described {
+        digest: "abc".into(),
+        listen: Listen::parse("127.0.0.1:1").unwrap(),
+        schema: "acme".into(),
+        pool: 3,
+        program: None,
+        config: serde_json::Value::Null,
+    };
+    lock::sign(&lock, &lock::Holder::of(pid.as_raw()).unwrap(), &what).unwrap();
+    drop(lock);
+
+    let task = tokio::spawn(async { panic!("a mistake of ours") });
+    edge.watch(tenant.clone(), id, files.clone(), task);
+    let report = reported.recv().await.unwrap();
+    assert_eq!(report.tenant, tenant);
+    match report.what {
+        What::Life(Event::Exited {
+            id: ended, reason, ..
+        }) => {
+            assert_eq!(ended, id);
+            assert!(reason.contains("a mistake of ours"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let status = tokio::task::spawn_blocking(move || waitpid(pid, None).unwrap());
+    assert!(matches!(
+        status.await.unwrap(),
+        WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGKILL, _)
+    ));
+    assert!(!files.lock().exists());
+    // Another tenant's task goes on as if nothing had been.
+    let task = tokio::spawn(async {});
+    edge.watch(TenantName::parse("globex").unwrap(), id, files, task);
+    assert!(reported.try_recv().is_err());
+}

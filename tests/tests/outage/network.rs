@@ -1,0 +1,94 @@
+//! The server is well and the way to it is not.
+
+use crate::scene::{Fails, Fault};
+use brokkr_tests::{Host, Proxy, Tenant};
+use std::time::Duration;
+
+/// A host that reaches its server through a proxy, with two tenants up.
+fn behind_a_proxy(host: &Host) -> (Proxy, [Tenant<'_>; 2]) {
+    let proxy = Proxy::to(host.server().port());
+    host.set(
+        "defaults.database.url",
+        &format!("{:?}", proxy.url("brokkr", "brokkr")),
+    );
+    let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
+    (proxy, tenants)
+}
+
+#[test]
+fn connections_that_are_cut_by_the_server_are_made_again() {
+    let host = Host::new();
+    let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
+    let cut = || {
+        host.server().sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%'",
+        );
+    };
+    Fault {
+        name: "connections cut (pg_terminate_backend)",
+        fails: Fails::Perhaps,
+        lasts: Duration::ZERO,
+        begin: &cut,
+        end: &|| {},
+    }
+    .over(&host, &tenants);
+}
+
+#[test]
+fn a_network_that_holds_everything_back_fails_requests_in_time() {
+    let host = Host::new();
+    let (proxy, tenants) = behind_a_proxy(&host);
+    Fault {
+        name: "network holds everything back",
+        fails: Fails::All,
+        lasts: Duration::from_secs(5),
+        begin: &|| proxy.hold(),
+        end: &|| proxy.forward(),
+    }
+    .over(&host, &tenants);
+}
+
+#[test]
+fn a_black_hole_fails_requests_in_time_and_dead_connections_are_given_up() {
+    let host = Host::new();
+    let (proxy, tenants) = behind_a_proxy(&host);
+    Fault {
+        name: "network black-holed",
+        fails: Fails::All,
+        lasts: Duration::from_secs(8),
+        begin: &|| proxy.black_hole(),
+        end: &|| proxy.forward(),
+    }
+    .over(&host, &tenants);
+}
+
+#[test]
+fn a_short_black_hole_is_over_when_it_is_over() {
+    let host = Host::new();
+    let (proxy, tenants) = behind_a_proxy(&host);
+    Fault {
+        name: "network black-holed for a moment",
+        fails: Fails::Perhaps,
+        lasts: Duration::ZERO,
+        begin: &|| proxy.black_hole(),
+        end: &|| proxy.forward(),
+    }
+    .over(&host, &tenants);
+}
+
+#[test]
+fn connections_that_something_in_between_has_forgotten_hold_nobody_up() {
+    let host = Host::new();
+    let (proxy, tenants) = behind_a_proxy(&host);
+    Fault {
+        name: "network forgets its connections",
+        fails: Fails::All,
+        lasts: Duration::from_secs(6),
+        begin: &|| proxy.hold(),
+        end: &|| {
+            proxy.forget();
+            proxy.forward();
+        },
+    }
+    .over(&host, &tenants);
+}

@@ -1,0 +1,122 @@
+//! Out of file descriptors: before, by counting; and all of a sudden.
+
+use crate::world::{host, ready, tenants};
+use brokkr_tests::{bin, holds_for, http, procs, until};
+use std::time::Duration;
+
+/// Asks `prlimit` about a running process, as the user whose it is: root may not without CAP_SYS_RESOURCE.
+fn prlimit(pid: i32, arguments: &[String]) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(format!("/proc/{pid}")).unwrap();
+    let (owner, group) = (owner.uid(), owner.gid());
+    let pid = format!("--pid={pid}");
+    if owner == nix::unistd::geteuid().as_raw() {
+        return bin::run("prlimit", [&[pid], arguments].concat()).ok();
+    }
+    let user = [
+        format!("--reuid={owner}"),
+        format!("--regid={group}"),
+        "--clear-groups".into(),
+        "prlimit".into(),
+        pid,
+    ];
+    bin::run("setpriv", [&user, arguments].concat()).ok()
+}
+
+/// Lowers a soft limit of a running process: `nofile`, `nproc`.
+pub fn lower(pid: i32, what: &str, to: usize) {
+    prlimit(pid, &[format!("--{what}={to}:")]);
+}
+
+/// Raises it to the hard limit again.
+pub fn restore(pid: i32, what: &str) {
+    let hard = ["--raw", "--noheadings", "--output=HARD"].map(str::to_owned);
+    let hard = prlimit(pid, &[&hard[..], &[format!("--{what}")]].concat());
+    prlimit(pid, &[format!("--{what}={}:", hard.trim())]);
+}
+
+#[test]
+fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
+    let host = host();
+    // Less what the supervisor needs itself, and at twelve a tenant: ten of them.
+    host.under(&["prlimit", "--nofile=250:250"]);
+    tenants(&host, 14);
+    host.up();
+    ready(&host, 10);
+    let status = host.status();
+    let refused: Vec<_> = status
+        .tenants
+        .iter()
+        .filter(|t| t.state == "refused")
+        .collect();
+    assert_eq!(refused.len(), 4, "{status:#?}");
+    for tenant in &refused {
+        let reason = tenant.reason.as_deref().unwrap();
+        assert!(
+            reason.contains("out of descriptors")
+                && reason.contains("250")
+                && reason.contains(&tenant.name),
+            "{reason}"
+        );
+    }
+    // Room for one is room for the next.
+    host.known("t0").remove_file();
+    ready(&host, 10);
+    host.wait(Duration::from_secs(10), "one less to be refused", |s| {
+        s.tenants.iter().filter(|t| t.state == "refused").count() == 3
+    });
+}
+
+#[test]
+fn descriptors_that_run_out_all_of_a_sudden_harm_nobody_who_runs() {
+    let host = host();
+    let tenants = tenants(&host, 5);
+    host.up();
+    ready(&host, 5);
+    let supervisor = host.pid();
+    let pids: Vec<i32> = tenants.iter().map(|t| t.pid()).collect();
+    let open = std::fs::read_dir(format!("/proc/{supervisor}/fd"))
+        .unwrap()
+        .count();
+    let cpu = || procs::ticks(supervisor);
+
+    // What is open stays open; nothing more can be opened.
+    lower(supervisor, "nofile", open - 1);
+    procs::signal(pids[0], nix::sys::signal::Signal::SIGKILL);
+    let before = cpu();
+    holds_for(Duration::from_secs(3), "the others serve", || {
+        for tenant in &tenants[1..] {
+            let answer = http::get(&tenant.addr(), "/healthz").map_err(|e| e.to_string())?;
+            if answer.status != 200 {
+                return Err(format!("{answer:?}"));
+            }
+        }
+        Ok(())
+    });
+    // A loop that tries again and again without a pause would have used all of it.
+    let used = cpu() - before;
+    assert!(used < 150, "{used} hundredths of a second in three");
+    restore(supervisor, "nofile");
+
+    // By itself: nobody orders anything.
+    let status = tenants[0].wait("running again", |t| {
+        t.state == "ready" && t.pid != Some(pids[0])
+    });
+    assert!(status.restarts >= 1, "{status:?}");
+    let exit = status.last_exit.unwrap();
+    assert!(
+        exit.contains("Too many open files") || exit.contains("SIGKILL"),
+        "{exit}"
+    );
+    for (tenant, pid) in tenants.iter().zip(&pids).skip(1) {
+        let shown = tenant.status();
+        assert_eq!((shown.pid, shown.restarts), (Some(*pid), 0));
+    }
+    let said = until(Duration::from_secs(10), "the log to say it", || {
+        host.log()
+            .lines()
+            .find(|line| line.contains("Too many open files"))
+            .map(str::to_owned)
+    });
+    println!("it is said: {said}");
+}

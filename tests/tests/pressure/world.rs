@@ -1,0 +1,29 @@
+//! A host of trivial tenants.
+
+use brokkr_tests::{Host, Tenant, pg};
+use std::time::Duration;
+
+/// A host with room for a hundred small tenants, none of which costs anything.
+pub fn host() -> Host {
+    let host = Host::builder()
+        .pg(pg::Options::new().max_connections(250))
+        .build();
+    host.trivial_brokers();
+    host
+}
+
+/// So many tenant files, `t0` and up.
+pub fn tenants(host: &Host, count: usize) -> Vec<Tenant<'_>> {
+    (0..count)
+        .map(|n| host.tenant(&format!("t{n}")).pool(2).write())
+        .collect()
+}
+
+/// Waits until that many tenants are ready.
+pub fn ready(host: &Host, count: usize) {
+    host.wait(
+        Duration::from_secs(60),
+        &format!("{count} to be ready"),
+        |s| s.tenants.iter().filter(|t| t.state == "ready").count() == count,
+    );
+}
