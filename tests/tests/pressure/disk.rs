@@ -1,6 +1,5 @@
 //! A full disk under the state folder and under the log.
 
-use crate::world::ready;
 use brokkr_tests::{Host, place, procs, until};
 use std::fs::File;
 use std::io::Write;
