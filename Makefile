@@ -2,7 +2,7 @@
 # make test      everything that is checked: format, lints, documentation, every test
 # make chaos     random faults under load for twenty minutes: CHAOS_SECONDS= CHAOS_TENANTS= CHAOS_LONGEST_MS= CHAOS_SEED=
 # make check     format, lints, documentation
-# make install   DESTDIR= PREFIX=/usr: binaries, units, users, folders, configuration
+# make install   DESTDIR= PREFIX=/usr SYSTEMD=: binaries, units, users, folders, configuration
 # make deps      what else this machine needs (as root: installs it)
 #
 # Every target honours CARGO_TARGET_DIR.
@@ -15,6 +15,8 @@ PREFIX  ?= /usr
 DESTDIR ?=
 # Binaries to install; empty: build them for release.
 BIN     ?=
+# Version of the systemd it is installed for; empty: this machine's.
+SYSTEMD ?=
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
@@ -74,7 +76,7 @@ $(VENV)/.done $(FUZZER_VENV)/.done:
 
 # The units are complete with /usr paths; another PREFIX is the only thing that changes them.
 install: $(if $(BIN),,release)
-	systemd/install "$(or $(BIN),$(TARGET)/release)" "$(DESTDIR)" "$(PREFIX)"
+	systemd/install "$(or $(BIN),$(TARGET)/release)" "$(DESTDIR)" "$(PREFIX)" "$(SYSTEMD)"
 
 clean:
 	$(CARGO) clean

@@ -40,11 +40,19 @@ impl Machine {
                 bin::supervisor().parent().unwrap().display()
             ))
             .arg(format!("DESTDIR={}", place.join("stage").display()))
+            .arg(format!("SYSTEMD={}", systemd_version()))
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL");
         run_command(make, Duration::from_secs(60)).ok();
         for (name, text) in configuration {
             fs::write(place.join("stage/etc/brokkr").join(name), text).unwrap();
+        }
+        if let Some(newer) = std::env::var_os("BROKKR_TESTS_SYSTEMD") {
+            let mut copy = Command::new("cp");
+            copy.arg("-a")
+                .arg(Path::new(&newer).join("."))
+                .arg(place.join("stage"));
+            run_command(copy, Duration::from_secs(60)).ok();
         }
         let console = File::create(place.join("console")).unwrap();
         let mut boot = mortal(Path::new("unshare"), AtDeath::Kill, None);
@@ -278,6 +286,21 @@ fn impossible() -> Option<&'static str> {
     None
 }
 
+/// Version of the systemd that is booted: this machine's, or what `tests/systemd/newer` has fetched.
+fn systemd_version() -> u32 {
+    let version = match std::env::var_os("BROKKR_TESTS_SYSTEMD") {
+        Some(newer) => fs::read_to_string(Path::new(&newer).join("systemd-version")).unwrap(),
+        None => {
+            let mut systemctl = Command::new("systemctl");
+            systemctl.arg("--version");
+            let ran = run_command(systemctl, Duration::from_secs(10));
+            let version = ran.stdout.split_whitespace().nth(1).map(str::to_owned);
+            version.unwrap()
+        }
+    };
+    version.trim().parse().unwrap()
+}
+
 const SUPERVISOR: &str = r#"
 tenants_dir = "/etc/brokkr/tenants.d"
 state_dir   = "/var/lib/brokkr"
@@ -376,6 +399,18 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     )
     .unwrap();
     machine.ok(&["systemctl", "reload", "brokkr-supervisor"]);
+    let kind = machine.ok(&["systemctl", "show", "-P", "Type", "brokkr-supervisor"]);
+    if systemd_version() >= 253 {
+        assert_eq!(kind.trim(), "notify-reload");
+        // It returns when the file has been read.
+        let status = machine
+            .status_of("/etc/brokkr/supervisor.toml")
+            .expect("a status");
+        assert_eq!(status.tenants.len(), 3);
+    } else {
+        assert_eq!(kind.trim(), "notify");
+    }
+    println!("reloaded under systemd {}", systemd_version());
     let reloaded = machine.ready(3);
     for name in ["acme", "globex"] {
         assert_eq!(
