@@ -311,6 +311,18 @@ embedded = true
 max_connections = 60
 "#;
 
+/// Starts the supervisor with an index that a later version may have left.
+const AFTER_ANOTHER_VERSION: &str = r#"#!/bin/bash
+printf '{"version":99,"instances":"elsewhere"}' >/run/brokkr/index-99
+number=3
+IFS=:
+for name in $LISTEN_FDNAMES; do
+  case $name in ia|ib) eval "exec $number</run/brokkr/index-99" ;; esac
+  number=$((number + 1))
+done
+exec /usr/bin/brokkr-supervisor run --config /etc/brokkr/supervisor.toml
+"#;
+
 /// Pids of every tenant's broker, in order of their names.
 fn pids(status: &Status) -> Vec<Option<i32>> {
     let pids: Vec<_> = status.tenants.iter().map(|tenant| tenant.pid).collect();
@@ -475,9 +487,30 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     let seen = kept.stop();
     assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
 
-    // A stop behind a restart: the supervisor has left its brokers by then, and nobody comes for them.
+    // After a supervisor of another version: what it left cannot be read, and nobody is ended for it.
     let drop_in = machine.path("/run/systemd/system/brokkr-supervisor.service.d");
     fs::create_dir_all(&drop_in).unwrap();
+    let wrapper = machine.path("/usr/bin/after-another-version");
+    fs::write(&wrapper, AFTER_ANOTHER_VERSION).unwrap();
+    brokkr_tests::place::set_mode(&wrapper, 0o755);
+    fs::write(
+        drop_in.join("other.conf"),
+        "[Service]\nExecStart=\nExecStart=/usr/bin/after-another-version\n",
+    )
+    .unwrap();
+    machine.ok(&["systemctl", "daemon-reload"]);
+    let main = machine.main_pid();
+    machine.ok(&["kill", "-9", &main]);
+    machine.another_main_pid(&main);
+    machine.journal_says("it is of version 99");
+    assert_eq!(pids(&machine.ready(3)), brokers);
+    machine.in_step(stored);
+    fs::remove_file(drop_in.join("other.conf")).unwrap();
+    machine.ok(&["systemctl", "daemon-reload"]);
+    machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
+    assert_eq!(pids(&machine.ready(3)), brokers);
+
+    // A stop behind a restart: the supervisor has left its brokers by then, and nobody comes for them.
     fs::write(
         drop_in.join("slow.conf"),
         "[Service]\nExecStopPost=\nExecStopPost=/bin/sleep 3\n\
