@@ -1,0 +1,295 @@
+//! What is brought towards what is wanted: after every event the difference is looked at anew, and only the difference.
+
+use super::*;
+
+impl Lifecycle {
+    /// Brings what is towards what is wanted.
+    pub(super) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
+        self.enforce_deadlines(now, actions);
+        if !self.judged {
+            return;
+        }
+        match self.want.clone() {
+            Want::Run(spec) => self.settle_running(now, spec, actions),
+            Want::Refused(_) | Want::Stopped(_) | Want::Gone => self.settle_ended(now, actions),
+        }
+        self.settle_stand_in(now, actions);
+        if let Some(at) = &mut self.lingering
+            && *at <= now
+        {
+            *at = now + COUNT_AFTER;
+            actions.push(Action::CountBackends);
+        }
+    }
+
+    fn settle_ended(&mut self, now: Time, actions: &mut Vec<Action>) {
+        self.release_slot(actions);
+        if self.bind != Bind::No {
+            self.bind = Bind::No;
+            self.old_address = false;
+            actions.push(Action::Unlisten(None));
+        }
+        self.end_next(now, actions);
+        if let Some(mut current) = self.current.take() {
+            let grace = current.grace(self.policy.grace);
+            if self.draining.is_none() {
+                self.drain(now, current, grace, actions);
+            } else {
+                current.terminate(now + grace, actions);
+                self.current = Some(current);
+            }
+        }
+        if self.want == Want::Gone && self.processes() == 0 {
+            actions.push(Action::Forget);
+        }
+    }
+
+    fn settle_running(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
+        self.settle_bind(now, spec, actions);
+        let Some(current) = &self.current else {
+            if self.hold.as_ref().is_some_and(|h| h.until <= now) {
+                self.hold = None;
+            }
+            if self.hold.is_some() {
+                self.release_slot(actions);
+            } else if self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
+                // Beside one that still drains it takes what a replacement takes, or must wait for it to go.
+                match (&self.draining, self.may_overlap) {
+                    (None, _) => self.start(now, spec, SlotKind::Start, actions),
+                    (Some(_), true) => self.start(now, spec, SlotKind::Replacement, actions),
+                    (Some(_), false) => {}
+                }
+            }
+            return;
+        };
+        if current.planned || current.unsure {
+            return;
+        }
+        if matches!(current.phase, Phase::Starting { .. }) {
+            // Of a server that has only not been asked yet an adopted one must not suffer; its deadline bounds it anyway.
+            let hopeless = self.server.is_err() && !current.adopted;
+            if hopeless || self.outdated() {
+                // Not ready and not what is wanted (or not able to become ready): end it, start afresh.
+                self.end_unready_current(now, actions);
+            }
+            return;
+        }
+        let right = !self.outdated();
+        let alone = current.keeps_address;
+        let next_right = self
+            .next
+            .as_ref()
+            .is_none_or(|n| n.revision == spec.revision && n.generation == self.generation);
+        let asking = self.next.as_ref().is_some_and(|next| next.unsure);
+        if !asking && (right || !next_right || self.server.is_err()) {
+            self.end_next(now, actions);
+        }
+        if right || self.next.is_some() || self.draining.is_some() {
+            if self.next.is_none() {
+                self.release_slot(actions);
+            }
+            return;
+        }
+        if self.replace_hold.as_ref().is_some_and(|h| h.until <= now) {
+            self.replace_hold = None;
+        }
+        let unbound = !alone && !self.bound_for(spec.revision);
+        if self.replace_hold.is_some() || unbound || self.server.is_err() {
+            self.release_slot(actions);
+            return;
+        }
+        if self.may_overlap && !alone {
+            self.start(now, spec, SlotKind::Replacement, actions);
+        } else if self.holds_slot(SlotKind::Start, actions)
+            && let Some(mut current) = self.current.take()
+        {
+            // Stop, then start: the slot is kept over both, so that not all tenants of a full server go at once.
+            current.blocks_start = true;
+            self.drain(now, current, self.policy.grace, actions);
+        }
+    }
+
+    fn settle_bind(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
+        if self.instances().any(|instance| instance.keeps_address) {
+            // Bound elsewhere until that one has gone.
+            return;
+        }
+        let ask = match &self.bind {
+            Bind::No => true,
+            Bind::Asked(revision) | Bind::Yes(revision) => *revision != spec.revision,
+            Bind::Failed {
+                revision, retry_at, ..
+            } => *revision != spec.revision || *retry_at <= now,
+        };
+        if ask {
+            self.old_address |= matches!(self.bind, Bind::Yes(_));
+            self.bind = Bind::Asked(spec.revision);
+            actions.push(Action::Listen(spec.revision));
+        }
+        // The old address is given up when nothing runs on it any more.
+        if self.old_address
+            && self.bound_for(spec.revision)
+            && self
+                .current
+                .as_ref()
+                .is_none_or(|c| c.revision == spec.revision)
+        {
+            self.old_address = false;
+            actions.push(Action::Unlisten(Some(spec.revision)));
+        }
+    }
+
+    fn start(&mut self, now: Time, spec: Spec, kind: SlotKind, actions: &mut Vec<Action>) {
+        let room = self.processes() < MOST_PROCESSES && self.next.is_none();
+        if !room || self.server.is_err() || !self.bound_for(spec.revision) {
+            self.release_slot(actions);
+            return;
+        }
+        if !self.holds_slot(kind, actions) {
+            return;
+        }
+        let alone = kind == SlotKind::Start && self.draining.is_none() && self.lingering.is_none();
+        let connections = if alone {
+            spec.pool
+        } else {
+            REPLACEMENT_CONNECTIONS.min(spec.pool)
+        };
+        let id = InstanceId(self.next_id);
+        self.next_id += 1;
+        let deadline = now + self.policy.start_timeout;
+        let instance = Instance::new(id, spec, self.generation, connections, now, deadline);
+        actions.push(Action::Spawn {
+            id,
+            revision: spec.revision,
+            connections,
+        });
+        match self.current {
+            None => self.current = Some(instance),
+            Some(_) => self.next = Some(instance),
+        }
+    }
+
+    /// Whether a slot of this kind is ours; asks for one if not.
+    fn holds_slot(&mut self, kind: SlotKind, actions: &mut Vec<Action>) -> bool {
+        match self.slot {
+            Slot::Held(held) if held == kind => return true,
+            Slot::Asked(asked) if asked == kind => {}
+            Slot::Held(_) | Slot::Asked(_) | Slot::No => {
+                self.release_slot(actions);
+                self.slot = Slot::Asked(kind);
+                actions.push(Action::AskSlot(kind));
+            }
+        }
+        false
+    }
+
+    fn enforce_deadlines(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let timeout = self.policy.start_timeout;
+        for instance in [&mut self.current, &mut self.next, &mut self.draining]
+            .into_iter()
+            .flatten()
+        {
+            match &mut instance.phase {
+                Phase::Starting { deadline } if *deadline <= now => {
+                    instance.verdict = Some(format!("not ready within {timeout:?}"));
+                    instance.phase = Phase::Stopping {
+                        kill_at: now + SHORT_GRACE,
+                        killed: false,
+                    };
+                    actions.push(Action::Terminate(instance.id));
+                }
+                Phase::Stopping { kill_at, killed } if *kill_at <= now && !*killed => {
+                    *killed = true;
+                    *kill_at = now;
+                    actions.push(Action::Kill(instance.id));
+                }
+                Phase::Stopping {
+                    kill_at,
+                    killed: true,
+                } if *kill_at + UNKILLABLE_AFTER <= now => {
+                    instance.overdue = true;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Turns the stand-in on when the socket is open and nothing accepts for two seconds, and off again.
+    fn settle_stand_in(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let open = matches!(self.bind, Bind::Yes(_)) && matches!(self.want, Want::Run(_));
+        let served = self.current.as_ref().is_some_and(Instance::serves);
+        if !open || served {
+            self.unserved_since = None;
+            if self.standing_in {
+                self.standing_in = false;
+                actions.push(Action::StandIn(false));
+            }
+            return;
+        }
+        let since = *self.unserved_since.get_or_insert(now);
+        if !self.standing_in && now.saturating_sub(since) >= STAND_IN_AFTER {
+            self.standing_in = true;
+            actions.push(Action::StandIn(true));
+        }
+    }
+
+    /// Splits the pool between the current instance and whatever else of this tenant still holds connections.
+    pub(super) fn share_connections(&mut self, actions: &mut Vec<Action>) {
+        let draining = self.draining.as_ref().map_or(0, |d| d.held);
+        let Some(current) = &mut self.current else {
+            return;
+        };
+        if !current.serves() {
+            return;
+        }
+        let most = if self.lingering.is_some() {
+            REPLACEMENT_CONNECTIONS.min(current.pool)
+        } else {
+            (current.pool + REPLACEMENT_CONNECTIONS)
+                .saturating_sub(draining)
+                .clamp(REPLACEMENT_CONNECTIONS.min(current.pool), current.pool)
+        };
+        if most != current.connections {
+            current.connections = most;
+            actions.push(Action::SetConnections(current.id, most));
+        }
+    }
+
+    pub(super) fn drain(
+        &mut self,
+        now: Time,
+        mut old: Instance,
+        grace: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        old.planned = true;
+        old.terminate(now + grace, actions);
+        self.draining = Some(old);
+    }
+
+    fn end_next(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if let Some(next) = &mut self.next {
+            next.terminate(now + SHORT_GRACE, actions);
+            self.release_slot(actions);
+        }
+    }
+
+    fn end_unready_current(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if let Some(current) = &mut self.current {
+            current.planned = true;
+            current.terminate(now + SHORT_GRACE, actions);
+            self.release_slot(actions);
+        }
+    }
+
+    pub(super) fn release_slot(&mut self, actions: &mut Vec<Action>) {
+        if self.slot != Slot::No {
+            self.slot = Slot::No;
+            actions.push(Action::ReleaseSlot);
+        }
+    }
+
+    fn bound_for(&self, revision: Revision) -> bool {
+        self.bind == Bind::Yes(revision)
+    }
+}
