@@ -1,0 +1,227 @@
+//! A host's supervisor: started, in what circumstances, ended, and another program put in its place.
+
+use super::Host;
+use crate::bin;
+use crate::place::{AtDeath, mortal, set_mode, spawn};
+use crate::procs;
+use crate::wait::until;
+use nix::sys::signal::Signal;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// What the supervisor is started in.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Circumstances {
+    under: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Host {
+    /// Starts the supervisor if it does not run, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it ends or does not answer within 30 s.
+    pub fn up(&self) -> &Self {
+        if self.running() {
+            return self;
+        }
+        let log = self.log_file();
+        self.launch(Stdio::from(log));
+        self.wait_answering();
+        self
+    }
+
+    /// Starts the supervisor with its merged stream on a pipe the test reads, or does not read.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn up_with_pipe(&self) -> ChildStdout {
+        self.launch(Stdio::piped());
+        let pipe = self
+            .lock_child()
+            .as_mut()
+            .and_then(|child| child.stdout.take())
+            .unwrap();
+        self.wait_answering();
+        pipe
+    }
+
+    /// Starts the supervisor as root without any capability, which may not look into a process that has some.
+    ///
+    /// # Panics
+    /// When it ends or does not answer.
+    pub fn up_without_capabilities(&self) -> &Self {
+        let dropped = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"];
+        let before = std::mem::replace(
+            &mut self.circumstances().under,
+            dropped.map(str::to_owned).to_vec(),
+        );
+        self.launch(Stdio::from(self.log_file()));
+        self.circumstances().under = before;
+        self.wait_answering();
+        self
+    }
+
+    fn program(&self) -> PathBuf {
+        let program = self.program.lock();
+        program.unwrap_or_else(|broken| broken.into_inner()).clone()
+    }
+
+    /// From its next start on, this host's supervisor is started from a path of its own, where
+    /// [`Host::upgrade_supervisor`] can put another program.
+    pub fn own_supervisor(&self) -> &Self {
+        let own = self.place.folder("bin", 0o755).join("brokkr-supervisor");
+        std::os::unix::fs::symlink(bin::supervisor(), &own).unwrap();
+        let mut program = self.program.lock();
+        if let Ok(program) = &mut program {
+            program.clone_from(&own);
+        }
+        self
+    }
+
+    /// Puts another program where the supervisor was started from: a shell script that has the real one in
+    /// `BROKKR_REAL`.
+    pub fn upgrade_supervisor(&self, script: &str) {
+        let path = self.program();
+        let new = path.with_extension("new");
+        let text = format!(
+            "#!/bin/sh\nBROKKR_REAL={}\n{script}\n",
+            bin::supervisor().display()
+        );
+        fs::write(&new, text).unwrap();
+        set_mode(&new, 0o755);
+        fs::rename(&new, &path).unwrap();
+    }
+
+    /// SIGUSR2: the program on disk takes the place of the running one, or does not.
+    pub fn succeed(&self) {
+        procs::signal(self.pid(), Signal::SIGUSR2);
+    }
+
+    /// The supervisor's next start is by this program and its arguments: `prlimit --nofile=64`.
+    pub fn under(&self, program: &[&str]) -> &Self {
+        self.circumstances().under = program.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// The supervisor's next start has this in its environment.
+    pub fn environment(&self, key: &str, value: &str) -> &Self {
+        let pair = (key.to_owned(), value.to_owned());
+        self.circumstances().environment.push(pair);
+        self
+    }
+
+    fn circumstances(&self) -> std::sync::MutexGuard<'_, Circumstances> {
+        self.circumstances
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    fn launch(&self, stdout: Stdio) {
+        let circumstances = self.circumstances().clone();
+        let mut command = match circumstances.under.split_first() {
+            None => mortal(&self.program(), AtDeath::Term, None),
+            Some((program, arguments)) => {
+                let mut command = mortal(Path::new(program), AtDeath::Term, None);
+                command.args(arguments).arg(self.program());
+                command
+            }
+        };
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.config())
+            .current_dir(self.place.path())
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM")
+            .envs(circumstances.environment)
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(self.log_file());
+        let mut child = self.lock_child();
+        assert!(child.is_none(), "a supervisor runs already");
+        *child = Some(spawn(command));
+    }
+
+    fn wait_answering(&self) {
+        // The embedded server's initdb may come first.
+        until(Duration::from_secs(60), "the supervisor to answer", || {
+            if let Some(status) = self.ended() {
+                panic!("the supervisor ended ({status}):\n{}", self.log());
+            }
+            self.try_status()
+        });
+    }
+
+    pub(super) fn log_file(&self) -> File {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(self.place.join("log"))
+            .unwrap()
+    }
+
+    pub(super) fn lock_child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.child
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// Whether a supervisor runs.
+    pub fn running(&self) -> bool {
+        self.lock_child().is_some() && self.ended().is_none()
+    }
+
+    /// How the supervisor ended, if it did.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.lock_child()
+            .as_mut()
+            .and_then(|child| child.try_wait().unwrap())
+    }
+
+    /// The supervisor's pid.
+    ///
+    /// # Panics
+    /// When none was started.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(
+            self.lock_child()
+                .as_ref()
+                .expect("no supervisor was started")
+                .id(),
+        )
+        .unwrap()
+    }
+
+    /// SIGTERM, then waits: it drains all and exits.
+    ///
+    /// # Panics
+    /// When it does not end within a minute.
+    pub fn stop(&self) -> ExitStatus {
+        procs::signal(self.pid(), Signal::SIGTERM);
+        self.wait_ended()
+    }
+
+    /// SIGKILL to the supervisor alone; its brokers live on.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn kill(&self) -> ExitStatus {
+        procs::signal(self.pid(), Signal::SIGKILL);
+        self.wait_ended()
+    }
+
+    /// Waits for the supervisor's end; [`Host::up`] starts another.
+    ///
+    /// # Panics
+    /// When it does not end within a minute.
+    pub fn wait_ended(&self) -> ExitStatus {
+        let status = until(Duration::from_secs(60), "the supervisor to end", || {
+            self.ended()
+        });
+        *self.lock_child() = None;
+        status
+    }
+}
