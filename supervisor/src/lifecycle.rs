@@ -171,6 +171,7 @@ impl Lifecycle {
             }
             Event::Adopted(inheritance) => self.adopt(now, inheritance),
             Event::Learned(id, stage) => self.learn(now, id, stage, actions),
+            Event::Unanswered(id) => self.unanswered(id),
             Event::Server(state) => self.server = state,
             Event::MayOverlap(may) => self.may_overlap = may,
             Event::SlotGranted => {
@@ -236,7 +237,7 @@ impl Lifecycle {
             Event::ReplaceHung { id, detail } => {
                 let core = self.policy.core;
                 if let Some(instance) = self.instance_mut(id)
-                    && instance.serves()
+                    && instance.must_answer()
                 {
                     instance.verdict = Some(detail);
                     instance.phase = Phase::Stopping {
@@ -300,6 +301,7 @@ impl Lifecycle {
         instance.phase = Phase::Ready;
         instance.ready_at = Some(now);
         instance.unsure = false;
+        instance.silent = false;
         self.release_slot(actions);
         if self.next.as_ref().is_some_and(|n| n.id == id) {
             let old = self.current.take();
@@ -620,7 +622,7 @@ impl Lifecycle {
     /// Turns the stand-in on when the socket is open and nothing accepts for two seconds, and off again.
     fn settle_stand_in(&mut self, now: Time, actions: &mut Vec<Action>) {
         let open = matches!(self.bind, Bind::Yes(_)) && matches!(self.want, Want::Run(_));
-        let served = self.current.as_ref().is_some_and(Instance::serves);
+        let served = self.current.as_ref().is_some_and(Instance::may_serve);
         if !open || served {
             self.unserved_since = None;
             if self.standing_in {
