@@ -1,8 +1,10 @@
 //! What the random faults have found, each alone.
 
-use brokkr_tests::chaos::excuse::stand_still;
+use brokkr_tests::chaos::excuse::{connections_of, stand_still};
+use brokkr_tests::http::{self, Connection};
 use brokkr_tests::wait::until;
 use brokkr_tests::{Host, procs};
+use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// However busy the machine is.
@@ -26,4 +28,27 @@ fn a_broker_that_hangs_when_the_next_supervisor_comes_is_found_by_its_probes() {
     acme.wait_within(SOON, "ready again", |t| {
         t.state == "ready" && t.pid.is_some_and(|pid| pid != hung)
     });
+}
+
+#[test]
+fn whom_the_supervisor_hears_in_a_brokers_place_is_answered_before_another_program_takes_over() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    wrapper.first("acme", "exit 1");
+    procs::signal(acme.pid(), Signal::SIGKILL);
+    until(SOON, "the supervisor to answer", || {
+        let answer = http::get(&acme.addr(), "/").ok()?;
+        (answer.status == 503).then_some(())
+    });
+    let mut client = Connection::open_within(&acme.addr(), SOON).unwrap();
+    let port = client.own_port().unwrap();
+    client.raw(b"GET / HTTP/1.1\r\nHost:").unwrap();
+    until(SOON, "the supervisor to take the connection", || {
+        connections_of(host.pid())?.contains(&port).then_some(())
+    });
+    host.succeed();
+    let answer = client.receive(false).unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(answer.header("retry-after").is_some());
 }
