@@ -91,6 +91,7 @@ impl World<'_> {
                 self.supervisor_killed(deal.lasts);
                 self.taken_over(&before, alone);
             }
+            Fault::RolloutCutShort => self.rollout_cut_short(deal.lasts),
             Fault::SupervisorRenewed => {
                 let (before, log) = (self.pids(), self.log_length());
                 self.note(format!("SIGUSR2 to the supervisor ({})", self.host.pid()));
@@ -157,6 +158,26 @@ impl World<'_> {
         self.host.up();
         drop(away);
         self.note(format!("another supervisor runs ({})", self.host.pid()));
+    }
+
+    /// The next supervisor finds tenants with two brokers each, of which one starts or one drains, and others nobody has
+    /// told of the restart.
+    fn rollout_cut_short(&self, lasts: Duration) {
+        let before = self.host.broker_pids();
+        std::thread::scope(|scope| {
+            let ordering = std::thread::Builder::new()
+                .name("restart --all".into())
+                .spawn_scoped(scope, || self.ordered(&["restart", "--all"], false))
+                .unwrap();
+            // It may also be refused, or wait for a server that is away: then the supervisor is killed when it says so.
+            until(WHOLE, "the first replacement", || {
+                let pids = self.host.broker_pids();
+                let begun = pids.iter().any(|pid| !before.contains(pid));
+                (begun || ordering.is_finished()).then_some(())
+            });
+            self.note("a replacement has begun");
+            self.supervisor_killed(lasts);
+        });
     }
 
     /// Whether every tenant under load has a broker that serves and will not end by itself: one that hangs is about to be
