@@ -40,7 +40,7 @@ use lock::Files;
 use private::{ProbeTimes, Wishes};
 use process::{Adoption, Process};
 use report::{Report, Reporter};
-use stand_in::StandIn;
+use stand_in::{Answering, StandIn};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,6 +71,7 @@ pub(crate) struct Edge {
     hub: Hub,
     reports: mpsc::Sender<Report>,
     tenants: BTreeMap<TenantName, Ours>,
+    answering: Answering,
     /// Of descriptors that may be passed on.
     ids: Ids,
 }
@@ -108,6 +109,7 @@ impl Edge {
             hub,
             reports,
             tenants: BTreeMap::new(),
+            answering: Answering::new(),
             ids: Ids::default(),
         }
     }
@@ -154,7 +156,7 @@ impl Edge {
         };
         ours.stand_in = listen.and_then(|listen| {
             let socket = ours.listeners.get(listen)?;
-            StandIn::start(listen, &socket)
+            StandIn::start(listen, &socket, &self.answering)
                 .inspect_err(
                     |error| tracing::warn!(%tenant, %error, "cannot answer 503 in its place"),
                 )
@@ -354,6 +356,17 @@ impl Edge {
             files: &handle.files,
             descriptors: handle.slot.get(),
         })
+    }
+
+    /// Accepts nobody any more in a tenant's place, and waits until everybody who was accepted has an answer: no other
+    /// process can give it.
+    pub(crate) async fn cease_answering(&mut self) {
+        for ours in self.tenants.values_mut() {
+            ours.stand_in = None;
+        }
+        std::mem::replace(&mut self.answering, Answering::new())
+            .finish()
+            .await;
     }
 
     /// Lets every socket go as it is, for another supervisor to go on with.

@@ -172,6 +172,7 @@ impl Lifecycle {
             }
             Event::Adopted(inheritance) => self.adopt(now, inheritance),
             Event::Learned(id, stage) => self.learn(now, id, stage, actions),
+            Event::Unanswered(id) => self.unanswered(id),
             Event::Server(state) => self.server = state,
             Event::MayOverlap(may) => self.may_overlap = may,
             Event::SlotGranted => {
@@ -237,7 +238,7 @@ impl Lifecycle {
             Event::ReplaceHung { id, detail } => {
                 let core = self.policy.core;
                 if let Some(instance) = self.instance_mut(id)
-                    && instance.serves()
+                    && instance.must_answer()
                 {
                     instance.verdict = Some(detail);
                     instance.phase = Phase::Stopping {
@@ -301,6 +302,7 @@ impl Lifecycle {
         instance.phase = Phase::Ready;
         instance.ready_at = Some(now);
         instance.unsure = false;
+        instance.silent = false;
         self.release_slot(actions);
         if self.next.as_ref().is_some_and(|n| n.id == id) {
             let old = self.current.take();

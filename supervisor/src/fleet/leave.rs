@@ -131,6 +131,7 @@ impl Fleet {
 
     /// Lets go of everything.
     pub(super) async fn leave(mut self) -> Ended {
+        self.edge.cease_answering().await;
         let hub = self.edge.hub().clone();
         let carries = tokio::time::timeout(RELEASE, hub.release()).await;
         let mut estate = self.estate(&carries.unwrap_or_default());

@@ -247,12 +247,12 @@ impl Process {
                 Some(answer) = answers.recv() => {
                     self.learn(answer).await;
                     let told = answer.map_or(alive.told_connections, |answer| answer.connections);
-                    // One that was serving and does not answer is probed all the same: it may be hung.
-                    let serves = match answer {
+                    // One that does not answer is probed all the same, for it may be hung: one that starts would say so.
+                    let probed = match answer {
                         Some(answer) => answer.stage != Stage::Starting,
-                        None => alive.adopted == Some(Stage::Serving),
+                        None => alive.adopted != Some(Stage::Starting),
                     };
-                    if serves && private.is_none() {
+                    if probed && private.is_none() {
                         private = Some(self.probe(alive, told));
                     }
                     if let Some(answer) = answer {
@@ -304,6 +304,7 @@ impl Process {
 
     async fn learn(&self, answer: Option<Answer>) {
         let Some(Answer { stage, held, .. }) = answer else {
+            self.reporter.life(Event::Unanswered(self.id)).await;
             return;
         };
         self.reporter.life(Event::Learned(self.id, stage)).await;

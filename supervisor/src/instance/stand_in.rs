@@ -1,25 +1,52 @@
 //! Answers 503 in a tenant's place when nothing accepts, so that nobody hangs and no stale POST runs late.
 
 use brokkr_tenant::Listen;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 /// Connections answered at once; more wait in the backlog.
 const AT_ONCE: usize = 64;
-/// For reading the request's head and writing the answer.
+/// For reading the request's head, and again for writing the answer and seeing the client close.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A process that stood still finds its time over before it has looked what came meanwhile: it looks again.
+const ONCE_MORE: Duration = Duration::from_millis(100);
 /// Of a request nobody will look at.
 const LONGEST_HEAD: usize = 16 * 1024;
 /// The same body a broker gives when its database is away.
 const BODY: &str = r#"{"code":"database_unavailable","message":"this tenant's broker is not running; try again shortly"}"#;
 
-/// A stand-in that answers until it is dropped.
+/// Whose connections have been accepted and not been answered yet, of all stand-ins together: this process must not end
+/// before they are.
+#[derive(Debug)]
+pub(crate) struct Answering {
+    /// Each answer holds a copy until it is given.
+    begun: mpsc::Sender<Infallible>,
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl Answering {
+    /// Nobody's.
+    pub(crate) fn new() -> Self {
+        let (begun, ended) = mpsc::channel(1);
+        Self { begun, ended }
+    }
+
+    /// Waits until all are answered; no more may begin. Bounded, as each of them is.
+    pub(crate) async fn finish(mut self) {
+        drop(self.begun);
+        // Nothing is ever sent: it ends with the last copy.
+        let _ = self.ended.recv().await;
+    }
+}
+
+/// A stand-in that answers until it is dropped; whom it has accepted by then is still answered.
 #[derive(Debug)]
 pub(crate) struct StandIn {
     task: JoinHandle<()>,
@@ -36,23 +63,30 @@ impl StandIn {
     ///
     /// # Errors
     /// When the event loop cannot take the descriptor.
-    pub(crate) fn start(listen: &Listen, listener: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn start(
+        listen: &Listen,
+        listener: &OwnedFd,
+        answering: &Answering,
+    ) -> io::Result<Self> {
         let copy = listener.try_clone()?;
+        let begun = answering.begun.clone();
         let task = match listen {
             Listen::Tcp(_) => {
                 let listener = TcpListener::from_std(copy.into())?;
-                tokio::spawn(answer_all(async move || Ok(listener.accept().await?.0)))
+                let accept = async move || Ok(listener.accept().await?.0);
+                tokio::spawn(answer_all(accept, begun))
             }
             Listen::Unix(_) => {
                 let listener = UnixListener::from_std(copy.into())?;
-                tokio::spawn(answer_all(async move || Ok(listener.accept().await?.0)))
+                let accept = async move || Ok(listener.accept().await?.0);
+                tokio::spawn(answer_all(accept, begun))
             }
         };
         Ok(Self { task })
     }
 }
 
-async fn answer_all<S>(accept: impl AsyncFn() -> io::Result<S>)
+async fn answer_all<S>(accept: impl AsyncFn() -> io::Result<S>, begun: mpsc::Sender<Infallible>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -60,9 +94,11 @@ where
     while let Ok(permit) = room.clone().acquire_owned().await {
         match accept().await {
             Ok(connection) => {
+                let begun = begun.clone();
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, answer(connection)).await;
-                    drop(permit);
+                    // A client that has gone needs no answer.
+                    let _ = answer(connection).await;
+                    drop((permit, begun));
                 });
             }
             // Out of descriptors, most likely; the backlog holds the connections meanwhile.
@@ -72,14 +108,37 @@ where
 }
 
 /// Reads to the end of the head, answers, then waits for the client to close: closing first with its bytes unread
-/// would reset the connection and lose the answer.
+/// would reset the connection and lose the answer. Who has not finished his head in time is answered all the same; who has
+/// not begun is owed nothing.
 async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut connection: S) -> io::Result<()> {
     let mut head = Vec::with_capacity(1024);
+    for patience in [PATIENCE, ONCE_MORE] {
+        let read = tokio::time::timeout(patience, read_head(&mut connection, &mut head)).await;
+        if let Ok(read) = read {
+            read?;
+            break;
+        }
+    }
+    if head.is_empty() {
+        return Ok(());
+    }
+    tokio::time::timeout(PATIENCE, refuse(connection)).await?
+}
+
+/// Cancel-safe: what was read is in `head`.
+async fn read_head(
+    connection: &mut (impl AsyncRead + Unpin),
+    head: &mut Vec<u8>,
+) -> io::Result<()> {
     while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < LONGEST_HEAD {
-        if connection.read_buf(&mut head).await? == 0 {
+        if connection.read_buf(head).await? == 0 {
             return Ok(());
         }
     }
+    Ok(())
+}
+
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut connection: S) -> io::Result<()> {
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\n\
          Connection: close\r\nContent-Length: {}\r\n\r\n{BODY}",
@@ -102,7 +161,8 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let fd = OwnedFd::from(listener);
-        let stand_in = StandIn::start(&Listen::Tcp(address), &fd).unwrap();
+        let answering = Answering::new();
+        let stand_in = StandIn::start(&Listen::Tcp(address), &fd, &answering).unwrap();
         let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
         client
             .write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
@@ -124,5 +184,48 @@ mod tests {
             tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
         client.unwrap();
         server.unwrap();
+    }
+
+    /// What a client reads that has sent so much, and then nothing.
+    async fn answer_to(sent: &[u8]) -> String {
+        let (mut client, ours) = tokio::io::duplex(4096);
+        client.write_all(sent).await.unwrap();
+        let task = tokio::spawn(answer(ours));
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        drop(client);
+        let _ = task.await.unwrap();
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_with_his_head_is_answered_and_who_says_nothing_is_not() {
+        let slow = answer_to(b"POST /x HTT").await;
+        assert!(slow.starts_with("HTTP/1.1 503 "), "{slow}");
+        assert_eq!(answer_to(b"").await, "");
+    }
+
+    #[tokio::test]
+    async fn whoever_was_accepted_is_answered_before_the_last_of_them_has_ended() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let fd = OwnedFd::from(listener);
+        let answering = Answering::new();
+        let stand_in = StandIn::start(&Listen::Tcp(address), &fd, &answering).unwrap();
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HT").await.unwrap();
+        // It has been accepted: each answer holds a copy, and so do the stand-in and its owner.
+        while answering.begun.strong_count() < 3 {
+            tokio::task::yield_now().await;
+        }
+        drop(stand_in);
+        let mut text = String::new();
+        let read = async {
+            client.read_to_string(&mut text).await.unwrap();
+            drop(client);
+        };
+        tokio::join!(answering.finish(), read);
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
     }
 }

@@ -1,7 +1,8 @@
 //! A life that began under an earlier supervisor is taken over as it is: nobody is ended or started for it.
 //!
 //! What is not known for certain is *unsure* until the instance has been asked. An unsure instance is left alone: it may
-//! be one that serves.
+//! be one that serves, and nobody answers in its place. One that does not answer the question is *silent*: after two
+//! seconds it is stood in for, and its probes find out whether it is hung. One that only starts would have said so.
 
 use super::{Action, Bind, Instance, InstanceId, Lifecycle, Phase, Revision, Spec, Time, Want};
 
@@ -141,10 +142,18 @@ impl Lifecycle {
             return;
         };
         instance.unsure = false;
+        instance.silent = false;
         match stage {
             Stage::Unsure | Stage::Starting => {}
             Stage::Serving => self.ready(now, id, actions),
             Stage::Stopping => self.found_stopping(now, id),
+        }
+    }
+
+    /// An adopted instance was asked how far it is, and does not answer: from now on it counts as one that does not serve.
+    pub(super) fn unanswered(&mut self, id: InstanceId) {
+        if let Some(instance) = self.instance_mut(id) {
+            instance.silent = instance.unsure;
         }
     }
 

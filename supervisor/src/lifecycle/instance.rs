@@ -41,6 +41,8 @@ pub(crate) struct Instance {
     pub(crate) adopted: bool,
     /// How far it is must be asked first; until then it may be one that serves.
     pub(crate) unsure: bool,
+    /// It was asked, and did not answer.
+    pub(crate) silent: bool,
     /// The tenant's address is open in it alone.
     pub(crate) keeps_address: bool,
     /// SIGKILL was sent long ago, and it is still there.
@@ -74,6 +76,7 @@ impl Instance {
             blocks_start: false,
             adopted: false,
             unsure: false,
+            silent: false,
             keeps_address: false,
             overdue: false,
             verdict: None,
@@ -83,6 +86,16 @@ impl Instance {
     /// Whether it accepts connections.
     pub(crate) fn serves(&self) -> bool {
         matches!(self.phase, Phase::Ready | Phase::Degraded(_))
+    }
+
+    /// Whether it may accept connections for all we know: nobody else is to take them from it.
+    pub(crate) fn may_serve(&self) -> bool {
+        self.must_answer() && !self.silent
+    }
+
+    /// Whether it is ended when it misses its probes. One that starts is not, but one that has never said that it starts.
+    pub(crate) fn must_answer(&self) -> bool {
+        self.serves() || (self.unsure && matches!(self.phase, Phase::Starting { .. }))
     }
 
     /// Nothing is in flight in an instance that never served.

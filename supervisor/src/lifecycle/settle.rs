@@ -217,7 +217,7 @@ impl Lifecycle {
     /// Turns the stand-in on when the socket is open and nothing accepts for two seconds, and off again.
     fn settle_stand_in(&mut self, now: Time, actions: &mut Vec<Action>) {
         let open = matches!(self.bind, Bind::Yes(_)) && matches!(self.want, Want::Run(_));
-        let served = self.current.as_ref().is_some_and(Instance::serves);
+        let served = self.current.as_ref().is_some_and(Instance::may_serve);
         if !open || served {
             self.unserved_since = None;
             if self.standing_in {

@@ -194,8 +194,8 @@ impl Lifecycle {
     pub(crate) fn pulse(&self) -> Pulse {
         match &self.current {
             Some(c) if c.verdict.is_some() && !c.serves() => Pulse::BeingReplaced,
-            Some(c) if c.serves() && c.missed >= self.policy.probe_failures => Pulse::Hung,
-            Some(c) if c.serves() && c.missed > 0 => Pulse::Failing,
+            Some(c) if c.must_answer() && c.missed >= self.policy.probe_failures => Pulse::Hung,
+            Some(c) if c.must_answer() && c.missed > 0 => Pulse::Failing,
             _ => Pulse::Fine,
         }
     }

@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Adopted(Inheritance),
     /// An adopted instance was asked how far it is, and has answered.
     Learned(InstanceId, Stage),
+    /// An adopted instance was asked how far it is, and does not answer in time. It is asked again.
+    Unanswered(InstanceId),
     /// Its server: reachable, or why not.
     Server(Result<(), String>),
     /// Whether a replacement may overlap the running instance, or must be stop-then-start.

@@ -27,7 +27,8 @@ pub struct Excuses {
 /// The connections a process had in its hands when it could take no more.
 #[derive(Debug)]
 struct Doomed {
-    tenant: String,
+    /// `None`: any tenant's, for it is the supervisor, which answers in a broker's place.
+    tenant: Option<String>,
     pid: i32,
     /// Their ports at the client's end; none when the kernel does not show them to this user, or has not shown them yet.
     ports: Option<BTreeSet<u16>>,
@@ -60,24 +61,20 @@ pub enum Allowed {
 }
 
 impl Excuses {
-    /// Stops `pid`, notes the connections it holds, and leaves it stopped. Gives their number.
+    /// Stops `pid`, notes the connections it holds, and leaves it stopped. Gives their number. `tenant`: whose broker it is;
+    /// none's, if it is the supervisor.
     ///
     /// A stopped process accepts nothing, so what is not on the list waits in the backlog for another, and must be
     /// answered.
     ///
     /// # Panics
-    /// When it does not stop within ten seconds.
-    pub fn hold(&self, tenant: &str, pid: i32) -> usize {
-        procs::signal(pid, Signal::SIGSTOP);
-        until(
-            Duration::from_secs(10),
-            format!("{tenant}'s broker {pid} to stand still"),
-            || procs::stands_still(pid).then_some(()),
-        );
+    /// When it does not stop within half a minute.
+    pub fn hold(&self, tenant: Option<&str>, pid: i32) -> usize {
+        stand_still(pid);
         let mut doomed = self.lock_doomed();
         doomed.retain(|d| d.seen.elapsed() < REMEMBERED);
         doomed.push(Doomed {
-            tenant: tenant.into(),
+            tenant: tenant.map(str::to_owned),
             pid,
             ports: None,
             seen: Instant::now(),
@@ -95,7 +92,7 @@ impl Excuses {
     /// Whether this connection, opened at `opened`, was held by a process that was killed. Each excuses one failure.
     pub fn was_killed(&self, tenant: &str, port: Option<u16>, opened: Instant) -> bool {
         self.lock_doomed().iter_mut().any(|d| {
-            d.tenant == tenant
+            d.tenant.as_deref().is_none_or(|whose| whose == tenant)
                 && d.seen.elapsed() < REMEMBERED
                 && opened <= d.seen
                 && match (&mut d.ports, port) {
@@ -154,8 +151,21 @@ impl Excuses {
     }
 }
 
+/// Stops a process, and returns when all of it has stopped.
+///
+/// # Panics
+/// When it does not within half a minute.
+pub fn stand_still(pid: i32) {
+    procs::signal(pid, Signal::SIGSTOP);
+    until(
+        Duration::from_secs(30),
+        format!("process {pid} to stand still"),
+        || procs::stands_still(pid).then_some(()),
+    );
+}
+
 /// Ports at the other end of the TCP connections `pid` holds, where the kernel tells.
-fn connections_of(pid: i32) -> Option<BTreeSet<u16>> {
+pub fn connections_of(pid: i32) -> Option<BTreeSet<u16>> {
     fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let held: BTreeSet<String> = procs::open_files(pid)
         .iter()

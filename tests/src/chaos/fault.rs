@@ -3,7 +3,7 @@
 //! A fault returns when it is over: what was stopped goes on, what was broken is mended. Whether the host becomes whole
 //! after it is for [`World::is_whole`].
 
-use super::excuse::Reason;
+use super::excuse::{Reason, stand_still};
 use super::plan::{Deal, Fault, Round};
 use super::server;
 use super::world::{LOOPER, WHOLE, World};
@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::thread::sleep;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A tenant that comes, writes, and goes.
 const GUEST: &str = "guest";
@@ -88,13 +88,10 @@ impl World<'_> {
             }
             Fault::SupervisorKilled => {
                 let before = self.pids();
-                self.note(format!("SIGKILL to the supervisor ({})", self.host.pid()));
-                self.host.kill();
-                sleep(deal.lasts);
-                self.host.up();
-                self.note(format!("another supervisor runs ({})", self.host.pid()));
+                self.supervisor_killed(deal.lasts);
                 self.taken_over(&before, alone);
             }
+            Fault::RolloutCutShort => self.rollout_cut_short(deal.lasts),
             Fault::SupervisorRenewed => {
                 let (before, log) = (self.pids(), self.log_length());
                 self.note(format!("SIGUSR2 to the supervisor ({})", self.host.pid()));
@@ -135,6 +132,65 @@ impl World<'_> {
         }
     }
 
+    /// SIGKILL, and another `lasts` later.
+    ///
+    /// Nobody but a supervisor and its brokers holds a socket, where no systemd keeps it: one that both have left is gone,
+    /// and a port without a socket refuses. So it is not killed while an address hangs on it alone, nor a broker until it
+    /// is back; what either does after the other is dealt.
+    fn supervisor_killed(&self, lasts: Duration) {
+        let pid = self.host.pid();
+        let away = until(WHOLE, "every address to be in a broker's hands", || {
+            let away = self.lock_holders();
+            let status = self.host.try_status()?;
+            stand_still(pid);
+            if self.brokers_hold_addresses(&status) {
+                return Some(away);
+            }
+            procs::signal(pid, Signal::SIGCONT);
+            None
+        });
+        let held = self.shared.excuses.hold(None, pid);
+        self.note(format!(
+            "SIGKILL to the supervisor ({pid}), which holds {held} connections"
+        ));
+        self.host.kill();
+        sleep(lasts);
+        self.host.up();
+        drop(away);
+        self.note(format!("another supervisor runs ({})", self.host.pid()));
+    }
+
+    /// The next supervisor finds tenants with two brokers each, of which one starts or one drains, and others nobody has
+    /// told of the restart.
+    fn rollout_cut_short(&self, lasts: Duration) {
+        let before = self.host.broker_pids();
+        std::thread::scope(|scope| {
+            let ordering = std::thread::Builder::new()
+                .name("restart --all".into())
+                .spawn_scoped(scope, || self.ordered(&["restart", "--all"], false))
+                .unwrap();
+            // It may also be refused, or wait for a server that is away: then the supervisor is killed when it says so.
+            until(WHOLE, "the first replacement", || {
+                let pids = self.host.broker_pids();
+                let begun = pids.iter().any(|pid| !before.contains(pid));
+                (begun || ordering.is_finished()).then_some(())
+            });
+            self.note("a replacement has begun");
+            self.supervisor_killed(lasts);
+        });
+    }
+
+    /// Whether every tenant under load has a broker that serves and will not end by itself: one that hangs is about to be
+    /// ended, which may have been decided already.
+    fn brokers_hold_addresses(&self, status: &Status) -> bool {
+        self.tenants.iter().all(|tenant| {
+            status.tenant(tenant.name()).is_some_and(|t| {
+                let serves = ["ready", "degraded"].contains(&t.state.as_str());
+                serves && t.pid.is_some_and(|pid| !procs::stands_still(pid))
+            })
+        })
+    }
+
     fn pids(&self) -> BTreeSet<i32> {
         until(WHOLE, "the supervisor to answer", || {
             self.host.try_status().as_ref().map(pids)
@@ -142,16 +198,21 @@ impl World<'_> {
     }
 
     fn broker_killed(&self, name: &str, ends: u64) {
+        let supervised = self.lock_holders();
         let pid = self.pid_of(name);
         self.shared
             .excuses
             .open(Reason::NobodyServes(name.to_owned()));
         self.killed(name, ends);
-        let held = self.shared.excuses.hold(name, pid);
+        let held = self.shared.excuses.hold(Some(name), pid);
         procs::signal(pid, Signal::SIGKILL);
         self.note(format!(
             "SIGKILL to the broker of {name} ({pid}), which holds {held} connections"
         ));
+        until(WHOLE, format!("process {pid} to end"), || {
+            (!procs::alive(pid)).then_some(())
+        });
+        drop(supervised);
     }
 
     fn broker_hangs(&self, name: &str, ends: u64) {
@@ -160,7 +221,7 @@ impl World<'_> {
             .excuses
             .open(Reason::NobodyServes(name.to_owned()));
         self.killed(name, ends);
-        let held = self.shared.excuses.hold(name, pid);
+        let held = self.shared.excuses.hold(Some(name), pid);
         self.note(format!(
             "SIGSTOP to the broker of {name} ({pid}), which holds {held} connections"
         ));
@@ -313,6 +374,7 @@ impl World<'_> {
                 self.note(format!("{taken} connections were taken"));
             }
         }
+        self.server_suffers_no_more();
         self.note(format!("{:?} is over", deal.fault));
     }
 }

@@ -43,6 +43,8 @@ pub enum Fault {
     SupervisorHangs,
     /// SIGKILL to the supervisor, and another is started.
     SupervisorKilled,
+    /// SIGKILL to the supervisor in the middle of `restart --all`, and another is started.
+    RolloutCutShort,
     /// SIGUSR2 to the supervisor: it executes itself anew.
     SupervisorRenewed,
 }
@@ -67,6 +69,7 @@ const DECK: &[Fault] = &[
     Fault::SlotsTaken,
     Fault::SupervisorHangs,
     Fault::SupervisorKilled,
+    Fault::RolloutCutShort,
     Fault::SupervisorRenewed,
 ];
 
@@ -103,9 +106,10 @@ impl Fault {
             | Self::SessionsEnded
             | Self::ReadOnly
             | Self::SlotsTaken => Group::Server,
-            Self::SupervisorHangs | Self::SupervisorKilled | Self::SupervisorRenewed => {
-                Group::Supervisor
-            }
+            Self::SupervisorHangs
+            | Self::SupervisorKilled
+            | Self::RolloutCutShort
+            | Self::SupervisorRenewed => Group::Supervisor,
         }
     }
 }

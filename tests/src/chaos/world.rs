@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 /// However much else the machine has to do, and however far a tenant's backoff has grown: whole again by then.
@@ -39,6 +40,11 @@ pub struct World<'h> {
     pub guests: Mutex<Vec<String>>,
     /// When PostgreSQL was ended at once, and started again.
     pub crashes: Mutex<Vec<Crash>>,
+    /// Taken by who makes one of the two go that hold a tenant's socket, supervisor and broker, until it has gone or is
+    /// back.
+    holders: Mutex<()>,
+    /// PostgreSQL was mistreated since the host was whole.
+    server_suffered: AtomicBool,
     descriptors: usize,
 }
 
@@ -69,6 +75,8 @@ impl<'h> World<'h> {
             kills: Mutex::default(),
             guests: Mutex::default(),
             crashes: Mutex::default(),
+            holders: Mutex::default(),
+            server_suffered: AtomicBool::new(false),
             descriptors: 0,
         };
         world.is_whole();
@@ -147,12 +155,42 @@ impl<'h> World<'h> {
         (draft.text(), *pool)
     }
 
+    /// See the field.
+    pub(super) fn lock_holders(&self) -> MutexGuard<'_, ()> {
+        self.holders
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// What the supervisor knows of its server may be of before.
+    pub(super) fn server_suffers_no_more(&self) {
+        self.server_suffered.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until the supervisor has asked its server: what it says of it from then on is so.
+    fn server_is_known(&self) {
+        let mut client = self.host.server().client();
+        let row = client.query_one("SELECT clock_timestamp()", &[]).unwrap();
+        let now: SystemTime = row.get(0);
+        until(WHOLE, "the supervisor to ask its server", || {
+            let row = client.query_one(
+                "SELECT count(*) FROM pg_stat_activity \
+                 WHERE application_name LIKE 'brokkr:%.supervisor' AND query_start > $1",
+                &[&now],
+            );
+            (row.unwrap().get::<_, i64>(0) > 0).then_some(())
+        });
+    }
+
     /// Waits until every tenant is ready, with the configuration it should have, and nothing is pending.
     ///
     /// # Panics
     /// When it takes too long.
     pub fn is_whole(&self) -> Duration {
         let began = Instant::now();
+        if self.server_suffered.swap(false, Ordering::Relaxed) {
+            self.server_is_known();
+        }
         self.host.wait(
             WHOLE,
             "every tenant to be ready, nothing pending",
@@ -162,7 +200,8 @@ impl<'h> World<'h> {
                     status
                         .tenant(name)
                         .is_some_and(|t| t.state == "ready" && t.pending.is_none())
-                }) && status.tenants.len() == self.tenants.len() + 1
+                }) && status.servers.iter().all(|server| server.up)
+                    && status.tenants.len() == self.tenants.len() + 1
             },
         );
         began.elapsed()

@@ -101,4 +101,7 @@ pub struct ServerStatus {
     pub committed: u32,
     /// What they hold now.
     pub in_use: Option<u32>,
+    /// Whether it can be reached.
+    #[serde(default)]
+    pub up: bool,
 }

@@ -85,11 +85,55 @@ fn one_that_must_be_asked_is_neither_replaced_nor_ended_before_it_has_answered()
 }
 
 #[test]
+fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
+    let id = InstanceId(7);
+    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    host.on(wanted(spec(1)))
+        .on(Event::Server(Ok(())))
+        .on(Event::Unanswered(id));
+    for _ in 0..POLICY.probe_failures {
+        assert_ne!(host.life.pulse(), Pulse::Hung);
+        host.on(Event::ProbeMissed { id, on_time: true });
+    }
+    assert_eq!(host.life.pulse(), Pulse::Hung);
+    let detail = "hung".to_owned();
+    host.on(Event::ReplaceHung { id, detail });
+    assert_eq!(host.killed, [id]);
+    host.exit(id);
+    assert_eq!(host.spawned.len(), 1);
+    // One that has said that it starts has the time a start has.
+    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    host.on(wanted(spec(1)))
+        .on(Event::Server(Ok(())))
+        .on(Event::Learned(id, Stage::Starting));
+    for _ in 0..9 {
+        host.on(Event::ProbeMissed { id, on_time: true });
+    }
+    assert_eq!(host.life.pulse(), Pulse::Fine);
+}
+
+#[test]
 fn one_that_never_answers_is_ended_when_a_start_would_be() {
     let mut host = adopting(vec![found(7, Stage::Unsure)]);
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
     host.after(Duration::from_secs(61));
     assert_eq!(host.terminated, [InstanceId(7)]);
+}
+
+#[test]
+fn nobody_stands_in_for_one_that_may_serve_until_two_seconds_after_it_failed_to_answer() {
+    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    // On a busy host an answer takes its time, and it serves meanwhile.
+    host.after(Duration::from_secs(10));
+    assert!(!host.stand_in);
+    host.on(Event::Unanswered(InstanceId(7)));
+    host.after(Duration::from_millis(1900));
+    assert!(!host.stand_in);
+    host.after(Duration::from_millis(200));
+    assert!(host.stand_in);
+    host.on(Event::Learned(InstanceId(7), Stage::Serving));
+    assert!(!host.stand_in);
 }
 
 #[test]
