@@ -206,7 +206,7 @@ impl Watch {
     fn publish(&self, desired: Desired) {
         for problem in &desired.problems {
             if !self.desired.borrow().problems.contains(problem) {
-                tracing::error!("{problem}");
+                tracing::error!("{}", problem.brief);
             }
         }
         self.desired.send_replace(Arc::new(desired));

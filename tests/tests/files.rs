@@ -202,6 +202,22 @@ fn a_tenants_dir_that_is_gone_changes_nothing_until_it_is_back() {
 }
 
 #[test]
+fn a_file_whose_name_is_no_tenants_is_a_notice_of_one_line() {
+    let host = Host::new();
+    host.up();
+    std::fs::write(host.tenants_dir().join("Bad_Name.toml"), "").unwrap();
+    host.wait(Duration::from_secs(60), "the notice", |status| {
+        status.notices.iter().any(|n| n.contains("Bad_Name"))
+    });
+    let shown = host.command(&["status"]).stdout;
+    let notice = shown.lines().find(|line| line.contains("Bad_Name"));
+    let notice = notice.expect(&shown);
+    assert!(notice.starts_with("notice: "), "{shown}");
+    assert!(notice.contains("(rename the file: "), "{shown}");
+    assert!(!notice.contains("\\n"), "{shown}");
+}
+
+#[test]
 fn removing_most_files_at_once_is_held_until_it_is_confirmed() {
     let host = Host::new();
     let tenants: Vec<_> = ["a", "b", "c", "d", "e"]

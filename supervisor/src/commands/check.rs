@@ -176,7 +176,10 @@ fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mu
         confirm_removals: true,
     };
     let scanned = scanner.scan(Instant::now(), look, &BTreeSet::new());
-    findings.problems.extend(scanned.desired.problems);
+    let of_folder = scanned.desired.problems.into_iter();
+    findings
+        .problems
+        .extend(of_folder.map(|problem| problem.full));
     let stopped = std::fs::read_to_string(config.state_dir.join("stopped")).unwrap_or_default();
     let stopped: BTreeSet<&str> = stopped.lines().map(str::trim).collect();
     for (tenant, file) in scanned.desired.tenants {

@@ -4,7 +4,7 @@
 mod tests;
 
 use super::TenantConfig;
-use brokkr_tenant::{Diagnostics, Layer, TenantName};
+use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,8 +18,8 @@ pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
 /// One scan that would remove more than half of more than so many tenants is held.
 const REMOVALS_HELD_ABOVE: usize = 4;
 
-/// What is wrong with a tenant's file.
-#[derive(Debug, PartialEq, Eq)]
+/// What is wrong with a tenant's file, or with their folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileProblem {
     /// On one line, each problem beginning with its place: for `status` and the log.
     pub(crate) brief: String,
@@ -29,17 +29,36 @@ pub(crate) struct FileProblem {
 
 impl From<&Diagnostics> for FileProblem {
     fn from(problems: &Diagnostics) -> Self {
-        let brief: Vec<String> = problems
-            .errors()
-            .map(|problem| match &problem.hint {
-                Some(hint) => format!("{} ({hint})", problem.headline()),
-                None => problem.headline(),
-            })
-            .collect();
+        let brief: Vec<String> = problems.errors().map(brief).collect();
         Self {
             brief: brief.join("; "),
             full: problems.to_string(),
         }
+    }
+}
+
+impl From<&Diagnostic> for FileProblem {
+    fn from(problem: &Diagnostic) -> Self {
+        Self {
+            brief: brief(problem),
+            full: problem.to_string(),
+        }
+    }
+}
+
+impl From<String> for FileProblem {
+    fn from(line: String) -> Self {
+        Self {
+            brief: line.clone(),
+            full: line,
+        }
+    }
+}
+
+fn brief(problem: &Diagnostic) -> String {
+    match &problem.hint {
+        Some(hint) => format!("{} ({hint})", problem.headline()),
+        None => problem.headline(),
     }
 }
 
@@ -58,7 +77,7 @@ pub(crate) struct Desired {
     /// Every tenant that has a file: its configuration, or what is wrong with the file.
     pub(crate) tenants: BTreeMap<TenantName, FileState>,
     /// What is wrong and is no single tenant's.
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Vec<FileProblem>,
 }
 
 /// Which file, which content: what changes when either does.
@@ -159,10 +178,10 @@ impl Scanner {
         let mut problems = Vec::new();
         let mut again_at = None;
         match self.list(look) {
-            Err(error) => problems.push(format!(
+            Err(error) => problems.push(FileProblem::from(format!(
                 "{}: cannot be read, so no tenant is added, changed or removed: {error}",
                 self.folder.display()
-            )),
+            ))),
             Ok(paths) => {
                 self.listed = true;
                 let mut present = BTreeSet::new();
@@ -172,7 +191,7 @@ impl Scanner {
                             self.read(&name, &path, busy);
                             present.insert(name);
                         }
-                        Err(problem) => problems.push(problem.to_string()),
+                        Err(problem) => problems.push(FileProblem::from(&problem)),
                     }
                 }
                 again_at = self.remove(&present, now, look, &mut problems);
@@ -258,7 +277,7 @@ impl Scanner {
         present: &BTreeSet<TenantName>,
         now: Instant,
         look: Look,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<FileProblem>,
     ) -> Option<Instant> {
         let mut due = Vec::new();
         let mut again_at: Option<Instant> = None;
@@ -282,11 +301,11 @@ impl Scanner {
             self.held.extend(due.iter().cloned());
         }
         if !self.held.is_empty() {
-            problems.push(format!(
+            problems.push(FileProblem::from(format!(
                 "{}: {} of {all} tenant files have gone at once; their tenants run on until `brokkr-supervisor reload --confirm-removals`",
                 self.folder.display(),
                 self.held.len()
-            ));
+            )));
         }
         for name in due {
             if !self.held.contains(&name) {

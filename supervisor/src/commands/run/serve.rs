@@ -93,7 +93,7 @@ impl Daemon {
             let mut scanner = self.scanner(embedded.as_ref(), &finds);
             let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
             for problem in &first.desired.problems {
-                tracing::error!("{problem}");
+                tracing::error!("{}", problem.brief);
             }
             desired_sender.send_replace(Arc::new(first.desired));
             let tenants_dir = self.config.tenants_dir.clone();

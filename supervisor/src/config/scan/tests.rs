@@ -76,9 +76,20 @@ fn only_toml_files_without_a_leading_dot_are_tenants_and_a_bad_name_is_a_problem
     assert_eq!(Folder::names(&scanned), ["acme"]);
     assert_eq!(scanned.desired.problems.len(), 1);
     assert!(
-        scanned.desired.problems[0].contains("Bad_Name.toml"),
+        scanned.desired.problems[0].brief.contains("Bad_Name.toml"),
         "{:?}",
         scanned.desired.problems
+    );
+    let problem = &scanned.desired.problems[0];
+    assert!(
+        problem.full.contains("\nhint: rename the file: "),
+        "{}",
+        problem.full
+    );
+    assert!(
+        problem.brief.contains(" (rename the file: ") && !problem.brief.contains('\n'),
+        "a notice has one line: {}",
+        problem.brief
     );
 }
 
@@ -152,7 +163,7 @@ fn another_folder_in_its_place_changes_nothing_until_a_reload() {
     let scanned = folder.after(Duration::from_secs(60));
     assert_eq!(Folder::names(&scanned), ["acme"]);
     assert!(
-        scanned.desired.problems[0].contains("reload"),
+        scanned.desired.problems[0].brief.contains("reload"),
         "{:?}",
         scanned.desired.problems
     );
@@ -176,7 +187,11 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
     folder.after(NOW);
     let scanned = folder.after(Duration::from_secs(9));
     assert_eq!(scanned.desired.tenants.len(), 5);
-    assert!(scanned.desired.problems[0].contains("reload --confirm-removals"));
+    assert!(
+        scanned.desired.problems[0]
+            .brief
+            .contains("reload --confirm-removals")
+    );
     let look = Look {
         removals_at_once: true,
         confirm_removals: false,
