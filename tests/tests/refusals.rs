@@ -297,3 +297,33 @@ fn a_tenant_that_is_added_and_refused_leaves_no_file_and_the_reason_is_said() {
     assert!(added.contains("added globex"), "{added}");
     host.known("globex").becomes("ready");
 }
+
+#[test]
+fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(50).up();
+    let pid = acme.pid();
+    host.tenant("globex").pool(5).up();
+    acme.write_file("[database]\npool_size = \"ten\"\n");
+    acme.wait("shown to be bad", |t| t.pending.is_some());
+    host.tenant("new").pool(50).write();
+    host.known("new").becomes("refused");
+
+    let check = host.command(&["check"]);
+    let said = format!("{}{}", check.stdout, check.stderr);
+    assert_eq!(check.code, Some(1), "{said}");
+    let acme_said = "acme: its file is bad; it runs on with what it had, and that is counted";
+    for words in [acme_said, "refused: over budget", "over budget: tenant new"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let pools = check.stdout.lines().find(|l| l.trim().starts_with("pools"));
+    assert!(pools.is_some_and(|l| l.ends_with(" 105")), "{said}");
+    assert_eq!(acme.pid(), pid);
+
+    // Nobody says whether it runs.
+    host.known("new").remove_file();
+    host.stop();
+    let check = host.command(&["check"]);
+    let words = "no supervisor says whether it runs, and its pool is not counted";
+    assert!(check.stdout.contains(words), "{check:?}");
+}
