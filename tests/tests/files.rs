@@ -243,3 +243,31 @@ fn removing_most_files_at_once_is_held_until_it_is_confirmed() {
     });
     assert_eq!(status.tenants[0].pid, Some(pids[0]));
 }
+
+#[test]
+fn files_of_tenants_that_never_ran_may_go_however_many_they_are() {
+    let host = Host::new();
+    let tenants: Vec<_> = ["a", "b", "c", "d", "e"]
+        .into_iter()
+        .map(|name| host.tenant(name).pool(2).up())
+        .collect();
+    let kept: Vec<i32> = tenants[1..].iter().map(Tenant::pid).collect();
+    let never = ["v", "w", "x", "y", "z"].map(|name| host.known(name));
+    for tenant in &never {
+        tenant.write_file(BROKEN[0]);
+    }
+    for tenant in &never {
+        tenant.becomes("refused");
+    }
+    for tenant in &never {
+        tenant.remove_file();
+    }
+    tenants[0].remove_file();
+    let report = host.reload().ok();
+    assert!(!report.contains("confirm-removals"), "{report}");
+    let status = host.wait(Duration::from_secs(60), "four to be left", |s| {
+        s.tenants.len() == 4
+    });
+    let pids: Vec<i32> = status.tenants.iter().filter_map(|t| t.pid).collect();
+    assert_eq!(pids, kept);
+}

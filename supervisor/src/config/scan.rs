@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// A removal counts once the file has been absent for so long: an editor that moves a file away and writes it anew
 /// must not stop a tenant.
 pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
-/// One scan that would remove more than half of more than so many tenants is held.
+/// One scan that would remove more than half of more than so many tenants that run is held.
 const REMOVALS_HELD_ABOVE: usize = 4;
 
 /// What is wrong with a tenant's file, or with their folder.
@@ -134,6 +134,8 @@ pub(crate) struct Scanner {
     identity: Option<(u64, u64)>,
     /// Removals that wait to be confirmed.
     held: BTreeSet<TenantName>,
+    /// Who runs, or is to: whose removal ends something.
+    runs: BTreeSet<TenantName>,
 }
 
 /// The outcome of a scan.
@@ -160,6 +162,7 @@ impl Scanner {
     /// A tenant that runs already. If its file is not there, that is a removal like any other: it counts after a while,
     /// and not at all when it is one of too many.
     pub(crate) fn know(&mut self, name: &TenantName, config: &Arc<TenantConfig>) {
+        self.runs.insert(name.clone());
         let path = self.folder.join(format!("{name}.toml"));
         self.known.insert(
             name.clone(),
@@ -170,6 +173,11 @@ impl Scanner {
                 missing_since: None,
             },
         );
+    }
+
+    /// Takes note of who runs or is to run: nobody is kept from removing the files of others, however many.
+    pub(crate) fn take_runners(&mut self, runs: BTreeSet<TenantName>) {
+        self.runs = runs;
     }
 
     /// Looks at the folder. `busy` files are being written and keep their last state. Blocks on the file system.
@@ -293,16 +301,18 @@ impl Scanner {
                 again_at = Some(again_at.map_or(at, |earlier| earlier.min(at)));
             }
         }
-        let all = self.known.len();
         // Held once, held until confirmed or back: fewer of them later are no reason to let the rest go.
         self.held
             .retain(|name| due.contains(name) && !look.confirm_removals);
-        if !look.confirm_removals && all > REMOVALS_HELD_ABOVE && due.len() * 2 > all {
-            self.held.extend(due.iter().cloned());
+        let counts = |name: &&TenantName| self.runs.contains(*name) || self.held.contains(*name);
+        let all = self.known.keys().filter(counts).count();
+        let going: Vec<TenantName> = due.iter().filter(counts).cloned().collect();
+        if !look.confirm_removals && all > REMOVALS_HELD_ABOVE && going.len() * 2 > all {
+            self.held.extend(going);
         }
         if !self.held.is_empty() {
             problems.push(FileProblem::from(format!(
-                "{}: {} of {all} tenant files have gone at once; their tenants run on until `brokkr-supervisor reload --confirm-removals`",
+                "{}: the files of {} of {all} tenants that run have gone at once; they run on until `brokkr-supervisor reload --confirm-removals`",
                 self.folder.display(),
                 self.held.len()
             )));

@@ -97,7 +97,13 @@ impl Daemon {
             }
             desired_sender.send_replace(Arc::new(first.desired));
             let tenants_dir = self.config.tenants_dir.clone();
-            let watch_task = Watch::new(tenants_dir, scanner, desired_sender, wishes);
+            let watch_task = Watch::new(
+                tenants_dir,
+                scanner,
+                desired_sender,
+                snapshot.clone(),
+                wishes,
+            );
             tokio::spawn(vital(watch_task.run()));
 
             let (report_sender, reports) = mpsc::channel(REPORTS);
