@@ -271,3 +271,24 @@ fn files_of_tenants_that_never_ran_may_go_however_many_they_are() {
     let pids: Vec<i32> = status.tenants.iter().filter_map(|t| t.pid).collect();
     assert_eq!(pids, kept);
 }
+
+#[test]
+fn a_tenant_that_has_gone_has_no_admin_pak_to_show_but_a_folder_that_is_named() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pak = host.command(&["pak", "acme"]).ok();
+    acme.remove_file();
+    host.reload().ok();
+    acme.is_gone();
+    let gone = host.command(&["pak", "acme"]);
+    assert_eq!((gone.code, gone.stdout.as_str()), (Some(1), ""), "{gone:?}");
+    assert!(
+        gone.stderr.contains("no tenant acme any more") && gone.stderr.contains("tenants/acme"),
+        "{gone:?}"
+    );
+    // It comes back to what it had.
+    host.tenant("acme").up();
+    assert_eq!(host.command(&["pak", "acme"]).ok(), pak);
+    let never = host.command(&["pak", "nobody"]);
+    assert!(!never.stderr.contains("any more"), "{never:?}");
+}
