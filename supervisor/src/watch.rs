@@ -6,6 +6,8 @@
 
 use crate::config::{Desired, Look, Scanned, Scanner};
 use crate::fleet::ReloadWish;
+use crate::status::{Snapshot, State};
+use brokkr_tenant::TenantName;
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,12 +43,30 @@ enum Hint {
     FolderLost,
 }
 
+/// Every tenant that has a process, or waits for what it needs to have one. `None` before the fleet has said anything: what
+/// the scanner knows then is what was taken over.
+fn runners(snapshot: &Snapshot) -> Option<BTreeSet<TenantName>> {
+    snapshot.taken?;
+    let runs = snapshot
+        .tenants
+        .iter()
+        .filter(|tenant| tenant.pid.is_some() || !is_idle(tenant.state))
+        .filter_map(|tenant| TenantName::parse(&tenant.name).ok());
+    Some(runs.collect())
+}
+
+fn is_idle(state: State) -> bool {
+    matches!(state, State::Refused | State::Stopped)
+}
+
 /// The task's state.
 pub(crate) struct Watch {
     folder: PathBuf,
     /// Locked by the one scan that runs at a time, on a thread that may block.
     scanner: Arc<Mutex<Scanner>>,
     desired: watch::Sender<Arc<Desired>>,
+    /// Who runs.
+    snapshot: watch::Receiver<Arc<Snapshot>>,
     wishes: mpsc::Receiver<ReloadWish>,
     hints: mpsc::Receiver<Hint>,
     watcher: Option<RecommendedWatcher>,
@@ -69,6 +89,7 @@ impl Watch {
         folder: PathBuf,
         scanner: Scanner,
         desired: watch::Sender<Arc<Desired>>,
+        snapshot: watch::Receiver<Arc<Snapshot>>,
         wishes: mpsc::Receiver<ReloadWish>,
     ) -> Self {
         let (sender, hints) = mpsc::channel(EVENTS);
@@ -90,6 +111,7 @@ impl Watch {
             folder,
             scanner: Arc::new(Mutex::new(scanner)),
             desired,
+            snapshot,
             wishes,
             hints,
             watcher,
@@ -176,8 +198,12 @@ impl Watch {
             self.keep_watching(parent);
         }
         let (scanner, busy) = (self.scanner.clone(), self.busy.clone());
+        let runners = runners(&self.snapshot.borrow());
         let scanning = tokio::task::spawn_blocking(move || {
             let mut scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(runners) = runners {
+                scanner.take_runners(runners);
+            }
             scanner.scan(std::time::Instant::now(), look, &busy)
         });
         let Ok(scanned) = scanning.await else {
@@ -206,7 +232,7 @@ impl Watch {
     fn publish(&self, desired: Desired) {
         for problem in &desired.problems {
             if !self.desired.borrow().problems.contains(problem) {
-                tracing::error!("{problem}");
+                tracing::error!("{}", problem.brief);
             }
         }
         self.desired.send_replace(Arc::new(desired));

@@ -202,6 +202,22 @@ fn a_tenants_dir_that_is_gone_changes_nothing_until_it_is_back() {
 }
 
 #[test]
+fn a_file_whose_name_is_no_tenants_is_a_notice_of_one_line() {
+    let host = Host::new();
+    host.up();
+    std::fs::write(host.tenants_dir().join("Bad_Name.toml"), "").unwrap();
+    host.wait(Duration::from_secs(60), "the notice", |status| {
+        status.notices.iter().any(|n| n.contains("Bad_Name"))
+    });
+    let shown = host.command(&["status"]).stdout;
+    let notice = shown.lines().find(|line| line.contains("Bad_Name"));
+    let notice = notice.expect(&shown);
+    assert!(notice.starts_with("notice: "), "{shown}");
+    assert!(notice.contains("(rename the file: "), "{shown}");
+    assert!(!notice.contains("\\n"), "{shown}");
+}
+
+#[test]
 fn removing_most_files_at_once_is_held_until_it_is_confirmed() {
     let host = Host::new();
     let tenants: Vec<_> = ["a", "b", "c", "d", "e"]
@@ -226,4 +242,53 @@ fn removing_most_files_at_once_is_held_until_it_is_confirmed() {
         s.tenants.len() == 1
     });
     assert_eq!(status.tenants[0].pid, Some(pids[0]));
+}
+
+#[test]
+fn files_of_tenants_that_never_ran_may_go_however_many_they_are() {
+    let host = Host::new();
+    let tenants: Vec<_> = ["a", "b", "c", "d", "e"]
+        .into_iter()
+        .map(|name| host.tenant(name).pool(2).up())
+        .collect();
+    let kept: Vec<i32> = tenants[1..].iter().map(Tenant::pid).collect();
+    let never = ["v", "w", "x", "y", "z"].map(|name| host.known(name));
+    for tenant in &never {
+        tenant.write_file(BROKEN[0]);
+    }
+    for tenant in &never {
+        tenant.becomes("refused");
+    }
+    for tenant in &never {
+        tenant.remove_file();
+    }
+    tenants[0].remove_file();
+    let report = host.reload().ok();
+    assert!(!report.contains("confirm-removals"), "{report}");
+    let status = host.wait(Duration::from_secs(60), "four to be left", |s| {
+        s.tenants.len() == 4
+    });
+    let pids: Vec<i32> = status.tenants.iter().filter_map(|t| t.pid).collect();
+    assert_eq!(pids, kept);
+}
+
+#[test]
+fn a_tenant_that_has_gone_has_no_admin_pak_to_show_but_a_folder_that_is_named() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pak = host.command(&["pak", "acme"]).ok();
+    acme.remove_file();
+    host.reload().ok();
+    acme.is_gone();
+    let gone = host.command(&["pak", "acme"]);
+    assert_eq!((gone.code, gone.stdout.as_str()), (Some(1), ""), "{gone:?}");
+    assert!(
+        gone.stderr.contains("no tenant acme any more") && gone.stderr.contains("tenants/acme"),
+        "{gone:?}"
+    );
+    // It comes back to what it had.
+    host.tenant("acme").up();
+    assert_eq!(host.command(&["pak", "acme"]).ok(), pak);
+    let never = host.command(&["pak", "nobody"]);
+    assert!(!never.stderr.contains("any more"), "{never:?}");
 }

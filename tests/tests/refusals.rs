@@ -262,3 +262,68 @@ fn a_crash_hands_neither_schema_nor_address_to_a_tenant_that_wants_them() {
         globex.wait("as before", |t| t.state == "ready" && t.pending.is_none());
     }
 }
+
+#[test]
+fn a_tenant_that_is_added_and_refused_leaves_no_file_and_the_reason_is_said() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(50).up();
+    let taken = acme.status().listen.unwrap();
+    let free = format!("127.0.0.1:{}", brokkr_tests::ports::free());
+    let add = |name: &str, listen: &str, pool: &str| {
+        host.command(&[
+            "tenant",
+            "add",
+            name,
+            "--listen",
+            listen,
+            "--pool-size",
+            pool,
+        ])
+    };
+    for (listen, pool, words) in [
+        (&taken, "5", ["not added", "acme"]),
+        (&free, "60", ["not added", "over budget"]),
+    ] {
+        let ran = add("globex", listen, pool);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+        for word in words {
+            assert!(ran.stderr.contains(word), "{word}: {ran:?}");
+        }
+        let files = host.command(&["tenant", "list"]).ok();
+        assert_eq!(files, "acme\n", "{ran:?}");
+        assert_eq!(host.status().tenants.len(), 1);
+    }
+    let added = add("globex", &free, "5").ok();
+    assert!(added.contains("added globex"), "{added}");
+    host.known("globex").becomes("ready");
+}
+
+#[test]
+fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(50).up();
+    let pid = acme.pid();
+    host.tenant("globex").pool(5).up();
+    acme.write_file("[database]\npool_size = \"ten\"\n");
+    acme.wait("shown to be bad", |t| t.pending.is_some());
+    host.tenant("new").pool(50).write();
+    host.known("new").becomes("refused");
+
+    let check = host.command(&["check"]);
+    let said = format!("{}{}", check.stdout, check.stderr);
+    assert_eq!(check.code, Some(1), "{said}");
+    let acme_said = "acme: its file is bad; it runs on with what it had, and that is counted";
+    for words in [acme_said, "refused: over budget", "over budget: tenant new"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let pools = check.stdout.lines().find(|l| l.trim().starts_with("pools"));
+    assert!(pools.is_some_and(|l| l.ends_with(" 105")), "{said}");
+    assert_eq!(acme.pid(), pid);
+
+    // Nobody says whether it runs.
+    host.known("new").remove_file();
+    host.stop();
+    let check = host.command(&["check"]);
+    let words = "no supervisor says whether it runs, and its pool is not counted";
+    assert!(check.stdout.contains(words), "{check:?}");
+}

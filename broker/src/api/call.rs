@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{FromRequestParts, Query, RawPathParams, Request, State};
 use axum::handler::Handler;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
@@ -47,6 +47,8 @@ pub(super) struct Call {
 /// What a request says, before anybody knows who says it.
 #[derive(Clone)]
 struct Captured {
+    /// HEAD: routes of GET answer it too, and it changes nothing.
+    only_looks: bool,
     headers: HeaderMap,
     uri: Uri,
     path: Result<Vec<(String, String)>, Error>,
@@ -194,6 +196,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         return Error::unauthorized().into_response();
     }
     let mut request = Captured {
+        only_looks: parts.method == Method::HEAD,
         headers: parts.headers,
         uri: parts.uri,
         path,
@@ -230,7 +233,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
                 request,
                 began,
             };
-            let done = (operation.work)(&call, conn);
+            let done = call.work(conn, operation.work);
             call.wake_for_events(conn);
             Ok::<_, Error>((principal, done))
         })
@@ -316,11 +319,29 @@ impl Call {
         self.in_time()?;
         let db = self.app.db.clone();
         db.run(move |conn| {
-            let done = work(&self, conn);
+            let done = self.work(conn, work);
             self.wake_for_events(conn);
             done
         })
         .await
+    }
+
+    /// Works on a connection, on which a HEAD can only read. A GET that does more than read asks [`Self::only_looks`]; one
+    /// that forgets to answers its HEAD with 500, and the permission matrix sees that.
+    fn work(
+        &self,
+        conn: &mut Conn,
+        work: impl FnOnce(&Self, &mut Conn) -> Result<Reply, Error>,
+    ) -> Result<Reply, Error> {
+        if self.only_looks() {
+            conn.only_reads();
+        }
+        work(self, conn)
+    }
+
+    /// Whether this is a HEAD.
+    pub(super) fn only_looks(&self) -> bool {
+        self.request.only_looks
     }
 
     /// 503 once the request's time is over: its caller has been or will be told that nothing came of it, so nothing may be

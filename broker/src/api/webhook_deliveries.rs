@@ -147,8 +147,8 @@ impl PendingWebhookDelivery {
     }
 }
 
-/// Gives an agent deliveries to make, which are then its own for a time. To the admin it only shows them: looking must not
-/// keep them from the agent.
+/// Gives an agent deliveries to make, which are then its own for a time. To the admin, and to a HEAD, it only shows them: looking
+/// must not keep them from the agent.
 #[utoipa::path(
     get,
     path = "/agents/{agent_id}/webhooks/pending",
@@ -175,7 +175,7 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let Some(key) = key else {
         return Reply::ok(&Vec::<PendingWebhookDelivery>::new());
     };
-    let looks_only = call.principal == Principal::Admin;
+    let looks_only = call.principal == Principal::Admin || call.only_looks();
     let taken = if looks_only {
         claims::seen_by_agent(db, agent, PENDING)?
     } else {

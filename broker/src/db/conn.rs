@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
 use super::error::{DbError, describe, spoils_connection, stale_statement, takes_no_writes};
-use super::manager::Manager;
+use super::manager::{Live, Manager};
 
 /// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
 pub trait Sql {
@@ -54,6 +55,7 @@ pub struct Conn {
     wrote_events: bool,
     /// Why the server took no writes on this checkout, if it did not.
     unwritable: Option<String>,
+    only_reads: bool,
 }
 
 /// An open transaction. Commits when its closure returns `Ok`, rolls back when it returns `Err` or panics.
@@ -72,7 +74,13 @@ impl Conn {
             wrote: false,
             wrote_events: false,
             unwritable: None,
+            only_reads: false,
         }
+    }
+
+    /// From here to the end of this checkout nothing can be changed, whatever a statement says: the server sees to it.
+    pub fn only_reads(&mut self) {
+        self.only_reads = true;
     }
 
     /// Why the server took no writes on this checkout, if it did not.
@@ -111,6 +119,9 @@ impl Conn {
         &mut self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        if self.only_reads {
+            return Err(E::from(CHANGES_NOTHING));
+        }
         let live = self.live.live().map_err(E::from)?;
         // Stays set if anything below panics or fails before the end of the transaction is known: `has_broken` then
         // throws the connection away, for `SET` would succeed inside a transaction that was left open.
@@ -187,8 +198,18 @@ impl Conn {
                 })
             }
         };
-        let result = statement.and_then(|statement| call(&mut live.client, &statement));
+        let result = statement.and_then(|statement| {
+            if self.only_reads {
+                reading(live, |client| call(client, &statement))
+            } else {
+                call(&mut live.client, &statement)
+            }
+        });
         if let Err(error) = &result {
+            // The server is as it was: it was asked to refuse this.
+            if self.only_reads && error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+                return Err(CHANGES_NOTHING);
+            }
             live.spoiled |= spoils_connection(error);
             note(&mut self.unwritable, error);
         }
@@ -219,6 +240,9 @@ impl Sql for Conn {
         sql: &'static str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DbError> {
+        if self.only_reads {
+            return Err(CHANGES_NOTHING);
+        }
         self.wrote = true;
         self.run(sql, |client, statement| client.execute(statement, params))
     }
@@ -293,6 +317,23 @@ impl Sql for Tx<'_> {
     fn wrote_events(&mut self) {
         self.wrote_events = true;
     }
+}
+
+/// What a write is told on a checkout that only reads.
+const CHANGES_NOTHING: DbError = DbError::Refused("a write, where nothing may be changed");
+
+/// One statement in a transaction in which the server refuses every write.
+fn reading<T>(
+    live: &mut Live,
+    call: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
+) -> Result<T, postgres::Error> {
+    // As in `Conn::transaction`: until the end of the transaction is known.
+    let was = std::mem::replace(&mut live.spoiled, true);
+    live.client.batch_execute("START TRANSACTION READ ONLY")?;
+    let result = call(&mut live.client);
+    live.client.batch_execute("ROLLBACK")?;
+    live.spoiled = was;
+    result
 }
 
 /// Takes down why the server takes no writes, if that is what the error says.

@@ -4,6 +4,7 @@
 //! stopped. Problems and warnings go to standard error, each problem beginning with its place; the sums to
 //! standard output.
 
+mod runs_on;
 mod table;
 
 use crate::budget::{
@@ -16,6 +17,7 @@ use crate::embedded;
 use crate::parties;
 use crate::servers::{Endpoint, Servers, ServersView};
 use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
+use runs_on::RunsOn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::Path;
@@ -37,6 +39,8 @@ struct Findings {
     wanted: BTreeMap<TenantName, Arc<TenantConfig>>,
     /// Why the others do not run.
     idle: BTreeMap<TenantName, &'static str>,
+    /// Tenants whose file is bad.
+    bad: BTreeSet<TenantName>,
 }
 
 /// Judges, prints, and says with the exit status whether all is well.
@@ -80,6 +84,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
     let embedded = embedded_url(config, findings);
     read_files(config, embedded.as_ref(), findings);
     let admitted = read_admitted(config, findings);
+    let runs_on = RunsOn::find(config, &findings.bad, &admitted);
 
     let mut view = if offline {
         Arc::default()
@@ -120,6 +125,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
             },
             fallback: Wanted::Nothing,
         })
+        .chain(runs_on.parties())
         .collect();
     let headroom = config.budget.headroom;
     let Decided { conflicts, verdict } =
@@ -144,6 +150,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
     table::render(&table::Sums {
         wanted: &findings.wanted,
         idle: &findings.idle,
+        runs_on: &runs_on,
         verdicts: &verdicts,
         view: &view,
         verdict: &verdict,
@@ -176,12 +183,18 @@ fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mu
         confirm_removals: true,
     };
     let scanned = scanner.scan(Instant::now(), look, &BTreeSet::new());
-    findings.problems.extend(scanned.desired.problems);
+    let of_folder = scanned.desired.problems.into_iter();
+    findings
+        .problems
+        .extend(of_folder.map(|problem| problem.full));
     let stopped = std::fs::read_to_string(config.state_dir.join("stopped")).unwrap_or_default();
     let stopped: BTreeSet<&str> = stopped.lines().map(str::trim).collect();
     for (tenant, file) in scanned.desired.tenants {
         match file {
-            Err(problem) => findings.problems.push(problem.full.clone()),
+            Err(problem) => {
+                findings.problems.push(problem.full.clone());
+                findings.bad.insert(tenant);
+            }
             Ok(file) => {
                 findings.warnings.extend(file.warnings.iter().cloned());
                 if !file.broker().supervision.enabled {

@@ -6,8 +6,17 @@ use crate::control::Reload;
 use crate::fleet::handle::ReloadReport;
 
 pub(super) fn reload(client: &Client, confirm_removals: bool) -> Result<(), Failure> {
-    let report: ReloadReport = client.post("/v1/reload", &Reload { confirm_removals })?;
-    say(changes(&report).as_bytes())?;
+    tell(&ask(client, confirm_removals)?)
+}
+
+/// Reloads without a word; all has settled then.
+pub(super) fn ask(client: &Client, confirm_removals: bool) -> Result<ReloadReport, Failure> {
+    client.post("/v1/reload", &Reload { confirm_removals })
+}
+
+/// What changed, and every problem.
+pub(super) fn tell(report: &ReloadReport) -> Result<(), Failure> {
+    say(changes(report).as_bytes())?;
     if report.problems.is_empty() {
         return Ok(());
     }

@@ -1,13 +1,14 @@
 //! `tenant add`, `tenant remove`, `tenant list`
 
-use super::client::Client;
-use super::{Failure, reload, say};
+use super::client::{Client, not_understood};
+use super::{Failure, harmless, reload, say};
 use crate::cli::{Add, Tenant};
 use crate::config::{Supervisor, TenantConfig};
+use crate::status::{Snapshot, State};
 use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub(super) fn tenant(
@@ -18,8 +19,12 @@ pub(super) fn tenant(
     match command {
         Tenant::List => list(&config.tenants_dir),
         Tenant::Add(options) => {
-            add(config, options)?;
-            reload::reload(client, false)
+            let written = add(config, options)?;
+            let report = reload::ask(client, false)?;
+            if let Some(reason) = refused(client, &options.tenant)? {
+                return Err(take_back(client, &options.tenant, &written, &reason));
+            }
+            reload::tell(&report)
         }
         Tenant::Remove { tenant } => {
             let path = file_of(&config.tenants_dir, tenant);
@@ -68,8 +73,49 @@ fn list(folder: &Path) -> Result<(), Failure> {
         .as_bytes())
 }
 
+/// Why the supervisor refuses the tenant, if it does: a schema or an address that is somebody else's, or the budget. It
+/// alone knows, and decides when it sees the file.
+fn refused(client: &Client, tenant: &TenantName) -> Result<Option<String>, Failure> {
+    let answer = client.get("/v1/status")?;
+    let snapshot: Snapshot =
+        serde_json::from_slice(&answer).map_err(|error| not_understood(&error))?;
+    let ours = snapshot
+        .tenants
+        .into_iter()
+        .find(|status| status.name == tenant.as_str() && status.state == State::Refused);
+    Ok(ours.map(|status| status.reason.unwrap_or_default()))
+}
+
+/// Removes the file of a tenant that is refused; what that ends in.
+fn take_back(client: &Client, tenant: &TenantName, written: &Written, reason: &str) -> Failure {
+    let reason = harmless(reason);
+    // Mended by somebody meanwhile, it is theirs.
+    let ours = fs::metadata(&written.path).is_ok_and(|now| (now.dev(), now.ino()) == written.inode);
+    if !ours {
+        return Failure::Problem(format!("tenant {tenant} is refused: {reason}"));
+    }
+    if let Err(error) = fs::remove_file(&written.path) {
+        return Failure::Problem(format!(
+            "tenant {tenant} is refused: {reason}\n{}",
+            unwritable(tenant, &written.path, &error)
+        ));
+    }
+    match reload::ask(client, false) {
+        Ok(_) => Failure::Problem(format!("tenant {tenant} is not added: {reason}")),
+        Err(failure) => failure,
+    }
+}
+
+/// A file that `add` has written.
+#[derive(Debug)]
+struct Written {
+    path: PathBuf,
+    /// Device and number: which file it is.
+    inode: (u64, u64),
+}
+
 /// Writes the file, once it is known to be good, and never over another.
-fn add(config: &Supervisor, options: &Add) -> Result<(), Failure> {
+fn add(config: &Supervisor, options: &Add) -> Result<Written, Failure> {
     let tenant = &options.tenant;
     let path = file_of(&config.tenants_dir, tenant);
     // A name with a dot in front is no tenant's.
@@ -86,6 +132,14 @@ fn add(config: &Supervisor, options: &Add) -> Result<(), Failure> {
                     Failure::Problem(format!("tenant {tenant} exists: {}", path.display()))
                 }
                 _ => unwritable(tenant, &path, &error),
+            })
+        })
+        .and_then(|()| {
+            let file = fs::metadata(&early).map_err(|error| unwritable(tenant, &path, &error))?;
+            let inode = (file.dev(), file.ino());
+            Ok(Written {
+                path: path.clone(),
+                inode,
             })
         });
     // Left behind, it is no tenant's and the next `add` of this process number writes over it.

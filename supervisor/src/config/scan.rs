@@ -4,7 +4,7 @@
 mod tests;
 
 use super::TenantConfig;
-use brokkr_tenant::{Diagnostics, Layer, TenantName};
+use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 /// A removal counts once the file has been absent for so long: an editor that moves a file away and writes it anew
 /// must not stop a tenant.
 pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
-/// One scan that would remove more than half of more than so many tenants is held.
+/// One scan that would remove more than half of more than so many tenants that run is held.
 const REMOVALS_HELD_ABOVE: usize = 4;
 
-/// What is wrong with a tenant's file.
-#[derive(Debug, PartialEq, Eq)]
+/// What is wrong with a tenant's file, or with their folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileProblem {
     /// On one line, each problem beginning with its place: for `status` and the log.
     pub(crate) brief: String,
@@ -29,17 +29,36 @@ pub(crate) struct FileProblem {
 
 impl From<&Diagnostics> for FileProblem {
     fn from(problems: &Diagnostics) -> Self {
-        let brief: Vec<String> = problems
-            .errors()
-            .map(|problem| match &problem.hint {
-                Some(hint) => format!("{} ({hint})", problem.headline()),
-                None => problem.headline(),
-            })
-            .collect();
+        let brief: Vec<String> = problems.errors().map(brief).collect();
         Self {
             brief: brief.join("; "),
             full: problems.to_string(),
         }
+    }
+}
+
+impl From<&Diagnostic> for FileProblem {
+    fn from(problem: &Diagnostic) -> Self {
+        Self {
+            brief: brief(problem),
+            full: problem.to_string(),
+        }
+    }
+}
+
+impl From<String> for FileProblem {
+    fn from(line: String) -> Self {
+        Self {
+            brief: line.clone(),
+            full: line,
+        }
+    }
+}
+
+fn brief(problem: &Diagnostic) -> String {
+    match &problem.hint {
+        Some(hint) => format!("{} ({hint})", problem.headline()),
+        None => problem.headline(),
     }
 }
 
@@ -58,7 +77,7 @@ pub(crate) struct Desired {
     /// Every tenant that has a file: its configuration, or what is wrong with the file.
     pub(crate) tenants: BTreeMap<TenantName, FileState>,
     /// What is wrong and is no single tenant's.
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Vec<FileProblem>,
 }
 
 /// Which file, which content: what changes when either does.
@@ -115,6 +134,8 @@ pub(crate) struct Scanner {
     identity: Option<(u64, u64)>,
     /// Removals that wait to be confirmed.
     held: BTreeSet<TenantName>,
+    /// Who runs, or is to: whose removal ends something.
+    runs: BTreeSet<TenantName>,
 }
 
 /// The outcome of a scan.
@@ -141,6 +162,7 @@ impl Scanner {
     /// A tenant that runs already. If its file is not there, that is a removal like any other: it counts after a while,
     /// and not at all when it is one of too many.
     pub(crate) fn know(&mut self, name: &TenantName, config: &Arc<TenantConfig>) {
+        self.runs.insert(name.clone());
         let path = self.folder.join(format!("{name}.toml"));
         self.known.insert(
             name.clone(),
@@ -153,16 +175,21 @@ impl Scanner {
         );
     }
 
+    /// Takes note of who runs or is to run: nobody is kept from removing the files of others, however many.
+    pub(crate) fn take_runners(&mut self, runs: BTreeSet<TenantName>) {
+        self.runs = runs;
+    }
+
     /// Looks at the folder. `busy` files are being written and keep their last state. Blocks on the file system.
     pub(crate) fn scan(&mut self, now: Instant, look: Look, busy: &BTreeSet<PathBuf>) -> Scanned {
         self.scans += 1;
         let mut problems = Vec::new();
         let mut again_at = None;
         match self.list(look) {
-            Err(error) => problems.push(format!(
+            Err(error) => problems.push(FileProblem::from(format!(
                 "{}: cannot be read, so no tenant is added, changed or removed: {error}",
                 self.folder.display()
-            )),
+            ))),
             Ok(paths) => {
                 self.listed = true;
                 let mut present = BTreeSet::new();
@@ -172,7 +199,7 @@ impl Scanner {
                             self.read(&name, &path, busy);
                             present.insert(name);
                         }
-                        Err(problem) => problems.push(problem.to_string()),
+                        Err(problem) => problems.push(FileProblem::from(&problem)),
                     }
                 }
                 again_at = self.remove(&present, now, look, &mut problems);
@@ -258,7 +285,7 @@ impl Scanner {
         present: &BTreeSet<TenantName>,
         now: Instant,
         look: Look,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<FileProblem>,
     ) -> Option<Instant> {
         let mut due = Vec::new();
         let mut again_at: Option<Instant> = None;
@@ -274,19 +301,21 @@ impl Scanner {
                 again_at = Some(again_at.map_or(at, |earlier| earlier.min(at)));
             }
         }
-        let all = self.known.len();
         // Held once, held until confirmed or back: fewer of them later are no reason to let the rest go.
         self.held
             .retain(|name| due.contains(name) && !look.confirm_removals);
-        if !look.confirm_removals && all > REMOVALS_HELD_ABOVE && due.len() * 2 > all {
-            self.held.extend(due.iter().cloned());
+        let counts = |name: &&TenantName| self.runs.contains(*name) || self.held.contains(*name);
+        let all = self.known.keys().filter(counts).count();
+        let going: Vec<TenantName> = due.iter().filter(counts).cloned().collect();
+        if !look.confirm_removals && all > REMOVALS_HELD_ABOVE && going.len() * 2 > all {
+            self.held.extend(going);
         }
         if !self.held.is_empty() {
-            problems.push(format!(
-                "{}: {} of {all} tenant files have gone at once; their tenants run on until `brokkr-supervisor reload --confirm-removals`",
+            problems.push(FileProblem::from(format!(
+                "{}: the files of {} of {all} tenants that run have gone at once; they run on until `brokkr-supervisor reload --confirm-removals`",
                 self.folder.display(),
                 self.held.len()
-            ));
+            )));
         }
         for name in due {
             if !self.held.contains(&name) {

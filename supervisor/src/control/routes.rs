@@ -295,30 +295,35 @@ async fn admin_pak(
     let state_dir = app.context.state_dir.clone();
     let tenant = name.clone();
     let read = tokio::task::spawn_blocking(move || pak::read(&state_dir, &tenant)).await;
-    match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+    let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let known = app
+        .context
+        .fleet
+        .snapshot()
+        .tenants
+        .iter()
+        .any(|t| t.name == name.as_str());
+    let none = |error| Problem {
+        status: StatusCode::NOT_FOUND,
+        error,
+    };
+    match read {
+        Ok(None) if !known => Err(Problem::no_tenant(&name)),
+        // Its database may be gone, or be another tenant's by now: whoever asks by this name should know.
+        _ if !known => {
+            let folder = app.context.state_dir.join("tenants").join(name.as_str());
+            Err(none(format!(
+                "there is no tenant {name} any more; what it left is in {}, its last admin PAK in admin.pak there",
+                folder.display()
+            )))
+        }
         Ok(Some(pak)) => {
             Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], pak + "\n").into_response())
         }
-        Ok(None) => {
-            let known = app
-                .context
-                .fleet
-                .snapshot()
-                .tenants
-                .iter()
-                .any(|t| t.name == name.as_str());
-            if !known {
-                return Err(Problem::no_tenant(&name));
-            }
-            let error = format!(
-                "{name} has no admin PAK yet: it is written when the tenant first becomes ready; if it is lost, \
-                 `brokkr-broker rotate admin` with the tenant's file makes a new one"
-            );
-            Err(Problem {
-                status: StatusCode::NOT_FOUND,
-                error,
-            })
-        }
+        Ok(None) => Err(none(format!(
+            "{name} has no admin PAK yet: it is written when the tenant first becomes ready; if it is lost, \
+             `brokkr-broker rotate admin` with the tenant's file makes a new one"
+        ))),
         Err(error) => Err(Problem::internal(format!(
             "the admin PAK of {name} cannot be read: {error}"
         ))),

@@ -305,6 +305,11 @@ async fn the_pak_is_given_only_where_there_is_one() {
     fs::create_dir_all(&own).unwrap();
     fs::write(own.join("admin.pak"), "brokkr_BRx\n").unwrap();
     assert_eq!(host.get("/v1/pak/acme").await, (200, "brokkr_BRx\n".into()));
+    host.snapshots.send_replace(Arc::default());
+    let (code, body) = host.get("/v1/pak/acme").await;
+    assert_eq!(code, 404);
+    assert!(body.contains("no tenant acme any more"), "{body}");
+    assert!(!body.contains("brokkr_BRx"), "{body}");
 }
 
 #[tokio::test]

@@ -289,7 +289,7 @@ impl Fleet {
     fn reload_report(&self, before: &BTreeMap<TenantName, Option<[u8; 32]>>) -> ReloadReport {
         let desired = self.desired.borrow().clone();
         let mut report = ReloadReport {
-            problems: desired.problems.clone(),
+            problems: desired.problems.iter().map(|p| p.full.clone()).collect(),
             ..Default::default()
         };
         for (name, file) in &desired.tenants {

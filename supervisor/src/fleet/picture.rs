@@ -17,7 +17,9 @@ impl Fleet {
             .map(|(name, entry)| self.tenant(name, entry))
             .collect();
         let mut notices = self.notices.clone();
-        notices.extend(self.desired.borrow().problems.iter().cloned());
+        let desired = self.desired.borrow();
+        notices.extend(desired.problems.iter().map(|p| p.brief.clone()));
+        drop(desired);
         notices.extend(self.refused_successor.clone());
         notices.extend(self.unstored());
         if let Some(failing) = self.stalled {

@@ -1,5 +1,6 @@
 //! The sums of `check`, server by server.
 
+use super::runs_on::RunsOn;
 use crate::budget::{COMMAND, Decision, OWN, REPLACEMENT, Shortage, Verdict};
 use crate::config::TenantConfig;
 use crate::servers::ServersView;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 pub(super) struct Sums<'c> {
     pub(super) wanted: &'c BTreeMap<TenantName, Arc<TenantConfig>>,
     pub(super) idle: &'c BTreeMap<TenantName, &'static str>,
+    pub(super) runs_on: &'c RunsOn,
     pub(super) verdicts: &'c BTreeMap<TenantName, String>,
     pub(super) view: &'c ServersView,
     pub(super) verdict: &'c Verdict,
@@ -29,12 +31,27 @@ pub(super) fn render(sums: &Sums<'_>) -> String {
         let group = place.map_or_else(|| spelled(url), |place| place.server.to_string());
         groups.entry(group).or_default().push(tenant);
     }
+    for admission in sums.runs_on.counted.values() {
+        let server = admission.server.iter().map(ToString::to_string);
+        server.for_each(|server| {
+            groups.entry(server).or_default();
+        });
+    }
     for (group, tenants) in groups {
         one_server(sums, &group, &tenants, &mut text);
     }
     for (tenant, why) in sums.idle {
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "{tenant}: {why}; it counts nothing");
+    }
+    for tenant in sums.runs_on.counted.keys() {
+        let _ = writeln!(
+            text,
+            "{tenant}: its file is bad; it runs on with what it had, and that is counted"
+        );
+    }
+    for (tenant, why) in &sums.runs_on.uncounted {
+        let _ = writeln!(text, "{tenant}: its file is bad; {why}");
     }
     text
 }
@@ -85,6 +102,26 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
             broker.database.schema.as_str(),
             &broker.http.listen.to_string(),
             sums.verdicts.get(*tenant).map_or("", String::as_str),
+        ]);
+    }
+    for admission in sums.runs_on.counted.values() {
+        if admission
+            .server
+            .as_ref()
+            .is_none_or(|s| s.as_str() != group)
+        {
+            continue;
+        }
+        pools = pools.saturating_add(admission.pool);
+        let seat = admission.seat.as_ref();
+        table.add_row([
+            admission.tenant.as_str(),
+            &admission.pool.to_string(),
+            "-",
+            "-",
+            seat.map_or("-", |seat| seat.schema.as_str()),
+            &seat.map_or("-".to_owned(), |seat| seat.listen.to_string()),
+            "runs on: its file is bad",
         ]);
     }
     if let Some(column) = table.column_mut(1) {

@@ -93,11 +93,17 @@ impl Daemon {
             let mut scanner = self.scanner(embedded.as_ref(), &finds);
             let first = scanner.scan(Instant::now(), Look::default(), &BTreeSet::new());
             for problem in &first.desired.problems {
-                tracing::error!("{problem}");
+                tracing::error!("{}", problem.brief);
             }
             desired_sender.send_replace(Arc::new(first.desired));
             let tenants_dir = self.config.tenants_dir.clone();
-            let watch_task = Watch::new(tenants_dir, scanner, desired_sender, wishes);
+            let watch_task = Watch::new(
+                tenants_dir,
+                scanner,
+                desired_sender,
+                snapshot.clone(),
+                wishes,
+            );
             tokio::spawn(vital(watch_task.run()));
 
             let (report_sender, reports) = mpsc::channel(REPORTS);

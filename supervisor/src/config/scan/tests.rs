@@ -38,6 +38,11 @@ impl Folder {
         std::fs::remove_file(self.path(&format!("{name}.toml"))).unwrap();
     }
 
+    fn run(&mut self, names: &[&str]) {
+        let names = names.iter().map(|name| TenantName::parse(name).unwrap());
+        self.scanner.take_runners(names.collect());
+    }
+
     fn after(&mut self, time: Duration) -> Scanned {
         self.now += time;
         self.look(Look::default())
@@ -76,9 +81,20 @@ fn only_toml_files_without_a_leading_dot_are_tenants_and_a_bad_name_is_a_problem
     assert_eq!(Folder::names(&scanned), ["acme"]);
     assert_eq!(scanned.desired.problems.len(), 1);
     assert!(
-        scanned.desired.problems[0].contains("Bad_Name.toml"),
+        scanned.desired.problems[0].brief.contains("Bad_Name.toml"),
         "{:?}",
         scanned.desired.problems
+    );
+    let problem = &scanned.desired.problems[0];
+    assert!(
+        problem.full.contains("\nhint: rename the file: "),
+        "{}",
+        problem.full
+    );
+    assert!(
+        problem.brief.contains(" (rename the file: ") && !problem.brief.contains('\n'),
+        "a notice has one line: {}",
+        problem.brief
     );
 }
 
@@ -152,7 +168,7 @@ fn another_folder_in_its_place_changes_nothing_until_a_reload() {
     let scanned = folder.after(Duration::from_secs(60));
     assert_eq!(Folder::names(&scanned), ["acme"]);
     assert!(
-        scanned.desired.problems[0].contains("reload"),
+        scanned.desired.problems[0].brief.contains("reload"),
         "{:?}",
         scanned.desired.problems
     );
@@ -166,17 +182,23 @@ fn another_folder_in_its_place_changes_nothing_until_a_reload() {
 #[test]
 fn more_than_half_gone_at_once_is_held_until_confirmed() {
     let mut folder = Folder::new();
-    for (port, name) in (1..).zip(["a", "b", "c", "d", "e"]) {
+    let all = ["a", "b", "c", "d", "e"];
+    for (port, name) in (1..).zip(all) {
         folder.write(name, port);
     }
     folder.after(NOW);
+    folder.run(&all);
     for name in ["a", "b", "c"] {
         folder.remove(name);
     }
     folder.after(NOW);
     let scanned = folder.after(Duration::from_secs(9));
     assert_eq!(scanned.desired.tenants.len(), 5);
-    assert!(scanned.desired.problems[0].contains("reload --confirm-removals"));
+    assert!(
+        scanned.desired.problems[0]
+            .brief
+            .contains("reload --confirm-removals")
+    );
     let look = Look {
         removals_at_once: true,
         confirm_removals: false,
@@ -200,6 +222,42 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
         ..look
     });
     assert_eq!(Folder::names(&confirmed), ["d", "e"]);
+}
+
+#[test]
+fn those_that_do_not_run_count_neither_among_all_nor_among_the_gone() {
+    let mut folder = Folder::new();
+    for (port, name) in (1..).zip(["a", "b", "c", "d", "e", "v", "w", "x", "y", "z"]) {
+        folder.write(name, port);
+    }
+    folder.after(NOW);
+    folder.run(&["a", "b", "c", "d", "e"]);
+    for name in ["a", "b", "v", "w", "x", "y", "z"] {
+        folder.remove(name);
+    }
+    folder.after(NOW);
+    let few = folder.after(REMOVAL_AFTER);
+    assert_eq!(Folder::names(&few), ["c", "d", "e"], "two of five");
+
+    for (port, name) in (1..).zip(["a", "b", "v", "w", "x"]) {
+        folder.write(name, port);
+    }
+    folder.after(NOW);
+    for name in ["a", "b", "c", "x"] {
+        folder.remove(name);
+    }
+    folder.after(NOW);
+    let many = folder.after(REMOVAL_AFTER);
+    assert_eq!(
+        Folder::names(&many),
+        ["a", "b", "c", "d", "e", "v", "w"],
+        "three of five are held, and who does not run goes"
+    );
+    let brief = &many.desired.problems[0].brief;
+    assert!(
+        brief.contains("the files of 3 of 5 tenants that run"),
+        "{brief}"
+    );
 }
 
 #[test]

@@ -1,0 +1,82 @@
+//! Tenants whose file is bad: the supervisor runs them on with what they had, so their pools are taken all the same.
+
+use super::super::client::Client;
+use crate::budget::{Admission, Claim, Party, Stake, Wanted};
+use crate::config::Supervisor;
+use crate::status::Snapshot;
+use brokkr_tenant::TenantName;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is known of them.
+#[derive(Debug, Default)]
+pub(super) struct RunsOn {
+    /// Those that run, with what they were admitted to.
+    pub(super) counted: BTreeMap<TenantName, Admission>,
+    /// The others, and why they count nothing.
+    pub(super) uncounted: BTreeMap<TenantName, &'static str>,
+}
+
+impl RunsOn {
+    /// Asks the supervisor which of `bad` run.
+    pub(super) fn find(
+        config: &Supervisor,
+        bad: &BTreeSet<TenantName>,
+        admitted: &[Admission],
+    ) -> Self {
+        let mut found = Self::default();
+        if bad.is_empty() {
+            return found;
+        }
+        let running = running(config);
+        for tenant in bad {
+            let admission = admitted.iter().find(|a| a.tenant == *tenant);
+            let why = match (&running, admission) {
+                (None, None) => "it counts nothing",
+                (None, Some(_)) => {
+                    "no supervisor says whether it runs, and its pool is not counted"
+                }
+                (Some(running), _) if !running.contains(tenant.as_str()) => "it counts nothing",
+                (Some(_), Some(admission)) if admission.server.is_some() => {
+                    found.counted.insert(tenant.clone(), admission.clone());
+                    continue;
+                }
+                (Some(_), _) => {
+                    "it runs on with what it had, and its pool, which is not on the list of those admitted, is not counted"
+                }
+            };
+            found.uncounted.insert(tenant.clone(), why);
+        }
+        found
+    }
+
+    /// They hold what they were admitted to. Where in its server is not on the list, and need not be: the budget charges
+    /// the server with who is on it.
+    pub(super) fn parties(&self) -> impl Iterator<Item = Party> {
+        self.counted.values().map(|admission| Party {
+            stake: Stake {
+                tenant: admission.tenant.clone(),
+                priority: 0,
+                running: admission.seat.iter().cloned().collect(),
+                wanted: admission.seat.clone(),
+            },
+            claim: Claim {
+                tenant: admission.tenant.clone(),
+                priority: 0,
+                wanted: Wanted::Pool {
+                    connections: admission.pool,
+                    at: None,
+                },
+                held: Vec::new(),
+            },
+            fallback: Wanted::Nothing,
+        })
+    }
+}
+
+/// Who has a process; `None` where nobody answers, or not us.
+fn running(config: &Supervisor) -> Option<BTreeSet<String>> {
+    let answer = Client::new(&config.runtime_dir).ok()?.get("/v1/status");
+    let snapshot: Snapshot = serde_json::from_slice(&answer.ok()?).ok()?;
+    let alive = snapshot.tenants.into_iter().filter(|t| t.pid.is_some());
+    Some(alive.map(|tenant| tenant.name).collect())
+}
