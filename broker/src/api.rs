@@ -39,6 +39,7 @@ mod templates;
 mod value;
 mod webhook_deliveries;
 mod webhooks;
+mod wording;
 mod work_order_log;
 mod work_orders;
 

@@ -354,7 +354,8 @@ fn prepare(config: &Supervisor) -> Result<Plan, String> {
         ("unix_socket_permissions", "0777".to_owned()), // the folder is closed, and peer asks who it is
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
-        ("log_line_prefix", String::new()), // time and process are on our lines already
+        // Time and process are on our lines already; the SQLSTATE is for our reader.
+        ("log_line_prefix", log::PREFIX.to_owned()),
         // What a tenant wrote is its own: a violated constraint is named in our log, the row and the statement are not.
         ("log_error_verbosity", "terse".to_owned()),
         ("log_min_error_statement", "panic".to_owned()),

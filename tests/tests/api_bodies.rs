@@ -80,3 +80,37 @@ fn bodies_that_stall_take_no_room_from_others() {
     assert_eq!(answer.status, 201, "{}", answer.text());
     drop(held);
 }
+
+#[test]
+fn what_is_wrong_with_a_request_is_said_without_names_of_rusts_types() {
+    let world = World::new();
+    let post = |path: &str, body: serde_json::Value| world.admin.post(path, &body);
+    let agent = serde_json::json!({ "name": 7, "cluster_name": "c" });
+    let webhook =
+        serde_json::json!({ "name": "n", "url": "https://example.com/", "event_types": "*" });
+    for (answer, words) in [
+        (post("/agents", serde_json::json!({})), "`name` is missing"),
+        (
+            post("/agents", agent),
+            "the number `7` where a string is expected",
+        ),
+        (post("/webhooks", webhook), "where a list is expected"),
+        (
+            world.admin.get("/webhook-deliveries?limit=x"),
+            "`limit` in the query: a whole number is expected",
+        ),
+    ] {
+        let text = answer.text();
+        assert!([400, 422].contains(&answer.status), "{text}");
+        assert!(text.contains(words), "{words} is not in {text}");
+        for rust in [
+            "missing field",
+            "invalid type",
+            "struct ",
+            "deserialize",
+            "i64",
+        ] {
+            assert!(!text.contains(rust), "{rust}: {text}");
+        }
+    }
+}

@@ -123,8 +123,24 @@ fn a_supervisor_with_the_embedded_server_needs_nothing_else() {
             .contains("edge-1")
     );
 
+    // A name that is taken is said by the server too, and is no failure of it.
+    acme.api()
+        .post(
+            "/agents",
+            &json!({"name": "edge-1", "cluster_name": "berlin"}),
+        )
+        .expect(409);
+
     host.stop();
     assert_eq!(host.leftovers(), Vec::<String>::new());
+    let log = host.log_lines();
+    let of_it = |line: &&serde_json::Value| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.starts_with("duplicate key value")
+    };
+    let said: Vec<_> = log.iter().filter(of_it).collect();
+    assert!(!said.is_empty(), "{}", host.log());
+    assert!(said.iter().all(|line| line["level"] == "INFO"), "{said:?}");
     host.up();
     let acme = host.known("acme").is_ready();
     assert!(

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::body::{self, Arriving, Read};
 use super::value::Bounded;
-use super::{large, record};
+use super::{large, record, wording};
 use crate::app::App;
 use crate::auth::{self, Principal};
 use crate::db::Conn;
@@ -405,7 +405,7 @@ impl Call {
     pub(super) fn query<T: DeserializeOwned>(&self) -> Result<T, Error> {
         Query::try_from_uri(&self.request.uri)
             .map(|Query(query)| query)
-            .map_err(|error| bad_request(error.body_text()))
+            .map_err(|error| bad_request(wording::of_query(&error.body_text())))
     }
 
     /// A header's value, if it is there and is text.
@@ -444,9 +444,12 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> 
         serde_json::error::Category::Data => Error::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "unprocessable",
-            format!("the body has the wrong shape: {error}"),
+            format!("the body has the wrong shape: {}", wording::of_json(&error)),
         ),
-        _ => bad_request(format!("the body is not JSON: {error}")),
+        _ => bad_request(format!(
+            "the body is not JSON: {}",
+            wording::of_json(&error)
+        )),
     })
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_bundle};
 use super::openapi::answers::{Always, BadRequest, Body, Forbidden, NotFound};
-use super::{access, push};
+use super::{access, push, wording};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Tx};
@@ -86,8 +86,12 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
             is_deletion_marker: options.deletion_marker,
         }
     } else {
-        serde_json::from_slice(body)
-            .map_err(|error| invalid(format!("the body is not as expected: {error}")))?
+        serde_json::from_slice(body).map_err(|error| {
+            invalid(format!(
+                "the body is not as expected: {}",
+                wording::of_json(&error)
+            ))
+        })?
     };
     Ok(submission)
 }

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tracing::Level;
 
 /// A longer line is cut here, as brokers' lines are.
 const LONGEST: u64 = 16 * 1024;
@@ -70,24 +71,80 @@ pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io
                 let text = String::from_utf8_lossy(&line);
                 let text = text.trim_end();
                 if !text.is_empty() {
+                    let (state, text) = parted(text);
                     last.push(text);
-                    say(text);
+                    say(state, text);
                 }
             }
         })?;
     Ok(())
 }
 
-/// One line, with the level PostgreSQL begins it with.
-fn say(line: &str) {
-    let (level, text) = line.split_once(':').unwrap_or(("", line));
-    let text = text.trim_start();
-    match level {
-        "LOG" | "HINT" | "DETAIL" | "STATEMENT" | "CONTEXT" | "INFO" | "NOTICE" => {
-            tracing::info!(target: "postgres", "{text}");
+/// What PostgreSQL puts before each line, its `log_line_prefix`.
+pub(super) const PREFIX: &str = "%e ";
+
+/// A line without [`PREFIX`], and what that said: the SQLSTATE.
+fn parted(line: &str) -> (&str, &str) {
+    match line.split_at_checked(5) {
+        Some((state, rest))
+            if rest.starts_with(' ')
+                && state
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()) =>
+        {
+            (state, &rest[1..])
         }
-        "WARNING" => tracing::warn!(target: "postgres", "{text}"),
-        "ERROR" | "FATAL" | "PANIC" => tracing::error!(target: "postgres", "{level}: {text}"),
-        _ => tracing::info!(target: "postgres", "{line}"),
+        // Said before it had read its settings, or the rest of a message of several lines.
+        _ => ("", line),
+    }
+}
+
+/// The level of a line that begins so.
+fn level(state: &str, word: &str) -> Option<Level> {
+    match word {
+        "LOG" | "HINT" | "DETAIL" | "STATEMENT" | "CONTEXT" | "INFO" | "NOTICE" => {
+            Some(Level::INFO)
+        }
+        "WARNING" => Some(Level::WARN),
+        // A constraint that holds is no failure of the server: somebody wanted a name that is taken, and was told so.
+        "ERROR" if state.starts_with("23") => Some(Level::INFO),
+        "ERROR" | "FATAL" | "PANIC" => Some(Level::ERROR),
+        _ => None,
+    }
+}
+
+/// One line, with the level PostgreSQL begins it with.
+fn say(state: &str, line: &str) {
+    let (word, text) = line.split_once(':').unwrap_or(("", line));
+    let text = text.trim_start();
+    match level(state, word) {
+        Some(Level::ERROR) => tracing::error!(target: "postgres", "{word}: {text}"),
+        Some(Level::WARN) => tracing::warn!(target: "postgres", "{text}"),
+        Some(_) => tracing::info!(target: "postgres", "{text}"),
+        None => tracing::info!(target: "postgres", "{line}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_constraint_that_holds_is_no_failure_of_the_server() {
+        for (line, wanted) in [
+            ("23505 ERROR:  duplicate key value", Some(Level::INFO)),
+            ("42P01 ERROR:  relation does not exist", Some(Level::ERROR)),
+            ("53100 PANIC:  no space left", Some(Level::ERROR)),
+            ("00000 LOG:  starting PostgreSQL", Some(Level::INFO)),
+            ("01000 WARNING:  x", Some(Level::WARN)),
+            ("FATAL:  could not open file", Some(Level::ERROR)),
+            ("\tthe rest of it", None),
+            ("é", None),
+        ] {
+            let (state, text) = parted(line);
+            let (word, _) = text.split_once(':').unwrap_or(("", text));
+            assert_eq!(level(state, word), wanted, "{line}");
+        }
+        assert_eq!(parted("23505 ERROR:  x"), ("23505", "ERROR:  x"));
     }
 }

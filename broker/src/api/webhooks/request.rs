@@ -10,7 +10,7 @@ use serde_json::Value;
 use url::Url;
 use utoipa::ToSchema;
 
-use crate::api::check;
+use crate::api::{check, wording};
 use crate::error::Error;
 use crate::store::webhooks::Filters;
 use crate::webhook::endpoint::{UrlError, header, parse_url};
@@ -149,7 +149,7 @@ fn shaped<T: DeserializeOwned>(body: Value) -> Result<T, Error> {
     if !body.is_object() || body.get("filters").is_some_and(Value::is_array) {
         return Err(wrong(&"objects are expected"));
     }
-    serde_json::from_value(body).map_err(|error| wrong(&error))
+    serde_json::from_value(body).map_err(|error| wrong(&wording::of_json(&error)))
 }
 
 fn valid_url(text: &str) -> Result<Url, Error> {
