@@ -241,6 +241,8 @@ impl Lifecycle {
                     && instance.must_answer()
                 {
                     instance.verdict = Some(detail);
+                    // It says no more how many it holds, and until it has gone that may be all it was allowed.
+                    instance.held = instance.connections;
                     instance.phase = Phase::Stopping {
                         kill_at: if core { now + CORE_WITHIN } else { now },
                         killed: !core,

@@ -315,6 +315,26 @@ fn a_hung_broker_is_killed_when_it_is_its_turn_and_started_again() {
 }
 
 #[test]
+fn a_hung_broker_that_does_not_go_keeps_its_share_of_the_pool() {
+    let (mut host, first) = Host::up(1);
+    host.on(wanted(spec(2)));
+    let hung = *host.spawned.last().unwrap();
+    host.on(Event::Ready(hung)).exit(first);
+    assert_eq!(host.connections.last(), Some(&(hung, 10)));
+    let detail = "hung".to_owned();
+    host.on(Event::ReplaceHung { id: hung, detail });
+    // It was killed and is still there when another takes its place.
+    host.on(Event::MayOverlap(true)).on(Event::Restart);
+    let next = *host.spawned.last().unwrap();
+    assert_ne!(next, hung);
+    host.connections.clear();
+    host.on(Event::Ready(next));
+    assert_eq!(host.connections, []);
+    host.exit(hung).on(Event::Backends(2));
+    assert_eq!(host.connections.last(), Some(&(next, 10)));
+}
+
+#[test]
 fn late_probes_of_a_late_supervisor_do_not_count() {
     let (mut host, id) = Host::up(1);
     for _ in 0..9 {

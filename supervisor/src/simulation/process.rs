@@ -27,6 +27,8 @@ pub(super) struct Process {
     pub(super) most: u32,
     pub(super) ready: bool,
     pub(super) hung: bool,
+    /// It was hung when it was asked last: it may be well again by the time it is its turn to be replaced.
+    pub(super) found_hung: bool,
     pub(super) going: bool,
     pub(super) killed: bool,
     pub(super) started: Time,
@@ -45,6 +47,7 @@ impl World {
             most,
             ready: false,
             hung: false,
+            found_hung: false,
             going: false,
             killed: false,
             started: self.now,
@@ -189,6 +192,9 @@ impl World {
             .map(|(id, p)| (*id, p.hung, up[p.server]))
             .collect();
         for (id, hung, up) in ready {
+            if let Some(process) = self.tenants[n].processes.get_mut(&id) {
+                process.found_hung = hung && !stalled;
+            }
             if hung || stalled {
                 // The supervisor stands still with its host, and knows.
                 for _ in 0..3 {

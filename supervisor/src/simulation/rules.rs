@@ -137,7 +137,7 @@ impl World {
             return;
         };
         self.rule(
-            process.going || process.hung,
+            process.going || process.hung || process.found_hung,
             n,
             &format!("{id:?} is killed unasked"),
         );
