@@ -46,9 +46,9 @@ const TABLE: &[Key] = &[
         Some("info"),
     ),
     Key::new("log.format", Kind::Choice(&["text", "json"]), Some("text")),
-    Key::idle("limits.memory_max", Kind::Size, None),
-    Key::idle("limits.cpu_weight", Kind::Int(1, 10_000), None),
-    Key::idle("limits.pids_max", Kind::Int(1, 4_194_304), None),
+    Key::new("limits.memory_max", Kind::Size, None),
+    Key::new("limits.cpu_weight", Kind::Int(1, 10_000), None),
+    Key::new("limits.pids_max", Kind::Int(1, 4_194_304), None),
     Key::new("supervision.enabled", Kind::Bool, Some("true")),
     Key::new(
         "supervision.priority",

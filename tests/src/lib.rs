@@ -25,6 +25,7 @@
 //! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
+//! | [`machine`] | [`Machine`](machine::Machine): a host that a real systemd runs |
 //! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |
 //!
 //! Everything is blocking on purpose: a test reads from top to bottom. Do not call it from inside an async runtime.
@@ -44,6 +45,7 @@ pub mod ear;
 pub mod host;
 pub mod http;
 pub mod load;
+pub mod machine;
 pub mod pg;
 pub mod place;
 pub mod ports;

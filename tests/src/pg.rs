@@ -118,6 +118,16 @@ impl PgServer {
         Self::over(place, options)
     }
 
+    /// Puts what every server begins with into `folder`, owners and all: there a test program that is moved beside it
+    /// finds it made.
+    ///
+    /// # Panics
+    /// When there are no server binaries.
+    pub fn provide(folder: &Path) {
+        let made = template();
+        copy(&made, &folder.join(made.file_name().unwrap()));
+    }
+
     fn over(place: Place, options: Options) -> Self {
         own(place.path());
         if let Some(hba) = &options.hba {

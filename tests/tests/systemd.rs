@@ -7,268 +7,88 @@
     reason = "tests"
 )]
 
-use brokkr_tests::bin::{self, Ran, run_command};
 use brokkr_tests::host::Status;
+use brokkr_tests::machine::{Machine, stage, systemd_version};
 use brokkr_tests::place::{AtDeath, Place, is_root, mortal, spawn};
 use brokkr_tests::wait::until_ok;
 use brokkr_tests::{Addr, Api, Load, http, procs, until};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::ops::Deref;
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// A booted systemd; gone when dropped.
-struct Machine {
-    place: Place,
-    nspawn: Child,
-    init: i32,
+struct Booted {
+    machine: Machine,
+    _nspawn: Nspawn,
+    _place: Place,
 }
 
-impl Machine {
+/// What runs it; waited for when dropped, and ended if need be.
+struct Nspawn(Child);
+
+impl Booted {
     /// Boots one with what `make install` installs.
     fn boot(configuration: &[(&str, &str)]) -> Self {
         let place = Place::new();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let mut make = Command::new("make");
-        make.arg("--silent")
-            .arg("-C")
-            .arg(root)
-            .arg("install")
-            .arg(format!(
-                "BIN={}",
-                bin::supervisor().parent().unwrap().display()
-            ))
-            .arg(format!("DESTDIR={}", place.join("stage").display()))
-            .arg(format!("SYSTEMD={}", systemd_version()))
-            .env_remove("MAKEFLAGS")
-            .env_remove("MAKELEVEL");
-        run_command(make, Duration::from_secs(60)).ok();
-        for (name, text) in configuration {
-            fs::write(place.join("stage/etc/brokkr").join(name), text).unwrap();
-        }
-        if let Some(newer) = std::env::var_os("BROKKR_TESTS_SYSTEMD") {
-            let mut copy = Command::new("cp");
-            copy.arg("-a")
-                .arg(Path::new(&newer).join("."))
-                .arg(place.join("stage"));
-            run_command(copy, Duration::from_secs(60)).ok();
-        }
+        stage(&place, configuration);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/box");
         let console = File::create(place.join("console")).unwrap();
         let mut boot = mortal(Path::new("unshare"), AtDeath::Kill, None);
         boot.arg("--mount")
-            .arg(root.join("tests/systemd/box"))
+            .arg(script)
             .arg(place.path())
             .stdin(Stdio::null())
             .stdout(console.try_clone().unwrap())
             .stderr(console);
-        let nspawn = spawn(boot);
-        let pid = i32::try_from(nspawn.id()).unwrap();
-        let mut machine = Self {
-            place,
-            nspawn,
-            init: 0,
-        };
-        machine.init = until(Duration::from_secs(30), "the box's systemd", || {
-            if let Some(status) = machine.nspawn.try_wait().unwrap() {
-                panic!("the box ended ({status}): {}", machine.console());
+        let mut nspawn = Nspawn(spawn(boot));
+        let pid = i32::try_from(nspawn.0.id()).unwrap();
+        let init = until(Duration::from_secs(30), "the box's systemd", || {
+            if let Some(status) = nspawn.0.try_wait().unwrap() {
+                let console = fs::read_to_string(place.join("console")).unwrap_or_default();
+                panic!("the box ended ({status}): {console}");
             }
             let init = |child: &i32| {
                 fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|c| c == "systemd\n")
             };
             procs::children(pid).into_iter().find(init)
         });
+        let booted = Self {
+            machine: Machine::of(init),
+            _nspawn: nspawn,
+            _place: place,
+        };
         until(Duration::from_secs(60), "the box to be up", || {
-            let state = machine.run(&["systemctl", "is-system-running"]).stdout;
+            let state = booted.run(&["systemctl", "is-system-running"]).stdout;
             matches!(state.trim(), "running" | "degraded").then_some(())
         });
-        machine
-    }
-
-    fn console(&self) -> String {
-        fs::read_to_string(self.place.join("console")).unwrap_or_default()
-    }
-
-    /// Runs a command in the box.
-    fn run(&self, command: &[&str]) -> Ran {
-        let mut nsenter = Command::new("nsenter");
-        nsenter
-            .args(["-t", &self.init.to_string(), "-a"])
-            .args(command);
-        nsenter
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("LC_ALL", "C");
-        run_command(nsenter, Duration::from_secs(180))
-    }
-
-    fn ok(&self, command: &[&str]) -> String {
-        let ran = self.run(command);
-        assert_eq!(
-            ran.code,
-            Some(0),
-            "{command:?}: {ran:?}\n{}",
-            self.journal()
-        );
-        ran.stdout
-    }
-
-    fn journal(&self) -> String {
-        self.run(&[
-            "journalctl",
-            "--no-pager",
-            "-n",
-            "80",
-            "-u",
-            "brokkr-supervisor",
-        ])
-        .stdout
-    }
-
-    /// A file of the box, seen from here.
-    fn path(&self, path: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root{path}", self.init))
-    }
-
-    fn main_pid(&self) -> String {
-        self.ok(&["systemctl", "show", "-P", "MainPID", "brokkr-supervisor"])
-            .trim()
-            .to_owned()
-    }
-
-    /// Waits until every tenant is ready and there are so many.
-    fn ready(&self, tenants: usize) -> Status {
-        until_ok(
-            Duration::from_secs(60),
-            format!("{tenants} tenants to be ready"),
-            || {
-                let ran = self.run(&["brokkr-supervisor", "status", "--format", "json"]);
-                if ran.code != Some(0) {
-                    return Err(format!("{ran:?}\n{}", self.journal()));
-                }
-                let status = Status::parse(&ran.stdout);
-                if status.all("ready") && status.tenants.len() == tenants {
-                    Ok(status)
-                } else {
-                    Err(format!("{status:#?}\n{}", self.journal()))
-                }
-            },
-        )
-    }
-
-    /// Messages in the journal with `TENANT=name`.
-    fn lines_of(&self, tenant: &str) -> Vec<String> {
-        let field = format!("TENANT={tenant}");
-        self.ok(&[
-            "journalctl",
-            "--no-pager",
-            "-o",
-            "json",
-            "-u",
-            "brokkr-supervisor",
-            &field,
-        ])
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .inspect(|line| assert_eq!(line["TENANT"], *tenant))
-        .map(|line| line["MESSAGE"].as_str().unwrap_or_default().to_owned())
-        .collect()
-    }
-
-    fn status_of(&self, config: &str) -> Option<Status> {
-        let command = [
-            "brokkr-supervisor",
-            "status",
-            "--format",
-            "json",
-            "--config",
-            config,
-        ];
-        let ran = self.run(&command);
-        (ran.code == Some(0)).then(|| Status::parse(&ran.stdout))
-    }
-
-    /// Waits for another main process than `old`.
-    fn another_main_pid(&self, old: &str) -> String {
-        until(Duration::from_secs(30), "another main process", || {
-            let pid = self.main_pid();
-            (pid != old && pid != "0").then_some(pid)
-        })
-    }
-
-    /// Waits until the supervisor has said this.
-    fn journal_says(&self, what: &str) {
-        until_ok(
-            Duration::from_secs(30),
-            format!("the journal to say {what:?}"),
-            || {
-                // All of it: what brokers say meanwhile may be more than anybody would print.
-                let found = self.run(&[
-                    "journalctl",
-                    "--no-pager",
-                    "--quiet",
-                    "--grep",
-                    what,
-                    "-u",
-                    "brokkr-supervisor",
-                ]);
-                if found.stdout.contains(what) {
-                    Ok(())
-                } else {
-                    Err(format!("{found:?}\n{}", self.journal()))
-                }
-            },
-        );
-    }
-
-    /// How many descriptors systemd keeps for the unit.
-    fn stored(&self) -> usize {
-        let count = self.ok(&[
-            "systemctl",
-            "show",
-            "-P",
-            "NFileDescriptorStore",
-            "brokkr-supervisor",
-        ]);
-        count.trim().parse().unwrap()
-    }
-
-    /// Waits until systemd keeps exactly so many.
-    fn in_step(&self, stored: usize) {
-        until_ok(
-            Duration::from_secs(60),
-            "the store to be in step",
-            || match self.stored() {
-                n if n == stored => Ok(()),
-                n => Err(format!("{n}\n{}", self.journal())),
-            },
-        );
-    }
-
-    fn broker_count(&self) -> usize {
-        let processes = self.processes();
-        processes
-            .lines()
-            .filter(|l| l.contains("brokkr-broker serve"))
-            .count()
-    }
-
-    /// Processes of user brokkr.
-    fn processes(&self) -> String {
-        self.run(&["pgrep", "-u", "brokkr", "-a"]).stdout
+        booted
     }
 }
 
-impl Drop for Machine {
+impl Deref for Booted {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+impl Drop for Booted {
     fn drop(&mut self) {
         // systemd: power off, at once.
-        if self.init != 0 {
-            self.run(&["systemctl", "poweroff", "--force", "--force"]);
-        }
+        self.run(&["systemctl", "poweroff", "--force", "--force"]);
+    }
+}
+
+impl Drop for Nspawn {
+    fn drop(&mut self) {
         let start = std::time::Instant::now();
-        while self.nspawn.try_wait().is_ok_and(|ended| ended.is_none()) {
+        while self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
             if start.elapsed() > Duration::from_secs(5) {
-                let _ = self.nspawn.kill();
+                let _ = self.0.kill();
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -284,21 +104,6 @@ fn impossible() -> Option<&'static str> {
         return Some("systemd-nspawn is not installed (make deps, as root)");
     }
     None
-}
-
-/// Version of the systemd that is booted: this machine's, or what `tests/systemd/newer` has fetched.
-fn systemd_version() -> u32 {
-    let version = match std::env::var_os("BROKKR_TESTS_SYSTEMD") {
-        Some(newer) => fs::read_to_string(Path::new(&newer).join("systemd-version")).unwrap(),
-        None => {
-            let mut systemctl = Command::new("systemctl");
-            systemctl.arg("--version");
-            let ran = run_command(systemctl, Duration::from_secs(10));
-            let version = ran.stdout.split_whitespace().nth(1).map(str::to_owned);
-            version.unwrap()
-        }
-    };
-    version.trim().parse().unwrap()
 }
 
 const SUPERVISOR: &str = r#"
@@ -344,7 +149,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     }
     let acme = tenant("acme", "unix:/run/brokkr/acme.sock");
     let globex = tenant("globex", "127.0.0.1:3002");
-    let machine = Machine::boot(&[
+    let machine = Booted::boot(&[
         ("supervisor.toml", SUPERVISOR),
         ("good.toml", SUPERVISOR),
         ("tenants.d/acme.toml", &acme),
@@ -571,7 +376,7 @@ fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
     let many = SUPERVISOR.replace("max_connections = 60", "max_connections = 2100")
         + "[start]\nparallelism = 1000\ntimeout = \"1h\"\n[stop]\ngrace = \"1s\"\n";
     let many = format!("broker = \"/usr/bin/trivial\"\n{many}");
-    let machine = Machine::boot(&[("supervisor.toml", &many)]);
+    let machine = Booted::boot(&[("supervisor.toml", &many)]);
     let program = machine.path("/usr/bin/trivial");
     fs::write(&program, "#!/bin/sh\nexec sleep 100000\n").unwrap();
     brokkr_tests::place::set_mode(&program, 0o755);

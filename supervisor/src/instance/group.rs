@@ -170,11 +170,19 @@ impl Group {
             // Of an instance of this number that left something behind; limits are set anew.
             _ => {}
         }
+        // Without this it would go on in the host's swap: slow, past its limit, its tenant's secrets on disk. A kernel without
+        // swap has no such file.
+        let swap = self.path.join("memory.swap.max").exists();
         let settings = [
             (
                 "memory",
                 "memory.max",
                 limits.memory_max.map(|max| max.get().to_string()),
+            ),
+            (
+                "memory",
+                "memory.swap.max",
+                limits.memory_max.filter(|_| swap).map(|_| "0".to_owned()),
             ),
             // One process out of memory is the whole instance's end: half a broker is worse than none.
             (
@@ -343,6 +351,9 @@ mod tests {
         assert_eq!(read("memory.max"), "268435456");
         assert_eq!(read("memory.oom.group"), "1");
         assert_eq!(read("cgroup.procs"), "4711");
+        std::fs::write(made.join("memory.swap.max"), "").unwrap();
+        group.create(&limits).unwrap();
+        assert_eq!(read("memory.swap.max"), "0");
         assert!(!group.end() && !group.was_out_of_memory());
         std::fs::write(made.join("memory.events"), "low 0\noom 1\noom_kill 1\n").unwrap();
         assert!(group.was_out_of_memory());

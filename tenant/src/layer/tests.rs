@@ -240,7 +240,7 @@ fn what_has_no_effect_gets_one_warning_and_another_programs_section_one() {
         shown,
         [
             "t/acme.toml:1:2: warning: settings of another program, not used here: agent",
-            "t/acme.toml:7:1: warning: known but without effect yet: limits.pids_max, telemetry.enabled, pak.rng, pak.digest",
+            "t/acme.toml:9:1: warning: known but without effect yet: telemetry.enabled, pak.rng, pak.digest",
         ]
     );
 }
