@@ -370,9 +370,15 @@ impl Inner {
         loop {
             let mut slotted = match self.pool.try_get() {
                 Some(slotted) => slotted,
-                None => self
-                    .wait_for_new(until)
-                    .inspect_err(|error| self.note(Last::failed(error.to_string())))?,
+                None => match self.wait_for_new(until) {
+                    Ok(slotted) => slotted,
+                    // On a busy host an attempt may take longer than is waited at once, and come to a good end.
+                    Err(_) if Instant::now() < until => continue,
+                    Err(error) => {
+                        self.note(Last::failed(error.to_string()));
+                        return Err(error);
+                    }
+                },
             };
             match slotted.failed() {
                 // The attempt was made for this request: its reason is the answer.

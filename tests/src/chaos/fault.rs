@@ -74,7 +74,8 @@ impl World<'_> {
             | Fault::ServerFrozen
             | Fault::SessionsEnded
             | Fault::ReadOnly
-            | Fault::SlotsTaken => self.server_suffers(deal),
+            | Fault::SlotsTaken
+            | Fault::NetworkDark => self.server_suffers(deal),
             Fault::SupervisorHangs => {
                 let pid = self.host.pid();
                 self.note(format!(
@@ -365,6 +366,14 @@ impl World<'_> {
             // Longer than a request waits for a connection, so that some are answered 503.
             Fault::ServerFrozen => server::frozen(pg, lasts * 2),
             Fault::ReadOnly => server::read_only(pg, lasts),
+            Fault::NetworkDark => {
+                self.network.black_hole();
+                sleep(lasts * 2);
+                // Else sessions of connections that were given up meanwhile stay, with their locks, as long as it takes the
+                // kernel to send their last packet again: seconds, after an outage of seconds.
+                self.network.cut();
+                self.network.forward();
+            }
             Fault::SessionsEnded => {
                 let ended = server::sessions_ended(pg, lasts);
                 self.note(format!("{ended} sessions were ended"));

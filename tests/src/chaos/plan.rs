@@ -39,6 +39,8 @@ pub enum Fault {
     ReadOnly,
     /// Somebody else takes every connection there is.
     SlotsTaken,
+    /// The network between the programs and PostgreSQL loses every packet, and then knows none of their connections.
+    NetworkDark,
     /// SIGSTOP to the supervisor, and SIGCONT.
     SupervisorHangs,
     /// SIGKILL to the supervisor, and another is started.
@@ -67,6 +69,7 @@ const DECK: &[Fault] = &[
     Fault::SessionsEnded,
     Fault::ReadOnly,
     Fault::SlotsTaken,
+    Fault::NetworkDark,
     Fault::SupervisorHangs,
     Fault::SupervisorKilled,
     Fault::RolloutCutShort,
@@ -84,7 +87,7 @@ pub enum Group {
     Files,
     /// The tenant beside the others.
     Beside,
-    /// PostgreSQL.
+    /// PostgreSQL, and the way to it.
     Server,
     /// The supervisor.
     Supervisor,
@@ -105,7 +108,8 @@ impl Fault {
             | Self::ServerFrozen
             | Self::SessionsEnded
             | Self::ReadOnly
-            | Self::SlotsTaken => Group::Server,
+            | Self::SlotsTaken
+            | Self::NetworkDark => Group::Server,
             Self::SupervisorHangs
             | Self::SupervisorKilled
             | Self::RolloutCutShort

@@ -4,7 +4,7 @@ use super::client::{Address, Shared};
 use super::ledger::{Crash, Ledger, Row};
 use crate::host::{Host, Status, Tenant, TenantStatus, Wrapper};
 use crate::wait::{until, until_ok};
-use crate::{ports, procs};
+use crate::{Proxy, ports, procs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -29,6 +29,8 @@ pub struct World<'h> {
     pub host: &'h Host,
     /// What stands in the broker's place.
     pub wrapper: Wrapper,
+    /// What lies between supervisor and brokers and their PostgreSQL.
+    pub network: Proxy,
     /// What the clients share.
     pub shared: Arc<Shared>,
     /// The tenants under load.
@@ -55,6 +57,9 @@ impl<'h> World<'h> {
     /// When they do not become ready.
     pub fn new(host: &'h Host, tenants: usize) -> Self {
         let wrapper = host.wrap_broker();
+        let network = Proxy::to(host.server().port());
+        let url = network.url("brokkr", "brokkr");
+        host.set("defaults.database.url", &format!("{url:?}"));
         let mut texts = BTreeMap::new();
         let tenants: Vec<Tenant<'_>> = (0..tenants)
             .map(|n| {
@@ -69,6 +74,7 @@ impl<'h> World<'h> {
         let mut world = Self {
             host,
             wrapper,
+            network,
             shared: Arc::default(),
             tenants,
             texts: Mutex::new(texts),

@@ -1,8 +1,8 @@
 //! The server is well and the way to it is not.
 
 use crate::scene::{Fails, Fault};
-use brokkr_tests::{Host, Proxy, Tenant};
-use std::time::Duration;
+use brokkr_tests::{Broker, Host, PgServer, Proxy, Tenant, until};
+use std::time::{Duration, Instant};
 
 /// A host that reaches its server through a proxy, with two tenants up.
 fn behind_a_proxy(host: &Host) -> (Proxy, [Tenant<'_>; 2]) {
@@ -91,4 +91,28 @@ fn connections_that_something_in_between_has_forgotten_hold_nobody_up() {
         },
     }
     .over(&host, &tenants);
+}
+
+#[test]
+fn a_connection_that_takes_its_time_is_waited_for_as_long_as_the_acquire_timeout_says() {
+    let server = PgServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("{}?connect_timeout=60", proxy.url("brokkr", "brokkr"));
+    let broker = Broker::on(&server)
+        .set("database.url", &format!("{url:?}"))
+        .set("database.acquire_timeout", "\"60s\"")
+        .start();
+    let api = broker.api();
+    let gone = Instant::now();
+    proxy.hold();
+    proxy.cut();
+    let asking = std::thread::spawn(move || api.get("/agents"));
+    until(Duration::from_secs(30), "a new connection", || {
+        (proxy.opened_since(gone) > 0).then_some(())
+    });
+    // Longer than anything is waited for at once.
+    std::thread::sleep(Duration::from_secs(3));
+    proxy.forward();
+    let answer = asking.join().unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
