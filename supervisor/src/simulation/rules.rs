@@ -180,12 +180,25 @@ impl World {
         }
     }
 
-    /// What was admitted under a larger capacity may stay; once less is held, that is the new measure.
+    /// What was admitted under a larger capacity may stay, an overlap under way with it; once less is held, that is the new
+    /// measure.
     pub(super) fn note_granted(&mut self) {
-        for server in &mut self.servers {
-            if let Some(account) = self.verdict.servers.get(&server.id) {
-                server.granted = account.committed;
-            }
+        for s in 0..self.servers.len() {
+            let committed = self.verdict.servers.get(&self.servers[s].id);
+            let committed = committed.map(|account| account.committed);
+            let held = self.held_on(s);
+            let server = &mut self.servers[s];
+            server.granted = committed.unwrap_or(server.granted).max(held);
         }
+    }
+
+    /// What all processes of a server may hold, and what is ours.
+    pub(super) fn held_on(&self, server: usize) -> u32 {
+        let processes = self.tenants.iter().flat_map(|t| t.processes.values());
+        let of_tenants: u32 = processes
+            .filter(|p| p.server == server)
+            .map(|p| p.most)
+            .sum();
+        of_tenants + OWN + COMMAND
     }
 }
