@@ -179,6 +179,14 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .trim(),
         "active"
     );
+    // Whoever is in the group may give orders.
+    let socket = ["stat", "-c", "%A %U:%G", "/run/brokkr/control.sock"];
+    assert_eq!(machine.ok(&socket).trim(), "srw-rw---- brokkr:brokkr");
+    let notices = &started.notices;
+    assert!(
+        !notices.iter().any(|n| n.contains("control.sock")),
+        "{notices:?}"
+    );
     // Each broker in a group of its own, below the unit that holds them.
     for tenant in &started.tenants {
         let groups = machine.ok(&["cat", &format!("/proc/{}/cgroup", tenant.pid.unwrap())]);
