@@ -240,3 +240,42 @@ fn an_earlier_instance_that_cannot_be_told_keeps_its_tenant_from_running_twice()
     host.reload();
     acme.becomes("ready");
 }
+
+#[test]
+fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_after_it() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let good = std::fs::read_to_string(host.config()).unwrap();
+    let last_good = host.state_dir().join("supervisor.last-good.toml");
+    for spoilt in [
+        format!("{good}\nnonsense ="),
+        format!("{good}\n[nosuch]\nx = 1\n"),
+    ] {
+        std::fs::write(host.config(), spoilt).unwrap();
+        let asked = host.command(&["status"]);
+        assert_eq!(asked.code, Some(0), "{asked:?}");
+        assert!(asked.stdout.contains("acme"), "{asked:?}");
+        assert!(asked.stderr.contains("supervisor.toml:"), "{asked:?}");
+        host.command(&["stop", "globex"]).ok();
+        host.command(&["start", "globex"]).ok();
+        assert!(host.command(&["tenant", "list"]).ok().contains("globex"));
+        // Without the last good one the folders are known all the same, and nothing that goes into tenants' files.
+        std::fs::rename(&last_good, host.root().join("away")).unwrap();
+        host.command(&["stop", "globex"]).ok();
+        host.command(&["start", "globex"]).ok();
+        assert_eq!(host.command(&["tenant", "list"]).code, Some(78));
+        std::fs::rename(host.root().join("away"), &last_good).unwrap();
+    }
+    acme.becomes("ready");
+    globex.becomes("ready");
+    assert_eq!(host.broker_pids().len(), 2);
+    host.kill();
+    // Nobody to be asked: the mistake is what is wrong.
+    let asked = host.command(&["status"]);
+    assert_eq!(asked.code, Some(78), "{asked:?}");
+    let swept = host.command(&["sweep"]);
+    assert_eq!(swept.code, Some(0), "{swept:?}");
+    assert!(swept.stderr.contains("supervisor.toml:"), "{swept:?}");
+    assert_eq!(host.broker_pids(), [0; 0]);
+}
