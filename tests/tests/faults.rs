@@ -279,3 +279,30 @@ fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_aft
     assert!(swept.stderr.contains("supervisor.toml:"), "{swept:?}");
     assert_eq!(host.broker_pids(), [0; 0]);
 }
+
+#[test]
+fn a_lock_nobody_can_explain_ends_no_broker_that_was_taken_over_and_lets_nothing_start_beside_it() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    host.kill();
+    let path = host.runtime_dir().join("instances/acme.99.lock");
+    let lock = std::fs::File::create(&path).unwrap();
+    lock.lock().unwrap();
+    host.up();
+    let held = |status: &brokkr_tests::host::TenantStatus| {
+        let pending = status.pending.as_deref().unwrap_or_default();
+        status.state == "ready" && status.pid == Some(pid) && pending.contains("still there")
+    };
+    acme.wait("the one that was taken over to serve on", held);
+    let refused = host.command(&["restart", "acme"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    acme.wait("it to serve on", held);
+    assert_eq!(host.broker_pids(), [pid]);
+    acme.api().get("/agents").expect(200);
+
+    // What was asked for meanwhile comes to pass once nobody is in the way.
+    drop(lock);
+    host.reload();
+    assert_eq!(acme.replaced(pid).restarts, 0);
+}
