@@ -5,6 +5,7 @@
 //! out of reach it is found all the same; then its tenant has to be drained before anything can be started.
 
 use super::descriptors::Descriptors;
+use super::listen::is_found;
 use super::lock::{self, Files, Found, Holder, Label};
 use super::notify::NotifySocket;
 use super::process::Adoption;
@@ -93,7 +94,8 @@ pub(crate) fn find(folder: &Path, inherited: Inherited, program: &Path) -> io::R
         let key = (record.tenant.clone(), InstanceId(record.instance));
         search.by_record(record, labels.remove(&key));
     }
-    for ((tenant, id), (files, label)) in labels {
+    // The newest first: where a path was bound anew, its socket is the one that clients find.
+    for ((tenant, id), (files, label)) in labels.into_iter().rev() {
         search.by_label(tenant, id, files, label);
     }
     Ok(search.finish())
@@ -354,6 +356,12 @@ impl Search {
         };
         if !gone && !files.private().exists() {
             self.remark(&tenant, pid, "its private socket has gone: it is replaced");
+            outdated = true;
+        }
+        let listen = what.as_ref().map(|what| &what.listen);
+        if let Some(listen) = listen.filter(|listen| !gone && !is_found(listen)) {
+            let text = format!("nobody finds its socket at {listen} any more: it is replaced");
+            self.remark(&tenant, pid, &text);
             outdated = true;
         }
         let started_from = what.as_ref().and_then(|what| what.program.clone());
