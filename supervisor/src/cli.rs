@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
 /// The supervisor's own file where nothing else is said.
-const CONFIG: &str = "/etc/brokkr/supervisor.toml";
+pub(crate) const CONFIG: &str = "/etc/brokkr/supervisor.toml";
 
 /// Runs one isolated Brokkr broker per tenant, against shared PostgreSQL servers.
 #[derive(Debug, Parser)]

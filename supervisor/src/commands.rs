@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 mod client;
+mod found;
 mod logs;
 mod orders;
 mod pak;
@@ -14,9 +15,9 @@ mod tenant;
 mod tests;
 
 use crate::cli::Command;
-use crate::config;
 use crate::fleet::handle::Order;
 use client::Client;
+use found::Found;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
@@ -50,9 +51,21 @@ pub(crate) fn client(command: &Command, config: &Path) -> ExitCode {
 }
 
 fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
-    let config =
-        config::load(config).map_err(|problems| Failure::Configuration(problems.to_string()))?;
+    let Found {
+        config,
+        whole,
+        problems,
+    } = found::find(config).map_err(Failure::Configuration)?;
     let client = Client::new(&config.runtime_dir)?;
+    if let Some(problems) = problems {
+        let tenant_files = matches!(command, Command::Tenant { .. });
+        // A mistake in the file does not keep a supervisor that runs from being asked; where there is none, it is what
+        // is wrong. What goes into a tenant's file hangs on all of it.
+        if !client.is_there() || (tenant_files && !whole) {
+            return Err(Failure::Configuration(problems));
+        }
+        complain(&problems, EXIT_CONFIGURATION);
+    }
     match command {
         Command::Status(options) => status::status(&client, options),
         Command::Logs(options) => logs::logs(&client, options),

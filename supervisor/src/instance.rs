@@ -155,6 +155,9 @@ impl Edge {
             return;
         };
         ours.stand_in = listen.and_then(|listen| {
+            if let Err(error) = ours.listeners.renew(listen, &mut self.ids) {
+                tracing::warn!(%tenant, %error, "nobody finds its socket");
+            }
             let socket = ours.listeners.get(listen)?;
             StandIn::start(listen, &socket, &self.answering)
                 .inspect_err(
@@ -167,18 +170,20 @@ impl Edge {
     /// Starts an instance; the answer comes as a report.
     ///
     /// # Errors
-    /// When its address is not bound.
+    /// When its address is not bound, or is a path that has gone and cannot be bound anew.
     pub(crate) fn spawn(
         &mut self,
         config: InstanceConfig,
         server: Result<(), String>,
     ) -> Result<(), String> {
         let (tenant, id) = (config.tenant.clone(), InstanceId(config.instance));
-        let listener = self
-            .tenants
-            .get(&tenant)
-            .and_then(|ours| ours.listeners.get(&config.config.http.listen))
-            .ok_or_else(|| format!("{} is not bound", config.config.http.listen))?;
+        let listen = &config.config.http.listen;
+        let ours = self.tenants.entry(tenant.clone()).or_default();
+        ours.listeners.renew(listen, &mut self.ids)?;
+        let listener = ours
+            .listeners
+            .get(listen)
+            .ok_or_else(|| format!("{listen} is not bound"))?;
         let files = Files::new(&self.settings.folder, &tenant, id);
         let launch = Launch {
             program: self.settings.program.clone(),

@@ -404,3 +404,34 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
     assert!(host.stop().success());
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+fn a_socket_whose_path_was_removed_is_bound_anew_when_taken_over_and_at_a_restart() {
+    let host = Host::new();
+    let path = host.root().join("acme.sock");
+    let acme = host
+        .tenant("acme")
+        .listen(&format!("unix:{}", path.display()))
+        .up();
+    let answers = || http::get(&acme.addr(), "/healthz").map(|answer| answer.status);
+    let first = acme.pid();
+    host.kill();
+    std::fs::remove_file(&path).unwrap();
+    host.up();
+    let second = acme.replaced(first).pid.unwrap();
+    assert_eq!(answers().unwrap(), 200);
+
+    // While it runs: as soon as somebody does something about it.
+    std::fs::remove_file(&path).unwrap();
+    assert!(answers().is_err());
+    host.command(&["restart", "acme"]).ok();
+    assert_eq!(answers().unwrap(), 200);
+    let third = acme.replaced(second).pid.unwrap();
+
+    // The new socket is as good as the one before: the next supervisor has it too.
+    host.kill();
+    host.up();
+    let status = acme.becomes("ready");
+    assert_eq!((status.pid, status.restarts), (Some(third), 0));
+    assert_eq!(answers().unwrap(), 200);
+}

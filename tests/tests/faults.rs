@@ -240,3 +240,69 @@ fn an_earlier_instance_that_cannot_be_told_keeps_its_tenant_from_running_twice()
     host.reload();
     acme.becomes("ready");
 }
+
+#[test]
+fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_after_it() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let good = std::fs::read_to_string(host.config()).unwrap();
+    let last_good = host.state_dir().join("supervisor.last-good.toml");
+    for spoilt in [
+        format!("{good}\nnonsense ="),
+        format!("{good}\n[nosuch]\nx = 1\n"),
+    ] {
+        std::fs::write(host.config(), spoilt).unwrap();
+        let asked = host.command(&["status"]);
+        assert_eq!(asked.code, Some(0), "{asked:?}");
+        assert!(asked.stdout.contains("acme"), "{asked:?}");
+        assert!(asked.stderr.contains("supervisor.toml:"), "{asked:?}");
+        host.command(&["stop", "globex"]).ok();
+        host.command(&["start", "globex"]).ok();
+        assert!(host.command(&["tenant", "list"]).ok().contains("globex"));
+        // Without the last good one the folders are known all the same, and nothing that goes into tenants' files.
+        std::fs::rename(&last_good, host.root().join("away")).unwrap();
+        host.command(&["stop", "globex"]).ok();
+        host.command(&["start", "globex"]).ok();
+        assert_eq!(host.command(&["tenant", "list"]).code, Some(78));
+        std::fs::rename(host.root().join("away"), &last_good).unwrap();
+    }
+    acme.becomes("ready");
+    globex.becomes("ready");
+    assert_eq!(host.broker_pids().len(), 2);
+    host.kill();
+    // Nobody to be asked: the mistake is what is wrong.
+    let asked = host.command(&["status"]);
+    assert_eq!(asked.code, Some(78), "{asked:?}");
+    let swept = host.command(&["sweep"]);
+    assert_eq!(swept.code, Some(0), "{swept:?}");
+    assert!(swept.stderr.contains("supervisor.toml:"), "{swept:?}");
+    assert_eq!(host.broker_pids(), [0; 0]);
+}
+
+#[test]
+fn a_lock_nobody_can_explain_ends_no_broker_that_was_taken_over_and_lets_nothing_start_beside_it() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    host.kill();
+    let path = host.runtime_dir().join("instances/acme.99.lock");
+    let lock = std::fs::File::create(&path).unwrap();
+    lock.lock().unwrap();
+    host.up();
+    let held = |status: &brokkr_tests::host::TenantStatus| {
+        let pending = status.pending.as_deref().unwrap_or_default();
+        status.state == "ready" && status.pid == Some(pid) && pending.contains("still there")
+    };
+    acme.wait("the one that was taken over to serve on", held);
+    let refused = host.command(&["restart", "acme"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    acme.wait("it to serve on", held);
+    assert_eq!(host.broker_pids(), [pid]);
+    acme.api().get("/agents").expect(200);
+
+    // What was asked for meanwhile comes to pass once nobody is in the way.
+    drop(lock);
+    host.reload();
+    assert_eq!(acme.replaced(pid).restarts, 0);
+}

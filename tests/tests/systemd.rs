@@ -116,6 +116,16 @@ embedded = true
 max_connections = 60
 "#;
 
+/// `status`, asked by somebody who is nobody but a member of the group.
+const AS_MEMBER: [&str; 6] = [
+    "setpriv",
+    "--reuid=nobody",
+    "--regid=brokkr",
+    "--clear-groups",
+    "brokkr-supervisor",
+    "status",
+];
+
 /// Starts the supervisor with an index that a later version may have left.
 const AFTER_ANOTHER_VERSION: &str = r#"#!/bin/bash
 printf '{"version":99,"instances":"elsewhere"}' >/run/brokkr/index-99
@@ -151,7 +161,6 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     let globex = tenant("globex", "127.0.0.1:3002");
     let machine = Booted::boot(&[
         ("supervisor.toml", SUPERVISOR),
-        ("good.toml", SUPERVISOR),
         ("tenants.d/acme.toml", &acme),
         ("tenants.d/globex.toml", &globex),
     ]);
@@ -178,6 +187,15 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .ok(&["systemctl", "is-active", "brokkr-tenants"])
             .trim(),
         "active"
+    );
+    // Whoever is in the group may give orders.
+    let socket = ["stat", "-c", "%A %U:%G", "/run/brokkr/control.sock"];
+    assert_eq!(machine.ok(&socket).trim(), "srw-rw---- brokkr:brokkr");
+    machine.ok(&AS_MEMBER);
+    let notices = &started.notices;
+    assert!(
+        !notices.iter().any(|n| n.contains("control.sock")),
+        "{notices:?}"
     );
     // Each broker in a group of its own, below the unit that holds them.
     for tenant in &started.tenants {
@@ -263,7 +281,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         Duration::from_secs(30),
         "the last good configuration",
         || {
-            let status = machine.status_of("/etc/brokkr/good.toml")?;
+            let status = machine.status_of("/etc/brokkr/supervisor.toml")?;
             assert_eq!(pids(&status), brokers);
             status.all("ready").then_some(status.notices)
         },
@@ -272,6 +290,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         notices.iter().any(|n| n.contains("supervisor.toml:1:")),
         "{notices:?}"
     );
+    assert!(machine.ok(&AS_MEMBER).contains("notice: "));
     fs::write(&file, SUPERVISOR).unwrap();
     machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
     assert_eq!(pids(&machine.ready(3)), brokers);

@@ -39,6 +39,17 @@ impl Client {
         })
     }
 
+    /// Whether somebody listens, or it is not for us to know.
+    pub(super) fn is_there(&self) -> bool {
+        match std::os::unix::net::UnixStream::connect(&self.socket) {
+            Ok(_) => true,
+            Err(error) => !matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ),
+        }
+    }
+
     /// The whole answer to a GET.
     pub(super) fn get(&self, path: &str) -> Result<Bytes, Failure> {
         self.runtime.block_on(async {

@@ -77,12 +77,9 @@ pub(crate) fn check_state() -> ExitCode {
     }
 }
 
-/// The configuration as a supervisor that holds tenants would have it: the file's, else the last good one.
-///
-/// # Errors
-/// Every problem of the file, when there is no other.
-pub(crate) fn last_known(path: &Path) -> Result<Supervisor, String> {
-    kept::load(path, &Inherited::unknown()).map(|(config, _)| config)
+/// What the file at `path` said when it was last good, if a copy is in `state_dir` and may be read.
+pub(crate) fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
+    kept::last_good(state_dir, path)
 }
 
 /// Takes the runtime folder, until the file is dropped.

@@ -3,8 +3,8 @@
 //! A supervisor that is told to go for a restart leaves its brokers, and one that is killed cannot help it. Whether the
 //! next one is going to come, systemd knows: with a stop queued behind a restart it does not.
 
+use super::found::{self, Found};
 use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run};
-use crate::config::Supervisor;
 use crate::embedded;
 use crate::instance::group::Groups;
 use crate::instance::survivors;
@@ -19,10 +19,14 @@ const LONGEST_GRACE: Duration = Duration::from_secs(45);
 
 /// Ends every broker, and the embedded server last, unless another supervisor is going to come for them.
 pub(crate) fn sweep(path: &Path) -> ExitCode {
-    let config = match run::last_known(path) {
-        Ok(config) => config,
+    let found = match found::find(path) {
+        Ok(found) => found,
         Err(problems) => return complain(&problems, EXIT_CONFIGURATION),
     };
+    if let Some(problems) = &found.problems {
+        // Whoever is left is ended all the same.
+        complain(problems, EXIT_CONFIGURATION);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -39,7 +43,7 @@ pub(crate) fn sweep(path: &Path) -> ExitCode {
         if !is_stop(std::env::var("SERVICE_RESULT").ok(), job::job().await) {
             return Ok(());
         }
-        end_all(&config).await
+        end_all(&found).await
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,7 +61,8 @@ fn is_stop(result: Option<String>, job: Result<Option<String>, String>) -> bool 
     }
 }
 
-async fn end_all(config: &Supervisor) -> Result<(), String> {
+async fn end_all(found: &Found) -> Result<(), String> {
+    let config = &found.config;
     // Held to the end: nobody starts, and takes over what is being ended.
     let _lock = run::take_over_folder(config)?;
     let grace = config.stop.grace.min(LONGEST_GRACE);
@@ -66,7 +71,8 @@ async fn end_all(config: &Supervisor) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", folder.display()))?;
     // Whatever they had started, and whatever that has done to get away.
     Groups::detect().end_all();
-    if config.postgres.embedded {
+    // Where it is not known whether there is one: one in our folder is ours.
+    if config.postgres.embedded || !found.whole {
         embedded::end(config).await?;
     }
     let _ = std::fs::remove_file(config.runtime_dir.join(crate::control::SOCKET));

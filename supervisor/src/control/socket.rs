@@ -98,7 +98,11 @@ impl Socket {
 
     fn place(early: &Path, path: &Path, group: Option<Gid>) -> io::Result<Self> {
         let listener = UnixListener::bind(early)?;
-        let given = group.filter(|group| chown(early, None, Some(*group)).is_ok());
+        // It has the group of whoever makes it. Under the unit that is the right one, and `chown` is none of the calls
+        // the unit permits.
+        let has = fs::symlink_metadata(early)?.gid();
+        let given =
+            group.filter(|group| group.as_raw() == has || chown(early, None, Some(*group)).is_ok());
         let mode = if given.is_some() { 0o660 } else { 0o600 };
         fs::set_permissions(early, Permissions::from_mode(mode))?;
         let inode = fs::symlink_metadata(early)?.ino();

@@ -69,14 +69,20 @@ impl Fleet {
         self.left.retain(|left| !left.gone());
         let mut room = self.room_for_newcomers();
         for (name, mut ruling) in rulings {
-            if let Some(left) = self.left.iter().find(|left| left.tenant == name)
-                && matches!(ruling, Ruling::Run(..))
-            {
-                ruling = Ruling::Refused(left.to_string());
-            }
+            let left = self.left.iter().find(|left| left.tenant == name);
+            let left = left.map(ToString::to_string);
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };
+            // Nothing is started beside it; what was taken over is well all the same.
+            let beside = entry.life.instances().next().is_some();
+            if let (Some(left), Ruling::Run(_, pending)) = (&left, &mut ruling) {
+                if beside {
+                    pending.get_or_insert_with(|| left.clone());
+                } else {
+                    ruling = Ruling::Refused(left.clone());
+                }
+            }
             if matches!(ruling, Ruling::Run(..)) && entry.meant().is_none() {
                 match room.checked_sub(1) {
                     Some(left) => room = left,
@@ -97,6 +103,7 @@ impl Fleet {
                 Ruling::Gone => (Want::Gone, None),
             };
             let (server, overlap) = ground(entry, &view, &self.verdict);
+            let server = left.map_or(server, Err);
             let news = entry.news(Told {
                 want,
                 pending,

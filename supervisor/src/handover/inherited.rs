@@ -63,14 +63,6 @@ impl Inherited {
         }
     }
 
-    /// Nothing, where there may be something to hold all the same.
-    pub(crate) fn unknown() -> Self {
-        Self {
-            giver: Giver::Systemd,
-            ..Self::default()
-        }
-    }
-
     /// What was about to be handed to another program, taken up again because that could not be executed.
     pub(crate) fn again(estate: Estate) -> Self {
         let copies = estate.descriptors.iter();

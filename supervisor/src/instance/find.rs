@@ -5,23 +5,22 @@
 //! out of reach it is found all the same; then its tenant has to be drained before anything can be started.
 
 use super::descriptors::Descriptors;
+use super::listen::is_found;
 use super::lock::{self, Files, Found, Holder, Label};
 use super::notify::NotifySocket;
 use super::process::Adoption;
-use super::survivors::Left;
-use super::take_back;
+use super::survivors::{self, Left};
+use super::take_back::{self, has_ended, pid_of};
 use crate::config::{Stamp, TenantConfig};
 use crate::handover::inherited::Inherited;
 use crate::handover::names::{Kind, Name};
 use crate::handover::{Carry, Clear, Described, Index, Phase, Record};
 use crate::lifecycle::{InstanceId, Stage};
-use crate::sys;
 use crate::systemd::store::There;
 use brokkr_tenant::{Listen, TenantName};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
@@ -95,7 +94,8 @@ pub(crate) fn find(folder: &Path, inherited: Inherited, program: &Path) -> io::R
         let key = (record.tenant.clone(), InstanceId(record.instance));
         search.by_record(record, labels.remove(&key));
     }
-    for ((tenant, id), (files, label)) in labels {
+    // The newest first: where a path was bound anew, its socket is the one that clients find.
+    for ((tenant, id), (files, label)) in labels.into_iter().rev() {
         search.by_label(tenant, id, files, label);
     }
     Ok(search.finish())
@@ -223,10 +223,17 @@ impl Search {
         let left = short.map(|short| Name::new(short, Kind::Death));
         let pidfd = match left.and_then(|name| self.claim(name)) {
             Some(pidfd) => pidfd,
-            None => match sys::pidfd_open(record.pid) {
-                Ok(pidfd) if holder.lives() => pidfd,
+            None => match survivors::named(Some(holder.clone())) {
+                Ok(Some((_, pidfd))) => pidfd,
                 // It has gone and left nothing.
-                _ => return,
+                Ok(None) => return,
+                Err(error) => {
+                    if let Some((files, _)) = label {
+                        let left = Left::new(record.tenant, files.lock(), error.to_string());
+                        self.finds.left.push(left);
+                    }
+                    return;
+                }
             },
         };
         let what = label.and_then(|(_, label)| label.what).or(record.what);
@@ -272,19 +279,16 @@ impl Search {
 
     /// An instance of which only its lock file speaks.
     fn by_label(&mut self, tenant: TenantName, id: InstanceId, files: Files, label: Box<Label>) {
-        let left = |why: &str| Left::new(tenant.clone(), files.lock(), why.to_owned());
         let Label { holder, what } = *label;
-        let Some(holder) = holder else {
-            let left = left("held by a process the file does not name");
-            self.finds.left.push(left);
-            return;
-        };
-        let pidfd = sys::pidfd_open(holder.pid);
-        // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
-        let (true, Ok(pidfd)) = (holder.lives(), pidfd) else {
-            let left = left("held by a process the file does not name");
-            self.finds.left.push(left);
-            return;
+        let (holder, pidfd) = match survivors::named(holder) {
+            Ok(Some(named)) => named,
+            unnamed => {
+                let why = unnamed
+                    .err()
+                    .map_or_else(|| survivors::UNNAMED.to_owned(), |error| error.to_string());
+                self.finds.left.push(Left::new(tenant, files.lock(), why));
+                return;
+            }
         };
         let short = self.ids.get(&holder.pid).copied();
         let left = short.map(|short| Name::new(short, Kind::Death));
@@ -352,6 +356,12 @@ impl Search {
         };
         if !gone && !files.private().exists() {
             self.remark(&tenant, pid, "its private socket has gone: it is replaced");
+            outdated = true;
+        }
+        let listen = what.as_ref().map(|what| &what.listen);
+        if let Some(listen) = listen.filter(|listen| !gone && !is_found(listen)) {
+            let text = format!("nobody finds its socket at {listen} any more: it is replaced");
+            self.remark(&tenant, pid, &text);
             outdated = true;
         }
         let started_from = what.as_ref().and_then(|what| what.program.clone());
@@ -479,18 +489,6 @@ fn claim(
     let fd = left.remove(&name)?;
     claimed.insert(name);
     Some(fd)
-}
-
-fn has_ended(pidfd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-/// The process a pidfd names, as long as it is there.
-fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    pid.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// Its reports find us at the path they are sent to; where there is no such folder any more, nothing is heard.

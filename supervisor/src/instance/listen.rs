@@ -64,6 +64,26 @@ impl Listeners {
             .map(|listener| Arc::clone(&listener.socket))
     }
 
+    /// Binds `listen` anew if it is a path at which nobody can find our socket any more. Whoever has the old one serves
+    /// the connections it has.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); then the old one is kept.
+    pub(crate) fn renew(&mut self, listen: &Listen, ids: &mut Ids) -> Result<(), String> {
+        let address = listen.to_string();
+        if !self.open.contains_key(&address) || is_found(listen) {
+            return Ok(());
+        }
+        let mut new = Self::default();
+        new.open(listen, ids)?;
+        for (address, listener) in std::mem::take(&mut new.open) {
+            if let Some(old) = self.open.insert(address, listener) {
+                ids.free(old.short);
+            }
+        }
+        Ok(())
+    }
+
     /// Every open socket.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Listener> {
         self.open.values()
@@ -136,6 +156,18 @@ fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
     }
 }
 
+/// Whether somebody listens where clients look for this address. Of a path whose name is gone, or is now that of a socket
+/// nobody listens on, the socket lives on and no client comes.
+pub(super) fn is_found(listen: &Listen) -> bool {
+    match listen {
+        Listen::Tcp(_) => true,
+        Listen::Unix(path) => !matches!(
+            knock(path),
+            Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ECONNREFUSED)
+        ),
+    }
+}
+
 /// Removes a socket nobody answers on; anything else at that path is somebody's and stays.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
@@ -175,6 +207,37 @@ mod tests {
             error.contains(&address.to_string()) && error.contains("another program"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_path_that_was_removed_is_bound_anew_and_one_that_is_there_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let address = Listen::Unix(path.clone());
+        let (mut ours, mut ids) = (Listeners::default(), Ids::default());
+        ours.open(&address, &mut ids).unwrap();
+        let first = ours.get(&address).unwrap();
+        ours.renew(&address, &mut ids).unwrap();
+        assert!(Arc::ptr_eq(&first, &ours.get(&address).unwrap()));
+        let waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+
+        std::fs::remove_file(&path).unwrap();
+        ours.renew(&address, &mut ids).unwrap();
+        let second = ours.get(&address).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second) && knock(&path).is_ok());
+        // Who holds the old one still gets who came by it.
+        nix::sys::socket::accept(first.as_raw_fd()).unwrap();
+        drop(waiting);
+
+        // Another's, dead by now, is in its place; and where nothing can be bound, the old one is kept.
+        std::fs::remove_file(&path).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        ours.renew(&address, &mut ids).unwrap();
+        assert!(knock(&path).is_ok());
+        let third = ours.get(&address).unwrap();
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        assert!(ours.renew(&address, &mut ids).is_err());
+        assert!(Arc::ptr_eq(&third, &ours.get(&address).unwrap()));
     }
 
     #[test]

@@ -37,10 +37,25 @@ impl Holder {
         })
     }
 
-    /// Whether the process that wrote this still runs.
+    /// Whether the process that wrote this still runs, for all that can be seen.
     pub(crate) fn lives(&self) -> bool {
-        boot_id().is_ok_and(|id| id == self.boot_id)
-            && start_time(self.pid).is_ok_and(|at| at == self.start_time)
+        self.is_there().unwrap_or(false)
+    }
+
+    /// Whether the process that wrote this still runs.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    pub(crate) fn is_there(&self) -> io::Result<bool> {
+        if boot_id()? != self.boot_id {
+            return Ok(false);
+        }
+        match start_time(self.pid) {
+            Ok(at) => Ok(at == self.start_time),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn parse(line: &str) -> Option<Self> {

@@ -40,7 +40,15 @@ impl Left {
 
     /// Whether it has gone by now.
     pub(crate) fn gone(&self) -> bool {
-        !matches!(lock::look(&self.lock), Ok(Found::Held(_)))
+        match lock::look(&self.lock) {
+            Ok(Found::Held(_)) => false,
+            // Then nothing was seen.
+            Err(error) => !matches!(
+                error.raw_os_error(),
+                Some(nix::libc::EMFILE | nix::libc::ENFILE | nix::libc::ENOMEM)
+            ),
+            Ok(Found::Stale) => true,
+        }
     }
 }
 
@@ -123,15 +131,40 @@ fn holder_of(path: &Path) -> io::Result<Option<(Holder, OwnedFd, Option<Listen>)
     let Found::Held(label) = lock::look(path)? else {
         return Ok(None);
     };
-    let unknown = || io::Error::other("held by a process the file does not name");
-    let holder: Holder = label.holder.ok_or_else(unknown)?;
-    let pidfd = sys::pidfd_open(holder.pid)?;
-    // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
-    if holder.lives() {
-        Ok(Some((holder, pidfd, label.what.map(|what| what.listen))))
-    } else {
-        Err(unknown())
+    match named(label.holder)? {
+        Some((holder, pidfd)) => Ok(Some((holder, pidfd, label.what.map(|what| what.listen)))),
+        None => Err(io::Error::other(UNNAMED)),
     }
+}
+
+/// What there is to say of a lock whose holder has gone, and which is held all the same.
+pub(super) const UNNAMED: &str = "held by a process the file does not name";
+
+/// The process a lock file names, with a pidfd that is surely its; `None` where that runs no more, or none is named.
+///
+/// # Errors
+/// When that cannot be found out.
+pub(super) fn named(holder: Option<Holder>) -> io::Result<Option<(Holder, OwnedFd)>> {
+    let Some(holder) = holder else {
+        return Ok(None);
+    };
+    let pidfd = match sys::pidfd_open(holder.pid) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+        opened => opened.map_err(|error| cannot_tell(holder.pid, &error))?,
+    };
+    // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
+    match holder.is_there() {
+        Ok(there) => Ok(there.then_some((holder, pidfd))),
+        Err(error) => Err(cannot_tell(holder.pid, &error)),
+    }
+}
+
+/// It may well be that one: the reason is on our side.
+fn cannot_tell(pid: i32, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("it cannot be told whether by pid {pid}: {error}"),
+    )
 }
 
 fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration) {
@@ -170,5 +203,30 @@ impl Survivor {
         if let Some(Listen::Unix(path)) = &self.listen {
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn that_a_process_cannot_be_asked_for_is_not_taken_for_its_absence() {
+        let us = Holder::of(std::process::id() as i32).unwrap();
+        assert!(named(Some(us.clone())).unwrap().is_some());
+        let later = Holder {
+            start_time: us.start_time + 1,
+            ..us.clone()
+        };
+        assert!(named(Some(later)).unwrap().is_none());
+        assert!(named(None).unwrap().is_none());
+        // No pid at all: the kernel's answer is neither yes nor no.
+        let error = named(Some(Holder { pid: -1, ..us })).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("cannot be told") && text.contains("Invalid argument"),
+            "{text}"
+        );
     }
 }

@@ -7,6 +7,7 @@
 use crate::sys;
 use brokkr_tenant::Listen;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -47,6 +48,19 @@ fn address(fd: &OwnedFd) -> Option<Listen> {
         return Some(Listen::Tcp(SocketAddr::V6((*v6).into())));
     }
     Some(Listen::Unix(address.as_unix_addr()?.path()?.to_owned()))
+}
+
+/// Whether the process of a pidfd has ended.
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// The process a pidfd names, as long as it is there.
+pub(super) fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// The end of its log pipe that is read. What is in the pipe is still in it.

@@ -77,7 +77,7 @@ fn keep(state_dir: &Path, source: &Source) -> io::Result<()> {
 }
 
 /// The copy, read as if it stood where the file stands: relative paths are taken from there.
-fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
+pub(super) fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
     let copy = persist::read(&state_dir.join(COPY)).ok()?;
     let (head, text) = copy.split_once('\n')?;
     // Another supervisor's on this host is not ours.

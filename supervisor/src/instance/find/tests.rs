@@ -4,7 +4,8 @@
 use super::*;
 use crate::handover::inherited::Giver;
 use crate::handover::{Carry, Listener, VERSION};
-use crate::sys::Plan;
+use crate::sys::{self, Plan};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;

@@ -1,0 +1,147 @@
+//! Where the supervisor is, for those who ask it or sweep after it, when its file has gone bad: it may well run on.
+//!
+//! The last good file says all there is to know, but only root and the supervisor's own user may read it. Where it cannot
+//! be had, the folders may still stand in the file. Nothing is guessed: a file elsewhere than in its usual place is no
+//! reason to give orders to the supervisor of the usual folder.
+
+use super::run;
+use crate::cli;
+use crate::config::{self, Supervisor};
+use brokkr_tenant::Source;
+use std::path::{Path, PathBuf};
+
+/// The keys that say where things are; each on a line of its own, they are read whatever stands around them.
+const FOLDERS: [&str; 3] = ["tenants_dir", "state_dir", "runtime_dir"];
+
+/// What is known of the supervisor's configuration.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The file's, or the last good one, or the folders alone over the defaults.
+    pub(super) config: Supervisor,
+    /// Whether all of it is known, and not the folders alone.
+    pub(super) whole: bool,
+    /// Every mistake of the file, if it has any.
+    pub(super) problems: Option<String>,
+}
+
+/// Finds out what can be found out.
+///
+/// # Errors
+/// Every problem of the file, when not even the runtime folder is known.
+pub(super) fn find(path: &Path) -> Result<Found, String> {
+    let problems = match config::load(path) {
+        Ok(config) => {
+            return Ok(Found {
+                config,
+                whole: true,
+                problems: None,
+            });
+        }
+        Err(problems) => problems.to_string(),
+    };
+    let folders = folders(path);
+    let ours = folders.as_ref().filter(|folders| folders.has("state_dir"));
+    let state_dirs = [
+        ours.map(|folders| folders.config.state_dir.clone()),
+        std::env::var_os("STATE_DIRECTORY").map(PathBuf::from),
+        Some(config::default_state_dir()),
+    ];
+    let last_good = state_dirs
+        .into_iter()
+        .flatten()
+        .find_map(|state_dir| run::last_good(&state_dir, path));
+    let whole = last_good.is_some();
+    let usual = path == Path::new(cli::CONFIG);
+    let known = folders.filter(|folders| folders.has("runtime_dir") || (usual && folders.sound));
+    match last_good.or(known.map(|folders| folders.config)) {
+        Some(config) => Ok(Found {
+            config,
+            whole,
+            problems: Some(problems),
+        }),
+        None => Err(problems),
+    }
+}
+
+/// What the lines that name folders say.
+struct Folders {
+    config: Supervisor,
+    named: Vec<&'static str>,
+    /// None of them is spoilt.
+    sound: bool,
+}
+
+impl Folders {
+    fn has(&self, key: &str) -> bool {
+        self.named.contains(&key)
+    }
+}
+
+fn folders(path: &Path) -> Option<Folders> {
+    // Of a file that is not there nothing is known, which is no contradiction.
+    let text = match Source::read(path) {
+        Ok(source) => source.text().to_owned(),
+        Err(_) => String::new(),
+    };
+    let (mut good, mut named, mut sound) = (String::new(), Vec::new(), true);
+    // A section begins with a bracket, and the folders stand above every section.
+    for line in text
+        .lines()
+        .take_while(|line| !line.trim_start().starts_with('['))
+    {
+        let key = line.split('=').next().unwrap_or_default().trim();
+        let Some(key) = FOLDERS.into_iter().find(|folder| *folder == key) else {
+            continue;
+        };
+        if config::of(Source::new(path, line)).is_ok() {
+            good.push_str(line);
+            good.push('\n');
+            named.push(key);
+        } else {
+            sound = false;
+        }
+    }
+    // Named twice, nobody knows which was meant.
+    let config = config::of(Source::new(path, good)).ok()?;
+    Some(Folders {
+        config,
+        named,
+        sound,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn the_folders_are_read_from_a_file_that_is_bad_elsewhere_and_nothing_is_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("supervisor.toml");
+        let here = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            find(&path).map(|found| (found.config.runtime_dir, found.whole))
+        };
+        let run = folder.path().join("run");
+        assert_eq!(here("runtime_dir = \"run\"\n"), Ok((run.clone(), true)));
+        for bad in [
+            "runtime_dir = \"run\"\nnonsense=",
+            "nonsense =\n  runtime_dir = 'run' # here\n[start]\nparallelism = 0\n",
+            "state_dir = 3\nruntime_dir = \"run\"\n",
+        ] {
+            assert_eq!(here(bad), Ok((run.clone(), false)), "{bad}");
+        }
+        for unknown in [
+            "nonsense=",
+            "runtime_dir = \"run",
+            "runtime_dir = \"run\"\nruntime_dir = \"walk\"\n",
+            "nonsense =\n[x]\nruntime_dir = \"run\"\n",
+        ] {
+            let problems = here(unknown).unwrap_err();
+            assert!(problems.contains("supervisor.toml:"), "{problems}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(find(&path).is_err());
+    }
+}
