@@ -117,12 +117,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects; every read and write is bounded by ten seconds.
+    /// Connects; every read and write is bounded by thirty seconds.
     ///
     /// # Errors
     /// As the socket says.
     pub fn open(addr: &Addr) -> io::Result<Self> {
-        Self::open_within(addr, Duration::from_secs(10))
+        Self::open_within(addr, Duration::from_secs(30))
     }
 
     /// Connects, with a bound of its own for every read and write.
