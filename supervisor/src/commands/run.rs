@@ -4,6 +4,7 @@ mod folders;
 mod kept;
 mod serve;
 mod service;
+mod signals;
 mod vital;
 
 use crate::config::Supervisor;
@@ -44,6 +45,11 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         .as_ref()
         .filter(|_| inherited.giver == Giver::Ourselves);
     let open_files = given.and_then(|index| index.open_files).unwrap_or(raised);
+    // Before there is a second thread.
+    if let Err(problem) = signals::hold_back() {
+        let problem = format!("cannot hold back signals: {problem}");
+        return super::complain(&problem, super::EXIT_PROBLEM);
+    }
     let hub = match start_log(&config) {
         Ok(hub) => hub,
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),
@@ -55,6 +61,7 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         hub: hub.clone(),
         open_files,
         groups: Groups::detect(),
+        ending: signals::Ending::default(),
     };
     daemon.groups.tidy();
     let code = match turns(&daemon, inherited, &lock) {
@@ -118,6 +125,8 @@ fn turns(daemon: &serve::Daemon, mut inherited: Inherited, lock: &File) -> Resul
         };
         // What was read of the pipes is not in them any more.
         daemon.hub.flush(Instant::now() + LAST_LINES);
+        // One that was heard while we left is the next program's, or ours once more.
+        daemon.ending.pass_on();
         let error = successor.execute(&mut estate, lock);
         tracing::error!(program = %successor.program().display(), %error, "cannot be executed: this supervisor runs on");
         inherited = Inherited::again(*estate);

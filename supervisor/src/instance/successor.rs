@@ -134,9 +134,10 @@ impl Successor {
             .collect::<Result<_, _>>()?;
         let environment = environment(std::env::vars_os(), state.as_raw_fd())?;
         let program = text(self.program.as_os_str())?;
-        // Nothing that comes from now on may end a process that does not heed it yet: the mask is inherited, and the
-        // new program takes it off when it listens.
-        let mask = heeded().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
+        // Every other signal we heed is blocked already, in every thread; it waits, and the mask is inherited. The new
+        // program looks after children when it listens.
+        let child = SigSet::from(Signal::SIGCHLD);
+        let mask = child.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         let passed = || {
             let descriptors = estate.descriptors.values().map(|fd| fd.as_fd());
             descriptors.chain([lock.as_fd(), state.as_fd()])
@@ -151,25 +152,6 @@ impl Successor {
         mask.thread_set_mask()?;
         Ok(failed?)
     }
-}
-
-/// Signals the daemon heeds.
-fn heeded() -> SigSet {
-    [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGUSR2,
-        Signal::SIGCHLD,
-    ]
-    .into_iter()
-    .collect()
-}
-
-/// Lets signals through again that a supervisor held back while it executed us; to be called once they are heeded.
-pub(crate) fn unblock_signals() {
-    // It fails for a bad argument only.
-    let _ = heeded().thread_unblock();
 }
 
 /// `run --check-state`: whether the state on standard input can be read.

@@ -1,7 +1,7 @@
 //! One turn of the daemon: everything is started, and runs until the fleet has ended or leaves.
 
 use super::vital::vital;
-use super::{folders, service};
+use super::{folders, service, signals};
 use crate::budget::parse_admitted;
 use crate::config::{Look, Scanner, Supervisor};
 use crate::control;
@@ -49,6 +49,8 @@ pub(super) struct Daemon {
     pub(super) open_files: (u64, u64),
     /// Where brokers get control groups.
     pub(super) groups: Groups,
+    /// The signal that is to end it.
+    pub(super) ending: signals::Ending,
 }
 
 impl Daemon {
@@ -58,7 +60,7 @@ impl Daemon {
     /// What is missing or in the way. No broker has been ended for it.
     pub(super) async fn serve(&self, inherited: Inherited) -> Result<Ended, String> {
         // Signals first: one that comes while the rest starts must not kill what has been started.
-        let signals = service::Signals::new()
+        let heeded = signals::Signals::new()
             .map_err(|error| format!("cannot listen for signals: {error}"))?;
         let notifier = Notifier::from_env().map_err(|error| format!("NOTIFY_SOCKET: {error}"))?;
         nix::sys::prctl::set_child_subreaper(true)
@@ -136,7 +138,14 @@ impl Daemon {
             tokio::spawn(vital(watchdog));
             tokio::spawn(vital(service::report(notifier.clone(), snapshot)));
             let file = self.file.clone();
-            let heed = service::heed(signals, notifier.clone(), handle, file, quit);
+            let heed = service::heed(
+                heeded,
+                self.ending.clone(),
+                notifier.clone(),
+                handle,
+                file,
+                quit,
+            );
             tokio::spawn(vital(heed));
             let ended = vital(fleet.run(quits)).await;
 
