@@ -2,6 +2,7 @@
 
 mod folders;
 mod kept;
+mod patient;
 mod serve;
 mod service;
 mod signals;
@@ -14,6 +15,7 @@ use crate::instance::group::Groups;
 use crate::instance::successor;
 use crate::logs::{Format, Hub, Output};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -77,11 +79,27 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
 }
 
 /// `run --check-state`: for a supervisor that is about to execute this program in its place.
-pub(crate) fn check_state() -> ExitCode {
-    match successor::check_state() {
-        Ok(()) => ExitCode::SUCCESS,
+pub(crate) fn check_state(path: &Path) -> ExitCode {
+    match could_take_over(path) {
+        // Unheard it counts for nothing.
+        Ok(()) => match writeln!(std::io::stdout(), "{}", successor::UNDERSTOOD) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(super::EXIT_PROBLEM),
+        },
         Err(problem) => super::complain(&problem, super::EXIT_PROBLEM),
     }
+}
+
+/// Tries what can be tried without changing anything: once executed, a program that cannot go on leaves nobody behind.
+fn could_take_over(path: &Path) -> Result<(), String> {
+    let inherited = Inherited {
+        giver: Giver::Ourselves,
+        index: Some(successor::read_state()?),
+        ..Inherited::default()
+    };
+    let config = kept::look(path, &inherited)?;
+    serve::read_stopped(&config)?;
+    folders::could_serve(&config)
 }
 
 /// The configuration as a supervisor that holds tenants would have it: the file's, else the last good one.
