@@ -62,6 +62,8 @@ pub(crate) struct Parts {
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) admitted: Vec<Admission>,
     pub(crate) stopped: BTreeSet<TenantName>,
+    /// Nobody knows who was stopped.
+    pub(crate) unsure: bool,
     /// What an earlier supervisor left.
     pub(crate) finds: Finds,
     /// systemd's store, where there is one.
@@ -95,6 +97,8 @@ pub(crate) struct Fleet {
     entries: BTreeMap<TenantName, Entry>,
     admitted: Vec<Admission>,
     stopped: BTreeSet<TenantName>,
+    /// Nobody knows who was stopped, and the files have not been seen yet.
+    unsure: bool,
     first_free: BTreeMap<TenantName, u64>,
     /// Instances of an earlier supervisor that could not be ended: their tenants must not run twice.
     left: Vec<Left>,
@@ -136,7 +140,14 @@ impl Fleet {
         let booted = now.checked_sub(sys::since_boot(ClockId::CLOCK_MONOTONIC));
         let mut fleet = Self {
             kept_admitted: Kept::new(state_dir.join("admitted"), format_admitted(&parts.admitted)),
-            kept_stopped: Kept::new(state_dir.join("stopped"), names(&parts.stopped)),
+            // Where nobody knows what it holds it is written in any case.
+            kept_stopped: Kept::new(
+                state_dir.join("stopped"),
+                match parts.unsure {
+                    true => "unknown".to_owned(),
+                    false => names(&parts.stopped),
+                },
+            ),
             config: parts.config,
             edge: parts.edge,
             reports: parts.reports,
@@ -149,6 +160,7 @@ impl Fleet {
             entries: BTreeMap::new(),
             admitted: parts.admitted,
             stopped: parts.stopped,
+            unsure: parts.unsure,
             first_free,
             left,
             open_files: parts.open_files,
@@ -353,6 +365,9 @@ impl Fleet {
                     reread.push(name.clone());
                 }
             }
+        }
+        if desired.listed && std::mem::take(&mut self.unsure) {
+            self.stop_who_does_not_run();
         }
         for (name, entry) in &mut self.entries {
             if !desired.tenants.contains_key(name) {

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let inherited = Inherited::take();
     let cli = Cli::parse();
     match &cli.command {
-        Command::Run(options) if options.check_state => commands::run::check_state(),
+        Command::Run(options) if options.check_state => commands::run::check_state(cli.config()),
         Command::Run(_) => commands::run::run(cli.config(), inherited),
         Command::Sweep => commands::sweep::sweep(cli.config()),
         Command::Check(options) => commands::check::check(cli.config(), options),

@@ -29,7 +29,37 @@ use brokkr_tenant::DatabaseUrl;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// Between two tries to make the event loop.
+const AGAIN: Duration = Duration::from_secs(1);
+
+type Wants = watch::Receiver<BTreeSet<DatabaseUrl>>;
+
+fn event_loop() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+/// Makes it, as often as it takes; `None` once nobody wants anything any more. Blocks.
+fn made_at_last(wants: &Wants, mut make: impl FnMut() -> io::Result<Runtime>) -> Option<Runtime> {
+    let mut said = false;
+    // An error means that the last handle has been dropped.
+    while wants.has_changed().is_ok() {
+        match make() {
+            Ok(runtime) => return Some(runtime),
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                tracing::error!("the probers cannot start: {error}; it is tried again");
+            }
+            Err(_) => {}
+        }
+        std::thread::sleep(AGAIN);
+    }
+    None
+}
 
 /// A handle to the thread of probers. The thread ends, and its connections close, when the last one is dropped.
 #[derive(Debug, Clone)]
@@ -46,16 +76,34 @@ impl Servers {
     /// # Errors
     /// When the thread or its event loop cannot be made.
     pub fn start(prefix: String) -> io::Result<Self> {
+        let runtime = event_loop()?;
+        Self::begin(prefix, move |_| Some(runtime))
+    }
+
+    /// The same; its event loop is made as soon as the kernel has what it takes, and nothing is known of any server until
+    /// then.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn start_patiently(prefix: String) -> io::Result<Self> {
+        Self::begin(prefix, |wants| made_at_last(wants, event_loop))
+    }
+
+    /// `make`: the thread's event loop, or `None` when it is no longer wanted.
+    fn begin(
+        prefix: String,
+        make: impl FnOnce(&Wants) -> Option<Runtime> + Send + 'static,
+    ) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(BTreeSet::new());
         // Full when this many reloads wait at once: the next one waits for its place.
         let (refreshes, requests) = mpsc::channel(16);
         let (publish, view) = watch::channel(Arc::new(ServersView::default()));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
         std::thread::Builder::new()
             .name("servers".to_owned())
             .spawn(move || {
+                let Some(runtime) = make(&wants) else {
+                    return;
+                };
                 let work = coordinator::run(wants, requests, publish, prefix);
                 tokio::task::LocalSet::new().block_on(&runtime, work);
                 // A name that is being resolved may take long; nobody waits for it any more.

@@ -8,11 +8,15 @@
 mod tests;
 
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -275,6 +279,13 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// Lets the program `command` starts have every signal: ours are blocked, and a program inherits that.
+pub(crate) fn heed_signals(command: &mut Command) {
+    let unblock = || Ok(SigSet::empty().thread_set_mask()?);
+    // SAFETY: called between fork and exec, where it makes one system call and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
+}
+
 /// Sends `signal` to the process a pidfd names.
 ///
 /// # Errors
@@ -313,6 +324,17 @@ pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<Async
 pub(crate) fn writable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: as above.
     unsafe { AsyncFd::register_with_interest(inner, Interest::WRITABLE) }.map_err(Into::into)
+}
+
+/// Blocked signals, to be read, and to be waited for.
+///
+/// # Errors
+/// When the kernel gives no descriptor, or outside of a runtime.
+pub(crate) fn readable_signals(signals: &SigSet) -> io::Result<AsyncFd<SignalFd>> {
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let inner = SignalFd::with_flags(signals, flags)?;
+    // SAFETY: it owns its descriptor, and nothing replaces or closes it while it is registered.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// The same of a descriptor that somebody else holds too.

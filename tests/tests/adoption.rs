@@ -281,6 +281,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
             "unexpected argument",
         ),
         ("exec sleep 1000 >/dev/null 2>&1", "says nothing within"),
+        ("exit 0", "does not say that it understands"),
     ] {
         host.upgrade_supervisor(script);
         host.succeed();
@@ -295,7 +296,9 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
         assert_eq!((acme.pid(), acme.status().state.as_str()), (pid, "ready"));
     }
     // One that understands, and then cannot be executed: the old one serves on in the same process.
-    host.upgrade_supervisor("case $2 in --check-state) rm -f $0; exit 0;; esac");
+    host.upgrade_supervisor(
+        "case $2 in --check-state) rm -f $0; echo 'brokkr-state understood'; exit 0;; esac",
+    );
     host.succeed();
     until(Duration::from_secs(20), "the failure in the log", || {
         (said(&host, "cannot be executed") == 1).then_some(())

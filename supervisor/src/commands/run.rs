@@ -2,8 +2,10 @@
 
 mod folders;
 mod kept;
+mod patient;
 mod serve;
 mod service;
+mod signals;
 mod vital;
 
 use crate::config::Supervisor;
@@ -13,6 +15,7 @@ use crate::instance::group::Groups;
 use crate::instance::successor;
 use crate::logs::{Format, Hub, Output};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,6 +47,11 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         .as_ref()
         .filter(|_| inherited.giver == Giver::Ourselves);
     let open_files = given.and_then(|index| index.open_files).unwrap_or(raised);
+    // Before there is a second thread.
+    if let Err(problem) = signals::hold_back() {
+        let problem = format!("cannot hold back signals: {problem}");
+        return super::complain(&problem, super::EXIT_PROBLEM);
+    }
     let hub = match start_log(&config) {
         Ok(hub) => hub,
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),
@@ -55,6 +63,7 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         hub: hub.clone(),
         open_files,
         groups: Groups::detect(),
+        ending: signals::Ending::default(),
     };
     daemon.groups.tidy();
     let code = match turns(&daemon, inherited, &lock) {
@@ -70,11 +79,27 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
 }
 
 /// `run --check-state`: for a supervisor that is about to execute this program in its place.
-pub(crate) fn check_state() -> ExitCode {
-    match successor::check_state() {
-        Ok(()) => ExitCode::SUCCESS,
+pub(crate) fn check_state(path: &Path) -> ExitCode {
+    match could_take_over(path) {
+        // Unheard it counts for nothing.
+        Ok(()) => match writeln!(std::io::stdout(), "{}", successor::UNDERSTOOD) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(super::EXIT_PROBLEM),
+        },
         Err(problem) => super::complain(&problem, super::EXIT_PROBLEM),
     }
+}
+
+/// Tries what can be tried without changing anything: once executed, a program that cannot go on leaves nobody behind.
+fn could_take_over(path: &Path) -> Result<(), String> {
+    let inherited = Inherited {
+        giver: Giver::Ourselves,
+        index: Some(successor::read_state()?),
+        ..Inherited::default()
+    };
+    let config = kept::look(path, &inherited)?;
+    serve::read_stopped(&config)?;
+    folders::could_serve(&config)
 }
 
 /// What the file at `path` said when it was last good, if a copy is in `state_dir` and may be read.
@@ -115,6 +140,8 @@ fn turns(daemon: &serve::Daemon, mut inherited: Inherited, lock: &File) -> Resul
         };
         // What was read of the pipes is not in them any more.
         daemon.hub.flush(Instant::now() + LAST_LINES);
+        // One that was heard while we left is the next program's, or ours once more.
+        daemon.ending.pass_on();
         let error = successor.execute(&mut estate, lock);
         tracing::error!(program = %successor.program().display(), %error, "cannot be executed: this supervisor runs on");
         inherited = Inherited::again(*estate);

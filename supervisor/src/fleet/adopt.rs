@@ -95,6 +95,17 @@ impl Fleet {
         self.keep_place(name);
     }
 
+    /// Nobody knows who was stopped. Who runs was not, or was about to end; of everybody else it may be so.
+    pub(super) fn stop_who_does_not_run(&mut self) {
+        for (name, entry) in &mut self.entries {
+            if entry.life.current().is_none_or(|current| current.planned) {
+                tracing::warn!(tenant = %name, "may have been stopped, and is kept so");
+                entry.stopped = true;
+                self.stopped.insert(name.clone());
+            }
+        }
+    }
+
     /// A tenant whose instance serves keeps its place whatever became of the list.
     fn keep_place(&mut self, name: &TenantName) {
         let Some(entry) = self.entries.get_mut(name) else {

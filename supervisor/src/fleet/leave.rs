@@ -27,6 +27,8 @@ pub(crate) enum Quit {
     Leave,
     /// Leave them to this program, if it understands what is left.
     Succeed(Successor),
+    /// There is no such program.
+    Refuse(String),
 }
 
 /// How the fleet has ended.
@@ -62,11 +64,13 @@ impl Asking {
 }
 
 impl Fleet {
+    /// Whoever leaves does not turn back: the signal that says so is passed on to the program that comes after us.
     pub(super) fn quit(&mut self, quit: Quit) {
         if self.stopping || self.leaving.is_some() {
             return;
         }
         match quit {
+            Quit::Refuse(problem) => self.succeed(Err(problem)),
             Quit::Drain => self.begin_stop(),
             Quit::Leave => self.begin_leave(None),
             Quit::Succeed(successor) => {

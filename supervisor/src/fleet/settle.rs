@@ -64,7 +64,9 @@ impl Fleet {
             self.admitted.clone_from(&self.verdict.admitted);
             self.kept_admitted.set(format_admitted(&self.admitted));
         }
-        self.kept_stopped.set(super::names(&self.stopped));
+        if !self.unsure {
+            self.kept_stopped.set(super::names(&self.stopped));
+        }
         let now = self.now();
         self.left.retain(|left| !left.gone());
         let mut room = self.room_for_newcomers();

@@ -48,6 +48,7 @@ impl Launch {
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
+        sys::heed_signals(&mut command);
         command
     }
 

@@ -2,8 +2,8 @@
 //! place. Brokers stay our children, descriptors stay open, and nobody's socket is closed for a moment.
 
 use super::orphans;
-use crate::handover::Estate;
 use crate::handover::inherited::{self, LOCK, VARIABLE};
+use crate::handover::{Estate, Index};
 use crate::memfd;
 use crate::sys::{self, Plan};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -18,6 +18,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// The line in which a program says that it can take over: another one may end well without having looked at anything.
+pub(crate) const UNDERSTOOD: &str = "brokkr-state understood";
 /// What a program gets to say whether it understands.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of what it says, so much is repeated.
@@ -65,11 +67,18 @@ impl Successor {
             .ask(state)
             .map_err(|error| format!("{shown} cannot be asked: {error}"))?;
         match said {
-            (Some(WaitStatus::Exited(_, 0)), _) => Ok(self),
+            (Some(WaitStatus::Exited(_, 0)), said)
+                if said.lines().any(|line| line.trim() == UNDERSTOOD) =>
+            {
+                Ok(self)
+            }
+            (Some(WaitStatus::Exited(_, 0)), _) => Err(format!(
+                "{shown} does not say that it understands what it would be handed"
+            )),
             (Some(status), complaint) => {
                 let complaint = complaint.trim().replace('\n', "; ");
                 Err(format!(
-                    "{shown} does not understand what it would be handed ({status:?}): {complaint}"
+                    "{shown} cannot take over what it would be handed ({status:?}): {complaint}"
                 ))
             }
             (None, _) => Err(format!("{shown} says nothing within {PATIENCE:?}")),
@@ -78,7 +87,6 @@ impl Successor {
 
     fn ask(&self, state: &[u8]) -> io::Result<(Option<WaitStatus>, String)> {
         let state = memfd::sealed("brokkr-state", state)?;
-        let null = File::options().read(true).write(true).open("/dev/null")?;
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let plan = Plan {
             program: text(self.program.as_os_str())?,
@@ -89,8 +97,11 @@ impl Successor {
                 c"--config".into(),
                 text(self.config.as_os_str())?,
             ],
-            environment: vec![],
-            standard: [state.as_fd(), null.as_fd(), write.as_fd()],
+            // It looks where it will look when it is executed.
+            environment: kept(std::env::vars_os())
+                .map(text_of)
+                .collect::<Result<_, _>>()?,
+            standard: [state.as_fd(), write.as_fd(), write.as_fd()],
             passed: vec![],
             open_files: (256, 1024),
         };
@@ -134,9 +145,10 @@ impl Successor {
             .collect::<Result<_, _>>()?;
         let environment = environment(std::env::vars_os(), state.as_raw_fd())?;
         let program = text(self.program.as_os_str())?;
-        // Nothing that comes from now on may end a process that does not heed it yet: the mask is inherited, and the
-        // new program takes it off when it listens.
-        let mask = heeded().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
+        // Every other signal we heed is blocked already, in every thread; it waits, and the mask is inherited. The new
+        // program looks after children when it listens.
+        let child = SigSet::from(Signal::SIGCHLD);
+        let mask = child.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         let passed = || {
             let descriptors = estate.descriptors.values().map(|fd| fd.as_fd());
             descriptors.chain([lock.as_fd(), state.as_fd()])
@@ -153,35 +165,16 @@ impl Successor {
     }
 }
 
-/// Signals the daemon heeds.
-fn heeded() -> SigSet {
-    [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGUSR2,
-        Signal::SIGCHLD,
-    ]
-    .into_iter()
-    .collect()
-}
-
-/// Lets signals through again that a supervisor held back while it executed us; to be called once they are heeded.
-pub(crate) fn unblock_signals() {
-    // It fails for a bad argument only.
-    let _ = heeded().thread_unblock();
-}
-
-/// `run --check-state`: whether the state on standard input can be read.
+/// `run --check-state`: the state on standard input.
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn check_state() -> Result<(), String> {
+pub(crate) fn read_state() -> Result<Index, String> {
     let stdin = io::stdin()
         .as_fd()
         .try_clone_to_owned()
         .map_err(|error| error.to_string())?;
-    inherited::read(&stdin).map(drop)
+    inherited::read(&stdin)
 }
 
 /// Where a program named `first` is, as a shell would find it; else where ours was, whatever has become of it since.
@@ -207,11 +200,20 @@ fn environment(
     variables: impl Iterator<Item = (OsString, OsString)>,
     state: i32,
 ) -> io::Result<Vec<CString>> {
+    kept(variables)
+        .chain([format!("{VARIABLE}={state}").into_bytes()])
+        .map(text_of)
+        .collect()
+}
+
+/// What of our environment another program gets.
+fn kept(variables: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item = Vec<u8>> {
     let kept = variables.filter(|(name, _)| STALE.iter().all(|stale| name != *stale));
     kept.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
-        .chain([format!("{VARIABLE}={state}").into_bytes()])
-        .map(|variable| text(&OsString::from_vec(variable)))
-        .collect()
+}
+
+fn text_of(variable: Vec<u8>) -> io::Result<CString> {
+    text(&OsString::from_vec(variable))
 }
 
 fn text(text: &OsStr) -> io::Result<CString> {
@@ -290,7 +292,7 @@ mod tests {
     #[test]
     fn a_program_that_does_not_understand_is_refused_with_what_it_said() {
         let folder = tempfile::tempdir().unwrap();
-        let understands = "test \"$*\" = 'run --check-state --config /etc/brokkr/supervisor.toml' && grep -q version";
+        let understands = "test \"$*\" = 'run --check-state --config /etc/brokkr/supervisor.toml' && grep -q version && echo 'brokkr-state understood'";
         assert!(
             script(folder.path(), understands)
                 .understands(br#"{"version":1}"#)
@@ -304,6 +306,8 @@ mod tests {
         let old = "echo 'error: unexpected argument' >&2; exit 2";
         let refused = script(folder.path(), old).understands(b"{}").unwrap_err();
         assert!(refused.contains("unexpected argument"), "{refused}");
+        let another = script(folder.path(), "exit 0").understands(b"{}");
+        assert!(another.unwrap_err().contains("does not say"));
         let mut gone = script(folder.path(), "");
         gone.program = "/no/such/program".into();
         assert!(

@@ -6,16 +6,17 @@
 )]
 //! Against real servers.
 
-use super::{Endpoint, Servers, ServersView};
+use super::{Endpoint, Servers, ServersView, event_loop, made_at_last};
 use brokkr_tenant::DatabaseUrl;
 use brokkr_tests::PgServer;
 use brokkr_tests::pg::Options;
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 const PREFIX: &str = "brokkr:0123abcd:";
 
@@ -387,4 +388,18 @@ fn a_pooler_that_shares_backends_is_refused_and_one_in_session_mode_is_told_of()
         "{:?}",
         seen.warnings
     );
+}
+
+#[test]
+fn the_event_loop_is_made_when_the_kernel_has_what_it_takes_and_not_when_nobody_waits() {
+    let (wanted, wants) = watch::channel(BTreeSet::new());
+    let mut left = 1;
+    let made = made_at_last(&wants, || match std::mem::take(&mut left) {
+        0 => event_loop(),
+        _ => Err(io::Error::from_raw_os_error(24)),
+    });
+    assert!(made.is_some());
+    drop(wanted);
+    let none = made_at_last(&wants, || Err(io::Error::from_raw_os_error(24)));
+    assert!(none.is_none());
 }

@@ -1,6 +1,8 @@
 //! The folders the daemon lives in, and the lock that makes it the only one there.
 
 use crate::config::Supervisor;
+use crate::control;
+use nix::unistd::{AccessFlags, access};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -29,6 +31,22 @@ pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<File
     make(&instances(config), 0o700)?;
     make(&config.state_dir.join("tenants"), 0o711)?;
     Ok(lock)
+}
+
+/// Whether the control socket could be placed. Changes nothing.
+///
+/// # Errors
+/// What is in the way, for the operator.
+pub(super) fn could_serve(config: &Supervisor) -> Result<(), String> {
+    let path = config.runtime_dir.join(control::SOCKET);
+    if std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+        return Err(format!("cannot bind {}: it is a directory", path.display()));
+    }
+    match access(&config.runtime_dir, AccessFlags::W_OK | AccessFlags::X_OK) {
+        // One that has gone is made.
+        Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+        Err(error) => Err(format!("cannot bind {}: {error}", path.display())),
+    }
 }
 
 fn make(path: &Path, mode: u32) -> Result<(), String> {

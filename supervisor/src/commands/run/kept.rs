@@ -24,14 +24,32 @@ pub(super) fn load(
     path: &Path,
     inherited: &Inherited,
 ) -> Result<(Supervisor, Option<String>), String> {
-    let problems = match read(path) {
+    match read(path) {
         Ok((config, source)) => {
             // What cannot be kept now is missed only if the file is spoilt later.
             let _ = keep(&config.state_dir, &source);
-            return Ok((config, None));
+            Ok((config, None))
         }
-        Err(problems) => problems.to_string(),
-    };
+        Err(problems) => instead(path, inherited, problems.to_string()),
+    }
+}
+
+/// The same without keeping anything.
+///
+/// # Errors
+/// The same.
+pub(super) fn look(path: &Path, inherited: &Inherited) -> Result<Supervisor, String> {
+    match read(path) {
+        Ok((config, _)) => Ok(config),
+        Err(problems) => instead(path, inherited, problems.to_string()).map(|(config, _)| config),
+    }
+}
+
+fn instead(
+    path: &Path,
+    inherited: &Inherited,
+    problems: String,
+) -> Result<(Supervisor, Option<String>), String> {
     if inherited.giver == Giver::Nobody {
         return Err(problems);
     }

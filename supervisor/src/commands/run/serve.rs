@@ -1,10 +1,9 @@
 //! One turn of the daemon: everything is started, and runs until the fleet has ended or leaves.
 
 use super::vital::vital;
-use super::{folders, service};
+use super::{folders, patient, service, signals};
 use crate::budget::parse_admitted;
 use crate::config::{Look, Scanner, Supervisor};
-use crate::control;
 use crate::embedded::Embedded;
 use crate::fleet::handle::Handle;
 use crate::fleet::keep::Keeping;
@@ -17,7 +16,6 @@ use crate::instance::group::Groups;
 use crate::instance::private::ProbeTimes;
 use crate::instance::{Edge, Settings, orphans};
 use crate::logs::Hub;
-use crate::servers::Servers;
 use crate::status::Snapshot;
 use crate::systemd::{Notifier, job};
 use crate::watch::Watch;
@@ -49,6 +47,8 @@ pub(super) struct Daemon {
     pub(super) open_files: (u64, u64),
     /// Where brokers get control groups.
     pub(super) groups: Groups,
+    /// The signal that is to end it.
+    pub(super) ending: signals::Ending,
 }
 
 impl Daemon {
@@ -58,7 +58,7 @@ impl Daemon {
     /// What is missing or in the way. No broker has been ended for it.
     pub(super) async fn serve(&self, inherited: Inherited) -> Result<Ended, String> {
         // Signals first: one that comes while the rest starts must not kill what has been started.
-        let signals = service::Signals::new()
+        let heeded = signals::Signals::new()
             .map_err(|error| format!("cannot listen for signals: {error}"))?;
         let notifier = Notifier::from_env().map_err(|error| format!("NOTIFY_SOCKET: {error}"))?;
         nix::sys::prctl::set_child_subreaper(true)
@@ -73,11 +73,16 @@ impl Daemon {
         let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
         let (request_sender, requests) = mpsc::channel(REQUESTS);
         let handle = Handle::new(snapshot.clone(), request_sender);
-        let (admitted, stopped) = (read_admitted(&self.config), read_stopped(&self.config)?);
+        // What it holds must not be left to nobody for what is wrong beside it.
+        let holds = !finds.instances.is_empty();
+        let admitted = read_admitted(&self.config);
+        let (stopped, unsure) = match read_stopped(&self.config) {
+            Ok(stopped) => (stopped, None),
+            Err(problem) if holds => (BTreeSet::new(), Some(unsure(&self.config, &problem))),
+            Err(problem) => return Err(problem),
+        };
         // What can fail is tried before the embedded server is started, which would be left running.
-        let control = control::Control::start(&self.config, handle.clone(), self.hub.clone())
-            .await
-            .map_err(|error| format!("control socket: {error}"))?;
+        let control = patient::reach(&self.config, handle.clone(), self.hub.clone(), holds).await?;
         let left = std::mem::take(&mut finds.embedded);
         let (embedded, unasked) = match self.config.postgres.embedded {
             true => (Some(Embedded::start(&self.config, left).await?), None),
@@ -86,8 +91,7 @@ impl Daemon {
         };
         let runs = embedded.as_ref().or(unasked.as_ref());
         let fleet = async {
-            let servers = Servers::start(brokkr_pg::application_prefix().to_owned())
-                .map_err(|error| format!("cannot start the probers: {error}"))?;
+            let servers = patient::probe(holds)?;
             let (desired_sender, desired) = watch::channel(Arc::default());
             let (reloader, wishes) = mpsc::channel(REQUESTS);
             let mut scanner = self.scanner(embedded.as_ref(), &finds);
@@ -114,6 +118,7 @@ impl Daemon {
                 self.problem.as_deref(),
                 groups.as_deref(),
                 unasked,
+                unsure.as_deref(),
             ];
             let fleet = Fleet::new(Parts {
                 edge: Edge::new(self.settings(), self.hub.clone(), report_sender),
@@ -125,6 +130,7 @@ impl Daemon {
                 snapshots,
                 admitted,
                 stopped,
+                unsure: unsure.is_some(),
                 finds,
                 open_files: crate::sys::open_files(),
                 keeping: keeping(&notifier, runs).await,
@@ -136,7 +142,14 @@ impl Daemon {
             tokio::spawn(vital(watchdog));
             tokio::spawn(vital(service::report(notifier.clone(), snapshot)));
             let file = self.file.clone();
-            let heed = service::heed(signals, notifier.clone(), handle, file, quit);
+            let heed = service::heed(
+                heeded,
+                self.ending.clone(),
+                notifier.clone(),
+                handle,
+                file,
+                quit,
+            );
             tokio::spawn(vital(heed));
             let ended = vital(fleet.run(quits)).await;
 
@@ -256,12 +269,26 @@ fn read_admitted(config: &Supervisor) -> Vec<crate::budget::Admission> {
     admitted
 }
 
-/// Who was stopped must stay stopped, so a list that cannot be read stops us.
-fn read_stopped(config: &Supervisor) -> Result<BTreeSet<TenantName>, String> {
+/// Who was stopped must stay stopped, so a list that cannot be read is not taken for an empty one.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn read_stopped(config: &Supervisor) -> Result<BTreeSet<TenantName>, String> {
     let path = config.state_dir.join("stopped");
     let text = persist::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(text
         .lines()
         .filter_map(|line| TenantName::parse(line.trim()).ok())
         .collect())
+}
+
+/// The list as it is has been kept beside, where that is possible, for it is written anew. What to say of it.
+fn unsure(config: &Supervisor, problem: &str) -> String {
+    let path = config.state_dir.join("stopped");
+    let _ = std::fs::copy(&path, config.state_dir.join("stopped.unreadable"));
+    let notice = format!(
+        "{problem}: nobody knows who was stopped; every tenant that did not run is kept stopped until you start it, and the list is written anew"
+    );
+    tracing::error!("{notice}");
+    notice
 }

@@ -1,86 +1,51 @@
 //! The daemon as a service: signals in, readiness, progress and the watchdog out.
 
+use super::signals::{Ending, Heard, Signals};
 use crate::fleet::handle::Handle;
 use crate::fleet::leave::Quit;
 use crate::instance::orphans;
-use crate::instance::successor::{self, Successor};
+use crate::instance::successor::Successor;
 use crate::status::{Snapshot, State};
 use crate::systemd::{Notifier, job};
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 /// While draining, systemd is asked for more time so often.
 const EXTEND_EVERY: Duration = Duration::from_secs(1);
 
-/// Every signal the daemon heeds.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-    succeed: Signal,
-    child: Signal,
-}
-
-impl Signals {
-    /// Takes them over.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(super) fn new() -> io::Result<Self> {
-        let signals = Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-            succeed: signal(SignalKind::user_defined2())?,
-            child: signal(SignalKind::child())?,
-        };
-        successor::unblock_signals();
-        Ok(signals)
-    }
-}
-
-/// Turns signals into requests; `config` is the supervisor's own file, which a successor needs too.
+/// Turns signals into requests; `config` is the supervisor's own file, which a successor needs too. What is to end this
+/// process is noted in `ending` before anything is done about it.
 pub(super) async fn heed(
     mut signals: Signals,
+    ending: Ending,
     notifier: Notifier,
     handle: Handle,
     config: PathBuf,
     quit: mpsc::Sender<Quit>,
 ) {
-    let mut ending = false;
     loop {
-        // Cancel-safe: a signal not taken stays pending in its stream.
-        let stop = tokio::select! {
-            _ = signals.terminate.recv() => Some("SIGTERM"),
-            _ = signals.interrupt.recv() => Some("SIGINT"),
-            _ = signals.hang_up.recv() => {
-                reload(&notifier, &handle);
-                None
+        match signals.next(&ending).await {
+            Heard::End(signal, true) => {
+                tokio::spawn(end(signal.as_str(), notifier.clone(), quit.clone()));
             }
-            _ = signals.succeed.recv() => {
-                match Successor::find(&config) {
+            Heard::End(_, false) => {}
+            Heard::HangUp => reload(&notifier, &handle),
+            Heard::Succeed => {
+                let word = match Successor::find(&config) {
                     Ok(successor) => {
                         tracing::info!(program = %successor.program().display(), "SIGUSR2: asking the program on disk whether it can take over");
-                        let _ = quit.try_send(Quit::Succeed(successor));
+                        Quit::Succeed(successor)
                     }
-                    Err(problem) => tracing::error!("SIGUSR2: {problem}; this supervisor runs on"),
-                }
-                None
+                    Err(problem) => Quit::Refuse(problem),
+                };
+                let _ = quit.try_send(word);
             }
-            _ = signals.child.recv() => {
+            Heard::Child => {
                 orphans::reap();
-                None
             }
-        };
-        if let Some(signal) = stop
-            && !std::mem::replace(&mut ending, true)
-        {
-            tokio::spawn(end(signal, notifier.clone(), quit.clone()));
         }
     }
 }

@@ -1,0 +1,81 @@
+//! What a supervisor that holds brokers goes without for a while, and tries again: who it holds is worth more.
+
+use crate::config::Supervisor;
+use crate::control::Control;
+use crate::fleet::handle::Handle;
+use crate::logs::Hub;
+use crate::servers::Servers;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// Between two tries.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The control socket, served now or as soon as it can be. Dropping it ends that.
+#[derive(Debug)]
+pub(super) struct Reached {
+    control: Option<Control>,
+    /// Dropping a `JoinSet` ends its tasks.
+    _later: JoinSet<()>,
+}
+
+impl Reached {
+    /// What an operator should know of the control socket.
+    pub(super) fn notice(&self) -> Option<&str> {
+        self.control.as_ref().and_then(Control::notice)
+    }
+}
+
+/// Serves the control socket; for a supervisor that `holds` brokers, later if need be.
+///
+/// # Errors
+/// When it cannot be served and nobody is held.
+pub(super) async fn reach(
+    config: &Arc<Supervisor>,
+    fleet: Handle,
+    logs: Hub,
+    holds: bool,
+) -> Result<Reached, String> {
+    let mut later = JoinSet::new();
+    let control = match Control::start(config, fleet.clone(), logs.clone()).await {
+        Ok(control) => Some(control),
+        Err(error) if holds => {
+            tracing::error!(
+                "control socket: {error}; brokers are supervised, no command is answered, and it is tried again"
+            );
+            later.spawn(serve_later(config.clone(), fleet, logs));
+            None
+        }
+        Err(error) => return Err(format!("control socket: {error}")),
+    };
+    Ok(Reached {
+        control,
+        _later: later,
+    })
+}
+
+/// Tries until it is served, and serves until it is dropped.
+async fn serve_later(config: Arc<Supervisor>, fleet: Handle, logs: Hub) {
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        // What is in the way has been said, and may stay there for long.
+        if let Ok(_served) = Control::start(&config, fleet.clone(), logs.clone()).await {
+            tracing::info!("control socket: commands are answered again");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Starts the probers; for a supervisor that `holds` brokers they may begin to probe later.
+///
+/// # Errors
+/// When they cannot be started.
+pub(super) fn probe(holds: bool) -> Result<Servers, String> {
+    let prefix = brokkr_pg::application_prefix().to_owned();
+    let servers = match holds {
+        true => Servers::start_patiently(prefix),
+        false => Servers::start(prefix),
+    };
+    servers.map_err(|error| format!("cannot start the probers: {error}"))
+}
