@@ -226,7 +226,7 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
     for turn in 1..=3 {
         host.succeed();
         until(
-            Duration::from_secs(20),
+            Duration::from_secs(60),
             "the next program to take over",
             || (take_overs(&host) == turn).then_some(()),
         );
@@ -300,7 +300,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
         "case $2 in --check-state) rm -f $0; echo 'brokkr-state understood'; exit 0;; esac",
     );
     host.succeed();
-    until(Duration::from_secs(20), "the failure in the log", || {
+    until(Duration::from_secs(60), "the failure in the log", || {
         (said(&host, "cannot be executed") == 1).then_some(())
     });
     assert_eq!(acme.becomes("ready").pid, Some(pid));
@@ -312,7 +312,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
     host.upgrade_supervisor("exec $BROKKR_REAL \"$@\"");
     host.succeed();
     until(
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         "the next program to take over",
         || (take_overs(&host) == 2).then_some(()),
     );
@@ -336,7 +336,7 @@ fn a_replacement_under_way_goes_on_under_the_next_program() {
     });
     host.succeed();
     until(
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         "the next program to take over",
         || (take_overs(&host) == 1).then_some(()),
     );
@@ -365,7 +365,7 @@ fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
     assert_eq!(acme.becomes("ready").pid, Some(pid));
     host.succeed();
     until(
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         "the next program to take over",
         || (take_overs(&host) == 2).then_some(()),
     );
@@ -397,7 +397,7 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
     });
     host.set("postgres.embedded", "false");
     host.succeed();
-    host.wait(Duration::from_secs(20), "the notice", |status| {
+    host.wait(Duration::from_secs(60), "the notice", |status| {
         status
             .notices
             .iter()

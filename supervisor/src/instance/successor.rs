@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// The line in which a program says that it can take over: another one may end well without having looked at anything.
 pub(crate) const UNDERSTOOD: &str = "brokkr-state understood";
 /// What a program gets to say whether it understands.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Of what it says, so much is repeated.
 const LONGEST_COMPLAINT: usize = 4096;
 /// Variables that speak of descriptors this process was started with, and of nothing any more.
