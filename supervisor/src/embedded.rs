@@ -4,28 +4,30 @@
 //! says is calling (peer), so there is no password to keep. Tenants log in as `brokkr`, which owns the
 //! database `brokkr` and is no superuser.
 //!
-//! One task keeps it: it waits for its end, which is a reason to start it again, or for the order to stop. A
-//! server that an earlier supervisor left is adopted, data and brokers being none the wiser. Processes
+//! One task keeps it: it adopts the server an earlier supervisor left or starts one, as often as it takes, and
+//! waits for its end or for the order to stop. The fleet does not wait for that: to brokers and tenants it is a server like
+//! any other, which may be away. Only the very first start, which makes the data folder, is waited for. Processes
 //! are started and ended in `instance/postgres.rs`; its log lines are the supervisor's own, with target
 //! `postgres`.
 
 mod data;
 mod folder;
+mod keeper;
 mod log;
 mod programs;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use crate::config::Supervisor;
 use crate::handover::Estate;
 use crate::handover::names::{EMBEDDED, Kind, Name};
 use crate::instance::postgres::{Launch, Left, Server};
 use brokkr_tenant::DatabaseUrl;
-use log::LastLines;
+use keeper::Keeper;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -33,12 +35,6 @@ use tokio::task::JoinHandle;
 
 /// From SIGINT to SIGQUIT.
 const STOP_GRACE: Duration = Duration::from_secs(60);
-/// A server that recovers from a crash may take long; then brokers wait as for any other server.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks whether it accepts connections.
-const READY_INTERVAL: Duration = Duration::from_millis(50);
-/// Between the end of a server and the next, at first and at most.
-const RESTART: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
 /// The role tenants log in with, and the database it owns.
 const NAME: &str = "brokkr";
@@ -50,18 +46,34 @@ pub struct Embedded {
     url: DatabaseUrl,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
-    /// Of the server that runs now.
-    left: watch::Receiver<Left>,
+    now: watch::Receiver<Now>,
 }
 
-/// What it takes to start the server, and to start it again.
+/// How it is with the server at the moment.
+#[derive(Debug, Default)]
+struct Now {
+    /// What is to be passed on of it, when it runs.
+    left: Option<Left>,
+    /// Why it is not there for its tenants, when that is more than a moment.
+    problem: Option<String>,
+}
+
+/// For the fleet: the server's problem, and word of every change.
 #[derive(Debug)]
-struct Plan {
-    launch: Launch,
-    data: PathBuf,
-    url: DatabaseUrl,
-    admin: DatabaseUrl,
-    last_lines: Arc<LastLines>,
+pub(crate) struct Remark(watch::Receiver<Now>);
+
+impl Remark {
+    /// Waits until something has changed; for ever when nothing can any more. Cancel-safe.
+    pub(crate) async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What the operator should know.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.0.borrow().problem.clone()
+    }
 }
 
 /// The URL of the embedded server, as tenants without a URL of their own use it, whether it runs or not.
@@ -93,58 +105,48 @@ pub(crate) async fn end(config: &Supervisor) -> Result<(), String> {
 }
 
 impl Embedded {
-    /// Starts the server, or adopts the one that runs, and waits until it accepts connections. The first
-    /// time its data folder is made. `left` is what an earlier supervisor left of it.
+    /// Starts the server, or adopts the one that runs, sooner or later: what is in the way is said in the log and by
+    /// [`Embedded::remark`], and tried again. `left` is what an earlier supervisor left of it.
+    ///
+    /// On a host without a data folder and without brokers nothing can be lost yet: then the folder is made and the server
+    /// waited for.
     ///
     /// # Errors
-    /// What is missing or in the way, with what to do about it.
+    /// What is missing or in the way of that first start, with what to do about it.
     pub(crate) async fn start(
-        config: &Supervisor,
+        config: &Arc<Supervisor>,
         mut left: BTreeMap<Kind, OwnedFd>,
+        brokers: bool,
     ) -> Result<Self, String> {
-        let plan = {
-            let config = config.clone();
-            blocking(move || prepare(&config)).await?
+        let (sender, now) = watch::channel(Now::default());
+        let mut keeper = Keeper::new(config.clone(), left.remove(&Kind::Log), sender)?;
+        let first = if brokers || data::is_made(&config.postgres.data_dir) {
+            None
+        } else {
+            Some(keeper.first().await?)
         };
-        let mut server = match Server::adopt(&plan.data, left.remove(&Kind::Log)) {
-            Ok(Some(server)) if plan.answers().await => {
-                let log = match server.left().log {
-                    Some(_) => "and its log read on",
-                    None => "its log lines go nowhere until it is restarted",
-                };
-                tracing::info!(target: "postgres", pid = server.pid(), "the server an earlier supervisor left is kept, {log}");
-                plan.read_log(&server)?;
-                server
-            }
-            Ok(Some(server)) => {
-                // It listens elsewhere (another runtime_dir), or is on its way out.
-                tracing::info!(target: "postgres", pid = server.pid(), "the server an earlier supervisor left does not answer here: it is stopped first");
-                server.stop(STOP_GRACE).await;
-                plan.start().await?
-            }
-            Ok(None) => plan.start().await?,
-            Err(error) => return Err(format!("{}: {error}", plan.data.display())),
-        };
-        plan.wait_ready(&mut server).await?;
-        plan.furnish().await?;
-        tracing::info!(target: "postgres", pid = server.pid(), "ready");
         let (stop, stopped) = oneshot::channel();
-        let (now, left) = watch::channel(server.left().clone());
-        let url = plan.url.clone();
-        let task = tokio::spawn(keep(plan, server, stopped, now));
         Ok(Self {
-            url,
+            url: url(config)?,
             stop,
-            task,
-            left,
+            task: tokio::spawn(keeper.keep(first, stopped)),
+            now,
         })
+    }
+
+    /// What the fleet shows of it.
+    pub(crate) fn remark(&self) -> Remark {
+        Remark(self.now.clone())
     }
 
     /// Tells what is to be passed on of the server that runs now, whenever it is asked.
     pub(crate) fn watch(&self) -> impl Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send + use<> {
-        let left = self.left.clone();
+        let now = self.now.clone();
         move || {
-            let left = left.borrow();
+            let now = now.borrow();
+            let Some(left) = &now.left else {
+                return Vec::new();
+            };
             let log = left.log.clone().map(|log| (Kind::Log, log));
             [Some((Kind::Death, left.pidfd.clone())), log]
                 .into_iter()
@@ -176,7 +178,10 @@ impl Embedded {
         };
         tracing::warn!(target: "postgres", pid = server.pid(), "{}", Self::UNASKED);
         let (stop, stopped) = oneshot::channel();
-        let (_, left) = watch::channel(server.left().clone());
+        let (_, now) = watch::channel(Now {
+            left: Some(server.left().clone()),
+            problem: None,
+        });
         let task = tokio::spawn(async move {
             // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
             tokio::select! {
@@ -188,7 +193,7 @@ impl Embedded {
             url: url(config)?,
             stop,
             task,
-            left,
+            now,
         }))
     }
 
@@ -210,125 +215,8 @@ impl Embedded {
     }
 }
 
-/// Starts the server again whenever it ends, until told to stop it.
-async fn keep(
-    plan: Plan,
-    mut server: Server,
-    mut stopped: oneshot::Receiver<()>,
-    now: watch::Sender<Left>,
-) {
-    let mut wait = RESTART.0;
-    loop {
-        now.send_replace(server.left().clone());
-        let began = std::time::Instant::now();
-        // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
-        tokio::select! {
-            _ = &mut stopped => {
-                let how = server.stop(STOP_GRACE).await;
-                tracing::info!(target: "postgres", "stopped: {how}");
-                return;
-            }
-            how = server.ended() => {
-                tracing::error!(target: "postgres", "the embedded server {how}; it is started again");
-            }
-        }
-        if began.elapsed() > RESTART.1 {
-            wait = RESTART.0;
-        }
-        server = loop {
-            tokio::select! {
-                _ = &mut stopped => return,
-                () = tokio::time::sleep(wait) => {}
-            }
-            wait = (wait * 2).min(RESTART.1);
-            match plan.start().await {
-                Ok(server) => break server,
-                Err(error) => tracing::error!(target: "postgres", "{error}"),
-            }
-        };
-    }
-}
-
-impl Plan {
-    async fn start(&self) -> Result<Server, String> {
-        let server = self
-            .launch
-            .server()
-            .map_err(|error| format!("cannot start {}: {error}", self.launch.program.display()))?;
-        self.read_log(&server)?;
-        Ok(server)
-    }
-
-    fn read_log(&self, server: &Server) -> Result<(), String> {
-        let Some(pipe) = &server.left().log else {
-            return Ok(());
-        };
-        pipe.try_clone()
-            .and_then(|pipe| log::read(File::from(pipe), self.last_lines.clone()))
-            .map_err(|error| format!("cannot read the server's log: {error}"))
-    }
-
-    /// Waits until it lets us in.
-    async fn wait_ready(&self, server: &mut Server) -> Result<(), String> {
-        let deadline = tokio::time::Instant::now() + START_PATIENCE;
-        while !self.answers().await {
-            if tokio::time::Instant::now() > deadline {
-                return Err(format!(
-                    "the embedded server does not accept connections after {} s: {}",
-                    START_PATIENCE.as_secs(),
-                    self.last_lines
-                ));
-            }
-            tokio::select! {
-                how = server.ended() => {
-                    self.last_lines.complete().await;
-                    return Err(format!("the embedded server {how}: {}", self.last_lines));
-                }
-                () = tokio::time::sleep(READY_INTERVAL) => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn answers(&self) -> bool {
-        let url = self.admin.clone();
-        // Bounded from outside: a stopped server accepts and says nothing.
-        let asked = tokio::time::timeout(
-            Duration::from_secs(5),
-            blocking(move || connect(&url).map(drop)),
-        );
-        matches!(asked.await, Ok(Ok(())))
-    }
-
-    /// The role and the database, unless they are there.
-    async fn furnish(&self) -> Result<(), String> {
-        let url = self.admin.clone();
-        blocking(move || {
-            let mut client = connect(&url)?;
-            let furnish = |client: &mut postgres::Client| -> Result<(), postgres::Error> {
-                if client
-                    .query("SELECT FROM pg_roles WHERE rolname = $1", &[&NAME])?
-                    .is_empty()
-                {
-                    client.batch_execute(&format!("CREATE ROLE {NAME} LOGIN"))?;
-                }
-                if client
-                    .query("SELECT FROM pg_database WHERE datname = $1", &[&NAME])?
-                    .is_empty()
-                {
-                    client.batch_execute(&format!("CREATE DATABASE {NAME} OWNER {NAME}"))?;
-                }
-                Ok(())
-            };
-            furnish(&mut client)
-                .map_err(|error| format!("cannot make role and database {NAME}: {error}"))
-        })
-        .await
-    }
-}
-
-/// Everything that is needed before the first start. Blocks.
-fn prepare(config: &Supervisor) -> Result<Plan, String> {
+/// Everything that is needed before a start, the data folder too. Blocks.
+fn prepare(config: &Supervisor) -> Result<Launch, String> {
     let programs = programs::find(config.postgres.bin_dir.as_deref())?;
     let user = folder::server_user()?;
     let sockets = folder::socket_folder(&config.runtime_dir)?;
@@ -369,17 +257,11 @@ fn prepare(config: &Supervisor) -> Result<Plan, String> {
                 .flat_map(|(key, value)| ["-c".to_owned(), format!("{key}={value}")]),
         )
         .collect();
-    Ok(Plan {
-        launch: Launch {
-            program: programs.postgres,
-            arguments,
-            user,
-            folder: data.clone(),
-        },
-        url: url_as(&sockets, NAME)?,
-        admin: url_as(&sockets, SUPERUSER)?.with_dbname("postgres"),
-        data,
-        last_lines: Arc::new(LastLines::default()),
+    Ok(Launch {
+        program: programs.postgres,
+        arguments,
+        user,
+        folder: data,
     })
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod slots;
 
 use crate::budget::{Admission, Verdict, format_admitted};
 use crate::config::{Desired, Stamp, Supervisor};
+use crate::embedded::Remark;
 use crate::instance::Edge;
 use crate::instance::find::Finds;
 use crate::instance::report::{Report, What};
@@ -71,6 +72,8 @@ pub(crate) struct Parts {
     /// Most descriptors this process may have.
     pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
+    /// How it is with the embedded server, where there is one.
+    pub(crate) embedded: Option<Remark>,
 }
 
 /// Asks the watcher and the probers to look again; answers with the number of the scan to wait for.
@@ -111,6 +114,7 @@ pub(crate) struct Fleet {
     kept_admitted: Kept,
     kept_stopped: Kept,
     notices: Vec<String>,
+    embedded: Option<Remark>,
     stalled: Option<usize>,
     /// When the host's clock began to count.
     booted: Instant,
@@ -169,6 +173,7 @@ impl Fleet {
             slots: BTreeMap::new(),
             orders: Orders::default(),
             notices: parts.notices,
+            embedded: parts.embedded,
             stalled: None,
             booted: booted.unwrap_or(now),
             stopping: false,
@@ -209,6 +214,11 @@ impl Fleet {
                 Some(scan) = self.orders.reload_done() => self.orders.scanned(scan),
                 Some(request) = self.requests.recv() => self.take_request(request),
                 answer = self.asking.answer() => self.succeed(answer),
+                () = changed(&mut self.embedded) => {
+                    // Its descriptors belong into the store, its problem into the picture.
+                    self.keep_soon();
+                    self.stale = true;
+                }
                 () = tokio::time::sleep_until(due) => self.tick(),
             }
             if let Some(at) = self.leave_at() {
@@ -435,5 +445,13 @@ fn policy(config: &Supervisor) -> Policy {
         grace: config.stop.grace,
         probe_failures: config.health.failures,
         core: config.debug_core,
+    }
+}
+
+/// Waits for word of the embedded server; for ever where there is none.
+async fn changed(embedded: &mut Option<Remark>) {
+    match embedded {
+        Some(remark) => remark.changed().await,
+        None => std::future::pending().await,
     }
 }

@@ -1,10 +1,16 @@
 //! The data folder: made once, and who is let in, written before every start.
 
 use super::programs::Programs;
-use super::{NAME, SUPERUSER, folder};
+use super::{NAME, SUPERUSER, unfinished};
 use crate::instance::postgres::Launch;
 use nix::unistd::{User, chown, geteuid};
+use std::os::fd::OwnedFd;
 use std::path::Path;
+
+/// Whether there is a cluster. `initdb` writes `PG_VERSION` long before that is so.
+pub(super) fn is_made(data: &Path) -> bool {
+    data.join("PG_VERSION").exists() && data.join("global/pg_control").exists()
+}
 
 /// Makes the data folder unless it is there, and writes who is let in. Blocks for a second or so the first time.
 pub(super) fn prepare(
@@ -12,13 +18,10 @@ pub(super) fn prepare(
     data: &Path,
     user: Option<(u32, u32)>,
 ) -> Result<(), String> {
-    let said = |error: std::io::Error| format!("{}: {error}", data.display());
-    if !data.join("PG_VERSION").exists() {
-        if let Some(above) = data.parent() {
-            std::fs::create_dir_all(above).map_err(said)?;
-        }
-        folder::own(data, user)?;
-        init(programs, data, user)?;
+    if !is_made(data) {
+        unfinished::make(data, user, |folder, held| {
+            init(programs, folder, user, held)
+        })?;
     }
     let me = User::from_uid(geteuid())
         .map_err(|error| format!("cannot look up our own user: {error}"))?
@@ -55,7 +58,12 @@ pub(super) fn prepare(
     Ok(())
 }
 
-fn init(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
+fn init(
+    programs: &Programs,
+    data: &Path,
+    user: Option<(u32, u32)>,
+    held: OwnedFd,
+) -> Result<(), String> {
     tracing::info!(target: "postgres", "making the embedded server's data folder {}", data.display());
     let arguments = [
         "-D",
@@ -75,7 +83,7 @@ fn init(programs: &Programs, data: &Path, user: Option<(u32, u32)>) -> Result<()
         folder: data.to_owned(),
     };
     let output = launch
-        .output()
+        .output(held)
         .map_err(|error| format!("cannot start {}: {error}", programs.initdb.display()))?;
     if output.status.success() {
         return Ok(());

@@ -29,6 +29,14 @@ impl LastLines {
         }
     }
 
+    fn begin(&self) {
+        self.1.store(false, Ordering::Release);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     fn push(&self, line: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == KEPT {
@@ -53,7 +61,7 @@ impl fmt::Display for LastLines {
 
 /// Starts the thread; it ends with the server.
 pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()> {
-    last.1.store(false, Ordering::Release);
+    last.begin();
     std::thread::Builder::new()
         .name("postgres-log".to_owned())
         .spawn(move || {

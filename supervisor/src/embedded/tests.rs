@@ -6,15 +6,49 @@
 )]
 //! A real server in temporary folders.
 
-use super::{Embedded, blocking, connect, url};
+use super::{Embedded, Remark, blocking, connect, url};
 use crate::config::{self, Supervisor};
-use crate::instance::postgres::Server;
+use crate::instance::postgres::{Server, remains};
 use brokkr_tenant::DatabaseUrl;
 use brokkr_tests::Place;
+use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-fn configured(place: &Place) -> Supervisor {
+/// What is waited for takes a moment, and much longer on a machine that does ten things.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Starts or adopts it, and waits until it lets tenants in.
+async fn up(config: &Arc<Supervisor>) -> Embedded {
+    let embedded = Embedded::start(config, BTreeMap::new(), false)
+        .await
+        .unwrap();
+    is_up(&embedded).await;
+    embedded
+}
+
+async fn is_up(embedded: &Embedded) {
+    let began = Instant::now();
+    while let Err(error) = asked(embedded.url(), "SELECT 'up'").await {
+        assert!(began.elapsed() < BOUND, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until what is said of it is `wanted`.
+async fn says(remark: &mut Remark, wanted: impl Fn(Option<&str>) -> bool) {
+    let wait = async {
+        while !wanted(remark.problem().as_deref()) {
+            remark.changed().await;
+        }
+    };
+    if tokio::time::timeout(BOUND, wait).await.is_err() {
+        panic!("it is said {:?}", remark.problem());
+    }
+}
+
+fn configured(place: &Place) -> Arc<Supervisor> {
     let file = place.join("supervisor.toml");
     std::fs::write(
         &file,
@@ -27,7 +61,7 @@ fn configured(place: &Place) -> Supervisor {
         std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .unwrap();
     }
-    config
+    Arc::new(config)
 }
 
 async fn asked(url: &DatabaseUrl, sql: &'static str) -> Result<String, String> {
@@ -53,7 +87,7 @@ async fn pid(config: &Supervisor) -> i32 {
 async fn it_is_made_started_kept_adopted_and_stopped() {
     let place = Place::new();
     let config = configured(&place);
-    let embedded = Embedded::start(&config, BTreeMap::new()).await.unwrap();
+    let embedded = up(&config).await;
     assert_eq!(*embedded.url(), url(&config).unwrap());
     let setting = "SELECT concat_ws(' ', current_setting('max_connections'), current_setting('listen_addresses'), session_user, \
                    (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)::text, current_database())";
@@ -70,24 +104,17 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
 
     // Killed: it is started again.
     let before = pid(&config).await;
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(before),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    signal(before, Signal::SIGKILL);
     let began = Instant::now();
     while asked(embedded.url(), "SELECT 'up'").await.is_err() || pid(&config).await == before {
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "not started again"
-        );
+        assert!(began.elapsed() < BOUND, "not started again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
     // Left by its keeper: the next one adopts it.
     let before = pid(&config).await;
     embedded.task.abort();
-    let embedded = Embedded::start(&config, BTreeMap::new()).await.unwrap();
+    let embedded = up(&config).await;
     assert_eq!(pid(&config).await, before);
     let stopping = embedded.url().clone();
     embedded.stop().await;
@@ -107,7 +134,7 @@ async fn it_lets_nobody_else_in() {
     }
     let place = Place::new();
     let config = configured(&place);
-    let embedded = Embedded::start(&config, BTreeMap::new()).await.unwrap();
+    let embedded = up(&config).await;
     let sockets = super::folder::socket_folder(&config.runtime_dir).unwrap();
     let stranger = |name: &str| {
         let mut psql = std::process::Command::new("psql");
@@ -154,16 +181,141 @@ async fn it_lets_nobody_else_in() {
 async fn what_postgresql_says_is_in_the_error_when_it_does_not_start() {
     let place = Place::new();
     let config = configured(&place);
-    Embedded::start(&config, BTreeMap::new())
+    up(&config).await.stop().await;
+    let file = config.postgres.data_dir.join("postgresql.conf");
+    let good = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "nonsense = on\n").unwrap();
+    // It is no reason to give up: what was made is waited for.
+    let embedded = Embedded::start(&config, BTreeMap::new(), false)
         .await
-        .unwrap()
-        .stop()
-        .await;
-    std::fs::write(
-        config.postgres.data_dir.join("postgresql.conf"),
-        "nonsense = on\n",
+        .unwrap();
+    let mut remark = embedded.remark();
+    says(&mut remark, |said| {
+        said.is_some_and(|said| said.contains("nonsense") && said.contains("trying again"))
+    })
+    .await;
+    std::fs::write(&file, good).unwrap();
+    is_up(&embedded).await;
+    says(&mut remark, |said| said.is_none()).await;
+    embedded.stop().await;
+}
+
+#[tokio::test]
+async fn a_first_start_that_fails_says_why_unless_brokers_wait_for_it() {
+    let place = Place::new();
+    let mut config = (*configured(&place)).clone();
+    config.postgres.bin_dir = Some(place.join("nothing"));
+    let config = Arc::new(config);
+    let error = Embedded::start(&config, BTreeMap::new(), false)
+        .await
+        .unwrap_err();
+    assert!(error.contains("bin_dir"), "{error}");
+    let embedded = Embedded::start(&config, BTreeMap::new(), true)
+        .await
+        .unwrap();
+    says(&mut embedded.remark(), |said| {
+        said.is_some_and(|said| said.contains("bin_dir"))
+    })
+    .await;
+    embedded.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_server_is_kept_and_one_that_listens_elsewhere_is_replaced() {
+    let place = Place::new();
+    let config = configured(&place);
+    let embedded = up(&config).await;
+    let before = pid(&config).await;
+    embedded.task.abort();
+    signal(before, Signal::SIGSTOP);
+    let embedded = Embedded::start(&config, BTreeMap::new(), true)
+        .await
+        .unwrap();
+    let mut remark = embedded.remark();
+    says(&mut remark, |said| {
+        said.is_some_and(|said| said.contains("does not answer"))
+    })
+    .await;
+    signal(before, Signal::SIGCONT);
+    says(&mut remark, |said| said.is_none()).await;
+    is_up(&embedded).await;
+    assert_eq!(pid(&config).await, before);
+
+    // The same data folder, and another address.
+    embedded.task.abort();
+    let mut moved = (*config).clone();
+    moved.runtime_dir = place.join("other");
+    std::fs::create_dir(&moved.runtime_dir).unwrap();
+    std::fs::set_permissions(
+        &moved.runtime_dir,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
     )
     .unwrap();
-    let error = Embedded::start(&config, BTreeMap::new()).await.unwrap_err();
-    assert!(error.contains("nonsense"), "{error}");
+    let moved = Arc::new(moved);
+    let embedded = up(&moved).await;
+    assert_ne!(pid(&moved).await, before);
+    embedded.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_killed_server_left_is_waited_for() {
+    let place = Place::new();
+    let config = configured(&place);
+    let embedded = up(&config).await;
+    let before = pid(&config).await;
+    // A backend that does not notice the end of its postmaster: nobody can start before it has gone.
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let (connected, is_connected) = tokio::sync::oneshot::channel();
+    let url = embedded.url().clone();
+    let client = std::thread::spawn(move || {
+        let client = connect(&url).unwrap();
+        connected.send(()).unwrap();
+        wait.recv().unwrap();
+        drop(client);
+    });
+    is_connected.await.unwrap();
+    let data = config.postgres.data_dir.clone();
+    let backend = remains(&data)
+        .into_iter()
+        .find(|pid| is_backend(*pid))
+        .unwrap();
+    signal(backend, Signal::SIGSTOP);
+    embedded.task.abort();
+    signal(before, Signal::SIGKILL);
+    // It is our child, and nobody else's to reap.
+    let postmaster = nix::unistd::Pid::from_raw(before);
+    blocking(move || nix::sys::wait::waitpid(postmaster, None).map_err(|e| e.to_string()))
+        .await
+        .unwrap();
+    let told = data.join("pg_hba.conf");
+    std::fs::remove_file(&told).unwrap();
+    let embedded = Embedded::start(&config, BTreeMap::new(), true)
+        .await
+        .unwrap();
+    let began = Instant::now();
+    while !told.exists() {
+        assert!(began.elapsed() < BOUND, "nothing is made ready");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Everything is ready for a start, and this is all that is waited for.
+    signal(backend, Signal::SIGCONT);
+    let remark = embedded.remark();
+    while asked(embedded.url(), "SELECT 'up'").await.is_err() {
+        assert_eq!(remark.problem(), None);
+        assert!(began.elapsed() < BOUND, "not started");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_ne!(pid(&config).await, before);
+    done.send(()).unwrap();
+    client.join().unwrap();
+    embedded.stop().await;
+}
+
+fn signal(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+fn is_backend(pid: i32) -> bool {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.contains("brokkr brokkr [local]")
 }

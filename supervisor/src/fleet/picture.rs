@@ -20,6 +20,11 @@ impl Fleet {
         let desired = self.desired.borrow();
         notices.extend(desired.problems.iter().map(|p| p.brief.clone()));
         drop(desired);
+        notices.extend(
+            self.embedded
+                .as_ref()
+                .and_then(|embedded| embedded.problem()),
+        );
         notices.extend(self.refused_successor.clone());
         notices.extend(self.unstored());
         if let Some(failing) = self.stalled {

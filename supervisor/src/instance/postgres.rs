@@ -52,9 +52,13 @@ impl Launch {
         command
     }
 
-    /// Runs it to its end. Blocks.
-    pub(crate) fn output(&self) -> io::Result<Output> {
-        let child = self.command().stdout(Stdio::piped()).spawn()?;
+    /// Runs it to its end. Blocks. It holds `held` as long as it runs, as its standard input, which it does not read.
+    pub(crate) fn output(&self, held: OwnedFd) -> io::Result<Output> {
+        let mut command = self.command();
+        command.stdin(held).stdout(Stdio::piped());
+        let child = command.spawn()?;
+        // With the command goes our own copy of what the program holds.
+        drop(command);
         let _registered = orphans::register(pid_of(&child));
         child.wait_with_output()
     }
@@ -116,11 +120,7 @@ impl Server {
         let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else {
             return Ok(None);
         };
-        let Some(pid) = text
-            .lines()
-            .next()
-            .and_then(|line| line.trim().parse::<i32>().ok())
-        else {
+        let Some(pid) = postmaster(&text) else {
             return Ok(None);
         };
         // The descriptor first: what is looked at after that is this process and no later one.
@@ -178,6 +178,34 @@ impl Server {
         }
         "cannot be killed".to_owned()
     }
+}
+
+/// Server processes of this data folder that are there still: those of a postmaster that was killed end by themselves
+/// when they notice, and until then no other can start. A postmaster nobody has reaped yet counts.
+pub(crate) fn remains(data: &Path) -> Vec<i32> {
+    let Ok(folder) = std::fs::canonicalize(data) else {
+        return Vec::new();
+    };
+    let named = std::fs::read_to_string(data.join("postmaster.pid"));
+    let named = named.ok().and_then(|text| postmaster(&text));
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            let of = |what: &str| format!("/proc/{pid}/{what}");
+            std::fs::read_to_string(of("comm"))
+                .is_ok_and(|name| ["postgres", "initdb"].contains(&name.trim_end()))
+                && match std::fs::read_link(of("cwd")) {
+                    Ok(at) => at == folder,
+                    // Of a zombie that cannot be read.
+                    Err(_) => named == Some(*pid),
+                }
+        })
+        .collect()
+}
+
+/// The process a `postmaster.pid` names.
+fn postmaster(text: &str) -> Option<i32> {
+    text.lines().next()?.trim().parse().ok()
 }
 
 fn how(status: &ExitStatus) -> String {

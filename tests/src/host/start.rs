@@ -33,6 +33,15 @@ impl Host {
         self
     }
 
+    /// Starts the supervisor, and does not wait until it answers.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(&self) -> &Self {
+        self.launch(Stdio::from(self.log_file()));
+        self
+    }
+
     /// Starts the supervisor with its merged stream on a pipe the test reads, or does not read.
     ///
     /// # Panics

@@ -81,11 +81,16 @@ impl Daemon {
             Err(problem) if holds => (BTreeSet::new(), Some(unsure(&self.config, &problem))),
             Err(problem) => return Err(problem),
         };
-        // What can fail is tried before the embedded server is started, which would be left running.
+        // What can fail is tried before the embedded server is started, which would be left running. That is not waited for
+        // where there is anybody to be looked after: it may be long in coming.
         let control = patient::reach(&self.config, handle.clone(), self.hub.clone(), holds).await?;
         let left = std::mem::take(&mut finds.embedded);
+        let brokers = !finds.instances.is_empty() || !finds.left.is_empty();
         let (embedded, unasked) = match self.config.postgres.embedded {
-            true => (Some(Embedded::start(&self.config, left).await?), None),
+            true => {
+                let embedded = Embedded::start(&self.config, left, brokers).await?;
+                (Some(embedded), None)
+            }
             false if finds.embedded_ran => (None, Embedded::see_off(&self.config, left)?),
             false => (None, None),
         };
@@ -135,6 +140,7 @@ impl Daemon {
                 open_files: crate::sys::open_files(),
                 keeping: keeping(&notifier, runs).await,
                 notices: notices.into_iter().flatten().map(str::to_owned).collect(),
+                embedded: embedded.as_ref().map(Embedded::remark),
                 config: self.config.clone(),
             });
             let (quit, quits) = mpsc::channel(QUITS);

@@ -1,0 +1,119 @@
+//! The embedded PostgreSQL in trouble: brokers are looked after all the same.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use brokkr_tests::toml_text::quoted;
+use brokkr_tests::{Host, pg, procs, until};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+/// Far more than anything here takes.
+const BOUND: Duration = Duration::from_secs(90);
+
+fn postmaster(host: &Host) -> Option<i32> {
+    let text = fs::read_to_string(host.state_dir().join("postgres/postmaster.pid")).ok()?;
+    text.lines().next()?.trim().parse().ok()
+}
+
+fn has_notice(host: &Host, what: &str) {
+    host.wait(BOUND, what, |status| {
+        status.notices.iter().any(|notice| notice.contains(what))
+    });
+}
+
+fn has_no_notice(host: &Host) {
+    host.wait(BOUND, "no notice of the server", |status| {
+        !status
+            .notices
+            .iter()
+            .any(|notice| notice.contains("embedded server"))
+    });
+}
+
+#[test]
+fn an_initdb_that_was_interrupted_is_begun_anew() {
+    let host = Host::builder().embedded().build();
+    let bin = host.root().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let real = pg::bin_dir();
+    std::os::unix::fs::symlink(real.join("postgres"), bin.join("postgres")).unwrap();
+    // As initdb begins; what it stands still before is the power cut.
+    let script = "#!/bin/sh\necho 15 > $2/PG_VERSION\nmkdir $2/base $2/global\necho $$ > $2/begun\nexec sleep 1000\n";
+    fs::write(bin.join("initdb"), script).unwrap();
+    for path in [&bin, &bin.join("initdb")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    host.set("postgres.bin_dir", &quoted(&bin.display().to_string()));
+    let acme = host.tenant("acme").write();
+    host.start();
+    let begun = host.state_dir().join("postgres.initdb-unfinished/begun");
+    let initdb: i32 = until(BOUND, "initdb to begin", || {
+        fs::read_to_string(&begun).ok()?.trim().parse().ok()
+    });
+    host.kill();
+    assert!(!host.state_dir().join("postgres").exists());
+    host.set("postgres.bin_dir", &quoted(&real.display().to_string()));
+    procs::signal(initdb, Signal::SIGKILL);
+    host.up();
+    acme.becomes("ready");
+    assert!(!begun.parent().unwrap().exists());
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_cannot_start_leaves_no_broker_unsupervised() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let file = host.state_dir().join("postgres/postgresql.conf");
+    let good = fs::read(&file).unwrap();
+    host.kill();
+    fs::write(&file, "nonsense = on\n").unwrap();
+    procs::signal(postmaster(&host).unwrap(), Signal::SIGKILL);
+    host.up();
+    has_notice(&host, "nonsense");
+    assert_eq!(acme.becomes("degraded").pid, Some(pid));
+    fs::write(&file, good).unwrap();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    has_no_notice(&host);
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_paused_server_is_kept() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let (pid, server) = (acme.pid(), postmaster(&host).unwrap());
+    host.kill();
+    procs::signal(server, Signal::SIGSTOP);
+    host.up();
+    has_notice(&host, "does not answer");
+    assert_eq!(acme.becomes("degraded").pid, Some(pid));
+    procs::signal(server, Signal::SIGCONT);
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    has_no_notice(&host);
+    assert_eq!(postmaster(&host), Some(server));
+}
+
+#[test]
+fn killed_together_with_its_supervisor_it_is_started_at_once_by_the_next() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let (pid, server) = (acme.pid(), postmaster(&host).unwrap());
+    procs::signal(server, Signal::SIGKILL);
+    host.kill();
+    host.up();
+    until(BOUND, "another server", || {
+        (postmaster(&host)? != server).then_some(())
+    });
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    has_no_notice(&host);
+}
