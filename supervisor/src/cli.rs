@@ -52,7 +52,7 @@ pub(crate) enum Command {
     Stop(Which),
     /// Replace instances without losing a request
     Restart(Restart),
-    /// Read every file again, wait until all has settled, and print what changed
+    /// Read every tenant file again, wait until all has settled, and print what changed
     Reload(Reload),
     /// Add, remove and list tenants' files
     Tenant {

@@ -118,9 +118,10 @@ impl Daemon {
             let (report_sender, reports) = mpsc::channel(REPORTS);
             let groups = self.groups.problem();
             let unasked = unasked.as_ref().map(|_| Embedded::UNASKED);
+            let problem = self.problem.as_deref().map(one_line);
             let notices = [
                 control.notice(),
-                self.problem.as_deref(),
+                problem.as_deref(),
                 groups.as_deref(),
                 unasked,
                 unsure.as_deref(),
@@ -230,6 +231,16 @@ impl Daemon {
             open_files: self.open_files,
             groups: self.groups.clone(),
         }
+    }
+}
+
+/// A notice has one line: of a mistake where it is and what would mend it, not the picture of the line.
+fn one_line(text: &str) -> String {
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    match lines.find_map(|line| line.strip_prefix("hint: ")) {
+        Some(hint) => format!("{first} ({hint})"),
+        None => first.to_owned(),
     }
 }
 

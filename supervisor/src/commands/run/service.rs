@@ -51,7 +51,7 @@ pub(super) async fn heed(
 }
 
 fn reload(notifier: &Notifier, handle: &Handle) {
-    tracing::info!("SIGHUP: reading every file again");
+    tracing::info!("SIGHUP: reading every tenant file again");
     notifier.reloading();
     let (handle, notifier) = (handle.clone(), notifier.clone());
     tokio::spawn(async move {
