@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use brokkr_tests::PgServer;
 use brokkr_tests::pg::Options;
-use brokkr_tests::until;
 use brokkr_tests::ws::Came;
+use brokkr_tests::{holds_for, until};
 use serde_json::{Value, json};
 use served::Served;
 use sockets::SOON;
@@ -287,6 +287,11 @@ fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
     call();
     let before = server.log().len();
     call();
+    said_since(server, before)
+}
+
+/// Statements since the server's log was so long.
+fn said_since(server: &PgServer, before: usize) -> Vec<String> {
     let log = server.log();
     let said = log[before..].lines().filter_map(|line| {
         let (_, said) = line
@@ -320,11 +325,14 @@ fn fault_51_the_fleet_is_one_statement_and_a_heartbeat_asks_for_none_of_it() {
     });
     assert_eq!(asked.len(), 1, "{asked:#?}");
     // Nobody watches: a heartbeat is one statement, and nothing follows it.
-    let beats = statements(&server, || {
-        beat(&served.agent);
-        std::thread::sleep(Duration::from_millis(300));
+    let before = server.log().len();
+    beat(&served.agent);
+    holds_for(Duration::from_millis(300), "one statement", || {
+        let beats = said_since(&server, before);
+        (beats.len() == 1)
+            .then_some(())
+            .ok_or_else(|| format!("{beats:#?}"))
     });
-    assert_eq!(beats.len(), 1, "{beats:#?}");
     // Somebody watches: many heartbeats at once share a few statements.
     let mut fleet = served.world.watch();
     let before = server.log().len();

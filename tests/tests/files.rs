@@ -149,7 +149,10 @@ fn a_file_that_is_briefly_invalid_or_gone_never_stops_a_running_tenant() {
     acme.wait("as before", |t| t.pending.is_none());
 
     acme.remove_file();
-    std::thread::sleep(Duration::from_millis(700)); // Shorter than the two seconds a removal takes to count.
+    // Shorter than the two seconds a removal takes to count.
+    holds_for(Duration::from_millis(700), "acme runs on", || {
+        runs_on(&acme)
+    });
     acme.replace_file(&text);
     holds_for(Duration::from_secs(3), "acme runs on", || runs_on(&acme));
 }

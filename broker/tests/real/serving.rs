@@ -94,6 +94,22 @@ fn a_request_in_flight_is_answered_after_sigterm() {
     assert!(until(Duration::from_secs(5), "the end", || broker.ended()).success());
 }
 
+/// Bytes that wait in the kernel to be read at the end of a connection with this port.
+fn unread(port: u16) -> u64 {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let own = format!(":{port:04X}");
+    let queues = table.lines().skip(1).filter_map(|line| {
+        // sl, local, remote, state, transmit queue:receive queue
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (_, received) = fields.get(4)?.split_once(':')?;
+        fields
+            .get(1)?
+            .ends_with(&own)
+            .then(|| u64::from_str_radix(received, 16).ok())?
+    });
+    queues.sum()
+}
+
 #[test]
 fn a_client_that_does_not_read_its_answers_is_cut_at_the_end_of_the_grace() {
     let server = PgServer::start();
@@ -101,8 +117,16 @@ fn a_client_that_does_not_read_its_answers_is_cut_at_the_end_of_the_grace() {
     let mut kept = Connection::open(&broker.addr()).unwrap();
     kept.raw(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2000))
         .unwrap();
-    // More than the kernel's buffers hold.
-    std::thread::sleep(Duration::from_secs(2));
+    // More than the kernel's buffers hold: when they are full, nothing comes any more.
+    let port = kept.own_port().unwrap();
+    let mut seen = (0, Instant::now());
+    until(Duration::from_secs(30), "full buffers", || {
+        let now = unread(port);
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        (now > 0 && seen.1.elapsed() > Duration::from_millis(500)).then_some(())
+    });
     broker.signal(Signal::SIGTERM);
     let told = Instant::now();
     let status = until(Duration::from_secs(22), "the end", || broker.ended());

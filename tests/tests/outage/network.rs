@@ -1,7 +1,7 @@
 //! The server is well and the way to it is not.
 
 use crate::scene::{Fails, Fault};
-use brokkr_tests::{Broker, Host, PgServer, Proxy, Tenant, until};
+use brokkr_tests::{Broker, Host, PgServer, Proxy, Tenant, holds_for, until};
 use std::time::{Duration, Instant};
 
 /// A host that reaches its server through a proxy, with two tenants up.
@@ -111,7 +111,14 @@ fn a_connection_that_takes_its_time_is_waited_for_as_long_as_the_acquire_timeout
         (proxy.opened_since(gone) > 0).then_some(())
     });
     // Longer than anything is waited for at once.
-    std::thread::sleep(Duration::from_secs(3));
+    holds_for(
+        Duration::from_secs(3),
+        "it is waited for",
+        || match asking.is_finished() {
+            false => Ok(()),
+            true => Err("answered"),
+        },
+    );
     proxy.forward();
     let answer = asking.join().unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
