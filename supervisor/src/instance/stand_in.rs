@@ -155,15 +155,22 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    #[tokio::test]
-    async fn a_request_gets_503_and_the_socket_is_the_tenants_again_afterwards() {
+    /// A stand-in on a socket of its own, and a client that has connected.
+    async fn met(answering: &Answering) -> (StandIn, OwnedFd, tokio::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let fd = OwnedFd::from(listener);
+        let stand_in = StandIn::start(&Listen::Tcp(address), &fd, answering).unwrap();
+        let client = tokio::net::TcpStream::connect(address).await.unwrap();
+        (stand_in, fd, client)
+    }
+
+    #[tokio::test]
+    async fn a_request_gets_503_and_the_socket_is_the_tenants_again_afterwards() {
         let answering = Answering::new();
-        let stand_in = StandIn::start(&Listen::Tcp(address), &fd, &answering).unwrap();
-        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (stand_in, fd, mut client) = met(&answering).await;
+        let address = client.peer_addr().unwrap();
         client
             .write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
             .await
@@ -207,13 +214,8 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_was_accepted_is_answered_before_the_last_of_them_has_ended() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let fd = OwnedFd::from(listener);
         let answering = Answering::new();
-        let stand_in = StandIn::start(&Listen::Tcp(address), &fd, &answering).unwrap();
-        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (stand_in, _socket, mut client) = met(&answering).await;
         client.write_all(b"GET / HT").await.unwrap();
         // It has been accepted: each answer holds a copy, and so do the stand-in and its owner.
         while answering.begun.strong_count() < 3 {

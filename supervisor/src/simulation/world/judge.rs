@@ -1,0 +1,231 @@
+//! What the fleet does between two events: everybody judged together, slots given, the gone forgotten.
+
+use super::*;
+
+impl World {
+    /// Judges everybody and tells each life what changed, as the fleet does.
+    pub(super) fn judge(&mut self) {
+        self.forget_the_gone();
+        let facts: BTreeMap<ServerId, Facts> = self
+            .servers
+            .iter()
+            .map(|s| (s.id.clone(), s.facts()))
+            .collect();
+        let parties: Vec<Party> = (0..self.tenants.len())
+            .filter_map(|n| self.party(n))
+            .collect();
+        let Decided { conflicts, verdict } = decide(&self.admitted, &parties, &facts, HEADROOM);
+        self.check_admission(&verdict);
+        self.admitted.clone_from(&verdict.admitted);
+        self.verdict = verdict;
+        for n in 0..self.tenants.len() {
+            if self.tenants[n].life.is_none() {
+                continue;
+            }
+            let conflict = conflicts.get(&self.tenants[n].name).map(|c| {
+                let what = match c.contested {
+                    Contested::Schema(_) => "schema",
+                    Contested::Address(_) => "address",
+                };
+                format!("{what} is taken by {}", c.owner)
+            });
+            let (want, pending) = self.ruling(n, conflict);
+            self.tell(n, want, pending);
+        }
+        self.note_granted();
+        self.judge_hangs();
+        self.grant_slots();
+    }
+
+    fn ruling(&mut self, n: usize, conflict: Option<String>) -> (Want, Option<String>) {
+        let tenant = &mut self.tenants[n];
+        let meant = tenant.meant().cloned();
+        let refused = |reason: String| (Want::Refused(reason), None);
+        let (file, pending) = match (&tenant.file, conflict) {
+            (None, _) => return (Want::Gone, None),
+            (Some(Ok(file)), _) if !file.enabled => {
+                return (Want::Stopped("enabled = false".into()), None);
+            }
+            _ if tenant.stopped => return (Want::Stopped("by the operator".into()), None),
+            (Some(Ok(file)), None) => (file.clone(), None),
+            (Some(Ok(_)), Some(conflict)) => match meant.clone() {
+                Some(meant) => (meant, Some(conflict)),
+                None => return refused(conflict),
+            },
+            (Some(Err(())), _) => match meant.clone() {
+                Some(meant) => (meant, Some("its file is broken".into())),
+                None => return refused("its file is broken".into()),
+            },
+        };
+        let (file, pending) = match self.verdict.tenants.get(&tenant.name) {
+            Some(Decision::Refused(_)) => return refused("over budget".into()),
+            Some(Decision::Nothing) | None => return refused("not judged yet".into()),
+            Some(Decision::Keep(_)) => match meant {
+                Some(meant) => (meant, Some("over budget".into())),
+                None => return refused("kept, and nothing to keep".into()),
+            },
+            Some(Decision::Admitted | Decision::Wait) => (file, pending),
+        };
+        let revision = tenant.accept(&file);
+        let spec = Spec {
+            revision,
+            pool: file.pool,
+        };
+        (Want::Run(spec), pending)
+    }
+
+    fn tell(&mut self, n: usize, want: Want, pending: Option<String>) {
+        let server = self.tenants[n]
+            .accepted
+            .as_ref()
+            .map(|(_, file)| file.server);
+        let account = server.and_then(|s| self.verdict.servers.get(&self.servers[s].id));
+        let overlap = account.is_none_or(|account| account.overlap);
+        let reachable = match server {
+            None => Err("not judged yet".to_owned()),
+            Some(s) if self.servers[s].up => Ok(()),
+            Some(s) => Err(format!("{} is away", self.servers[s].id)),
+        };
+        let told = Told {
+            want,
+            pending,
+            server: reachable,
+            overlap,
+        };
+        let before = self.tenants[n].told.replace(told.clone());
+        let before = before.as_ref();
+        if before.is_none_or(|b| b.server != told.server) {
+            self.feed(n, Event::Server(told.server));
+        }
+        if before.is_none_or(|b| b.overlap != told.overlap) {
+            self.feed(n, Event::MayOverlap(told.overlap));
+        }
+        if before.is_none_or(|b| b.want != told.want || b.pending != told.pending) {
+            let (want, pending) = (told.want, told.pending);
+            self.feed(n, Event::Wanted { want, pending });
+        }
+        let tenant = &mut self.tenants[n];
+        let accepted = tenant.accepted.as_ref().map(|(revision, _)| *revision);
+        if let Some(life) = &tenant.life {
+            tenant.revisions.retain(|revision, _| {
+                Some(*revision) == accepted || life.instances().any(|i| i.revision == *revision)
+            });
+        }
+    }
+
+    fn judge_hangs(&mut self) {
+        let lives = self.tenants.iter().enumerate();
+        let pulses: Vec<_> = lives
+            .filter_map(|(n, t)| Some((n, t.life.as_ref()?.pulse())))
+            .collect();
+        if let Hang::Replace(n) = stalled_or_hung(pulses.into_iter()) {
+            let current = self.tenants[n].life.as_ref().and_then(|l| l.current());
+            if let Some(id) = current.map(|c| c.id) {
+                let detail = "hung".to_owned();
+                self.feed(n, Event::ReplaceHung { id, detail });
+            }
+        }
+    }
+
+    pub(super) fn grant_slots(&mut self) {
+        for s in 0..self.servers.len() {
+            let account = self.verdict.servers.get(&self.servers[s].id);
+            let limits = Limits {
+                starts: PARALLELISM,
+                replacements: account.map_or(1, |a| a.replacements_at_once as usize),
+            };
+            loop {
+                let granted = self.servers[s].slots.grant(limits);
+                if granted.is_empty() {
+                    break;
+                }
+                for name in granted {
+                    self.feed(self.names[&name], Event::SlotGranted);
+                }
+            }
+        }
+    }
+
+    pub(super) fn forget_the_gone(&mut self) {
+        for n in 0..self.tenants.len() {
+            let tenant = &mut self.tenants[n];
+            if tenant.file.is_some() && tenant.life.is_none() {
+                let seed = self.rng.u64(..);
+                tenant.life = Some(Lifecycle::new(POLICY, tenant.first_free, seed));
+                tenant.told = None;
+            } else if tenant.file.is_none()
+                && tenant.processes.is_empty()
+                && tenant.told.as_ref().is_some_and(|t| t.want == Want::Gone)
+                && let Some(life) = tenant.life.take()
+            {
+                tenant.first_free = life.next_id().0;
+                tenant.accepted = None;
+                tenant.revisions.clear();
+                tenant.stands_in = false;
+            }
+        }
+    }
+
+    pub(super) fn party(&self, n: usize) -> Option<Party> {
+        let tenant = &self.tenants[n];
+        let life = tenant.life.as_ref()?;
+        let wanted = |file: &File| Wanted::Pool {
+            connections: file.pool,
+            at: Some(self.place(file.server)),
+        };
+        let meant = tenant
+            .meant()
+            .filter(|_| self.admitted.iter().any(|a| a.tenant == tenant.name));
+        let asks = match &tenant.file {
+            None => None,
+            Some(Ok(file)) if !file.enabled => None,
+            Some(_) if tenant.stopped => None,
+            Some(Ok(file)) => Some(file),
+            Some(Err(())) => meant,
+        };
+        let running = life
+            .instances()
+            .filter_map(|i| Some((i.pool, tenant.revisions.get(&i.revision)?)));
+        let running: Vec<(u32, &File)> = running.collect();
+        let priority = asks.map_or(0, |file| file.priority);
+        Some(Party {
+            stake: Stake {
+                tenant: tenant.name.clone(),
+                priority,
+                running: running.iter().map(|(_, file)| self.seat(file)).collect(),
+                wanted: asks.map(|file| self.seat(file)),
+            },
+            claim: Claim {
+                tenant: tenant.name.clone(),
+                priority,
+                wanted: asks.map_or(Wanted::Nothing, wanted),
+                held: running
+                    .iter()
+                    .map(|(pool, file)| Held {
+                        place: self.place(file.server),
+                        connections: *pool,
+                    })
+                    .collect(),
+            },
+            fallback: meant.map_or(Wanted::Nothing, wanted),
+        })
+    }
+
+    pub(super) fn place(&self, server: usize) -> Place {
+        Place {
+            server: self.servers[server].id.clone(),
+            database: 1,
+            role: "brokkr".into(),
+            superuser: false,
+        }
+    }
+
+    pub(super) fn seat(&self, file: &File) -> Seat {
+        Seat {
+            database: Some((self.servers[file.server].id.clone(), 1)),
+            spelled: format!("server-{}", file.server),
+            schema: SchemaName::parse(&format!("s{}", file.schema)).unwrap(),
+            listen: Listen::parse(&format!("127.0.0.1:{}", 1024 + file.listen)).unwrap(),
+        }
+    }
+}
