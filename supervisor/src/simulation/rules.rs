@@ -13,8 +13,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const CONFIGURATION_PAUSE: Duration = Duration::from_secs(300);
 
 impl World {
-    /// Looks at one tenant and its servers after an event.
-    pub(super) fn check(&self, n: usize) {
+    /// Looks at one tenant after an event, and at its server where the event has moved anything: a probe alone changes no
+    /// process.
+    pub(super) fn check(&self, n: usize, moved: bool) {
         let tenant = &self.tenants[n];
         self.rule(tenant.processes.len() <= 2, n, "more than two processes");
         let serving = tenant
@@ -50,7 +51,7 @@ impl World {
                 );
             }
         }
-        if let Some((_, file)) = &tenant.accepted {
+        if moved && let Some((_, file)) = &tenant.accepted {
             self.check_server(n, file.server);
         }
     }

@@ -3,7 +3,7 @@
 mod judge;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use brokkr_tenant::{Listen, SchemaName, TenantName};
@@ -299,9 +299,14 @@ impl World {
     /// Gives a life an event, and carries out what comes of it.
     pub(super) fn feed(&mut self, n: usize, event: Event) {
         let mut queue = vec![event];
+        let mut moved = false;
         while let Some(event) = queue.pop() {
             self.events += 1;
             let now = self.now;
+            moved |= !matches!(
+                event,
+                Event::ProbeAnswered { .. } | Event::ProbeMissed { .. } | Event::Tick
+            );
             let tenant = &mut self.tenants[n];
             let Some(life) = &mut tenant.life else { return };
             tenant.past.push_back(format!("{now:?} {event:?}"));
@@ -314,6 +319,7 @@ impl World {
             while tenant.past.len() > REMEMBERED {
                 let _ = tenant.past.pop_front();
             }
+            moved |= !actions.is_empty();
             for action in actions {
                 let tenant = &mut self.tenants[n];
                 tenant.past.push_back(format!("{now:?}     -> {action:?}"));
@@ -321,7 +327,7 @@ impl World {
             }
         }
         self.set_timer(n);
-        self.check(n);
+        self.check(n, moved);
     }
 
     fn set_timer(&mut self, n: usize) {

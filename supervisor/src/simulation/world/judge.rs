@@ -11,8 +11,11 @@ impl World {
             .iter()
             .map(|s| (s.id.clone(), s.facts()))
             .collect();
-        let parties: Vec<Party> = (0..self.tenants.len())
-            .filter_map(|n| self.party(n))
+        let admitted: BTreeSet<&TenantName> = self.admitted.iter().map(|a| &a.tenant).collect();
+        let parties: Vec<Party> = self
+            .tenants
+            .iter()
+            .filter_map(|tenant| self.party(tenant, &admitted))
             .collect();
         let Decided { conflicts, verdict } = decide(&self.admitted, &parties, &facts, HEADROOM);
         self.check_admission(&verdict);
@@ -166,16 +169,13 @@ impl World {
         }
     }
 
-    pub(super) fn party(&self, n: usize) -> Option<Party> {
-        let tenant = &self.tenants[n];
+    fn party(&self, tenant: &Tenant, admitted: &BTreeSet<&TenantName>) -> Option<Party> {
         let life = tenant.life.as_ref()?;
         let wanted = |file: &File| Wanted::Pool {
             connections: file.pool,
             at: Some(self.place(file.server)),
         };
-        let meant = tenant
-            .meant()
-            .filter(|_| self.admitted.iter().any(|a| a.tenant == tenant.name));
+        let meant = tenant.meant().filter(|_| admitted.contains(&tenant.name));
         let asks = match &tenant.file {
             None => None,
             Some(Ok(file)) if !file.enabled => None,
