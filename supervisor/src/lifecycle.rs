@@ -64,6 +64,8 @@ enum Slot {
     No,
     Asked(SlotKind),
     Held(SlotKind),
+    /// What was started is done with starting, and the tenant holds more than its pool until the other one has let go.
+    Overlap,
 }
 
 /// Why nothing runs, when nothing does and something should.
@@ -85,6 +87,8 @@ pub(crate) struct Lifecycle {
     replace_backoff: Backoff,
     next_id: u64,
     want: Want,
+    /// The configuration of the latest instance, while nothing else than to run has been wanted since.
+    begun: Option<Revision>,
     /// Whether anybody has said yet what is wanted: until then nothing is begun, ended or closed.
     judged: bool,
     asked_pending: Option<String>,
@@ -120,6 +124,7 @@ impl Lifecycle {
             bind_backoff: Backoff::new(seed.wrapping_add(1)),
             replace_backoff: Backoff::new(seed.wrapping_add(2)),
             next_id: first_id,
+            begun: None,
             want: Want::Refused("not judged yet".into()),
             judged: false,
             asked_pending: None,
@@ -165,6 +170,9 @@ impl Lifecycle {
                     self.backoff.reset();
                     self.bind_backoff.reset();
                     self.replace_backoff.reset();
+                }
+                if !matches!(want, Want::Run(_)) {
+                    self.begun = None;
                 }
                 self.want = want;
                 self.judged = true;
@@ -305,7 +313,7 @@ impl Lifecycle {
         instance.ready_at = Some(now);
         instance.unsure = false;
         instance.silent = false;
-        self.release_slot(actions);
+        self.begun = Some(instance.revision);
         if self.next.as_ref().is_some_and(|n| n.id == id) {
             let old = self.current.take();
             self.current = self.next.take();
@@ -317,6 +325,7 @@ impl Lifecycle {
         self.replace_hold = None;
         self.replace_backoff.reset();
         self.share_connections(actions);
+        self.release_slot(actions);
     }
 
     /// A process has ended, or never came to be.

@@ -86,20 +86,22 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// Charges an admitted tenant what it was admitted with, or less if it wants less by now.
+    /// Charges an admitted tenant what it was admitted with, or less if it wants less by now and is sure to get it.
     pub(super) fn charge_admission(&mut self, claim: &Claim, admission: &Admission) {
         let Wanted::Pool { connections, at } = &claim.wanted else {
             return;
         };
-        let pool = admission.pool.min(*connections);
+        let less = admission.pool.min(*connections);
         if let Some(place) = at
             && admission.server.as_ref().is_none_or(|server| *server == place.server)
             // Database and role are not on the list: what runs tells them, and if nothing runs they are
             // taken to be what they were.
             && (claim.held.is_empty() || claim.held.iter().any(|held| held.place == *place))
         {
-            self.charge(&claim.tenant, place, pool);
+            self.charge(&claim.tenant, place, less);
         } else if let Some(server) = &admission.server {
+            // Who wants to go elsewhere may be kept where it is, with all it has there.
+            let pool = if at.is_none() { less } else { admission.pool };
             raise(
                 self.recorded.entry(server.clone()).or_default(),
                 &claim.tenant,

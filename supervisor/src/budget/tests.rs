@@ -203,6 +203,18 @@ fn a_move_to_a_full_server_keeps_the_old_place() {
 }
 
 #[test]
+fn a_place_kept_for_want_of_a_better_one_is_kept_whole_while_nothing_runs_in_it() {
+    let facts = servers(&[("A", facts(100)), ("B", facts(12))]);
+    let order = admit(&[], &[on_a("mover", 60)], &facts, 3).admitted;
+    // It wants less, elsewhere, where there is no room; and its broker has just crashed.
+    let mover = claim("mover", 10, Some(place("B", 1, "brokkr")));
+    let verdict = admit(&order, &[mover, on_a("new", 50)], &facts, 3);
+    assert!(matches!(decision(&verdict, "mover"), Decision::Keep(_)));
+    assert!(refusal(&verdict, "new").contains("30 are free"));
+    assert_eq!(names(&verdict), ["mover"]);
+}
+
+#[test]
 fn databases_and_roles_are_sums_within_the_server() {
     let mut limited = facts(1000);
     limited.databases.insert(

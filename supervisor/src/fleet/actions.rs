@@ -62,6 +62,12 @@ impl Fleet {
                 self.slots.entry(key).or_default().ask(name, kind);
                 None
             }
+            Action::Started => {
+                self.slots
+                    .values_mut()
+                    .for_each(|slots| slots.started(name));
+                None
+            }
             Action::ReleaseSlot => {
                 self.slots
                     .values_mut()

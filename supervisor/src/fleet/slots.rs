@@ -4,12 +4,19 @@ use crate::lifecycle::SlotKind;
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The slots of one server. First come, first served; a replacement that must wait for room in the budget lets
-/// starts behind it pass.
+/// The slots of one server. First come, first served; what must wait for room in the budget lets starts behind it pass: a
+/// replacement, and what was admitted into room that more than one replacement was given before.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
-    held: BTreeMap<TenantName, SlotKind>,
+    held: BTreeMap<TenantName, Held>,
     queue: VecDeque<(TenantName, SlotKind)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    kind: SlotKind,
+    /// Its broker still starts.
+    starting: bool,
 }
 
 /// How many there are.
@@ -34,26 +41,39 @@ impl Slots {
         self.queue.retain(|(waiting, _)| waiting != tenant);
     }
 
+    /// It starts no more; if it is a replacement, it holds what it may hold of the budget until it gives its slot back.
+    pub(crate) fn started(&mut self, tenant: &TenantName) {
+        if let Some(held) = self.held.get_mut(tenant) {
+            held.starting = false;
+        }
+    }
+
     /// Whoever may start now.
     pub(crate) fn grant(&mut self, limits: Limits) -> Vec<TenantName> {
         let mut granted = Vec::new();
-        let mut replacements = self
-            .held
-            .values()
-            .filter(|kind| **kind == SlotKind::Replacement)
-            .count();
+        let held = |which: fn(&Held) -> bool| self.held.values().filter(|h| which(h)).count();
+        let mut replacements = held(|h| h.kind == SlotKind::Replacement);
+        let mut starting = held(|h| h.starting);
         let mut at = 0;
-        while self.held.len() < limits.starts.max(1) {
+        while starting < limits.starts.max(1) {
             let Some((tenant, kind)) = self.queue.get(at).cloned() else {
                 break;
             };
-            if kind == SlotKind::Replacement && replacements >= limits.replacements.max(1) {
+            let room = limits.replacements.max(1);
+            let waits = match kind {
+                SlotKind::Start => false,
+                SlotKind::First => replacements > room,
+                SlotKind::Replacement => replacements >= room,
+            };
+            if waits {
                 at += 1;
                 continue;
             }
             replacements += usize::from(kind == SlotKind::Replacement);
             self.queue.remove(at);
-            self.held.insert(tenant.clone(), kind);
+            starting += 1;
+            let starting = true;
+            self.held.insert(tenant.clone(), Held { kind, starting });
             granted.push(tenant);
         }
         granted
@@ -90,5 +110,39 @@ mod tests {
         slots.release(&name("d"));
         slots.release(&name("d"));
         assert!(slots.grant(limits).is_empty());
+        // Ready, and beside the one it replaces: it hinders no start, and no replacement has room yet.
+        slots.started(&name("b"));
+        for (n, kind) in [
+            ("f", SlotKind::Replacement),
+            ("g", SlotKind::Start),
+            ("h", SlotKind::Start),
+        ] {
+            slots.ask(&name(n), kind);
+        }
+        assert_eq!(slots.grant(limits), [name("g"), name("h")]);
+        slots.release(&name("b"));
+        slots.release(&name("g"));
+        assert_eq!(slots.grant(limits), [name("f")]);
+    }
+
+    #[test]
+    fn what_is_admitted_into_room_that_replacements_were_given_waits_for_them() {
+        let name = |n: &str| TenantName::parse(n).unwrap();
+        let limits = |replacements| Limits {
+            starts: 4,
+            replacements,
+        };
+        let mut slots = Slots::default();
+        for n in ["a", "b"] {
+            slots.ask(&name(n), SlotKind::Replacement);
+        }
+        assert_eq!(slots.grant(limits(2)), [name("a"), name("b")]);
+        slots.ask(&name("new"), SlotKind::First);
+        slots.ask(&name("crashed"), SlotKind::Start);
+        assert_eq!(slots.grant(limits(1)), [name("crashed")]);
+        slots.started(&name("a"));
+        assert!(slots.grant(limits(1)).is_empty());
+        slots.release(&name("a"));
+        assert_eq!(slots.grant(limits(1)), [name("new")]);
     }
 }

@@ -84,6 +84,7 @@ impl Lifecycle {
             *place = Some(instance);
         }
         if let Some(current) = self.current.as_ref().filter(|current| !current.planned) {
+            self.begun = Some(current.revision);
             self.want = Want::Run(Spec {
                 revision: current.revision,
                 pool: current.pool,

@@ -13,6 +13,9 @@ impl Lifecycle {
             Want::Run(spec) => self.settle_running(now, spec, actions),
             Want::Refused(_) | Want::Stopped(_) | Want::Gone => self.settle_ended(now, actions),
         }
+        if self.slot == Slot::Overlap {
+            self.release_slot(actions);
+        }
         self.settle_stand_in(now, actions);
         if let Some(at) = &mut self.lingering
             && *at <= now
@@ -55,7 +58,7 @@ impl Lifecycle {
             } else if self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
                 // Beside one that still drains it takes what a replacement takes, or must wait for it to go.
                 match (&self.draining, self.may_overlap) {
-                    (None, _) => self.start(now, spec, SlotKind::Start, actions),
+                    (None, _) => self.start(now, spec, self.start_kind(spec), actions),
                     (Some(_), true) => self.start(now, spec, SlotKind::Replacement, actions),
                     (Some(_), false) => {}
                 }
@@ -100,7 +103,7 @@ impl Lifecycle {
         }
         if self.may_overlap && !alone {
             self.start(now, spec, SlotKind::Replacement, actions);
-        } else if self.holds_slot(SlotKind::Start, actions)
+        } else if self.holds_slot(self.start_kind(spec), actions)
             && let Some(mut current) = self.current.take()
         {
             // Stop, then start: the slot is kept over both, so that not all tenants of a full server go at once.
@@ -148,7 +151,8 @@ impl Lifecycle {
         if !self.holds_slot(kind, actions) {
             return;
         }
-        let alone = kind == SlotKind::Start && self.draining.is_none() && self.lingering.is_none();
+        let alone =
+            kind != SlotKind::Replacement && self.draining.is_none() && self.lingering.is_none();
         let connections = if alone {
             spec.pool
         } else {
@@ -156,6 +160,7 @@ impl Lifecycle {
         };
         let id = InstanceId(self.next_id);
         self.next_id += 1;
+        self.begun = Some(spec.revision);
         let deadline = now + self.policy.start_timeout;
         let instance = Instance::new(id, spec, self.generation, connections, now, deadline);
         actions.push(Action::Spawn {
@@ -169,15 +174,26 @@ impl Lifecycle {
         }
     }
 
+    fn start_kind(&self, spec: Spec) -> SlotKind {
+        if self.begun == Some(spec.revision) {
+            SlotKind::Start
+        } else {
+            SlotKind::First
+        }
+    }
+
     /// Whether a slot of this kind is ours; asks for one if not.
     fn holds_slot(&mut self, kind: SlotKind, actions: &mut Vec<Action>) -> bool {
         match self.slot {
             Slot::Held(held) if held == kind => return true,
             Slot::Asked(asked) if asked == kind => {}
-            Slot::Held(_) | Slot::Asked(_) | Slot::No => {
+            Slot::Held(_) | Slot::Asked(_) | Slot::Overlap | Slot::No => {
                 self.release_slot(actions);
-                self.slot = Slot::Asked(kind);
-                actions.push(Action::AskSlot(kind));
+                // While it holds more than its pool it gets no more.
+                if self.slot == Slot::No {
+                    self.slot = Slot::Asked(kind);
+                    actions.push(Action::AskSlot(kind));
+                }
             }
         }
         false
@@ -282,11 +298,34 @@ impl Lifecycle {
         }
     }
 
+    /// Gives the slot back, or leaves the queue. What a replacement may hold above the pool is the server's to give once
+    /// more only when this tenant is within its pool again.
     pub(super) fn release_slot(&mut self, actions: &mut Vec<Action>) {
-        if self.slot != Slot::No {
-            self.slot = Slot::No;
-            actions.push(Action::ReleaseSlot);
+        match self.slot {
+            Slot::No => {}
+            Slot::Overlap if self.overlaps() => {}
+            Slot::Held(SlotKind::Replacement) if self.overlaps() => {
+                self.slot = Slot::Overlap;
+                actions.push(Action::Started);
+            }
+            Slot::Overlap | Slot::Asked(_) | Slot::Held(_) => {
+                self.slot = Slot::No;
+                actions.push(Action::ReleaseSlot);
+            }
         }
+    }
+
+    /// Whether two instances together may hold more than the pool.
+    fn overlaps(&self) -> bool {
+        let (mut held, mut pool) = (0, 0);
+        for instance in self.instances() {
+            held += match instance.phase {
+                Phase::Stopping { .. } => instance.held,
+                _ => instance.connections,
+            };
+            pool = pool.max(instance.pool);
+        }
+        held > pool
     }
 
     fn bound_for(&self, revision: Revision) -> bool {

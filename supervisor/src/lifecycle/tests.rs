@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod adopted;
+mod slots;
 
 use super::*;
 use crate::status::State;
@@ -32,6 +33,7 @@ fn wanted(want: Want) -> Event {
 struct Host {
     life: Lifecycle,
     now: Time,
+    slot: Option<SlotKind>,
     spawned: Vec<InstanceId>,
     terminated: Vec<InstanceId>,
     aborted: Vec<InstanceId>,
@@ -47,6 +49,7 @@ impl Host {
         Self {
             life: Lifecycle::new(POLICY, 1, 7),
             now: Duration::ZERO,
+            slot: None,
             spawned: vec![],
             terminated: vec![],
             aborted: vec![],
@@ -64,7 +67,11 @@ impl Host {
             for action in self.life.on(self.now, event) {
                 match action {
                     Action::Listen(revision) => queue.push(Event::Bound(revision)),
-                    Action::AskSlot(_) => queue.push(Event::SlotGranted),
+                    Action::AskSlot(kind) => {
+                        self.slot = Some(kind);
+                        queue.push(Event::SlotGranted);
+                    }
+                    Action::ReleaseSlot => self.slot = None,
                     Action::Spawn {
                         id, connections, ..
                     } => {
@@ -78,7 +85,7 @@ impl Host {
                     Action::StandIn(on) => self.stand_in = on,
                     Action::CountBackends => self.counted = true,
                     Action::Forget => self.forgotten = true,
-                    Action::Unlisten(_) | Action::ReleaseSlot => {}
+                    Action::Unlisten(_) | Action::Started => {}
                 }
             }
         }

@@ -112,8 +112,11 @@ pub(crate) enum Event {
 /// Which of the two kinds of slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotKind {
-    /// A start where nothing runs.
+    /// A start where nothing runs, of a configuration that has run: its place in the budget is an old one.
     Start,
+    /// The first start of a configuration where nothing runs: what it takes may be room that replacements under way have
+    /// been given, and then it waits for them.
+    First,
     /// A start beside a running instance: takes two connections above the pool meanwhile.
     Replacement,
 }
@@ -127,6 +130,8 @@ pub(crate) enum Action {
     Unlisten(Option<Revision>),
     /// Queue for a slot; answered by `SlotGranted`.
     AskSlot(SlotKind),
+    /// The start the slot was for is over, and what it takes of the budget is not yet.
+    Started,
     /// Give the slot back, or leave the queue.
     ReleaseSlot,
     /// Start a process; answer `Spawned` or `SpawnFailed`.

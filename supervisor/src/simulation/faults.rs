@@ -146,8 +146,9 @@ impl World {
         let tenants = u32::try_from(self.tenants.len()).unwrap_or(u32::MAX);
         let room = tenants / u32::try_from(self.servers.len()).unwrap_or(1) * 8;
         let server = n % self.servers.len();
-        let held = self.held_on(server);
-        self.servers[server].granted = self.servers[server].granted.max(held);
+        // What was given out under the old size is not taken back.
+        let before = self.servers[server].capacity();
+        self.servers[server].granted = self.servers[server].granted.max(before);
         self.servers[server].max_connections = self.rng.u32(room / 2..room * 2) + 20;
     }
 }

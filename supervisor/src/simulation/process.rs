@@ -192,8 +192,10 @@ impl World {
             .map(|(id, p)| (*id, p.hung, up[p.server]))
             .collect();
         for (id, hung, up) in ready {
-            if let Some(process) = self.tenants[n].processes.get_mut(&id) {
-                process.found_hung = hung && !stalled;
+            if let Some(process) = self.tenants[n].processes.get_mut(&id)
+                && !stalled
+            {
+                process.found_hung = hung;
             }
             if hung || stalled {
                 // The supervisor stands still with its host, and knows.

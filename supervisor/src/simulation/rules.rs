@@ -56,35 +56,45 @@ impl World {
         }
     }
 
-    fn check_server(&self, n: usize, server: usize) {
+    fn check_server(&self, n: usize, index: usize) {
         let processes = self
             .tenants
             .iter()
             .flat_map(|t| t.processes.values())
-            .filter(|p| p.server == server);
+            .filter(|p| p.server == index);
         let (mut held, mut starting) = (0, 0);
         for process in processes {
             held += process.most;
             starting += usize::from(!process.ready && !process.going);
         }
-        let server = &self.servers[server];
+        let server = &self.servers[index];
         let may = server
             .capacity()
             .max(server.granted)
             .saturating_sub(OWN + COMMAND);
-        self.rule(
-            held <= may,
-            n,
-            &format!(
-                "{held} connections on {}, which has {may} to give",
-                server.id
-            ),
-        );
+        if held > may {
+            let (id, holders) = (&server.id, self.holders(index));
+            let detail = format!("{held} connections on {id}, which has {may} to give: {holders}");
+            self.rule(false, n, &detail);
+        }
         self.rule(
             starting <= PARALLELISM,
             n,
             "more starts at once than there are slots",
         );
+    }
+
+    /// Who holds how much of a server, a number for each process, for a message.
+    fn holders(&self, server: usize) -> String {
+        let mut holders = Vec::new();
+        for tenant in &self.tenants {
+            let here = tenant.processes.values().filter(|p| p.server == server);
+            let held: Vec<String> = here.map(|p| p.most.to_string()).collect();
+            if !held.is_empty() {
+                holders.push(format!("{} {}", tenant.name, held.join(" + ")));
+            }
+        }
+        holders.join(", ")
     }
 
     /// A process may only begin where it harms nobody.
@@ -181,15 +191,25 @@ impl World {
         }
     }
 
-    /// What was admitted under a larger capacity may stay, an overlap under way with it; once less is held, that is the new
-    /// measure.
+    /// What was admitted under a larger capacity may stay, the overlaps under way with it; once less is held, that is the
+    /// new measure.
     pub(super) fn note_granted(&mut self) {
         for s in 0..self.servers.len() {
             let committed = self.verdict.servers.get(&self.servers[s].id);
-            let committed = committed.map(|account| account.committed);
+            let overlaps = self.tenants.iter().filter(|t| {
+                let here = t.processes.values().filter(|p| p.server == s);
+                here.count() > 1
+            });
+            // One replacement is part of what is committed.
+            let more = u32::try_from(overlaps.count().saturating_sub(1)).unwrap() * REPLACEMENT;
             let held = self.held_on(s);
             let server = &mut self.servers[s];
-            server.granted = committed.unwrap_or(server.granted).max(held);
+            let committed = committed.map_or(server.granted, |account| account.committed);
+            server.granted = server
+                .granted
+                .min(committed + more)
+                .max(committed)
+                .max(held);
         }
     }
 

@@ -368,6 +368,11 @@ impl World {
                 tenant.bound.retain(|listen| Some(*listen) == keep);
             }
             Action::AskSlot(kind) => self.ask_slot(n, kind),
+            Action::Started => {
+                let name = self.tenants[n].name.clone();
+                self.servers.iter_mut().for_each(|s| s.slots.started(&name));
+                self.grant_soon();
+            }
             Action::ReleaseSlot => {
                 let name = self.tenants[n].name.clone();
                 self.servers.iter_mut().for_each(|s| s.slots.release(&name));
