@@ -264,7 +264,8 @@ impl Lifecycle {
             }
             Event::Connections(id, held) => {
                 if let Some(instance) = self.instance_mut(id) {
-                    instance.held = held;
+                    // What a broker says may be nonsense; more than a pool none can have.
+                    instance.held = held.min(instance.pool);
                 }
                 self.share_connections(actions);
             }

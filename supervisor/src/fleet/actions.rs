@@ -144,7 +144,8 @@ impl Fleet {
 }
 
 /// Slots are counted per server; a tenant whose server is not known yet has no business asking for one.
-fn slot_key(entry: &Entry, view: &ServersView) -> String {
+/// The server whose slots a tenant takes.
+pub(super) fn slot_key(entry: &Entry, view: &ServersView) -> String {
     entry
         .accepted
         .as_ref()

@@ -184,5 +184,5 @@ fn running(entry: &Entry) -> impl Iterator<Item = (u32, &Arc<TenantConfig>)> {
     entry
         .life
         .instances()
-        .filter_map(|i| Some((i.pool, entry.revisions.get(&i.revision)?)))
+        .filter_map(|i| Some((entry.life.charge(i), entry.revisions.get(&i.revision)?)))
 }

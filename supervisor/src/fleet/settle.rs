@@ -1,6 +1,7 @@
 //! From facts to a settled fleet: judge everybody, tell each life what changed, hand out slots, forget the gone.
 
 use super::Fleet;
+use super::actions::slot_key;
 use super::entry::{Entry, Told};
 use super::judge::{Judgement, Ruling, judge};
 use super::slots::Limits;
@@ -9,7 +10,7 @@ use crate::config::TenantConfig;
 use crate::lifecycle::{Event, Hang, Spec, Want, stalled_or_hung};
 use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::TenantName;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Judgements in one turn; a bound against a mistake here, not a limit anybody should meet.
 const MOST_ROUNDS: usize = 8;
@@ -210,6 +211,14 @@ impl Fleet {
     fn grant_slots(&mut self) {
         let now = self.now();
         let keys: Vec<String> = self.slots.keys().cloned().collect();
+        let mut inherited: BTreeMap<String, usize> = BTreeMap::new();
+        for (name, entry) in &self.entries {
+            let has_slot = || self.slots.values().any(|slots| slots.holds(name));
+            if entry.life.overlaps() && !has_slot() {
+                let key = slot_key(entry, &self.view.borrow());
+                *inherited.entry(key).or_default() += 1;
+            }
+        }
         for key in keys {
             let replacements = self
                 .verdict
@@ -220,6 +229,7 @@ impl Fleet {
             let limits = Limits {
                 starts: self.config.start.parallelism,
                 replacements,
+                inherited: inherited.get(&key).copied().unwrap_or(0),
             };
             // A tenant that does not use what it got gives it back at once; the bound ends a quarrel between two.
             for _ in 0..self.entries.len().max(1) {

@@ -26,12 +26,17 @@ pub(crate) struct Limits {
     pub(crate) starts: usize,
     /// What the budget has room for.
     pub(crate) replacements: usize,
+    /// Overlaps that hold no slot: they began under an earlier supervisor.
+    pub(crate) inherited: usize,
 }
 
 impl Slots {
-    /// Joins the queue.
+    /// Joins the queue. Who has a replacement's room keeps it meanwhile.
     pub(crate) fn ask(&mut self, tenant: &TenantName, kind: SlotKind) {
-        self.release(tenant);
+        if self.held.get(tenant).is_some_and(|held| held.starting) {
+            self.held.remove(tenant);
+        }
+        self.queue.retain(|(waiting, _)| waiting != tenant);
         self.queue.push_back((tenant.clone(), kind));
     }
 
@@ -39,6 +44,11 @@ impl Slots {
     pub(crate) fn release(&mut self, tenant: &TenantName) {
         self.held.remove(tenant);
         self.queue.retain(|(waiting, _)| waiting != tenant);
+    }
+
+    /// Whether it has a slot.
+    pub(crate) fn holds(&self, tenant: &TenantName) -> bool {
+        self.held.contains_key(tenant)
     }
 
     /// It starts no more; if it is a replacement, it holds what it may hold of the budget until it gives its slot back.
@@ -52,7 +62,7 @@ impl Slots {
     pub(crate) fn grant(&mut self, limits: Limits) -> Vec<TenantName> {
         let mut granted = Vec::new();
         let held = |which: fn(&Held) -> bool| self.held.values().filter(|h| which(h)).count();
-        let mut replacements = held(|h| h.kind == SlotKind::Replacement);
+        let mut replacements = limits.inherited + held(|h| h.kind == SlotKind::Replacement);
         let mut starting = held(|h| h.starting);
         let mut at = 0;
         while starting < limits.starts.max(1) {
@@ -60,16 +70,18 @@ impl Slots {
                 break;
             };
             let room = limits.replacements.max(1);
+            let own = self.held.get(&tenant);
+            let own = usize::from(own.is_some_and(|held| held.kind == SlotKind::Replacement));
             let waits = match kind {
                 SlotKind::Start => false,
-                SlotKind::First => replacements > room,
-                SlotKind::Replacement => replacements >= room,
+                SlotKind::First => replacements - own > room,
+                SlotKind::Replacement => replacements - own >= room,
             };
             if waits {
                 at += 1;
                 continue;
             }
-            replacements += usize::from(kind == SlotKind::Replacement);
+            replacements = replacements - own + usize::from(kind == SlotKind::Replacement);
             self.queue.remove(at);
             starting += 1;
             let starting = true;
@@ -91,6 +103,7 @@ mod tests {
         let limits = Limits {
             starts: 3,
             replacements: 1,
+            inherited: 0,
         };
         let mut slots = Slots::default();
         for (n, kind) in [
@@ -123,6 +136,14 @@ mod tests {
         slots.release(&name("b"));
         slots.release(&name("g"));
         assert_eq!(slots.grant(limits), [name("f")]);
+        // Its new broker has crashed: it asks anew, and nobody takes the room it has.
+        slots.started(&name("f"));
+        slots.ask(&name("i"), SlotKind::Replacement);
+        slots.ask(&name("f"), SlotKind::Replacement);
+        assert!(slots.holds(&name("f")));
+        assert_eq!(slots.grant(limits), [name("f")]);
+        slots.release(&name("f"));
+        assert_eq!(slots.grant(limits), [name("i")]);
     }
 
     #[test]
@@ -131,6 +152,7 @@ mod tests {
         let limits = |replacements| Limits {
             starts: 4,
             replacements,
+            inherited: 0,
         };
         let mut slots = Slots::default();
         for n in ["a", "b"] {

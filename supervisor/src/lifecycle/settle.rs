@@ -55,12 +55,17 @@ impl Lifecycle {
             }
             if self.hold.is_some() {
                 self.release_slot(actions);
-            } else if self.draining.as_ref().is_none_or(|d| !d.blocks_start) {
+            } else if let Some(draining) = self.draining.as_ref().filter(|d| d.blocks_start) {
+                // One that cannot be killed would keep others from starting for as long as it is there.
+                if draining.unkillable() {
+                    self.release_slot(actions);
+                }
+            } else {
                 // Beside one that still drains it takes what a replacement takes, or must wait for it to go.
                 match (&self.draining, self.may_overlap) {
                     (None, _) => self.start(now, spec, self.start_kind(spec), actions),
                     (Some(_), true) => self.start(now, spec, SlotKind::Replacement, actions),
-                    (Some(_), false) => {}
+                    (Some(_), false) => self.release_slot(actions),
                 }
             }
             return;
@@ -188,12 +193,10 @@ impl Lifecycle {
             Slot::Held(held) if held == kind => return true,
             Slot::Asked(asked) if asked == kind => {}
             Slot::Held(_) | Slot::Asked(_) | Slot::Overlap | Slot::No => {
+                // Room it takes already is kept while it asks.
                 self.release_slot(actions);
-                // While it holds more than its pool it gets no more.
-                if self.slot == Slot::No {
-                    self.slot = Slot::Asked(kind);
-                    actions.push(Action::AskSlot(kind));
-                }
+                self.slot = Slot::Asked(kind);
+                actions.push(Action::AskSlot(kind));
             }
         }
         false
@@ -301,10 +304,11 @@ impl Lifecycle {
     /// Gives the slot back, or leaves the queue. What a replacement may hold above the pool is the server's to give once
     /// more only when this tenant is within its pool again.
     pub(super) fn release_slot(&mut self, actions: &mut Vec<Action>) {
+        let keeps = self.takes_room();
         match self.slot {
             Slot::No => {}
-            Slot::Overlap if self.overlaps() => {}
-            Slot::Held(SlotKind::Replacement) if self.overlaps() => {
+            Slot::Overlap if keeps => {}
+            Slot::Held(SlotKind::Replacement) if keeps => {
                 self.slot = Slot::Overlap;
                 actions.push(Action::Started);
             }
@@ -315,17 +319,42 @@ impl Lifecycle {
         }
     }
 
-    /// Whether two instances together may hold more than the pool.
-    fn overlaps(&self) -> bool {
-        let (mut held, mut pool) = (0, 0);
+    /// Whether it takes the room of a replacement now, or may: what a killed instance left behind counts, too.
+    fn takes_room(&self) -> bool {
+        let left_over = self.lingering.is_some() && matches!(self.want, Want::Run(_));
+        self.overlaps() || (left_over && !self.is_stuck())
+    }
+
+    /// Whether two instances together may hold more than the pool, and one of them is to let go of it.
+    pub(crate) fn overlaps(&self) -> bool {
+        self.exceeds_pool() && !self.is_stuck()
+    }
+
+    fn exceeds_pool(&self) -> bool {
+        let (mut held, mut pool) = (0_u32, 0);
         for instance in self.instances() {
-            held += match instance.phase {
+            held = held.saturating_add(match instance.phase {
                 Phase::Stopping { .. } => instance.held,
                 _ => instance.connections,
-            };
+            });
             pool = pool.max(instance.pool);
         }
         held > pool
+    }
+
+    /// One that cannot be killed may take its room for ever: the tenant is charged for it instead, and others are replaced
+    /// within what is left.
+    fn is_stuck(&self) -> bool {
+        self.instances().any(Instance::unkillable)
+    }
+
+    /// What the tenant is charged for one of its instances: the pool, and what an overlap takes if it may never end.
+    pub(crate) fn charge(&self, instance: &Instance) -> u32 {
+        if instance.unkillable() && self.exceeds_pool() {
+            instance.pool.saturating_add(REPLACEMENT_CONNECTIONS)
+        } else {
+            instance.pool
+        }
     }
 
     fn bound_for(&self, revision: Revision) -> bool {

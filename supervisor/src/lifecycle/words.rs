@@ -109,7 +109,7 @@ pub(crate) enum Event {
     Tick,
 }
 
-/// Which of the two kinds of slot.
+/// Which kind of slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotKind {
     /// A start where nothing runs, of a configuration that has run: its place in the budget is an old one.

@@ -31,6 +31,9 @@ fn a_crash_amid_an_overlap_is_made_good_at_once() {
     assert_eq!(host.slot, Some(SlotKind::Replacement));
     let third = *host.spawned.last().unwrap();
     host.on(Event::Ready(third)).exit(old);
+    assert_eq!(host.slot, Some(SlotKind::Replacement));
+    // What the crashed one left on the server has gone, too.
+    host.on(Event::Backends(2));
     assert_eq!((host.slot, host.state()), (None, State::Ready));
 }
 
@@ -48,4 +51,114 @@ fn only_what_has_not_run_before_asks_for_room_that_replacements_may_have() {
         .exit(id);
     host.on(wanted(spec(1)));
     assert_eq!(host.slot, Some(SlotKind::First), "it gave its place up");
+}
+
+#[test]
+fn one_that_cannot_be_killed_keeps_no_slot_and_is_charged_for_what_it_takes() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::Restart);
+    let new = *host.spawned.last().unwrap();
+    host.on(Event::Ready(new));
+    host.after(POLICY.grace);
+    assert_eq!(host.killed, [old]);
+    assert_eq!(host.slot, Some(SlotKind::Replacement));
+    host.after(UNKILLABLE_AFTER);
+    assert_eq!(host.slot, None, "others are replaced");
+    let charged = |host: &Host| {
+        let charges = host.life.instances().map(|i| host.life.charge(i));
+        charges.max()
+    };
+    assert_eq!(charged(&host), Some(12));
+    host.exit(old);
+    assert_eq!(charged(&host), Some(10));
+}
+
+#[test]
+fn a_start_that_waits_for_one_that_cannot_be_killed_lets_others_start() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::MayOverlap(false)).on(Event::Restart);
+    assert_eq!(host.slot, Some(SlotKind::Start), "stop, then start");
+    host.after(POLICY.grace).after(UNKILLABLE_AFTER);
+    assert_eq!((host.slot, host.spawned.len()), (None, 1));
+    host.exit(old);
+    assert_eq!((host.slot, host.spawned.len()), (Some(SlotKind::Start), 2));
+}
+
+#[test]
+fn what_a_killed_one_leaves_on_the_server_counts_until_it_has_gone() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::Restart);
+    let new = *host.spawned.last().unwrap();
+    host.on(Event::Ready(new)).after(POLICY.grace).exit(old);
+    assert_eq!(host.slot, Some(SlotKind::Replacement));
+    host.on(Event::Backends(12));
+    assert_eq!(host.slot, Some(SlotKind::Replacement));
+    host.on(Event::Backends(2));
+    assert_eq!(host.slot, None);
+    assert_eq!(host.connections.last(), Some(&(new, 10)));
+}
+
+#[test]
+fn a_replacement_that_may_no_more_overlap_leaves_the_queue() {
+    let (mut host, _) = Host::up(1);
+    host.on(Event::Restart);
+    let id = *host.spawned.last().unwrap();
+    host.on(Event::Ready(id));
+    // It crashes while the old one drains, and asks for a slot that is not given at once.
+    let reason = "exit code 1".to_owned();
+    let asked = host.life.on(
+        host.now,
+        Event::Exited {
+            id,
+            reason,
+            configuration: false,
+        },
+    );
+    let ask = Action::AskSlot(SlotKind::Replacement);
+    assert!(asked.contains(&ask), "{asked:?}");
+    let told = host.life.on(host.now, Event::MayOverlap(false));
+    assert_eq!(told, [Action::ReleaseSlot]);
+}
+
+#[test]
+fn what_a_broker_says_it_holds_is_believed_up_to_its_pool() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::Restart);
+    let new = *host.spawned.last().unwrap();
+    host.on(Event::Ready(new))
+        .on(Event::Connections(old, u32::MAX));
+    assert_eq!(host.life.draining.as_ref().map(|d| d.held), Some(10));
+}
+
+#[test]
+fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::Restart);
+    let new = *host.spawned.last().unwrap();
+    host.on(Event::Ready(new));
+    let as_it_is = |id, connections, stage| Adopted {
+        id,
+        pid: 1,
+        spec: Spec {
+            revision: Revision(1),
+            pool: 10,
+        },
+        connections,
+        spawned_at: Duration::ZERO,
+        stage,
+        outdated: false,
+        keeps_address: false,
+    };
+    let mut next = Host::new();
+    next.on(Event::Adopted(Inheritance {
+        instances: vec![
+            as_it_is(old, 10, Stage::Stopping),
+            as_it_is(new, 2, Stage::Serving),
+        ],
+        ..Inheritance::default()
+    }));
+    assert_eq!(next.slot, None);
+    assert!(next.life.overlaps());
+    next.exit(old);
+    assert!(!next.life.overlaps());
 }

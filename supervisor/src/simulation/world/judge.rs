@@ -133,9 +133,15 @@ impl World {
     pub(super) fn grant_slots(&mut self) {
         for s in 0..self.servers.len() {
             let account = self.verdict.servers.get(&self.servers[s].id);
+            let inherited = self.tenants.iter().filter(|tenant| {
+                let here = tenant.accepted.as_ref().is_some_and(|(_, f)| f.server == s);
+                let overlaps = || tenant.life.as_ref().is_some_and(Lifecycle::overlaps);
+                here && overlaps() && !self.servers[s].slots.holds(&tenant.name)
+            });
             let limits = Limits {
                 starts: PARALLELISM,
                 replacements: account.map_or(1, |a| a.replacements_at_once as usize),
+                inherited: inherited.count(),
             };
             loop {
                 let granted = self.servers[s].slots.grant(limits);
@@ -185,7 +191,7 @@ impl World {
         };
         let running = life
             .instances()
-            .filter_map(|i| Some((i.pool, tenant.revisions.get(&i.revision)?)));
+            .filter_map(|i| Some((life.charge(i), tenant.revisions.get(&i.revision)?)));
         let running: Vec<(u32, &File)> = running.collect();
         let priority = asks.map_or(0, |file| file.priority);
         Some(Party {
