@@ -75,7 +75,10 @@ pub(super) fn judge(
                 match meant.get(name).copied() {
                     Some(old) => Ruling::Run(old.clone(), Some(why)),
                     // Admitted before this supervisor started, with less than the file asks for now.
-                    None => Ruling::Run(cut_to_admitted(name, &config, &verdict), Some(why)),
+                    None => match cut_to_admitted(name, &config, &verdict, view) {
+                        Some(cut) => Ruling::Run(cut, Some(why)),
+                        None => Ruling::Refused(why),
+                    },
                 }
             }
             Some(Decision::Nothing) | None => Ruling::Refused("not judged yet".into()),
@@ -121,21 +124,22 @@ fn candidate(
     }
 }
 
-/// The file's configuration with the pool it was admitted with.
+/// The file's configuration with the pool it was admitted with; `None` where its place is on another server than the
+/// file's, and what it was configured with there is not known any more.
 fn cut_to_admitted(
     name: &TenantName,
     config: &Arc<TenantConfig>,
     verdict: &Verdict,
-) -> Arc<TenantConfig> {
-    let admitted = verdict
-        .admitted
-        .iter()
-        .find(|a| a.tenant == *name)
-        .map(|a| a.pool);
-    match admitted.and_then(|pool| PoolSize::new(pool).ok()) {
-        Some(pool) => Arc::new(config.with_pool(pool)),
-        None => config.clone(),
+    view: &ServersView,
+) -> Option<Arc<TenantConfig>> {
+    let admission = verdict.admitted.iter().find(|a| a.tenant == *name)?;
+    let endpoint = view.endpoint(&config.broker().database.url);
+    let server = endpoint.place().map(|place| &place.server);
+    if admission.server.is_some() && server.is_some() && admission.server.as_ref() != server {
+        return None;
     }
+    let pool = PoolSize::new(admission.pool).ok()?;
+    Some(Arc::new(config.with_pool(pool)))
 }
 
 fn party(

@@ -4,7 +4,7 @@ use super::Fleet;
 use super::actions::slot_key;
 use super::entry::{Entry, Told};
 use super::judge::{Judgement, Ruling, judge};
-use super::slots::Limits;
+use super::slots::{Inherited, Limits};
 use crate::budget::{Verdict, format_admitted};
 use crate::config::TenantConfig;
 use crate::lifecycle::{Event, Hang, Spec, Want, stalled_or_hung};
@@ -211,12 +211,12 @@ impl Fleet {
     fn grant_slots(&mut self) {
         let now = self.now();
         let keys: Vec<String> = self.slots.keys().cloned().collect();
-        let mut inherited: BTreeMap<String, usize> = BTreeMap::new();
+        let mut inherited: BTreeMap<String, Inherited> = BTreeMap::new();
         for (name, entry) in &self.entries {
             let has_slot = || self.slots.values().any(|slots| slots.holds(name));
-            if entry.life.overlaps() && !has_slot() {
+            if (entry.life.overlaps() || entry.life.starts()) && !has_slot() {
                 let key = slot_key(entry, &self.view.borrow());
-                *inherited.entry(key).or_default() += 1;
+                inherited.entry(key).or_default().count(&entry.life);
             }
         }
         for key in keys {
@@ -229,7 +229,7 @@ impl Fleet {
             let limits = Limits {
                 starts: self.config.start.parallelism,
                 replacements,
-                inherited: inherited.get(&key).copied().unwrap_or(0),
+                inherited: inherited.get(&key).copied().unwrap_or_default(),
             };
             // A tenant that does not use what it got gives it back at once; the bound ends a quarrel between two.
             for _ in 0..self.entries.len().max(1) {

@@ -1,6 +1,6 @@
 //! Start slots: how many brokers may start at once on one server, and how many of these beside a running instance.
 
-use crate::lifecycle::SlotKind;
+use crate::lifecycle::{Lifecycle, SlotKind};
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -26,8 +26,23 @@ pub(crate) struct Limits {
     pub(crate) starts: usize,
     /// What the budget has room for.
     pub(crate) replacements: usize,
-    /// Overlaps that hold no slot: they began under an earlier supervisor.
-    pub(crate) inherited: usize,
+    /// What holds no slot, because it began under an earlier supervisor.
+    pub(crate) inherited: Inherited,
+}
+
+/// What was going on at a take-over and still is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Inherited {
+    pub(crate) starts: usize,
+    pub(crate) overlaps: usize,
+}
+
+impl Inherited {
+    /// Counts a tenant that has no slot.
+    pub(crate) fn count(&mut self, life: &Lifecycle) {
+        self.starts += usize::from(life.starts());
+        self.overlaps += usize::from(life.overlaps());
+    }
 }
 
 impl Slots {
@@ -62,8 +77,9 @@ impl Slots {
     pub(crate) fn grant(&mut self, limits: Limits) -> Vec<TenantName> {
         let mut granted = Vec::new();
         let held = |which: fn(&Held) -> bool| self.held.values().filter(|h| which(h)).count();
-        let mut replacements = limits.inherited + held(|h| h.kind == SlotKind::Replacement);
-        let mut starting = held(|h| h.starting);
+        let mut replacements =
+            limits.inherited.overlaps + held(|h| h.kind == SlotKind::Replacement);
+        let mut starting = limits.inherited.starts + held(|h| h.starting);
         let mut at = 0;
         while starting < limits.starts.max(1) {
             let Some((tenant, kind)) = self.queue.get(at).cloned() else {
@@ -103,7 +119,7 @@ mod tests {
         let limits = Limits {
             starts: 3,
             replacements: 1,
-            inherited: 0,
+            inherited: Inherited::default(),
         };
         let mut slots = Slots::default();
         for (n, kind) in [
@@ -152,7 +168,7 @@ mod tests {
         let limits = |replacements| Limits {
             starts: 4,
             replacements,
-            inherited: 0,
+            inherited: Inherited::default(),
         };
         let mut slots = Slots::default();
         for n in ["a", "b"] {

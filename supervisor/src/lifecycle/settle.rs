@@ -330,6 +330,12 @@ impl Lifecycle {
         self.exceeds_pool() && !self.is_stuck()
     }
 
+    /// Whether an instance of it is on its way to be ready, for all we know.
+    pub(crate) fn starts(&self) -> bool {
+        let mut instances = self.instances();
+        instances.any(|i| !i.silent && matches!(i.phase, Phase::Starting { .. }))
+    }
+
     fn exceeds_pool(&self) -> bool {
         let (mut held, mut pool) = (0_u32, 0);
         for instance in self.instances() {

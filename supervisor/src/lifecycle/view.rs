@@ -104,7 +104,8 @@ impl Lifecycle {
         })
     }
 
-    fn next_try(&self) -> Option<Time> {
+    /// When something that failed is tried again.
+    pub(crate) fn next_try(&self) -> Option<Time> {
         match (&self.hold, &self.bind) {
             (Some(hold), _) => Some(hold.until),
             (None, Bind::Failed { retry_at, .. }) => Some(*retry_at),

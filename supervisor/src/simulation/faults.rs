@@ -24,6 +24,7 @@ impl World {
             760..850 => self.server_away(n),
             850..900 => self.server_resized(n),
             900..910 => self.stalled_until = self.now + Duration::from_secs(15),
+            910..914 => self.succeed(),
             _ => self.mend(n),
         }
         self.judge_soon();
@@ -121,7 +122,7 @@ impl World {
         }
     }
 
-    fn order(&mut self, n: usize, event: Event) {
+    pub(super) fn order(&mut self, n: usize, event: Event) {
         if self.tenants[n].life.is_none() {
             return;
         }

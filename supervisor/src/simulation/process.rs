@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{Due, Habit, World};
-use crate::lifecycle::{Event, InstanceId, Revision, Time};
+use crate::lifecycle::{Event, InstanceId, Revision, Stage, Time};
 
 /// What happens next to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -213,6 +213,12 @@ impl World {
             } else {
                 let not_ready = (!up).then(|| "database unavailable".to_owned());
                 self.feed(n, Event::ProbeAnswered { id, not_ready });
+                // It answers what it was asked at a take-over as well.
+                let life = self.tenants[n].life.as_ref();
+                let instance = life.and_then(|life| life.instances().find(|i| i.id == id));
+                if instance.is_some_and(|instance| instance.unsure) {
+                    self.feed(n, Event::Learned(id, Stage::Serving));
+                }
             }
         }
     }

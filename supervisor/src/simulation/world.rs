@@ -1,19 +1,23 @@
 //! Tenants, servers and simulated time, joined as the fleet joins them.
 
 mod judge;
+mod rest;
+mod succession;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use brokkr_tenant::{Listen, SchemaName, TenantName};
 
 use super::process::{Process, Step};
+use super::rules::Cause;
 use crate::budget::{
     Admission, Claim, Contested, Database, Decided, Decision, Facts, Held, Party, Place, Role,
     Seat, ServerId, Stake, Verdict, Wanted, decide,
 };
-use crate::fleet::slots::{Limits, Slots};
+use crate::fleet::slots::{Inherited, Limits, Slots};
 use crate::lifecycle::{
     Action, Event, Hang, InstanceId, Lifecycle, Policy, Revision, SlotKind, Spec, Time, Want,
     stalled_or_hung,
@@ -35,8 +39,6 @@ const SERVERS: usize = 4;
 const JUDGE_AFTER: Duration = Duration::from_millis(200);
 /// `[health] interval`, for all of one tenant's probes.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
-/// Long enough for the longest pause, a configuration error's, and all starts after it.
-const REST: Duration = Duration::from_secs(900);
 /// What is printed of the past when a rule is broken.
 const REMEMBERED: usize = 60;
 
@@ -94,6 +96,8 @@ pub(super) struct Tenant {
     /// Until when it was to wait, before the latest event.
     pub(super) pause_until: Option<Time>,
     tick_at: Option<Time>,
+    /// It was kept with what its file says no more, and did not run when the supervisor died.
+    pub(super) forgotten: bool,
     past: VecDeque<String>,
 }
 
@@ -129,13 +133,16 @@ pub(super) struct World {
     names: BTreeMap<TenantName, usize>,
     queue: BinaryHeap<Reverse<(Time, u64, Due)>>,
     order: u64,
+    /// How this run is played again.
+    again: String,
+    digest: DefaultHasher,
     judge_due: bool,
     grant_due: bool,
     events: u64,
 }
 
 impl World {
-    pub(super) fn new(seed: u64, tenants: usize) -> Self {
+    pub(super) fn new(seed: u64, tenants: usize, again: String) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let servers = (0..SERVERS)
             .map(|n| Server {
@@ -161,6 +168,8 @@ impl World {
             stalled_until: Duration::ZERO,
             queue: BinaryHeap::new(),
             order: 0,
+            again,
+            digest: DefaultHasher::new(),
             judge_due: false,
             grant_due: false,
             events: 0,
@@ -177,8 +186,9 @@ impl World {
         world
     }
 
-    pub(super) fn events(&self) -> u64 {
-        self.events
+    /// How many there were, and a number that tells two stories apart.
+    pub(super) fn events(&self) -> (u64, u64) {
+        (self.events, self.digest.finish())
     }
 
     /// Lets simulated time pass.
@@ -196,50 +206,8 @@ impl World {
         self.now = until;
     }
 
-    /// Ends all faults, waits, and looks whether everybody is where they should be.
-    pub(super) fn rest(&mut self) {
-        self.heal();
-        self.run(REST);
-        for n in 0..self.tenants.len() {
-            self.check_at_rest(n);
-        }
-    }
-
-    fn check_at_rest(&self, n: usize) {
-        let tenant = &self.tenants[n];
-        let Some(life) = &tenant.life else {
-            return self.rule(tenant.file.is_none(), n, "it has a file and no life");
-        };
-        let view = life.view();
-        let processes = tenant.processes.len();
-        match &tenant.file {
-            Some(Ok(file)) if file.enabled && !tenant.stopped => {
-                let refused = view.state == State::Refused;
-                if refused {
-                    let decision = self.verdict.tenants.get(&tenant.name);
-                    let fits_not = matches!(decision, Some(Decision::Refused(_)));
-                    let taken = view.reason.as_deref().is_some_and(|r| r.contains("taken"));
-                    self.rule(fits_not || taken, n, "it is refused without a reason");
-                    return self.rule(processes == 0, n, "it is refused and runs");
-                }
-                self.rule(
-                    view.state == State::Ready,
-                    n,
-                    "it is good, fits, and is not ready at rest",
-                );
-                self.rule(processes == 1, n, "one process at rest");
-            }
-            Some(Ok(_)) => {
-                self.rule(
-                    view.state == State::Stopped && processes == 0,
-                    n,
-                    "it is to be stopped",
-                );
-            }
-            // A broken file stops nobody who ran before.
-            Some(Err(())) => {}
-            None => self.rule(false, n, "its file has gone, and it lives"),
-        }
+    pub(super) fn number(&self, tenant: &TenantName) -> usize {
+        self.names[tenant]
     }
 
     fn meet(&mut self, due: Due) {
@@ -309,20 +277,30 @@ impl World {
             );
             let tenant = &mut self.tenants[n];
             let Some(life) = &mut tenant.life else { return };
-            tenant.past.push_back(format!("{now:?} {event:?}"));
+            let line = format!("{now:?} {event:?}");
+            (n, &line).hash(&mut self.digest);
+            tenant.past.push_back(line);
+            let cause = Cause::of(&event);
             // A new wish or an order ends a pause; nothing else does.
             tenant.pause_until = match event {
                 Event::Wanted { .. } | Event::Start | Event::Restart | Event::Reload => None,
                 _ => life.view().next_try,
             };
+            let before = life.next_try();
             let actions = life.on(now, event);
+            let after = life.next_try();
             while tenant.past.len() > REMEMBERED {
                 let _ = tenant.past.pop_front();
             }
             moved |= !actions.is_empty();
+            if after != before {
+                self.check_pause(n, cause, after);
+            }
             for action in actions {
                 let tenant = &mut self.tenants[n];
-                tenant.past.push_back(format!("{now:?}     -> {action:?}"));
+                let line = format!("{now:?}     -> {action:?}");
+                (n, &line).hash(&mut self.digest);
+                tenant.past.push_back(line);
                 queue.extend(self.carry_out(n, action));
             }
         }
@@ -411,7 +389,8 @@ impl World {
         let tenant = &self.tenants[n];
         let past: Vec<&str> = tenant.past.iter().map(String::as_str).collect();
         panic!(
-            "tenant {} at {:?}: {rule}\n{}\nfile {:?}\nprocesses {:#?}\n{:#?}",
+            "{}\ntenant {} at {:?}: {rule}\n{}\nfile {:?}\nprocesses {:#?}\n{:#?}",
+            self.again,
             tenant.name,
             self.now,
             past.join("\n"),
@@ -442,6 +421,7 @@ impl Tenant {
             port_taken: Duration::ZERO,
             pause_until: None,
             tick_at: None,
+            forgotten: false,
             past: VecDeque::new(),
         }
     }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What it was admitted with is on another server than its file's, and is not known any more.
+pub(super) const ELSEWHERE: &str = "over budget, and admitted elsewhere";
+
 impl World {
     /// Judges everybody and tells each life what changed, as the fleet does.
     pub(super) fn judge(&mut self) {
@@ -65,10 +68,26 @@ impl World {
             Some(Decision::Nothing) | None => return refused("not judged yet".into()),
             Some(Decision::Keep(_)) => match meant {
                 Some(meant) => (meant, Some("over budget".into())),
-                None => return refused("kept, and nothing to keep".into()),
+                // Admitted before this supervisor began, with less than the file asks for now, or elsewhere.
+                None => {
+                    let mut admitted = self.admitted.iter();
+                    let own = admitted.find(|a| a.tenant == tenant.name);
+                    let here = &self.servers[file.server].id;
+                    match own.filter(|a| a.server.as_ref() == Some(here)) {
+                        Some(own) => (
+                            File {
+                                pool: own.pool,
+                                ..file
+                            },
+                            Some("over budget".into()),
+                        ),
+                        None => return refused(ELSEWHERE.into()),
+                    }
+                }
             },
             Some(Decision::Admitted | Decision::Wait) => (file, pending),
         };
+        tenant.forgotten = false;
         let revision = tenant.accept(&file);
         let spec = Spec {
             revision,
@@ -133,15 +152,20 @@ impl World {
     pub(super) fn grant_slots(&mut self) {
         for s in 0..self.servers.len() {
             let account = self.verdict.servers.get(&self.servers[s].id);
-            let inherited = self.tenants.iter().filter(|tenant| {
+            let mut inherited = Inherited::default();
+            for tenant in &self.tenants {
                 let here = tenant.accepted.as_ref().is_some_and(|(_, f)| f.server == s);
-                let overlaps = || tenant.life.as_ref().is_some_and(Lifecycle::overlaps);
-                here && overlaps() && !self.servers[s].slots.holds(&tenant.name)
-            });
+                if here
+                    && let Some(life) = &tenant.life
+                    && !self.servers[s].slots.holds(&tenant.name)
+                {
+                    inherited.count(life);
+                }
+            }
             let limits = Limits {
                 starts: PARALLELISM,
                 replacements: account.map_or(1, |a| a.replacements_at_once as usize),
-                inherited: inherited.count(),
+                inherited,
             };
             loop {
                 let granted = self.servers[s].slots.grant(limits);

@@ -1,0 +1,80 @@
+//! What must be when the faults have ended: everybody where they should be, and able to be replaced.
+
+use super::*;
+
+/// Long enough for the longest pause, a configuration error's, and all starts after it.
+const REST: Duration = Duration::from_secs(900);
+/// Long enough for everybody of a full server to be replaced one after the other.
+const RESTARTED: Duration = Duration::from_secs(7200);
+
+impl World {
+    /// Ends all faults, waits, and looks whether everybody is where they should be; then everybody is restarted, and it
+    /// looks again.
+    pub(crate) fn rest(&mut self) {
+        self.heal();
+        self.run(REST);
+        for n in 0..self.tenants.len() {
+            self.check_at_rest(n);
+        }
+        for n in 0..self.tenants.len() {
+            self.order(n, Event::Restart);
+        }
+        let bound = self.now + RESTARTED;
+        while self.now < bound && (0..self.tenants.len()).any(|n| self.is_old(n)) {
+            self.run(REST / 60);
+        }
+        // The last ones become ready.
+        self.run(REST / 10);
+        for n in 0..self.tenants.len() {
+            self.check_at_rest(n);
+            self.rule(!self.is_old(n), n, "it was to be restarted");
+        }
+    }
+
+    fn is_old(&self, n: usize) -> bool {
+        let tenant = &self.tenants[n];
+        let mut processes = tenant.processes.values();
+        processes.any(|process| process.generation != tenant.generation)
+    }
+
+    fn check_at_rest(&self, n: usize) {
+        let tenant = &self.tenants[n];
+        let Some(life) = &tenant.life else {
+            return self.rule(tenant.file.is_none(), n, "it has a file and no life");
+        };
+        let view = life.view();
+        let processes = tenant.processes.len();
+        match &tenant.file {
+            Some(Ok(file)) if file.enabled && !tenant.stopped => {
+                let refused = view.state == State::Refused;
+                if refused {
+                    let decision = self.verdict.tenants.get(&tenant.name);
+                    let fits_not = matches!(decision, Some(Decision::Refused(_)));
+                    let is = |what: &str| view.reason.as_deref().is_some_and(|r| r.contains(what));
+                    let known = fits_not || is("taken") || is(judge::ELSEWHERE);
+                    self.rule(known, n, "it is refused without a reason");
+                    return self.rule(processes == 0, n, "it is refused and runs");
+                }
+                self.rule(
+                    view.state == State::Ready,
+                    n,
+                    "it is good, fits, and is not ready at rest",
+                );
+                self.rule(processes == 1, n, "one process at rest");
+                let mut running = tenant.processes.values().map(|p| Some(p.revision));
+                let right = running.all(|revision| revision == tenant.wanted());
+                self.rule(right, n, "what runs at rest is not what is wanted");
+            }
+            Some(Ok(_)) => {
+                self.rule(
+                    view.state == State::Stopped && processes == 0,
+                    n,
+                    "it is to be stopped",
+                );
+            }
+            // A broken file stops nobody who ran before.
+            Some(Err(())) => {}
+            None => self.rule(false, n, "its file has gone, and it lives"),
+        }
+    }
+}
