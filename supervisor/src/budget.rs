@@ -305,22 +305,14 @@ fn readmit(
     at: Option<&Place>,
 ) -> (Decision, Admission) {
     let Some(place) = at else {
-        // Its server is away. It waits for the server with what it was admitted with; more than that is
-        // only granted by a server that can be seen.
-        return if connections <= admission.pool {
-            (
-                Decision::Admitted,
-                Admission {
-                    pool: connections,
-                    ..admission.clone()
-                },
-            )
+        // Its server is away, and may be another than the one it was admitted on. It waits with what it was admitted
+        // with; more than that is only granted by a server that can be seen.
+        let decision = if connections <= admission.pool {
+            Decision::Admitted
         } else {
-            (
-                Decision::Keep(ledger.unseen(claim, admission, connections)),
-                admission.clone(),
-            )
+            Decision::Keep(ledger.unseen(claim, admission, connections))
         };
+        return (decision, admission.clone());
     };
     // An entry without a server is from a list written by hand; it counts where the URL leads.
     let stays = admission

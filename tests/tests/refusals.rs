@@ -8,7 +8,7 @@
     reason = "tests"
 )]
 
-use brokkr_tests::{Host, Tenant, pg};
+use brokkr_tests::{Host, PgServer, Tenant, pg};
 
 /// That `newcomer` is refused for a reason with all of `words`, which begins with a place in its file, and that
 /// `runner` still is the process it was.
@@ -326,4 +326,33 @@ fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
     let check = host.command(&["check"]);
     let words = "no supervisor says whether it runs, and its pool is not counted";
     assert!(check.stdout.contains(words), "{check:?}");
+}
+
+#[test]
+fn a_tenant_that_was_to_move_to_a_full_server_while_nobody_ran_is_refused_and_keeps_its_place() {
+    // The servers of tests are copies of one another; two of different origin are needed here.
+    let host = Host::builder()
+        .embedded()
+        .set("postgres.max_connections", "100")
+        .build();
+    let other = PgServer::start();
+    let url = other.url("brokkr", "brokkr");
+    let acme = host.tenant("acme").pool(20).up();
+    let globex = host.tenant("globex").pool(90).url(&url).up();
+    assert!(host.stop().success());
+    let good = acme.read_file();
+    host.tenant("acme").pool(5).url(&url).write();
+    host.up();
+    let reason = acme.becomes("refused").reason.unwrap();
+    assert!(
+        reason.contains("over budget: tenant acme needs 5 and 4 more of 94"),
+        "{reason}"
+    );
+    globex.becomes("ready");
+    // Its place is where it was.
+    let hopeful = host.tenant("hopeful").pool(75).write();
+    let reason = hopeful.becomes("refused").reason.unwrap();
+    assert!(reason.contains("70 are free"), "{reason}");
+    acme.replace_file(&good);
+    acme.becomes("ready");
 }

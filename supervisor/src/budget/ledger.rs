@@ -91,21 +91,19 @@ impl<'f> Ledger<'f> {
         let Wanted::Pool { connections, at } = &claim.wanted else {
             return;
         };
-        let less = admission.pool.min(*connections);
         if let Some(place) = at
             && admission.server.as_ref().is_none_or(|server| *server == place.server)
             // Database and role are not on the list: what runs tells them, and if nothing runs they are
             // taken to be what they were.
             && (claim.held.is_empty() || claim.held.iter().any(|held| held.place == *place))
         {
-            self.charge(&claim.tenant, place, less);
+            self.charge(&claim.tenant, place, admission.pool.min(*connections));
         } else if let Some(server) = &admission.server {
-            // Who wants to go elsewhere may be kept where it is, with all it has there.
-            let pool = if at.is_none() { less } else { admission.pool };
+            // Who wants to go elsewhere, or may, can be kept where it is, with all it has there.
             raise(
                 self.recorded.entry(server.clone()).or_default(),
                 &claim.tenant,
-                pool,
+                admission.pool,
             );
         }
     }

@@ -72,13 +72,9 @@ pub(super) fn judge(
             }
             Some(Decision::Keep(shortage)) => {
                 let why = at_pool(&format!("over budget: tenant {name} {shortage}"));
-                match meant.get(name).copied() {
-                    Some(old) => Ruling::Run(old.clone(), Some(why)),
-                    // Admitted before this supervisor started, with less than the file asks for now.
-                    None => match cut_to_admitted(name, &config, &verdict, view) {
-                        Some(cut) => Ruling::Run(cut, Some(why)),
-                        None => Ruling::Refused(why),
-                    },
+                match kept(name, &config, meant.get(name).copied(), &verdict, view) {
+                    Some(kept) => Ruling::Run(kept, Some(why)),
+                    None => Ruling::Refused(why),
                 }
             }
             Some(Decision::Nothing) | None => Ruling::Refused("not judged yet".into()),
@@ -124,22 +120,33 @@ fn candidate(
     }
 }
 
-/// The file's configuration with the pool it was admitted with; `None` where its place is on another server than the
-/// file's, and what it was configured with there is not known any more.
-fn cut_to_admitted(
+/// What a tenant goes on with that cannot have what its file asks for: what it was meant to run; or, if it was admitted
+/// before this supervisor began, the file's configuration with the pool it was admitted with. `None` where either is on
+/// another server than its place is: what it was configured with there is not known any more.
+fn kept(
     name: &TenantName,
-    config: &Arc<TenantConfig>,
+    file: &Arc<TenantConfig>,
+    meant: Option<&Arc<TenantConfig>>,
     verdict: &Verdict,
     view: &ServersView,
 ) -> Option<Arc<TenantConfig>> {
     let admission = verdict.admitted.iter().find(|a| a.tenant == *name)?;
-    let endpoint = view.endpoint(&config.broker().database.url);
-    let server = endpoint.place().map(|place| &place.server);
-    if admission.server.is_some() && server.is_some() && admission.server.as_ref() != server {
+    let candidate = meant.unwrap_or(file);
+    let endpoint = view.endpoint(&candidate.broker().database.url);
+    let elsewhere = match (endpoint.place(), &admission.server) {
+        (Some(place), Some(server)) => place.server != *server,
+        _ => false,
+    };
+    if elsewhere {
         return None;
     }
-    let pool = PoolSize::new(admission.pool).ok()?;
-    Some(Arc::new(config.with_pool(pool)))
+    match meant {
+        Some(meant) => Some(meant.clone()),
+        None => {
+            let pool = PoolSize::new(admission.pool).ok()?;
+            Some(Arc::new(file.with_pool(pool)))
+        }
+    }
 }
 
 fn party(
