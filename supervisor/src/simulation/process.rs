@@ -29,6 +29,8 @@ pub(super) struct Process {
     pub(super) hung: bool,
     /// It was hung when it was asked last: it may be well again by the time it is its turn to be replaced.
     pub(super) found_hung: bool,
+    /// It was hung at a take-over: nobody knows how far it is.
+    pub(super) overlooked: bool,
     pub(super) going: bool,
     pub(super) killed: bool,
     pub(super) started: Time,
@@ -48,6 +50,7 @@ impl World {
             ready: false,
             hung: false,
             found_hung: false,
+            overlooked: false,
             going: false,
             killed: false,
             started: self.now,

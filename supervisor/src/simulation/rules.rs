@@ -101,8 +101,7 @@ impl World {
         let (mut held, mut starting) = (0, 0);
         for process in processes {
             held += process.most;
-            // One that is hung works on nothing; it may have been taken over, and nobody knows that it starts.
-            starting += usize::from(!process.ready && !process.going && !process.hung);
+            starting += usize::from(!process.ready && !process.going && !process.overlooked);
         }
         let server = &self.servers[index];
         let may = server
@@ -168,11 +167,11 @@ impl World {
         };
         let asked =
             tenant.wanted() != Some(process.revision) || tenant.generation != process.generation;
+        let server = &self.servers[process.server];
         let late = self.now >= process.started + super::world::POLICY.start_timeout;
         let reason = asked
             || process.hung
-            || !process.ready
-                && (late || !self.servers[process.server].up || self.superseded(n, id));
+            || !process.ready && (late || !server.up || !server.seen || self.superseded(n, id));
         self.rule(
             reason,
             n,

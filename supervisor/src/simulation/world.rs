@@ -104,6 +104,8 @@ pub(super) struct Tenant {
 pub(super) struct Server {
     pub(super) id: ServerId,
     pub(super) up: bool,
+    /// This supervisor has asked it which one it is.
+    pub(super) seen: bool,
     pub(super) max_connections: u32,
     /// The largest capacity that what runs now was admitted under, until all of it has gone.
     pub(super) granted: u32,
@@ -115,6 +117,7 @@ pub(super) enum Due {
     Judge,
     Grant,
     Fault,
+    Seen(usize),
     Probe(usize),
     Tick(usize),
     Process(usize, InstanceId, Step),
@@ -148,6 +151,7 @@ impl World {
             .map(|n| Server {
                 id: ServerId::new(&format!("server-{n}")),
                 up: true,
+                seen: true,
                 // Room for some three quarters of what will be asked for.
                 max_connections: u32::try_from(tenants / SERVERS).unwrap() * 8 + rng.u32(10..40),
                 granted: 0,
@@ -227,6 +231,7 @@ impl World {
                     self.after(next, Due::Fault);
                 }
             }
+            Due::Seen(s) => self.see(s),
             Due::Probe(n) => {
                 self.probe(n);
                 self.after(PROBE_EVERY, Due::Probe(n));

@@ -12,6 +12,7 @@ impl World {
         let facts: BTreeMap<ServerId, Facts> = self
             .servers
             .iter()
+            .filter(|s| s.seen)
             .map(|s| (s.id.clone(), s.facts()))
             .collect();
         let admitted: BTreeSet<&TenantName> = self.admitted.iter().map(|a| &a.tenant).collect();
@@ -66,25 +67,21 @@ impl World {
         let (file, pending) = match self.verdict.tenants.get(&tenant.name) {
             Some(Decision::Refused(_)) => return refused("over budget".into()),
             Some(Decision::Nothing) | None => return refused("not judged yet".into()),
-            Some(Decision::Keep(_)) => match meant {
-                Some(meant) => (meant, Some("over budget".into())),
-                // Admitted before this supervisor began, with less than the file asks for now, or elsewhere.
-                None => {
-                    let mut admitted = self.admitted.iter();
-                    let own = admitted.find(|a| a.tenant == tenant.name);
-                    let here = &self.servers[file.server].id;
-                    match own.filter(|a| a.server.as_ref() == Some(here)) {
-                        Some(own) => (
-                            File {
-                                pool: own.pool,
-                                ..file
-                            },
-                            Some("over budget".into()),
-                        ),
-                        None => return refused(ELSEWHERE.into()),
-                    }
+            Some(Decision::Keep(_)) => {
+                let mut admitted = self.admitted.iter();
+                let own = admitted.find(|a| a.tenant == tenant.name).unwrap();
+                let candidate = meant.as_ref().unwrap_or(&file);
+                let server = &self.servers[candidate.server];
+                if server.seen && own.server.as_ref().is_some_and(|id| *id != server.id) {
+                    return refused(ELSEWHERE.into());
                 }
-            },
+                // Admitted before this supervisor began, with less than the file asks for now.
+                let cut = File {
+                    pool: own.pool,
+                    ..file
+                };
+                (meant.unwrap_or(cut), Some("over budget".into()))
+            }
             Some(Decision::Admitted | Decision::Wait) => (file, pending),
         };
         tenant.forgotten = false;
@@ -105,7 +102,7 @@ impl World {
         let overlap = account.is_none_or(|account| account.overlap);
         let reachable = match server {
             None => Err("not judged yet".to_owned()),
-            Some(s) if self.servers[s].up => Ok(()),
+            Some(s) if self.servers[s].up && self.servers[s].seen => Ok(()),
             Some(s) => Err(format!("{} is away", self.servers[s].id)),
         };
         let told = Told {
@@ -203,7 +200,7 @@ impl World {
         let life = tenant.life.as_ref()?;
         let wanted = |file: &File| Wanted::Pool {
             connections: file.pool,
-            at: Some(self.place(file.server)),
+            at: self.place(file.server),
         };
         let meant = tenant.meant().filter(|_| admitted.contains(&tenant.name));
         let asks = match &tenant.file {
@@ -231,9 +228,11 @@ impl World {
                 wanted: asks.map_or(Wanted::Nothing, wanted),
                 held: running
                     .iter()
-                    .map(|(pool, file)| Held {
-                        place: self.place(file.server),
-                        connections: *pool,
+                    .filter_map(|(pool, file)| {
+                        Some(Held {
+                            place: self.place(file.server)?,
+                            connections: *pool,
+                        })
                     })
                     .collect(),
             },
@@ -241,18 +240,20 @@ impl World {
         })
     }
 
-    pub(super) fn place(&self, server: usize) -> Place {
-        Place {
-            server: self.servers[server].id.clone(),
+    /// Where a tenant of this server connects, once that is known.
+    fn place(&self, server: usize) -> Option<Place> {
+        let server = &self.servers[server];
+        server.seen.then(|| Place {
+            server: server.id.clone(),
             database: 1,
             role: "brokkr".into(),
             superuser: false,
-        }
+        })
     }
 
     pub(super) fn seat(&self, file: &File) -> Seat {
         Seat {
-            database: Some((self.servers[file.server].id.clone(), 1)),
+            database: self.place(file.server).map(|place| (place.server, 1)),
             spelled: format!("server-{}", file.server),
             schema: SchemaName::parse(&format!("s{}", file.schema)).unwrap(),
             listen: Listen::parse(&format!("127.0.0.1:{}", 1024 + file.listen)).unwrap(),

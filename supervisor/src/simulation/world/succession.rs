@@ -17,7 +17,23 @@ impl World {
         for n in 0..self.tenants.len() {
             self.ask_everybody(n);
         }
+        for s in 0..self.servers.len() {
+            self.servers[s].seen = false;
+            let soon = self.within(Duration::from_secs(1));
+            self.after(soon, Due::Seen(s));
+        }
         self.judge_soon();
+    }
+
+    /// A server is asked which one it is.
+    pub(super) fn see(&mut self, s: usize) {
+        let server = &mut self.servers[s];
+        server.seen = server.up;
+        if server.seen {
+            self.judge_soon();
+        } else {
+            self.after(Duration::from_secs(1), Due::Seen(s));
+        }
     }
 
     fn take_over(&mut self, n: usize) {
@@ -82,6 +98,9 @@ impl World {
         let processes = self.tenants[n].processes.clone();
         for (id, process) in processes {
             let event = if process.hung {
+                if let Some(process) = self.tenants[n].processes.get_mut(&id) {
+                    process.overlooked = true;
+                }
                 Event::Unanswered(id)
             } else if process.going {
                 Event::Learned(id, Stage::Stopping)
