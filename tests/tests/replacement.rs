@@ -113,6 +113,41 @@ fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_o
 }
 
 #[test]
+fn a_replacement_that_lives_and_is_not_ready_in_time_is_ended_and_the_old_one_serves_on() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    // For replacements only: a first start on a busy machine may take longer.
+    host.kill();
+    host.set("start.timeout", "\"1s\"").up();
+    assert_eq!(acme.becomes("ready").pid, Some(old));
+    let tried = host.root().join("tried");
+    let script = format!("echo $$ >>{}; exec sleep 1000", tried.display());
+    wrapper.first("acme", &script);
+    let load = Load::start(&acme.addr(), "/healthz", "", 2, false);
+    let ran = host.command(&["restart", "acme"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let status = acme.wait("a failed replacement", |t| {
+        t.pending
+            .as_ref()
+            .is_some_and(|why| why.contains("not ready within 1s"))
+    });
+    assert_eq!(
+        (status.state.as_str(), status.pid, status.restarts),
+        ("ready", Some(old), 0)
+    );
+    let first = std::fs::read_to_string(&tried).unwrap();
+    let first = first.lines().next().unwrap().parse().unwrap();
+    until(Duration::from_secs(60), "the new one to be ended", || {
+        (!brokkr_tests::procs::alive(first)).then_some(())
+    });
+    let seen = load.stop();
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+    assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
+}
+
+#[test]
 fn a_request_in_flight_when_its_broker_is_told_to_stop_is_answered() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
