@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Set where this program runs on the machine it has booted.
 const INSIDE: &str = "BROKKR_TESTS_INSIDE";
@@ -207,6 +207,7 @@ fn inside() {
 
     they_stand_in_the_group_and_only_there(&host, &started);
     processes_are_bounded(&host, acme);
+    the_clock_is_nobodys_business(&host, &started);
     processor_time_is_shared_by_weight(&host, &started);
     let replaced = out_of_memory_by_requests(&host, acme);
     they_survive_the_supervisor(&host, &replaced);
@@ -273,6 +274,32 @@ fn processes_are_bounded(host: &Host, acme: &TenantStatus) {
     }
     host.measured("the group took 48 processes and threads and no more");
     assert_eq!(host.acme().pid, acme.pid);
+}
+
+/// Set forward, back, and right again.
+fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
+    let pids = |status: &Status| status.tenants.iter().map(|t| t.pid).collect::<Vec<_>>();
+    let admin = Api::new(Addr::port(3001), host.said(&["pak", "acme"]).trim());
+    let main = host.machine.main_pid();
+    for hours in [1, -2, 1] {
+        let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let then = now.checked_add_signed(hours * 3600).unwrap();
+        host.machine.ok(&["date", "-s", &format!("@{then}")]);
+        assert!(UNIX_EPOCH.elapsed().unwrap().as_secs().abs_diff(then) < 600);
+        // Longer than between two probes.
+        brokkr_tests::holds_for(Duration::from_secs(8), "both are ready", || {
+            let status = host.status()?;
+            let well = status.all("ready") && status.tenants.iter().all(|t| t.restarts == 0);
+            if well && pids(&status) == pids(started) {
+                Ok(())
+            } else {
+                Err(format!("{status:#?}"))
+            }
+        });
+        answers(host, &admin, "/agents");
+    }
+    assert_eq!(host.machine.main_pid(), main);
+    host.measured("the clock was set an hour forward, two back, and right");
 }
 
 /// Two that want all of the processor there is.
