@@ -7,8 +7,9 @@
     reason = "tests"
 )]
 
-use brokkr_tests::{Connection, Host, Load, holds_for, until};
+use brokkr_tests::{Connection, Host, Load, SetAtEnd, holds_for, until};
 use std::io::{BufRead, BufReader};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[test]
@@ -61,14 +62,15 @@ fn no_request_is_lost_over_five_replacements_and_connections_stay_within_pool_an
     let pak = acme.pak();
     let kept = Load::start(&acme.addr(), "/api/v1/agents", &pak, 6, true);
     let fresh = Load::start(&acme.addr(), "/api/v1/agents", &pak, 2, false);
-    let held = std::sync::atomic::AtomicBool::new(true);
+    let done = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
+        let end = SetAtEnd::of(&done);
         let counting = scope.spawn(|| {
             let mut client = host.server().client();
             let ask =
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%:acme'";
             let mut most = 0;
-            while held.load(std::sync::atomic::Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 most = most.max(client.query_one(ask, &[]).unwrap().get::<_, i64>(0));
             }
             most
@@ -78,7 +80,7 @@ fn no_request_is_lost_over_five_replacements_and_connections_stay_within_pool_an
             host.command(&["restart", "acme"]).ok();
             acme.replaced(old);
         }
-        held.store(false, std::sync::atomic::Ordering::Relaxed);
+        drop(end);
         counting.join().unwrap()
     });
     for seen in [kept.stop(), fresh.stop()] {
