@@ -287,7 +287,7 @@ fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
         host.machine.ok(&["date", "-s", &format!("@{then}")]);
         assert!(UNIX_EPOCH.elapsed().unwrap().as_secs().abs_diff(then) < 600);
         // Longer than between two probes.
-        brokkr_tests::holds_for(Duration::from_secs(8), "both are ready", || {
+        brokkr_tests::holds_for(Duration::from_secs(6), "both are ready", || {
             let status = host.status()?;
             let well = status.all("ready") && status.tenants.iter().all(|t| t.restarts == 0);
             if well && pids(&status) == pids(started) {
@@ -352,7 +352,7 @@ fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
     );
     let bundle = format!("a: \"{}\"\n", "x".repeat(BUNDLE));
     let start = Instant::now();
-    let replaced = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         for _ in 0..4 {
             // Until it dies of it.
             scope.spawn(|| {
@@ -366,14 +366,18 @@ fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
                 }
             });
         }
-        host.acme_is("acme to be out of memory and started again", |acme| {
-            acme.restarts == 1
-        })
+        let _ = host.acme_is("acme to be out of memory and started again", |acme| {
+            acme.restarts >= 1
+        });
+        host.measured(&format!(
+            "out of memory and ready again within {:.1?}",
+            start.elapsed()
+        ));
     });
-    host.measured(&format!(
-        "out of memory and ready again within {:.1?}",
-        start.elapsed()
-    ));
+    // The last bundles may have waited for the next instance, and together have been too much for that one too.
+    let replaced = host.acme_is("acme to be ready when all is quiet", |acme| {
+        acme.restarts >= 1 && acme.pid.is_some_and(procs::alive)
+    });
     assert_eq!(
         replaced.last_exit.as_deref(),
         Some("killed by SIGKILL: out of memory ([limits] memory_max)")
