@@ -14,7 +14,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`place`] | a short temporary folder; processes that cannot outlive the test |
-//! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time |
+//! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time; [`wait::SetAtEnd`] |
 //! | [`ports`] | loopback ports nobody else is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
@@ -63,5 +63,5 @@ pub use load::Load;
 pub use pg::PgServer;
 pub use place::Place;
 pub use proxy::Proxy;
-pub use wait::{holds_for, until};
+pub use wait::{SetAtEnd, holds_for, until};
 pub use ws::Socket;

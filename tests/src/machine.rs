@@ -238,7 +238,7 @@ impl Machine {
     /// # Panics
     /// When there is none in time.
     pub fn another_main_pid(&self, old: &str) -> String {
-        self.wait(30, "another main process", || {
+        self.wait(60, "another main process", || {
             let pid = self.main_pid();
             if pid != old && pid != "0" {
                 Ok(pid)
@@ -253,23 +253,42 @@ impl Machine {
     /// # Panics
     /// When it does not in time.
     pub fn journal_says(&self, what: &str) {
-        self.wait(30, &format!("the journal to say {what:?}"), || {
-            // All of it: what brokers say meanwhile may be more than anybody would print.
-            let found = self.run(&[
-                "journalctl",
-                "--no-pager",
-                "--quiet",
-                "--grep",
-                what,
-                "-u",
-                "brokkr-supervisor",
-            ]);
-            if found.stdout.contains(what) {
-                Ok(())
-            } else {
-                Err(format!("{found:?}"))
-            }
+        self.says_again(what, 0);
+    }
+
+    /// Waits until our unit's journal has this more often than `before`, which is what [`Machine::times_said`] gave.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn says_again(&self, what: &str, before: usize) {
+        let wanted = format!("the journal to say {what:?} more than {before} times");
+        self.wait(60, &wanted, || match self.times_said(what) {
+            said if said > before => Ok(()),
+            said => Err(said.to_string()),
         });
+    }
+
+    /// How many messages of our unit's journal have this in them.
+    ///
+    /// # Panics
+    /// When the journal cannot be read.
+    pub fn times_said(&self, what: &str) -> usize {
+        // All of it is looked through: what brokers say meanwhile may be more than anybody would print.
+        let found = self.run(&[
+            "journalctl",
+            "--no-pager",
+            "--quiet",
+            "-o",
+            "cat",
+            "--grep",
+            what,
+            "-u",
+            "brokkr-supervisor",
+        ]);
+        // 1: none.
+        assert!(matches!(found.code, Some(0 | 1)), "{found:?}");
+        let lines = found.stdout.lines();
+        lines.filter(|line| line.contains(what)).count()
     }
 
     /// How many descriptors systemd keeps for the unit.
@@ -285,6 +304,22 @@ impl Machine {
             "brokkr-supervisor",
         ]);
         count.trim().parse().unwrap()
+    }
+
+    /// Waits until systemd has been told this of the state of our unit, and shows it (`systemctl status`).
+    ///
+    /// # Panics
+    /// When it is not in time.
+    pub fn shows(&self, what: &str) {
+        let ask = ["systemctl", "show", "-P", "StatusText", "brokkr-supervisor"];
+        self.wait(60, &format!("systemd to show {what:?}"), || {
+            let shown = self.ok(&ask);
+            if shown.contains(what) {
+                Ok(())
+            } else {
+                Err(shown)
+            }
+        });
     }
 
     /// Waits until systemd keeps exactly so many.

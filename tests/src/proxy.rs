@@ -167,6 +167,13 @@ impl Proxy {
         state.opened.iter().filter(|at| **at >= since).count()
     }
 
+    /// How many connections were opened from `since` on and before `before`.
+    pub fn opened_between(&self, since: Instant, before: Instant) -> usize {
+        let state = self.shared.lock();
+        let opened = state.opened.iter();
+        opened.filter(|at| (since..before).contains(at)).count()
+    }
+
     fn enter(&self, mode: Mode) {
         let mut state = self.shared.lock();
         state.mode = mode;

@@ -1,6 +1,7 @@
 //! Waiting for a state, with a bound.
 
 use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -66,5 +67,24 @@ pub fn holds_for<E: Display>(
             );
         }
         sleep(STEP);
+    }
+}
+
+/// Sets a flag when it goes, also by a panic: loops of other threads that end by the flag end then too, and a
+/// [`std::thread::scope`] that waits for them does not wait for ever.
+#[derive(Debug)]
+#[must_use = "it sets the flag when it goes, which is now"]
+pub struct SetAtEnd<'f>(&'f AtomicBool);
+
+impl<'f> SetAtEnd<'f> {
+    /// Sets this one.
+    pub fn of(flag: &'f AtomicBool) -> Self {
+        Self(flag)
+    }
+}
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -7,10 +7,9 @@
     reason = "tests"
 )]
 
+use brokkr_tests::wait::until_ok;
 use brokkr_tests::{Host, Load, http, procs, until};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 #[test]
@@ -122,17 +121,23 @@ fn a_file_that_is_bad_just_then_stops_nobody_and_one_that_has_gone_does() {
     assert_eq!(status.pid, Some(pid));
 }
 
+/// Nearly all that a pipe holds (64 KiB), in lines of 64 bytes.
+const WAITING: usize = 960;
+
 #[test]
 fn log_lines_that_waited_in_the_pipe_are_read_by_the_next_supervisor() {
     let host = Host::new();
     let wrapper = host.wrap_broker();
-    // Beside the broker: writes a line on demand, with nobody there to read it.
-    let go = host.root().join("go");
+    let (go, written) = (host.root().join("go"), host.root().join("written"));
+    // Beside the broker: writes lines on demand, with nobody there to read them.
     wrapper.first(
         "acme",
         &format!(
-            "(while [ ! -e {} ]; do sleep 0.05; done; echo 'said while nobody was listening' >&2) &",
-            go.display()
+            "(while [ ! -e {go} ]; do sleep 0.05; done; i=0; while [ $i -lt {WAITING} ]; do i=$((i+1)); \
+             printf 'line %04d {dots}\\n' $i >&2; done; : >{written}) &",
+            go = go.display(),
+            dots = ".".repeat(64 - "line 0001 \n".len()),
+            written = written.display()
         ),
     );
     let acme = host.tenant("acme").up();
@@ -142,22 +147,36 @@ fn log_lines_that_waited_in_the_pipe_are_read_by_the_next_supervisor() {
     let held = std::fs::File::open(format!("/proc/{pid}/fd/2")).unwrap();
     std::fs::write(&go, "").unwrap();
     until(
-        Duration::from_secs(10),
-        "the line to be in the pipe",
-        || {
-            let mut fds = [PollFd::new(held.as_fd(), PollFlags::POLLIN)];
-            (poll(&mut fds, PollTimeout::ZERO).unwrap() > 0).then_some(())
-        },
+        Duration::from_secs(60),
+        "the lines to be in the pipe",
+        || written.exists().then_some(()),
     );
     host.up();
     drop(held);
     assert_eq!(acme.becomes("ready").pid, Some(pid));
-    until(Duration::from_secs(10), "the line in the stream", || {
-        host.log_lines()
-            .into_iter()
-            .find(|line| line["message"] == "said while nobody was listening")
+    let numbers = || -> Vec<usize> {
+        let lines = host.log_lines().into_iter();
+        lines
             .filter(|line| line["tenant"] == "acme" && line["pid"] == pid)
-    });
+            .filter_map(|line| {
+                let rest = line["message"].as_str()?.strip_prefix("line ")?;
+                Some(rest.split(' ').next()?.parse().unwrap())
+            })
+            .collect()
+    };
+    let seen = until_ok(
+        Duration::from_secs(60),
+        "the last line in the stream",
+        || {
+            let seen = numbers();
+            if seen.last() == Some(&WAITING) {
+                Ok(seen)
+            } else {
+                Err(format!("{seen:?}"))
+            }
+        },
+    );
+    assert_eq!(seen, (1..=WAITING).collect::<Vec<_>>());
 }
 
 #[test]
@@ -286,7 +305,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
         host.upgrade_supervisor(script);
         host.succeed();
         host.wait(
-            Duration::from_secs(30),
+            Duration::from_secs(60),
             "the refusal in the status",
             |status| status.notices.iter().any(|notice| notice.contains(why)),
         );

@@ -170,6 +170,7 @@ fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
     let mut paks = vec![agent.pak.clone()];
     let stop = &AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = brokkr_tests::SetAtEnd::of(stop);
         let admin = &world.admin;
         let path = &path;
         let writers: Vec<_> = (0..3)
@@ -194,7 +195,7 @@ fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
                 .json();
             paks.push(rotated["pak"].as_str().unwrap().to_owned());
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         for writer in writers {
             assert!(writer.join().unwrap() > 0);
         }

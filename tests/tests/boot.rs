@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-use brokkr_tests::{Ear, Host, bin, pg};
+use brokkr_tests::{Ear, Host, SetAtEnd, bin, pg, until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +20,8 @@ fn many() -> usize {
 
 const PARALLELISM: usize = 4;
 const REFUSED: usize = 3;
+/// Longer than a busy machine keeps anybody waiting.
+const WATCHDOG: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
@@ -45,7 +47,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
     for n in 0..REFUSED {
         host.tenant(&format!("bad{n}")).schema("pg_not").write();
     }
-    let ear = Ear::to(&host, Some(Duration::from_secs(1)));
+    let ear = Ear::to(&host, Some(WATCHDOG));
     let began = Instant::now();
     host.up();
     host.wait(
@@ -112,10 +114,13 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
         took.as_secs_f64(),
         up.as_secs_f64()
     );
-    // Twice a second at most is asked for, and it came all the time.
-    let pings = ear.heard("WATCHDOG=1");
+    // systemd would not have ended it at any time, and it goes on.
+    let pings = until(Duration::from_secs(60), "several pings", || {
+        let pings = ear.heard("WATCHDOG=1");
+        (pings.len() > 3).then_some(pings)
+    });
     let longest = pings.windows(2).map(|w| w[1].0 - w[0].0).max().unwrap();
-    assert!(longest < Duration::from_secs(1), "no ping for {longest:?}");
+    assert!(longest < WATCHDOG, "no ping for {longest:?}");
     ear.end();
 }
 
@@ -130,6 +135,7 @@ fn brokers_that_start_together_do_not_overrun_their_server() {
     }
     let (done, most) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
+        let end = SetAtEnd::of(&done);
         scope.spawn(|| {
             let mut client = host.server().client();
             while !done.load(Ordering::Relaxed) {
@@ -148,15 +154,16 @@ fn brokers_that_start_together_do_not_overrun_their_server() {
         host.wait(Duration::from_secs(120), "all to be ready", |s| {
             s.tenants.len() == TENANTS && s.all("ready")
         });
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         println!(
             "measured: {TENANTS} first starts at {PARALLELISM} at once take {:.1} s, and {} connections at most",
             began.elapsed().as_secs_f64(),
             most.load(Ordering::Relaxed)
         );
     });
-    // A start holds two: one for the lock, one for the work. The prober looks with two and keeps one.
+    // A start holds two: one for the lock, one for the work. The prober looks with two and keeps one. A start is over
+    // when its broker is ready: a slow machine's server may still list one session of it when the next one begins.
     let most = most.load(Ordering::Relaxed);
     assert!(most > PARALLELISM, "the test no longer sees them: {most}");
-    assert!(most <= 2 * PARALLELISM + 3, "{most} connections");
+    assert!(most <= 3 * PARALLELISM + 3, "{most} connections");
 }

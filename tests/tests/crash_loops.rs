@@ -8,7 +8,7 @@
 )]
 
 use brokkr_tests::host::Wrapper;
-use brokkr_tests::{Host, Tenant, bin, holds_for, pg, procs, until};
+use brokkr_tests::{Host, Load, Tenant, bin, holds_for, pg, procs, until};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,13 +33,14 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
         })
         .collect();
     host.up();
-    host.wait(Duration::from_secs(60), "all to be ready", |s| {
+    host.wait(Duration::from_secs(240), "all to be ready", |s| {
         s.tenants.len() == GOOD && s.all("ready")
     });
     let status = host.status();
     let pid_of = |tenant: &Tenant<'_>| status.tenant(tenant.name()).unwrap().pid.unwrap();
     let pids: Vec<i32> = good.iter().map(pid_of).collect();
     let before = procs::figure(host.pid(), "VmRSS");
+    let neighbour = Load::start(&good[1].addr(), "/healthz", "", 1, false);
 
     // It crashes at once, and says so at great length.
     let tries = host.root().join("tries");
@@ -53,6 +54,7 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
     );
     let bad = host.tenant("bad").pool(2).write();
     let began = Instant::now();
+    let used_before = procs::ticks(host.pid());
     bad.wait("in a crash loop", |t| {
         t.state == "backoff" && t.restarts >= 4
     });
@@ -77,14 +79,24 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
         "six seconds of a crash loop",
         || (began.elapsed() > Duration::from_secs(6)).then_some(()),
     );
+    let took = began.elapsed();
+    let used = Duration::from_millis((procs::ticks(host.pid()) - used_before) * 10);
     let lines = fs::read_to_string(&tries).unwrap().lines().count();
+    let seen = neighbour.stop();
     let growth = procs::figure(host.pid(), "VmRSS").saturating_sub(before);
     println!(
-        "measured: a crash loop makes {lines} tries in {:.0} s; the supervisor grows by {growth} KiB",
-        began.elapsed().as_secs_f64()
+        "measured: a crash loop makes {lines} tries in {:.0} s; the supervisor takes {:.1} s of processor time and grows by {growth} KiB; its neighbour answers {} requests, the slowest after {:.2} s",
+        took.as_secs_f64(),
+        used.as_secs_f64(),
+        seen.count(200),
+        seen.slowest.as_secs_f64()
     );
     assert!((4..=30).contains(&lines), "{lines} tries");
     assert!(growth < 48 * 1024, "{growth} KiB");
+    // The probes of two hundred and the answers to this test are in it.
+    assert!(used < took / 2, "{used:?} of one processor in {took:?}");
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+    assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
 
     let status = host.status();
     for (tenant, pid) in good.iter().zip(&pids).skip(1) {

@@ -79,8 +79,13 @@ fn a_broker_whose_event_loop_has_died_is_found_and_replaced_too() {
     let ready = Instant::now();
     let bound = found_within(&host);
     wrapper.heal("acme");
-    let status = acme.replaced(deaf);
+    until(
+        Duration::from_secs(60),
+        "the deaf broker to be killed",
+        || (!procs::alive(deaf)).then_some(()),
+    );
     let found = ready.elapsed();
+    let status = acme.replaced(deaf);
     assert!(found < bound + Duration::from_secs(2), "{found:?}");
     let exit = status.last_exit.unwrap();
     // S: asleep, where a stopped one has T.

@@ -7,8 +7,9 @@
     reason = "tests"
 )]
 
-use brokkr_tests::{Connection, Host, Load, holds_for, until};
+use brokkr_tests::{Connection, Host, Load, SetAtEnd, holds_for, until};
 use std::io::{BufRead, BufReader};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[test]
@@ -61,14 +62,15 @@ fn no_request_is_lost_over_five_replacements_and_connections_stay_within_pool_an
     let pak = acme.pak();
     let kept = Load::start(&acme.addr(), "/api/v1/agents", &pak, 6, true);
     let fresh = Load::start(&acme.addr(), "/api/v1/agents", &pak, 2, false);
-    let held = std::sync::atomic::AtomicBool::new(true);
+    let done = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
+        let end = SetAtEnd::of(&done);
         let counting = scope.spawn(|| {
             let mut client = host.server().client();
             let ask =
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%:acme'";
             let mut most = 0;
-            while held.load(std::sync::atomic::Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 most = most.max(client.query_one(ask, &[]).unwrap().get::<_, i64>(0));
             }
             most
@@ -78,7 +80,7 @@ fn no_request_is_lost_over_five_replacements_and_connections_stay_within_pool_an
             host.command(&["restart", "acme"]).ok();
             acme.replaced(old);
         }
-        held.store(false, std::sync::atomic::Ordering::Relaxed);
+        drop(end);
         counting.join().unwrap()
     });
     for seen in [kept.stop(), fresh.stop()] {
@@ -110,6 +112,41 @@ fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_o
     wrapper.heal("acme");
     host.command(&["restart", "acme"]).ok();
     acme.replaced(old);
+}
+
+#[test]
+fn a_replacement_that_lives_and_is_not_ready_in_time_is_ended_and_the_old_one_serves_on() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    // For replacements only: a first start on a busy machine may take longer.
+    host.kill();
+    host.set("start.timeout", "\"1s\"").up();
+    assert_eq!(acme.becomes("ready").pid, Some(old));
+    let tried = host.root().join("tried");
+    let script = format!("echo $$ >>{}; exec sleep 1000", tried.display());
+    wrapper.first("acme", &script);
+    let load = Load::start(&acme.addr(), "/healthz", "", 2, false);
+    let ran = host.command(&["restart", "acme"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let status = acme.wait("a failed replacement", |t| {
+        t.pending
+            .as_ref()
+            .is_some_and(|why| why.contains("not ready within 1s"))
+    });
+    assert_eq!(
+        (status.state.as_str(), status.pid, status.restarts),
+        ("ready", Some(old), 0)
+    );
+    let first = std::fs::read_to_string(&tried).unwrap();
+    let first = first.lines().next().unwrap().parse().unwrap();
+    until(Duration::from_secs(60), "the new one to be ended", || {
+        (!brokkr_tests::procs::alive(first)).then_some(())
+    });
+    let seen = load.stop();
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+    assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use brokkr_tests::{Host, Load};
+use brokkr_tests::{Host, Load, SetAtEnd};
 
 const NAMES: [&str; 6] = ["t1", "t2", "t3", "t4", "t5", "t6"];
 
@@ -24,6 +24,7 @@ fn every_tenant_is_replaced_at_most_as_many_at_once_as_may_start_and_nobody_is_r
         .map(|tenant| Load::start(&tenant.addr(), "/healthz", "", 1, false));
     let done = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
+        let end = SetAtEnd::of(&done);
         let watching = scope.spawn(|| {
             let mut most = 0;
             while !done.load(Ordering::Relaxed) {
@@ -38,7 +39,7 @@ fn every_tenant_is_replaced_at_most_as_many_at_once_as_may_start_and_nobody_is_r
             most
         });
         let said = host.command(&["restart", "--all"]).ok();
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         assert!(!said.contains("stopped"), "{said}");
         watching.join().unwrap()
     });

@@ -71,7 +71,7 @@ fn what_is_wrong_beside_the_brokers_does_not_end_a_supervisor_that_holds_them() 
     fs::create_dir_all(socket.join("in the way")).unwrap();
     std::thread::scope(|scope| {
         let up = scope.spawn(|| host.up());
-        until(Duration::from_secs(20), "what is in the way", || {
+        until(Duration::from_secs(60), "what is in the way", || {
             (said(&host, "no command is answered") == 1).then_some(())
         });
         until(Duration::from_secs(30), "acme ready once more", || {
@@ -175,7 +175,7 @@ fn a_program_that_could_not_go_on_is_not_executed() {
     assert_eq!(acme.becomes("ready").pid, Some(pid));
     host.succeed();
     until(
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         "the next program to take over",
         || (said(&host, "taken over as they are") == 1).then_some(()),
     );

@@ -56,6 +56,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
     let polls = AtomicU32::new(0);
     let began = Instant::now();
     std::thread::scope(|scope| {
+        let end = brokkr_tests::SetAtEnd::of(&done);
         let disturbing = scope.spawn(|| disturb(&host, &acme));
         let polling: Vec<_> = agents
             .iter()
@@ -81,7 +82,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
             });
         }
         disturbing.join().unwrap();
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         for thread in polling {
             thread.join().unwrap();
         }

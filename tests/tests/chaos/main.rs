@@ -1,6 +1,6 @@
 //! Random faults against a host under load: nothing drops.
 //!
-//! `CHAOS_SEED` repeats a plan as far as real processes allow; `CHAOS_SECONDS` (0: until every kind of fault has come
+//! `CHAOS_SEED` repeats a plan as far as real processes allow, with the same tenants and longest fault; `CHAOS_SECONDS` (0: until every kind of fault has come
 //! once), `CHAOS_TENANTS` and `CHAOS_LONGEST_MS` (of one fault) make it longer. `make chaos` sets them.
 #![allow(
     clippy::unwrap_used,
@@ -42,7 +42,12 @@ fn under_random_faults_nothing_is_refused_failed_mixed_up_or_lost() {
     let seconds = setting("CHAOS_SECONDS", 0);
     let tenants = usize::try_from(setting("CHAOS_TENANTS", 8)).unwrap();
     let longest = Duration::from_millis(setting("CHAOS_LONGEST_MS", 2500));
-    println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds} CHAOS_TENANTS={tenants}");
+    // Whoever repeats the plan needs all of it.
+    let settings = format!(
+        "CHAOS_SEED={seed} CHAOS_SECONDS={seconds} CHAOS_TENANTS={tenants} CHAOS_LONGEST_MS={}",
+        longest.as_millis()
+    );
+    println!("{settings}");
 
     let began = Instant::now();
     let host = host(tenants);
@@ -92,14 +97,10 @@ fn under_random_faults_nothing_is_refused_failed_mixed_up_or_lost() {
     assert_eq!(
         counts,
         [0; 4],
-        "CHAOS_SEED={seed}\n{}",
+        "{settings}\n{}",
         diary.violations().join("\n")
     );
-    assert_eq!(
-        world.check_host(),
-        Vec::<String>::new(),
-        "CHAOS_SEED={seed}"
-    );
+    assert_eq!(world.check_host(), Vec::<String>::new(), "{settings}");
     assert!(
         tally.acknowledged > 100 && tally.answered() > 1000,
         "{tally}"

@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Set where this program runs on the machine it has booted.
 const INSIDE: &str = "BROKKR_TESTS_INSIDE";
@@ -207,6 +207,7 @@ fn inside() {
 
     they_stand_in_the_group_and_only_there(&host, &started);
     processes_are_bounded(&host, acme);
+    the_clock_is_nobodys_business(&host, &started);
     processor_time_is_shared_by_weight(&host, &started);
     let replaced = out_of_memory_by_requests(&host, acme);
     they_survive_the_supervisor(&host, &replaced);
@@ -275,6 +276,32 @@ fn processes_are_bounded(host: &Host, acme: &TenantStatus) {
     assert_eq!(host.acme().pid, acme.pid);
 }
 
+/// Set forward, back, and right again.
+fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
+    let pids = |status: &Status| status.tenants.iter().map(|t| t.pid).collect::<Vec<_>>();
+    let admin = Api::new(Addr::port(3001), host.said(&["pak", "acme"]).trim());
+    let main = host.machine.main_pid();
+    for hours in [1, -2, 1] {
+        let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let then = now.checked_add_signed(hours * 3600).unwrap();
+        host.machine.ok(&["date", "-s", &format!("@{then}")]);
+        assert!(UNIX_EPOCH.elapsed().unwrap().as_secs().abs_diff(then) < 600);
+        // Longer than between two probes.
+        brokkr_tests::holds_for(Duration::from_secs(6), "both are ready", || {
+            let status = host.status()?;
+            let well = status.all("ready") && status.tenants.iter().all(|t| t.restarts == 0);
+            if well && pids(&status) == pids(started) {
+                Ok(())
+            } else {
+                Err(format!("{status:#?}"))
+            }
+        });
+        answers(host, &admin, "/agents");
+    }
+    assert_eq!(host.machine.main_pid(), main);
+    host.measured("the clock was set an hour forward, two back, and right");
+}
+
 /// Two that want all of the processor there is.
 fn processor_time_is_shared_by_weight(host: &Host, status: &Status) {
     let groups = ["acme", "globex"].map(|name| group(status.tenant(name).unwrap()));
@@ -325,7 +352,7 @@ fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
     );
     let bundle = format!("a: \"{}\"\n", "x".repeat(BUNDLE));
     let start = Instant::now();
-    let replaced = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         for _ in 0..4 {
             // Until it dies of it.
             scope.spawn(|| {
@@ -339,14 +366,18 @@ fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
                 }
             });
         }
-        host.acme_is("acme to be out of memory and started again", |acme| {
-            acme.restarts == 1
-        })
+        let _ = host.acme_is("acme to be out of memory and started again", |acme| {
+            acme.restarts >= 1
+        });
+        host.measured(&format!(
+            "out of memory and ready again within {:.1?}",
+            start.elapsed()
+        ));
     });
-    host.measured(&format!(
-        "out of memory and ready again within {:.1?}",
-        start.elapsed()
-    ));
+    // The last bundles may have waited for the next instance, and together have been too much for that one too.
+    let replaced = host.acme_is("acme to be ready when all is quiet", |acme| {
+        acme.restarts >= 1 && acme.pid.is_some_and(procs::alive)
+    });
     assert_eq!(
         replaced.last_exit.as_deref(),
         Some("killed by SIGKILL: out of memory ([limits] memory_max)")

@@ -132,6 +132,18 @@ impl Fault<'_> {
         for tenant in &degraded.tenants {
             assert!(tenant.reason.is_some(), "{tenant:?}");
         }
+        let readiness = |expected: u16| {
+            for tenant in tenants {
+                assert_eq!(
+                    tenant.get("/readyz").status,
+                    expected,
+                    "{}: /readyz of {}",
+                    self.name,
+                    tenant.name()
+                );
+            }
+        };
+        readiness(503);
         let until_end = Instant::now() + self.lasts;
         while Instant::now() < until_end {
             let status = host.status();
@@ -147,6 +159,7 @@ impl Fault<'_> {
             s.all("ready")
         });
         let ready_after = back.elapsed();
+        readiness(200);
         for api in &apis {
             until(
                 Duration::from_secs(30),

@@ -1,7 +1,7 @@
 //! Ten thousand files at once.
 
 use crate::world::{host, ready, tenants};
-use brokkr_tests::{Addr, http, procs, until};
+use brokkr_tests::{Addr, SetAtEnd, http, procs, until};
 use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +44,7 @@ fn ten_thousand_files_dropped_at_once_leave_everybody_as_they_were() {
     let control = Addr::Unix(host.runtime_dir().join("control.sock"));
     let (done, slowest) = (AtomicBool::new(false), Mutex::new(Duration::ZERO));
     let settled = std::thread::scope(|scope| {
+        let end = SetAtEnd::of(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let answer = http::get(&control, "/v1/status?tenant=t0").unwrap();
@@ -61,7 +62,7 @@ fn ten_thousand_files_dropped_at_once_leave_everybody_as_they_were() {
             std::thread::sleep(Duration::from_millis(500));
             (count("refused") == FILES - 10 && count("ready") == 15).then_some(settled)
         });
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         counted
     });
     let slowest = *slowest.lock().unwrap();
