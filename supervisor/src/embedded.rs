@@ -40,10 +40,14 @@ const STOP_GRACE: Duration = Duration::from_secs(60);
 const NAME: &str = "brokkr";
 const SUPERUSER: &str = "postgres";
 
+/// What is said of one that is left and not wanted.
+const UNASKED: &str = "an embedded PostgreSQL runs that [postgres] no longer asks for: it is stopped with this supervisor";
+
 /// A running embedded server.
 #[derive(Debug)]
 pub struct Embedded {
-    url: DatabaseUrl,
+    /// For tenants without a URL of their own; `None` of a server that is not for them.
+    url: Option<DatabaseUrl>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
     now: watch::Receiver<Now>,
@@ -127,7 +131,7 @@ impl Embedded {
         };
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
-            url: url(config)?,
+            url: Some(url(config)?),
             stop,
             task: tokio::spawn(keeper.keep(first, stopped)),
             now,
@@ -176,11 +180,14 @@ impl Embedded {
         let Some(mut server) = server else {
             return Ok(None);
         };
-        tracing::warn!(target: "postgres", pid = server.pid(), "{}", Self::UNASKED);
+        tracing::warn!(target: "postgres", pid = server.pid(), "{UNASKED}");
+        if let Err(problem) = log::follow(&server, Arc::default()) {
+            tracing::error!(target: "postgres", pid = server.pid(), "{problem}; it stands still once its pipe is full: restart the supervisor");
+        }
         let (stop, stopped) = oneshot::channel();
-        let (_, now) = watch::channel(Now {
+        let (sender, now) = watch::channel(Now {
             left: Some(server.left().clone()),
-            problem: None,
+            problem: Some(UNASKED.to_owned()),
         });
         let task = tokio::spawn(async move {
             // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
@@ -188,21 +195,19 @@ impl Embedded {
                 _ = stopped => server.stop(STOP_GRACE).await,
                 how = server.ended() => how,
             };
+            sender.send_replace(Now::default());
         });
         Ok(Some(Self {
-            url: url(config)?,
+            url: None,
             stop,
             task,
             now,
         }))
     }
 
-    /// What is said of such a server.
-    pub(crate) const UNASKED: &str = "an embedded PostgreSQL runs that [postgres] no longer asks for: it is stopped with this supervisor";
-
-    /// For tenants without a URL of their own.
-    pub fn url(&self) -> &DatabaseUrl {
-        &self.url
+    /// For tenants without a URL of their own, if this server is for them.
+    pub fn url(&self) -> Option<&DatabaseUrl> {
+        self.url.as_ref()
     }
 
     /// Stops the server; for when no broker is left. Takes up to a minute when it will not go.

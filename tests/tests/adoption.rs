@@ -10,6 +10,7 @@
 use brokkr_tests::wait::until_ok;
 use brokkr_tests::{Host, Load, http, procs, until};
 use nix::sys::signal::Signal;
+use postgres::{Client, NoTls};
 use std::time::Duration;
 
 #[test]
@@ -423,6 +424,31 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
             .any(|n| n.contains("no longer asks for"))
     });
     assert!(file.exists());
+    // It is heard as long as it runs: a server whose pipe is full says no word more, and does nothing either.
+    let socket = host.runtime_dir().join("postgres");
+    let url = format!("host={} user=brokkr dbname=brokkr", socket.display());
+    let talk = std::thread::spawn(move || {
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        client
+            .batch_execute(
+                "DO $$ BEGIN FOR i IN 1..3000 LOOP RAISE LOG 'loud %', repeat('x', 100); END LOOP; END $$",
+            )
+            .unwrap();
+    });
+    until(Duration::from_secs(60), "all it says", || {
+        talk.is_finished().then_some(())
+    });
+    talk.join().unwrap();
+    // Ended by somebody: then there is nothing left to be said of it.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let postmaster = text.lines().next().unwrap().parse().unwrap();
+    procs::signal(postmaster, Signal::SIGINT);
+    host.wait(Duration::from_secs(60), "no notice", |status| {
+        !status
+            .notices
+            .iter()
+            .any(|n| n.contains("no longer asks for"))
+    });
     assert!(host.stop().success());
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }

@@ -8,7 +8,7 @@
 //!
 //! A server that is stopped, or something in between that has lost its other side, accepts a connection and never says a
 //! word. No timeout of the driver's ends that, so an attempt runs on a thread of its own and is given up after
-//! [`OPEN_TIMEOUT`]; the few that may hang at once are [`MOST_OPENING`]. While the supervisor's prober says that the server
+//! [`OPEN_TIMEOUT`]; the few that may hang at once are [`MOST_HANGING`]. While the supervisor's prober says that the server
 //! is away, a request makes an attempt only now and then, in case it is the supervisor that has gone; the others are told
 //! at once.
 
@@ -33,8 +33,8 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// Reaching the server and logging in may take so long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Attempts under way at once, those given up included.
-const MOST_OPENING: usize = 3;
+/// Attempts that were given up and have not come to an end, at once.
+const MOST_HANGING: usize = 3;
 
 /// While the server is said to be away, an attempt is made this long after the last, more or less.
 const AWAY_PAUSE: Duration = Duration::from_millis(1500);
@@ -69,6 +69,8 @@ pub(super) struct Shared {
     pub(super) away: watch::Sender<Option<String>>,
     /// Attempts to open a connection under way now.
     pub(super) opening: AtomicUsize,
+    /// Of these the ones that were given up.
+    pub(super) hanging: AtomicUsize,
     /// Before then no attempt is made while the server is away.
     pub(super) next_attempt: Mutex<Option<Instant>>,
 }
@@ -79,8 +81,9 @@ impl Shared {
         let away = self.away.borrow().clone();
         let opening = self.opening.load(Ordering::Relaxed);
         let Some(reason) = away else {
-            let hanging = opening >= MOST_OPENING;
-            return hanging.then(|| format!("{opening} attempts to connect have had no answer"));
+            let hanging = self.hanging.load(Ordering::Relaxed);
+            let too_many = hanging >= MOST_HANGING;
+            return too_many.then(|| format!("{hanging} attempts to connect have had no answer"));
         };
         let mut next = self
             .next_attempt
@@ -96,19 +99,38 @@ impl Shared {
     }
 }
 
-/// One attempt in [`Shared::opening`].
-struct Opening(Arc<Shared>);
+/// One attempt in [`Shared::opening`], and in [`Shared::hanging`] from when it is given up.
+struct Opening {
+    shared: Arc<Shared>,
+    /// It has ended, or was given up: whichever came first.
+    settled: Arc<AtomicBool>,
+}
 
 impl Opening {
     fn new(shared: &Arc<Shared>) -> Self {
         shared.opening.fetch_add(1, Ordering::Relaxed);
-        Opening(shared.clone())
+        Opening {
+            shared: shared.clone(),
+            settled: Arc::default(),
+        }
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        self.0.opening.fetch_sub(1, Ordering::Relaxed);
+        self.shared.opening.fetch_sub(1, Ordering::Relaxed);
+        if self.settled.swap(true, Ordering::Relaxed) {
+            self.shared.hanging.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Gives an attempt up, unless it has just ended.
+fn give_up(shared: &Shared, settled: &AtomicBool) {
+    // Counted first: its end may come in between, and takes one away.
+    shared.hanging.fetch_add(1, Ordering::Relaxed);
+    if settled.swap(true, Ordering::Relaxed) {
+        shared.hanging.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -231,6 +253,7 @@ fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
         return Err(reason);
     }
     let opening = Opening::new(shared);
+    let settled = opening.settled.clone();
     let _connecting = shared.gate.connecting();
     let (done, opened) = mpsc::sync_channel(1);
     let attempt = recipe.clone();
@@ -243,9 +266,10 @@ fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
             let _ = done.send(result);
         })
         .map_err(|error| format!("no thread to connect on: {error}"))?;
-    let live = opened
-        .recv_timeout(OPEN_TIMEOUT)
-        .unwrap_or_else(|_| Err(format!("no answer within {OPEN_TIMEOUT:?}")))?;
+    let live = opened.recv_timeout(OPEN_TIMEOUT).unwrap_or_else(|_| {
+        give_up(shared, &settled);
+        Err(format!("no answer within {OPEN_TIMEOUT:?}"))
+    })?;
     // Seen with our own eyes; the supervisor may be the one that has gone.
     shared.away.send_if_modified(|away| away.take().is_some());
     Ok(live)

@@ -110,6 +110,7 @@ impl Db {
             draining: AtomicBool::new(false),
             away: watch::Sender::new(None),
             opening: AtomicUsize::new(0),
+            hanging: AtomicUsize::new(0),
             next_attempt: Mutex::default(),
         });
         let manager = Manager::new(Recipe {
@@ -199,8 +200,14 @@ impl Db {
         let lost = async {
             // What a server that has gone was working on will not come back; one that is only slow is waited for. The
             // sender lives as long as we do, so this ends only by a verdict.
-            let _ = away.wait_for(Option::is_some).await;
-            tokio::time::sleep_until(until).await;
+            loop {
+                let _ = away.wait_for(Option::is_some).await;
+                tokio::time::sleep_until(until).await;
+                // The prober may have taken it back meanwhile, or a connection may have shown better.
+                if away.borrow().is_some() {
+                    return;
+                }
+            }
         };
         // Cancel-safe: the job goes on by itself whoever waits for it.
         let ended = tokio::select! {

@@ -403,3 +403,39 @@ fn a_hung_server_costs_the_acquire_timeout_and_a_dead_one_less() {
         );
     });
 }
+
+#[test]
+fn work_that_goes_on_is_given_up_only_while_the_server_is_said_to_be_away() {
+    let server = server();
+    event_loop().block_on(async {
+        let acquire = Duration::from_secs(1);
+        let db = pool(&server, |o| o.acquire_timeout = acquire);
+        for (taken_back, ok) in [(true, true), (false, false)] {
+            let (begun, has_begun) = tokio::sync::oneshot::channel();
+            let work = move |conn: &mut Conn| -> Result {
+                let _ = begun.send(());
+                conn.query("SELECT pg_sleep(3)", &[]).map(drop)
+            };
+            let db = db.clone();
+            let waits = tokio::spawn({
+                let db = db.clone();
+                async move { db.run(work).await }
+            });
+            has_begun.await.unwrap();
+            let heard = async || {
+                // On this one thread whoever waits for the word has its turn.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            heard().await;
+            db.set_away(Some("no answer".to_owned()));
+            heard().await;
+            if taken_back {
+                db.set_away(None);
+            }
+            let result = waits.await.unwrap();
+            assert_eq!(result.is_ok(), ok, "{result:?}");
+        }
+    });
+}

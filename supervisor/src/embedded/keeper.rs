@@ -5,7 +5,6 @@ use super::{NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, end, folder, pr
 use crate::config::Supervisor;
 use crate::instance::postgres::{Server, remains};
 use brokkr_tenant::{DEFAULT_PORT, DatabaseUrl};
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -198,12 +197,7 @@ impl Keeper {
     }
 
     fn read_log(&self, server: &Server) -> Result<(), String> {
-        let Some(pipe) = &server.left().log else {
-            return Ok(());
-        };
-        pipe.try_clone()
-            .and_then(|pipe| log::read(File::from(pipe), self.last_lines.clone()))
-            .map_err(|error| format!("cannot read the server's log: {error}"))
+        log::follow(server, self.last_lines.clone())
     }
 
     /// Waits until it lets us in and has all it needs, however long that takes.

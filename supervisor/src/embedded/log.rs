@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tracing::Level;
+
+use crate::instance::postgres::Server;
 
 /// A longer line is cut here, as brokers' lines are.
 const LONGEST: u64 = 16 * 1024;
@@ -60,7 +63,7 @@ impl fmt::Display for LastLines {
 }
 
 /// Starts the thread; it ends with the server.
-pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()> {
+fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()> {
     last.begin();
     std::thread::Builder::new()
         .name("postgres-log".to_owned())
@@ -86,6 +89,20 @@ pub(super) fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io
             }
         })?;
     Ok(())
+}
+
+/// Reads what a server says from now on, if its standard error is ours: a pipe that nobody reads stops the server at its
+/// sixty-fourth KiB.
+///
+/// # Errors
+/// When there is neither a descriptor nor a thread for it.
+pub(super) fn follow(server: &Server, last: Arc<LastLines>) -> Result<(), String> {
+    let Some(pipe) = &server.left().log else {
+        return Ok(());
+    };
+    pipe.try_clone()
+        .and_then(|pipe| read(File::from(pipe), last))
+        .map_err(|error| format!("cannot read the server's log: {error}"))
 }
 
 /// What PostgreSQL puts before each line, its `log_line_prefix`.

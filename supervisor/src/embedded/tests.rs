@@ -30,7 +30,7 @@ async fn up(config: &Arc<Supervisor>) -> Embedded {
 
 async fn is_up(embedded: &Embedded) {
     let began = Instant::now();
-    while let Err(error) = asked(embedded.url(), "SELECT 'up'").await {
+    while let Err(error) = asked(embedded.url().unwrap(), "SELECT 'up'").await {
         assert!(began.elapsed() < BOUND, "{error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -88,15 +88,15 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
     let place = Place::new();
     let config = configured(&place);
     let embedded = up(&config).await;
-    assert_eq!(*embedded.url(), url(&config).unwrap());
+    assert_eq!(*embedded.url().unwrap(), url(&config).unwrap());
     let setting = "SELECT concat_ws(' ', current_setting('max_connections'), current_setting('listen_addresses'), session_user, \
                    (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)::text, current_database())";
     assert_eq!(
-        asked(embedded.url(), setting).await.unwrap(),
+        asked(embedded.url().unwrap(), setting).await.unwrap(),
         "40  brokkr false brokkr"
     );
     asked(
-        embedded.url(),
+        embedded.url().unwrap(),
         "SELECT 'x' FROM (SELECT set_config('a.b', '', true)) AS s",
     )
     .await
@@ -106,7 +106,9 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
     let before = pid(&config).await;
     signal(before, Signal::SIGKILL);
     let began = Instant::now();
-    while asked(embedded.url(), "SELECT 'up'").await.is_err() || pid(&config).await == before {
+    while asked(embedded.url().unwrap(), "SELECT 'up'").await.is_err()
+        || pid(&config).await == before
+    {
         assert!(began.elapsed() < BOUND, "not started again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -116,7 +118,7 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
     embedded.task.abort();
     let embedded = up(&config).await;
     assert_eq!(pid(&config).await, before);
-    let stopping = embedded.url().clone();
+    let stopping = embedded.url().unwrap().clone();
     embedded.stop().await;
     assert!(asked(&stopping, "SELECT 'up'").await.is_err());
     assert!(
@@ -266,7 +268,7 @@ async fn what_a_killed_server_left_is_waited_for() {
     // A backend that does not notice the end of its postmaster: nobody can start before it has gone.
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let (connected, is_connected) = tokio::sync::oneshot::channel();
-    let url = embedded.url().clone();
+    let url = embedded.url().unwrap().clone();
     let client = std::thread::spawn(move || {
         let client = connect(&url).unwrap();
         connected.send(()).unwrap();
@@ -300,7 +302,7 @@ async fn what_a_killed_server_left_is_waited_for() {
     // Everything is ready for a start, and this is all that is waited for.
     signal(backend, Signal::SIGCONT);
     let remark = embedded.remark();
-    while asked(embedded.url(), "SELECT 'up'").await.is_err() {
+    while asked(embedded.url().unwrap(), "SELECT 'up'").await.is_err() {
         assert_eq!(remark.problem(), None);
         assert!(began.elapsed() < BOUND, "not started");
         tokio::time::sleep(Duration::from_millis(50)).await;

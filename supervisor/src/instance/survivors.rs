@@ -42,11 +42,8 @@ impl Left {
     pub(crate) fn gone(&self) -> bool {
         match lock::look(&self.lock) {
             Ok(Found::Held(_)) => false,
-            // Then nothing was seen.
-            Err(error) => !matches!(
-                error.raw_os_error(),
-                Some(nix::libc::EMFILE | nix::libc::ENFILE | nix::libc::ENOMEM)
-            ),
+            // Any other error shows nothing: where it may be there still, nobody is started beside it.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
             Ok(Found::Stale) => true,
         }
     }

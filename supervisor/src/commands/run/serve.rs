@@ -86,12 +86,22 @@ impl Daemon {
         let control = patient::reach(&self.config, handle.clone(), self.hub.clone(), holds).await?;
         let left = std::mem::take(&mut finds.embedded);
         let brokers = !finds.instances.is_empty() || !finds.left.is_empty();
+        let mut unseen = None;
         let (embedded, unasked) = match self.config.postgres.embedded {
             true => {
                 let embedded = Embedded::start(&self.config, left, brokers).await?;
                 (Some(embedded), None)
             }
-            false if finds.embedded_ran => (None, Embedded::see_off(&self.config, left)?),
+            false if finds.embedded_ran => match Embedded::see_off(&self.config, left) {
+                Ok(server) => (None, server),
+                Err(problem) => {
+                    tracing::error!("{problem}");
+                    unseen = Some(format!(
+                        "the embedded PostgreSQL that ran is left alone: {problem}"
+                    ));
+                    (None, None)
+                }
+            },
             false => (None, None),
         };
         let runs = embedded.as_ref().or(unasked.as_ref());
@@ -117,13 +127,12 @@ impl Daemon {
 
             let (report_sender, reports) = mpsc::channel(REPORTS);
             let groups = self.groups.problem();
-            let unasked = unasked.as_ref().map(|_| Embedded::UNASKED);
             let problem = self.problem.as_deref().map(one_line);
             let notices = [
                 control.notice(),
                 problem.as_deref(),
                 groups.as_deref(),
-                unasked,
+                unseen.as_deref(),
                 unsure.as_deref(),
             ];
             let fleet = Fleet::new(Parts {
@@ -141,7 +150,7 @@ impl Daemon {
                 open_files: crate::sys::open_files(),
                 keeping: keeping(&notifier, runs).await,
                 notices: notices.into_iter().flatten().map(str::to_owned).collect(),
-                embedded: embedded.as_ref().map(Embedded::remark),
+                embedded: runs.map(Embedded::remark),
                 config: self.config.clone(),
             });
             let (quit, quits) = mpsc::channel(QUITS);
@@ -198,11 +207,10 @@ impl Daemon {
     /// A scanner that knows of the tenants that run already.
     fn scanner(&self, embedded: Option<&Embedded>, finds: &Finds) -> Scanner {
         let layers = embedded
-            .map(|embedded| {
-                Layer::from_pairs(
-                    "the embedded server",
-                    [("database.url", embedded.url().expose().as_str())],
-                )
+            .and_then(Embedded::url)
+            .map(|url| {
+                let url = url.expose();
+                Layer::from_pairs("the embedded server", [("database.url", url.as_str())])
             })
             .into_iter()
             .chain([self.config.defaults.clone()])
