@@ -45,7 +45,74 @@ pub(super) fn end_with_them(hub: Hub, patience: Duration) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
     use super::*;
+    use crate::logs::{Format, Output};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::path::PathBuf;
+    use std::process::{Command, Output as Ran};
+    use tracing_subscriber::layer::SubscriberExt;
+
+    /// Set in the process that is to fail: the file that is removed if anything is cleaned up on the way out.
+    const SOCKET: &str = "BROKKR_TESTS_VITAL";
+
+    /// What a supervisor would take away if its stack unwound.
+    struct Socket(PathBuf);
+
+    impl Drop for Socket {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// Runs one of the tests below in a process of its own.
+    fn apart(test: &str, socket: &std::path::Path) -> Ran {
+        std::fs::write(socket, "").unwrap();
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("commands::run::vital::tests::{test}")])
+            .arg("--nocapture")
+            .env(SOCKET, socket)
+            .output()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_panic_in_something_vital_ends_the_process_where_it_stands_and_its_last_words_are_written()
+    {
+        if let Some(socket) = std::env::var_os(SOCKET) {
+            let log: OwnedFd = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
+            let hub = Hub::start(Output::choose(Format::Json, log)).unwrap();
+            let _log =
+                tracing::subscriber::set_default(tracing_subscriber::registry().with(hub.layer()));
+            end_with_them(hub, Duration::from_secs(30));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                // Not vital: it is this task's own failure.
+                let task = tokio::spawn(async { panic!("a tenant's") });
+                assert!(task.await.unwrap_err().is_panic());
+                let _socket = Socket(socket.into());
+                vital(async { panic!("the fleet's") }).await
+            })
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let ran = apart(
+            "a_panic_in_something_vital_ends_the_process_where_it_stands_and_its_last_words_are_written",
+            &socket,
+        );
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert_eq!(ran.status.code(), Some(EXIT_PANIC), "{said}");
+        assert!(socket.exists(), "something was cleaned up");
+        let order: Vec<Option<usize>> = ["a tenant's", "the fleet's", "every broker runs on"]
+            .map(|word| said.find(word))
+            .into();
+        assert!(
+            order.iter().all(Option::is_some) && order.is_sorted(),
+            "{said}"
+        );
+    }
 
     #[tokio::test]
     async fn only_what_is_polled_as_vital_is_vital() {
