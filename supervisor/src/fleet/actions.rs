@@ -143,8 +143,8 @@ impl Fleet {
     }
 }
 
-/// Slots are counted per server; a tenant whose server is not known yet has no business asking for one.
-/// The server whose slots a tenant takes.
+/// The server whose slots a tenant takes: they are counted per server. One whose server is not known yet has no business
+/// asking for any.
 pub(super) fn slot_key(entry: &Entry, view: &ServersView) -> String {
     entry
         .accepted

@@ -140,13 +140,12 @@ fn kept(
     if elsewhere {
         return None;
     }
-    match meant {
-        Some(meant) => Some(meant.clone()),
-        None => {
-            let pool = PoolSize::new(admission.pool).ok()?;
-            Some(Arc::new(file.with_pool(pool)))
-        }
-    }
+    Some(match (meant, PoolSize::new(admission.pool)) {
+        (Some(meant), _) => meant.clone(),
+        (None, Ok(pool)) => Arc::new(file.with_pool(pool)),
+        // A list written by hand: admitted with whatever its file says.
+        (None, Err(_)) => file.clone(),
+    })
 }
 
 fn party(
