@@ -103,9 +103,17 @@ pub(crate) async fn end(config: &Supervisor) -> Result<(), String> {
     let data = &config.postgres.data_dir;
     let left = Server::adopt(data, None).map_err(|error| format!("{}: {error}", data.display()))?;
     if let Some(server) = left {
+        hear_out(&server);
         server.stop(STOP_GRACE).await;
     }
     Ok(())
+}
+
+/// Reads what one says that goes: with a full pipe it could not even say goodbye, and would be ended by force.
+fn hear_out(server: &Server) {
+    if let Err(problem) = log::follow(server, Arc::default()) {
+        tracing::error!(target: "postgres", pid = server.pid(), "{problem}; it stands still once its pipe is full: restart the supervisor");
+    }
 }
 
 impl Embedded {
@@ -163,9 +171,10 @@ impl Embedded {
     /// Leaves the server as it is, for another supervisor to keep.
     pub(crate) fn leave(self, estate: &mut Estate) {
         self.task.abort();
-        let left = self.watch();
-        estate.index.embedded = true;
-        estate.descriptors.extend(left());
+        let left = self.watch()();
+        // Of one that was seen off and has gone there is nothing to look for.
+        estate.index.embedded = self.url.is_some() || !left.is_empty();
+        estate.descriptors.extend(left);
     }
 
     /// Takes over a server that an earlier supervisor ran and this one's configuration does not ask for: tenants may be on
@@ -181,9 +190,7 @@ impl Embedded {
             return Ok(None);
         };
         tracing::warn!(target: "postgres", pid = server.pid(), "{UNASKED}");
-        if let Err(problem) = log::follow(&server, Arc::default()) {
-            tracing::error!(target: "postgres", pid = server.pid(), "{problem}; it stands still once its pipe is full: restart the supervisor");
-        }
+        hear_out(&server);
         let (stop, stopped) = oneshot::channel();
         let (sender, now) = watch::channel(Now {
             left: Some(server.left().clone()),

@@ -177,6 +177,7 @@ impl Keeper {
                 return Ok(server);
             }
             tracing::info!(target: "postgres", pid = server.pid(), "the server an earlier supervisor left listens elsewhere: it is stopped first");
+            super::hear_out(&server);
             server.stop(STOP_GRACE).await;
         }
         let config = self.config.clone();

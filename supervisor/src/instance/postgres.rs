@@ -112,20 +112,32 @@ pub(crate) struct Left {
     pub(crate) log: Option<Arc<OwnedFd>>,
 }
 
+/// There is no such process, or there cannot be one; no other error says so.
+fn shows_nobody(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::ESRCH | nix::libc::EINVAL)
+    )
+}
+
 impl Server {
     /// Takes over the server that runs on this data folder, if there is one: `postmaster.pid` names it, and
     /// its working directory proves it (the number may be somebody else's by now).
     /// `log` is the end of its standard error that is read, where it was left to us; else it is opened anew.
     pub(crate) fn adopt(data: &Path, log: Option<OwnedFd>) -> io::Result<Option<Self>> {
-        let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else {
-            return Ok(None);
+        let text = match std::fs::read_to_string(data.join("postmaster.pid")) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
         };
         let Some(pid) = postmaster(&text) else {
             return Ok(None);
         };
         // The descriptor first: what is looked at after that is this process and no later one.
-        let Ok(pidfd) = sys::pidfd_open(pid) else {
-            return Ok(None);
+        let pidfd = match sys::pidfd_open(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if shows_nobody(&error) => return Ok(None),
+            Err(error) => return Err(error),
         };
         let at = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
         if at.is_none() || at != std::fs::canonicalize(data).ok() {

@@ -40,7 +40,7 @@ fn host(tenants: usize) -> Host {
 fn under_random_faults_nothing_is_refused_failed_mixed_up_or_lost() {
     let seed = setting("CHAOS_SEED", fastrand::u64(..));
     let seconds = setting("CHAOS_SECONDS", 0);
-    let tenants = usize::try_from(setting("CHAOS_TENANTS", 8)).unwrap();
+    let tenants = usize::try_from(setting("CHAOS_TENANTS", 20)).unwrap();
     let longest = Duration::from_millis(setting("CHAOS_LONGEST_MS", 2500));
     // Whoever repeats the plan needs all of it.
     let settings = format!(

@@ -88,22 +88,30 @@ impl Daemon {
         let brokers = !finds.instances.is_empty() || !finds.left.is_empty();
         let mut unseen = None;
         let (embedded, unasked) = match self.config.postgres.embedded {
-            true => {
-                let embedded = Embedded::start(&self.config, left, brokers).await?;
-                (Some(embedded), None)
-            }
+            true => match Embedded::start(&self.config, left, brokers).await {
+                Ok(embedded) => (Some(embedded), None),
+                Err(problem) if brokers => {
+                    unseen = Some(format!(
+                        "the embedded PostgreSQL is not kept: {problem}; mend it in supervisor.toml, then restart"
+                    ));
+                    (None, None)
+                }
+                Err(problem) => return Err(problem),
+            },
             false if finds.embedded_ran => match Embedded::see_off(&self.config, left) {
                 Ok(server) => (None, server),
                 Err(problem) => {
-                    tracing::error!("{problem}");
                     unseen = Some(format!(
-                        "the embedded PostgreSQL that ran is left alone: {problem}"
+                        "the embedded PostgreSQL that ran is left alone, for it cannot be looked at: {problem}; when its tenants have moved, stop it by hand"
                     ));
                     (None, None)
                 }
             },
             false => (None, None),
         };
+        if let Some(problem) = &unseen {
+            tracing::error!("{problem}");
+        }
         let runs = embedded.as_ref().or(unasked.as_ref());
         let fleet = async {
             let servers = patient::probe(holds)?;
