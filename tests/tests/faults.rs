@@ -277,6 +277,7 @@ fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_aft
     let swept = host.command(&["sweep"]);
     assert_eq!(swept.code, Some(0), "{swept:?}");
     assert!(swept.stderr.contains("supervisor.toml:"), "{swept:?}");
+    assert!(swept.stdout.contains("ended 2 brokers"), "{swept:?}");
     assert_eq!(host.broker_pids(), [0; 0]);
 }
 

@@ -164,7 +164,7 @@ fn a_change_without_effect_replaces_nothing_and_one_with_effect_only_its_own_ten
     let globex = host.tenant("globex").up();
     let (acme_pid, globex_pid) = (acme.pid(), globex.pid());
     acme.replace_file(&format!("# a comment\n{}", acme.read_file()));
-    host.reload().ok();
+    assert_eq!(host.reload().ok(), "nothing changed\n");
     assert_eq!(acme.pid(), acme_pid);
 
     acme.replace_file(&acme.read_file().replace("pool_size = 5", "pool_size = 7"));
@@ -175,6 +175,16 @@ fn a_change_without_effect_replaces_nothing_and_one_with_effect_only_its_own_ten
     );
     let status = acme.replaced(acme_pid);
     assert_eq!((status.pool_size, status.restarts), (Some(7), 0));
+    assert_eq!(globex.pid(), globex_pid);
+
+    // What only the supervisor makes something of replaces nobody, and is told all the same.
+    let (acme_pid, text) = (acme.pid(), acme.read_file());
+    for (enabled, becomes) in [("false", "stopped"), ("true", "ready")] {
+        acme.replace_file(&format!("{text}\n[supervision]\nenabled = {enabled}\n"));
+        assert_eq!(host.reload().ok(), "changed acme\n");
+        acme.becomes(becomes);
+    }
+    assert_ne!(acme.pid(), acme_pid);
     assert_eq!(globex.pid(), globex_pid);
 }
 

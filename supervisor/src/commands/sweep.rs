@@ -4,7 +4,7 @@
 //! next one is going to come, systemd knows: with a stop queued behind a restart it does not.
 
 use super::found::{self, Found};
-use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run};
+use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run, say};
 use crate::embedded;
 use crate::instance::group::Groups;
 use crate::instance::survivors;
@@ -76,11 +76,21 @@ async fn end_all(found: &Found) -> Result<(), String> {
         embedded::end(config).await?;
     }
     let _ = std::fs::remove_file(config.runtime_dir.join(crate::control::SOCKET));
+    say_ended(swept.ended);
     let left: Vec<String> = swept.left.iter().map(ToString::to_string).collect();
     if left.is_empty() {
         Ok(())
     } else {
         Err(left.join("\n"))
+    }
+}
+
+/// Nothing for nobody: the unit calls it after every stop.
+fn say_ended(brokers: usize) {
+    if brokers > 0 {
+        let what = if brokers == 1 { "broker" } else { "brokers" };
+        // A closed standard output is no reason to fail.
+        let _ = say(format!("ended {brokers} {what} that a supervisor had left\n").as_bytes());
     }
 }
 

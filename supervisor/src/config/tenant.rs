@@ -89,6 +89,11 @@ impl TenantConfig {
         &self.resolved.config
     }
 
+    /// Whether neither an instance nor its supervision would be any other by `other`.
+    pub(crate) fn same_effect(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.broker().supervision == other.broker().supervision
+    }
+
     /// A problem with the value of `key`, as one line that begins with its place.
     pub(crate) fn at(&self, key: &str, problem: &str) -> String {
         self.resolved.diagnostic(key, problem, None).headline()

@@ -3,11 +3,13 @@
 use super::entry::Entry;
 use super::handle::{Order, Outcome, ReloadReport, Request, RequestError, Selection};
 use super::{Fleet, ReloadWish};
+use crate::config::TenantConfig;
 use crate::lifecycle::Event;
 use crate::servers::Endpoint;
 use crate::status::State;
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// What is still to be answered.
@@ -32,8 +34,8 @@ struct Waiting {
 }
 
 struct Reload {
-    /// The digest of every good file before.
-    before: BTreeMap<TenantName, Option<[u8; 32]>>,
+    /// What every file asked for before; of a bad one nothing.
+    before: BTreeMap<TenantName, Option<Arc<TenantConfig>>>,
     /// The scan to wait for, once it has been made.
     scan: Option<u64>,
     reply: oneshot::Sender<ReloadReport>,
@@ -168,7 +170,7 @@ impl Fleet {
     fn take_reload(&mut self, confirm_removals: bool, reply: oneshot::Sender<ReloadReport>) {
         let before = self.entries.iter().filter(|(_, e)| e.file.is_some());
         let before = before
-            .map(|(n, e)| (n.clone(), e.asked().map(|c| c.digest)))
+            .map(|(n, e)| (n.clone(), e.asked().cloned()))
             .collect();
         self.orders.reloads.push(Reload {
             before,
@@ -286,17 +288,24 @@ impl Fleet {
         })
     }
 
-    fn reload_report(&self, before: &BTreeMap<TenantName, Option<[u8; 32]>>) -> ReloadReport {
+    fn reload_report(
+        &self,
+        before: &BTreeMap<TenantName, Option<Arc<TenantConfig>>>,
+    ) -> ReloadReport {
         let desired = self.desired.borrow().clone();
         let mut report = ReloadReport {
             problems: desired.problems.iter().map(|p| p.full.clone()).collect(),
             ..Default::default()
         };
         for (name, file) in &desired.tenants {
-            let digest = file.as_ref().ok().map(|config| config.digest);
+            let same = |old: &Option<Arc<TenantConfig>>| match (old, file) {
+                (Some(old), Ok(new)) => old.same_effect(new),
+                (None, Err(_)) => true,
+                _ => false,
+            };
             match before.get(name) {
                 None => report.added.push(name.to_string()),
-                Some(old) if *old != digest => report.changed.push(name.to_string()),
+                Some(old) if !same(old) => report.changed.push(name.to_string()),
                 Some(_) => {}
             }
         }

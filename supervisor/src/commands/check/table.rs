@@ -186,7 +186,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         }
     }
     match (server, advice.is_empty()) {
-        (Some(_), true) => text.push_str("  everybody fits\n"),
+        (Some(_), true) => text.push_str("  all pools fit\n"),
         (None, _) => text.push_str("  not asked: its max_connections is not known\n"),
         (Some(_), false) => {
             for line in advice {
