@@ -109,6 +109,14 @@ fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_o
     assert_eq!((status.state.as_str(), status.pid), ("ready", Some(old)));
     assert!(status.pending.is_some(), "{status:?}");
     assert_eq!(acme.get("/healthz").status, 200);
+    // Whoever reads warnings only hears of it.
+    let warned = until(Duration::from_secs(10), "a warning", || {
+        host.log_lines().into_iter().find(|line| {
+            let text = line["message"].as_str().unwrap_or_default();
+            line["tenant"] == "acme" && text.contains("replacement failed")
+        })
+    });
+    assert_eq!(warned["level"], "WARN", "{warned}");
     wrapper.heal("acme");
     host.command(&["restart", "acme"]).ok();
     acme.replaced(old);

@@ -133,6 +133,8 @@ fn level(state: &str, word: &str) -> Option<Level> {
         "WARNING" => Some(Level::WARN),
         // A constraint that holds is no failure of the server: somebody wanted a name that is taken, and was told so.
         "ERROR" if state.starts_with("23") => Some(Level::INFO),
+        // It starts or ends, and says so to whoever asks meanwhile.
+        "FATAL" if state == "57P03" => Some(Level::INFO),
         "ERROR" | "FATAL" | "PANIC" => Some(Level::ERROR),
         _ => None,
     }
@@ -155,10 +157,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_constraint_that_holds_is_no_failure_of_the_server() {
+    fn what_is_no_failure_of_the_server_is_no_error() {
         for (line, wanted) in [
             ("23505 ERROR:  duplicate key value", Some(Level::INFO)),
             ("42P01 ERROR:  relation does not exist", Some(Level::ERROR)),
+            (
+                "57P03 FATAL:  the database system is starting up",
+                Some(Level::INFO),
+            ),
             ("53100 PANIC:  no space left", Some(Level::ERROR)),
             ("00000 LOG:  starting PostgreSQL", Some(Level::INFO)),
             ("01000 WARNING:  x", Some(Level::WARN)),

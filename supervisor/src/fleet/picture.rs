@@ -51,6 +51,7 @@ impl Fleet {
             state,
             reason,
             pending,
+            amiss: _,
             restarts,
             instance,
             next_try,
@@ -141,6 +142,7 @@ fn log_change(name: &TenantName, entry: &mut Entry) {
         state,
         reason,
         pending,
+        amiss,
         instance,
         ..
     } = entry.life.view();
@@ -151,10 +153,12 @@ fn log_change(name: &TenantName, entry: &mut Entry) {
     let broker_pid = instance.and_then(|i| i.pid);
     let why = said.1.as_deref().unwrap_or("");
     match state {
-        State::Refused | State::Backoff => {
+        State::Refused | State::Backoff | State::Degraded => {
             tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}")
         }
-        State::Degraded => tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}"),
+        _ if amiss && !why.is_empty() => {
+            tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}")
+        }
         _ if why.is_empty() => tracing::info!(tenant = %name, %state, broker_pid, "{state}"),
         _ => tracing::info!(tenant = %name, %state, broker_pid, "{state}: {why}"),
     }

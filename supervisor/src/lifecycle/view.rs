@@ -11,6 +11,8 @@ pub(crate) struct View {
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
     pub(crate) pending: Option<String>,
+    /// Whether what is pending needs somebody: the change cannot be had, or its instance came to nothing.
+    pub(crate) amiss: bool,
     pub(crate) restarts: u64,
     /// The instance `status` speaks of: current, or the one draining when there is no other.
     pub(crate) instance: Option<Instance>,
@@ -25,6 +27,7 @@ impl Lifecycle {
             state,
             reason,
             pending: self.pending(),
+            amiss: self.asked_pending.is_some() || self.taken_back().is_some(),
             restarts: self.restarts,
             instance: self.current.as_ref().or(self.draining.as_ref()).cloned(),
             next_try: (state == State::Backoff).then(|| self.next_try()).flatten(),
@@ -81,12 +84,12 @@ impl Lifecycle {
         if self.asked_pending.is_some() {
             return self.asked_pending.clone();
         }
+        if let Some(reason) = self.taken_back() {
+            return Some(format!("replacement failed: {reason}"));
+        }
         let (Some(current), Want::Run(_)) = (&self.current, &self.want) else {
             return None;
         };
-        if let Some(hold) = &self.replace_hold {
-            return Some(format!("replacement failed: {}", hold.reason));
-        }
         if !current.serves() || !self.outdated() {
             return None;
         }
@@ -102,6 +105,15 @@ impl Lifecycle {
             _ if self.draining.is_some() => "replacement waits: the last one still drains".into(),
             _ => "replacement waits for a start slot".into(),
         })
+    }
+
+    /// Why the last replacement of the instance that runs was taken back, until one succeeds.
+    fn taken_back(&self) -> Option<&str> {
+        let (Some(_), Want::Run(_), Some(hold)) = (&self.current, &self.want, &self.replace_hold)
+        else {
+            return None;
+        };
+        Some(&hold.reason)
     }
 
     /// When something that failed is tried again.
