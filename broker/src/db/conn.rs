@@ -6,7 +6,7 @@ use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
-use super::error::{DbError, describe, spoils_connection, stale_statement, takes_no_writes};
+use super::error::{DbError, TakesNoWrites, spoils_connection, stale_statement};
 use super::manager::{Live, Manager};
 
 /// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
@@ -54,7 +54,7 @@ pub struct Conn {
     wrote: bool,
     wrote_events: bool,
     /// Why the server took no writes on this checkout, if it did not.
-    unwritable: Option<String>,
+    unwritable: Option<TakesNoWrites>,
     only_reads: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct Tx<'a> {
     statements: &'a mut HashMap<&'static str, Statement>,
     spoiled: bool,
     wrote_events: bool,
-    unwritable: Option<String>,
+    unwritable: Option<TakesNoWrites>,
 }
 
 impl Conn {
@@ -84,8 +84,20 @@ impl Conn {
     }
 
     /// Why the server took no writes on this checkout, if it did not.
-    pub(super) fn unwritable(&self) -> Option<&str> {
-        self.unwritable.as_deref()
+    pub(super) fn unwritable(&self) -> Option<&TakesNoWrites> {
+        self.unwritable.as_ref()
+    }
+
+    /// Marks the connection as one to a server that is read-only, for [`Manager`] to judge.
+    pub(super) fn mark_read_only(&mut self) {
+        self.live.mark_read_only();
+    }
+
+    /// Another connection in the place of this one, to whatever server takes writes now. This one stays if there is none.
+    pub(super) fn move_on(&mut self) -> Result<(), DbError> {
+        self.live.move_on()?;
+        self.unwritable = None;
+        Ok(())
     }
 
     /// Whether this checkout may have changed anything: it ran a transaction, or a statement for what it does.
@@ -337,9 +349,9 @@ fn reading<T>(
 }
 
 /// Takes down why the server takes no writes, if that is what the error says.
-fn note(unwritable: &mut Option<String>, error: &postgres::Error) {
-    if takes_no_writes(error) {
-        *unwritable = Some(describe(error));
+fn note(unwritable: &mut Option<TakesNoWrites>, error: &postgres::Error) {
+    if let Some(said) = TakesNoWrites::said_by(error) {
+        *unwritable = Some(said);
     }
 }
 

@@ -101,21 +101,31 @@ fn is_shutdown(code: &SqlState) -> bool {
 /// True when a connection that has seen this error must not be used again.
 pub(crate) fn spoils_connection(error: &postgres::Error) -> bool {
     match error.code() {
-        Some(code) => {
-            *code == SqlState::READ_ONLY_SQL_TRANSACTION
-                || is_shutdown(code)
-                || code.code().starts_with("08")
-        }
+        Some(code) => is_shutdown(code) || code.code().starts_with("08"),
         None => error.is_closed() || is_io(error),
     }
 }
 
-/// True when the server answers and takes no writes: its disk is full, or it has become read-only. Reading goes on as if
-/// nothing were wrong, so nobody would notice by connections alone.
-pub(crate) fn takes_no_writes(error: &postgres::Error) -> bool {
-    error.code().is_some_and(|code| {
-        *code == SqlState::DISK_FULL || *code == SqlState::READ_ONLY_SQL_TRANSACTION
-    })
+/// Why the server answers and takes no writes. Reading goes on as if nothing were wrong, so nobody would notice by
+/// connections alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TakesNoWrites {
+    /// What it said.
+    pub(crate) reason: String,
+    /// It is read-only, and not full: it may be that another server takes them now.
+    pub(crate) read_only: bool,
+}
+
+impl TakesNoWrites {
+    /// If the error says so: 53100, its disk is full, or 25006, it has become read-only.
+    pub(crate) fn said_by(error: &postgres::Error) -> Option<Self> {
+        let code = error.code()?;
+        let read_only = *code == SqlState::READ_ONLY_SQL_TRANSACTION;
+        (read_only || *code == SqlState::DISK_FULL).then(|| TakesNoWrites {
+            reason: describe(error),
+            read_only,
+        })
+    }
 }
 
 /// 0A000 and 26000: the plan behind a prepared statement no longer fits the tables, or the statement is gone. A new

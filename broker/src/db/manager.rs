@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,8 @@ pub(super) struct Shared {
     pub(super) hanging: AtomicUsize,
     /// Before then no attempt is made while the server is away.
     pub(super) next_attempt: Mutex<Option<Instant>>,
+    /// How often the pool has moved from a server that had become read-only to another.
+    pub(super) moves: AtomicU64,
 }
 
 impl Shared {
@@ -165,6 +167,10 @@ pub(super) struct Live {
     pub(super) statements: HashMap<&'static str, Statement>,
     /// Must not be used again.
     pub(super) spoiled: bool,
+    /// The server has refused a write on it, being read-only.
+    read_only: bool,
+    /// [`Shared::moves`] when it was opened.
+    moves: u64,
     /// Times it has been checked out.
     checkouts: u64,
     expires: Instant,
@@ -222,6 +228,7 @@ impl Recipe {
     /// Opens one connection and prepares its session.
     fn open(&self) -> Result<Live, String> {
         let counted = Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
+        let moves = self.shared.moves.load(Ordering::Relaxed);
         // `postgres` builds a runtime per connection and panics when descriptors run out. On r2d2's helper thread that
         // would lose the attempt without telling anybody.
         let opened = catch_unwind(AssertUnwindSafe(|| self.connector()?.connect()));
@@ -238,6 +245,8 @@ impl Recipe {
             client,
             statements: HashMap::new(),
             spoiled: false,
+            read_only: false,
+            moves,
             checkouts: 0,
             expires: Instant::now() + lifetime,
             _counted: counted,
@@ -309,6 +318,45 @@ impl Slotted {
         if let State::Live(live) = &mut self.0.state {
             live.spoiled |= live.checkouts <= 1;
         }
+    }
+
+    /// Marks it as one to a server that is read-only.
+    pub(super) fn mark_read_only(&mut self) {
+        if let State::Live(live) = &mut self.0.state {
+            live.read_only = true;
+        }
+    }
+
+    /// Whether it has been left behind on a server that is read-only, while the pool writes to another; or, where the pool
+    /// has found out that it can write again (`writes`), whether it could not.
+    pub(super) fn is_left_behind(&self, writes: bool) -> bool {
+        match &self.0.state {
+            State::Live(live) => {
+                live.moves < self.0.recipe.shared.moves.load(Ordering::Relaxed)
+                    || (writes && live.read_only)
+            }
+            State::Failed(_) => false,
+        }
+    }
+
+    /// Replaces the connection by one to a server that takes writes, if there is one: every other of the pool is left
+    /// behind then. Opened beside this one, which goes on being read from where there is none; if there is no room for two,
+    /// and others to read from, this one is closed first.
+    pub(super) fn move_on(&mut self) -> Result<(), DbError> {
+        let shared = self.0.recipe.shared.clone();
+        let cap = shared.cap.load(Ordering::Relaxed) as u32;
+        if *shared.open.borrow() >= cap && cap > 1 {
+            self.reconnect()?;
+        } else {
+            let mut live = open_in_time(&self.0.recipe).map_err(DbError::unavailable)?;
+            live.client.batch_execute(&self.0.recipe.set_path)?;
+            self.0.state = State::Live(live);
+        }
+        let moves = shared.moves.fetch_add(1, Ordering::Relaxed) + 1;
+        if let State::Live(live) = &mut self.0.state {
+            live.moves = moves;
+        }
+        Ok(())
     }
 
     /// Replaces the connection by a fresh one, with its path set. The old one is closed first, so that at no time

@@ -21,6 +21,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long r2d2 is asked to wait for a connection; its pause between attempts grows to half of it.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Between two looks for a server that takes writes, more or less.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a pool is built from.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -69,6 +72,10 @@ struct Inner {
     last: Mutex<Last>,
     /// Since when the server takes no writes, and why; until a trial shows that it does again.
     unwritable: Mutex<Option<(Instant, String)>>,
+    /// A read-only server has refused a write, and nobody has looked for another since.
+    refused: AtomicBool,
+    /// Somebody looks for another, or has just done so.
+    looking: AtomicBool,
     writes: AtomicU64,
 }
 
@@ -112,6 +119,7 @@ impl Db {
             opening: AtomicUsize::new(0),
             hanging: AtomicUsize::new(0),
             next_attempt: Mutex::default(),
+            moves: AtomicU64::new(0),
         });
         let manager = Manager::new(Recipe {
             url: options.url.clone(),
@@ -147,6 +155,8 @@ impl Db {
             options,
             last: Mutex::default(),
             unwritable: Mutex::default(),
+            refused: AtomicBool::new(false),
+            looking: AtomicBool::new(false),
             writes: AtomicU64::new(0),
         })))
     }
@@ -166,7 +176,28 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        self.run_within(self.0.options.acquire_timeout, work).await
+        let result = self.run_within(self.0.options.acquire_timeout, work).await;
+        if self.0.refused.swap(false, Ordering::Relaxed) {
+            self.look_around();
+        }
+        result
+    }
+
+    /// Tries to write in a moment's time, and moves to whatever server of the URL takes writes by now. Nobody may ask for
+    /// readiness, and a write that is refused costs no connection.
+    fn look_around(&self) {
+        if self.0.looking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let db = self.clone();
+        tokio::spawn(async move {
+            let looked = db.probe(db.0.options.acquire_timeout).await;
+            if let Err(reason) = looked {
+                tracing::debug!(%reason, "still no server that takes writes");
+            }
+            tokio::time::sleep(LOOK_PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+            db.0.looking.store(false, Ordering::Relaxed);
+        });
     }
 
     async fn run_within<T, E, F>(&self, acquire_timeout: Duration, work: F) -> Result<T, E>
@@ -240,7 +271,16 @@ impl Db {
         if self.unwritable().is_none() {
             return self.run_within(timeout, |_| Ok(())).await;
         }
-        self.run_within(timeout, try_to_write).await?;
+        let tried = self.run_within(timeout, |conn| {
+            let tried = try_to_write(conn);
+            match conn.unwritable() {
+                Some(why) if tried.is_err() && why.read_only => conn.move_on(),
+                _ => tried,
+            }
+        });
+        let tried = tried.await;
+        self.0.refused.store(false, Ordering::Relaxed);
+        tried?;
         *self.0.unwritable() = None;
         tracing::info!("the database takes writes again");
         Ok(())
@@ -355,12 +395,16 @@ impl Inner {
                 Err(DbError::Panicked.into())
             }
         };
-        if let Some(reason) = conn.unwritable() {
+        if let Some(why) = conn.unwritable().cloned() {
+            if why.read_only {
+                conn.mark_read_only();
+                self.refused.store(true, Ordering::Relaxed);
+            }
             let mut unwritable = self.unwritable();
             if unwritable.is_none() {
-                tracing::warn!(%reason, "the database takes no writes");
+                tracing::warn!(reason = %why.reason, "the database takes no writes");
             }
-            *unwritable = Some((Instant::now(), reason.to_owned()));
+            *unwritable = Some((Instant::now(), why.reason));
         }
         result
     }
@@ -387,6 +431,10 @@ impl Inner {
                     }
                 },
             };
+            if slotted.is_left_behind(self.unwritable().is_none()) {
+                slotted.spoil();
+                continue;
+            }
             match slotted.failed() {
                 // The attempt was made for this request: its reason is the answer.
                 Some(failed) if failed.at >= began && failed.reason.is_some() => {

@@ -209,7 +209,7 @@ fn a_connection_the_server_has_ended_is_replaced_before_the_next_request_notices
 }
 
 #[test]
-fn a_server_that_has_become_read_only_costs_the_connection() {
+fn a_server_that_has_become_read_only_is_read_from_until_there_is_one_that_takes_writes() {
     let server = server();
     sql(
         &server,
@@ -228,7 +228,40 @@ fn a_server_that_has_become_read_only_costs_the_connection() {
             })
             .await;
         assert!(refused.unwrap_err().is_unavailable());
-        assert_ne!(pid(&db).await, first);
+        // New sessions take writes: the pool moves to one by itself, and closes what refused them.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while pid(&db).await == first {
+            assert!(Instant::now() < deadline, "still on the old connection");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let write =
+            || db.run(|conn| -> Result<u64> { conn.execute("INSERT INTO t VALUES (1)", &[]) });
+        assert_eq!(write().await.unwrap(), 1);
+        assert_eq!((db.figures().held, db.unwritable()), (1, None));
+
+        // Nobody takes writes: the connections there are stay, whatever is written, and are read from.
+        let held = pid(&db).await;
+        let switch = |how: &str| {
+            sql(&server, &format!("ALTER SYSTEM {how}"));
+            sql(&server, "SELECT pg_reload_conf()");
+        };
+        switch("SET default_transaction_read_only = on");
+        let mut refused = 0;
+        while refused < 30 {
+            assert!(
+                Instant::now() < deadline + Duration::from_secs(20),
+                "writes go on"
+            );
+            refused += u32::from(write().await.is_err_and(|error| error.is_unavailable()));
+            assert_eq!(pid(&db).await, held);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        switch("RESET default_transaction_read_only");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while write().await.is_err() {
+            assert!(Instant::now() < deadline, "it takes writes again");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     });
 }
 
