@@ -107,6 +107,13 @@ pub struct Health {
     pub failures: u32,
 }
 
+impl Health {
+    /// How long it takes at most to find that a broker is hung.
+    pub fn hung_after(&self) -> Duration {
+        self.interval * self.failures + self.timeout
+    }
+}
+
 /// `[stop]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Stop {

@@ -25,7 +25,7 @@ use crate::instance::Edge;
 use crate::instance::find::Finds;
 use crate::instance::report::{Report, What};
 use crate::instance::survivors::Left;
-use crate::lifecycle::{Event, Instance, Lifecycle, Policy, Time, Want};
+use crate::lifecycle::{Event, Hangs, Instance, Lifecycle, Policy, Time, Want};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
 use crate::sys;
@@ -50,6 +50,8 @@ const BATCH: usize = 256;
 /// the second.
 const LONG: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A host may stand still this many times as long as it takes to find one broker hung, before one is replaced on trial.
+const STALL_PATIENCE: u32 = 10;
 
 /// What the fleet is made of; see [`Fleet::new`].
 pub(crate) struct Parts {
@@ -115,7 +117,7 @@ pub(crate) struct Fleet {
     kept_stopped: Kept,
     notices: Vec<String>,
     embedded: Option<Remark>,
-    stalled: Option<usize>,
+    hangs: Hangs<TenantName>,
     /// When the host's clock began to count.
     booted: Instant,
     stopping: bool,
@@ -134,6 +136,7 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// A fleet that has seen nothing yet but what an earlier one left.
     pub(crate) fn new(mut parts: Parts) -> Self {
+        let patience = STALL_PATIENCE * parts.config.health.hung_after();
         let state_dir = &parts.config.state_dir;
         let (left, first_free) = (
             std::mem::take(&mut parts.finds.left),
@@ -174,7 +177,7 @@ impl Fleet {
             orders: Orders::default(),
             notices: parts.notices,
             embedded: parts.embedded,
-            stalled: None,
+            hangs: Hangs::new(patience),
             booted: booted.unwrap_or(now),
             stopping: false,
             store: None,

@@ -20,7 +20,7 @@ mod words;
 
 pub(crate) use adopt::{Adopted, Inheritance, Stage};
 pub(crate) use backoff::Backoff;
-pub(crate) use hang::{Hang, Pulse, stalled_or_hung};
+pub(crate) use hang::{Hang, Hangs, Pulse};
 pub(crate) use instance::{Instance, Phase};
 pub(crate) use view::View;
 pub(crate) use words::{Action, Event, InstanceId, Policy, Revision, SlotKind, Spec, Time, Want};

@@ -199,3 +199,33 @@ fn a_host_that_stands_still_replaces_nobody() {
     assert!(host.status().tenants.iter().all(|t| t.restarts == 0));
     assert_eq!(tenants.iter().map(Tenant::pid).collect::<Vec<_>>(), pids);
 }
+
+#[test]
+fn brokers_that_all_hang_for_long_are_replaced_one_at_a_time() {
+    let host = probed_often().build();
+    host.trivial_brokers();
+    let tenants: Vec<Tenant<'_>> = (0..6)
+        .map(|n| host.tenant(&format!("t{n}")).write())
+        .collect();
+    host.up();
+    host.wait(Duration::from_secs(30), "all to be ready", |s| {
+        s.tenants.len() == 6 && s.all("ready")
+    });
+    let (fine, hung) = tenants.split_at(1);
+    let pid = fine[0].pid();
+    let pids: Vec<i32> = hung.iter().map(Tenant::pid).collect();
+    for pid in &pids {
+        procs::signal(*pid, Signal::SIGSTOP);
+    }
+    let stopped = Instant::now();
+    // Ten times as long as it takes to find one, and then one after the other.
+    let found = INTERVAL * FAILURES + TIMEOUT;
+    let status = host.wait(
+        15 * found + Duration::from_secs(30),
+        "all to be replaced",
+        |s| s.all("ready") && s.tenants.iter().filter(|t| t.restarts == 1).count() == pids.len(),
+    );
+    assert!(stopped.elapsed() > 10 * found, "{:?}", stopped.elapsed());
+    let now: Vec<Option<i32>> = status.tenants.iter().map(|t| t.pid).collect();
+    assert!(now.contains(&Some(pid)) && pids.iter().all(|pid| !now.contains(&Some(*pid))));
+}

@@ -27,9 +27,11 @@ impl Fleet {
         );
         notices.extend(self.refused_successor.clone());
         notices.extend(self.unstored());
-        if let Some(failing) = self.stalled {
+        if let Some(failing) = self.hangs.stalled() {
+            let patience = self.hangs.patience().as_secs();
             notices.push(format!(
-                "the host is stalled: {failing} tenants fail their probes together"
+                "the host is stalled: {failing} tenants fail their probes together; none is replaced for {patience} s, then one at \
+                 a time on trial (restart TENANT does not wait)"
             ));
         }
         let snapshot = Snapshot {

@@ -7,7 +7,7 @@ use super::judge::{Judgement, Ruling, judge};
 use super::slots::{Inherited, Limits};
 use crate::budget::{Verdict, format_admitted};
 use crate::config::TenantConfig;
-use crate::lifecycle::{Event, Hang, Spec, Want, stalled_or_hung};
+use crate::lifecycle::{Event, Hang, Spec, Want};
 use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,28 +166,24 @@ impl Fleet {
             .iter()
             .map(|(n, e)| (n.clone(), e.life.pulse()))
             .collect();
-        let judged = stalled_or_hung(pulses.into_iter());
-        if self.stalled.is_some() && !matches!(judged, Hang::HostStalled { .. }) {
-            // What was missed while the host stood still says nothing of any one broker: they are counted anew.
-            self.stalled = None;
-            tracing::warn!("the host is no longer stalled");
-            let now = self.now();
-            for name in self.all_names() {
-                self.feed(now, &name, Event::StallEnded);
-            }
-            return;
+        let now = self.now();
+        let before = self.hangs.stalled();
+        let judged = self.hangs.judge(now, pulses.into_iter());
+        let stalled = self.hangs.stalled();
+        self.stale |= stalled != before;
+        if let (Some(failing), None) = (stalled, before) {
+            tracing::error!(
+                failing,
+                "so many tenants fail their probes together that the host is stalled: none is replaced"
+            );
         }
         match judged {
-            Hang::Nothing => {}
-            Hang::HostStalled { failing } => {
-                if self.stalled.is_none() {
-                    tracing::error!(
-                        failing,
-                        "so many tenants fail their probes together that the host is stalled: none is replaced"
-                    );
+            Hang::Nothing | Hang::HostStalled => {}
+            Hang::StallEnded => {
+                tracing::warn!("the host is no longer stalled");
+                for name in self.all_names() {
+                    self.feed(now, &name, Event::StallEnded);
                 }
-                self.stale |= self.stalled != Some(failing);
-                self.stalled = Some(failing);
             }
             Hang::Replace(name) => {
                 let Some(current) = self.entries.get(&name).and_then(|e| e.life.current()) else {
@@ -200,8 +196,10 @@ impl Fleet {
                     .unwrap_or_default();
                 let detail =
                     format!("hung: {missed} probes of /healthz unanswered; threads: {threads}");
+                if let Some(failing) = stalled {
+                    tracing::error!(tenant = %name, failing, "replaced on trial: the host has been stalled for long");
+                }
                 tracing::error!(tenant = %name, pid = current.pid, %detail, "hung, is killed and started again");
-                let now = self.now();
                 self.feed(now, &name, Event::ReplaceHung { id, detail });
             }
         }

@@ -1,8 +1,13 @@
 //! Is a broker hung, or is the host? Judged over all tenants together.
 
+use super::Time;
+use std::time::Duration;
+
 /// How one tenant answers its probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pulse {
+    /// Has no instance that must answer.
+    Absent,
     /// Answers.
     Fine,
     /// Missed some, not enough to act on.
@@ -19,34 +24,98 @@ pub(crate) enum Hang<T> {
     /// Nobody is due.
     Nothing,
     /// So many fail together that the host is at fault: replace none.
-    HostStalled {
-        /// How many do not answer.
-        failing: usize,
-    },
+    HostStalled,
+    /// That is over. What was missed meanwhile says nothing of any one broker.
+    StallEnded,
     /// Replace this one now; the others wait their turn.
     Replace(T),
 }
 
 /// One hung replacement at a time; none when more than three and more than a tenth of all tenants fail together.
-pub(crate) fn stalled_or_hung<T>(tenants: impl Iterator<Item = (T, Pulse)>) -> Hang<T> {
-    let (mut all, mut failing, mut busy, mut first) = (0usize, 0usize, false, None);
-    for (tenant, pulse) in tenants {
-        all += 1;
-        match pulse {
-            Pulse::Fine => {}
-            Pulse::Failing => failing += 1,
-            Pulse::Hung => {
-                failing += 1;
-                first.get_or_insert(tenant);
-            }
-            Pulse::BeingReplaced => busy = true,
+///
+/// Something may have hung them all, on a host that is well. So when that has gone on for long, one is replaced on trial,
+/// as sparingly as can be: the next when that one answers, or after as long again.
+#[derive(Debug)]
+pub(crate) struct Hangs<T> {
+    patience: Duration,
+    stall: Option<Stall<T>>,
+}
+
+#[derive(Debug)]
+struct Stall<T> {
+    failing: usize,
+    /// When one is replaced on trial, whatever has become of the last.
+    next: Time,
+    tried: Option<T>,
+}
+
+impl<T: Clone + PartialEq> Hangs<T> {
+    /// A host may stand still for so long before anybody is replaced on trial.
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            stall: None,
         }
     }
-    match first {
-        None => Hang::Nothing,
-        Some(_) if failing > 3 && failing * 10 > all => Hang::HostStalled { failing },
-        Some(_) if busy => Hang::Nothing,
-        Some(tenant) => Hang::Replace(tenant),
+
+    /// How many do not answer, while the host stands still.
+    pub(crate) fn stalled(&self) -> Option<usize> {
+        self.stall.as_ref().map(|stall| stall.failing)
+    }
+
+    /// For how long a host may stand still before anybody is replaced on trial.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// What to do now, by how everybody answers.
+    pub(crate) fn judge(
+        &mut self,
+        now: Time,
+        tenants: impl Iterator<Item = (T, Pulse)>,
+    ) -> Hang<T> {
+        let (mut all, mut failing, mut busy, mut first) = (0usize, 0usize, false, None);
+        let tried = self.stall.as_ref().and_then(|stall| stall.tried.clone());
+        let mut answers = false;
+        for (tenant, pulse) in tenants {
+            all += 1;
+            match pulse {
+                Pulse::Absent => {}
+                Pulse::Fine => answers |= tried.as_ref() == Some(&tenant),
+                Pulse::Failing => failing += 1,
+                Pulse::Hung => {
+                    failing += 1;
+                    first.get_or_insert(tenant);
+                }
+                Pulse::BeingReplaced => busy = true,
+            }
+        }
+        let together = failing > 3 && failing * 10 > all;
+        match (first, &mut self.stall) {
+            (Some(first), Some(stall)) if together => {
+                stall.failing = failing;
+                if busy || (now < stall.next && !answers) {
+                    return Hang::HostStalled;
+                }
+                stall.next = now + self.patience;
+                stall.tried = Some(first.clone());
+                Hang::Replace(first)
+            }
+            (_, Some(_)) => {
+                self.stall = None;
+                Hang::StallEnded
+            }
+            (Some(_), None) if together => {
+                self.stall = Some(Stall {
+                    failing,
+                    next: now + self.patience,
+                    tried: None,
+                });
+                Hang::HostStalled
+            }
+            (Some(first), None) if !busy => Hang::Replace(first),
+            (_, None) => Hang::Nothing,
+        }
     }
 }
 
@@ -54,12 +123,27 @@ pub(crate) fn stalled_or_hung<T>(tenants: impl Iterator<Item = (T, Pulse)>) -> H
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn at(seconds: u64) -> Time {
+        Duration::from_secs(seconds)
+    }
+
+    fn pulses(counts: [(Pulse, usize); 4]) -> impl Iterator<Item = (usize, Pulse)> {
+        counts
+            .into_iter()
+            .flat_map(|(pulse, count)| std::iter::repeat_n(pulse, count))
+            .enumerate()
+    }
+
     fn judge(fine: usize, failing: usize, hung: usize, busy: usize) -> Hang<usize> {
-        let pulses = std::iter::repeat_n(Pulse::Fine, fine)
-            .chain(std::iter::repeat_n(Pulse::Failing, failing))
-            .chain(std::iter::repeat_n(Pulse::Hung, hung))
-            .chain(std::iter::repeat_n(Pulse::BeingReplaced, busy));
-        stalled_or_hung(pulses.enumerate())
+        let pulses = pulses([
+            (Pulse::Fine, fine),
+            (Pulse::Failing, failing),
+            (Pulse::Hung, hung),
+            (Pulse::BeingReplaced, busy),
+        ]);
+        Hangs::new(PATIENCE).judge(at(0), pulses)
     }
 
     #[test]
@@ -71,8 +155,36 @@ mod tests {
 
     #[test]
     fn many_failing_together_are_the_hosts_fault() {
-        assert_eq!(judge(6, 3, 1, 0), Hang::HostStalled { failing: 4 });
+        assert_eq!(judge(6, 3, 1, 0), Hang::HostStalled);
         assert_eq!(judge(96, 3, 1, 0), Hang::Replace(99));
         assert_eq!(judge(0, 0, 3, 0), Hang::Replace(0));
+    }
+
+    #[test]
+    fn a_stall_that_does_not_end_costs_one_tenant_at_a_time_and_the_next_when_that_one_answers() {
+        use Pulse::{Absent, BeingReplaced, Fine, Hung};
+        let mut hangs = Hangs::new(PATIENCE);
+        let mut tenants = [Hung; 8];
+        let mut judge = |seconds, tenants: &[Pulse]| {
+            hangs.judge(at(seconds), tenants.iter().copied().enumerate())
+        };
+        assert_eq!(judge(10, &tenants), Hang::HostStalled);
+        assert_eq!(judge(69, &tenants), Hang::HostStalled);
+        assert_eq!(judge(70, &tenants), Hang::Replace(0));
+        for then in [BeingReplaced, Absent] {
+            tenants[0] = then;
+            assert_eq!(judge(129, &tenants), Hang::HostStalled);
+        }
+        // It does not start either: somebody else, after as long again.
+        assert_eq!(judge(130, &tenants), Hang::Replace(1));
+        tenants[1] = Fine;
+        assert_eq!(judge(131, &tenants), Hang::Replace(2));
+        assert_eq!(judge(132, &tenants), Hang::HostStalled);
+        tenants[2] = Fine;
+        tenants[3] = Fine;
+        assert_eq!(judge(133, &tenants), Hang::Replace(4));
+        tenants[4] = Fine;
+        assert_eq!(judge(134, &tenants), Hang::StallEnded);
+        assert_eq!(judge(134, &tenants), Hang::Replace(5));
     }
 }

@@ -209,7 +209,8 @@ impl Lifecycle {
             Some(c) if c.verdict.is_some() && !c.serves() => Pulse::BeingReplaced,
             Some(c) if c.must_answer() && c.missed >= self.policy.probe_failures => Pulse::Hung,
             Some(c) if c.must_answer() && c.missed > 0 => Pulse::Failing,
-            _ => Pulse::Fine,
+            Some(c) if c.must_answer() => Pulse::Fine,
+            _ => Pulse::Absent,
         }
     }
 

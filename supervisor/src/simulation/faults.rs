@@ -50,9 +50,6 @@ impl World {
     }
 
     fn mend(&mut self, n: usize) {
-        for process in self.tenants[n].processes.values_mut() {
-            process.hung = false;
-        }
         if let Some(Ok(file)) = &mut self.tenants[n].file {
             file.habit = Habit::Good;
         }

@@ -19,10 +19,12 @@ use crate::budget::{
 };
 use crate::fleet::slots::{Inherited, Limits, Slots};
 use crate::lifecycle::{
-    Action, Event, Hang, InstanceId, Lifecycle, Policy, Revision, SlotKind, Spec, Time, Want,
-    stalled_or_hung,
+    Action, Event, Hangs, InstanceId, Lifecycle, Policy, Revision, SlotKind, Spec, Time, Want,
 };
 use crate::status::State;
+
+/// Within the faults of a run, so that both sides of it happen.
+const STALL_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) const POLICY: Policy = Policy {
     start_timeout: Duration::from_secs(60),
@@ -133,6 +135,7 @@ pub(super) struct World {
     pub(super) faults: bool,
     /// The whole host stands still until then.
     pub(super) stalled_until: Time,
+    hangs: Hangs<usize>,
     names: BTreeMap<TenantName, usize>,
     queue: BinaryHeap<Reverse<(Time, u64, Due)>>,
     order: u64,
@@ -170,6 +173,7 @@ impl World {
             verdict: Verdict::default(),
             faults: true,
             stalled_until: Duration::ZERO,
+            hangs: Hangs::new(STALL_PATIENCE),
             queue: BinaryHeap::new(),
             order: 0,
             again,

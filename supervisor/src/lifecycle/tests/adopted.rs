@@ -109,7 +109,7 @@ fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
     for _ in 0..9 {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
-    assert_eq!(host.life.pulse(), Pulse::Fine);
+    assert_eq!(host.life.pulse(), Pulse::Absent);
 }
 
 #[test]

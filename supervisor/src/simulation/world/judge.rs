@@ -1,6 +1,7 @@
 //! What the fleet does between two events: everybody judged together, slots given, the gone forgotten.
 
 use super::*;
+use crate::lifecycle::Hang;
 
 /// What it was admitted with is on another server than its file's, and is not known any more.
 pub(super) const ELSEWHERE: &str = "over budget, and admitted elsewhere";
@@ -137,11 +138,19 @@ impl World {
         let pulses: Vec<_> = lives
             .filter_map(|(n, t)| Some((n, t.life.as_ref()?.pulse())))
             .collect();
-        if let Hang::Replace(n) = stalled_or_hung(pulses.into_iter()) {
-            let current = self.tenants[n].life.as_ref().and_then(|l| l.current());
-            if let Some(id) = current.map(|c| c.id) {
-                let detail = "hung".to_owned();
-                self.feed(n, Event::ReplaceHung { id, detail });
+        match self.hangs.judge(self.now, pulses.into_iter()) {
+            Hang::Nothing | Hang::HostStalled => {}
+            Hang::StallEnded => {
+                for n in 0..self.tenants.len() {
+                    self.feed(n, Event::StallEnded);
+                }
+            }
+            Hang::Replace(n) => {
+                let current = self.tenants[n].life.as_ref().and_then(|l| l.current());
+                if let Some(id) = current.map(|c| c.id) {
+                    let detail = "hung".to_owned();
+                    self.feed(n, Event::ReplaceHung { id, detail });
+                }
             }
         }
     }
