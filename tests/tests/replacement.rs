@@ -105,6 +105,8 @@ fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_o
     wrapper.first("acme", "echo 'not today' >&2; exit 1");
     let ran = host.command(&["restart", "acme"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    assert!(said.contains("acme: not restarted; ready: "), "{ran:?}");
     let status = acme.status();
     assert_eq!((status.state.as_str(), status.pid), ("ready", Some(old)));
     assert!(status.pending.is_some(), "{status:?}");

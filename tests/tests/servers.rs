@@ -56,9 +56,9 @@ fn two_urls_to_one_server_share_one_budget() {
     );
     assert_eq!(tables(&check.stdout), 1, "{}", check.stdout);
     assert!(
-        check
-            .stdout
-            .contains("pool_size = 45 would fit everyone, or max_connections = 110"),
+        check.stdout.contains(
+            "pool_size = 45 at most for each would fit everyone, or max_connections = 110"
+        ),
         "{}",
         check.stdout
     );
@@ -164,6 +164,36 @@ fn offline_no_server_is_asked() {
     complains(
         &host,
         &["tenant acme: no server", "tenant globex: no server"],
+    );
+}
+
+#[test]
+fn check_tells_of_a_server_that_has_shrunk_of_one_that_is_away_and_of_a_broker_that_is_missing() {
+    let host = Host::new();
+    host.tenant("acme").pool(30).up();
+    let check = |problem: &str, shown: &str| {
+        let ran = host.command(&["check"]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains(problem), "{ran:?}");
+        assert!(ran.stdout.contains(shown), "{ran:?}");
+        assert!(!ran.stdout.contains("all pools fit"), "{ran:?}");
+    };
+    host.set("budget.headroom", "70");
+    check(
+        "34 connections are admitted, 7 more than its capacity of 27",
+        "more is admitted than the server has by now",
+    );
+    host.set("budget.headroom", "3");
+    host.server().stop();
+    check("acme", "admitted; its server cannot be asked");
+    host.server().restart();
+    host.set("broker", "\"/nowhere/brokkr-broker\"");
+    let ran = host.command(&["check"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("broker = /nowhere/brokkr-broker: No such file"),
+        "{ran:?}"
     );
 }
 

@@ -169,3 +169,22 @@ fn a_second_supervisor_on_the_same_runtime_folder_ends_at_once_and_says_why() {
     assert_eq!(acme.pid(), pid);
     assert_eq!(acme.get("/healthz").status, 200);
 }
+
+#[test]
+fn the_next_supervisor_waits_for_the_lock_of_one_that_is_dying() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    host.kill();
+    let lock = host.runtime_dir().join("supervisor.lock");
+    let held = std::fs::File::open(lock).unwrap();
+    held.try_lock().unwrap();
+    // As long as the kernel may take to end a process that has been killed.
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(held);
+    });
+    host.up();
+    dying.join().unwrap();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+}

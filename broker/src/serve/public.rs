@@ -40,7 +40,12 @@ async fn readyz(State(app): State<App>) -> Response {
     match app.health.ready(&app.db).await {
         Ok(()) => "Ready".into_response(),
         // The reason names servers; it is for the log and the private socket.
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "database unavailable").into_response(),
+        Err(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            [(header::RETRY_AFTER, HeaderValue::from_static("1"))],
+            "database unavailable",
+        )
+            .into_response(),
     }
 }
 

@@ -193,7 +193,9 @@ fn fault_49_while_the_server_is_away_requests_fail_fast_and_health_does_not_and_
         until(Duration::from_secs(5), "not ready", || {
             (get(&broker, "/readyz").status == 503).then_some(())
         });
-        assert_eq!(get(&broker, "/readyz").text(), "database unavailable");
+        let unready = get(&broker, "/readyz");
+        assert_eq!(unready.text(), "database unavailable");
+        assert_eq!(unready.header("retry-after"), Some("1"));
         let health = get(&broker, "/healthz").expect(200);
         assert!(
             health.took < Duration::from_millis(200),

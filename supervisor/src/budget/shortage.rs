@@ -93,7 +93,9 @@ impl Shortage {
             }
         };
         match self.pool_that_fits {
-            Some(pool) => format!("pool_size = {pool} would fit everyone, or {limit}"),
+            Some(pool) => {
+                format!("pool_size = {pool} at most for each would fit everyone, or {limit}")
+            }
             None => format!("no pool_size would fit everyone; {limit} would"),
         }
     }

@@ -76,7 +76,7 @@ fn the_second_of_two_default_pools_is_refused_with_numbers_and_advice() {
     assert_eq!(
         refusal(&verdict, "globex"),
         "needs 50 and 4 more of 94 on server A; 40 are free; \
-         pool_size = 45 would fit everyone, or max_connections = 110"
+         pool_size = 45 at most for each would fit everyone, or max_connections = 110"
     );
     let account = &verdict.servers[&ServerId::new("A")];
     assert_eq!(

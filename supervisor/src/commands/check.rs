@@ -132,12 +132,19 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
         budget::decide(&admitted, &parties, &view.facts(), headroom);
     let refused = report_conflicts(conflicts, findings);
     report_shortages(&verdict, findings);
+    report_shrunk(&verdict, findings);
+    if !offline {
+        report_broker(config, findings);
+    }
     let verdicts = findings
         .wanted
         .keys()
         .map(|tenant| {
             let text = match (refused.get(tenant), verdict.tenants.get(tenant)) {
                 (Some(what), _) => format!("refused: {what} taken"),
+                (None, Some(Decision::Admitted)) if unseen(tenant, &findings.wanted, &view) => {
+                    "admitted; its server cannot be asked".to_owned()
+                }
                 (None, Some(Decision::Admitted)) => "fits".to_owned(),
                 (None, Some(Decision::Keep(_))) => "keeps its old pool".to_owned(),
                 (None, Some(Decision::Refused(_))) => "refused: over budget".to_owned(),
@@ -344,6 +351,51 @@ fn report_conflicts(
         refused.insert(tenant, what);
     }
     refused
+}
+
+/// Whether the server of this tenant could not be asked.
+fn unseen(
+    tenant: &TenantName,
+    wanted: &BTreeMap<TenantName, Arc<TenantConfig>>,
+    view: &ServersView,
+) -> bool {
+    wanted.get(tenant).is_some_and(|config| {
+        let endpoint = view.endpoint(&config.broker().database.url);
+        !matches!(endpoint, Endpoint::Ready(_))
+    })
+}
+
+/// Servers that have become smaller than what was admitted: nobody suffers for it, and nobody else is taken.
+fn report_shrunk(verdict: &Verdict, findings: &mut Findings) {
+    for (server, account) in &verdict.servers {
+        if let Some(capacity) = account.capacity
+            && account.committed > capacity
+        {
+            findings.problems.push(format!(
+                "server {server}: {} connections are admitted, {} more than its capacity of {capacity}: whoever is admitted stays, and \
+                 nobody else is taken, until pools are smaller or its max_connections is larger",
+                account.committed,
+                account.committed - capacity
+            ));
+        }
+    }
+}
+
+/// A program that cannot be started, which every tenant would find out by itself.
+fn report_broker(config: &Supervisor, findings: &mut Findings) {
+    let broker = &config.broker;
+    let problem = match std::fs::metadata(broker) {
+        Ok(found) if !found.is_file() => "is no file".to_owned(),
+        Ok(_) => match nix::unistd::access(broker, nix::unistd::AccessFlags::X_OK) {
+            Ok(()) => return,
+            Err(error) => format!("cannot be executed: {error}"),
+        },
+        Err(error) => error.to_string(),
+    };
+    let path = broker.display();
+    findings.problems.push(format!(
+        "broker = {path}: {problem}; no tenant can start: name the program in supervisor.toml"
+    ));
 }
 
 fn report_shortages(verdict: &Verdict, findings: &mut Findings) {

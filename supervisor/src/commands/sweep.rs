@@ -64,7 +64,8 @@ fn is_stop(result: Option<String>, job: Result<Option<String>, String>) -> bool 
 async fn end_all(found: &Found) -> Result<(), String> {
     let config = &found.config;
     // Held to the end: nobody starts, and takes over what is being ended.
-    let _lock = run::take_over_folder(config)?;
+    let _lock = run::take_over_folder(config)
+        .map_err(|problem| format!("{problem} (what a supervisor runs is not swept)"))?;
     let grace = config.stop.grace.min(LONGEST_GRACE);
     let folder = run::instances(config);
     let swept = survivors::end_all(&folder, grace)

@@ -278,8 +278,17 @@ impl Fleet {
         let stopped = view.state == State::Stopped;
         let done = settled && stopped == (order == Order::Stop);
         let mut message = view.state.to_string();
-        for more in [view.reason, view.pending].into_iter().flatten() {
+        // A replacement may wait for the same reason for which the tenant is not well.
+        let pending = view.pending.filter(|pending| {
+            let reason = view.reason.as_deref();
+            !reason.is_some_and(|reason| pending.ends_with(reason))
+        });
+        for more in [view.reason, pending].into_iter().flatten() {
             message = format!("{message}: {more}");
+        }
+        if order == Order::Restart && !done && view.instance.is_some() {
+            let yet = if view.amiss { "" } else { " yet" };
+            message = format!("not restarted{yet}; {message}");
         }
         Some(Outcome {
             tenant: name.clone(),

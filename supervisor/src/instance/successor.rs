@@ -76,9 +76,17 @@ impl Successor {
                 "{shown} does not say that it understands what it would be handed"
             )),
             (Some(status), complaint) => {
-                let complaint = complaint.trim().replace('\n', "; ");
+                let how = match status {
+                    WaitStatus::Exited(_, code) => format!("exit code {code}"),
+                    WaitStatus::Signaled(_, signal, _) => signal.to_string(),
+                    other => format!("{other:?}"),
+                };
+                let complaint = match complaint.trim().replace('\n', "; ") {
+                    silence if silence.is_empty() => "it says nothing".to_owned(),
+                    said => said,
+                };
                 Err(format!(
-                    "{shown} cannot take over what it would be handed ({status:?}): {complaint}"
+                    "{shown} cannot take over what it would be handed ({how}): {complaint}"
                 ))
             }
             (None, _) => Err(format!("{shown} says nothing within {PATIENCE:?}")),

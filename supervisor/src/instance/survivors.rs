@@ -135,7 +135,7 @@ fn holder_of(path: &Path) -> io::Result<Option<(Holder, OwnedFd, Option<Listen>)
 }
 
 /// What there is to say of a lock whose holder has gone, and which is held all the same.
-pub(super) const UNNAMED: &str = "held by a process the file does not name";
+pub(super) const UNNAMED: &str = "held by a process the file does not name, and `fuser` does";
 
 /// The process a lock file names, with a pidfd that is surely its; `None` where that runs no more, or none is named.
 ///

@@ -176,6 +176,19 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     push(text, &table);
 
     let mut advice: Vec<String> = Vec::new();
+    let admitted = sums
+        .verdict
+        .servers
+        .iter()
+        .find(|(id, _)| id.as_str() == group);
+    let shrunk = admitted.is_some_and(|(_, account)| {
+        account
+            .capacity
+            .is_some_and(|capacity| account.committed > capacity)
+    });
+    if shrunk {
+        advice.push("more is admitted than the server has by now: nobody else is taken".to_owned());
+    }
     for shortage in tenants
         .iter()
         .filter_map(|tenant| shortage(sums.verdict, tenant))

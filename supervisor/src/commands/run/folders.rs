@@ -8,6 +8,11 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A process that has been killed may take so long to go.
+const DYING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// `RUNTIME_DIR/instances`.
 pub(super) fn instances(config: &Supervisor) -> PathBuf {
@@ -64,6 +69,17 @@ fn is_at(file: &File, path: &Path) -> bool {
     there.is_some() && there == file.metadata().map(identity).ok()
 }
 
+/// Takes the lock; one that has just been killed has it until the kernel is done with it.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if began.elapsed() < DYING => std::thread::sleep(LOOK),
+            ended => return ended,
+        }
+    }
+}
+
 fn take(path: &Path) -> Result<File, String> {
     let mut file = OpenOptions::new()
         .create(true)
@@ -73,7 +89,7 @@ fn take(path: &Path) -> Result<File, String> {
         .mode(0o600)
         .open(path)
         .map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-    match file.try_lock() {
+    match lock(&file) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();

@@ -79,7 +79,11 @@ impl Daemon {
         let (stopped, unsure) = match read_stopped(&self.config) {
             Ok(stopped) => (stopped, None),
             Err(problem) if holds => (BTreeSet::new(), Some(unsure(&self.config, &problem))),
-            Err(problem) => return Err(problem),
+            Err(problem) => {
+                return Err(format!(
+                    "{problem}: nobody knows who was stopped; write the names that are to stay so, one a line, or remove the file"
+                ));
+            }
         };
         // What can fail is tried before the embedded server is started, which would be left running. That is not waited for
         // where there is anybody to be looked after: it may be long in coming.
