@@ -116,7 +116,7 @@ impl Error {
         let mut error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "database_unavailable",
-            "the database cannot be reached at the moment; try again",
+            "the database is away, busy, or takes no writes at the moment; try again",
         );
         error.retry_after_seconds = Some(retry_after_seconds.max(1));
         error
