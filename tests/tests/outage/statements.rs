@@ -53,9 +53,19 @@ fn a_statement_whose_network_has_gone_gives_its_connection_back() {
         .batch_execute("LOCK TABLE tenant_acme.agents IN ACCESS EXCLUSIVE MODE")
         .unwrap();
     let asking = std::thread::spawn(move || api.get("/agents"));
+    // By its own statement: a look around of the broker's may be at work beside it.
+    let mut looking = host.server().client();
     until(Duration::from_secs(10), "the request to be at work", || {
-        (working(&host, &acme) == 1).then_some(())
+        let waiting: i64 = looking
+            .query_one(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%credentials_epoch%'",
+                &[],
+            )
+            .unwrap()
+            .get(0);
+        (waiting == 1).then_some(())
     });
+    assert!(working(&host, &acme) >= 1);
     proxy.black_hole();
     let gone = Instant::now();
     until(
