@@ -276,19 +276,9 @@ impl Lifecycle {
                 }
                 self.share_connections(actions);
             }
-            Event::Start => {
-                self.hold = None;
-                self.replace_hold = None;
-                self.backoff.reset();
-                self.bind_backoff.reset();
-                self.replace_backoff.reset();
-            }
+            Event::Start => self.begin_anew(now),
             Event::Restart => {
-                self.hold = None;
-                self.replace_hold = None;
-                self.backoff.reset();
-                self.bind_backoff.reset();
-                self.replace_backoff.reset();
+                self.begin_anew(now);
                 self.generation += 1;
             }
             Event::Reload => {
@@ -390,6 +380,18 @@ impl Lifecycle {
         });
         // A replacement that is under way is the quickest way back.
         self.current = self.next.take();
+    }
+
+    /// Somebody wants it tried now: what has failed before does not count.
+    fn begin_anew(&mut self, now: Time) {
+        self.hold = None;
+        self.replace_hold = None;
+        self.backoff.reset();
+        self.bind_backoff.reset();
+        self.replace_backoff.reset();
+        if let Bind::Failed { retry_at, .. } = &mut self.bind {
+            *retry_at = now;
+        }
     }
 
     fn replacement_failed(

@@ -39,6 +39,14 @@ const MOST_HANGING: usize = 3;
 /// While the server is said to be away, an attempt is made this long after the last, more or less.
 const AWAY_PAUSE: Duration = Duration::from_millis(1500);
 
+/// After so long without another sign that the server is read-only, an attempt shows it.
+const READ_ONLY_FOR: Duration = Duration::from_secs(5);
+
+/// Whether the prober's words for an outage are those for a server that answers and takes no writes.
+fn says_read_only(reason: &str) -> bool {
+    reason.contains("read-only") || reason.contains("a standby")
+}
+
 /// Opens and judges connections to one tenant's schema.
 #[derive(Clone)]
 pub(super) struct Manager(Arc<Recipe>);
@@ -73,11 +81,32 @@ pub(super) struct Shared {
     pub(super) hanging: AtomicUsize,
     /// Before then no attempt is made while the server is away.
     pub(super) next_attempt: Mutex<Option<Instant>>,
+    /// The server answers and is read-only, as far as is known: until then.
+    pub(super) reads_only: Mutex<Option<Instant>>,
     /// How often the pool has moved from a server that had become read-only to another.
     pub(super) moves: AtomicU64,
 }
 
 impl Shared {
+    /// The server is read-only, or shows that it is not.
+    pub(super) fn set_reads_only(&self, reads_only: bool) {
+        let until = reads_only.then(|| Instant::now() + READ_ONLY_FOR);
+        *self
+            .reads_only
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// Whether another connection is not to be had, and those there are can be read from.
+    pub(super) fn must_do_with_what_is_open(&self) -> bool {
+        let said_away = self.away.borrow().as_deref().is_some_and(says_read_only);
+        let until = *self
+            .reads_only
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        (said_away || until.is_some_and(|until| Instant::now() < until)) && *self.open.borrow() > 0
+    }
+
     /// Why no attempt should be made now, if so.
     fn hold_back(&self) -> Option<String> {
         let away = self.away.borrow().clone();
@@ -234,12 +263,17 @@ impl Recipe {
         let opened = catch_unwind(AssertUnwindSafe(|| self.connector()?.connect()));
         let mut client = match opened {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(error.to_string()),
+            Ok(Err(error)) => {
+                let read_only = error.reason() == brokkr_pg::Reason::ReadOnly;
+                self.shared.set_reads_only(read_only);
+                return Err(error.to_string());
+            }
             Err(_) => return Err("opening a connection panicked".to_owned()),
         };
         client
             .batch_execute(&self.settings)
             .map_err(|error| describe(&error))?;
+        self.shared.set_reads_only(false);
         let lifetime = MAX_LIFETIME.mul_f64(0.75 + 0.25 * fastrand::f64());
         Ok(Live {
             client,
@@ -420,7 +454,7 @@ impl r2d2::ManageConnection for Manager {
         };
         live.spoiled
             || live.client.is_closed()
-            || Instant::now() >= live.expires
+            || (Instant::now() >= live.expires && !shared.must_do_with_what_is_open())
             || *shared.open.borrow() as usize > shared.cap.load(Ordering::Relaxed)
             // Draining: kept only for somebody who is already waiting for it.
             || (shared.draining.load(Ordering::Relaxed) && shared.gate.waiting() == 0)

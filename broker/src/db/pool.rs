@@ -21,6 +21,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long r2d2 is asked to wait for a connection; its pause between attempts grows to half of it.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Between two looks for a connection that has come free, where no other can be opened.
+const FREE_PAUSE: Duration = Duration::from_millis(2);
+
 /// Between two looks for a server that takes writes, more or less.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -119,6 +122,7 @@ impl Db {
             opening: AtomicUsize::new(0),
             hanging: AtomicUsize::new(0),
             next_attempt: Mutex::default(),
+            reads_only: Mutex::default(),
             moves: AtomicU64::new(0),
         });
         let manager = Manager::new(Recipe {
@@ -399,6 +403,7 @@ impl Inner {
             if why.read_only {
                 conn.mark_read_only();
                 self.refused.store(true, Ordering::Relaxed);
+                self.shared.set_reads_only(true);
             }
             let mut unwritable = self.unwritable();
             if unwritable.is_none() {
@@ -421,6 +426,11 @@ impl Inner {
         loop {
             let mut slotted = match self.pool.try_get() {
                 Some(slotted) => slotted,
+                // Read-only: no other is to be had, and one of those there are comes free in a moment.
+                None if self.shared.must_do_with_what_is_open() && Instant::now() < until => {
+                    std::thread::sleep(FREE_PAUSE);
+                    continue;
+                }
                 None => match self.wait_for_new(until) {
                     Ok(slotted) => slotted,
                     // On a busy host an attempt may take longer than is waited at once, and come to a good end.
@@ -437,7 +447,11 @@ impl Inner {
             }
             match slotted.failed() {
                 // The attempt was made for this request: its reason is the answer.
-                Some(failed) if failed.at >= began && failed.reason.is_some() => {
+                Some(failed)
+                    if failed.at >= began
+                        && failed.reason.is_some()
+                        && !self.shared.must_do_with_what_is_open() =>
+                {
                     let reason = failed.reason.clone().unwrap_or_default();
                     self.note(Last::failed(reason.clone()));
                     return Err(DbError::unavailable(reason));

@@ -39,6 +39,8 @@ pub(crate) enum Hang<T> {
 pub(crate) struct Hangs<T> {
     patience: Duration,
     stall: Option<Stall<T>>,
+    /// Who was replaced last, and when. Until it serves again, or has had its time, nobody else is.
+    last: Option<(T, Time)>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl<T: Clone + PartialEq> Hangs<T> {
         Self {
             patience,
             stall: None,
+            last: None,
         }
     }
 
@@ -80,7 +83,12 @@ impl<T: Clone + PartialEq> Hangs<T> {
         for (tenant, pulse) in tenants {
             all += 1;
             match pulse {
-                Pulse::Absent => {}
+                Pulse::Absent => {
+                    busy |= self
+                        .last
+                        .as_ref()
+                        .is_some_and(|(last, at)| *last == tenant && now < *at + self.patience);
+                }
                 Pulse::Fine => answers |= tried.as_ref() == Some(&tenant),
                 Pulse::Failing => failing += 1,
                 Pulse::Hung => {
@@ -99,6 +107,7 @@ impl<T: Clone + PartialEq> Hangs<T> {
                 }
                 stall.next = now + self.patience;
                 stall.tried = Some(first.clone());
+                self.last = Some((first.clone(), now));
                 Hang::Replace(first)
             }
             (_, Some(_)) => {
@@ -113,7 +122,10 @@ impl<T: Clone + PartialEq> Hangs<T> {
                 });
                 Hang::HostStalled
             }
-            (Some(first), None) if !busy => Hang::Replace(first),
+            (Some(first), None) if !busy => {
+                self.last = Some((first.clone(), now));
+                Hang::Replace(first)
+            }
             (_, None) => Hang::Nothing,
         }
     }
@@ -186,5 +198,16 @@ mod tests {
         tenants[4] = Fine;
         assert_eq!(judge(134, &tenants), Hang::StallEnded);
         assert_eq!(judge(134, &tenants), Hang::Replace(5));
+        // The next only when that one serves.
+        for then in [BeingReplaced, Absent] {
+            tenants[5] = then;
+            assert_eq!(judge(135, &tenants), Hang::Nothing);
+        }
+        tenants[5] = Fine;
+        assert_eq!(judge(136, &tenants), Hang::Replace(6));
+        // Or it never does, and has had its time.
+        tenants[6] = Absent;
+        assert_eq!(judge(195, &tenants), Hang::Nothing);
+        assert_eq!(judge(196, &tenants), Hang::Replace(7));
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod adopted;
+mod orders;
 mod slots;
 
 use super::*;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// `database.acquire_timeout` as it comes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients of each tenant that only read.
+const READERS: usize = 4;
 /// From the server's return until everybody is ready.
 const BACK: Duration = Duration::from_secs(2);
 
@@ -108,13 +110,12 @@ impl Fault<'_> {
             .iter()
             .map(|t| Load::start(&t.addr(), "/healthz", "", 1, true))
             .collect();
-        let asking: Vec<(Asking, Asking)> = apis
+        // More readers than connections are opened for at once: they wait for each other.
+        let asking: Vec<(&str, Asking)> = apis
             .iter()
-            .map(|api| {
-                (
-                    Asking::start(api.clone(), false),
-                    Asking::start(api.clone(), true),
-                )
+            .flat_map(|api| {
+                let reads = (0..READERS).map(|_| ("read", Asking::start(api.clone(), false)));
+                reads.chain([("write", Asking::start(api.clone(), true))])
             })
             .collect();
         for api in &apis {
@@ -170,45 +171,43 @@ impl Fault<'_> {
         let answered_after = back.elapsed();
 
         let mut slowest = Duration::ZERO;
-        for (reads, writes) in asking {
-            for (what, answers) in [("read", reads.stop()), ("write", writes.stop())] {
-                let during = |a: &&Answer| a.at >= begun && a.at < back;
-                let failed = answers.iter().filter(|a| a.status == 503).count();
-                assert!(
-                    answers.iter().all(|a| [200, 201, 503].contains(&a.status)),
-                    "{}: {what}: {:?}",
-                    self.name,
-                    answers
-                        .iter()
-                        .map(|a| a.status)
-                        .collect::<std::collections::BTreeSet<_>>()
-                );
-                assert!(
-                    answers.iter().all(|a| a.status != 503 || a.retry_after),
-                    "{}: a 503 without Retry-After",
-                    self.name
-                );
-                match (self.fails, what) {
-                    (Fails::All, _) | (Fails::Writes, "write") => {
-                        assert!(failed > 0, "{}: no {what} has failed", self.name);
-                    }
-                    (Fails::Writes, _) => {
-                        // Whatever is written meanwhile.
-                        assert_eq!(failed, 0, "{}: could not be read", self.name);
-                        assert!(answers.iter().filter(during).count() > 0);
-                    }
-                    (Fails::Perhaps, _) => {}
+        for (what, answers) in asking.into_iter().map(|(what, one)| (what, one.stop())) {
+            let during = |a: &&Answer| a.at >= begun && a.at < back;
+            let failed = answers.iter().filter(|a| a.status == 503).count();
+            assert!(
+                answers.iter().all(|a| [200, 201, 503].contains(&a.status)),
+                "{}: {what}: {:?}",
+                self.name,
+                answers
+                    .iter()
+                    .map(|a| a.status)
+                    .collect::<std::collections::BTreeSet<_>>()
+            );
+            assert!(
+                answers.iter().all(|a| a.status != 503 || a.retry_after),
+                "{}: a 503 without Retry-After",
+                self.name
+            );
+            match (self.fails, what) {
+                (Fails::All, _) | (Fails::Writes, "write") => {
+                    assert!(failed > 0, "{}: no {what} has failed", self.name);
                 }
-                let most = answers.iter().map(|a| a.took).max().unwrap_or_default();
-                slowest = slowest.max(most);
-                let last = answers.last().unwrap();
-                // One that was on its way then is answered when TCP tries again.
-                assert!(
-                    last.at + last.took > back,
-                    "{}: {what}s have stopped",
-                    self.name
-                );
+                (Fails::Writes, _) => {
+                    // Whatever is written meanwhile.
+                    assert_eq!(failed, 0, "{}: could not be read", self.name);
+                    assert!(answers.iter().filter(during).count() > 0);
+                }
+                (Fails::Perhaps, _) => {}
             }
+            let most = answers.iter().map(|a| a.took).max().unwrap_or_default();
+            slowest = slowest.max(most);
+            let last = answers.last().unwrap();
+            // One that was on its way then is answered when TCP tries again.
+            assert!(
+                last.at + last.took > back,
+                "{}: {what}s have stopped",
+                self.name
+            );
         }
         for load in alive {
             let seen = load.stop();
