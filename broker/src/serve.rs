@@ -305,6 +305,9 @@ async fn trim_when_idle(db: Db) {
     }
 }
 
+/// Between two looks at the connections that are still held at the end of a drain.
+const STILL_HELD: Duration = Duration::from_millis(20);
+
 async fn drain(
     notifier: &Notifier,
     app: &App,
@@ -352,6 +355,13 @@ async fn drain(
                 "leaving webhook deliveries to others"
             );
         }
+        // Work goes on whose clients have gone, and the next instance is given what this one has let go of.
+        let mut held = app.db.held();
+        while *held.borrow_and_update() > 0 && !app.db.is_away() {
+            // One that came back for a request that had gone by then is idle now.
+            app.db.drain().await;
+            let _ = tokio::time::timeout(STILL_HELD, held.changed()).await;
+        }
     };
     tokio::select! {
         () = ended => {}
@@ -362,6 +372,8 @@ async fn drain(
         ),
         () = signals.next() => tracing::warn!("told twice to stop: ending at once"),
     }
+    let held = *app.db.held().borrow();
+    notifier.send(&[&format!("X_CONNECTIONS={held}")]).await;
     tracing::info!("drained");
 }
 

@@ -301,6 +301,11 @@ impl Db {
         self.0.shared.away.send_replace(reason);
     }
 
+    /// Whether the supervisor's prober says that the server is away.
+    pub fn is_away(&self) -> bool {
+        self.0.shared.away.borrow().is_some()
+    }
+
     /// How the latest checkout ended.
     pub fn last(&self) -> Last {
         self.0
