@@ -61,7 +61,8 @@ const CUT_SHARE: f64 = 0.95;
 /// A broker alone gives its server this long to appear.
 const ALONE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// While migrating, readiness is asked to wait this much longer, every [`EXTEND_EVERY`].
+/// While migrating, readiness is asked to wait this much longer, every [`EXTEND_EVERY`]. Not while waiting for somebody
+/// else's lock: what may never come is not to be waited for without end, beside a broker that serves least of all.
 const EXTEND: &str = "EXTEND_TIMEOUT_USEC=30000000";
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 
@@ -233,8 +234,9 @@ async fn until_started(notifier: &Notifier, instance: &Instance) -> Result<Outco
     let began = Instant::now();
     let mut pause = Duration::from_millis(50);
     let mut told = String::new();
+    let mut held_up = false;
     loop {
-        let reason = match attempt(notifier, instance.plan()).await {
+        let reason = match attempt(notifier, instance.plan(), &mut held_up).await {
             Ok(outcome) => return Ok(outcome),
             Err(StartError::Configuration(reason)) => return Err(Exit { code: 78, reason }),
             Err(StartError::Failed(reason)) => return Err(Exit { code: 1, reason }),
@@ -256,8 +258,13 @@ async fn until_started(notifier: &Notifier, instance: &Instance) -> Result<Outco
     }
 }
 
-/// One start on a blocking thread, telling the supervisor while it takes long.
-async fn attempt(notifier: &Notifier, plan: Plan) -> Result<Outcome, StartError> {
+/// One start on a blocking thread, telling the supervisor while it takes long. `held_up`: a migration has had to give way
+/// to somebody's lock, so that the next is at work only once it has lasted longer than it would wait for one.
+async fn attempt(
+    notifier: &Notifier,
+    plan: Plan,
+    held_up: &mut bool,
+) -> Result<Outcome, StartError> {
     // As many steps as anybody could want to see; a full queue means the listener below is behind, and loses a repeat.
     let (steps, mut stepped) = mpsc::channel(4);
     let mut job = tokio::task::spawn_blocking(move || {
@@ -274,15 +281,25 @@ async fn attempt(notifier: &Notifier, plan: Plan) -> Result<Outcome, StartError>
             joined = &mut job => {
                 return joined.unwrap_or_else(|_| Err(StartError::Failed("the start panicked".to_owned())));
             }
-            Some(step) = stepped.recv() => if current != Some(step) {
+            Some(step) = stepped.recv() => {
+                *held_up |= step == Step::MigratingAgain;
+                extend.reset();
+                if current == Some(step) {
+                    continue;
+                }
                 current = Some(step);
                 let status = match step {
                     Step::WaitingForLock => "STATUS=waiting for another start on the same schema",
                     Step::Migrating => "STATUS=migrating",
+                    Step::MigratingAgain => "STATUS=migrating; waiting for a lock that a transaction holds",
                 };
-                notifier.send(&[EXTEND, status]).await;
-            },
-            _ = extend.tick() => if current.is_some() {
+                if step == Step::Migrating && !*held_up {
+                    notifier.send(&[EXTEND, status]).await;
+                } else {
+                    notifier.send(&[status]).await;
+                }
+            }
+            _ = extend.tick() => if matches!(current, Some(Step::Migrating | Step::MigratingAgain)) {
                 notifier.send(&[EXTEND]).await;
             },
         }

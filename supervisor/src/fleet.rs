@@ -342,9 +342,10 @@ impl Fleet {
             }
             What::Status(id, text) => {
                 if entry.life.current().is_some_and(|c| c.id == id) {
-                    entry.status = Some(text);
+                    entry.status = Some(text.clone());
                     self.changed();
                 }
+                self.feed(now, &report.tenant, Event::Says(id, text));
             }
             What::LastWords(id, words) => {
                 if entry.fallen == Some(id) {

@@ -35,6 +35,9 @@ const CONFIGURATION_RETRY: Duration = Duration::from_secs(300);
 const GOOD_RUN: Duration = Duration::from_secs(60);
 /// What a hung instance gets to leave a core.
 const CORE_WITHIN: Duration = Duration::from_secs(10);
+/// A start that takes longer waits for something (a lock, a large migration), and those behind it are not to wait with it:
+/// it goes on without a start slot.
+pub(crate) const SLOT_FOR: Duration = Duration::from_secs(10);
 /// An instance that must go before it was ready has nothing in flight; it gets this long, not the whole grace.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
 /// The prober counts every second; after so long its figure is younger than the exit.
@@ -221,6 +224,11 @@ impl Lifecycle {
             Event::Extend(id, more) => {
                 if let Some(instance) = self.instance_mut(id) {
                     instance.extend(now + more);
+                }
+            }
+            Event::Says(id, text) => {
+                if let Some(instance) = self.instance_mut(id) {
+                    instance.says = Some(text);
                 }
             }
             Event::ProbeAnswered { id, not_ready } => {

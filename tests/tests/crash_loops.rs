@@ -202,3 +202,44 @@ fn exit_78_is_tried_again_when_something_it_depends_on_changes_or_when_asked_and
     host.command(&["start", "acme"]).ok();
     acme.tenant.becomes("ready");
 }
+
+#[test]
+fn starts_that_wait_for_a_lock_keep_nobody_else_from_starting_and_are_tried_anew() {
+    let host = Host::builder()
+        .set("start.parallelism", "1")
+        .set("start.timeout", "\"15s\"")
+        .build();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    // As another start on the same schema would, for longer than anybody waits.
+    let mut another = host.server().client();
+    another
+        .batch_execute("CREATE SCHEMA held; CREATE TABLE held.brokkr_lock ()")
+        .unwrap();
+    another
+        .batch_execute(
+            "GRANT ALL ON SCHEMA held TO PUBLIC; GRANT ALL ON held.brokkr_lock TO PUBLIC",
+        )
+        .unwrap();
+    another
+        .batch_execute("BEGIN; LOCK TABLE held.brokkr_lock")
+        .unwrap();
+    let held = host.tenant("held").schema("held").write();
+    held.wait("waiting for the lock", |t| {
+        t.state == "starting"
+            && t.reason
+                .as_deref()
+                .is_some_and(|why| why.contains("another start"))
+    });
+    procs::signal(acme.pid(), nix::sys::signal::Signal::SIGKILL);
+    acme.replaced(old);
+    // It is not waited for without end either: what it waits for is said, and it is tried anew.
+    let status = held.wait("given up for now", |t| t.state == "backoff");
+    let reason = status.reason.unwrap();
+    assert!(
+        reason.contains("not ready within 15s") && reason.contains("another start"),
+        "{reason}"
+    );
+    another.batch_execute("ROLLBACK").unwrap();
+    held.becomes("ready");
+}

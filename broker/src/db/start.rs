@@ -62,6 +62,8 @@ pub enum Step {
     WaitingForLock,
     /// Applying migrations.
     Migrating,
+    /// A migration has given way to somebody's transaction, and is tried again.
+    MigratingAgain,
 }
 
 /// What a start has done.
@@ -363,7 +365,7 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
                 StartError::Away(reason) if !client.is_closed() && tries < RACES => {
                     tries += 1;
                     tracing::info!(%reason, "migration gave way to running work; trying again");
-                    step(Step::Migrating);
+                    step(Step::MigratingAgain);
                 }
                 error => return Err(error),
             },

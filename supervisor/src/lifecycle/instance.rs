@@ -45,8 +45,12 @@ pub(crate) struct Instance {
     pub(crate) silent: bool,
     /// The tenant's address is open in it alone.
     pub(crate) keeps_address: bool,
+    /// Its start takes longer than a start slot is for.
+    pub(crate) slow: bool,
     /// SIGKILL was sent long ago, and it is still there.
     pub(crate) overdue: bool,
+    /// What it said last of itself.
+    pub(crate) says: Option<String>,
     /// Why we ended it, which says more than how it exited.
     pub(crate) verdict: Option<String>,
 }
@@ -78,7 +82,9 @@ impl Instance {
             unsure: false,
             silent: false,
             keeps_address: false,
+            slow: false,
             overdue: false,
+            says: None,
             verdict: None,
         }
     }
@@ -147,7 +153,8 @@ impl Instance {
     /// When something is due to happen to it whatever else happens.
     pub(crate) fn deadline(&self) -> Option<Time> {
         match self.phase {
-            Phase::Starting { deadline } => Some(deadline),
+            Phase::Starting { deadline } if self.slow => Some(deadline),
+            Phase::Starting { deadline } => Some(deadline.min(self.spawned_at + super::SLOT_FOR)),
             Phase::Stopping {
                 kill_at,
                 killed: false,

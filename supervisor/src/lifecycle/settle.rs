@@ -6,6 +6,7 @@ impl Lifecycle {
     /// Brings what is towards what is wanted.
     pub(super) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.enforce_deadlines(now, actions);
+        self.let_others_start(now, actions);
         if !self.judged {
             return;
         }
@@ -210,7 +211,9 @@ impl Lifecycle {
         {
             match &mut instance.phase {
                 Phase::Starting { deadline } if *deadline <= now => {
-                    instance.verdict = Some(format!("not ready within {timeout:?}"));
+                    let says = instance.says.as_deref().map(|says| format!(": {says}"));
+                    let says = says.unwrap_or_default();
+                    instance.verdict = Some(format!("not ready within {timeout:?}{says}"));
                     instance.phase = Phase::Stopping {
                         kill_at: now + SHORT_GRACE,
                         killed: false,
@@ -230,6 +233,22 @@ impl Lifecycle {
                 }
                 _ => {}
             }
+        }
+    }
+
+    fn let_others_start(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let mut slow = false;
+        for instance in [&mut self.current, &mut self.next].into_iter().flatten() {
+            if matches!(instance.phase, Phase::Starting { .. })
+                && !instance.slow
+                && instance.spawned_at + SLOT_FOR <= now
+            {
+                instance.slow = true;
+                slow = true;
+            }
+        }
+        if slow {
+            self.release_slot(actions);
         }
     }
 
@@ -330,10 +349,10 @@ impl Lifecycle {
         self.exceeds_pool() && !self.is_stuck()
     }
 
-    /// Whether an instance of it is on its way to be ready, for all we know.
+    /// Whether an instance of it is on its way to be ready, for all we know, and takes no longer than a start slot is for.
     pub(crate) fn starts(&self) -> bool {
         let mut instances = self.instances();
-        instances.any(|i| !i.silent && matches!(i.phase, Phase::Starting { .. }))
+        instances.any(|i| !i.silent && !i.slow && matches!(i.phase, Phase::Starting { .. }))
     }
 
     fn exceeds_pool(&self) -> bool {

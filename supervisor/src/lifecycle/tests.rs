@@ -35,6 +35,7 @@ struct Host {
     life: Lifecycle,
     now: Time,
     slot: Option<SlotKind>,
+    started: bool,
     spawned: Vec<InstanceId>,
     terminated: Vec<InstanceId>,
     aborted: Vec<InstanceId>,
@@ -51,6 +52,7 @@ impl Host {
             life: Lifecycle::new(POLICY, 1, 7),
             now: Duration::ZERO,
             slot: None,
+            started: false,
             spawned: vec![],
             terminated: vec![],
             aborted: vec![],
@@ -86,7 +88,8 @@ impl Host {
                     Action::StandIn(on) => self.stand_in = on,
                     Action::CountBackends => self.counted = true,
                     Action::Forget => self.forgotten = true,
-                    Action::Unlisten(_) | Action::Started => {}
+                    Action::Started => self.started = true,
+                    Action::Unlisten(_) => {}
                 }
             }
         }

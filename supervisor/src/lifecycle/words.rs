@@ -78,6 +78,8 @@ pub(crate) enum Event {
     Ready(InstanceId),
     /// `EXTEND_TIMEOUT_USEC`: readiness may take so much longer from now.
     Extend(InstanceId, Duration),
+    /// `STATUS=`: what it is at, in its own words.
+    Says(InstanceId, String),
     /// A probe was answered; with why `/readyz` is not 200, if it is not.
     ProbeAnswered {
         id: InstanceId,

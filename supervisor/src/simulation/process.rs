@@ -11,6 +11,8 @@ pub(super) enum Step {
     Spawned,
     NotSpawned,
     Ready,
+    /// Asks for hours to become ready.
+    Extends,
     /// On its own.
     Crashes,
     /// `true`: it says that its configuration is at fault.
@@ -68,7 +70,9 @@ impl World {
             Habit::Good => self.after(soon, Due::Process(n, id, Step::Ready)),
             Habit::Crashes => self.after(soon, Due::Process(n, id, Step::Exits(false))),
             Habit::Misconfigured => self.after(soon, Due::Process(n, id, Step::Exits(true))),
-            Habit::NeverReady => {}
+            // It waits for what does not come, or says that it migrates for hours.
+            Habit::NeverReady if self.rng.bool() => {}
+            Habit::NeverReady => self.after(soon, Due::Process(n, id, Step::Extends)),
         }
     }
 
@@ -84,6 +88,7 @@ impl World {
                 self.feed(n, Event::SpawnFailed { id, reason });
                 self.judge_soon();
             }
+            Step::Extends => self.feed(n, Event::Extend(id, Duration::from_secs(10_000))),
             Step::Ready if process.going => {}
             Step::Ready => {
                 let server = process.server;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::world::{HEADROOM, PARALLELISM, World};
 use crate::budget::{COMMAND, OWN, REPLACEMENT, Verdict};
-use crate::lifecycle::{Event, InstanceId, Revision, Time};
+use crate::lifecycle::{Event, InstanceId, Revision, SLOT_FOR, Time};
 use crate::status::State;
 
 /// No pause after a failure is shorter, except none at all after the first one.
@@ -101,7 +101,9 @@ impl World {
         let (mut held, mut starting) = (0, 0);
         for process in processes {
             held += process.most;
-            starting += usize::from(!process.ready && !process.going && !process.overlooked);
+            let young = self.now < process.started + SLOT_FOR;
+            starting +=
+                usize::from(young && !process.ready && !process.going && !process.overlooked);
         }
         let server = &self.servers[index];
         let may = server

@@ -162,3 +162,44 @@ fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
     next.exit(old);
     assert!(!next.life.overlaps());
 }
+
+#[test]
+fn a_start_that_takes_long_goes_on_without_its_slot() {
+    let mut host = Host::new();
+    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    assert_eq!(host.slot, Some(SlotKind::First));
+    let id = *host.spawned.last().unwrap();
+    host.after(STAND_IN_AFTER);
+    assert_eq!(host.life.next_deadline(), Some(SLOT_FOR));
+    host.on(Event::Extend(id, Duration::from_secs(600)));
+    assert!(host.life.starts());
+    host.after(SLOT_FOR - STAND_IN_AFTER);
+    assert_eq!(host.slot, None, "those behind it start");
+    assert!(!host.life.starts(), "nor is it counted without one");
+    assert_eq!(host.state(), State::Starting);
+    let deadline = STAND_IN_AFTER + Duration::from_secs(600);
+    assert_eq!(host.life.next_deadline(), Some(deadline));
+    host.on(Event::Ready(id));
+    assert_eq!(host.state(), State::Ready);
+    // Once it has failed, the next try takes its turn like any other.
+    host.exit(id);
+    assert_eq!(host.slot, Some(SlotKind::Start));
+}
+
+#[test]
+fn a_replacement_that_takes_long_lets_others_start_and_keeps_its_room() {
+    let (mut host, _) = Host::up(1);
+    host.on(Event::Restart);
+    let new = *host.spawned.last().unwrap();
+    host.after(SLOT_FOR);
+    assert!(host.started, "it lets others start");
+    assert_eq!(host.slot, Some(SlotKind::Replacement), "twelve are held");
+    host.on(Event::Says(new, "waiting for a lock".into()));
+    host.after(POLICY.start_timeout).exit(new);
+    assert_eq!(host.slot, None);
+    let pending = host.life.view().pending.unwrap();
+    assert!(
+        pending.contains("not ready within 60s: waiting for a lock"),
+        "{pending}"
+    );
+}
