@@ -194,7 +194,7 @@ impl Edge {
             config,
         };
         let wishes = Wishes {
-            connections: launch.config.connections,
+            connections: Some(launch.config.connections),
             server: Some(server),
         };
         let short = self.ids.take();
@@ -213,8 +213,8 @@ impl Edge {
         adoption: Adoption,
     ) {
         let wishes = Wishes {
-            connections: adoption.connections,
             // Until this supervisor knows, the last one's word stands.
+            connections: None,
             server: None,
         };
         let files = adoption.files.clone();
@@ -310,7 +310,7 @@ impl Edge {
         if let Some(instance) = self.instance(tenant, id) {
             instance
                 .wishes
-                .send_if_modified(|w| std::mem::replace(&mut w.connections, most) != most);
+                .send_if_modified(|w| w.connections.replace(most) != Some(most));
         }
     }
 

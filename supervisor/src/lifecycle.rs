@@ -10,6 +10,7 @@
 
 mod adopt;
 mod backoff;
+mod connections;
 mod hang;
 mod instance;
 mod settle;
@@ -20,6 +21,7 @@ mod words;
 
 pub(crate) use adopt::{Adopted, Inheritance, Stage};
 pub(crate) use backoff::Backoff;
+use connections::Leftovers;
 pub(crate) use hang::{Hang, Hangs, Pulse};
 pub(crate) use instance::{Instance, Phase};
 pub(crate) use view::View;
@@ -40,8 +42,6 @@ const CORE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const SLOT_FOR: Duration = Duration::from_secs(10);
 /// An instance that must go before it was ready has nothing in flight; it gets this long, not the whole grace.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
-/// The prober counts every second; after so long its figure is younger than the exit.
-const COUNT_AFTER: Duration = Duration::from_millis(2500);
 /// Connections a replacement starts with, and what a tenant may hold above its pool while two instances overlap.
 pub(crate) const REPLACEMENT_CONNECTIONS: u32 = 2;
 
@@ -110,8 +110,8 @@ pub(crate) struct Lifecycle {
     hold: Option<Hold>,
     /// After a failed replacement: not before then.
     replace_hold: Option<Hold>,
-    /// Connections of a killed instance may linger on the server; they are counted then.
-    lingering: Option<Time>,
+    /// Connections of an instance that has gone may linger on the server; they are counted then.
+    lingering: Option<Leftovers>,
     unserved_since: Option<Time>,
     standing_in: bool,
     restarts: u64,
@@ -142,7 +142,8 @@ impl Lifecycle {
             draining: None,
             hold: None,
             replace_hold: None,
-            lingering: None,
+            // What there was before it, if anything, was somebody else's to see off.
+            lingering: Some(Leftovers::unknown()),
             unserved_since: None,
             standing_in: false,
             restarts: 0,
@@ -182,7 +183,11 @@ impl Lifecycle {
                 self.asked_pending = pending;
             }
             Event::Adopted(inheritance) => self.adopt(now, inheritance),
-            Event::Learned(id, stage) => self.learn(now, id, stage, actions),
+            Event::Learned {
+                id,
+                stage,
+                connections,
+            } => self.learn(now, id, stage, connections, actions),
             Event::Unanswered(id) => self.unanswered(id),
             Event::Server(state) => self.server = state,
             Event::MayOverlap(may) => self.may_overlap = may,
@@ -278,10 +283,7 @@ impl Lifecycle {
                 self.share_connections(actions);
             }
             Event::Backends(count) => {
-                if self.lingering.is_some() {
-                    let gone = count <= REPLACEMENT_CONNECTIONS;
-                    self.lingering = (!gone).then_some(now + COUNT_AFTER);
-                }
+                self.counted(now, count);
                 self.share_connections(actions);
             }
             Event::Start => self.begin_anew(now),
@@ -337,9 +339,7 @@ impl Lifecycle {
         actions: &mut Vec<Action>,
     ) {
         if let Some(old) = self.draining.take_if(|i| i.id == id) {
-            if matches!(old.phase, Phase::Stopping { killed: true, .. }) {
-                self.lingering = Some(now + COUNT_AFTER);
-            }
+            self.note_leftovers(now, &old);
             self.share_connections(actions);
             return;
         }
@@ -360,9 +360,10 @@ impl Lifecycle {
             self.release_slot(actions);
         }
         if instance.planned {
+            self.note_leftovers(now, &instance);
             return;
         }
-        self.lingering = Some(now + COUNT_AFTER);
+        self.lingering = Some(Leftovers::since(now));
         if starting && self.server.is_err() {
             // Its server went away under it: nobody's failure. It waits like the others.
             return;

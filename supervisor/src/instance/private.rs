@@ -27,8 +27,8 @@ pub(crate) struct ProbeTimes {
 /// What an instance is to know; the latest counts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wishes {
-    /// The most connections it may hold.
-    pub(crate) connections: u32,
+    /// The most connections it may hold; `None` while that is to stay as it is.
+    pub(crate) connections: Option<u32>,
     /// The prober's verdict on its server; `None` until it has one.
     pub(crate) server: Option<Result<(), String>>,
 }
@@ -47,8 +47,8 @@ pub(crate) struct Private {
     pub(crate) path: PathBuf,
     pub(crate) times: ProbeTimes,
     pub(crate) wishes: watch::Receiver<Wishes>,
-    /// The connections it was spawned with: only another number is told.
-    pub(crate) told_connections: u32,
+    /// The connections it has been allowed, if that is known: only another number is told.
+    pub(crate) told_connections: Option<u32>,
     /// The verdict on its server it was told last. Without one it would ask the server itself at every probe.
     pub(crate) told_server: Option<Result<(), String>>,
     pub(crate) reporter: Reporter,
@@ -119,10 +119,12 @@ impl Private {
                 self.told_server = Some(server);
             }
         }
-        if wishes.connections != self.told_connections {
-            let body = serde_json::json!({ "connections": wishes.connections });
+        if let Some(connections) = wishes.connections
+            && self.told_connections != Some(connections)
+        {
+            let body = serde_json::json!({ "connections": connections });
             if client.put("/pool", &body, self.times.timeout).await {
-                self.told_connections = wishes.connections;
+                self.told_connections = Some(connections);
             }
         }
     }

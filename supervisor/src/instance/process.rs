@@ -61,7 +61,7 @@ struct Alive {
     files: Files,
     /// To be dropped once the process has been reaped.
     registered: Option<Registered>,
-    told_connections: u32,
+    told_connections: Option<u32>,
     /// Of an adopted one: how far it was.
     adopted: Option<Stage>,
 }
@@ -77,7 +77,7 @@ impl Process {
     /// Starts the instance, sees it through, and reports its end.
     pub(crate) async fn run(self, launch: Launch) {
         let files = launch.files.clone();
-        let told_connections = self.wishes.borrow().connections;
+        let told_connections = Some(launch.config.connections);
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
             Ok(Err(reason)) => return self.failed(reason).await,
@@ -124,7 +124,7 @@ impl Process {
             files,
             carry,
             stage,
-            connections,
+            connections: _,
         } = adoption;
         let slot = self.slot.clone();
         let Some(descriptors) = slot.get() else {
@@ -141,7 +141,7 @@ impl Process {
             registered: mortal.is_child().then(|| orphans::register(pid)),
             mortal,
             files,
-            told_connections: connections,
+            told_connections: None,
             adopted: Some(stage),
         })
         .await;
@@ -246,7 +246,7 @@ impl Process {
                 },
                 Some(answer) = answers.recv() => {
                     self.learn(answer).await;
-                    let told = answer.map_or(alive.told_connections, |answer| answer.connections);
+                    let told = answer.map(|answer| answer.connections);
                     // One that does not answer is probed all the same, for it may be hung: one that starts would say so.
                     let probed = match answer {
                         Some(answer) => answer.stage != Stage::Starting,
@@ -289,7 +289,7 @@ impl Process {
         end::send(end, alive.pid, &alive.pidfd);
     }
 
-    fn probe(&self, alive: &Alive, told_connections: u32) -> JoinHandle<()> {
+    fn probe(&self, alive: &Alive, told_connections: Option<u32>) -> JoinHandle<()> {
         let private = Private {
             id: self.id,
             path: alive.files.private(),
@@ -303,12 +303,23 @@ impl Process {
     }
 
     async fn learn(&self, answer: Option<Answer>) {
-        let Some(Answer { stage, held, .. }) = answer else {
+        let Some(Answer {
+            stage,
+            connections,
+            held,
+        }) = answer
+        else {
             self.reporter.life(Event::Unanswered(self.id)).await;
             return;
         };
-        self.reporter.life(Event::Learned(self.id, stage)).await;
-        self.reporter.life(Event::Connections(self.id, held)).await;
+        let id = self.id;
+        let learned = Event::Learned {
+            id,
+            stage,
+            connections,
+        };
+        self.reporter.life(learned).await;
+        self.reporter.life(Event::Connections(id, held)).await;
     }
 
     async fn hear(&self, said: Said, testament: &mut Testament) {

@@ -28,7 +28,7 @@ pub(crate) struct Adopted {
     pub(crate) pid: i32,
     /// What it runs.
     pub(crate) spec: Spec,
-    /// The most connections it was told it may hold.
+    /// The most connections it was told it may hold, as far as somebody knows.
     pub(crate) connections: u32,
     /// When it was spawned.
     pub(crate) spawned_at: Time,
@@ -83,6 +83,10 @@ impl Lifecycle {
             };
             *place = Some(instance);
         }
+        if self.processes() > 0 {
+            self.lingering = None;
+        }
+        self.explain_connections(now);
         if let Some(current) = self.current.as_ref().filter(|current| !current.planned) {
             self.begun = Some(current.revision);
             self.want = Want::Run(Spec {
@@ -137,6 +141,7 @@ impl Lifecycle {
         now: Time,
         id: InstanceId,
         stage: Stage,
+        connections: u32,
         actions: &mut Vec<Action>,
     ) {
         let Some(instance) = self.instance_mut(id) else {
@@ -144,6 +149,8 @@ impl Lifecycle {
         };
         instance.unsure = false;
         instance.silent = false;
+        instance.connections = connections.min(instance.pool);
+        self.explain_connections(now);
         match stage {
             Stage::Unsure | Stage::Starting => {}
             Stage::Serving => self.ready(now, id, actions),

@@ -7,6 +7,7 @@ impl Lifecycle {
     pub(super) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.enforce_deadlines(now, actions);
         self.let_others_start(now, actions);
+        self.count_leftovers(now, actions);
         if !self.judged {
             return;
         }
@@ -18,12 +19,6 @@ impl Lifecycle {
             self.release_slot(actions);
         }
         self.settle_stand_in(now, actions);
-        if let Some(at) = &mut self.lingering
-            && *at <= now
-        {
-            *at = now + COUNT_AFTER;
-            actions.push(Action::CountBackends);
-        }
     }
 
     fn settle_ended(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -271,28 +266,6 @@ impl Lifecycle {
         }
     }
 
-    /// Splits the pool between the current instance and whatever else of this tenant still holds connections.
-    pub(super) fn share_connections(&mut self, actions: &mut Vec<Action>) {
-        let draining = self.draining.as_ref().map_or(0, |d| d.held);
-        let Some(current) = &mut self.current else {
-            return;
-        };
-        if !current.serves() {
-            return;
-        }
-        let most = if self.lingering.is_some() {
-            REPLACEMENT_CONNECTIONS.min(current.pool)
-        } else {
-            (current.pool + REPLACEMENT_CONNECTIONS)
-                .saturating_sub(draining)
-                .clamp(REPLACEMENT_CONNECTIONS.min(current.pool), current.pool)
-        };
-        if most != current.connections {
-            current.connections = most;
-            actions.push(Action::SetConnections(current.id, most));
-        }
-    }
-
     pub(super) fn drain(
         &mut self,
         now: Time,
@@ -338,48 +311,10 @@ impl Lifecycle {
         }
     }
 
-    /// Whether it takes the room of a replacement now, or may: what a killed instance left behind counts, too.
-    fn takes_room(&self) -> bool {
-        let left_over = self.lingering.is_some() && matches!(self.want, Want::Run(_));
-        self.overlaps() || (left_over && !self.is_stuck())
-    }
-
-    /// Whether two instances together may hold more than the pool, and one of them is to let go of it.
-    pub(crate) fn overlaps(&self) -> bool {
-        self.exceeds_pool() && !self.is_stuck()
-    }
-
     /// Whether an instance of it is on its way to be ready, for all we know, and takes no longer than a start slot is for.
     pub(crate) fn starts(&self) -> bool {
         let mut instances = self.instances();
         instances.any(|i| !i.silent && !i.slow && matches!(i.phase, Phase::Starting { .. }))
-    }
-
-    fn exceeds_pool(&self) -> bool {
-        let (mut held, mut pool) = (0_u32, 0);
-        for instance in self.instances() {
-            held = held.saturating_add(match instance.phase {
-                Phase::Stopping { .. } => instance.held,
-                _ => instance.connections,
-            });
-            pool = pool.max(instance.pool);
-        }
-        held > pool
-    }
-
-    /// One that cannot be killed may take its room for ever: the tenant is charged for it instead, and others are replaced
-    /// within what is left.
-    fn is_stuck(&self) -> bool {
-        self.instances().any(Instance::unkillable)
-    }
-
-    /// What the tenant is charged for one of its instances: the pool, and what an overlap takes if it may never end.
-    pub(crate) fn charge(&self, instance: &Instance) -> u32 {
-        if instance.unkillable() && self.exceeds_pool() {
-            instance.pool.saturating_add(REPLACEMENT_CONNECTIONS)
-        } else {
-            instance.pool
-        }
     }
 
     fn bound_for(&self, revision: Revision) -> bool {

@@ -65,14 +65,14 @@ impl Host {
     }
 
     fn on(&mut self, event: Event) -> &mut Self {
-        let mut queue = vec![event];
-        while let Some(event) = queue.pop() {
+        let mut queue = std::collections::VecDeque::from([event]);
+        while let Some(event) = queue.pop_front() {
             for action in self.life.on(self.now, event) {
                 match action {
-                    Action::Listen(revision) => queue.push(Event::Bound(revision)),
+                    Action::Listen(revision) => queue.push_back(Event::Bound(revision)),
                     Action::AskSlot(kind) => {
                         self.slot = Some(kind);
-                        queue.push(Event::SlotGranted);
+                        queue.push_back(Event::SlotGranted);
                     }
                     Action::ReleaseSlot => self.slot = None,
                     Action::Spawn {
@@ -86,6 +86,10 @@ impl Host {
                     Action::Kill(id) => self.killed.push(id),
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
+                    // Before anything was started, nothing of it is there.
+                    Action::CountBackends if self.spawned.is_empty() => {
+                        queue.push_back(Event::Backends(0));
+                    }
                     Action::CountBackends => self.counted = true,
                     Action::Forget => self.forgotten = true,
                     Action::Started => self.started = true,
@@ -112,6 +116,11 @@ impl Host {
 
     fn state(&self) -> State {
         self.life.view().state
+    }
+
+    /// It was told to go, lets go of what it has, and goes.
+    fn leave(&mut self, id: InstanceId) -> &mut Self {
+        self.on(Event::Connections(id, 0)).exit(id)
     }
 
     fn exit(&mut self, id: InstanceId) -> &mut Self {
@@ -158,7 +167,7 @@ fn a_changed_file_replaces_by_overlap_and_the_old_one_drains() {
         Some(&(new, 8)),
         "together never above pool + 2"
     );
-    host.exit(old);
+    host.leave(old);
     assert_eq!(host.connections.last(), Some(&(new, 10)));
     assert_eq!(host.life.view().restarts, 0, "a planned end is no restart");
 }
@@ -330,7 +339,7 @@ fn a_hung_broker_that_does_not_go_keeps_its_share_of_the_pool() {
     let (mut host, first) = Host::up(1);
     host.on(wanted(spec(2)));
     let hung = *host.spawned.last().unwrap();
-    host.on(Event::Ready(hung)).exit(first);
+    host.on(Event::Ready(hung)).leave(first);
     assert_eq!(host.connections.last(), Some(&(hung, 10)));
     let detail = "hung".to_owned();
     host.on(Event::ReplaceHung { id: hung, detail });

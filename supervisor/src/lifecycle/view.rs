@@ -132,7 +132,7 @@ impl Lifecycle {
             .flatten();
         let mut due: Vec<Time> = instances.filter_map(Instance::deadline).collect();
         if matches!(self.want, Want::Run(_)) {
-            due.extend(self.lingering);
+            due.extend(self.count_due());
             if let Bind::Failed { retry_at, .. } = self.bind {
                 due.push(retry_at);
             }

@@ -57,7 +57,12 @@ pub(crate) enum Event {
     /// An earlier supervisor has left this. Comes first, if at all.
     Adopted(Inheritance),
     /// An adopted instance was asked how far it is, and has answered.
-    Learned(InstanceId, Stage),
+    Learned {
+        id: InstanceId,
+        stage: Stage,
+        /// The most connections it may hold, by its own account.
+        connections: u32,
+    },
     /// An adopted instance was asked how far it is, and does not answer in time. It is asked again.
     Unanswered(InstanceId),
     /// Its server: reachable, or why not.

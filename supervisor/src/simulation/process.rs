@@ -11,7 +11,7 @@ pub(super) enum Step {
     Spawned,
     NotSpawned,
     Ready,
-    /// Asks for hours to become ready.
+    /// Asks for minutes to become ready.
     Extends,
     /// On its own.
     Crashes,
@@ -70,7 +70,7 @@ impl World {
             Habit::Good => self.after(soon, Due::Process(n, id, Step::Ready)),
             Habit::Crashes => self.after(soon, Due::Process(n, id, Step::Exits(false))),
             Habit::Misconfigured => self.after(soon, Due::Process(n, id, Step::Exits(true))),
-            // It waits for what does not come, or says that it migrates for hours.
+            // It waits for what does not come, or says that it migrates for minutes.
             Habit::NeverReady if self.rng.bool() => {}
             Habit::NeverReady => self.after(soon, Due::Process(n, id, Step::Extends)),
         }
@@ -88,7 +88,7 @@ impl World {
                 self.feed(n, Event::SpawnFailed { id, reason });
                 self.judge_soon();
             }
-            Step::Extends => self.feed(n, Event::Extend(id, Duration::from_secs(10_000))),
+            Step::Extends => self.feed(n, Event::Extend(id, Duration::from_secs(400))),
             Step::Ready if process.going => {}
             Step::Ready => {
                 let server = process.server;
@@ -107,18 +107,25 @@ impl World {
     }
 
     fn end(&mut self, n: usize, id: InstanceId, configuration: bool) {
-        let linger = self.within(Duration::from_millis(800));
+        // What was working when its client died goes on for a while.
+        let most = [800, 800, 800, 6000][self.rng.usize(..4)];
+        let linger = self.within(Duration::from_millis(most));
+        // The grace is over for what it holds, too.
+        let cut_short = self.faults && self.rng.u8(..) < 30;
+        let Some(process) = self.tenants[n].processes.get(&id) else {
+            return;
+        };
+        let left = process.ready && (!process.going || process.killed || cut_short);
+        if process.going && !process.killed && !left {
+            self.feed(n, Event::Connections(id, 0));
+        }
         let tenant = &mut self.tenants[n];
         let Some(process) = tenant.processes.remove(&id) else {
             return;
         };
-        if !process.going || process.killed {
-            // What was working when its client died goes on for a moment.
-            if process.ready {
-                tenant
-                    .lingering
-                    .push((process.server, process.most, self.now + linger));
-            }
+        if left {
+            let until = self.now + linger;
+            tenant.lingering.push((process.server, process.most, until));
         }
         let reason = "exited".to_owned();
         self.feed(
@@ -197,9 +204,9 @@ impl World {
             .processes
             .iter()
             .filter(|(_, p)| p.ready && !p.going)
-            .map(|(id, p)| (*id, p.hung, up[p.server]))
+            .map(|(id, p)| (*id, p.hung, up[p.server], p.most))
             .collect();
-        for (id, hung, up) in ready {
+        for (id, hung, up, connections) in ready {
             if let Some(process) = self.tenants[n].processes.get_mut(&id)
                 && !stalled
             {
@@ -225,7 +232,15 @@ impl World {
                 let life = self.tenants[n].life.as_ref();
                 let instance = life.and_then(|life| life.instances().find(|i| i.id == id));
                 if instance.is_some_and(|instance| instance.unsure) {
-                    self.feed(n, Event::Learned(id, Stage::Serving));
+                    let stage = Stage::Serving;
+                    self.feed(
+                        n,
+                        Event::Learned {
+                            id,
+                            stage,
+                            connections,
+                        },
+                    );
                 }
             }
         }

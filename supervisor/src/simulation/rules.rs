@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::world::{HEADROOM, PARALLELISM, World};
 use crate::budget::{COMMAND, OWN, REPLACEMENT, Verdict};
-use crate::lifecycle::{Event, InstanceId, Revision, SLOT_FOR, Time};
+use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, SLOT_FOR, Time};
 use crate::status::State;
 
 /// No pause after a failure is shorter, except none at all after the first one.
@@ -74,22 +74,39 @@ impl World {
                     "503 is answered in a ready tenant's place",
                 );
             }
-            let held: u32 = tenant.processes.values().map(|p| p.most).sum();
-            let largest = tenant.processes.keys().filter_map(|id| {
-                let pool = life.instances().find(|i| i.id == *id)?.pool;
-                Some(pool)
-            });
-            if let Some(largest) = largest.max() {
-                self.rule(
-                    held <= largest + REPLACEMENT,
-                    n,
-                    "its instances together hold more than pool and two",
-                );
+            for server in 0..self.servers.len() {
+                self.check_pool(n, life, server);
             }
         }
         if moved && let Some((_, file)) = &tenant.accepted {
             self.check_server(n, file.server);
         }
+    }
+
+    /// Its instances on one server hold no more than pool and two, what killed ones have left behind there included; two
+    /// more for each that was killed amid a replacement, and is made good at once.
+    fn check_pool(&self, n: usize, life: &Lifecycle, server: usize) {
+        let tenant = &self.tenants[n];
+        let (mut held, mut largest, mut holders) = (0, 0, 0);
+        for (id, process) in tenant.processes.iter().filter(|(_, p)| p.server == server) {
+            held += process.most;
+            holders += 1;
+            let instance = life.instances().find(|i| i.id == *id);
+            largest = largest.max(instance.map_or(0, |instance| instance.pool));
+        }
+        for (_, most, until) in tenant.lingering.iter().filter(|(s, _, _)| *s == server) {
+            if *until > self.now {
+                held += most;
+                holders += 1;
+                largest = largest.max(*most);
+            }
+        }
+        let more = REPLACEMENT * u32::max(holders, 2) - REPLACEMENT;
+        self.rule(
+            held <= largest + more,
+            n,
+            "its instances together hold more than pool and two",
+        );
     }
 
     fn check_server(&self, n: usize, index: usize) {

@@ -20,6 +20,14 @@ fn found(id: u64, stage: Stage) -> Adopted {
     }
 }
 
+fn learned(id: InstanceId, stage: Stage) -> Event {
+    Event::Learned {
+        id,
+        stage,
+        connections: 10,
+    }
+}
+
 fn adopting(instances: Vec<Adopted>) -> Host {
     let mut host = Host::new();
     host.now = Duration::from_secs(5000);
@@ -80,7 +88,7 @@ fn one_that_must_be_asked_is_neither_replaced_nor_ended_before_it_has_answered()
     let mut host = adopting(vec![found(7, Stage::Unsure)]);
     host.on(wanted(spec(2))).on(Event::Server(Ok(())));
     untouched(&host);
-    host.on(Event::Learned(InstanceId(7), Stage::Serving));
+    host.on(learned(InstanceId(7), Stage::Serving));
     assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
 }
 
@@ -105,7 +113,7 @@ fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
     let mut host = adopting(vec![found(7, Stage::Unsure)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Ok(())))
-        .on(Event::Learned(id, Stage::Starting));
+        .on(learned(id, Stage::Starting));
     for _ in 0..9 {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
@@ -132,7 +140,7 @@ fn nobody_stands_in_for_one_that_may_serve_until_two_seconds_after_it_failed_to_
     assert!(!host.stand_in);
     host.after(Duration::from_millis(200));
     assert!(host.stand_in);
-    host.on(Event::Learned(InstanceId(7), Stage::Serving));
+    host.on(learned(InstanceId(7), Stage::Serving));
     assert!(!host.stand_in);
 }
 
@@ -142,7 +150,7 @@ fn one_that_was_starting_goes_on_starting_though_its_server_was_not_asked_yet() 
     host.on(wanted(spec(1)))
         .on(Event::Server(Err("not asked yet".into())));
     untouched(&host);
-    host.on(Event::Learned(InstanceId(7), Stage::Starting));
+    host.on(learned(InstanceId(7), Stage::Starting));
     untouched(&host);
     host.on(Event::Ready(InstanceId(7)));
     assert_eq!(host.state(), State::Ready);
@@ -165,15 +173,15 @@ fn of_two_that_must_be_asked_the_older_drains_when_it_says_so_and_when_the_newer
     let both = || adopting(vec![found(7, Stage::Unsure), found(8, Stage::Unsure)]);
     let mut host = both();
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
-    host.on(Event::Learned(InstanceId(7), Stage::Stopping))
-        .on(Event::Learned(InstanceId(8), Stage::Serving));
+    host.on(learned(InstanceId(7), Stage::Stopping))
+        .on(learned(InstanceId(8), Stage::Serving));
     untouched(&host);
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
 
     let mut host = both();
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
-    host.on(Event::Learned(InstanceId(7), Stage::Serving))
-        .on(Event::Learned(InstanceId(8), Stage::Serving));
+    host.on(learned(InstanceId(7), Stage::Serving))
+        .on(learned(InstanceId(8), Stage::Serving));
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
     assert_eq!(host.terminated, [InstanceId(7)]);
 }
@@ -226,4 +234,59 @@ fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_want
     host.on(Event::Adopted(left));
     let actions = host.life.on(host.now, wanted(Want::Gone));
     assert_eq!(actions, [Action::Unlisten(None), Action::Forget]);
+}
+
+#[test]
+fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
+    // Whatever was passed on: it says itself that it was given two of ten, and nobody is there to share with.
+    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let id = InstanceId(7);
+    host.spawned.push(id);
+    host.on(Event::Learned {
+        id,
+        stage: Stage::Serving,
+        connections: 2,
+    });
+    host.on(Event::Connections(id, 2)).on(Event::Server(Ok(())));
+    assert_eq!((host.state(), host.counted), (State::Ready, false));
+    assert!(host.connections.is_empty(), "{:?}", host.connections);
+    host.after(Duration::from_secs(3));
+    assert!(host.counted);
+    host.on(Event::Backends(12));
+    assert!(host.connections.is_empty(), "{:?}", host.connections);
+    host.on(Event::Backends(2));
+    assert_eq!(host.connections, [(id, 10)]);
+    assert_eq!(host.spawned, [id]);
+    assert!(host.terminated.is_empty() && host.killed.is_empty());
+}
+
+#[test]
+fn one_that_is_gone_with_its_supervisor_is_counted_before_another_takes_the_whole_pool() {
+    let mut host = adopting(vec![]);
+    let now = host.now;
+    let first = host.life.on(now, wanted(spec(1)));
+    assert!(!first.contains(&Action::CountBackends), "{first:?}");
+    let actions = host.life.on(now, Event::Server(Ok(())));
+    assert!(actions.contains(&Action::CountBackends), "{actions:?}");
+    host.on(Event::Backends(10)).on(Event::Bound(Revision(1)));
+    assert_eq!(host.connections, [(InstanceId(1), 2)]);
+    host.on(Event::Ready(InstanceId(1)));
+    assert_eq!(host.connections, [(InstanceId(1), 2)]);
+    host.on(Event::Backends(2));
+    assert_eq!(host.connections.last(), Some(&(InstanceId(1), 10)));
+}
+
+#[test]
+fn what_is_not_left_over_is_not_waited_for_without_end() {
+    let mut host = Host::new();
+    let actions = host.life.on(host.now, Event::Server(Ok(())));
+    assert_eq!(actions, []);
+    host.spawned.push(InstanceId(0));
+    host.on(wanted(spec(1))).on(Event::Backends(40));
+    host.on(Event::Ready(InstanceId(1)));
+    assert_eq!(host.connections, [(InstanceId(1), 2)]);
+    for _ in 0..120 {
+        host.after(Duration::from_secs(3)).on(Event::Backends(40));
+    }
+    assert_eq!(host.connections.last(), Some(&(InstanceId(1), 10)));
 }

@@ -16,7 +16,7 @@ fn a_replacement_keeps_its_slot_until_both_are_within_the_pool() {
     host.on(Event::Connections(old, 1));
     assert_eq!(host.connections.last(), Some(&(new, 10)));
     assert_eq!(host.slot, Some(SlotKind::Replacement));
-    host.exit(old);
+    host.leave(old);
     assert_eq!(host.slot, None);
     assert_eq!(host.state(), State::Ready);
 }

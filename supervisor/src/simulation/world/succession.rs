@@ -54,6 +54,8 @@ impl World {
             tenant.accepted = None;
             return;
         }
+        // Passed on it is what it was told; of one found by its lock nobody knows it, and it may be the whole pool.
+        let passed_on = self.rng.bool();
         let adopted = tenant.processes.iter().map(|(id, process)| Adopted {
             id: *id,
             pid: 1,
@@ -61,7 +63,10 @@ impl World {
                 revision: process.revision,
                 pool: tenant.revisions[&process.revision].pool,
             },
-            connections: process.most,
+            connections: match passed_on {
+                true => process.most,
+                false => tenant.revisions[&process.revision].pool,
+            },
             spawned_at: process.started,
             stage: Stage::Unsure,
             outdated: process.generation != tenant.generation,
@@ -102,12 +107,16 @@ impl World {
                     process.overlooked = true;
                 }
                 Event::Unanswered(id)
-            } else if process.going {
-                Event::Learned(id, Stage::Stopping)
-            } else if process.ready {
-                Event::Learned(id, Stage::Serving)
             } else {
-                Event::Learned(id, Stage::Starting)
+                Event::Learned {
+                    id,
+                    stage: match (process.going, process.ready) {
+                        (true, _) => Stage::Stopping,
+                        (false, true) => Stage::Serving,
+                        (false, false) => Stage::Starting,
+                    },
+                    connections: process.most,
+                }
             };
             self.feed(n, event);
             if process.going {
