@@ -248,6 +248,11 @@ impl Lifecycle {
                     instance.missed += 1;
                 }
             }
+            Event::OutOfReach(id) => {
+                if let Some(instance) = self.instance_mut(id) {
+                    instance.deaf = true;
+                }
+            }
             Event::StallEnded => {
                 for instance in [&mut self.current, &mut self.next, &mut self.draining]
                     .into_iter()

@@ -483,3 +483,38 @@ fn a_socket_whose_path_was_removed_is_bound_anew_when_taken_over_and_at_a_restar
     assert_eq!((status.pid, status.restarts), (Some(third), 0));
     assert_eq!(answers().unwrap(), 200);
 }
+
+#[test]
+fn a_broker_whose_private_socket_has_gone_is_replaced_by_overlap_and_never_taken_for_hung() {
+    let host = Host::builder()
+        .set("health.interval", "\"200ms\"")
+        .set("health.timeout", "\"200ms\"")
+        .build();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    let load = Load::start(&acme.addr(), "/healthz", "", 2, false);
+    host.kill();
+    let instances = host.runtime_dir().join("instances");
+    for entry in std::fs::read_dir(instances).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "sock") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    // As long as it cannot be replaced it serves on, though no probe reaches it.
+    host.server().stop();
+    host.up();
+    brokkr_tests::holds_for(
+        Duration::from_secs(3),
+        "it is left alone",
+        || match procs::alive(old) {
+            true => Ok(()),
+            false => Err("it was ended"),
+        },
+    );
+    host.server().resume_service();
+    assert_eq!(acme.replaced(old).restarts, 0);
+    let seen = load.stop();
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+    assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
+}

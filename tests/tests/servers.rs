@@ -259,3 +259,27 @@ fn a_pooler_that_shares_backends_is_refused() {
     pooler.kill().unwrap();
     pooler.wait().unwrap();
 }
+
+#[test]
+fn tenants_that_swap_addresses_before_they_ever_ran_do_not_wait_for_each_other() {
+    let host = Host::builder().server_down().build();
+    let ports = [brokkr_tests::ports::free(), brokkr_tests::ports::free()];
+    let listens = ports.map(|port| format!("127.0.0.1:{port}"));
+    let acme = host.tenant("acme").listen(&listens[0]).write();
+    let globex = host.tenant("globex").listen(&listens[1]).write();
+    host.up();
+    for tenant in [&acme, &globex] {
+        tenant.becomes("waiting");
+    }
+    let swapped = |name: &str, at: usize| host.tenant(name).listen(&listens[at]).text();
+    let (new_acme, new_globex) = (swapped("acme", 1), swapped("globex", 0));
+    acme.replace_file(&new_acme);
+    globex.replace_file(&new_globex);
+    host.reload();
+    host.server().resume_service();
+    for (tenant, listen) in [(&acme, &listens[1]), (&globex, &listens[0])] {
+        tenant.becomes("ready");
+        assert_eq!(tenant.status().listen.as_deref(), Some(listen.as_str()));
+        assert_eq!(tenant.get("/healthz").status, 200);
+    }
+}

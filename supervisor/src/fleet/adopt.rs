@@ -156,5 +156,6 @@ fn as_is(found: &FoundInstance, revision: Revision, now: Time) -> Adopted {
         stage: found.adoption.stage,
         outdated: found.outdated,
         keeps_address: found.keeps_address,
+        deaf: found.deaf,
     }
 }

@@ -69,6 +69,8 @@ pub(crate) struct FoundInstance {
     pub(crate) outdated: bool,
     /// Its tenant's socket could not be had.
     pub(crate) keeps_address: bool,
+    /// Its private socket is not to be found.
+    pub(crate) deaf: bool,
 }
 
 /// One listening socket.
@@ -354,10 +356,15 @@ impl Search {
             ));
             return;
         };
-        if !gone && !files.private().exists() {
+        let deaf = !gone && !files.private().exists();
+        if deaf {
             self.remark(&tenant, pid, "its private socket has gone: it is replaced");
-            outdated = true;
         }
+        // It cannot be asked, and what may serve is not ended as one that does not.
+        let stage = match stage {
+            Stage::Unsure if deaf => Stage::Serving,
+            stage => stage,
+        };
         let listen = what.as_ref().map(|what| &what.listen);
         if let Some(listen) = listen.filter(|listen| !gone && !is_found(listen)) {
             let text = format!("nobody finds its socket at {listen} any more: it is replaced");
@@ -394,6 +401,7 @@ impl Search {
             config: TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new),
             outdated,
             keeps_address,
+            deaf,
         });
     }
 

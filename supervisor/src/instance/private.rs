@@ -91,6 +91,11 @@ impl Private {
                     ..
                 }
             ) && !matches!(self.wishes.borrow().server, Some(Err(_)));
+            if news && matches!(event, Event::OutOfReach(_)) {
+                let tenant = self.reporter.tenant();
+                let path = self.path.display();
+                tracing::warn!(%tenant, %path, "its private socket has gone: it is replaced");
+            }
             if news && !self.reporter.life(event.clone()).await {
                 return;
             }
@@ -135,6 +140,9 @@ impl Private {
         // `/readyz` may open a connection to find out, for a second; `/healthz` may not.
         let alive = client.get("/healthz", self.times.timeout).await;
         if alive.is_none() {
+            if !self.path.exists() {
+                return Event::OutOfReach(id);
+            }
             let overrun = started.elapsed().saturating_sub(self.times.timeout);
             let slack = self.times.timeout / 2;
             return Event::ProbeMissed {

@@ -38,6 +38,8 @@ pub(crate) struct Adopted {
     pub(crate) outdated: bool,
     /// The tenant's address is open in it alone: nothing can start beside it, so it is drained first.
     pub(crate) keeps_address: bool,
+    /// It can be neither asked nor probed.
+    pub(crate) deaf: bool,
 }
 
 /// All that is left of one tenant.
@@ -107,6 +109,7 @@ impl Lifecycle {
             spawned_at,
             stage,
             keeps_address,
+            deaf,
             ..
         } = adopted;
         let deadline = now + self.policy.start_timeout;
@@ -114,6 +117,7 @@ impl Lifecycle {
         instance.pid = Some(pid);
         instance.adopted = true;
         instance.keeps_address = keeps_address;
+        instance.deaf = deaf;
         match stage {
             Stage::Starting => {}
             Stage::Unsure => instance.unsure = true,

@@ -45,6 +45,8 @@ pub(crate) struct Instance {
     pub(crate) silent: bool,
     /// The tenant's address is open in it alone.
     pub(crate) keeps_address: bool,
+    /// Its private socket cannot be found any more: it can be neither asked nor probed, and is to be replaced.
+    pub(crate) deaf: bool,
     /// Its start takes longer than a start slot is for.
     pub(crate) slow: bool,
     /// SIGKILL was sent long ago, and it is still there.
@@ -82,6 +84,7 @@ impl Instance {
             unsure: false,
             silent: false,
             keeps_address: false,
+            deaf: false,
             slow: false,
             overdue: false,
             says: None,
@@ -96,12 +99,15 @@ impl Instance {
 
     /// Whether it may accept connections for all we know: nobody else is to take them from it.
     pub(crate) fn may_serve(&self) -> bool {
-        self.must_answer() && !self.silent
+        let unsure = self.unsure && matches!(self.phase, Phase::Starting { .. });
+        (self.serves() || unsure) && !self.silent
     }
 
-    /// Whether it is ended when it misses its probes. One that starts is not, but one that has never said that it starts.
+    /// Whether it is ended when it misses its probes. One that starts is not, but one that has never said that it starts;
+    /// and none that no probe can reach.
     pub(crate) fn must_answer(&self) -> bool {
-        self.serves() || (self.unsure && matches!(self.phase, Phase::Starting { .. }))
+        let unsure = self.unsure && matches!(self.phase, Phase::Starting { .. });
+        (self.serves() || unsure) && !self.deaf
     }
 
     /// Nothing is in flight in an instance that never served.

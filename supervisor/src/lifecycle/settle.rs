@@ -98,7 +98,9 @@ impl Lifecycle {
             self.replace_hold = None;
         }
         let unbound = !alone && !self.bound_for(spec.revision);
-        if self.replace_hold.is_some() || unbound || self.server.is_err() {
+        // What the last one left on the server counts too: each replacement beside it would take two more.
+        let waits = unbound || self.server.is_err() || self.lingering.is_some();
+        if self.replace_hold.is_some() || waits {
             self.release_slot(actions);
             return;
         }
@@ -130,14 +132,13 @@ impl Lifecycle {
             self.bind = Bind::Asked(spec.revision);
             actions.push(Action::Listen(spec.revision));
         }
-        // The old address is given up when nothing runs on it any more.
-        if self.old_address
-            && self.bound_for(spec.revision)
-            && self
-                .current
-                .as_ref()
-                .is_none_or(|c| c.revision == spec.revision)
-        {
+        // The old address is given up when nothing runs on it any more. Where nothing runs at all that does not wait for the
+        // new one, which may be held by somebody who waits for this one.
+        let given_up = match &self.current {
+            Some(current) => self.bound_for(spec.revision) && current.revision == spec.revision,
+            None => !matches!(self.bind, Bind::Asked(_)),
+        };
+        if self.old_address && given_up {
             self.old_address = false;
             actions.push(Action::Unlisten(Some(spec.revision)));
         }

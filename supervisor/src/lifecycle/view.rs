@@ -103,6 +103,9 @@ impl Lifecycle {
             (_, Err(reason)) => format!("replacement waits: {reason}"),
             _ if self.next.is_some() => "replacement is starting".into(),
             _ if self.draining.is_some() => "replacement waits: the last one still drains".into(),
+            _ if self.lingering.is_some() => {
+                "replacement waits: what the last one left at work on the server".into()
+            }
             _ => "replacement waits for a start slot".into(),
         })
     }
@@ -157,7 +160,8 @@ impl Lifecycle {
     pub(super) fn outdated(&self) -> bool {
         match (&self.current, &self.want) {
             (Some(c), Want::Run(s)) => {
-                c.revision != s.revision || c.generation != self.generation || c.keeps_address
+                let right = c.revision == s.revision && c.generation == self.generation;
+                !right || c.keeps_address || c.deaf
             }
             _ => false,
         }

@@ -92,6 +92,8 @@ pub(crate) enum Event {
     },
     /// A probe was not answered. `on_time`: the supervisor's own loop was.
     ProbeMissed { id: InstanceId, on_time: bool },
+    /// Its private socket is not where it was: no probe says anything of it.
+    OutOfReach(InstanceId),
     /// The host stood still and does no longer: probes missed meanwhile do not count.
     StallEnded,
     /// Found hung, and it is this one's turn to be replaced.

@@ -17,6 +17,7 @@ fn found(id: u64, stage: Stage) -> Adopted {
         stage,
         outdated: false,
         keeps_address: false,
+        deaf: false,
     }
 }
 

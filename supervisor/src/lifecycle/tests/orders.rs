@@ -21,3 +21,22 @@ fn an_address_that_was_taken_is_tried_at_once_when_somebody_orders_it() {
         assert!(listens(2, order).0);
     }
 }
+
+#[test]
+fn the_old_address_is_given_up_at_once_only_where_nothing_runs_on_it() {
+    let mut life = Lifecycle::new(POLICY, 1, 7);
+    let mut on = |event: Event| life.on(Duration::ZERO, event);
+    let unlisten = |revision| Action::Unlisten(Some(Revision(revision)));
+    // Its server is away, so nothing runs; whoever has the new address may wait for the old one.
+    assert!(on(wanted(spec(1))).contains(&Action::Listen(Revision(1))));
+    let _ = on(Event::Bound(Revision(1)));
+    assert!(!on(wanted(spec(2))).contains(&unlisten(2)));
+    let taken = on(Event::BindFailed(Revision(2), "taken".into()));
+    assert!(taken.contains(&unlisten(2)), "{taken:?}");
+
+    let (mut host, _) = Host::up(1);
+    host.life.on(host.now, wanted(spec(2)));
+    let taken = Event::BindFailed(Revision(2), "taken".into());
+    let actions = host.life.on(host.now, taken);
+    assert!(!actions.contains(&unlisten(2)), "{actions:?}");
+}

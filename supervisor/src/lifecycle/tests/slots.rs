@@ -148,6 +148,7 @@ fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
         stage,
         outdated: false,
         keeps_address: false,
+        deaf: false,
     };
     let mut next = Host::new();
     next.on(Event::Adopted(Inheritance {

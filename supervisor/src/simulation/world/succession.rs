@@ -71,6 +71,7 @@ impl World {
             stage: Stage::Unsure,
             outdated: process.generation != tenant.generation,
             keeps_address: false,
+            deaf: false,
         });
         let inheritance = Inheritance {
             instances: adopted.collect(),
