@@ -22,5 +22,6 @@ pub mod start;
 
 pub use conn::{Conn, Sql, Tx};
 pub use error::DbError;
+pub use manager::Away;
 pub use pool::{Db, Figures, Last, Options};
 pub use single::Single;

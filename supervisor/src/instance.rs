@@ -37,6 +37,7 @@ use group::Groups;
 use launch::Launch;
 use listen::{Listener, Listeners};
 use lock::Files;
+pub(crate) use private::Outage;
 use private::{ProbeTimes, Wishes};
 use process::{Adoption, Process};
 use report::{Report, Reporter};
@@ -171,11 +172,7 @@ impl Edge {
     ///
     /// # Errors
     /// When its address is not bound, or is a path that has gone and cannot be bound anew.
-    pub(crate) fn spawn(
-        &mut self,
-        config: InstanceConfig,
-        server: Result<(), String>,
-    ) -> Result<(), String> {
+    pub(crate) fn spawn(&mut self, config: InstanceConfig) -> Result<(), String> {
         let (tenant, id) = (config.tenant.clone(), InstanceId(config.instance));
         let listen = &config.config.http.listen;
         let ours = self.tenants.entry(tenant.clone()).or_default();
@@ -195,7 +192,8 @@ impl Edge {
         };
         let wishes = Wishes {
             connections: Some(launch.config.connections),
-            server: Some(server),
+            // Nothing is started while its server is away.
+            server: Some(Ok(())),
         };
         let short = self.ids.take();
         let process = self.process(&tenant, id, wishes, files.clone(), short);
@@ -319,7 +317,7 @@ impl Edge {
         &mut self,
         tenant: &TenantName,
         id: InstanceId,
-        server: &Result<(), String>,
+        server: &Result<(), Outage>,
     ) {
         if let Some(instance) = self.instance(tenant, id) {
             instance.wishes.send_if_modified(|wishes| {

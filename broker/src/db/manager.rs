@@ -42,9 +42,13 @@ const AWAY_PAUSE: Duration = Duration::from_millis(1500);
 /// After so long without another sign that the server is read-only, an attempt shows it.
 const READ_ONLY_FOR: Duration = Duration::from_secs(5);
 
-/// Whether the prober's words for an outage are those for a server that answers and takes no writes.
-fn says_read_only(reason: &str) -> bool {
-    reason.contains("read-only") || reason.contains("a standby")
+/// What the supervisor's prober says of a server that is none for a tenant now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Away {
+    /// Why.
+    pub reason: String,
+    /// It answers, and only takes no writes.
+    pub read_only: bool,
 }
 
 /// Opens and judges connections to one tenant's schema.
@@ -74,7 +78,7 @@ pub(super) struct Shared {
     pub(super) wanted: AtomicUsize,
     pub(super) draining: AtomicBool,
     /// Why the server is away, while the supervisor's prober says so.
-    pub(super) away: watch::Sender<Option<String>>,
+    pub(super) away: watch::Sender<Option<Away>>,
     /// Attempts to open a connection under way now.
     pub(super) opening: AtomicUsize,
     /// Of these the ones that were given up.
@@ -99,7 +103,11 @@ impl Shared {
 
     /// Whether another connection is not to be had, and those there are can be read from.
     pub(super) fn must_do_with_what_is_open(&self) -> bool {
-        let said_away = self.away.borrow().as_deref().is_some_and(says_read_only);
+        let said_away = self
+            .away
+            .borrow()
+            .as_ref()
+            .is_some_and(|away| away.read_only);
         let until = *self
             .reads_only
             .lock()
@@ -111,7 +119,7 @@ impl Shared {
     fn hold_back(&self) -> Option<String> {
         let away = self.away.borrow().clone();
         let opening = self.opening.load(Ordering::Relaxed);
-        let Some(reason) = away else {
+        let Some(Away { reason, .. }) = away else {
             let hanging = self.hanging.load(Ordering::Relaxed);
             let too_many = hanging >= MOST_HANGING;
             return too_many.then(|| format!("{hanging} attempts to connect have had no answer"));

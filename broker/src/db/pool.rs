@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::conn::{Conn, Sql};
 use super::error::DbError;
 use super::gate::{Gate, Slot};
-use super::manager::{Manager, Recipe, Shared, set_path};
+use super::manager::{Away, Manager, Recipe, Shared, set_path};
 
 /// After this long without use a connection is closed (checked every 30 s).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -297,8 +297,8 @@ impl Db {
 
     /// The supervisor's prober says that the server is away, and why, or that it is not. While it is, work that has begun
     /// is not waited for beyond `acquire_timeout`, and hardly anybody tries to connect.
-    pub fn set_away(&self, reason: Option<String>) {
-        self.0.shared.away.send_replace(reason);
+    pub fn set_away(&self, away: Option<Away>) {
+        self.0.shared.away.send_replace(away);
     }
 
     /// Whether the supervisor's prober says that the server is away.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::public;
 use crate::app::App;
-use crate::db::Figures;
+use crate::db::{Away, Figures};
 
 /// Everything the private socket answers.
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
@@ -60,6 +60,9 @@ struct SetPool {
 struct SetServer {
     up: bool,
     reason: Option<String>,
+    /// It answers, and only takes no writes. A supervisor older than the word does not say so.
+    #[serde(default)]
+    read_only: bool,
 }
 
 async fn readyz(State(app): State<App>) -> Response {
@@ -98,15 +101,15 @@ async fn set_server(State(app): State<App>, body: Bytes) -> Response {
         Ok(verdict) => verdict,
         Err(error) => return bad_request(&error),
     };
-    let verdict = if verdict.up {
-        Ok(())
-    } else {
-        Err(verdict
+    let away = (!verdict.up).then(|| Away {
+        reason: verdict
             .reason
-            .unwrap_or_else(|| "the supervisor says the server is down".to_owned()))
-    };
-    app.db.set_away(verdict.as_ref().err().cloned());
-    app.health.server(verdict);
+            .unwrap_or_else(|| "the supervisor says the server is down".to_owned()),
+        read_only: verdict.read_only,
+    });
+    app.health
+        .server(away.clone().map_or(Ok(()), |away| Err(away.reason)));
+    app.db.set_away(away);
     StatusCode::NO_CONTENT.into_response()
 }
 

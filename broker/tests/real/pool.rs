@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use brokkr_broker::db::{Conn, Db, DbError, Sql};
+use brokkr_broker::db::{Away, Conn, Db, DbError, Sql};
 use brokkr_tests::pg::Options;
 use brokkr_tests::{PgServer, until};
 
@@ -462,7 +462,10 @@ fn work_that_goes_on_is_given_up_only_while_the_server_is_said_to_be_away() {
                 }
             };
             heard().await;
-            db.set_away(Some("no answer".to_owned()));
+            db.set_away(Some(Away {
+                reason: "no answer".to_owned(),
+                read_only: false,
+            }));
             heard().await;
             if taken_back {
                 db.set_away(None);

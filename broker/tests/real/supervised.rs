@@ -155,7 +155,11 @@ fn a_supervised_broker_takes_its_sockets_obeys_orders_and_drains() {
 
     // The prober's verdict is followed while nothing of the broker's own says otherwise.
     instance
-        .private("PUT", "/server", Some(r#"{"up":false,"reason":"standby"}"#))
+        .private(
+            "PUT",
+            "/server",
+            Some(r#"{"up":false,"reason":"standby","read_only":true}"#),
+        )
         .expect(204);
     until(Duration::from_secs(5), "the verdict to count", || {
         let ready = instance.private("GET", "/readyz", None);

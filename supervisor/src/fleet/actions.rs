@@ -80,13 +80,9 @@ impl Fleet {
                 connections,
             } => {
                 let config = config_of(entry, revision)?;
-                let server = entry
-                    .told
-                    .as_ref()
-                    .map_or(Ok(()), |told| told.server.clone());
                 let instance = self.instance_config(name, id, &config, connections);
                 self.edge
-                    .spawn(instance, server)
+                    .spawn(instance)
                     .err()
                     .map(|reason| Event::SpawnFailed { id, reason })
             }

@@ -7,6 +7,7 @@ use super::judge::{Judgement, Ruling, judge};
 use super::slots::{Inherited, Limits};
 use crate::budget::{Verdict, format_admitted};
 use crate::config::TenantConfig;
+use crate::instance::Outage;
 use crate::lifecycle::{Event, Hang, Spec, Want};
 use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::TenantName;
@@ -117,10 +118,15 @@ impl Fleet {
             // Each instance hears of the server it runs on, which need not be the one its tenant's file names now.
             for instance in entry.life.instances() {
                 let config = entry.revisions.get(&instance.revision);
-                if let Some(config) = config
-                    && *view.endpoint(&config.broker().database.url) != Endpoint::Unknown
-                {
-                    let verdict = reachable(config, &view);
+                let endpoint = config.map(|c| view.endpoint(&c.broker().database.url));
+                if let Some(endpoint) = endpoint.filter(|e| **e != Endpoint::Unknown) {
+                    let verdict = match endpoint.problem() {
+                        None => Ok(()),
+                        Some(reason) => Err(Outage {
+                            reason: reason.to_owned(),
+                            read_only: endpoint.takes_no_writes(),
+                        }),
+                    };
                     self.edge.set_server(&name, instance.id, &verdict);
                 }
             }

@@ -24,13 +24,22 @@ pub(crate) struct ProbeTimes {
     pub(crate) timeout: Duration,
 }
 
+/// Why a server is none for a tenant now.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Outage {
+    /// In words.
+    pub(crate) reason: String,
+    /// It answers, and only takes no writes: what is open can be read from.
+    pub(crate) read_only: bool,
+}
+
 /// What an instance is to know; the latest counts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wishes {
     /// The most connections it may hold; `None` while that is to stay as it is.
     pub(crate) connections: Option<u32>,
     /// The prober's verdict on its server; `None` until it has one.
-    pub(crate) server: Option<Result<(), String>>,
+    pub(crate) server: Option<Result<(), Outage>>,
 }
 
 /// An instance that is not ready for a reason of its own is asked so often, so that its recovery is not seen late. The
@@ -50,7 +59,7 @@ pub(crate) struct Private {
     /// The connections it has been allowed, if that is known: only another number is told.
     pub(crate) told_connections: Option<u32>,
     /// The verdict on its server it was told last. Without one it would ask the server itself at every probe.
-    pub(crate) told_server: Option<Result<(), String>>,
+    pub(crate) told_server: Option<Result<(), Outage>>,
     pub(crate) reporter: Reporter,
 }
 
@@ -118,7 +127,9 @@ impl Private {
         {
             let body = match &server {
                 Ok(()) => serde_json::json!({ "up": true }),
-                Err(reason) => serde_json::json!({ "up": false, "reason": reason }),
+                Err(Outage { reason, read_only }) => {
+                    serde_json::json!({ "up": false, "reason": reason, "read_only": read_only })
+                }
             };
             if client.put("/server", &body, self.times.timeout).await {
                 self.told_server = Some(server);

@@ -53,6 +53,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it answers as it did, and only takes no writes now.
+    pub fn takes_no_writes(&self) -> bool {
+        matches!(self, Endpoint::Refused { passing: true, .. })
+    }
+
     /// Why a tenant cannot start there now, if it cannot.
     pub fn problem(&self) -> Option<&str> {
         match self {

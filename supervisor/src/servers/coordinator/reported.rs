@@ -158,10 +158,17 @@ impl Coordinator {
             {
                 let last = Some(place.clone());
                 let reason = failure.reason().to_owned();
-                *endpoint = Endpoint::Unreachable {
-                    reason,
-                    since: Instant::now(),
-                    last,
+                *endpoint = match failure {
+                    Failure::ReadOnly(_) => Endpoint::Refused {
+                        reason,
+                        last,
+                        passing: true,
+                    },
+                    Failure::Unreachable(_) | Failure::Refused(_) => Endpoint::Unreachable {
+                        reason,
+                        since: Instant::now(),
+                        last,
+                    },
                 };
                 addresses.insert(address_of(url));
             }
