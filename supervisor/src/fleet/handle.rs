@@ -88,7 +88,9 @@ pub enum RequestError {
     #[error("there is no tenant {0}: no such file in tenants_dir")]
     UnknownTenant(TenantName),
     /// The supervisor is ending.
-    #[error("the supervisor is stopping")]
+    #[error(
+        "the supervisor stopped, or went on as another program, before all of it was done: look at `status`, and ask again for the rest"
+    )]
     Stopping,
 }
 

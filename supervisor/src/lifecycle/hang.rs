@@ -38,17 +38,17 @@ pub(crate) enum Hang<T> {
 #[derive(Debug)]
 pub(crate) struct Hangs<T> {
     patience: Duration,
-    stall: Option<Stall<T>>,
+    stall: Option<Stall>,
     /// Who was replaced last, and when. Until it serves again, or has had its time, nobody else is.
     last: Option<(T, Time)>,
 }
 
 #[derive(Debug)]
-struct Stall<T> {
+struct Stall {
     failing: usize,
+    began: Time,
     /// When one is replaced on trial, whatever has become of the last.
     next: Time,
-    tried: Option<T>,
 }
 
 impl<T: Clone + PartialEq> Hangs<T> {
@@ -78,7 +78,9 @@ impl<T: Clone + PartialEq> Hangs<T> {
         tenants: impl Iterator<Item = (T, Pulse)>,
     ) -> Hang<T> {
         let (mut all, mut failing, mut busy, mut first) = (0usize, 0usize, false, None);
-        let tried = self.stall.as_ref().and_then(|stall| stall.tried.clone());
+        let began = self.stall.as_ref().map(|stall| stall.began);
+        let on_trial = |(_, at): &&(T, Time)| began.is_some_and(|began| *at > began);
+        let tried = self.last.as_ref().filter(on_trial).map(|(last, _)| last);
         let mut answers = false;
         for (tenant, pulse) in tenants {
             all += 1;
@@ -89,7 +91,7 @@ impl<T: Clone + PartialEq> Hangs<T> {
                         .as_ref()
                         .is_some_and(|(last, at)| *last == tenant && now < *at + self.patience);
                 }
-                Pulse::Fine => answers |= tried.as_ref() == Some(&tenant),
+                Pulse::Fine => answers |= tried == Some(&tenant),
                 Pulse::Failing => failing += 1,
                 Pulse::Hung => {
                     failing += 1;
@@ -106,7 +108,6 @@ impl<T: Clone + PartialEq> Hangs<T> {
                     return Hang::HostStalled;
                 }
                 stall.next = now + self.patience;
-                stall.tried = Some(first.clone());
                 self.last = Some((first.clone(), now));
                 Hang::Replace(first)
             }
@@ -117,8 +118,8 @@ impl<T: Clone + PartialEq> Hangs<T> {
             (Some(_), None) if together => {
                 self.stall = Some(Stall {
                     failing,
+                    began: now,
                     next: now + self.patience,
-                    tried: None,
                 });
                 Hang::HostStalled
             }
