@@ -227,6 +227,14 @@ impl Host {
             .collect()
     }
 
+    /// In how many lines of the log this stands.
+    pub fn said(&self, what: &str) -> usize {
+        let lines = self.log_lines().into_iter();
+        lines
+            .filter(|line| line["message"].as_str().is_some_and(|m| m.contains(what)))
+            .count()
+    }
+
     /// Runs `brokkr-supervisor ARGS --config …` to its end.
     pub fn command(&self, args: &[&str]) -> Ran {
         let config = self.config().display().to_string();

@@ -10,7 +10,6 @@
 use brokkr_tests::wait::until_ok;
 use brokkr_tests::{Host, Load, http, procs, until};
 use nix::sys::signal::Signal;
-use postgres::{Client, NoTls};
 use std::time::Duration;
 
 #[test]
@@ -206,19 +205,6 @@ fn without_the_right_to_take_sockets_back_each_tenant_is_drained_and_started_aga
     assert_eq!(http::get(&acme.addr(), "/healthz").unwrap().status, 200);
 }
 
-/// How often a supervisor has said that it took instances over.
-fn take_overs(host: &Host) -> usize {
-    said(host, "taken over as they are")
-}
-
-/// In how many of the stream's lines this stands.
-fn said(host: &Host, what: &str) -> usize {
-    let lines = host.log_lines().into_iter();
-    lines
-        .filter(|line| line["message"].as_str().is_some_and(|m| m.contains(what)))
-        .count()
-}
-
 #[test]
 fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() {
     let host = Host::new();
@@ -248,7 +234,7 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
         until(
             Duration::from_secs(60),
             "the next program to take over",
-            || (take_overs(&host) == turn).then_some(()),
+            || (host.said("taken over as they are") == turn).then_some(()),
         );
         for (tenant, pid) in [&acme, &globex].into_iter().zip(pids) {
             let status = tenant.becomes("ready");
@@ -284,7 +270,7 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
     // Its brokers are its children still: how one ends is known at once.
     procs::signal(pids[0], Signal::SIGKILL);
     assert_eq!(acme.replaced(pids[0]).restarts, 1);
-    assert_eq!(said(&host, "its broker has ended: killed by SIGKILL"), 1);
+    assert_eq!(host.said("its broker has ended: killed by SIGKILL"), 1);
     assert!(host.stop().success());
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }
@@ -311,7 +297,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
             |status| status.notices.iter().any(|notice| notice.contains(why)),
         );
         until(Duration::from_secs(10), "the refusal in the log", || {
-            (said(&host, why) > 0).then_some(())
+            (host.said(why) > 0).then_some(())
         });
         assert_eq!((acme.pid(), acme.status().state.as_str()), (pid, "ready"));
     }
@@ -321,7 +307,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
     );
     host.succeed();
     until(Duration::from_secs(60), "the failure in the log", || {
-        (said(&host, "cannot be executed") == 1).then_some(())
+        (host.said("cannot be executed") == 1).then_some(())
     });
     assert_eq!(acme.becomes("ready").pid, Some(pid));
     assert_eq!(acme.get("/healthz").status, 200);
@@ -334,7 +320,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
     until(
         Duration::from_secs(60),
         "the next program to take over",
-        || (take_overs(&host) == 2).then_some(()),
+        || (host.said("taken over as they are") == 2).then_some(()),
     );
     assert_eq!(acme.becomes("ready").restarts, 0);
 }
@@ -358,7 +344,7 @@ fn a_replacement_under_way_goes_on_under_the_next_program() {
     until(
         Duration::from_secs(60),
         "the next program to take over",
-        || (take_overs(&host) == 1).then_some(()),
+        || (host.said("taken over as they are") == 1).then_some(()),
     );
     assert_eq!(acme.becomes("ready").pid, Some(old));
     std::fs::write(&go, "").unwrap();
@@ -367,90 +353,6 @@ fn a_replacement_under_way_goes_on_under_the_next_program() {
     until(Duration::from_secs(10), "the old one to go", || {
         (host.broker_pids() == [acme.pid()]).then_some(())
     });
-}
-
-#[test]
-fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
-    let host = Host::builder().embedded().build();
-    let acme = host.tenant("acme").up();
-    let pid = acme.pid();
-    let postmaster = || -> i32 {
-        let file = host.state_dir().join("postgres/postmaster.pid");
-        let text = std::fs::read_to_string(file).unwrap();
-        text.lines().next().unwrap().parse().unwrap()
-    };
-    let server = postmaster();
-    host.kill();
-    host.up();
-    assert_eq!(acme.becomes("ready").pid, Some(pid));
-    host.succeed();
-    until(
-        Duration::from_secs(60),
-        "the next program to take over",
-        || (take_overs(&host) == 2).then_some(()),
-    );
-    assert_eq!(acme.becomes("ready").pid, Some(pid));
-    assert_eq!(postmaster(), server);
-    // What it says is heard by whoever keeps it now.
-    procs::signal(server, Signal::SIGHUP);
-    until(Duration::from_secs(10), "its log", || {
-        (said(&host, "received SIGHUP, reloading configuration files") == 1).then_some(())
-    });
-    assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
-    let order: Vec<String> = host
-        .log_lines()
-        .into_iter()
-        .filter_map(|line| line["message"].as_str().map(str::to_owned))
-        .filter(|m| m == "drained" || m == "received fast shutdown request")
-        .collect();
-    assert_eq!(order, ["drained", "received fast shutdown request"]);
-}
-
-#[test]
-fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten() {
-    let host = Host::builder().embedded().build();
-    host.up();
-    let file = host.state_dir().join("postgres/postmaster.pid");
-    until(Duration::from_secs(60), "the server", || {
-        (said(&host, "ready") == 1 && file.exists()).then_some(())
-    });
-    host.set("postgres.embedded", "false");
-    host.succeed();
-    host.wait(Duration::from_secs(60), "the notice", |status| {
-        status
-            .notices
-            .iter()
-            .any(|n| n.contains("no longer asks for"))
-    });
-    assert!(file.exists());
-    // It is heard as long as it runs: a server whose pipe is full says no word more, and does nothing either.
-    let socket = host.runtime_dir().join("postgres");
-    let url = format!("host={} user=brokkr dbname=brokkr", socket.display());
-    let talk = std::thread::spawn(move || {
-        let mut client = Client::connect(&url, NoTls).unwrap();
-        client
-            .batch_execute(
-                "DO $$ BEGIN FOR i IN 1..3000 LOOP RAISE LOG 'loud %', repeat('x', 100); END LOOP; END $$",
-            )
-            .unwrap();
-    });
-    until(Duration::from_secs(60), "all it says", || {
-        talk.is_finished().then_some(())
-    });
-    talk.join().unwrap();
-    // Ended by somebody: then there is nothing left to be said of it.
-    let text = std::fs::read_to_string(&file).unwrap();
-    let postmaster = text.lines().next().unwrap().parse().unwrap();
-    procs::signal(postmaster, Signal::SIGINT);
-    host.wait(Duration::from_secs(60), "no notice", |status| {
-        !status
-            .notices
-            .iter()
-            .any(|n| n.contains("no longer asks for"))
-    });
-    assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
 }
 
 #[test]

@@ -9,6 +9,7 @@
 use brokkr_tests::toml_text::quoted;
 use brokkr_tests::{Host, pg, procs, until};
 use nix::sys::signal::Signal;
+use postgres::{Client, NoTls};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -116,4 +117,88 @@ fn killed_together_with_its_supervisor_it_is_started_at_once_by_the_next() {
     });
     assert_eq!(acme.becomes("ready").pid, Some(pid));
     has_no_notice(&host);
+}
+
+#[test]
+fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let postmaster = || -> i32 {
+        let file = host.state_dir().join("postgres/postmaster.pid");
+        let text = std::fs::read_to_string(file).unwrap();
+        text.lines().next().unwrap().parse().unwrap()
+    };
+    let server = postmaster();
+    host.kill();
+    host.up();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    host.succeed();
+    until(
+        Duration::from_secs(60),
+        "the next program to take over",
+        || (host.said("taken over as they are") == 2).then_some(()),
+    );
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    assert_eq!(postmaster(), server);
+    // What it says is heard by whoever keeps it now.
+    procs::signal(server, Signal::SIGHUP);
+    until(Duration::from_secs(10), "its log", || {
+        (host.said("received SIGHUP, reloading configuration files") == 1).then_some(())
+    });
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    let order: Vec<String> = host
+        .log_lines()
+        .into_iter()
+        .filter_map(|line| line["message"].as_str().map(str::to_owned))
+        .filter(|m| m == "drained" || m == "received fast shutdown request")
+        .collect();
+    assert_eq!(order, ["drained", "received fast shutdown request"]);
+}
+
+#[test]
+fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten() {
+    let host = Host::builder().embedded().build();
+    host.up();
+    let file = host.state_dir().join("postgres/postmaster.pid");
+    until(Duration::from_secs(60), "the server", || {
+        (host.said("ready") == 1 && file.exists()).then_some(())
+    });
+    host.set("postgres.embedded", "false");
+    host.succeed();
+    host.wait(Duration::from_secs(60), "the notice", |status| {
+        status
+            .notices
+            .iter()
+            .any(|n| n.contains("no longer asks for"))
+    });
+    assert!(file.exists());
+    // It is heard as long as it runs: a server whose pipe is full says no word more, and does nothing either.
+    let socket = host.runtime_dir().join("postgres");
+    let url = format!("host={} user=brokkr dbname=brokkr", socket.display());
+    let talk = std::thread::spawn(move || {
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        client
+            .batch_execute(
+                "DO $$ BEGIN FOR i IN 1..3000 LOOP RAISE LOG 'loud %', repeat('x', 100); END LOOP; END $$",
+            )
+            .unwrap();
+    });
+    until(Duration::from_secs(60), "all it says", || {
+        talk.is_finished().then_some(())
+    });
+    talk.join().unwrap();
+    // Ended by somebody: then there is nothing left to be said of it.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let postmaster = text.lines().next().unwrap().parse().unwrap();
+    procs::signal(postmaster, Signal::SIGINT);
+    host.wait(Duration::from_secs(60), "no notice", |status| {
+        !status
+            .notices
+            .iter()
+            .any(|n| n.contains("no longer asks for"))
+    });
+    assert!(host.stop().success());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
 }

@@ -1,12 +1,13 @@
 //! The pool itself: gate, r2d2 and blocking threads put together.
 
+mod checkout;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use brokkr_tenant::{DatabaseUrl, SchemaName};
-use r2d2::ManageConnection;
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use tokio::sync::{oneshot, watch};
 
@@ -17,12 +18,6 @@ use super::manager::{Away, Manager, Recipe, Shared, set_path};
 
 /// After this long without use a connection is closed (checked every 30 s).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long r2d2 is asked to wait for a connection; its pause between attempts grows to half of it.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Between two looks for a connection that has come free, where no other can be opened.
-const FREE_PAUSE: Duration = Duration::from_millis(2);
 
 /// Between two looks for a server that takes writes, more or less.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -145,7 +140,7 @@ impl Db {
             .idle_timeout(Some(IDLE_TIMEOUT))
             // Each connection has its own, jittered; r2d2's would end them all together.
             .max_lifetime(None)
-            .connection_timeout(CONNECTION_TIMEOUT)
+            .connection_timeout(checkout::CONNECTION_TIMEOUT)
             // Done by `checkout`, which can also say why it failed.
             .test_on_check_out(false)
             .error_handler(Box::new(r2d2::NopErrorHandler))
@@ -423,75 +418,6 @@ impl Inner {
         self.unwritable
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A connection that has just proved itself.
-    fn checkout(&self, until: Instant) -> Result<r2d2::PooledConnection<Manager>, DbError> {
-        let began = Instant::now();
-        loop {
-            let mut slotted = match self.pool.try_get() {
-                Some(slotted) => slotted,
-                // Read-only: no other is to be had, and one of those there are comes free in a moment.
-                None if self.shared.must_do_with_what_is_open() && Instant::now() < until => {
-                    std::thread::sleep(FREE_PAUSE);
-                    continue;
-                }
-                None => match self.wait_for_new(until) {
-                    Ok(slotted) => slotted,
-                    // On a busy host an attempt may take longer than is waited at once, and come to a good end.
-                    Err(_) if Instant::now() < until => continue,
-                    Err(error) => {
-                        self.note(Last::failed(error.to_string()));
-                        return Err(error);
-                    }
-                },
-            };
-            if slotted.is_left_behind(self.unwritable().is_none()) {
-                slotted.spoil();
-                continue;
-            }
-            match slotted.failed() {
-                // The attempt was made for this request: its reason is the answer.
-                Some(failed)
-                    if failed.at >= began
-                        && failed.reason.is_some()
-                        && !self.shared.must_do_with_what_is_open() =>
-                {
-                    let reason = failed.reason.clone().unwrap_or_default();
-                    self.note(Last::failed(reason.clone()));
-                    return Err(DbError::unavailable(reason));
-                }
-                // Left by somebody who did not wait for it, or no attempt at all.
-                Some(_) => {}
-                None => match self.manager.is_valid(&mut slotted) {
-                    Ok(()) => {
-                        self.note(Last::Worked(Instant::now()));
-                        return Ok(slotted);
-                    }
-                    Err(error) => self.note(Last::failed(error.to_string())),
-                },
-            }
-            if Instant::now() >= until {
-                return Err(DbError::unavailable("no working connection in time"));
-            }
-        }
-    }
-
-    fn wait_for_new(&self, until: Instant) -> Result<r2d2::PooledConnection<Manager>, DbError> {
-        struct Wanted<'a>(&'a AtomicUsize);
-        impl Drop for Wanted<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.shared.wanted.fetch_add(1, Ordering::Relaxed);
-        let _wanted = Wanted(&self.shared.wanted);
-        let wait = until
-            .saturating_duration_since(Instant::now())
-            .min(CONNECTION_TIMEOUT);
-        self.pool
-            .get_timeout(wait)
-            .map_err(|_| DbError::unavailable("no new connection in time"))
     }
 
     fn note(&self, last: Last) {

@@ -4,6 +4,8 @@
 //! index, from the names of inherited descriptors, from the lock file, and from the process itself. Where its socket is
 //! out of reach it is found all the same; then its tenant has to be drained before anything can be started.
 
+mod socket;
+
 use super::descriptors::Descriptors;
 use super::listen::is_found;
 use super::lock::{self, Files, Found, Holder, Label};
@@ -20,7 +22,7 @@ use crate::systemd::store::There;
 use brokkr_tenant::{Listen, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
@@ -403,58 +405,6 @@ impl Search {
             keeps_address,
             deaf,
         });
-    }
-
-    /// Sees to it that the socket an instance accepts on is ours too.
-    fn has_listener(
-        &mut self,
-        tenant: &TenantName,
-        pid: i32,
-        pidfd: &OwnedFd,
-        what: Option<&Described>,
-    ) -> bool {
-        let Some(what) = what else {
-            self.remark(tenant, pid, "it does not say where it listens");
-            return false;
-        };
-        let listen = &what.listen;
-        if self
-            .finds
-            .listeners
-            .iter()
-            .any(|l| l.tenant == *tenant && l.listen == *listen)
-        {
-            return true;
-        }
-        // Left to us without a word about whose it is: the address tells.
-        let left = self
-            .descriptors
-            .iter()
-            .find(|(name, fd)| name.kind == Kind::Listener && take_back::listens_on(fd, listen))
-            .map(|(name, _)| *name);
-        let socket = match left.and_then(|name| self.claim(name)) {
-            Some(socket) => Ok(socket),
-            None => take_back::listener(pidfd.as_fd(), listen),
-        };
-        match socket {
-            Ok(socket) => {
-                self.finds.listeners.push(FoundListener {
-                    tenant: tenant.clone(),
-                    listen: listen.clone(),
-                    short: left.map(|name| name.id),
-                    socket,
-                });
-                true
-            }
-            Err(error) => {
-                self.remark(
-                    tenant,
-                    pid,
-                    &format!("its socket cannot be taken back ({error}): it is drained, then started again, and nothing accepts in between"),
-                );
-                false
-            }
-        }
     }
 
     fn remark(&mut self, tenant: &TenantName, pid: i32, what: &str) {

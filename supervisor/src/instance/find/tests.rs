@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::AsFd;
 
 /// A process like a broker's: socket at descriptor 3, log pipe, lock file.
 struct Broker {

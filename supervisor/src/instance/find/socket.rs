@@ -1,0 +1,62 @@
+//! The socket an instance that was found accepts on: among what was inherited, by its address, or out of the process.
+
+use super::super::take_back;
+use super::{FoundListener, Search};
+use crate::handover::Described;
+use crate::handover::names::Kind;
+use brokkr_tenant::TenantName;
+use std::os::fd::{AsFd, OwnedFd};
+
+impl Search {
+    /// Sees to it that the socket an instance accepts on is ours too.
+    pub(super) fn has_listener(
+        &mut self,
+        tenant: &TenantName,
+        pid: i32,
+        pidfd: &OwnedFd,
+        what: Option<&Described>,
+    ) -> bool {
+        let Some(what) = what else {
+            self.remark(tenant, pid, "it does not say where it listens");
+            return false;
+        };
+        let listen = &what.listen;
+        if self
+            .finds
+            .listeners
+            .iter()
+            .any(|l| l.tenant == *tenant && l.listen == *listen)
+        {
+            return true;
+        }
+        // Left to us without a word about whose it is: the address tells.
+        let left = self
+            .descriptors
+            .iter()
+            .find(|(name, fd)| name.kind == Kind::Listener && take_back::listens_on(fd, listen))
+            .map(|(name, _)| *name);
+        let socket = match left.and_then(|name| self.claim(name)) {
+            Some(socket) => Ok(socket),
+            None => take_back::listener(pidfd.as_fd(), listen),
+        };
+        match socket {
+            Ok(socket) => {
+                self.finds.listeners.push(FoundListener {
+                    tenant: tenant.clone(),
+                    listen: listen.clone(),
+                    short: left.map(|name| name.id),
+                    socket,
+                });
+                true
+            }
+            Err(error) => {
+                self.remark(
+                    tenant,
+                    pid,
+                    &format!("its socket cannot be taken back ({error}): it is drained, then started again, and nothing accepts in between"),
+                );
+                false
+            }
+        }
+    }
+}
