@@ -18,6 +18,8 @@ pub(super) struct Leftovers {
     pub(super) count_at: Time,
     /// They are waited for until then; `None`: from the first count on.
     until: Option<Time>,
+    /// The last count has found some.
+    found: bool,
 }
 
 impl Leftovers {
@@ -26,6 +28,7 @@ impl Leftovers {
         Self {
             count_at: now + COUNT_AFTER,
             until: Some(now + WAITED_FOR),
+            found: false,
         }
     }
 
@@ -34,6 +37,7 @@ impl Leftovers {
         Self {
             count_at: Time::ZERO,
             until: None,
+            found: false,
         }
     }
 }
@@ -82,6 +86,19 @@ impl Lifecycle {
         if count <= own.max(REPLACEMENT_CONNECTIONS) || self.lingering.as_ref().is_some_and(late) {
             self.lingering = None;
         }
+        if let Some(left) = &mut self.lingering {
+            left.found = true;
+        }
+    }
+
+    /// Why it has less than its pool, where that is because of what the server still shows.
+    pub(super) fn held_back(&self) -> Option<String> {
+        let current = self.current.as_ref().filter(|current| current.serves())?;
+        let found = self.lingering.is_some_and(|left| left.found);
+        let (most, pool) = (current.connections, current.pool);
+        (found && most < pool).then(|| {
+            format!("held at {most} of its {pool} connections: what the last one left is still at work on the server")
+        })
     }
 
     /// Splits the pool between the current instance and whatever else of this tenant still holds connections.

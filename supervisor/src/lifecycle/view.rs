@@ -91,7 +91,7 @@ impl Lifecycle {
             return None;
         };
         if !current.serves() || !self.outdated() {
-            return None;
+            return self.held_back();
         }
         if current.keeps_address {
             return Some(

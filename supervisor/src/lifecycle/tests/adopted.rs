@@ -253,10 +253,14 @@ fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
     assert!(host.connections.is_empty(), "{:?}", host.connections);
     host.after(Duration::from_secs(3));
     assert!(host.counted);
+    assert_eq!(host.life.view().pending, None);
     host.on(Event::Backends(12));
     assert!(host.connections.is_empty(), "{:?}", host.connections);
+    let pending = host.life.view().pending.unwrap();
+    assert!(pending.contains("held at 2 of its 10"), "{pending}");
     host.on(Event::Backends(2));
     assert_eq!(host.connections, [(id, 10)]);
+    assert_eq!(host.life.view().pending, None);
     assert_eq!(host.spawned, [id]);
     assert!(host.terminated.is_empty() && host.killed.is_empty());
 }
