@@ -25,7 +25,9 @@ use connections::Leftovers;
 pub(crate) use hang::{Hang, Hangs, Pulse};
 pub(crate) use instance::{Instance, Phase};
 pub(crate) use view::View;
-pub(crate) use words::{Action, Event, InstanceId, Policy, Revision, SlotKind, Spec, Time, Want};
+pub(crate) use words::{
+    Action, Event, InstanceId, Policy, Revision, SlotKind, Spec, Time, Urgency, Want,
+};
 
 use std::time::Duration;
 
@@ -116,6 +118,8 @@ pub(crate) struct Lifecycle {
     standing_in: bool,
     restarts: u64,
     last_failure: Option<String>,
+    /// How its last start went.
+    record: Urgency,
 }
 
 impl Lifecycle {
@@ -148,6 +152,7 @@ impl Lifecycle {
             standing_in: false,
             restarts: 0,
             last_failure: None,
+            record: Urgency::New,
         }
     }
 
@@ -174,8 +179,10 @@ impl Lifecycle {
                     self.backoff.reset();
                     self.bind_backoff.reset();
                     self.replace_backoff.reset();
+                    self.forgive();
                 }
                 if !matches!(want, Want::Run(_)) {
+                    self.record = Urgency::New;
                     self.begun = None;
                 }
                 self.want = want;
@@ -328,6 +335,7 @@ impl Lifecycle {
             }
         }
         self.last_failure = None;
+        self.record = Urgency::Down;
         self.replace_hold = None;
         self.replace_backoff.reset();
         self.share_connections(actions);
@@ -361,7 +369,8 @@ impl Lifecycle {
             return;
         };
         let starting = instance.ready_at.is_none();
-        if starting {
+        // Whoever waits for a replacement waits for more than that now, and asks anew.
+        if starting || matches!(self.slot, Slot::Asked(_)) {
             self.release_slot(actions);
         }
         if instance.planned {
@@ -372,6 +381,9 @@ impl Lifecycle {
         if starting && self.server.is_err() {
             // Its server went away under it: nobody's failure. It waits like the others.
             return;
+        }
+        if starting {
+            self.record = Urgency::Failed;
         }
         let reason = instance.verdict.unwrap_or(reason);
         self.restarts += 1;
@@ -398,6 +410,7 @@ impl Lifecycle {
 
     /// Somebody wants it tried now: what has failed before does not count.
     fn begin_anew(&mut self, now: Time) {
+        self.forgive();
         self.hold = None;
         self.replace_hold = None;
         self.backoff.reset();
@@ -405,6 +418,12 @@ impl Lifecycle {
         self.replace_backoff.reset();
         if let Bind::Failed { retry_at, .. } = &mut self.bind {
             *retry_at = now;
+        }
+    }
+
+    fn forgive(&mut self) {
+        if self.record == Urgency::Failed {
+            self.record = Urgency::New;
         }
     }
 

@@ -59,7 +59,9 @@ impl Fleet {
             }
             Action::AskSlot(kind) => {
                 let key = slot_key(entry, &self.view.borrow());
-                self.slots.entry(key).or_default().ask(name, kind);
+                let urgency = entry.life.urgency();
+                let slots = self.slots.entry(key).or_default();
+                slots.ask(name, kind, urgency);
                 None
             }
             Action::Started => {

@@ -1,20 +1,29 @@
 //! Start slots: how many brokers may start at once on one server, and how many of these beside a running instance.
 
-use crate::lifecycle::{Lifecycle, SlotKind};
+use crate::lifecycle::{Lifecycle, SlotKind, Urgency};
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The slots of one server. First come, first served; what must wait for room in the budget lets starts behind it pass: a
-/// replacement, and what was admitted into room that more than one replacement was given before.
+/// The slots of one server, given by urgency, and first come, first served among equals. Starts that have come to nothing
+/// before never take the last one: others are not to wait for them. What must wait for room in the budget lets starts behind it pass: a replacement, and what was admitted into room that
+/// more than one replacement was given before.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     held: BTreeMap<TenantName, Held>,
-    queue: VecDeque<(TenantName, SlotKind)>,
+    queue: VecDeque<Asked>,
+}
+
+#[derive(Debug, Clone)]
+struct Asked {
+    tenant: TenantName,
+    kind: SlotKind,
+    urgency: Urgency,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
     kind: SlotKind,
+    urgency: Urgency,
     /// Its broker still starts.
     starting: bool,
 }
@@ -47,18 +56,27 @@ impl Inherited {
 
 impl Slots {
     /// Joins the queue. Who has a replacement's room keeps it meanwhile.
-    pub(crate) fn ask(&mut self, tenant: &TenantName, kind: SlotKind) {
+    pub(crate) fn ask(&mut self, tenant: &TenantName, kind: SlotKind, urgency: Urgency) {
         if self.held.get(tenant).is_some_and(|held| held.starting) {
             self.held.remove(tenant);
         }
-        self.queue.retain(|(waiting, _)| waiting != tenant);
-        self.queue.push_back((tenant.clone(), kind));
+        self.queue.retain(|asked| asked.tenant != *tenant);
+        let behind = self.queue.partition_point(|a| a.urgency <= urgency);
+        let tenant = tenant.clone();
+        self.queue.insert(
+            behind,
+            Asked {
+                tenant,
+                kind,
+                urgency,
+            },
+        );
     }
 
     /// Gives a slot back, or leaves the queue.
     pub(crate) fn release(&mut self, tenant: &TenantName) {
         self.held.remove(tenant);
-        self.queue.retain(|(waiting, _)| waiting != tenant);
+        self.queue.retain(|asked| asked.tenant != *tenant);
     }
 
     /// Whether it has a slot.
@@ -80,11 +98,17 @@ impl Slots {
         let mut replacements =
             limits.inherited.overlaps + held(|h| h.kind == SlotKind::Replacement);
         let mut starting = limits.inherited.starts + held(|h| h.starting);
+        let mut hopeless = held(|h| h.starting && h.urgency == Urgency::Failed);
         let mut at = 0;
         while starting < limits.starts.max(1) {
-            let Some((tenant, kind)) = self.queue.get(at).cloned() else {
+            let Some(asked) = self.queue.get(at).cloned() else {
                 break;
             };
+            let Asked {
+                tenant,
+                kind,
+                urgency,
+            } = asked;
             let room = limits.replacements.max(1);
             let own = self.held.get(&tenant);
             let own = usize::from(own.is_some_and(|held| held.kind == SlotKind::Replacement));
@@ -93,15 +117,21 @@ impl Slots {
                 SlotKind::First => replacements - own > room,
                 SlotKind::Replacement => replacements - own >= room,
             };
-            if waits {
+            let failed = urgency == Urgency::Failed;
+            if waits || (failed && hopeless + 1 >= limits.starts.max(2)) {
                 at += 1;
                 continue;
             }
             replacements = replacements - own + usize::from(kind == SlotKind::Replacement);
             self.queue.remove(at);
             starting += 1;
-            let starting = true;
-            self.held.insert(tenant.clone(), Held { kind, starting });
+            hopeless += usize::from(failed);
+            let held = Held {
+                kind,
+                urgency,
+                starting: true,
+            };
+            self.held.insert(tenant.clone(), held);
             granted.push(tenant);
         }
         granted
@@ -129,7 +159,7 @@ mod tests {
             ("d", SlotKind::Start),
             ("e", SlotKind::Start),
         ] {
-            slots.ask(&name(n), kind);
+            slots.ask(&name(n), kind, Urgency::New);
         }
         assert_eq!(slots.grant(limits), [name("a"), name("c"), name("d")]);
         slots.release(&name("c"));
@@ -146,7 +176,7 @@ mod tests {
             ("g", SlotKind::Start),
             ("h", SlotKind::Start),
         ] {
-            slots.ask(&name(n), kind);
+            slots.ask(&name(n), kind, Urgency::New);
         }
         assert_eq!(slots.grant(limits), [name("g"), name("h")]);
         slots.release(&name("b"));
@@ -154,8 +184,8 @@ mod tests {
         assert_eq!(slots.grant(limits), [name("f")]);
         // Its new broker has crashed: it asks anew, and nobody takes the room it has.
         slots.started(&name("f"));
-        slots.ask(&name("i"), SlotKind::Replacement);
-        slots.ask(&name("f"), SlotKind::Replacement);
+        slots.ask(&name("i"), SlotKind::Replacement, Urgency::New);
+        slots.ask(&name("f"), SlotKind::Replacement, Urgency::New);
         assert!(slots.holds(&name("f")));
         assert_eq!(slots.grant(limits), [name("f")]);
         slots.release(&name("f"));
@@ -172,15 +202,62 @@ mod tests {
         };
         let mut slots = Slots::default();
         for n in ["a", "b"] {
-            slots.ask(&name(n), SlotKind::Replacement);
+            slots.ask(&name(n), SlotKind::Replacement, Urgency::New);
         }
         assert_eq!(slots.grant(limits(2)), [name("a"), name("b")]);
-        slots.ask(&name("new"), SlotKind::First);
-        slots.ask(&name("crashed"), SlotKind::Start);
+        slots.ask(&name("new"), SlotKind::First, Urgency::New);
+        slots.ask(&name("crashed"), SlotKind::Start, Urgency::New);
         assert_eq!(slots.grant(limits(1)), [name("crashed")]);
         slots.started(&name("a"));
         assert!(slots.grant(limits(1)).is_empty());
         slots.release(&name("a"));
         assert_eq!(slots.grant(limits(1)), [name("new")]);
+    }
+
+    #[test]
+    fn whoever_is_down_comes_first_and_who_failed_before_comes_last() {
+        let name = |n: &str| TenantName::parse(n).unwrap();
+        let limits = Limits {
+            starts: 1,
+            replacements: 9,
+            inherited: Inherited::default(),
+        };
+        let mut slots = Slots::default();
+        for (n, kind, urgency) in [
+            ("a", SlotKind::Replacement, Urgency::Served),
+            ("b", SlotKind::First, Urgency::New),
+            ("g", SlotKind::Start, Urgency::Failed),
+            ("c", SlotKind::Replacement, Urgency::Served),
+            ("d", SlotKind::Start, Urgency::New),
+            ("e", SlotKind::Start, Urgency::Down),
+            ("f", SlotKind::Start, Urgency::Down),
+            // It was to be replaced, and has just been killed.
+            ("c", SlotKind::Start, Urgency::Down),
+        ] {
+            slots.ask(&name(n), kind, urgency);
+        }
+        for n in ["e", "f", "c", "b", "d", "a", "g"] {
+            assert_eq!(slots.grant(limits), [name(n)]);
+            slots.release(&name(n));
+        }
+    }
+
+    #[test]
+    fn starts_that_came_to_nothing_leave_one_slot_to_others() {
+        let name = |n: &str| TenantName::parse(n).unwrap();
+        let limits = Limits {
+            starts: 3,
+            replacements: 1,
+            inherited: Inherited::default(),
+        };
+        let mut slots = Slots::default();
+        for n in ["a", "b", "c", "d"] {
+            slots.ask(&name(n), SlotKind::Start, Urgency::Failed);
+        }
+        assert_eq!(slots.grant(limits), [name("a"), name("b")]);
+        slots.ask(&name("e"), SlotKind::Replacement, Urgency::Served);
+        assert_eq!(slots.grant(limits), [name("e")]);
+        slots.release(&name("a"));
+        assert_eq!(slots.grant(limits), [name("c")]);
     }
 }

@@ -4,7 +4,9 @@
 //! be one that serves, and nobody answers in its place. One that does not answer the question is *silent*: after two
 //! seconds it is stood in for, and its probes find out whether it is hung. One that only starts would have said so.
 
-use super::{Action, Bind, Instance, InstanceId, Lifecycle, Phase, Revision, Spec, Time, Want};
+use super::{
+    Action, Bind, Instance, InstanceId, Lifecycle, Phase, Revision, Spec, Time, Urgency, Want,
+};
 
 /// How far an instance is, as far as somebody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,9 @@ impl Lifecycle {
             self.lingering = None;
         }
         self.explain_connections(now);
+        if self.current.as_ref().is_some_and(Instance::may_serve) {
+            self.record = Urgency::Down;
+        }
         if let Some(current) = self.current.as_ref().filter(|current| !current.planned) {
             self.begun = Some(current.revision);
             self.want = Want::Run(Spec {

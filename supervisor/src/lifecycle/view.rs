@@ -1,7 +1,7 @@
 //! What a life looks like from outside: the words of `status`, when it wants to be woken, whether it has settled.
 
 use super::{
-    Bind, Instance, InstanceId, Lifecycle, Phase, Pulse, STAND_IN_AFTER, Slot, Time, Want,
+    Bind, Instance, InstanceId, Lifecycle, Phase, Pulse, STAND_IN_AFTER, Slot, Time, Urgency, Want,
 };
 use crate::status::State;
 
@@ -215,6 +215,14 @@ impl Lifecycle {
             Some(c) if c.must_answer() && c.missed > 0 => Pulse::Failing,
             Some(c) if c.must_answer() => Pulse::Fine,
             _ => Pulse::Absent,
+        }
+    }
+
+    /// How urgent it is to start what it asks a slot for.
+    pub(crate) fn urgency(&self) -> Urgency {
+        match &self.current {
+            Some(current) if current.serves() => Urgency::Served,
+            _ => self.record,
         }
     }
 

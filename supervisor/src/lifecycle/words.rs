@@ -49,6 +49,19 @@ pub(crate) enum Want {
     Gone,
 }
 
+/// Who gets a start slot first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// It served, and nobody serves for it now.
+    Down,
+    /// It has not been tried as it is now.
+    New,
+    /// Its old instance serves until it is replaced.
+    Served,
+    /// Nobody serves for it, and its last start came to nothing.
+    Failed,
+}
+
 /// A fact about this tenant.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Event {

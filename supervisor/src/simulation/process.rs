@@ -38,6 +38,16 @@ pub(super) struct Process {
     pub(super) started: Time,
 }
 
+/// Connections that outlive their process on the server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left {
+    pub(super) server: usize,
+    pub(super) most: u32,
+    /// Of the process that had them.
+    pub(super) pool: u32,
+    pub(super) until: Time,
+}
+
 impl World {
     pub(super) fn spawn(&mut self, n: usize, id: InstanceId, revision: Revision, most: u32) {
         self.check_spawn(n, revision);
@@ -125,7 +135,12 @@ impl World {
         };
         if left {
             let until = self.now + linger;
-            tenant.lingering.push((process.server, process.most, until));
+            tenant.lingering.push(Left {
+                server: process.server,
+                most: process.most,
+                pool: tenant.revisions[&process.revision].pool,
+                until,
+            });
         }
         let reason = "exited".to_owned();
         self.feed(
@@ -191,8 +206,8 @@ impl World {
     pub(super) fn backends(&mut self, n: usize) -> u32 {
         let now = self.now;
         let tenant = &mut self.tenants[n];
-        tenant.lingering.retain(|(_, _, until)| *until > now);
-        let lingering: u32 = tenant.lingering.iter().map(|(_, most, _)| most).sum();
+        tenant.lingering.retain(|left| left.until > now);
+        let lingering: u32 = tenant.lingering.iter().map(|left| left.most).sum();
         lingering + tenant.processes.values().map(|p| p.most).sum::<u32>()
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::world::{HEADROOM, PARALLELISM, World};
-use crate::budget::{COMMAND, OWN, REPLACEMENT, Verdict};
+use crate::budget::{COMMAND, Decided, OWN, REPLACEMENT};
 use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, SLOT_FOR, Time};
 use crate::status::State;
 
@@ -94,11 +94,12 @@ impl World {
             let instance = life.instances().find(|i| i.id == *id);
             largest = largest.max(instance.map_or(0, |instance| instance.pool));
         }
-        for (_, most, until) in tenant.lingering.iter().filter(|(s, _, _)| *s == server) {
-            if *until > self.now {
-                held += most;
+        let now = self.now;
+        for left in tenant.lingering.iter().filter(|l| l.server == server) {
+            if left.until > now {
+                held += left.most;
                 holders += 1;
-                largest = largest.max(*most);
+                largest = largest.max(left.pool);
             }
         }
         let more = REPLACEMENT * u32::max(holders, 2) - REPLACEMENT;
@@ -215,7 +216,8 @@ impl World {
     }
 
     /// Nobody is admitted beyond capacity, and nobody who was admitted loses the place while wanting it.
-    pub(super) fn check_admission(&self, verdict: &Verdict) {
+    pub(super) fn check_admission(&self, decided: &Decided) {
+        let verdict = &decided.verdict;
         let before: BTreeSet<_> = self.admitted.iter().map(|a| &a.tenant).collect();
         for admission in &verdict.admitted {
             let Some(server) = admission.server.as_ref() else {
@@ -238,12 +240,20 @@ impl World {
             let wants = matches!(&tenant.file, Some(Ok(file)) if file.enabled)
                 && !tenant.stopped
                 && !tenant.forgotten;
+            // Of what it ran nobody knows any more, and what it asks for is somebody else's by now.
+            let conflict = decided.conflicts.contains_key(&tenant.name);
+            let wants = wants && !(conflict && tenant.meant().is_none());
             if wants && tenant.life.is_some() && before.contains(&tenant.name) {
-                self.rule(
-                    after.contains(&tenant.name),
-                    n,
-                    "it lost its place while it wanted it",
-                );
+                if !after.contains(&tenant.name) {
+                    let decision = verdict.tenants.get(&tenant.name);
+                    let conflict = decided.conflicts.get(&tenant.name);
+                    let mut admitted = self.admitted.iter();
+                    let had = admitted.find(|a| a.tenant == tenant.name);
+                    let detail = format!(
+                        "it lost its place while it wanted it: {decision:?}, {conflict:?}, it had {had:?}"
+                    );
+                    self.rule(false, n, &detail);
+                }
             }
         }
     }

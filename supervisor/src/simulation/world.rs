@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use brokkr_tenant::{Listen, SchemaName, TenantName};
 
-use super::process::{Process, Step};
+use super::process::{Left, Process, Step};
 use super::rules::Cause;
 use crate::budget::{
     Admission, Claim, Contested, Database, Decided, Decision, Facts, Held, Party, Place, Role,
@@ -86,8 +86,8 @@ pub(super) struct Tenant {
     last_revision: u64,
     told: Option<Told>,
     pub(super) processes: BTreeMap<InstanceId, Process>,
-    /// Backends of killed processes: server, number, until when.
-    pub(super) lingering: Vec<(usize, u32, Time)>,
+    /// Backends of killed processes.
+    pub(super) lingering: Vec<Left>,
     /// The configurations whose address is bound.
     pub(super) bound: Vec<usize>,
     /// `restart` was ordered so often.
@@ -382,9 +382,9 @@ impl World {
 
     fn ask_slot(&mut self, n: usize, kind: SlotKind) {
         let tenant = &self.tenants[n];
-        if let Some((_, file)) = &tenant.accepted {
-            let name = tenant.name.clone();
-            self.servers[file.server].slots.ask(&name, kind);
+        if let (Some((_, file)), Some(life)) = (&tenant.accepted, &tenant.life) {
+            let (name, urgency) = (tenant.name.clone(), life.urgency());
+            self.servers[file.server].slots.ask(&name, kind, urgency);
         }
         self.grant_soon();
     }
@@ -436,7 +436,7 @@ impl Tenant {
     }
 
     /// What it is meant to run.
-    fn meant(&self) -> Option<&File> {
+    pub(super) fn meant(&self) -> Option<&File> {
         let told = self.told.as_ref()?;
         let (_, file) = self.accepted.as_ref()?;
         matches!(told.want, Want::Run(_)).then_some(file)

@@ -22,8 +22,9 @@ impl World {
             .iter()
             .filter_map(|tenant| self.party(tenant, &admitted))
             .collect();
-        let Decided { conflicts, verdict } = decide(&self.admitted, &parties, &facts, HEADROOM);
-        self.check_admission(&verdict);
+        let decided = decide(&self.admitted, &parties, &facts, HEADROOM);
+        self.check_admission(&decided);
+        let Decided { conflicts, verdict } = decided;
         self.admitted.clone_from(&verdict.admitted);
         self.verdict = verdict;
         for n in 0..self.tenants.len() {
