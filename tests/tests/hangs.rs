@@ -211,6 +211,10 @@ fn brokers_that_all_hang_for_long_are_replaced_one_at_a_time() {
     host.wait(Duration::from_secs(30), "all to be ready", |s| {
         s.tenants.len() == 6 && s.all("ready")
     });
+    holds_for(3 * INTERVAL, "each answers some probe", || {
+        let ready = host.status().all("ready");
+        ready.then_some(()).ok_or("somebody is not ready")
+    });
     let (fine, hung) = tenants.split_at(1);
     let pid = fine[0].pid();
     let pids: Vec<i32> = hung.iter().map(Tenant::pid).collect();

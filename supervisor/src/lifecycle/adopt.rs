@@ -121,6 +121,8 @@ impl Lifecycle {
         let mut instance = Instance::new(id, spec, generation, connections, spawned_at, deadline);
         instance.pid = Some(pid);
         instance.adopted = true;
+        // It served before, or so one must think.
+        instance.answers = true;
         instance.keeps_address = keeps_address;
         instance.deaf = deaf;
         match stage {

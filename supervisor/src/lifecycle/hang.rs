@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How one tenant answers its probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pulse {
-    /// Has no instance that must answer.
+    /// Has no instance that must answer, or one that was not asked often enough yet.
     Absent,
     /// Answers.
     Fine,
@@ -14,6 +14,10 @@ pub(crate) enum Pulse {
     Failing,
     /// Missed as many in a row as `[health] failures`.
     Hung,
+    /// The same, and none of its probes has ever been answered: while others answer, that says nothing of the host.
+    Mute,
+    /// Missed some, not enough to act on, and has never answered.
+    NotYet,
     /// Was found hung and is being replaced.
     BeingReplaced,
 }
@@ -77,30 +81,51 @@ impl<T: Clone + PartialEq> Hangs<T> {
         now: Time,
         tenants: impl Iterator<Item = (T, Pulse)>,
     ) -> Hang<T> {
-        let (mut all, mut failing, mut busy, mut first) = (0usize, 0usize, false, None);
+        let (mut all, mut failing, mut busy) = (0usize, 0usize, false);
+        let (mut mutes, mut fine) = (0usize, 0usize);
+        // Whoever comes after the last one goes first, so that one which hangs again and again keeps nobody waiting.
+        let (mut before, mut after, mut mute, mut passed) = (None, None, None, false);
         let began = self.stall.as_ref().map(|stall| stall.began);
         let on_trial = |(_, at): &&(T, Time)| began.is_some_and(|began| *at > began);
         let tried = self.last.as_ref().filter(on_trial).map(|(last, _)| last);
         let mut answers = false;
+        let at = self.last.as_ref().map(|(_, at)| *at);
+        let awaited = at.is_some_and(|at| now < at + self.patience);
         for (tenant, pulse) in tenants {
             all += 1;
+            let is_last = self.last.as_ref().is_some_and(|(last, _)| *last == tenant);
             match pulse {
-                Pulse::Absent => {
-                    busy |= self
-                        .last
-                        .as_ref()
-                        .is_some_and(|(last, at)| *last == tenant && now < *at + self.patience);
+                Pulse::Absent => busy |= is_last && awaited,
+                Pulse::Fine => {
+                    fine += 1;
+                    answers |= tried == Some(&tenant);
                 }
-                Pulse::Fine => answers |= tried == Some(&tenant),
                 Pulse::Failing => failing += 1,
                 Pulse::Hung => {
                     failing += 1;
+                    let first = if passed { &mut after } else { &mut before };
                     first.get_or_insert(tenant);
+                }
+                Pulse::NotYet => {
+                    mutes += 1;
+                    busy |= is_last && awaited;
+                }
+                Pulse::Mute => {
+                    mutes += 1;
+                    mute = mute.or(Some(tenant));
                 }
                 Pulse::BeingReplaced => busy = true,
             }
+            passed |= is_last;
+        }
+        // Where nobody answers, those who never did are as good a sign as the others.
+        if fine == 0 {
+            failing += mutes;
         }
         let together = failing > 3 && failing * 10 > all;
+        // Clients of one that has served wait for it.
+        let mute = mute.filter(|_| fine == 0 || !together);
+        let first = after.or(before).or(mute);
         match (first, &mut self.stall) {
             (Some(first), Some(stall)) if together => {
                 stall.failing = failing;
@@ -164,6 +189,34 @@ mod tests {
         assert_eq!(judge(10, 0, 2, 0), Hang::Replace(10));
         assert_eq!(judge(10, 0, 1, 1), Hang::Nothing);
         assert_eq!(judge(1, 0, 1, 0), Hang::Replace(1));
+    }
+
+    #[test]
+    fn brokers_that_never_answered_say_nothing_of_the_host_and_come_last() {
+        let mut hangs = Hangs::new(PATIENCE);
+        let mute = |n: u8| (n, Pulse::Mute);
+        let fleet = |hung: &[u8]| {
+            let all = (0..12).map(|n| match (n < 8, hung.contains(&n)) {
+                (true, _) => mute(n),
+                (false, true) => (n, Pulse::Hung),
+                (false, false) => (n, Pulse::Fine),
+            });
+            all.collect::<Vec<_>>().into_iter()
+        };
+        assert_eq!(hangs.judge(at(0), fleet(&[9])), Hang::Replace(9));
+        assert_eq!(hangs.judge(at(1), fleet(&[])), Hang::Replace(0));
+        assert_eq!(hangs.stalled(), None);
+        // Nobody answers, and nobody has had the time to: that is the host.
+        let all = (0..12).map(mute);
+        assert_eq!(hangs.judge(at(2), all), Hang::HostStalled);
+    }
+
+    #[test]
+    fn one_that_hangs_again_and_again_keeps_nobody_waiting() {
+        let mut hangs = Hangs::new(PATIENCE);
+        let fleet = || (0..3u8).map(|n| (n, Pulse::Hung));
+        let told: Vec<_> = (0..4).map(|n| hangs.judge(at(n), fleet())).collect();
+        assert_eq!(told, [0, 1, 2, 0].map(Hang::Replace));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(crate) struct Instance {
     pub(crate) connections: u32,
     /// What it holds for all we know: until it says otherwise, all it may.
     pub(crate) held: u32,
+    /// Some probe of it has been answered.
+    pub(crate) answers: bool,
     /// Probes missed in a row.
     pub(crate) missed: u32,
     /// It was told to go; its exit is no failure.
@@ -77,6 +79,7 @@ impl Instance {
             ready_at: None,
             connections,
             held: connections,
+            answers: false,
             missed: 0,
             planned: false,
             blocks_start: false,
@@ -150,6 +153,7 @@ impl Instance {
     }
 
     pub(crate) fn answered(&mut self, not_ready: Option<String>) {
+        self.answers = true;
         self.missed = 0;
         if self.serves() {
             self.phase = not_ready.map_or(Phase::Ready, Phase::Degraded);

@@ -109,7 +109,9 @@ impl Host {
         let mut host = Self::new();
         host.on(Event::Server(Ok(()))).on(wanted(spec(revision)));
         let id = *host.spawned.last().unwrap();
-        host.on(Event::Ready(id));
+        let not_ready = None;
+        host.on(Event::Ready(id))
+            .on(Event::ProbeAnswered { id, not_ready });
         assert_eq!(host.state(), State::Ready);
         (host, id)
     }

@@ -90,6 +90,11 @@ impl Lifecycle {
         let (Some(current), Want::Run(_)) = (&self.current, &self.want) else {
             return None;
         };
+        if current.must_answer() && current.missed >= self.policy.probe_failures {
+            return Some(
+                "does not answer its probes: killed and started again when its turn comes".into(),
+            );
+        }
         if !current.serves() || !self.outdated() {
             return self.held_back();
         }
@@ -207,13 +212,34 @@ impl Lifecycle {
         }
     }
 
+    /// Whether what runs is ready, and is what was last ordered, whatever its file asks for beyond that.
+    pub(crate) fn is_as_ordered(&self) -> bool {
+        let ready = self
+            .current
+            .as_ref()
+            .is_some_and(|c| c.phase == Phase::Ready);
+        ready && !self.outdated() && self.replace_hold.is_none()
+    }
+
     /// How it answers its probes, against `failures` in a row.
     pub(crate) fn pulse(&self) -> Pulse {
         match &self.current {
             Some(c) if c.verdict.is_some() && !c.serves() => Pulse::BeingReplaced,
-            Some(c) if c.must_answer() && c.missed >= self.policy.probe_failures => Pulse::Hung,
-            Some(c) if c.must_answer() && c.missed > 0 => Pulse::Failing,
-            Some(c) if c.must_answer() => Pulse::Fine,
+            Some(c) if c.must_answer() && c.missed >= self.policy.probe_failures => {
+                if c.answers {
+                    Pulse::Hung
+                } else {
+                    Pulse::Mute
+                }
+            }
+            Some(c) if c.must_answer() && c.missed > 0 => {
+                if c.answers {
+                    Pulse::Failing
+                } else {
+                    Pulse::NotYet
+                }
+            }
+            Some(c) if c.must_answer() && c.answers => Pulse::Fine,
             _ => Pulse::Absent,
         }
     }
