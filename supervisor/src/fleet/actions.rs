@@ -109,8 +109,11 @@ impl Fleet {
             Action::CountBackends => {
                 let (_, config) = entry.accepted.as_ref()?;
                 let view = self.view.borrow();
-                let (_, server) = view.server(&config.broker().database.url)?;
-                let backends = server.ours.get(name).copied().unwrap_or(0);
+                let url = &config.broker().database.url;
+                let database = view.endpoint(url).place()?.database;
+                let (_, server) = view.server(url)?;
+                let counted = server.ours.get(&(name.clone(), database));
+                let backends = counted.copied().unwrap_or(0);
                 server.up.then_some(Event::Backends(backends))
             }
             Action::Forget => {

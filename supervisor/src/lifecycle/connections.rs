@@ -9,7 +9,7 @@ use std::time::Duration;
 /// The prober counts every second; after so long its figure is younger than the exit.
 const COUNT_AFTER: Duration = Duration::from_millis(2500);
 /// What is seen for longer is not left over: a command, or another supervisor of this host with a tenant of the same name.
-const WAITED_FOR: Duration = Duration::from_secs(300);
+const WAITED_FOR: Duration = Duration::from_secs(60);
 
 /// Connections that an instance which has gone may have left on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,19 +10,20 @@ pub(super) const PERIOD: Duration = Duration::from_secs(1);
 /// Who is connected, by application name, and whether this is still the server it was, and still takes
 /// writes. Parallel workers are not connections; their type is only told to those who may see it.
 const ASK: &str = "\
-SELECT application_name, count(*), pg_is_in_recovery(), current_setting('transaction_read_only') \
+SELECT application_name, count(*), pg_is_in_recovery(), current_setting('transaction_read_only'), \
+       datid \
   FROM pg_catalog.pg_stat_activity \
  WHERE datid IS NOT NULL AND usesysid IS NOT NULL \
    AND (backend_type IS NULL OR backend_type = 'client backend') \
- GROUP BY application_name";
+ GROUP BY application_name, datid";
 
 /// Who was connected, at one time.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     /// When it was asked for.
     pub(super) asked: Instant,
-    /// Connections by application name.
-    pub(super) connections: BTreeMap<String, u32>,
+    /// Connections by application name and database.
+    pub(super) connections: BTreeMap<(String, u32), u32>,
 }
 
 /// Asks once.
@@ -42,10 +43,10 @@ pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
                 "has become read-only: transaction_read_only is on",
             ));
         }
-        sample.connections.insert(
-            row.nullable(0).unwrap_or_default().to_owned(),
-            row.number(1)?,
-        );
+        let name = row.nullable(0).unwrap_or_default().to_owned();
+        sample
+            .connections
+            .insert((name, row.number(4)?), row.number(1)?);
     }
     Ok(sample)
 }

@@ -118,7 +118,7 @@ fn limits_foreigners_and_our_own_connections_are_read() {
     assert_eq!(
         seen.ours
             .iter()
-            .map(|(t, n)| (t.as_str(), *n))
+            .map(|((t, _), n)| (t.as_str(), *n))
             .collect::<Vec<_>>(),
         [("acme", 1)]
     );

@@ -81,9 +81,9 @@ pub struct Server {
     pub since: Instant,
     /// When `ours` and `in_use` were asked for: they tell of nothing earlier.
     pub sampled: Instant,
-    /// Connections of this host's tenants, counted on the server: whatever holds them, an instance, a
-    /// command, or backends a killed broker left behind.
-    pub ours: BTreeMap<TenantName, u32>,
+    /// Connections of this host's tenants to each database, by its OID, counted on the server: whatever holds them, an
+    /// instance, a command, or backends a killed broker left behind.
+    pub ours: BTreeMap<(TenantName, u32), u32>,
     /// All connections of this machine's brokkr programs, the supervisor's own included.
     pub in_use: u32,
     /// `server_version`.

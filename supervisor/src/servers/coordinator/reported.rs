@@ -48,7 +48,7 @@ impl Coordinator {
         view.facts.foreign = sample
             .connections
             .iter()
-            .filter(|(name, _)| !name.starts_with(&self.prefix))
+            .filter(|((name, _), _)| !name.starts_with(&self.prefix))
             .fold(0, |sum, (_, count)| sum + count);
         view.facts
             .databases
@@ -184,13 +184,13 @@ pub(super) fn count(view: &mut Server, sample: &Sample, prefix: &str) {
     view.ours.clear();
     view.in_use = 0;
     view.sampled = sample.asked;
-    for (name, count) in &sample.connections {
+    for ((name, database), count) in &sample.connections {
         let Some(rest) = name.strip_prefix(prefix) else {
             continue;
         };
         view.in_use += count;
         if let Ok(tenant) = TenantName::parse(rest) {
-            view.ours.insert(tenant, *count);
+            view.ours.insert((tenant, *database), *count);
         }
     }
 }
