@@ -37,6 +37,8 @@ const STAND_IN_AFTER: Duration = Duration::from_secs(2);
 const CONFIGURATION_RETRY: Duration = Duration::from_secs(300);
 /// Ready or degraded for so long: the next failure counts as the first.
 const GOOD_RUN: Duration = Duration::from_secs(60);
+/// The most time a start may ask for at once; it may ask again.
+const LONGEST_EXTENSION: Duration = Duration::from_secs(600);
 /// What a hung instance gets to leave a core.
 const CORE_WITHIN: Duration = Duration::from_secs(10);
 /// A start that takes longer waits for something (a lock, a large migration), and those behind it are not to wait with it:
@@ -235,7 +237,7 @@ impl Lifecycle {
             Event::Ready(id) => self.ready(now, id, actions),
             Event::Extend(id, more) => {
                 if let Some(instance) = self.instance_mut(id) {
-                    instance.extend(now + more);
+                    instance.extend(now + more.min(LONGEST_EXTENSION));
                 }
             }
             Event::Says(id, text) => {
@@ -309,6 +311,8 @@ impl Lifecycle {
                 }
                 if self.replace_hold.as_ref().is_some_and(|h| h.configuration) {
                     self.replace_hold = None;
+                    // What had asked for it was given up with it: it is asked for once more.
+                    self.generation += u64::from(!self.outdated());
                 }
             }
             Event::Tick => {}

@@ -88,3 +88,40 @@ fn the_first_failure_ends_it_unless_told_to_keep_going() {
     wrapper.heal("t3");
     host.command(&["restart", "t3"]).ok();
 }
+
+#[test]
+fn a_bad_file_beside_a_restart_is_told_and_does_not_undo_it() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let pids = [acme.pid(), globex.pid()];
+    acme.write_file(&format!("{}\n[nonsense]\n", acme.read_file()));
+    acme.wait("its bad file to be seen", |t| t.pending.is_some());
+    let said = host.command(&["restart", "--all"]).ok();
+    assert!(said.contains("nonsense"), "{said}");
+    for (tenant, old) in [(&acme, pids[0]), (&globex, pids[1])] {
+        assert_ne!(tenant.status().pid, Some(old));
+    }
+}
+
+#[test]
+fn a_reload_tries_once_more_what_a_broker_has_refused_as_misconfigured() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").up();
+    let old = acme.pid();
+    wrapper.first("acme", "exit 78");
+    assert_eq!(host.command(&["restart", "acme"]).code, Some(1));
+    let ran = host.reload();
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    assert!(said.contains("exit code 78"), "{ran:?}");
+    let status = acme.status();
+    assert!(
+        status.pending.is_some() && status.pid == Some(old),
+        "{status:?}"
+    );
+    wrapper.heal("acme");
+    host.reload().ok();
+    let _ = acme.replaced(old);
+}

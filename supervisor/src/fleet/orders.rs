@@ -276,7 +276,9 @@ impl Fleet {
         let settled = self.settled(entry)?;
         let view = entry.life.view();
         let stopped = view.state == State::Stopped;
-        let done = settled && stopped == (order == Order::Stop);
+        // A bad file beside it is worth a word, and does not undo it.
+        let restarted = order == Order::Restart && entry.life.is_as_ordered();
+        let done = (settled || restarted) && stopped == (order == Order::Stop);
         let mut message = view.state.to_string();
         // A replacement may wait for the same reason for which the tenant is not well.
         let pending = view.pending.filter(|pending| {
