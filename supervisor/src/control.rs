@@ -36,17 +36,19 @@ use brokkr_tenant::Listen;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::unistd::Gid;
 use peer::{Peer, Permitted};
 use socket::{Bound, Socket};
 use stall::{Patience, Stall};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 /// Connections served at once; others wait in the backlog.
 const CONNECTIONS: usize = 64;
@@ -54,6 +56,8 @@ const CONNECTIONS: usize = 64;
 const STREAMS: usize = 32;
 /// A request's head must be here by then.
 const HEAD: Duration = Duration::from_secs(10);
+/// Between two looks whether the control socket is where clients look for it.
+const LOOK: Duration = Duration::from_secs(3);
 /// After an error of `accept` (descriptors are short), so that trying again does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -98,7 +102,9 @@ impl Control {
             servers.spawn(serve_metrics(listener, routes::metrics_only(app.clone())));
         }
         let (listener, file) = socket.into_tokio()?;
+        let dir = config.runtime_dir.clone();
         servers.spawn(serve_control(
+            dir,
             listener,
             file,
             permitted,
@@ -140,11 +146,34 @@ impl App {
     }
 }
 
-/// Serves until it is dropped; `_file` is held to the end, for the file goes with it.
-async fn serve_control(listener: UnixListener, _file: Bound, permitted: Permitted, router: Router) {
+/// Serves until it is dropped; `file` is held to the end, for the file goes with it. Where it has gone before, the socket is
+/// bound anew: without it every command would say that no supervisor runs.
+async fn serve_control(
+    dir: PathBuf,
+    mut listener: UnixListener,
+    mut file: Bound,
+    mut permitted: Permitted,
+    router: Router,
+) {
     let mut connections = Connections::new();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while let Some(permit) = connections.permit().await {
-        let stream = match listener.accept().await {
+        // Both are cancel-safe: a connection not accepted now waits in the backlog.
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = look.tick() => {
+                if !file.is_there()
+                    && let Ok((bound, group)) = bind_anew(&dir)
+                {
+                    tracing::warn!("the control socket had gone, and is there again");
+                    (listener, file) = bound;
+                    permitted = Permitted::new(group);
+                }
+                continue;
+            }
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 pause("the control socket", &error).await;
@@ -166,6 +195,12 @@ async fn serve_control(listener: UnixListener, _file: Bound, permitted: Permitte
             }
         });
     }
+}
+
+fn bind_anew(dir: &Path) -> io::Result<((UnixListener, Bound), Option<Gid>)> {
+    let socket = Socket::bind(dir)?;
+    let group = socket.group();
+    Ok((socket.into_tokio()?, group))
 }
 
 async fn serve_metrics(listener: TcpListener, router: Router) {

@@ -307,3 +307,27 @@ fn a_lock_nobody_can_explain_ends_no_broker_that_was_taken_over_and_lets_nothing
     host.reload();
     assert_eq!(acme.replaced(pid).restarts, 0);
 }
+
+#[test]
+fn a_removed_control_socket_is_put_back_and_a_removed_lock_file_lets_nobody_in() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    for file in ["control.sock", "supervisor.lock"] {
+        std::fs::remove_file(host.runtime_dir().join(file)).unwrap();
+    }
+    until(Duration::from_secs(20), "commands to be answered", || {
+        host.try_status()
+    });
+    let second = host.command(&["run"]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(
+        second.stderr.contains("another brokkr-supervisor runs in"),
+        "{second:?}"
+    );
+    assert_eq!((acme.pid(), acme.status().restarts), (pid, 0));
+    // Nor does it keep the next one out once it has gone.
+    host.kill();
+    host.up();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+}

@@ -14,7 +14,6 @@ use crate::handover::inherited::{Giver, Inherited};
 use crate::instance::group::Groups;
 use crate::instance::successor;
 use crate::logs::{Format, Hub, Output};
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -107,11 +106,11 @@ pub(crate) fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
     kept::last_good(state_dir, path)
 }
 
-/// Takes the runtime folder, until the file is dropped.
+/// Takes the runtime folder, until what is returned is dropped.
 ///
 /// # Errors
 /// Who has it.
-pub(crate) fn take_over_folder(config: &Supervisor) -> Result<File, String> {
+pub(crate) fn take_over_folder(config: &Supervisor) -> Result<folders::Taken, String> {
     folders::prepare(config, None)
 }
 
@@ -121,7 +120,11 @@ pub(crate) fn instances(config: &Supervisor) -> PathBuf {
 }
 
 /// Serves, and serves on when another program was to take over and could not be executed after all.
-fn turns(daemon: &serve::Daemon, mut inherited: Inherited, lock: &File) -> Result<(), String> {
+fn turns(
+    daemon: &serve::Daemon,
+    mut inherited: Inherited,
+    lock: &folders::Taken,
+) -> Result<(), String> {
     loop {
         // One thread turns the loop: the fleet, the instances' tasks and the control socket are all short turns. What
         // blocks (spawning, scanning, name resolution) runs on threads of its own.
@@ -142,7 +145,7 @@ fn turns(daemon: &serve::Daemon, mut inherited: Inherited, lock: &File) -> Resul
         daemon.hub.flush(Instant::now() + LAST_LINES);
         // One that was heard while we left is the next program's, or ours once more.
         daemon.ending.pass_on();
-        let error = successor.execute(&mut estate, lock);
+        let error = successor.execute(&mut estate, &lock.file);
         tracing::error!(program = %successor.program().display(), %error, "cannot be executed: this supervisor runs on");
         inherited = Inherited::again(*estate);
     }

@@ -30,9 +30,16 @@ pub(super) struct Bound {
     inode: u64,
 }
 
+impl Bound {
+    /// Whether it is where it was put.
+    pub(super) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
+    }
+}
+
 impl Drop for Bound {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        if self.is_there() {
             // Left behind, it is replaced by the next supervisor.
             let _ = fs::remove_file(&self.path);
         }

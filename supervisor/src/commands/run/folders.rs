@@ -19,23 +19,36 @@ pub(super) fn instances(config: &Supervisor) -> PathBuf {
     config.runtime_dir.join("instances")
 }
 
-/// Makes what is missing and takes the runtime folder for this process alone, until the file is dropped. `held` is the
-/// lock as the supervisor had it that has become this one.
+/// The runtime folder, for this process alone.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// The lock file: passed on to the program that takes this one's place.
+    pub(super) file: File,
+    /// The folder itself is locked as well, for a file in it may be removed. Taken anew by the next program.
+    _folder: File,
+}
+
+/// Makes what is missing and takes the runtime folder for this process alone, until what is returned is dropped. `held` is
+/// the lock as the supervisor had it that has become this one.
 ///
 /// # Errors
 /// What is in the way, for the operator.
-pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<File, String> {
+pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<Taken, String> {
     // Others may pass through to reach the control socket, whose own mode says who may use it.
     make(&config.runtime_dir, 0o755)?;
     make(&config.state_dir, 0o755)?;
     let path = config.runtime_dir.join("supervisor.lock");
-    let lock = match held.map(File::from).filter(|held| is_at(held, &path)) {
+    let file = match held.map(File::from).filter(|held| is_at(held, &path)) {
         Some(held) => held,
         None => take(&path)?,
     };
+    let folder = take_folder(&config.runtime_dir)?;
     make(&instances(config), 0o700)?;
     make(&config.state_dir.join("tenants"), 0o711)?;
-    Ok(lock)
+    Ok(Taken {
+        file,
+        _folder: folder,
+    })
 }
 
 /// Whether the control socket could be placed. Changes nothing.
@@ -77,6 +90,19 @@ fn lock(file: &File) -> Result<(), TryLockError> {
             Err(TryLockError::WouldBlock) if began.elapsed() < DYING => std::thread::sleep(LOOK),
             ended => return ended,
         }
+    }
+}
+
+fn take_folder(path: &Path) -> Result<File, String> {
+    let folder =
+        File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+    match lock(&folder) {
+        Ok(()) => Ok(folder),
+        Err(TryLockError::WouldBlock) => Err(format!(
+            "another brokkr-supervisor runs in {}, though its lock file has been removed (`pgrep -a brokkr-superv` finds it): stop that one",
+            path.display()
+        )),
+        Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", path.display())),
     }
 }
 
