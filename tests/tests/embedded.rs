@@ -202,3 +202,27 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
     assert!(host.stop().success());
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+fn a_killed_server_is_started_again_though_a_statement_of_it_would_run_for_ever() {
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let (pid, server) = (acme.pid(), postmaster(&host).unwrap());
+    let socket = host.runtime_dir().join("postgres");
+    let url = format!("host={} user=brokkr dbname=brokkr", socket.display());
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    let endless = std::thread::spawn(move || {
+        // It looks at nothing while it runs.
+        client.batch_execute("DO $$ DECLARE n bigint := 0; BEGIN LOOP n := n + 1; END LOOP; END $$")
+    });
+    until(BOUND, "the statement to run", || {
+        let children = procs::naming("brokkr brokkr [local] DO");
+        (!children.is_empty()).then_some(())
+    });
+    procs::signal(server, Signal::SIGKILL);
+    until(BOUND, "another server", || {
+        (postmaster(&host)? != server).then_some(())
+    });
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+    assert!(endless.join().unwrap().is_err());
+}

@@ -3,8 +3,9 @@
 use super::log::{self, LastLines};
 use super::{NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, end, folder, prepare, url_as};
 use crate::config::Supervisor;
-use crate::instance::postgres::{Server, remains};
+use crate::instance::postgres::{Server, end_orphans, remains};
 use brokkr_tenant::{DEFAULT_PORT, DatabaseUrl};
+use nix::sys::signal::Signal;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -24,6 +25,11 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 const RESTART: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// What the processes of a killed server get to be gone, and how often that is looked at.
 const REMAINS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(50));
+/// Those that are still there so long after it has ended are told to end, the second time so that they must.
+const ORPHANS: [(Duration, Signal); 2] = [
+    (Duration::from_secs(1), Signal::SIGQUIT),
+    (Duration::from_secs(3), Signal::SIGKILL),
+];
 /// What a server gets to answer that says it listens elsewhere.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -182,10 +188,18 @@ impl Keeper {
         }
         let config = self.config.clone();
         let launch = blocking(move || prepare(&config)).await?;
-        let deadline = Instant::now() + REMAINS.0;
-        while Instant::now() < deadline {
+        let began = Instant::now();
+        let mut signals = ORPHANS.into_iter().peekable();
+        while began.elapsed() < REMAINS.0 {
+            let due = signals.next_if(|(after, _)| *after <= began.elapsed());
             let data = data.clone();
-            if blocking(move || Ok(remains(&data))).await?.is_empty() {
+            let gone = blocking(move || {
+                if let Some((_, signal)) = due {
+                    end_orphans(&data, signal);
+                }
+                Ok(remains(&data).is_empty())
+            });
+            if gone.await? {
                 break;
             }
             tokio::time::sleep(REMAINS.1).await;

@@ -1,5 +1,6 @@
 //! The processes of the embedded PostgreSQL: its `initdb`, its server, and a server an earlier supervisor left.
 
+use super::lock;
 use super::orphans::{self, Registered};
 use super::take_back;
 use crate::sys;
@@ -213,6 +214,33 @@ pub(crate) fn remains(data: &Path) -> Vec<i32> {
                 }
         })
         .collect()
+}
+
+/// Sends a signal to what is left of a postmaster that is dead: backends whose parent is no server process any more. One
+/// that is in the midst of a statement may take any time to notice that, and nobody can start until it has. Nothing is lost
+/// with it: its server has to recover from a crash already.
+pub(crate) fn end_orphans(data: &Path, signal: Signal) {
+    let is_server = |pid: i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name.trim_end() == "postgres")
+    };
+    for pid in remains(data) {
+        // A backend's command line is its title; a postmaster's is how it was started.
+        let titled = std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with(b"postgres: "));
+        let parent = lock::parent(pid)
+            .ok()
+            .and_then(|pid| i32::try_from(pid).ok());
+        let orphan = titled && parent.is_some_and(|parent| !is_server(parent));
+        let Ok(pidfd) = sys::pidfd_open(pid) else {
+            continue;
+        };
+        // Looked at once more with the process held: its number may have been another's before.
+        if orphan && remains(data).contains(&pid) {
+            // One that has gone meanwhile needs none.
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal as i32);
+        }
+    }
 }
 
 /// The process a `postmaster.pid` names.
