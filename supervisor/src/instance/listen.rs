@@ -3,8 +3,8 @@
 use crate::handover::names::Ids;
 use brokkr_tenant::Listen;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, listen,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect,
+    getsockopt, listen, setsockopt, socket, sockopt,
 };
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -64,14 +64,24 @@ impl Listeners {
             .map(|listener| Arc::clone(&listener.socket))
     }
 
-    /// Binds `listen` anew if it is a path at which nobody can find our socket any more. Whoever has the old one serves
-    /// the connections it has.
+    /// Binds `listen` anew if it is a path at which nobody can find our socket any more: whoever has the old one serves
+    /// the connections it has. One that somebody has shut down listens again.
     ///
     /// # Errors
     /// As [`open`](Self::open); then the old one is kept.
     pub(crate) fn renew(&mut self, listen: &Listen, ids: &mut Ids) -> Result<(), String> {
         let address = listen.to_string();
-        if !self.open.contains_key(&address) || is_found(listen) {
+        let Some(ours) = self.open.get(&address) else {
+            return Ok(());
+        };
+        if !getsockopt(&ours.socket, sockopt::AcceptConn).unwrap_or(true) {
+            let again = Backlog::new(BACKLOG)
+                .and_then(|backlog| nix::sys::socket::listen(&ours.socket, backlog));
+            again.map_err(|error| {
+                format!("cannot listen on {listen} again, for its broker has shut it down: {error}")
+            })?;
+        }
+        if is_found(listen) {
             return Ok(());
         }
         let mut new = Self::default();
@@ -238,6 +248,22 @@ mod tests {
         std::fs::remove_dir_all(folder.path()).unwrap();
         assert!(ours.renew(&address, &mut ids).is_err());
         assert!(Arc::ptr_eq(&third, &ours.get(&address).unwrap()));
+    }
+
+    #[test]
+    fn one_that_was_shut_down_listens_again() {
+        let (mut ours, mut ids) = (Listeners::default(), Ids::default());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let listen = Listen::Tcp(address);
+        ours.open(&listen, &mut ids).unwrap();
+        let socket = ours.get(&listen).unwrap();
+        nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+        assert!(std::net::TcpStream::connect(address).is_err());
+        ours.renew(&listen, &mut ids).unwrap();
+        assert!(std::net::TcpStream::connect(address).is_ok());
+        assert!(Arc::ptr_eq(&socket, &ours.get(&listen).unwrap()));
     }
 
     #[test]

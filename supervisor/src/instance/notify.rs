@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 /// The longest datagram read; what is longer is cut, as systemd does.
 const LONGEST: usize = 4096;
@@ -25,6 +26,40 @@ pub(crate) enum Said {
     Extend(Duration),
     ExitStatus(u8),
     Connections(u32),
+}
+
+/// One datagram in so long is what an instance may say for any length of time.
+const EACH: Duration = Duration::from_millis(5);
+/// So many it may say at once.
+const BURST: u32 = 100;
+
+/// Keeps an instance that says too much from taking the supervisor's time: what it says beyond that waits in its socket,
+/// and once that is full, so does the instance.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// When all that was heard is paid for.
+    paid: Option<Instant>,
+}
+
+impl Pace {
+    /// One was heard.
+    pub(crate) fn one(&mut self) {
+        let now = Instant::now();
+        self.paid = Some(self.paid.map_or(now, |paid| paid.max(now)) + EACH);
+    }
+
+    /// When the next may be heard.
+    pub(crate) fn next(&self) -> Instant {
+        let now = Instant::now();
+        self.paid
+            .and_then(|paid| paid.checked_sub(EACH * BURST))
+            .unwrap_or(now)
+    }
+
+    /// Whether one may be heard now.
+    pub(crate) fn may_hear(&self) -> bool {
+        self.next() <= Instant::now()
+    }
 }
 
 /// The socket of one instance.
@@ -184,5 +219,24 @@ mod tests {
         assert_eq!(socket.receive(us).await.unwrap(), [Said::Ready]);
         sender.send_to(b"EXIT_STATUS=78", &path).unwrap();
         assert_eq!(socket.receive(us).await.unwrap(), [Said::ExitStatus(78)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_is_heard_in_bursts_and_then_at_a_pace() {
+        let mut pace = Pace::default();
+        for _ in 0..=BURST {
+            assert!(pace.may_hear());
+            pace.one();
+        }
+        assert!(!pace.may_hear());
+        tokio::time::sleep_until(pace.next()).await;
+        assert!(pace.may_hear());
+        pace.one();
+        assert!(!pace.may_hear());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        for _ in 0..BURST {
+            assert!(pace.may_hear());
+            pace.one();
+        }
     }
 }

@@ -154,11 +154,12 @@ impl Private {
             if !self.path.exists() {
                 return Event::OutOfReach(id);
             }
+            let ours = client.failed_here();
             let overrun = started.elapsed().saturating_sub(self.times.timeout);
             let slack = self.times.timeout / 2;
             return Event::ProbeMissed {
                 id,
-                on_time: late < slack && overrun < slack,
+                on_time: late < slack && overrun < slack && !ours,
             };
         }
         let not_ready = match client.get("/readyz", self.times.timeout * 2).await {
@@ -192,12 +193,24 @@ where
 pub(super) struct Client {
     path: PathBuf,
     sender: Option<http1::SendRequest<Full<Bytes>>>,
+    /// The last attempt to connect failed for want of something on this side.
+    failed_here: bool,
 }
 
 impl Client {
     /// A client of the private socket at `path`, not connected yet.
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, sender: None }
+        Self {
+            path,
+            sender: None,
+            failed_here: false,
+        }
+    }
+
+    /// Whether the last question could not even be put, for this process had no descriptor or no memory for it: that says
+    /// nothing of whoever was to be asked.
+    fn failed_here(&self) -> bool {
+        self.failed_here
     }
 
     /// Asks; `None` when there is no whole answer in time.
@@ -241,7 +254,9 @@ impl Client {
             .as_ref()
             .is_none_or(http1::SendRequest::is_closed)
         {
-            let stream = UnixStream::connect(&self.path).await.ok()?;
+            let connected = UnixStream::connect(&self.path).await;
+            self.failed_here = connected.as_ref().is_err_and(is_want);
+            let stream = connected.ok()?;
             let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
             // Ends by itself once the sender is dropped or the instance has gone.
             tokio::spawn(connection);
@@ -267,6 +282,15 @@ impl Client {
             String::from_utf8_lossy(&body.to_bytes()).into_owned(),
         ))
     }
+}
+
+/// Out of descriptors, buffers or memory.
+fn is_want(error: &std::io::Error) -> bool {
+    use nix::errno::Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let code = error.raw_os_error();
+    [EMFILE, ENFILE, ENOBUFS, ENOMEM]
+        .map(|errno| Some(errno as i32))
+        .contains(&code)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::end::{self, End, Mortal};
 use super::group::Group;
 use super::launch::{Launch, Launched};
 use super::lock::Files;
-use super::notify::{NotifySocket, Said};
+use super::notify::{NotifySocket, Pace, Said};
 use super::orphans::{self, Registered};
 use super::private::{Private, ProbeTimes, Wishes};
 use super::question::{self, Answer};
@@ -227,6 +227,7 @@ impl Process {
         let mut sure = asking.is_none();
         let mut to_terminate = false;
         let ask_until = Instant::now() + ASKED_FIRST;
+        let mut heard = Pace::default();
         loop {
             // Cancel-safe: readiness of a descriptor is a level, a datagram is taken only when it is returned, orders and
             // answers stay in their channels, and the timer is set anew.
@@ -237,11 +238,14 @@ impl Process {
                     end => self.end(end, alive),
                 },
                 _ = pidfd.readable() => break,
-                said = notify.receive(pid) => for said in said? {
+                said = notify.receive(pid), if heard.may_hear() => {
+                    heard.one();
+                    for said in said? {
                     let ready = said == Said::Ready;
                     self.hear(said, testament).await;
                     if ready && private.is_none() {
                         private = Some(self.probe(alive, alive.told_connections));
+                    }
                     }
                 },
                 Some(answer) = answers.recv() => {
@@ -260,6 +264,7 @@ impl Process {
                         to_terminate &= answer.stage != Stage::Stopping;
                     }
                 },
+                () = tokio::time::sleep_until(heard.next()), if !heard.may_hear() => {}
                 () = tokio::time::sleep_until(ask_until), if !sure => sure = true,
             }
             if sure && std::mem::take(&mut to_terminate) {
@@ -268,6 +273,8 @@ impl Process {
         }
         for task in [private, asking].into_iter().flatten() {
             task.abort();
+            // It must not look for files that are about to be removed.
+            let _ = task.await;
         }
         for said in notify.drain(pid) {
             self.hear(said, testament).await;
