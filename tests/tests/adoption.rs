@@ -416,6 +416,11 @@ fn a_broker_whose_private_socket_has_gone_is_replaced_by_overlap_and_never_taken
     );
     host.server().resume_service();
     assert_eq!(acme.replaced(old).restarts, 0);
+    // It drains, and goes by itself.
+    until(Duration::from_secs(8), "the old one to be gone", || {
+        (!procs::alive(old)).then_some(())
+    });
+    assert!(!host.log().contains("SIGKILL"), "{}", host.log());
     let seen = load.stop();
     assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
     assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");

@@ -243,17 +243,16 @@ impl World {
             // Of what it ran nobody knows any more, and what it asks for is somebody else's by now.
             let conflict = decided.conflicts.contains_key(&tenant.name);
             let wants = wants && !(conflict && tenant.meant().is_none());
-            if wants && tenant.life.is_some() && before.contains(&tenant.name) {
-                if !after.contains(&tenant.name) {
-                    let decision = verdict.tenants.get(&tenant.name);
-                    let conflict = decided.conflicts.get(&tenant.name);
-                    let mut admitted = self.admitted.iter();
-                    let had = admitted.find(|a| a.tenant == tenant.name);
-                    let detail = format!(
-                        "it lost its place while it wanted it: {decision:?}, {conflict:?}, it had {had:?}"
-                    );
-                    self.rule(false, n, &detail);
-                }
+            let had_it = tenant.life.is_some() && before.contains(&tenant.name);
+            if wants && had_it && !after.contains(&tenant.name) {
+                let decision = verdict.tenants.get(&tenant.name);
+                let conflict = decided.conflicts.get(&tenant.name);
+                let mut admitted = self.admitted.iter();
+                let had = admitted.find(|a| a.tenant == tenant.name);
+                let detail = format!(
+                    "it lost its place while it wanted it: {decision:?}, {conflict:?}, it had {had:?}"
+                );
+                self.rule(false, n, &detail);
             }
         }
     }
