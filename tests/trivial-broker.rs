@@ -8,6 +8,8 @@
 
 use listenfd::ListenFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -17,6 +19,10 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOK";
 const LAST_ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nOK";
 
 fn main() {
+    let mut told = SigSet::empty();
+    told.add(Signal::SIGTERM);
+    told.thread_block().unwrap();
+    let told = SignalFd::new(&told).unwrap();
     let mut passed = ListenFd::from_env();
     let public: TcpListener = passed.take_tcp_listener(0).unwrap().unwrap();
     let private: UnixListener = passed.take_unix_listener(1).unwrap().unwrap();
@@ -34,7 +40,7 @@ fn main() {
         let mut polled: Vec<PollFd<'_>> = asking
             .iter()
             .map(AsFd::as_fd)
-            .chain([private.as_fd(), public.as_fd()])
+            .chain([private.as_fd(), public.as_fd(), told.as_fd()])
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
         if poll(&mut polled, PollTimeout::NONE).is_err() {
@@ -55,6 +61,12 @@ fn main() {
             && stream.set_nonblocking(false).is_ok()
         {
             answer(&mut stream, LAST_ANSWER);
+        }
+        if of.next().unwrap_or(false) {
+            // It goes, and leaves nothing on any server.
+            let socket = UnixDatagram::unbound().unwrap();
+            socket.send_to(b"X_CONNECTIONS=0", &notify).unwrap();
+            return;
         }
     }
 }

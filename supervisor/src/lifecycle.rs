@@ -389,6 +389,8 @@ impl Lifecycle {
         if starting {
             self.record = Urgency::Failed;
         }
+        // What was to replace it is to be started in any case.
+        self.replace_hold = None;
         let reason = instance.verdict.unwrap_or(reason);
         self.restarts += 1;
         if instance

@@ -67,6 +67,7 @@ pub struct Servers {
     wanted: Arc<watch::Sender<BTreeSet<DatabaseUrl>>>,
     refreshes: mpsc::Sender<oneshot::Sender<()>>,
     view: watch::Receiver<Arc<ServersView>>,
+    counts: Arc<watch::Sender<u64>>,
 }
 
 impl Servers {
@@ -97,6 +98,7 @@ impl Servers {
         let (wanted, wants) = watch::channel(BTreeSet::new());
         // Full when this many reloads wait at once: the next one waits for its place.
         let (refreshes, requests) = mpsc::channel(16);
+        let (counts, soon) = watch::channel(0);
         let (publish, view) = watch::channel(Arc::new(ServersView::default()));
         std::thread::Builder::new()
             .name("servers".to_owned())
@@ -104,7 +106,7 @@ impl Servers {
                 let Some(runtime) = make(&wants) else {
                     return;
                 };
-                let work = coordinator::run(wants, requests, publish, prefix);
+                let work = coordinator::run(wants, requests, publish, soon, prefix);
                 tokio::task::LocalSet::new().block_on(&runtime, work);
                 // A name that is being resolved may take long; nobody waits for it any more.
                 runtime.shutdown_background();
@@ -113,6 +115,7 @@ impl Servers {
             wanted: Arc::new(wanted),
             refreshes,
             view,
+            counts: Arc::new(counts),
         })
     }
 
@@ -128,6 +131,11 @@ impl Servers {
     /// The latest view, and to be woken by each newer one.
     pub fn view(&self) -> watch::Receiver<Arc<ServersView>> {
         self.view.clone()
+    }
+
+    /// Has connections counted at once instead of within a second; the view will have it.
+    pub fn count_soon(&self) {
+        self.counts.send_modify(|asked| *asked += 1);
     }
 
     /// Tries every wanted URL again, reads every figure again, and returns when the view has them. Takes a

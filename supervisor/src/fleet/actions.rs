@@ -106,7 +106,7 @@ impl Fleet {
                 self.edge.set_connections(name, id, most);
                 None
             }
-            Action::CountBackends => {
+            Action::CountBackends { since } => {
                 let (_, config) = entry.accepted.as_ref()?;
                 let view = self.view.borrow();
                 let url = &config.broker().database.url;
@@ -114,6 +114,15 @@ impl Fleet {
                 let (_, server) = view.server(url)?;
                 let counted = server.ours.get(&(name.clone(), database));
                 let backends = counted.copied().unwrap_or(0);
+                if server.up
+                    && server
+                        .sampled
+                        .saturating_duration_since(self.booted.into_std())
+                        < since
+                {
+                    self.servers.count_soon();
+                    return None;
+                }
                 server.up.then_some(Event::Backends(backends))
             }
             Action::Forget => {

@@ -121,7 +121,13 @@ impl Launch {
             if let Some(group) = group {
                 let _ = group.enter(pid).inspect_err(without);
             }
-            lock::sign(lock_file, &holder, &what)
+            lock::sign(lock_file, &holder, &what).map_err(|error| {
+                let path = self.files.lock();
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot write {}: {error}", path.display()),
+                )
+            })
         })
         .map_err(said(&format!("cannot start {}", self.program.display())))?;
         Ok(Launched {

@@ -6,38 +6,44 @@
 use super::{Action, Instance, Lifecycle, Phase, REPLACEMENT_CONNECTIONS, Time, Want};
 use std::time::Duration;
 
-/// The prober counts every second; after so long its figure is younger than the exit.
-const COUNT_AFTER: Duration = Duration::from_millis(2500);
+/// Between two looks for a count that is young enough.
+const LOOK: Duration = Duration::from_millis(100);
+/// From a count that has found some to the next.
+const COUNT_AGAIN: Duration = Duration::from_secs(1);
 /// What is seen for longer is not left over: a command, or another supervisor of this host with a tenant of the same name.
 const WAITED_FOR: Duration = Duration::from_secs(60);
 
 /// Connections that an instance which has gone may have left on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Leftovers {
+    /// A count from before says nothing of them.
+    since: Time,
     /// When they are counted next.
-    pub(super) count_at: Time,
+    count_at: Time,
     /// They are waited for until then; `None`: from the first count on.
     until: Option<Time>,
-    /// The last count has found some.
-    found: bool,
+    /// Counts that have found some.
+    counts: u32,
 }
 
 impl Leftovers {
     /// Of an instance that has gone now.
     pub(super) fn since(now: Time) -> Self {
         Self {
-            count_at: now + COUNT_AFTER,
+            since: now,
+            count_at: now,
             until: Some(now + WAITED_FOR),
-            found: false,
+            counts: 0,
         }
     }
 
     /// Nobody knows what there was before: to be counted at once.
     pub(super) fn unknown() -> Self {
         Self {
+            since: Time::ZERO,
             count_at: Time::ZERO,
             until: None,
-            found: false,
+            counts: 0,
         }
     }
 }
@@ -73,9 +79,10 @@ impl Lifecycle {
         if self.count_due().is_some_and(|at| at <= now)
             && let Some(left) = &mut self.lingering
         {
-            left.count_at = now + COUNT_AFTER;
+            left.count_at = now + LOOK;
             left.until.get_or_insert(now + WAITED_FOR);
-            actions.push(Action::CountBackends);
+            let since = left.since;
+            actions.push(Action::CountBackends { since });
         }
     }
 
@@ -87,14 +94,17 @@ impl Lifecycle {
             self.lingering = None;
         }
         if let Some(left) = &mut self.lingering {
-            left.found = true;
+            left.since = now;
+            left.count_at = now + COUNT_AGAIN;
+            left.counts += 1;
         }
     }
 
     /// Why it has less than its pool, where that is because of what the server still shows.
     pub(super) fn held_back(&self) -> Option<String> {
         let current = self.current.as_ref().filter(|current| current.serves())?;
-        let found = self.lingering.is_some_and(|left| left.found);
+        // The first count may have come before the server noticed.
+        let found = self.lingering.is_some_and(|left| left.counts > 1);
         let (most, pool) = (current.connections, current.pool);
         (found && most < pool).then(|| {
             format!("held at {most} of its {pool} connections: what the last one left is still at work on the server")

@@ -87,10 +87,10 @@ impl Host {
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
                     // Before anything was started, nothing of it is there.
-                    Action::CountBackends if self.spawned.is_empty() => {
+                    Action::CountBackends { .. } if self.spawned.is_empty() => {
                         queue.push_back(Event::Backends(0));
                     }
-                    Action::CountBackends => self.counted = true,
+                    Action::CountBackends { .. } => self.counted = true,
                     Action::Forget => self.forgotten = true,
                     Action::Started => self.started = true,
                     Action::Unlisten(_) => {}
@@ -467,7 +467,7 @@ proptest! {
                         Action::Listen(r) if fails => queue.push_back(Event::BindFailed(r, "taken".into())),
                         Action::Listen(r) => queue.push_back(Event::Bound(r)),
                         Action::AskSlot(_) => queue.push_back(Event::SlotGranted),
-                        Action::CountBackends => queue.push_back(Event::Backends(0)),
+                        Action::CountBackends { .. } => queue.push_back(Event::Backends(0)),
                         Action::Spawn { id, .. } => alive.push(id),
                         Action::Kill(id) => {
                             alive.retain(|a| *a != id);

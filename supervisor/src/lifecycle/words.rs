@@ -170,8 +170,9 @@ pub(crate) enum Action {
     Kill(InstanceId),
     /// `PUT /pool`.
     SetConnections(InstanceId, u32),
-    /// Say how many connections of this tenant the server sees; answer `Backends`.
-    CountBackends,
+    /// Say how many connections of this tenant the server sees, counted at `since` or later; answer `Backends`. It is asked
+    /// again soon.
+    CountBackends { since: Time },
     /// Answer 503 on the tenant's socket, or cease to.
     StandIn(bool),
     /// Nothing is left and nothing is wanted: drop the tenant.

@@ -122,6 +122,8 @@ struct Coordinator {
     passed: u64,
     probes: u64,
     publish: watch::Sender<Arc<ServersView>>,
+    /// Changes when somebody waits for a count.
+    soon: watch::Receiver<u64>,
 }
 
 /// Runs until the last handle is dropped.
@@ -129,6 +131,7 @@ pub(super) async fn run(
     mut wants: watch::Receiver<BTreeSet<DatabaseUrl>>,
     mut requests: mpsc::Receiver<oneshot::Sender<()>>,
     publish: watch::Sender<Arc<ServersView>>,
+    soon: watch::Receiver<u64>,
     prefix: String,
 ) {
     // Unbounded, and bounded by who sends: one event at a time for each address and each server.
@@ -145,6 +148,7 @@ pub(super) async fn run(
         passed: 0,
         probes: 0,
         publish,
+        soon,
     };
     // The set may have been given before this loop first looked.
     let urls = wants.borrow_and_update().clone();

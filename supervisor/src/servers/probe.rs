@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Time between two probes of a server that is up.
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
 
+/// However many want to know sooner.
+const SOONEST: Duration = Duration::from_millis(100);
+
 /// Who is connected, by application name, and whether this is still the server it was, and still takes
 /// writes. Parallel workers are not connections; their type is only told to those who may see it.
 const ASK: &str = "\
@@ -51,12 +54,24 @@ pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
     Ok(sample)
 }
 
-/// Asks every [`PERIOD`] until it fails; `tell` gets every answer.
-pub(super) async fn watch(mut session: Session, mut tell: impl FnMut(Sample)) -> Failure {
+/// Asks every [`PERIOD`], and sooner when `soon` says that somebody waits, until it fails; `tell` gets every answer.
+pub(super) async fn watch(
+    mut session: Session,
+    mut soon: tokio::sync::watch::Receiver<u64>,
+    mut tell: impl FnMut(Sample),
+) -> Failure {
     loop {
+        let asked = tokio::time::Instant::now();
+        let wanted = async {
+            if soon.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep_until(asked + SOONEST).await;
+        };
         tokio::select! {
-            // Cancel-safe: the timer is made anew, and a connection that has ended stays ended.
+            // Cancel-safe: the timers are made anew, and a connection that has ended stays ended.
             failure = session.ended() => return failure,
+            () = wanted => {}
             () = tokio::time::sleep(PERIOD) => {}
         }
         match sample(&session).await {

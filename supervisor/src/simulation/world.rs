@@ -373,7 +373,7 @@ impl World {
             Action::Terminate(id) => self.terminate(n, id),
             Action::Abort(id) | Action::Kill(id) => self.kill(n, id),
             Action::SetConnections(id, most) => self.set_connections(n, id, most),
-            Action::CountBackends => return Some(Event::Backends(self.backends(n))),
+            Action::CountBackends { .. } => return Some(Event::Backends(self.backends(n))),
             Action::StandIn(on) => self.tenants[n].stands_in = on,
             Action::Forget => self.judge_soon(),
         }

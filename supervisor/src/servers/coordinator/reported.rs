@@ -60,8 +60,9 @@ impl Coordinator {
             self.probes += 1;
             let number = self.probes;
             let events = self.events.clone();
+            let soon = self.soon.clone();
             let task = spawn_local(async move {
-                let failure = probe::watch(session, |sample| {
+                let failure = probe::watch(session, soon, |sample| {
                     // An error means that nobody listens any more, and this task is about to be dropped.
                     let _ = events.send(Event::Sampled {
                         server: id.clone(),
@@ -119,6 +120,13 @@ impl Coordinator {
             // The server's own probe is still answered: it is full, or this login was unlucky. The probe
             // says when it is down.
             return;
+        }
+        // What the server's own probe has heard last may be of an hour ago.
+        let server = last
+            .as_ref()
+            .and_then(|place| self.servers.get_mut(&place.server));
+        if let Some(watched) = server.filter(|watched| !watched.view.up) {
+            watched.view.reason = Some(failure.reason().to_owned());
         }
         let endpoint = match failure {
             Failure::Unreachable(reason) => {
