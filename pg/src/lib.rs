@@ -31,10 +31,12 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time sent data may stay unacknowledged, unless the URL says otherwise.
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Quiet time before the first keepalive, unless the URL says otherwise; the system's own is two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_COUNT: u32 = 3;
+/// Quiet time before the first keepalive, unless the URL says otherwise; the system's own is two hours. A connection that
+/// something in between has forgotten while a statement was out is found by nothing else, and holds one of few places until
+/// then: as long as for data that is not acknowledged, and no longer.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_COUNT: u32 = 2;
 
 /// What keeps an asynchronous connection going; the connection ends when it does.
 pub type Work = Pin<Box<dyn Future<Output = Result<(), postgres::Error>> + Send>>;
