@@ -126,10 +126,10 @@ fn what_a_killed_broker_left_counts_when_its_supervisor_is_killed_too() {
     let _ = acme.replaced(second.unwrap());
     let _ = load.stop();
     count.falls_to(2);
-    drop(lock);
-    // When all that has gone, it has its whole pool again.
+    // When all that has gone, it has its whole pool again; the table is locked still, so that all of it is used.
     let load = Load::start(&acme.addr(), "/api/v1/agents", &acme.pak(), 24, false);
     count.reaches(7);
+    drop(lock);
     let _ = load.stop();
     let most = count.most();
     println!("{most} connections at most, of a pool of {POOL}");
