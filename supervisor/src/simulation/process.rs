@@ -122,11 +122,13 @@ impl World {
         let linger = self.within(Duration::from_millis(most));
         // The grace is over for what it holds, too.
         let cut_short = self.faults && self.rng.u8(..) < 30;
-        let Some(process) = self.tenants[n].processes.get(&id) else {
+        let Some(process) = self.tenants[n].processes.get_mut(&id) else {
             return;
         };
         let left = process.ready && (!process.going || process.killed || cut_short);
         if process.going && !process.killed && !left {
+            // It has let go before it says so.
+            process.most = 0;
             self.feed(n, Event::Connections(id, 0));
         }
         let tenant = &mut self.tenants[n];
