@@ -244,8 +244,13 @@ fn fault_48_a_mistyped_path_is_not_found() {
 #[test]
 fn fault_20_no_caller_can_add_a_series() {
     let world = World::new();
+    let scrape = || call(&world, "GET", "/metrics", &[]).expect(200).text();
+    // What is read from the database now and then appears with its first reading, whoever calls.
+    until(Duration::from_secs(30), "the first reading", || {
+        scrape().contains("\nbrokkr_stacks_total ").then_some(())
+    });
     let series = || {
-        let text = call(&world, "GET", "/metrics", &[]).expect(200).text();
+        let text = scrape();
         text.lines().filter(|line| !line.starts_with('#')).count()
     };
     let paths = |from: u32| {
