@@ -143,14 +143,21 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    fn name(name: &str) -> TenantName {
+        TenantName::parse(name).unwrap()
+    }
+
+    fn limits(starts: usize, replacements: usize) -> Limits {
+        Limits {
+            starts,
+            replacements,
+            inherited: Inherited::default(),
+        }
+    }
+
     #[test]
     fn slots_go_in_order_and_a_replacement_without_room_lets_starts_pass() {
-        let name = |n: &str| TenantName::parse(n).unwrap();
-        let limits = Limits {
-            starts: 3,
-            replacements: 1,
-            inherited: Inherited::default(),
-        };
+        let limits = limits(3, 1);
         let mut slots = Slots::default();
         for (n, kind) in [
             ("a", SlotKind::Replacement),
@@ -194,12 +201,7 @@ mod tests {
 
     #[test]
     fn what_is_admitted_into_room_that_replacements_were_given_waits_for_them() {
-        let name = |n: &str| TenantName::parse(n).unwrap();
-        let limits = |replacements| Limits {
-            starts: 4,
-            replacements,
-            inherited: Inherited::default(),
-        };
+        let limits = |replacements| limits(4, replacements);
         let mut slots = Slots::default();
         for n in ["a", "b"] {
             slots.ask(&name(n), SlotKind::Replacement, Urgency::New);
@@ -216,12 +218,7 @@ mod tests {
 
     #[test]
     fn whoever_is_down_comes_first_and_who_failed_before_comes_last() {
-        let name = |n: &str| TenantName::parse(n).unwrap();
-        let limits = Limits {
-            starts: 1,
-            replacements: 9,
-            inherited: Inherited::default(),
-        };
+        let limits = limits(1, 9);
         let mut slots = Slots::default();
         for (n, kind, urgency) in [
             ("a", SlotKind::Replacement, Urgency::Served),
@@ -244,12 +241,7 @@ mod tests {
 
     #[test]
     fn starts_that_came_to_nothing_leave_one_slot_to_others() {
-        let name = |n: &str| TenantName::parse(n).unwrap();
-        let limits = Limits {
-            starts: 3,
-            replacements: 1,
-            inherited: Inherited::default(),
-        };
+        let limits = limits(3, 1);
         let mut slots = Slots::default();
         for n in ["a", "b", "c", "d"] {
             slots.ask(&name(n), SlotKind::Start, Urgency::Failed);
