@@ -9,6 +9,7 @@ pub(crate) mod end;
 pub(crate) mod find;
 pub(crate) mod group;
 pub(crate) mod launch;
+mod left_over;
 pub(crate) mod listen;
 pub(crate) mod lock;
 mod notify;
@@ -27,7 +28,7 @@ mod tests;
 pub(crate) mod threads;
 
 use crate::handover::names::Ids;
-use crate::lifecycle::{Event, InstanceId};
+use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
 use brokkr_tenant::{InstanceConfig, Listen, TenantName};
 use descriptors::{Descriptors, Slot};
@@ -42,7 +43,7 @@ use private::{ProbeTimes, Wishes};
 use process::{Adoption, Process};
 use report::{Report, Reporter};
 use stand_in::{Answering, StandIn};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -82,6 +83,7 @@ struct Ours {
     listeners: Listeners,
     stand_in: Option<StandIn>,
     instances: BTreeMap<InstanceId, Handle>,
+    counting: Option<JoinHandle<()>>,
 }
 
 struct Handle {
@@ -310,6 +312,31 @@ impl Edge {
                 .wishes
                 .send_if_modified(|w| w.connections.replace(most) != Some(most));
         }
+    }
+
+    /// Which of the backends that its server shows are of none of a tenant's instances: `LeftOver`, at once where there is
+    /// nobody to be asked, else as a report. One question at a time.
+    pub(crate) fn count_left_over(
+        &mut self,
+        tenant: &TenantName,
+        since: Time,
+        shown: BTreeSet<i32>,
+    ) -> Option<Event> {
+        let ours = self.tenants.get_mut(tenant);
+        let Some(ours) = ours.filter(|ours| !ours.instances.is_empty() && !shown.is_empty()) else {
+            let count = shown.len() as u32;
+            return Some(Event::LeftOver { since, count });
+        };
+        if ours.counting.as_ref().is_none_or(JoinHandle::is_finished) {
+            let paths = ours.instances.values().map(|i| i.files.private());
+            let paths: Vec<PathBuf> = paths.collect();
+            let reporter = Reporter::new(tenant.clone(), self.reports.clone());
+            ours.counting = Some(tokio::spawn(async move {
+                let count = left_over::count(paths, shown).await;
+                reporter.life(Event::LeftOver { since, count }).await;
+            }));
+        }
+        None
     }
 
     /// The prober's verdict on the server an instance runs on.

@@ -296,8 +296,8 @@ impl Lifecycle {
                 }
                 self.share_connections(actions);
             }
-            Event::Backends(count) => {
-                self.counted(now, count);
+            Event::LeftOver { since, count } => {
+                self.counted(now, since, count);
                 self.share_connections(actions);
             }
             Event::Start => self.begin_anew(now),
@@ -342,6 +342,7 @@ impl Lifecycle {
         self.record = Urgency::Down;
         self.replace_hold = None;
         self.replace_backoff.reset();
+        self.count_now(now);
         self.share_connections(actions);
         self.release_slot(actions);
     }
@@ -361,6 +362,7 @@ impl Lifecycle {
             return;
         }
         if let Some(next) = self.next.take_if(|i| i.id == id) {
+            self.note_leftovers(now, &next);
             self.release_slot(actions);
             if next.planned {
                 return;
@@ -377,11 +379,10 @@ impl Lifecycle {
         if starting || matches!(self.slot, Slot::Asked(_)) {
             self.release_slot(actions);
         }
+        self.note_leftovers(now, &instance);
         if instance.planned {
-            self.note_leftovers(now, &instance);
             return;
         }
-        self.lingering = Some(Leftovers::since(now));
         if starting && self.server.is_err() {
             // Its server went away under it: nobody's failure. It waits like the others.
             return;

@@ -10,13 +10,18 @@
 
 use brokkr_tests::{Host, Load, PgServer, Tenant, procs, until};
 use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 const POOL: u32 = 10;
-const MOST: i64 = POOL as i64 + 2;
+
+/// What a tenant may hold while instances come and go.
+fn most(pool: u32) -> i64 {
+    i64::from(pool) + 2
+}
 
 /// Counts a tenant's connections on the server, over and over.
 struct Count {
@@ -62,12 +67,6 @@ impl Count {
         );
     }
 
-    fn falls_to(&self, most: i64) {
-        until(Duration::from_secs(60), "what was left to be gone", || {
-            (self.now.load(Ordering::Relaxed) <= most).then_some(())
-        });
-    }
-
     /// The most there ever were.
     fn most(mut self) -> i64 {
         self.over.store(true, Ordering::Relaxed);
@@ -75,11 +74,18 @@ impl Count {
     }
 }
 
+/// The server's processes for tenants of this host.
+fn backends(host: &Host) -> BTreeSet<i32> {
+    let shown = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%acme'";
+    let rows = host.server().client().query(shown, &[]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
 /// A tenant whose every statement on agents waits for as long as it may, and clients that ask for them.
-fn stuck<'h>(host: &'h Host, timeout: &str) -> (Tenant<'h>, postgres::Client, Load) {
+fn stuck<'h>(host: &'h Host, pool: u32, timeout: &str) -> (Tenant<'h>, postgres::Client, Load) {
     let acme = host
         .tenant("acme")
-        .pool(POOL)
+        .pool(pool)
         .set("database.statement_timeout", &format!("\"{timeout}\""))
         .up();
     let mut lock = host.server().client();
@@ -92,7 +98,7 @@ fn stuck<'h>(host: &'h Host, timeout: &str) -> (Tenant<'h>, postgres::Client, Lo
 #[test]
 fn replacements_of_a_broker_whose_clients_leave_slow_statements_behind() {
     let host = Host::builder().set("stop.grace", "\"2s\"").build();
-    let (acme, lock, load) = stuck(&host, "6s");
+    let (acme, lock, load) = stuck(&host, POOL, "6s");
     let count = Count::of(host.server(), "acme");
     for _ in 0..3 {
         count.reaches(8);
@@ -102,15 +108,15 @@ fn replacements_of_a_broker_whose_clients_leave_slow_statements_behind() {
     }
     drop(lock);
     let _ = load.stop();
-    let most = count.most();
-    println!("{most} connections at most, of a pool of {POOL}");
-    assert!((8..=MOST).contains(&most), "{most}");
+    let seen = count.most();
+    println!("{seen} connections at most, of a pool of {POOL}");
+    assert!((8..=most(POOL)).contains(&seen), "{seen}");
 }
 
 #[test]
 fn what_a_killed_broker_left_counts_when_its_supervisor_is_killed_too() {
     let host = Host::new();
-    let (acme, lock, load) = stuck(&host, "12s");
+    let (acme, lock, load) = stuck(&host, POOL, "12s");
     let count = Count::of(host.server(), "acme");
     count.reaches(8);
     let old = acme.pid();
@@ -121,17 +127,42 @@ fn what_a_killed_broker_left_counts_when_its_supervisor_is_killed_too() {
     assert_eq!(acme.becomes("ready").pid, second);
     // Nor does a broker that died with its supervisor leave its pool to be taken twice.
     host.kill();
+    let left = backends(&host);
     procs::signal(second.unwrap(), Signal::SIGKILL);
     host.up();
     let _ = acme.replaced(second.unwrap());
-    let _ = load.stop();
-    count.falls_to(2);
     // When all that has gone, it has its whole pool again; the table is locked still, so that all of it is used.
-    let load = Load::start(&acme.addr(), "/api/v1/agents", &acme.pak(), 24, false);
-    count.reaches(7);
+    until(Duration::from_secs(30), "what was left to be gone", || {
+        backends(&host).is_disjoint(&left).then_some(())
+    });
+    count.reaches(8);
     drop(lock);
     let _ = load.stop();
-    let most = count.most();
-    println!("{most} connections at most, of a pool of {POOL}");
-    assert!((8..=MOST).contains(&most), "{most}");
+    let seen = count.most();
+    println!("{seen} connections at most, of a pool of {POOL}");
+    assert!((8..=most(POOL)).contains(&seen), "{seen}");
+}
+
+#[test]
+fn kills_in_a_row_leave_no_more_than_one_does() {
+    for pool in [2, 3] {
+        let host = Host::new();
+        let (acme, lock, load) = stuck(&host, pool, "20s");
+        let count = Count::of(host.server(), "acme");
+        for _ in 0..4 {
+            count.reaches(2);
+            let old = acme.pid();
+            procs::signal(old, Signal::SIGKILL);
+            let _ = acme.replaced(old);
+        }
+        // Nor does a replacement add to what the last of them has left.
+        let old = acme.pid();
+        host.command(&["restart", "acme"]);
+        let _ = acme.replaced(old);
+        drop(lock);
+        let _ = load.stop();
+        let seen = count.most();
+        println!("{seen} connections at most, of a pool of {pool}");
+        assert!((2..=most(pool)).contains(&seen), "{seen}");
+    }
 }

@@ -12,15 +12,15 @@
 //! is away, a request makes an attempt only now and then, in case it is the supervisor that has gone; the others are told
 //! at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use brokkr_pg::{ConnectError, Connector};
 use brokkr_tenant::{DatabaseUrl, SchemaName};
-use postgres::{Client, Statement};
+use postgres::{Client, SimpleQueryMessage, Statement};
 use tokio::sync::watch;
 
 use super::error::{DbError, describe};
@@ -62,7 +62,7 @@ pub(super) struct Recipe {
     pub(super) connector: OnceLock<Connector>,
     /// `SET search_path TO "tenant_x", pg_temp`: sent at every checkout, the only text that ever names a path.
     pub(super) set_path: String,
-    /// Sent once, when a connection is opened.
+    /// Sent once, when a connection is opened; its one row is the server's process for it, whatever stands in between.
     pub(super) settings: String,
     pub(super) shared: Arc<Shared>,
 }
@@ -72,6 +72,8 @@ pub(super) struct Shared {
     pub(super) gate: Arc<Gate>,
     /// Connections open or being opened; watched while draining.
     pub(super) open: watch::Sender<u32>,
+    /// The server's processes for those that are open.
+    pub(super) backends: Mutex<BTreeSet<i32>>,
     /// Most that may be open.
     pub(super) cap: AtomicUsize,
     /// Checkouts that wait for a new connection now.
@@ -92,6 +94,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The server's processes for the connections that are open.
+    pub(super) fn backends(&self) -> MutexGuard<'_, BTreeSet<i32>> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The server is read-only, or shows that it is not.
     pub(super) fn set_reads_only(&self, reads_only: bool) {
         let until = reads_only.then(|| Instant::now() + READ_ONLY_FOR);
@@ -215,8 +222,11 @@ pub(super) struct Live {
     _counted: Counted,
 }
 
-/// One connection in [`Shared::open`], for as long as it lives.
-struct Counted(Arc<Shared>);
+/// One connection in [`Shared::open`], and in [`Shared::backends`] once it is open, for as long as it lives.
+struct Counted {
+    shared: Arc<Shared>,
+    backend: Option<i32>,
+}
 
 impl Counted {
     /// Counts one more, unless there are as many as there may be.
@@ -227,15 +237,26 @@ impl Counted {
             *open += u32::from(room);
             room
         });
-        counted.then(|| Counted(shared.clone()))
+        counted.then(|| Counted {
+            shared: shared.clone(),
+            backend: None,
+        })
+    }
+
+    fn is_served_by(&mut self, backend: i32) {
+        self.shared.backends().insert(backend);
+        self.backend = Some(backend);
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.open.send_modify(|open| *open -= 1);
-        let open = *self.0.open.borrow();
-        self.0.gate.shrink(open);
+        if let Some(backend) = self.backend {
+            self.shared.backends().remove(&backend);
+        }
+        self.shared.open.send_modify(|open| *open -= 1);
+        let open = *self.shared.open.borrow();
+        self.shared.gate.shrink(open);
     }
 }
 
@@ -264,7 +285,8 @@ impl Recipe {
 
     /// Opens one connection and prepares its session.
     fn open(&self) -> Result<Live, String> {
-        let counted = Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
+        let mut counted =
+            Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
         let moves = self.shared.moves.load(Ordering::Relaxed);
         // `postgres` builds a runtime per connection and panics when descriptors run out. On r2d2's helper thread that
         // would lose the attempt without telling anybody.
@@ -278,9 +300,14 @@ impl Recipe {
             }
             Err(_) => return Err("opening a connection panicked".to_owned()),
         };
-        client
-            .batch_execute(&self.settings)
+        let answers = client
+            .simple_query(&self.settings)
             .map_err(|error| describe(&error))?;
+        let backend = answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        counted.is_served_by(backend.ok_or("the server does not say which process serves this")?);
         self.shared.set_reads_only(false);
         let lifetime = MAX_LIFETIME.mul_f64(0.75 + 0.25 * fastrand::f64());
         Ok(Live {

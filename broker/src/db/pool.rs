@@ -2,6 +2,7 @@
 
 mod checkout;
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -110,6 +111,7 @@ impl Db {
         let shared = Arc::new(Shared {
             gate: Gate::new(working(&options, cap)),
             open: watch::Sender::new(0),
+            backends: Mutex::default(),
             cap: AtomicUsize::new(cap as usize),
             wanted: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -325,6 +327,11 @@ impl Db {
         }
     }
 
+    /// The server's processes for the connections that are open now.
+    pub fn backends(&self) -> BTreeSet<i32> {
+        self.0.shared.backends().clone()
+    }
+
     /// Connections held, as it changes.
     pub fn held(&self) -> watch::Receiver<u32> {
         self.0.shared.open.subscribe()
@@ -482,14 +489,16 @@ fn working(options: &Options, cap: u32) -> u32 {
 
 /// What every session of this broker is set to when it is opened (all known since PostgreSQL 14).
 ///
-/// No JIT: compiling a statement takes longer than any of ours runs.
+/// No JIT: compiling a statement takes longer than any of ours runs. What works for a broker that was killed notices within a
+/// second, for whoever comes after it waits for that.
 fn session_settings(options: &Options) -> String {
     format!(
         "SET statement_timeout = {}; \
          SET idle_in_transaction_session_timeout = {}; \
          SET jit = off; \
          SET tcp_user_timeout = 5000; \
-         SET client_connection_check_interval = 5000",
+         SET client_connection_check_interval = 1000; \
+         SELECT pg_catalog.pg_backend_pid()",
         options.statement_timeout.as_millis(),
         options.idle_in_transaction_timeout.as_millis()
     )

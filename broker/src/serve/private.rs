@@ -1,5 +1,7 @@
 //! The private socket: what the supervisor asks of, and tells, this one instance.
 
+use std::collections::BTreeSet;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -31,6 +33,8 @@ struct Pool {
     connections: u32,
     held: u32,
     working: u32,
+    /// Which of the server's processes serve them: what it shows beyond these under this tenant's name is somebody else's.
+    backends: BTreeSet<i32>,
     /// For a supervisor that has taken this instance over and was not told.
     phase: &'static str,
 }
@@ -46,6 +50,7 @@ impl Pool {
             connections: figures.connections,
             held: figures.held,
             working: figures.working,
+            backends: app.db.backends(),
             phase,
         }
     }

@@ -194,7 +194,13 @@ fn a_supervised_broker_takes_its_sockets_obeys_orders_and_drains() {
         .unwrap()
     };
     agents(&mut kept).expect(200);
-    assert_eq!(instance.private("GET", "/pool", None).json()["held"], 1);
+    let pool = instance.private("GET", "/pool", None).json();
+    assert_eq!(pool["held"], 1);
+    // It names what serves it, as the server does.
+    let shown = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%' AND backend_type = 'client backend'";
+    let rows = server.client().query(shown, &[]).unwrap();
+    let shown: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(pool["backends"], serde_json::json!(shown));
     instance.signal(Signal::SIGTERM);
     instance.hears("STOPPING=1");
     instance.hears("X_CONNECTIONS=0");

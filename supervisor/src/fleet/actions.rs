@@ -106,24 +106,20 @@ impl Fleet {
                 self.edge.set_connections(name, id, most);
                 None
             }
-            Action::CountBackends { since } => {
+            Action::CountLeftOver { since } => {
                 let (_, config) = entry.accepted.as_ref()?;
                 let view = self.view.borrow();
                 let url = &config.broker().database.url;
                 let database = view.endpoint(url).place()?.database;
-                let (_, server) = view.server(url)?;
-                let counted = server.ours.get(&(name.clone(), database));
-                let backends = counted.copied().unwrap_or(0);
-                if server.up
-                    && server
-                        .sampled
-                        .saturating_duration_since(self.booted.into_std())
-                        < since
-                {
+                let (_, server) = view.server(url).filter(|(_, server)| server.up)?;
+                let sampled = server.sampled;
+                if sampled.saturating_duration_since(self.booted.into_std()) < since {
                     self.servers.count_soon();
                     return None;
                 }
-                server.up.then_some(Event::Backends(backends))
+                let shown = server.ours.get(&(name.clone(), database));
+                let shown = shown.cloned().unwrap_or_default();
+                self.edge.count_left_over(name, since, shown)
             }
             Action::Forget => {
                 entry.forgotten = true;

@@ -87,10 +87,6 @@ impl Lifecycle {
             };
             *place = Some(instance);
         }
-        if self.processes() > 0 {
-            self.lingering = None;
-        }
-        self.explain_connections(now);
         if self.current.as_ref().is_some_and(Instance::may_serve) {
             self.record = Urgency::Down;
         }
@@ -161,7 +157,6 @@ impl Lifecycle {
         instance.unsure = false;
         instance.silent = false;
         instance.connections = connections.min(instance.pool);
-        self.explain_connections(now);
         match stage {
             Stage::Unsure | Stage::Starting => {}
             Stage::Serving => self.ready(now, id, actions),

@@ -1,21 +1,25 @@
 //! Who of one tenant may hold how many connections: pool and two, over a replacement, a crash and a take-over.
 //!
 //! What an instance leaves behind on the server counts until the prober no longer sees it: a backend whose client was
-//! killed goes on with its statement.
+//! killed goes on with its statement. Until it has been counted it may be all that the instance was allowed.
 
-use super::{Action, Instance, Lifecycle, Phase, REPLACEMENT_CONNECTIONS, Time, Want};
+use super::{Action, Instance, Lifecycle, REPLACEMENT_CONNECTIONS, Spec, Time, Want};
 use std::time::Duration;
 
 /// Between two looks for a count that is young enough.
 const LOOK: Duration = Duration::from_millis(100);
-/// From a count that has found some to the next.
-const COUNT_AGAIN: Duration = Duration::from_secs(1);
+/// From a count that has found some to the next: most are gone in a moment, the others may take long.
+const COUNT_AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
+/// Counts that are made in a moment.
+const SOON: u32 = 5;
 /// What is seen for longer is not left over: a command, or another supervisor of this host with a tenant of the same name.
 const WAITED_FOR: Duration = Duration::from_secs(60);
 
 /// Connections that an instance which has gone may have left on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Leftovers {
+    /// No more than this; `None` until they have been counted for the first time.
+    most: Option<u32>,
     /// A count from before says nothing of them.
     since: Time,
     /// When they are counted next.
@@ -27,9 +31,10 @@ pub(super) struct Leftovers {
 }
 
 impl Leftovers {
-    /// Of an instance that has gone now.
-    pub(super) fn since(now: Time) -> Self {
+    /// Of instances that have gone, the last one now.
+    fn since(now: Time, most: Option<u32>) -> Self {
         Self {
+            most,
             since: now,
             count_at: now,
             until: Some(now + WAITED_FOR),
@@ -40,6 +45,7 @@ impl Leftovers {
     /// Nobody knows what there was before: to be counted at once.
     pub(super) fn unknown() -> Self {
         Self {
+            most: None,
             since: Time::ZERO,
             count_at: Time::ZERO,
             until: None,
@@ -49,23 +55,41 @@ impl Leftovers {
 }
 
 impl Lifecycle {
-    /// One that was told to go has gone: whatever it still held when it went may be at work on the server yet.
+    /// One has gone: whatever it may still have held may be at work on the server yet, beside what others have left.
     pub(super) fn note_leftovers(&mut self, now: Time, gone: &Instance) {
-        let killed = matches!(gone.phase, Phase::Stopping { killed: true, .. });
-        if killed || gone.held > 0 {
-            self.lingering = Some(Leftovers::since(now));
+        let before = self.lingering.map_or(Some(0), |left| left.most);
+        let most = before.map(|before| before.saturating_add(gone.may_hold()));
+        if gone.may_hold() > 0 {
+            self.lingering = Some(Leftovers::since(now, most));
         }
     }
 
-    /// One that was taken over with less than its pool, and shares it with nobody, was given so much because of what
-    /// another had left on the server: that may be there still.
-    pub(super) fn explain_connections(&mut self, now: Time) {
-        if let Some(current) = &self.current
-            && self.processes() == 1
-            && current.connections < current.pool
-        {
-            self.lingering.get_or_insert(Leftovers::since(now));
+    /// One is ready: what it needed to start is gone, and it may be time for its whole pool.
+    pub(super) fn count_now(&mut self, now: Time) {
+        if let Some(left) = &mut self.lingering {
+            left.count_at = now;
         }
+    }
+
+    /// How many connections an instance of `spec` may start with, beside all that this tenant has and has left on the
+    /// server; `None`: it has to wait until some of that has gone, or been counted.
+    pub(super) fn may_start_with(&self, spec: Spec) -> Option<u32> {
+        let pool = self.instances().map(|i| i.pool).fold(spec.pool, u32::max);
+        let held: u32 = self.instances().map(Instance::may_hold).sum();
+        let taken = held.checked_add(self.left_over()?)?;
+        let least = REPLACEMENT_CONNECTIONS.min(spec.pool);
+        let most = (pool + REPLACEMENT_CONNECTIONS).saturating_sub(taken);
+        (most >= least).then(|| most.min(spec.pool))
+    }
+
+    /// Whether nothing can be started because of what is left over.
+    pub(super) fn lacks_room(&self) -> bool {
+        matches!(self.want, Want::Run(spec) if self.may_start_with(spec).is_none())
+    }
+
+    /// The most that may be left over; `None` while nobody has counted.
+    fn left_over(&self) -> Option<u32> {
+        self.lingering.map_or(Some(0), |left| left.most)
     }
 
     /// When leftovers are to be counted: while their server can be asked.
@@ -82,22 +106,25 @@ impl Lifecycle {
             left.count_at = now + LOOK;
             left.until.get_or_insert(now + WAITED_FOR);
             let since = left.since;
-            actions.push(Action::CountBackends { since });
+            actions.push(Action::CountLeftOver { since });
         }
     }
 
-    /// The server sees so many, those of the current instance among them.
-    pub(super) fn counted(&mut self, now: Time, count: u32) {
-        let late = |left: &Leftovers| left.until.is_some_and(|until| until <= now);
-        let own = self.current.as_ref().map_or(0, |c| c.connections);
-        if count <= own.max(REPLACEMENT_CONNECTIONS) || self.lingering.as_ref().is_some_and(late) {
+    /// So many are left over, counted at `since` or later.
+    pub(super) fn counted(&mut self, now: Time, since: Time, count: u32) {
+        // Whoever has gone since then has left more.
+        let Some(left) = self.lingering.as_mut().filter(|left| left.since <= since) else {
+            return;
+        };
+        let late = left.until.is_some_and(|until| until <= now);
+        if count == 0 || late {
             self.lingering = None;
+            return;
         }
-        if let Some(left) = &mut self.lingering {
-            left.since = now;
-            left.count_at = now + COUNT_AGAIN;
-            left.counts += 1;
-        }
+        left.most = Some(count);
+        left.since = now;
+        left.count_at = now + COUNT_AGAIN[usize::from(left.counts >= SOON)];
+        left.counts += 1;
     }
 
     /// Why it has less than its pool, where that is because of what the server still shows.
@@ -114,20 +141,19 @@ impl Lifecycle {
     /// Splits the pool between the current instance and whatever else of this tenant still holds connections.
     pub(super) fn share_connections(&mut self, actions: &mut Vec<Action>) {
         let draining = self.draining.as_ref().map_or(0, |d| d.held);
+        let left = self.left_over();
         let Some(current) = &mut self.current else {
             return;
         };
         if !current.serves() {
             return;
         }
-        // What is left of one that has gone was reckoned with when this one was given what it has.
-        let most = if self.lingering.is_some() {
-            current.connections
-        } else {
-            (current.pool + REPLACEMENT_CONNECTIONS)
-                .saturating_sub(draining)
-                .clamp(REPLACEMENT_CONNECTIONS.min(current.pool), current.pool)
+        let Some(left) = left else {
+            return;
         };
+        let most = (current.pool + REPLACEMENT_CONNECTIONS)
+            .saturating_sub(draining.saturating_add(left))
+            .clamp(REPLACEMENT_CONNECTIONS.min(current.pool), current.pool);
         if most != current.connections {
             current.connections = most;
             actions.push(Action::SetConnections(current.id, most));
@@ -148,10 +174,7 @@ impl Lifecycle {
     fn exceeds_pool(&self) -> bool {
         let (mut held, mut pool) = (0_u32, 0);
         for instance in self.instances() {
-            held = held.saturating_add(match instance.phase {
-                Phase::Stopping { .. } => instance.held,
-                _ => instance.connections,
-            });
+            held = held.saturating_add(instance.may_hold());
             pool = pool.max(instance.pool);
         }
         held > pool

@@ -95,6 +95,14 @@ impl Instance {
         }
     }
 
+    /// The most connections it may have on the server now.
+    pub(crate) fn may_hold(&self) -> u32 {
+        match self.phase {
+            Phase::Stopping { .. } => self.held,
+            Phase::Starting { .. } | Phase::Ready | Phase::Degraded(_) => self.connections,
+        }
+    }
+
     /// Whether it accepts connections.
     pub(crate) fn serves(&self) -> bool {
         matches!(self.phase, Phase::Ready | Phase::Degraded(_))

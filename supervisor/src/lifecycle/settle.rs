@@ -146,19 +146,17 @@ impl Lifecycle {
 
     fn start(&mut self, now: Time, spec: Spec, kind: SlotKind, actions: &mut Vec<Action>) {
         let room = self.processes() < MOST_PROCESSES && self.next.is_none();
-        if !room || self.server.is_err() || !self.bound_for(spec.revision) {
+        let ready = room && self.server.is_ok() && self.bound_for(spec.revision);
+        let Some(connections) = self.may_start_with(spec).filter(|_| ready) else {
             self.release_slot(actions);
             return;
-        }
+        };
         if !self.holds_slot(kind, actions) {
             return;
         }
-        let alone =
-            kind != SlotKind::Replacement && self.draining.is_none() && self.lingering.is_none();
-        let connections = if alone {
-            spec.pool
-        } else {
-            REPLACEMENT_CONNECTIONS.min(spec.pool)
+        let connections = match kind {
+            SlotKind::Replacement => connections.min(REPLACEMENT_CONNECTIONS),
+            SlotKind::First | SlotKind::Start => connections,
         };
         let id = InstanceId(self.next_id);
         self.next_id += 1;

@@ -87,10 +87,10 @@ impl Host {
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
                     // Before anything was started, nothing of it is there.
-                    Action::CountBackends { .. } if self.spawned.is_empty() => {
-                        queue.push_back(Event::Backends(0));
+                    Action::CountLeftOver { since } if self.spawned.is_empty() => {
+                        queue.push_back(Event::LeftOver { since, count: 0 });
                     }
-                    Action::CountBackends { .. } => self.counted = true,
+                    Action::CountLeftOver { .. } => self.counted = true,
                     Action::Forget => self.forgotten = true,
                     Action::Started => self.started = true,
                     Action::Unlisten(_) => {}
@@ -98,6 +98,12 @@ impl Host {
             }
         }
         self
+    }
+
+    /// The server shows so many that are of none of its instances.
+    fn left_over(&mut self, count: u32) -> &mut Self {
+        let since = self.now;
+        self.on(Event::LeftOver { since, count })
     }
 
     fn after(&mut self, time: Duration) -> &mut Self {
@@ -201,7 +207,7 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
     let (mut host, _) = Host::up(1);
     host.on(Event::Restart);
     let new = *host.spawned.last().unwrap();
-    host.exit(new);
+    host.exit(new).left_over(0);
     let spawned = host.spawned.len();
     host.after(Duration::from_secs(40));
     assert_eq!(
@@ -211,7 +217,7 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
     );
     host.on(wanted(spec(2)));
     let new = *host.spawned.last().unwrap();
-    host.exit(new).after(Duration::from_secs(40));
+    host.exit(new).left_over(0).after(Duration::from_secs(40));
     assert_eq!(host.spawned.len(), spawned + 2);
 }
 
@@ -229,7 +235,7 @@ fn the_first_crash_restarts_at_once_and_the_second_waits() {
     host.on(Event::Ready(second))
         .after(Duration::from_millis(2500));
     assert!(host.counted, "the server is asked");
-    host.on(Event::Backends(2));
+    host.left_over(0);
     assert_eq!(host.connections.last(), Some(&(second, 10)));
     host.exit(second);
     assert_eq!(host.state(), State::Backoff);
@@ -245,6 +251,7 @@ fn a_good_run_of_a_minute_makes_the_next_crash_the_first_again() {
     host.exit(first);
     let second = *host.spawned.last().unwrap();
     host.on(Event::Ready(second))
+        .left_over(0)
         .after(Duration::from_secs(60))
         .exit(second);
     assert_eq!(host.state(), State::Starting);
@@ -352,7 +359,7 @@ fn a_hung_broker_that_does_not_go_keeps_its_share_of_the_pool() {
     host.connections.clear();
     host.on(Event::Ready(next));
     assert_eq!(host.connections, []);
-    host.exit(hung).on(Event::Backends(2));
+    host.exit(hung).left_over(0);
     assert_eq!(host.connections.last(), Some(&(next, 10)));
 }
 
@@ -467,7 +474,7 @@ proptest! {
                         Action::Listen(r) if fails => queue.push_back(Event::BindFailed(r, "taken".into())),
                         Action::Listen(r) => queue.push_back(Event::Bound(r)),
                         Action::AskSlot(_) => queue.push_back(Event::SlotGranted),
-                        Action::CountBackends { .. } => queue.push_back(Event::Backends(0)),
+                        Action::CountLeftOver { since } => queue.push_back(Event::LeftOver { since, count: 0 }),
                         Action::Spawn { id, .. } => alive.push(id),
                         Action::Kill(id) => {
                             alive.retain(|a| *a != id);

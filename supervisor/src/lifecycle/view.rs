@@ -74,6 +74,10 @@ impl Lifecycle {
                     (Bind::Failed { reason, .. }, _, _) => (State::Backoff, Some(reason.clone())),
                     (_, Err(reason), _) => (State::Waiting, Some(reason.clone())),
                     (_, _, Slot::Asked(_)) => (State::Waiting, Some("for a start slot".into())),
+                    _ if self.lacks_room() => (
+                        State::Waiting,
+                        Some("for what the last one left at work on the server".into()),
+                    ),
                     _ => (State::Waiting, self.last_failure.clone()),
                 }
             }

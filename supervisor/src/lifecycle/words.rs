@@ -113,8 +113,8 @@ pub(crate) enum Event {
     ReplaceHung { id: InstanceId, detail: String },
     /// It holds so many connections now.
     Connections(InstanceId, u32),
-    /// The server sees so many connections of this tenant, counted well after its last unplanned exit.
-    Backends(u32),
+    /// The server shows so many connections of this tenant that none of its instances has; counted at `since` or later.
+    LeftOver { since: Time, count: u32 },
     /// The process has ended.
     Exited {
         id: InstanceId,
@@ -170,9 +170,9 @@ pub(crate) enum Action {
     Kill(InstanceId),
     /// `PUT /pool`.
     SetConnections(InstanceId, u32),
-    /// Say how many connections of this tenant the server sees, counted at `since` or later; answer `Backends`. It is asked
-    /// again soon.
-    CountBackends { since: Time },
+    /// Count the connections of this tenant that the server shows and none of its instances has, at `since` or later; answer
+    /// `LeftOver`. It is asked again soon.
+    CountLeftOver { since: Time },
     /// Answer 503 on the tenant's socket, or cease to.
     StandIn(bool),
     /// Nothing is left and nothing is wanted: drop the tenant.

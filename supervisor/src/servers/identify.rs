@@ -3,10 +3,15 @@
 use super::session::{Failure, Row, Session};
 use crate::budget::{Database, Role};
 use brokkr_tenant::{DatabaseUrl, Host};
+use std::time::Duration;
 
 /// How often each of two connections is asked for its backend: a busy pooler may give them different ones
 /// once, hardly so every time.
 const ROUNDS: usize = 3;
+
+/// A second connection that has had no answer for so long waits until another ends.
+const QUEUES: Duration = Duration::from_secs(1);
+const HEARD_LATE: Duration = Duration::from_millis(100);
 
 /// What one pass over one connection found.
 #[derive(Debug, Clone)]
@@ -49,9 +54,10 @@ pub(super) async fn identify(
     name: &str,
 ) -> Result<(Identity, Session), Failure> {
     let first = Session::open(url, name).await?;
-    let second = Session::open(url, name).await?;
-    not_shared(&first, &second).await?;
-    drop(second);
+    let own = first.ask_backend().await?;
+    let told = first.process_id().await;
+    let pooler = told.is_some_and(|told| told != own);
+    not_shared(&first, pooler, url, name).await?;
 
     let row = first.ask_one(ASK).await?;
     if row.flag(10)? {
@@ -72,10 +78,6 @@ pub(super) async fn identify(
         (resolved(url).await, String::new())
     };
     let superuser = row.flag(5)?;
-    let pooler = first
-        .process_id()
-        .await
-        .is_some_and(|told| Some(told) != first.backend());
     let identity = Identity {
         identifier,
         started,
@@ -101,7 +103,41 @@ pub(super) async fn identify(
 
 /// Two connections that are open at once have a backend each, or something in between shares them out
 /// statement by statement, and with them one tenant's `search_path` to the next.
-async fn not_shared(first: &Session, second: &Session) -> Result<(), Failure> {
+///
+/// Brokers may hold all there is but one, and are not to be called cut off for that: without a pooler one connection is
+/// enough. Behind a pooler that is full the second has to queue, and that shows as much: while the first has nothing to do, a
+/// pooler that shares would give its backend to whoever queues, before the first can have it again.
+async fn not_shared(
+    first: &Session,
+    pooler: bool,
+    url: &DatabaseUrl,
+    name: &str,
+) -> Result<(), Failure> {
+    let second = async {
+        let second = Session::open(url, name).await?;
+        second.ask_backend().await?;
+        Ok(second)
+    };
+    tokio::pin!(second);
+    let second = match tokio::time::timeout(QUEUES, &mut second).await {
+        Ok(Ok(second)) => second,
+        Ok(Err(Failure::Unreachable(_))) if !pooler => return Ok(()),
+        Ok(Err(failure)) => return Err(failure),
+        Err(_) => {
+            let before = first.backend();
+            let again = first.ask_backend().await?;
+            // What came to its turn before the first did may be heard of a little later.
+            match tokio::time::timeout(HEARD_LATE, &mut second).await {
+                Ok(second) => second?,
+                Err(_) if before == Some(again) => return Ok(()),
+                Err(_) => return Err(pooled()),
+            }
+        }
+    };
+    not_served_by_one(first, &second).await
+}
+
+async fn not_served_by_one(first: &Session, second: &Session) -> Result<(), Failure> {
     let mut seen: [Option<i32>; 2] = [None, None];
     for _ in 0..ROUNDS {
         for (session, seen) in [first, second].into_iter().zip(&mut seen) {

@@ -118,7 +118,7 @@ fn limits_foreigners_and_our_own_connections_are_read() {
     assert_eq!(
         seen.ours
             .iter()
-            .map(|((t, _), n)| (t.as_str(), *n))
+            .map(|((t, _), backends)| (t.as_str(), backends.len()))
             .collect::<Vec<_>>(),
         [("acme", 1)]
     );
@@ -301,6 +301,11 @@ struct Bouncer {
 
 impl Bouncer {
     fn start(server: &PgServer, mode: &str) -> Option<Self> {
+        Self::of(server, mode, 20)
+    }
+
+    /// One that opens so many connections to the server.
+    fn of(server: &PgServer, mode: &str, size: u32) -> Option<Self> {
         let Ok(program) = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
             .map(std::path::PathBuf::from)
             .into_iter()
@@ -320,7 +325,7 @@ impl Bouncer {
         let mut file = std::fs::File::create(&ini).unwrap();
         write!(
             file,
-            "[databases]\nbrokkr = host=127.0.0.1 port={} dbname=brokkr\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n",
+            "[databases]\nbrokkr = host=127.0.0.1 port={} dbname=brokkr\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = {size}\n",
             server.port()
         )
         .unwrap();
@@ -388,6 +393,37 @@ fn a_pooler_that_shares_backends_is_refused_and_one_in_session_mode_is_told_of()
         "{:?}",
         seen.warnings
     );
+}
+
+/// After a take-over its brokers have all of it but one connection.
+#[test]
+fn a_pooler_that_is_full_is_a_server_all_the_same_and_one_that_shares_is_found_out_all_the_same() {
+    let server = PgServer::start();
+    for (mode, size, shares) in [
+        ("session", 2, false),
+        ("transaction", 2, true),
+        ("transaction", 1, true),
+    ] {
+        let Some(bouncer) = Bouncer::of(&server, mode, size) else {
+            return;
+        };
+        let url = format!("postgres://brokkr@127.0.0.1:{}/brokkr", bouncer.port);
+        // All but one is taken: by a session that is open, or by a transaction.
+        let mut taken: Vec<postgres::Client> = Vec::new();
+        let connect = || postgres::Client::connect(&url, postgres::NoTls).ok();
+        while taken.len() + 1 < size as usize {
+            let mut client =
+                brokkr_tests::wait::until(Duration::from_secs(10), "the pooler accepts", connect);
+            client.batch_execute("BEGIN; SELECT 1").unwrap();
+            taken.push(client);
+        }
+        let servers = probers(&[&url]);
+        let (view, _) = wait(&servers, "judged", |view| {
+            let refused = matches!(view.endpoint(&url_of(&url)), Endpoint::Refused { .. });
+            refused || ready(view, &url)
+        });
+        assert_eq!(ready(&view, &url), !shares, "{mode} {size}");
+    }
 }
 
 #[test]

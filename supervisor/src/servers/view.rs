@@ -2,7 +2,7 @@
 
 use crate::budget::{Facts, Place, ServerId};
 use brokkr_tenant::{DatabaseUrl, TenantName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// Everything known of every server, at one time.
@@ -81,9 +81,9 @@ pub struct Server {
     pub since: Instant,
     /// When `ours` and `in_use` were asked for: they tell of nothing earlier.
     pub sampled: Instant,
-    /// Connections of this host's tenants to each database, by its OID, counted on the server: whatever holds them, an
-    /// instance, a command, or backends a killed broker left behind.
-    pub ours: BTreeMap<(TenantName, u32), u32>,
+    /// Backends of this host's tenants in each database, by its OID, as the server shows them: whoever they work for, an
+    /// instance, a command, or a broker that was killed.
+    pub ours: BTreeMap<(TenantName, u32), BTreeSet<i32>>,
     /// All connections of this machine's brokkr programs, the supervisor's own included.
     pub in_use: u32,
     /// `server_version`.

@@ -156,15 +156,14 @@ impl World {
         self.judge_soon();
     }
 
-    pub(super) fn terminate(&mut self, n: usize, id: InstanceId) {
+    /// Tells it to go; what it says to that.
+    pub(super) fn terminate(&mut self, n: usize, id: InstanceId) -> Option<Event> {
         self.check_terminate(n, id);
-        let Some(process) = self.tenants[n].processes.get_mut(&id) else {
-            return;
-        };
+        let process = self.tenants[n].processes.get_mut(&id)?;
         process.going = true;
         let (hung, held) = (process.hung, process.most.min(1));
         if hung {
-            return;
+            return None;
         }
         process.most = held;
         // Most have nothing in flight; some take their whole grace, some more.
@@ -174,7 +173,7 @@ impl World {
             _ => Duration::from_secs(25),
         };
         self.feed_later(n, id, takes);
-        self.feed(n, Event::Connections(id, held));
+        Some(Event::Connections(id, held))
     }
 
     fn feed_later(&mut self, n: usize, id: InstanceId, takes: Duration) {
@@ -204,13 +203,17 @@ impl World {
         }
     }
 
-    /// What the server sees of a tenant.
-    pub(super) fn backends(&mut self, n: usize) -> u32 {
+    /// What its server shows of a tenant that none of its processes has.
+    pub(super) fn left_over(&mut self, n: usize) -> u32 {
         let now = self.now;
         let tenant = &mut self.tenants[n];
         tenant.lingering.retain(|left| left.until > now);
-        let lingering: u32 = tenant.lingering.iter().map(|left| left.most).sum();
-        lingering + tenant.processes.values().map(|p| p.most).sum::<u32>()
+        let server = tenant.accepted.as_ref().map(|(_, file)| file.server);
+        let left = tenant
+            .lingering
+            .iter()
+            .filter(|left| Some(left.server) == server);
+        left.map(|left| left.most).sum()
     }
 
     /// Asks every process how it is.

@@ -83,14 +83,12 @@ impl World {
         }
     }
 
-    /// Its instances on one server hold no more than pool and two, what killed ones have left behind there included; two
-    /// more for each that was killed amid a replacement, and is made good at once.
+    /// Its instances on one server hold no more than pool and two, what killed ones have left behind there included.
     fn check_pool(&self, n: usize, life: &Lifecycle, server: usize) {
         let tenant = &self.tenants[n];
-        let (mut held, mut largest, mut holders) = (0, 0, 0);
+        let (mut held, mut largest) = (0, 0);
         for (id, process) in tenant.processes.iter().filter(|(_, p)| p.server == server) {
             held += process.most;
-            holders += 1;
             let instance = life.instances().find(|i| i.id == *id);
             largest = largest.max(instance.map_or(0, |instance| instance.pool));
         }
@@ -98,13 +96,11 @@ impl World {
         for left in tenant.lingering.iter().filter(|l| l.server == server) {
             if left.until > now {
                 held += left.most;
-                holders += 1;
                 largest = largest.max(left.pool);
             }
         }
-        let more = REPLACEMENT * u32::max(holders, 2) - REPLACEMENT;
         self.rule(
-            held <= largest + more,
+            held <= largest + REPLACEMENT,
             n,
             "its instances together hold more than pool and two",
         );

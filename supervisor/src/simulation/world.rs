@@ -370,10 +370,13 @@ impl World {
                 revision,
                 connections,
             } => self.spawn(n, id, revision, connections),
-            Action::Terminate(id) => self.terminate(n, id),
+            Action::Terminate(id) => return self.terminate(n, id),
             Action::Abort(id) | Action::Kill(id) => self.kill(n, id),
             Action::SetConnections(id, most) => self.set_connections(n, id, most),
-            Action::CountBackends { .. } => return Some(Event::Backends(self.backends(n))),
+            Action::CountLeftOver { since } => {
+                let count = self.left_over(n);
+                return Some(Event::LeftOver { since, count });
+            }
             Action::StandIn(on) => self.tenants[n].stands_in = on,
             Action::Forget => self.judge_soon(),
         }

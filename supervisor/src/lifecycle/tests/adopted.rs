@@ -251,16 +251,22 @@ fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
     host.on(Event::Connections(id, 2)).on(Event::Server(Ok(())));
     assert_eq!((host.state(), host.counted), (State::Ready, true));
     assert!(host.connections.is_empty(), "{:?}", host.connections);
-    host.on(Event::Backends(12));
+    host.left_over(10);
     assert_eq!(host.life.view().pending, None);
-    host.after(Duration::from_secs(1)).on(Event::Backends(12));
+    host.after(Duration::from_secs(1)).left_over(10);
     assert!(host.connections.is_empty(), "{:?}", host.connections);
     let pending = host.life.view().pending.unwrap();
     assert!(pending.contains("held at 2 of its 10"), "{pending}");
-    host.on(Event::Backends(2));
-    assert_eq!(host.connections, [(id, 10)]);
-    assert_eq!(host.life.view().pending, None);
+    host.left_over(3);
+    assert_eq!(host.connections, [(id, 9)]);
+    // It has nearly all it may have, and a replacement would take two more.
+    host.on(Event::Restart);
+    let pending = host.life.view().pending.unwrap();
+    assert!(pending.contains("what the last one left"), "{pending}");
     assert_eq!(host.spawned, [id]);
+    host.left_over(0);
+    assert_eq!(host.connections[..2], [(id, 9), (id, 10)]);
+    assert_eq!(host.spawned, [id, InstanceId(8)]);
     assert!(host.terminated.is_empty() && host.killed.is_empty());
 }
 
@@ -269,15 +275,20 @@ fn one_that_is_gone_with_its_supervisor_is_counted_before_another_takes_the_whol
     let mut host = adopting(vec![]);
     let now = host.now;
     let first = host.life.on(now, wanted(spec(1)));
-    let count = Action::CountBackends { since: Time::ZERO };
+    let count = Action::CountLeftOver { since: Time::ZERO };
     assert!(!first.contains(&count), "{first:?}");
     let actions = host.life.on(now, Event::Server(Ok(())));
     assert!(actions.contains(&count), "{actions:?}");
-    host.on(Event::Backends(10)).on(Event::Bound(Revision(1)));
+    host.left_over(11).on(Event::Bound(Revision(1)));
+    let waits = host.life.view();
+    assert_eq!(waits.state, State::Waiting);
+    let reason = waits.reason.unwrap();
+    assert!(reason.contains("what the last one left"), "{reason}");
+    host.left_over(10);
     assert_eq!(host.connections, [(InstanceId(1), 2)]);
     host.on(Event::Ready(InstanceId(1)));
     assert_eq!(host.connections, [(InstanceId(1), 2)]);
-    host.on(Event::Backends(2));
+    host.left_over(0);
     assert_eq!(host.connections.last(), Some(&(InstanceId(1), 10)));
 }
 
@@ -287,11 +298,56 @@ fn what_is_not_left_over_is_not_waited_for_without_end() {
     let actions = host.life.on(host.now, Event::Server(Ok(())));
     assert_eq!(actions, []);
     host.spawned.push(InstanceId(0));
-    host.on(wanted(spec(1))).on(Event::Backends(40));
+    host.on(wanted(spec(1))).left_over(9);
     host.on(Event::Ready(InstanceId(1)));
-    assert_eq!(host.connections, [(InstanceId(1), 2)]);
+    assert_eq!(host.connections, [(InstanceId(1), 3)]);
     for _ in 0..120 {
-        host.after(Duration::from_secs(3)).on(Event::Backends(40));
+        host.after(Duration::from_secs(3)).left_over(9);
     }
     assert_eq!(host.connections.last(), Some(&(InstanceId(1), 10)));
+}
+
+#[test]
+fn kills_in_a_row_do_not_add_up() {
+    // Pools of two have no room for what two generations have left.
+    for pool in [2, 3, 10] {
+        let mut host = Host::new();
+        let revision = Revision(1);
+        host.on(Event::Server(Ok(())))
+            .on(wanted(Want::Run(Spec { revision, pool })));
+        let mut left = 0;
+        for _ in 0..8 {
+            let Some(&(id, connections)) = host.connections.last() else {
+                panic!("nothing was started");
+            };
+            let before = host.spawned.len();
+            host.on(Event::Ready(id)).exit(id);
+            left += connections;
+            // The pause after a failure is over, and nobody has counted yet.
+            host.after(Duration::from_secs(31));
+            let room = left <= pool;
+            assert_eq!(host.spawned.len() > before, room, "{left} of {pool}");
+            if !room {
+                host.left_over(pool + 1);
+                assert_eq!(host.spawned.len(), before, "there are too many");
+                left = pool;
+                host.left_over(left);
+                assert_eq!(host.spawned.len(), before + 1);
+            }
+            assert!(left + host.connections.last().unwrap().1 <= pool + REPLACEMENT_CONNECTIONS);
+        }
+    }
+}
+
+#[test]
+fn a_count_from_before_somebody_went_says_nothing_of_what_that_one_left() {
+    let (mut host, first) = Host::up(1);
+    let since = host.now;
+    host.after(Duration::from_millis(10)).exit(first);
+    let second = *host.spawned.last().unwrap();
+    host.on(Event::Ready(second));
+    host.on(Event::LeftOver { since, count: 0 });
+    assert_eq!(host.connections.last(), Some(&(second, 2)));
+    host.left_over(0);
+    assert_eq!(host.connections.last(), Some(&(second, 10)));
 }

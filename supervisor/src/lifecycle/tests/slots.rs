@@ -27,13 +27,15 @@ fn a_crash_amid_an_overlap_is_made_good_at_once() {
     host.on(Event::Restart);
     let new = *host.spawned.last().unwrap();
     host.on(Event::Ready(new)).exit(new);
+    assert_eq!(host.spawned.len(), 2, "there may be twelve as it is");
+    host.left_over(0);
     assert_eq!(host.spawned.len(), 3, "beside the one that drains");
     assert_eq!(host.slot, Some(SlotKind::Replacement));
     let third = *host.spawned.last().unwrap();
     host.on(Event::Ready(third)).exit(old);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
     // What the crashed one left on the server has gone, too.
-    host.on(Event::Backends(2));
+    host.left_over(0);
     assert_eq!((host.slot, host.state()), (None, State::Ready));
 }
 
@@ -49,7 +51,7 @@ fn only_what_has_not_run_before_asks_for_room_that_replacements_may_have() {
     host.on(Event::Ready(id));
     host.on(wanted(Want::Stopped("by the operator".into())))
         .exit(id);
-    host.on(wanted(spec(1)));
+    host.on(wanted(spec(1))).left_over(0);
     assert_eq!(host.slot, Some(SlotKind::First), "it gave its place up");
 }
 
@@ -91,29 +93,24 @@ fn what_a_killed_one_leaves_on_the_server_counts_until_it_has_gone() {
     let new = *host.spawned.last().unwrap();
     host.on(Event::Ready(new)).after(POLICY.grace).exit(old);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
-    host.on(Event::Backends(12));
+    host.left_over(10);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
-    host.on(Event::Backends(2));
+    host.left_over(0);
     assert_eq!(host.slot, None);
     assert_eq!(host.connections.last(), Some(&(new, 10)));
 }
 
 #[test]
 fn a_replacement_that_may_no_more_overlap_leaves_the_queue() {
-    let (mut host, _) = Host::up(1);
+    let (mut host, old) = Host::up(1);
     host.on(Event::Restart);
     let id = *host.spawned.last().unwrap();
-    host.on(Event::Ready(id));
-    // It crashes while the old one drains, and asks for a slot that is not given at once.
-    let reason = "exit code 1".to_owned();
-    let asked = host.life.on(
-        host.now,
-        Event::Exited {
-            id,
-            reason,
-            configuration: false,
-        },
-    );
+    host.on(Event::Ready(id))
+        .on(Event::Connections(old, 1))
+        .exit(id);
+    // It has crashed while the old one drains; another asks for a slot that is not given at once.
+    let (since, count) = (host.now, 9);
+    let asked = host.life.on(since, Event::LeftOver { since, count });
     let ask = Action::AskSlot(SlotKind::Replacement);
     assert!(asked.contains(&ask), "{asked:?}");
     let told = host.life.on(host.now, Event::MayOverlap(false));
@@ -197,6 +194,12 @@ fn a_replacement_that_takes_long_lets_others_start_and_keeps_its_room() {
     assert_eq!(host.slot, Some(SlotKind::Replacement), "twelve are held");
     host.on(Event::Says(new, "waiting for a lock".into()));
     host.after(POLICY.start_timeout).exit(new);
+    assert_eq!(
+        host.slot,
+        Some(SlotKind::Replacement),
+        "it may have left two"
+    );
+    host.left_over(0);
     assert_eq!(host.slot, None);
     let pending = host.life.view().pending.unwrap();
     assert!(

@@ -46,10 +46,10 @@ impl Coordinator {
         view.facts.superuser_reserved = identity.superuser_reserved;
         view.facts.reserved = identity.reserved;
         view.facts.foreign = sample
-            .connections
+            .backends
             .iter()
             .filter(|((name, _), _)| !name.starts_with(&self.prefix))
-            .fold(0, |sum, (_, count)| sum + count);
+            .fold(0, |sum, (_, backends)| sum + backends.len() as u32);
         view.facts
             .databases
             .insert(identity.database_oid, identity.database);
@@ -192,13 +192,13 @@ pub(super) fn count(view: &mut Server, sample: &Sample, prefix: &str) {
     view.ours.clear();
     view.in_use = 0;
     view.sampled = sample.asked;
-    for ((name, database), count) in &sample.connections {
+    for ((name, database), backends) in &sample.backends {
         let Some(rest) = name.strip_prefix(prefix) else {
             continue;
         };
-        view.in_use += count;
+        view.in_use += backends.len() as u32;
         if let Ok(tenant) = TenantName::parse(rest) {
-            view.ours.insert((tenant, *database), *count);
+            view.ours.insert((tenant, *database), backends.clone());
         }
     }
 }
