@@ -95,18 +95,19 @@ pub fn runs(config: &Supervisor) -> bool {
     })
 }
 
-/// Ends a server that was left, if one runs. For when nobody is going to keep it, and no broker is left.
+/// Ends a server that was left, if one runs; whether one did. For when nobody is going to keep it, and no broker is left.
 ///
 /// # Errors
 /// When it cannot be told.
-pub(crate) async fn end(config: &Supervisor) -> Result<(), String> {
+pub(crate) async fn end(config: &Supervisor) -> Result<bool, String> {
     let data = &config.postgres.data_dir;
     let left = Server::adopt(data, None).map_err(|error| format!("{}: {error}", data.display()))?;
-    if let Some(server) = left {
-        hear_out(&server);
-        server.stop(STOP_GRACE).await;
-    }
-    Ok(())
+    let Some(server) = left else {
+        return Ok(false);
+    };
+    hear_out(&server);
+    server.stop(STOP_GRACE).await;
+    Ok(true)
 }
 
 /// Reads what one says that goes: with a full pipe it could not even say goodbye, and would be ended by force.

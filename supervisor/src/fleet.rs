@@ -326,14 +326,20 @@ impl Fleet {
                 {
                     let ended = entry.life.instances().find(|i| i.id == *id);
                     if !ended.is_some_and(|i| i.planned) {
-                        // Why we ended it says more than how it exited.
-                        let verdict = ended.and_then(|i| i.verdict.as_deref());
-                        entry.last_exit = Some(match verdict {
-                            Some(verdict) => format!("{verdict} ({reason})"),
-                            None => reason.clone(),
-                        });
+                        let current = entry.life.current();
+                        let who = match current.is_some_and(|c| c.serves() && c.id != *id) {
+                            true => "a replacement of its broker, which serves on,",
+                            false => "its broker",
+                        };
+                        let what = match event {
+                            Event::SpawnFailed { .. } => "could not be started",
+                            _ => "has ended",
+                        };
+                        let why = why_it_ended(ended.and_then(|i| i.verdict.as_deref()), reason);
+                        let broker_pid = ended.and_then(|i| i.pid);
+                        tracing::warn!(tenant = %report.tenant, broker_pid, "{who} {what}: {why}");
+                        entry.last_exit = Some(why);
                         entry.fallen = Some(*id);
-                        tracing::warn!(tenant = %report.tenant, "its broker has ended: {reason}");
                     }
                     self.edge.ended(&report.tenant, *id);
                     entry.status = None;
@@ -457,5 +463,34 @@ async fn changed(embedded: &mut Option<Remark>) {
     match embedded {
         Some(remark) => remark.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+/// How an instance ended, and before it why we ended it, which says more; what both say is said once.
+fn why_it_ended(verdict: Option<&str>, how: &str) -> String {
+    let Some(verdict) = verdict else {
+        return how.to_owned();
+    };
+    let (exit, said) = how.split_once(": ").unwrap_or((how, ""));
+    let how = if verdict.ends_with(said) { exit } else { how };
+    format!("{verdict} ({how})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::why_it_ended;
+
+    #[test]
+    fn what_a_broker_said_is_said_once() {
+        let late = "not ready within 4s: waiting for the database: full";
+        assert_eq!(why_it_ended(None, "exit code 7: x"), "exit code 7: x");
+        assert_eq!(
+            why_it_ended(Some(late), "exit code 0: waiting for the database: full"),
+            format!("{late} (exit code 0)")
+        );
+        assert_eq!(
+            why_it_ended(Some("hung"), "killed by SIGKILL"),
+            "hung (killed by SIGKILL)"
+        );
     }
 }

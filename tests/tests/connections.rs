@@ -146,7 +146,7 @@ fn what_a_killed_broker_left_counts_when_its_supervisor_is_killed_too() {
 #[test]
 fn kills_in_a_row_leave_no_more_than_one_does() {
     for pool in [2, 3] {
-        let host = Host::new();
+        let host = Host::builder().set("stop.grace", "\"2s\"").build();
         let (acme, lock, load) = stuck(&host, pool, "20s");
         let count = Count::of(host.server(), "acme");
         for _ in 0..4 {

@@ -151,7 +151,7 @@ impl Client {
 
     fn not_running(&self) -> Failure {
         Failure::NotRunning(format!(
-            "brokkr-supervisor is not running: no answer on {} (systemctl start brokkr-supervisor)",
+            "brokkr-supervisor is not running: no answer on {} (start it: systemctl start brokkr-supervisor, or brokkr-supervisor run)",
             self.socket.display()
         ))
     }

@@ -73,11 +73,9 @@ async fn end_all(found: &Found) -> Result<(), String> {
     // Whatever they had started, and whatever that has done to get away.
     Groups::detect().end_all();
     // Where it is not known whether there is one: one in our folder is ours.
-    if config.postgres.embedded || !found.whole {
-        embedded::end(config).await?;
-    }
+    let server = (config.postgres.embedded || !found.whole) && embedded::end(config).await?;
     let _ = std::fs::remove_file(config.runtime_dir.join(crate::control::SOCKET));
-    say_ended(swept.ended);
+    say_ended(swept.ended, server);
     let left: Vec<String> = swept.left.iter().map(ToString::to_string).collect();
     if left.is_empty() {
         Ok(())
@@ -87,11 +85,18 @@ async fn end_all(found: &Found) -> Result<(), String> {
 }
 
 /// Nothing for nobody: the unit calls it after every stop.
-fn say_ended(brokers: usize) {
-    if brokers > 0 {
-        let what = if brokers == 1 { "broker" } else { "brokers" };
+fn say_ended(brokers: usize, server: bool) {
+    let brokers = match brokers {
+        0 => None,
+        1 => Some("1 broker".to_owned()),
+        n => Some(format!("{n} brokers")),
+    };
+    let server = server.then(|| "the embedded PostgreSQL".to_owned());
+    let all: Vec<String> = brokers.into_iter().chain(server).collect();
+    if !all.is_empty() {
+        let all = all.join(" and ");
         // A closed standard output is no reason to fail.
-        let _ = say(format!("ended {brokers} {what} that a supervisor had left\n").as_bytes());
+        let _ = say(format!("ended {all} that a supervisor had left\n").as_bytes());
     }
 }
 

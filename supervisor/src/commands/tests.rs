@@ -18,7 +18,7 @@ fn without_a_supervisor_it_is_said_where_it_was_looked_for_and_how_to_start_it()
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("control.sock");
     let expected = format!(
-        "brokkr-supervisor is not running: no answer on {} (systemctl start brokkr-supervisor)",
+        "brokkr-supervisor is not running: no answer on {} (start it: systemctl start brokkr-supervisor, or brokkr-supervisor run)",
         socket.display()
     );
     for words in [

@@ -6,19 +6,20 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::Level;
 
 use crate::instance::postgres::Server;
 
 /// A longer line is cut here, as brokers' lines are.
 const LONGEST: u64 = 16 * 1024;
-/// How many lines an error message repeats.
+/// How many lines an error message repeats, and how far back: what is older has nothing to do with it.
 const KEPT: usize = 5;
+const RECENT: Duration = Duration::from_secs(10);
 
 /// The last lines, for the error when it does not start.
 #[derive(Debug, Default)]
-pub(super) struct LastLines(Mutex<VecDeque<String>>, AtomicBool);
+pub(super) struct LastLines(Mutex<VecDeque<(Instant, String)>>, AtomicBool);
 
 /// What the thread gets to read what a server that has ended wrote last, and how often that is looked at.
 const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(10));
@@ -45,14 +46,15 @@ impl LastLines {
         if lines.len() == KEPT {
             lines.pop_front();
         }
-        lines.push_back(line.to_owned());
+        lines.push_back((Instant::now(), line.to_owned()));
     }
 }
 
 impl fmt::Display for LastLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let recent = lines.iter().filter(|(at, _)| at.elapsed() < RECENT);
+        let lines: Vec<&str> = recent.map(|(_, line)| line.as_str()).collect();
         f.write_str(if lines.is_empty() {
             "it said nothing"
         } else {

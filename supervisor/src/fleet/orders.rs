@@ -331,10 +331,17 @@ impl Fleet {
                 continue;
             }
             let view = entry.life.view();
-            let refused = (view.state == State::Refused)
-                .then_some(view.reason)
-                .flatten();
-            let problems = [refused, view.pending].into_iter().flatten();
+            let new = report.added.contains(&name.to_string())
+                || report.changed.contains(&name.to_string());
+            let down = match (view.state, view.reason) {
+                (State::Refused, reason) => reason,
+                (State::Backoff, Some(reason)) => Some(format!("backoff: {reason}")),
+                // Of a server that is away all its tenants would say the same; one that is new has to be heard.
+                (State::Waiting, Some(reason)) if new => Some(format!("waiting: {reason}")),
+                _ => None,
+            };
+            let pending = view.pending.filter(|_| !entry.life.gave_up());
+            let problems = [down, pending].into_iter().flatten();
             report
                 .problems
                 .extend(problems.map(|problem| format!("{problem} (tenant {name})")));

@@ -209,6 +209,12 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
     let new = *host.spawned.last().unwrap();
     host.exit(new).left_over(0);
     let spawned = host.spawned.len();
+    let pending = host.life.view().pending.unwrap();
+    assert!(
+        pending.contains("not tried again unless ordered: exit code 1"),
+        "{pending}"
+    );
+    assert!(host.life.gave_up());
     host.after(Duration::from_secs(40));
     assert_eq!(
         host.spawned.len(),
@@ -216,6 +222,7 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
         "the order has failed; nobody asked again"
     );
     host.on(wanted(spec(2)));
+    assert!(!host.life.gave_up());
     let new = *host.spawned.last().unwrap();
     host.exit(new).left_over(0).after(Duration::from_secs(40));
     assert_eq!(host.spawned.len(), spawned + 2);

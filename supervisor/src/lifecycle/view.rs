@@ -89,7 +89,11 @@ impl Lifecycle {
             return self.asked_pending.clone();
         }
         if let Some(reason) = self.taken_back() {
-            return Some(format!("replacement failed: {reason}"));
+            return Some(if self.gave_up() {
+                format!("replacement failed, and is not tried again unless ordered: {reason}")
+            } else {
+                format!("replacement failed: {reason}")
+            });
         }
         let (Some(current), Want::Run(_)) = (&self.current, &self.want) else {
             return None;
@@ -126,6 +130,12 @@ impl Lifecycle {
             return None;
         };
         Some(&hold.reason)
+    }
+
+    /// Whether a replacement that somebody had ordered came to nothing, and nothing else is wanted: what runs is what its
+    /// file says.
+    pub(crate) fn gave_up(&self) -> bool {
+        self.replace_hold.is_some() && self.current.is_some() && !self.outdated()
     }
 
     /// When something that failed is tried again.

@@ -1,33 +1,50 @@
 //! The server is out of connections, or out of disk.
 
 use crate::scene::{Fails, Fault};
-use brokkr_tests::{Host, pg, place};
+use brokkr_tests::{Host, pg, place, until};
 use postgres::Client;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Mutex;
 use std::time::Duration;
 
+/// Of its connections the last few are for superusers.
+const MOST: u32 = 30;
+const RESERVED: u32 = 3;
+
+/// Cuts every broker's connections; how many there were, and how many of everybody.
+const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FILTER (WHERE application_name LIKE 'brokkr:%' \
+                          AND application_name NOT LIKE '%.supervisor'), count(*) \
+                     FROM pg_stat_activity WHERE backend_type = 'client backend'";
+
 #[test]
 fn a_server_out_of_connections_is_waited_for() {
     let host = Host::builder()
-        .pg(pg::Options::new().max_connections(30))
+        .pg(pg::Options::new().max_connections(MOST))
         .build();
     host.server().role("stranger", "");
     let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
     let others: Mutex<Vec<Client>> = Mutex::default();
+    // Has a place throughout, so that none comes free with it.
+    let admin = Mutex::new(host.server().client());
     let take_all = || {
         let mut others = others.lock().unwrap();
-        // Whatever a broker loses is taken before it can have it back.
-        for _ in 0..10 {
+        let mut admin = admin.lock().unwrap();
+        // What a broker loses would be its own again before it is taken.
+        admin
+            .batch_execute("ALTER ROLE brokkr CONNECTION LIMIT 0")
+            .unwrap();
+        until(Duration::from_secs(20), "others to have all", || {
             while let Ok(client) = host.server().try_client("brokkr", "stranger") {
                 others.push(client);
             }
-            host.server().sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE application_name LIKE 'brokkr:%' AND application_name NOT LIKE '%.supervisor'",
-            );
-        }
+            let row = admin.query_one(CUT, &[]).unwrap();
+            let (lost, all): (i64, i64) = (row.get(0), row.get(1));
+            (lost == 0 && all == i64::from(MOST - RESERVED)).then_some(())
+        });
+        admin
+            .batch_execute("ALTER ROLE brokkr CONNECTION LIMIT -1")
+            .unwrap();
     };
     Fault {
         name: "PostgreSQL out of connections",
