@@ -89,7 +89,7 @@ impl Lifecycle {
             return self.asked_pending.clone();
         }
         if let Some(reason) = self.taken_back() {
-            return Some(if self.gave_up() {
+            return Some(if !self.outdated() {
                 format!("replacement failed, and is not tried again unless ordered: {reason}")
             } else {
                 format!("replacement failed: {reason}")
@@ -132,10 +132,11 @@ impl Lifecycle {
         Some(&hold.reason)
     }
 
-    /// Whether a replacement that somebody had ordered came to nothing, and nothing else is wanted: what runs is what its
-    /// file says.
+    /// Whether a replacement that somebody had ordered came to nothing, and only the same order would try it again: what
+    /// runs is what its file says.
     pub(crate) fn gave_up(&self) -> bool {
-        self.replace_hold.is_some() && self.current.is_some() && !self.outdated()
+        let hold = self.replace_hold.as_ref();
+        hold.is_some_and(|hold| !hold.configuration) && self.current.is_some() && !self.outdated()
     }
 
     /// When something that failed is tried again.
