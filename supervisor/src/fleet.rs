@@ -421,7 +421,7 @@ impl Fleet {
             tracing::info!(broker = %self.config.broker.display(), "the broker's program has changed: every instance is replaced");
             let now = self.now();
             for name in self.all_names() {
-                self.feed(now, &name, Event::Restart);
+                self.feed(now, &name, Event::NewProgram);
             }
         }
     }

@@ -99,8 +99,10 @@ pub(crate) struct Lifecycle {
     /// Whether anybody has said yet what is wanted: until then nothing is begun, ended or closed.
     judged: bool,
     asked_pending: Option<String>,
-    /// Raised by `restart`: instances of an older generation are to be replaced.
+    /// Raised by `restart` and by a new program: instances of an older generation are to be replaced.
     generation: u64,
+    /// The first generation of the newest program: wanted whatever becomes of an order.
+    program: u64,
     server: Result<(), String>,
     may_overlap: bool,
     bind: Bind,
@@ -138,6 +140,7 @@ impl Lifecycle {
             judged: false,
             asked_pending: None,
             generation: 0,
+            program: 0,
             server: Err("not asked yet".into()),
             may_overlap: true,
             bind: Bind::No,
@@ -305,6 +308,11 @@ impl Lifecycle {
                 self.begin_anew(now);
                 self.generation += 1;
             }
+            Event::NewProgram => {
+                self.begin_anew(now);
+                self.generation += 1;
+                self.program = self.generation;
+            }
             Event::Reload => {
                 if self.hold.as_ref().is_some_and(|h| h.configuration) {
                     self.hold = None;
@@ -445,8 +453,8 @@ impl Lifecycle {
         if matches!(self.want, Want::Run(spec) if spec.revision == current.revision)
             && generation == self.generation
         {
-            // `restart` asked for it and it came to nothing: the running one stays, and the order has failed.
-            self.generation = current.generation;
+            // If `restart` asked for it, it came to nothing: the running one stays, and the order has failed.
+            self.generation = current.generation.max(self.program);
         }
         if self.server.is_err() {
             return;

@@ -125,6 +125,30 @@ fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_o
 }
 
 #[test]
+fn a_program_that_does_not_work_is_tried_again_by_itself() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
+    let old = tenants.each_ref().map(|tenant| tenant.pid());
+    let tries = host.root().join("tries");
+    // Nothing on disk changes when it works at last.
+    wrapper.install_again(&format!(
+        "echo >> {tries}; [ $(wc -l < {tries}) -gt 6 ] || exit 3",
+        tries = tries.display()
+    ));
+    let pending = tenants[0].wait("its replacement to have failed", |t| {
+        let pending = t.pending.as_deref();
+        pending.is_some_and(|pending| pending.contains("replacement failed"))
+    });
+    let pending = pending.pending.unwrap();
+    assert!(!pending.contains("unless ordered"), "{pending}");
+    for (tenant, old) in tenants.iter().zip(old) {
+        let _ = tenant.replaced(old);
+        assert_eq!(tenant.status().restarts, 0);
+    }
+}
+
+#[test]
 fn a_replacement_that_lives_and_is_not_ready_in_time_is_ended_and_the_old_one_serves_on() {
     let host = Host::new();
     let wrapper = host.wrap_broker();

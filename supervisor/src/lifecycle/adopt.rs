@@ -69,6 +69,7 @@ impl Lifecycle {
         self.bind = open.map_or(Bind::No, Bind::Yes);
         self.old_address = older_open;
         self.generation = u64::from(instances.iter().any(|adopted| adopted.outdated));
+        self.program = self.generation;
         for adopted in instances {
             self.next_id = self.next_id.max(adopted.id.0 + 1);
             let stopping = adopted.stage == Stage::Stopping;

@@ -229,6 +229,29 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
 }
 
 #[test]
+fn a_new_program_is_tried_again_whatever_becomes_of_orders_beside_it() {
+    let (mut host, old) = Host::up(1);
+    host.on(Event::NewProgram);
+    for order in [Event::Tick, Event::Restart, Event::Reload, Event::Tick] {
+        host.on(order);
+        let new = *host.spawned.last().unwrap();
+        assert_ne!(new, old);
+        host.exit(new).left_over(0);
+        assert!(!host.life.gave_up() && host.life.outdated());
+        host.after(Duration::from_secs(40));
+        assert_ne!(*host.spawned.last().unwrap(), new, "tried again");
+    }
+    let new = *host.spawned.last().unwrap();
+    host.on(Event::Ready(new)).leave(old);
+    host.after(Duration::from_secs(40));
+    assert_eq!(*host.spawned.last().unwrap(), new);
+    assert_eq!(
+        (host.state(), host.life.view().pending),
+        (State::Ready, None)
+    );
+}
+
+#[test]
 fn the_first_crash_restarts_at_once_and_the_second_waits() {
     let (mut host, first) = Host::up(1);
     host.exit(first);

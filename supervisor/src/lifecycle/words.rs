@@ -123,8 +123,10 @@ pub(crate) enum Event {
     },
     /// `start`: try at once.
     Start,
-    /// `restart`: replace by overlap.
+    /// `restart`: replace by overlap. One that does not become ready is given up, and the order with it.
     Restart,
+    /// Another program is on disk: replace by overlap, and try again until one becomes ready.
+    NewProgram,
     /// `reload`: try a configuration error again now.
     Reload,
     /// Time has passed.

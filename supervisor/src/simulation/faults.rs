@@ -16,7 +16,8 @@ impl World {
             300..340 => self.remove_file(n),
             340..480 => self.crash(n),
             480..530 => self.hang(n),
-            530..600 => self.order(n, Event::Restart),
+            530..570 => self.order(n, Event::Restart),
+            570..600 => self.order(n, Event::NewProgram),
             600..640 => self.order(n, Event::Start),
             640..670 => self.stop(n),
             670..700 => self.order(n, Event::Reload),
@@ -125,6 +126,11 @@ impl World {
         }
         match event {
             Event::Restart => self.tenants[n].generation += 1,
+            Event::NewProgram => {
+                let tenant = &mut self.tenants[n];
+                tenant.generation += 1;
+                tenant.program = tenant.generation;
+            }
             Event::Start => self.tenants[n].stopped = false,
             _ => {}
         }

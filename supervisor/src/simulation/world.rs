@@ -92,6 +92,8 @@ pub(super) struct Tenant {
     pub(super) bound: Vec<usize>,
     /// `restart` was ordered so often.
     pub(super) generation: u64,
+    /// The first generation of the newest program.
+    pub(super) program: u64,
     pub(super) stands_in: bool,
     /// A stranger has its port until then.
     pub(super) port_taken: Time,
@@ -292,7 +294,11 @@ impl World {
             let cause = Cause::of(&event);
             // A new wish or an order ends a pause; nothing else does.
             tenant.pause_until = match event {
-                Event::Wanted { .. } | Event::Start | Event::Restart | Event::Reload => None,
+                Event::Wanted { .. }
+                | Event::Start
+                | Event::Restart
+                | Event::NewProgram
+                | Event::Reload => None,
                 _ => life.view().next_try,
             };
             let before = life.next_try();
@@ -429,6 +435,7 @@ impl Tenant {
             lingering: Vec::new(),
             bound: Vec::new(),
             generation: 0,
+            program: 0,
             stands_in: false,
             port_taken: Duration::ZERO,
             pause_until: None,

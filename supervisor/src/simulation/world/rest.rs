@@ -64,6 +64,9 @@ impl World {
                 let mut running = tenant.processes.values().map(|p| Some(p.revision));
                 let right = running.all(|revision| revision == tenant.wanted());
                 self.rule(right, n, "what runs at rest is not what is wanted");
+                let mut running = tenant.processes.values();
+                let new = running.all(|process| process.generation >= tenant.program);
+                self.rule(new, n, "what runs at rest is of an older program");
             }
             Some(Ok(_)) => {
                 self.rule(
