@@ -39,6 +39,9 @@ const AUTHENTICATION: &str = "authentication error";
 /// Likewise.
 const CONFIGURATION: &str = "invalid configuration";
 
+/// Functions of the server, 14 to 18, that turn a login away before they look at its role or database.
+const BEFORE_ANY_ROLE: [&str; 3] = ["ProcessStartupPacket", "BackendInitialize", "InitProcess"];
+
 impl ConnectError {
     pub(crate) fn new(server: &str, error: postgres::Error) -> Self {
         let shown = error.to_string();
@@ -91,6 +94,27 @@ impl ConnectError {
             .as_ref()?
             .downcast_ref::<postgres::Error>()?
             .code()
+    }
+
+    /// Whether the server says it to every login, whatever its role and database: it starts or stops (57P03), or all of its
+    /// connections are taken (53300).
+    ///
+    /// A role or a database that has reached its own limit is 53300 as well, and a pooler passes on what one of the servers
+    /// behind it said. So the function of the server that reports it decides: those below know no role yet. The text would
+    /// not do, because `lc_messages` changes it. What is reserved for superusers is left out, because some roles may have it.
+    pub fn concerns_every_login(&self) -> bool {
+        let db = self
+            .source
+            .as_ref()
+            .and_then(|source| source.downcast_ref::<postgres::Error>())
+            .and_then(postgres::Error::as_db_error);
+        db.is_some_and(|db| {
+            let code = db.code();
+            (*code == SqlState::CANNOT_CONNECT_NOW || *code == SqlState::TOO_MANY_CONNECTIONS)
+                && db
+                    .routine()
+                    .is_some_and(|routine| BEFORE_ANY_ROLE.contains(&routine))
+        })
     }
 
     /// Whether waiting may help without anybody changing a configuration.

@@ -22,6 +22,8 @@ use rustls::{
 pub(crate) enum TlsError {
     #[error("sslrootcert {0}: {1}")]
     RootFile(PathBuf, rustls::pki_types::pem::Error),
+    #[error("sslrootcert {0} is no regular file")]
+    NotAFile(PathBuf),
     #[error("sslrootcert {0} holds no certificate")]
     NoRootInFile(PathBuf),
     #[error(
@@ -65,6 +67,10 @@ pub(crate) fn client(
 fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = file {
+        // Opening a pipe waits for its other side, for ever; what cannot be looked at says so itself when it is opened.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(TlsError::NotAFile(path.to_owned()));
+        }
         let certs = CertificateDer::pem_file_iter(path)
             .map_err(|error| TlsError::RootFile(path.to_owned(), error))?;
         for cert in certs {

@@ -4,25 +4,31 @@
 //! the fleet nothing. The fleet says which URLs it wants; the thread publishes a [`ServersView`], always
 //! whole and always the latest.
 //!
-//! *Identify*: each URL is logged into, twice at once (a pooler that gives both the same backend is
+//! *Knock*: an address is asked for one byte, without a role or a database, before anything else and whenever a login is
+//! silent. What that says is true for every URL of the address; what a login says is true for its URL alone.
+//!
+//! *Look*: each URL is logged into, twice at once (a pooler that gives both the same backend is
 //! refused), and asked in one pass which server it is: `system_identifier` and postmaster start time. URLs
 //! that agree in both are one server. This happens when URLs are new, on [`Servers::refresh`], and when a
 //! server comes back, because another one may be answering there.
 //!
 //! *Probe*: one kept connection per server, one statement a second, bounded by a deadline of ours: a
 //! server that is stopped (SIGSTOP), or a network that swallows packets, answers no timeout of its own.
-//! When it fails the server is down, and it is tried again every quarter of a second or so until it is
-//! identified anew.
+//! The connection is some tenant's, so when it fails the server is in doubt and no more: its addresses are knocked at and
+//! its URLs looked at, and it is down when none of them is answered. Then it is knocked at every quarter of a second or so.
 
 mod coordinator;
 mod identify;
+mod knock;
 mod plain;
 mod probe;
+mod schemas;
 mod session;
 #[cfg(test)]
 mod tests;
 mod view;
 
+pub use schemas::{SchemaProblems, schema_problems};
 pub use view::{Endpoint, Server, ServersView};
 
 use brokkr_tenant::DatabaseUrl;

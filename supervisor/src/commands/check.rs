@@ -15,8 +15,8 @@ use crate::cli;
 use crate::config::{self, Look, Scanner, Supervisor, TenantConfig};
 use crate::embedded;
 use crate::parties;
-use crate::servers::{Endpoint, Servers, ServersView};
-use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
+use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, schema_problems};
+use brokkr_tenant::{DatabaseUrl, Layer, SchemaName, TenantName};
 use runs_on::RunsOn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longer than the longest login: two connections and three statements, each with its own deadline.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longer than the longest look, and than a hundred logins at one address that all hang.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What a new server reserves for superusers unless it is told otherwise; ours is not told.
 const EMBEDDED_RESERVE: u32 = 3;
 
@@ -84,8 +84,6 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
     let embedded = embedded_url(config, findings);
     read_files(config, embedded.as_ref(), findings);
     let admitted = read_admitted(config, findings);
-    let runs_on = RunsOn::find(config, &findings.bad, &admitted);
-
     let mut view = if offline {
         Arc::default()
     } else {
@@ -106,6 +104,12 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
         view = Arc::new(with_embedded(&view, url, config.postgres.max_connections));
     }
     report_endpoints(&view, offline, findings);
+    let admitted = view.by_present_names(&admitted);
+    let runs_on = RunsOn::find(config, &findings.bad, &admitted);
+    let unusable = match offline {
+        true => BTreeSet::new(),
+        false => report_schemas(&view, findings),
+    };
 
     let parties: Vec<Party> = findings
         .wanted
@@ -144,6 +148,9 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
                 (Some(what), _) => format!("refused: {what} taken"),
                 (None, Some(Decision::Admitted)) if unseen(tenant, &findings.wanted, &view) => {
                     "admitted; its server cannot be asked".to_owned()
+                }
+                (None, Some(Decision::Admitted)) if unusable.contains(tenant) => {
+                    "cannot start in its schema".to_owned()
                 }
                 (None, Some(Decision::Admitted)) => "fits".to_owned(),
                 (None, Some(Decision::Keep(_))) => "keeps its old pool".to_owned(),
@@ -330,6 +337,42 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
             findings.problems.push(config.at("database.url", &text));
         }
     }
+}
+
+/// Tenants whose broker could not work in its schema.
+fn report_schemas(view: &ServersView, findings: &mut Findings) -> BTreeSet<TenantName> {
+    let mut wanted: BTreeMap<DatabaseUrl, BTreeSet<SchemaName>> = BTreeMap::new();
+    for config in findings.wanted.values() {
+        let database = &config.broker().database;
+        let endpoint = view.endpoint(&database.url);
+        // Of an embedded server that does not run yet nothing can be asked.
+        let answers = endpoint
+            .place()
+            .and_then(|place| view.servers.get(&place.server))
+            .is_some_and(|server| server.up);
+        if answers && matches!(endpoint, Endpoint::Ready(_)) {
+            let schemas = wanted.entry(database.url.clone()).or_default();
+            schemas.insert(database.schema.clone());
+        }
+    }
+    let prefix = brokkr_pg::application_prefix();
+    let found = schema_problems(&wanted, prefix).unwrap_or_else(|error| {
+        findings
+            .problems
+            .push(format!("cannot ask for schemas: {error}"));
+        SchemaProblems::default()
+    });
+    let mut unusable = BTreeSet::new();
+    for (tenant, config) in &findings.wanted {
+        let database = &config.broker().database;
+        let key = (database.url.clone(), database.schema.clone());
+        if let Some(problem) = found.get(&key) {
+            let text = format!("tenant {tenant}: {problem}");
+            findings.problems.push(config.at("database.schema", &text));
+            unusable.insert(tenant.clone());
+        }
+    }
+    unusable
 }
 
 /// Tenants whose schema or address is taken, and which of the two.

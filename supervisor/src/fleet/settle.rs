@@ -57,7 +57,7 @@ impl Fleet {
         self.want_urls();
         let Judgement { rulings, verdict } = judge(
             &self.entries,
-            &self.admitted,
+            &view.by_present_names(&self.admitted),
             &view,
             self.config.budget.headroom,
         );

@@ -1,43 +1,47 @@
-//! The one task that owns what is known of every URL and server. Passes and probes report to it by event.
+//! The one task that owns what is known of every URL and server. Looks, knocks and probes report to it by event.
 
+mod attempts;
+mod merge;
+mod notes;
 mod reported;
 
-use super::identify::{Identity, identify};
+use super::identify::{Identity, Marks, identify, spelled};
+use super::knock::knock;
 use super::probe::{self, Sample};
-use super::session::{Failure, Session};
+use super::session::{DEADLINE, Failure, Kind, Session, within};
 use super::view::{Endpoint, Server, ServersView};
 use crate::budget::{Facts, Place, ServerId};
+use attempts::{Attempt, Door};
 use brokkr_tenant::{DatabaseUrl, Host, TenantName};
+use notes::Notes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
-/// How long until what did not answer is tried again: jittered, so that what failed together does not come
-/// back together, and short, so that a server's return is seen well within a second.
-const RETRY: std::ops::Range<u64> = 250..500;
-/// How long until what said no is tried again: only a person can change that.
-const RETRY_REFUSED: Duration = Duration::from_secs(5);
-
-/// How long until a server that has become read-only is tried again: its return is to be seen within a second, and it
-/// answers, so every try costs it two logins.
-const RETRY_READ_ONLY: std::ops::Range<u64> = 500..1000;
-
 /// Our own connections are called this behind the prefix: no tenant's name, for it has a dot.
 const OWN_NAME: &str = ".supervisor";
 
-/// Where to knock: URLs that share it share one pass, one login after the other.
+/// The longest one look may take, all its steps together.
+const LOOK: Duration = Duration::from_secs(8);
+
+/// Where to knock, as URLs spell it.
 type Address = (Host, u16);
 
 enum Event {
-    /// A URL was tried.
+    /// A URL was looked at.
     Tried {
         url: DatabaseUrl,
+        number: u64,
         result: Result<Box<Found>, Failure>,
     },
-    /// A pass over an address has ended.
-    Passed { address: Address, number: u64 },
+    /// An address was knocked at.
+    Knocked {
+        address: Address,
+        number: u64,
+        result: Result<(), Failure>,
+    },
     /// A server's probe was answered.
     Sampled {
         server: ServerId,
@@ -59,50 +63,10 @@ struct Found {
     session: Session,
 }
 
-struct Pass {
-    number: u64,
-    task: AbortHandle,
-    /// Something was wanted that this pass may not have seen: another follows.
-    then: bool,
-}
-
-#[derive(Default)]
-struct Notes {
-    superuser: Option<String>,
-    pooler: bool,
-    uncertain: bool,
-}
-
-impl Notes {
-    fn warnings(&self, server: &ServerId) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(role) = &self.superuser {
-            warnings.push(format!(
-                "role {role} is a superuser: the limits of databases and roles do not bind it, and its \
-                 connections eat what is reserved for superusers"
-            ));
-        }
-        if self.pooler {
-            warnings.push(
-                "a pooler in session mode stands in front: its own limits are not known and not counted"
-                    .to_owned(),
-            );
-        }
-        if self.uncertain {
-            warnings.push(format!(
-                "may not be asked which server it is (no EXECUTE on pg_control_system or \
-                 pg_postmaster_start_time): its address {server} stands for it, and another address of the \
-                 same server is taken for another server"
-            ));
-        }
-        warnings
-    }
-}
-
 struct Watched {
     view: Server,
-    /// `system_identifier` and start time: what two URLs must agree in.
-    key: (String, String),
+    /// What any URL has told of it.
+    marks: Marks,
     probe: Option<(u64, AbortHandle)>,
 }
 
@@ -111,16 +75,16 @@ struct Coordinator {
     endpoints: BTreeMap<DatabaseUrl, Endpoint>,
     /// What an operator should know of each URL.
     notes: BTreeMap<DatabaseUrl, Notes>,
-    passes: BTreeMap<Address, Pass>,
-    /// Addresses to pass over again, and when.
-    due: BTreeMap<Address, Instant>,
+    attempts: BTreeMap<DatabaseUrl, Attempt>,
+    doors: BTreeMap<Address, Door>,
     servers: BTreeMap<ServerId, Watched>,
-    /// Reloads and the addresses each still waits for.
-    refreshes: Vec<(BTreeSet<Address>, oneshot::Sender<()>)>,
+    /// What URLs were told that lead to a server whose probe was lost: it counts once none of them gets an answer.
+    doubts: BTreeMap<DatabaseUrl, Failure>,
+    /// Reloads and the URLs each still waits for.
+    refreshes: Vec<(BTreeSet<DatabaseUrl>, oneshot::Sender<()>)>,
     events: mpsc::UnboundedSender<Event>,
-    /// Passes and probes so far: what an event belongs to.
-    passed: u64,
-    probes: u64,
+    /// Looks, knocks and probes so far: what an event belongs to.
+    numbered: u64,
     publish: watch::Sender<Arc<ServersView>>,
     /// Changes when somebody waits for a count.
     soon: watch::Receiver<u64>,
@@ -134,19 +98,19 @@ pub(super) async fn run(
     soon: watch::Receiver<u64>,
     prefix: String,
 ) {
-    // Unbounded, and bounded by who sends: one event at a time for each address and each server.
+    // Unbounded, and bounded by who sends: one event at a time for each URL, address and server.
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut coordinator = Coordinator {
         prefix,
         endpoints: BTreeMap::new(),
         notes: BTreeMap::new(),
-        passes: BTreeMap::new(),
-        due: BTreeMap::new(),
+        attempts: BTreeMap::new(),
+        doors: BTreeMap::new(),
         servers: BTreeMap::new(),
+        doubts: BTreeMap::new(),
         refreshes: Vec::new(),
         events,
-        passed: 0,
-        probes: 0,
+        numbered: 0,
         publish,
         soon,
     };
@@ -154,9 +118,11 @@ pub(super) async fn run(
     let urls = wants.borrow_and_update().clone();
     coordinator.want(&urls);
     loop {
-        let due = coordinator.due.values().min().copied();
+        coordinator.attempt();
+        coordinator.settle();
+        let wake = coordinator.next_attempt();
         let timer = async {
-            match due {
+            match wake {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
@@ -178,9 +144,8 @@ pub(super) async fn run(
                 coordinator.refresh(done);
             }
             Some(event) = inbox.recv() => coordinator.hear(event),
-            () = timer => coordinator.retry(),
+            () = timer => {}
         }
-        coordinator.settle();
     }
     coordinator.end();
 }
@@ -189,16 +154,37 @@ impl Coordinator {
     fn want(&mut self, urls: &BTreeSet<DatabaseUrl>) {
         self.endpoints.retain(|url, _| urls.contains(url));
         self.notes.retain(|url, _| urls.contains(url));
-        let mut fresh = BTreeSet::new();
+        self.doubts.retain(|url, _| urls.contains(url));
+        self.attempts.retain(|url, attempt| {
+            let keep = urls.contains(url);
+            if !keep {
+                attempt.stop();
+            }
+            keep
+        });
+        let now = Instant::now();
         for url in urls {
             if !self.endpoints.contains_key(url) {
                 self.endpoints.insert(url.clone(), Endpoint::Unknown);
-                fresh.insert(address_of(url));
+                self.attempts.insert(url.clone(), Attempt::due(now));
+                self.doors.entry(address_of(url)).or_default();
             }
         }
-        for address in fresh {
-            self.start_pass(&address, false);
+        self.forget_unused_servers();
+        let addresses: BTreeSet<Address> = self.endpoints.keys().map(address_of).collect();
+        self.doors.retain(|address, door| {
+            let keep = addresses.contains(address);
+            if !keep {
+                door.stop();
+            }
+            keep
+        });
+        for (waits, _) in &mut self.refreshes {
+            waits.retain(|url| urls.contains(url));
         }
+    }
+
+    fn forget_unused_servers(&mut self) {
         let used: BTreeSet<&ServerId> = self
             .endpoints
             .values()
@@ -212,125 +198,35 @@ impl Coordinator {
             }
             keep
         });
-        let addresses: BTreeSet<Address> = self.endpoints.keys().map(address_of).collect();
-        self.due.retain(|address, _| addresses.contains(address));
-        self.passes.retain(|address, pass| {
-            let keep = addresses.contains(address);
-            if !keep {
-                pass.task.abort();
-            }
-            keep
-        });
-        for (waits, _) in &mut self.refreshes {
-            waits.retain(|address| addresses.contains(address));
-        }
     }
 
+    /// Looks at every URL again, from the beginning: what is under way may have begun before this was wanted.
     fn refresh(&mut self, done: oneshot::Sender<()>) {
-        let addresses: BTreeSet<Address> = self.endpoints.keys().map(address_of).collect();
-        for address in &addresses {
-            self.start_pass(address, true);
-        }
-        self.refreshes.push((addresses, done));
-    }
-
-    fn retry(&mut self) {
         let now = Instant::now();
-        let due: Vec<Address> = self
-            .due
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(address, _)| address.clone())
-            .collect();
-        for address in due {
-            self.start_pass(&address, false);
+        for attempt in self.attempts.values_mut() {
+            attempt.stop();
+            *attempt = Attempt::due(now);
         }
-    }
-
-    /// Tries the URLs of an address one after the other: all of them, or those that are not ready. One that
-    /// runs already and may have begun before this was wanted is followed by another.
-    fn start_pass(&mut self, address: &Address, all: bool) {
-        self.due.remove(address);
-        if let Some(pass) = self.passes.get_mut(address) {
-            if all {
-                // A stale pass must not answer a reload.
-                pass.task.abort();
-            } else {
-                pass.then = true;
-                return;
-            }
+        for door in self.doors.values_mut() {
+            door.stop();
+            *door = Door::default();
         }
-        let urls: Vec<DatabaseUrl> = self
-            .endpoints
-            .iter()
-            .filter(|(url, endpoint)| {
-                address_of(url) == *address && (all || !matches!(endpoint, Endpoint::Ready(_)))
-            })
-            .map(|(url, _)| url.clone())
-            .collect();
-        self.passed += 1;
-        let number = self.passed;
-        let (events, address_) = (self.events.clone(), address.clone());
-        let name = format!("{}{OWN_NAME}", self.prefix);
-        let task = spawn_local(async move {
-            let mut gone: Option<Failure> = None;
-            for url in urls {
-                let result = match &gone {
-                    // Nobody is there: the others need not knock as well.
-                    Some(failure) => Err(failure.clone()),
-                    None => look(&url, &name).await,
-                };
-                if let Err(failure @ Failure::Unreachable(_)) = &result {
-                    gone = Some(failure.clone());
-                }
-                if events.send(Event::Tried { url, result }).is_err() {
-                    return;
-                }
-            }
-            // An error means that nobody listens any more.
-            let _ = events.send(Event::Passed {
-                address: address_,
-                number,
-            });
-        });
-        self.passes.insert(
-            address.clone(),
-            Pass {
-                number,
-                task: task.abort_handle(),
-                then: false,
-            },
-        );
+        let urls = self.endpoints.keys().cloned().collect();
+        self.refreshes.push((urls, done));
     }
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Tried { url, result } => {
-                if self.endpoints.contains_key(&url) {
-                    match result {
-                        Ok(found) => self.found(url, *found),
-                        Err(failure) => self.missed(url, &failure),
-                    }
-                }
-            }
-            Event::Passed { address, number } => {
-                if self
-                    .passes
-                    .get(&address)
-                    .is_none_or(|pass| pass.number != number)
-                {
-                    return; // overtaken by another pass, which will say so itself
-                }
-                let again = self.passes.remove(&address).is_some_and(|pass| pass.then);
-                if again {
-                    self.start_pass(&address, false);
-                } else {
-                    self.schedule(&address);
-                }
-                for (waits, _) in &mut self.refreshes {
-                    waits.remove(&address);
-                }
-            }
+            Event::Tried {
+                url,
+                number,
+                result,
+            } => self.tried(url, number, result),
+            Event::Knocked {
+                address,
+                number,
+                result,
+            } => self.knocked(&address, number, result),
             Event::Sampled {
                 server,
                 probe,
@@ -349,30 +245,6 @@ impl Coordinator {
         }
     }
 
-    /// Plans the next pass over an address that still needs one.
-    fn schedule(&mut self, address: &Address) {
-        let wait = self
-            .endpoints
-            .iter()
-            .filter(|(url, _)| address_of(url) == *address)
-            .filter_map(|(_, endpoint)| match endpoint {
-                Endpoint::Ready(_) => None,
-                Endpoint::Refused { passing: false, .. } => Some(RETRY_REFUSED),
-                Endpoint::Refused { passing: true, .. } => {
-                    Some(Duration::from_millis(fastrand::u64(RETRY_READ_ONLY)))
-                }
-                Endpoint::Unknown | Endpoint::Unreachable { .. } => {
-                    Some(Duration::from_millis(fastrand::u64(RETRY)))
-                }
-            })
-            .min();
-        if let Some(wait) = wait {
-            let at = Instant::now() + wait;
-            let due = self.due.entry(address.clone()).or_insert(at);
-            *due = at.min(*due);
-        }
-    }
-
     fn of_probe(&mut self, server: &ServerId, probe: u64) -> Option<&mut Watched> {
         self.servers.get_mut(server).filter(|watched| {
             watched
@@ -382,8 +254,15 @@ impl Coordinator {
         })
     }
 
+    fn number(&mut self) -> u64 {
+        self.numbered += 1;
+        self.numbered
+    }
+
     /// After every change: publishes what is different, and answers reloads that have all they waited for.
     fn settle(&mut self) {
+        self.settle_doubts();
+        self.settle_names();
         let mut view = ServersView {
             endpoints: self.endpoints.clone(),
             servers: self
@@ -391,13 +270,19 @@ impl Coordinator {
                 .iter()
                 .map(|(id, watched)| (id.clone(), watched.view.clone()))
                 .collect(),
+            aliases: self.aliases(),
         };
         for (url, notes) in &self.notes {
-            if let Some(place) = view.endpoints.get(url).and_then(Endpoint::place)
+            if notes.unsettled {
+                view.endpoints.insert(url.clone(), Endpoint::Unknown);
+            }
+            if let Some(place) = self.endpoints.get(url).and_then(Endpoint::place)
                 && let Some(server) = view.servers.get_mut(&place.server)
             {
+                let known = self.servers.get(&place.server);
+                let known = known.is_some_and(|watched| watched.marks.identifier.is_some());
                 server.pooler |= notes.pooler;
-                for warning in notes.warnings(&place.server) {
+                for warning in notes.warnings(&place.server, known) {
                     if !server.warnings.contains(&warning) {
                         server.warnings.push(warning);
                     }
@@ -420,10 +305,9 @@ impl Coordinator {
         }
     }
 
-    fn end(self) {
-        for pass in self.passes.values() {
-            pass.task.abort();
-        }
+    fn end(mut self) {
+        self.attempts.values_mut().for_each(Attempt::stop);
+        self.doors.values_mut().for_each(Door::stop);
         for (_, probe) in self
             .servers
             .values()
@@ -436,13 +320,16 @@ impl Coordinator {
 
 /// Identifies a URL and counts who is connected there.
 async fn look(url: &DatabaseUrl, name: &str) -> Result<Box<Found>, Failure> {
-    let (identity, session) = identify(url, name).await?;
-    let sample = probe::sample(&session).await?;
-    Ok(Box::new(Found {
-        identity,
-        sample,
-        session,
-    }))
+    within("the answers", LOOK, async {
+        let (identity, session) = identify(url, name).await?;
+        let sample = probe::sample(&session).await?;
+        Ok(Box::new(Found {
+            identity,
+            sample,
+            session,
+        }))
+    })
+    .await
 }
 
 fn address_of(url: &DatabaseUrl) -> Address {

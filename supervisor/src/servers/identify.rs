@@ -1,8 +1,9 @@
 //! Logging into one URL and finding out which server it is, and whether it is one for a tenant.
 
-use super::session::{Failure, Row, Session};
+use super::session::{DEADLINE, Failure, Row, Session};
 use crate::budget::{Database, Role};
 use brokkr_tenant::{DatabaseUrl, Host};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How often each of two connections is asked for its backend: a busy pooler may give them different ones
@@ -13,15 +14,40 @@ const ROUNDS: usize = 3;
 const QUEUES: Duration = Duration::from_secs(1);
 const HEARD_LATE: Duration = Duration::from_millis(100);
 
-/// What one pass over one connection found.
+/// What tells one server from others, as far as a URL may know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// `system_identifier`, where both it and the start time may be read.
+    pub(super) identifier: Option<String>,
+    /// `pg_postmaster_start_time()`, to the microsecond.
+    pub(super) started: Option<String>,
+    /// Addresses, as URLs spell them and as they resolve here.
+    pub(super) addresses: BTreeSet<String>,
+}
+
+impl Marks {
+    /// Whether both are of one server, by the best that both know.
+    pub(super) fn same_server(&self, other: &Self) -> bool {
+        match (&self.identifier, &other.identifier) {
+            (Some(ours), Some(theirs)) => ours == theirs && self.started == other.started,
+            _ => match (&self.started, &other.started) {
+                (Some(ours), Some(theirs)) => ours == theirs,
+                _ => self.share_an_address(other),
+            },
+        }
+    }
+
+    pub(super) fn share_an_address(&self, other: &Self) -> bool {
+        !self.addresses.is_disjoint(&other.addresses)
+    }
+}
+
+/// What one look over one connection found.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
-    /// `system_identifier`, or the resolved address where that may not be read.
-    pub(super) identifier: String,
-    /// `pg_postmaster_start_time()`; empty where it may not be read.
-    pub(super) started: String,
-    /// Whether both were read.
-    pub(super) certain: bool,
+    pub(super) marks: Marks,
+    /// The address as it resolves here: the server's name where there is no better one.
+    pub(super) address: String,
     pub(super) database_oid: u32,
     pub(super) database: Database,
     pub(super) role_name: String,
@@ -40,10 +66,13 @@ SELECT d.oid, d.datname, d.datconnlimit, r.rolname, r.rolconnlimit, r.rolsuper, 
        current_setting('max_connections'), current_setting('superuser_reserved_connections'), \
        coalesce(current_setting('reserved_connections', true), '0'), current_setting('server_version'), \
        pg_is_in_recovery(), current_setting('transaction_read_only'), \
-       has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') \
-       AND has_function_privilege('pg_catalog.pg_postmaster_start_time()', 'EXECUTE') \
+       has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE'), \
+       has_function_privilege('pg_catalog.pg_postmaster_start_time()', 'EXECUTE'), \
+       pg_encoding_to_char(d.encoding) \
   FROM pg_catalog.pg_database d, pg_catalog.pg_roles r \
  WHERE d.datname = current_database() AND r.rolname = session_user";
+
+const STARTED: &str = "SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())";
 
 const WHO: &str = "SELECT system_identifier, extract(epoch FROM pg_catalog.pg_postmaster_start_time()) \
                    FROM pg_catalog.pg_control_system()";
@@ -57,7 +86,13 @@ pub(super) async fn identify(
     let own = first.ask_backend().await?;
     let told = first.process_id().await;
     let pooler = told.is_some_and(|told| told != own);
+    if !pooler {
+        first.set_own_settings().await?;
+    }
     not_shared(&first, pooler, url, name).await?;
+    if pooler {
+        first.set_own_settings().await?;
+    }
 
     let row = first.ask_one(ASK).await?;
     if row.flag(10)? {
@@ -70,21 +105,36 @@ pub(super) async fn identify(
             "is read-only: transaction_read_only is on for this role, database or server",
         ));
     }
-    let certain = row.flag(12)?;
-    let (identifier, started) = if certain {
-        let who = first.ask_one(WHO).await?;
-        (who.text(0)?.to_owned(), who.text(1)?.to_owned())
-    } else {
-        (resolved(url).await, String::new())
+    let (database, encoding) = (row.text(1)?, row.text(14)?);
+    if encoding != "UTF8" {
+        return Err(Failure::refused(&format!(
+            "database \"{database}\" has encoding {encoding}; Brokkr needs UTF8: create it with ENCODING 'UTF8' \
+             TEMPLATE template0"
+        )));
+    }
+    let (identifier, started) = match (row.flag(12)?, row.flag(13)?) {
+        (true, true) => {
+            let who = first.ask_one(WHO).await?;
+            (Some(who.text(0)?.to_owned()), Some(who.text(1)?.to_owned()))
+        }
+        (false, true) => {
+            let who = first.ask_one(STARTED).await?;
+            (None, Some(who.text(0)?.to_owned()))
+        }
+        (_, false) => (None, None),
     };
+    let address = resolved(url).await;
     let superuser = row.flag(5)?;
     let identity = Identity {
-        identifier,
-        started,
-        certain,
+        marks: Marks {
+            identifier,
+            started,
+            addresses: [spelled(url), address.clone()].into(),
+        },
+        address,
         database_oid: row.number(0)?,
         database: Database {
-            name: row.text(1)?.to_owned(),
+            name: database.to_owned(),
             limit: limit(&row, 2)?,
         },
         role_name: row.text(3)?.to_owned(),
@@ -116,12 +166,15 @@ async fn not_shared(
     let second = async {
         let second = Session::open(url, name).await?;
         second.ask_backend().await?;
-        Ok(second)
+        if !pooler {
+            second.set_own_settings().await?;
+        }
+        Ok::<_, Failure>(second)
     };
     tokio::pin!(second);
     let second = match tokio::time::timeout(QUEUES, &mut second).await {
         Ok(Ok(second)) => second,
-        Ok(Err(Failure::Unreachable(_))) if !pooler => return Ok(()),
+        Ok(Err(failure)) if !pooler && failure.passes() => return Ok(()),
         Ok(Err(failure)) => return Err(failure),
         Err(_) => {
             let before = first.backend();
@@ -171,6 +224,14 @@ fn limit(row: &Row, column: usize) -> Result<Option<u32>, Failure> {
     })
 }
 
+/// Host and port as the URL spells them.
+pub(super) fn spelled(url: &DatabaseUrl) -> String {
+    match url.host() {
+        Host::Tcp(host) => format!("{host}:{}", url.port()),
+        Host::Unix(folder) => format!("{}:{}", folder.display(), url.port()),
+    }
+}
+
 /// Address and port as the name resolves here: the only name left for a server that does not tell its own.
 async fn resolved(url: &DatabaseUrl) -> String {
     match url.host() {
@@ -178,11 +239,11 @@ async fn resolved(url: &DatabaseUrl) -> String {
             let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.clone());
             format!("{}:{}", folder.display(), url.port())
         }
-        Host::Tcp(name) => match tokio::net::lookup_host((name.as_str(), url.port())).await {
-            Ok(mut addresses) => addresses
-                .next()
-                .map_or_else(|| format!("{name}:{}", url.port()), |a| a.to_string()),
-            Err(_) => format!("{name}:{}", url.port()),
-        },
+        Host::Tcp(name) => {
+            let lookup = tokio::net::lookup_host((name.as_str(), url.port()));
+            let found = tokio::time::timeout(DEADLINE, lookup).await;
+            let first = found.ok().and_then(Result::ok).and_then(|mut a| a.next());
+            first.map_or_else(|| spelled(url), |address| address.to_string())
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! The kept connection to one server and the statement it asks once a second.
 
-use super::session::{Failure, Session};
+use super::session::{DEADLINE, Failure, Session};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Time between two probes of a server that is up.
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
+
+/// An answer that takes longer puts the server in doubt: then its addresses and its other URLs are asked.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// However many want to know sooner.
 const SOONEST: Duration = Duration::from_millis(100);
@@ -31,11 +34,15 @@ pub(super) struct Sample {
 
 /// Asks once.
 pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
+    sample_within(session, DEADLINE).await
+}
+
+async fn sample_within(session: &Session, deadline: Duration) -> Result<Sample, Failure> {
     let mut sample = Sample {
         asked: Instant::now(),
         backends: BTreeMap::new(),
     };
-    for row in session.ask(ASK).await? {
+    for row in session.ask_within(deadline, ASK).await? {
         if row.flag(2)? {
             return Err(Failure::read_only(
                 "has become a standby: it is in recovery",
@@ -75,7 +82,7 @@ pub(super) async fn watch(
             () = wanted => {}
             () = tokio::time::sleep(PERIOD) => {}
         }
-        match sample(&session).await {
+        match sample_within(&session, ANSWER).await {
             Ok(answer) => tell(answer),
             Err(failure) => return failure,
         }

@@ -1,6 +1,6 @@
 //! One connection to one server, every step of it within a deadline of ours.
 
-use brokkr_pg::{ConnectError, Connector, Options};
+use brokkr_pg::{ConnectError, Connector, Options, Reason};
 use brokkr_tenant::DatabaseUrl;
 use std::cell::Cell;
 use std::error::Error as _;
@@ -15,35 +15,65 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 /// never answers; no timeout of PostgreSQL's ends that.
 pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Why a URL or a server is not usable now.
+/// Why a URL is not usable now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// Nothing answers, or what answers is starting, stopping or full.
-    Unreachable(String),
-    /// It answers, and says no.
-    Refused(String),
-    /// It answers, and takes no writes: a standby, or one that was switched to read-only.
-    ReadOnly(String),
+pub(super) struct Failure {
+    pub(super) kind: Kind,
+    reason: String,
+}
+
+/// What a failure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The address: nothing answers there, or the server says so to every login.
+    Address,
+    /// This URL: its connection was not made or has ended, and only a knock tells whether the address is at fault.
+    Silent,
+    /// This URL: no answer in time. The same doubt.
+    Late,
+    /// This URL: as many connections as its role or database may have are taken.
+    Full,
+    /// This URL: what answers cannot serve it now, and may later.
+    Unavailable,
+    /// This URL: it answers, and says no.
+    Refused,
+    /// This URL: it answers, and takes no writes: a standby, or a session that is read-only.
+    ReadOnly,
 }
 
 impl Failure {
+    fn new(kind: Kind, reason: String) -> Self {
+        Self { kind, reason }
+    }
+
     pub(super) fn refused(reason: &str) -> Self {
-        Self::Refused(reason.to_owned())
+        Self::new(Kind::Refused, reason.to_owned())
     }
 
     pub(super) fn read_only(reason: &str) -> Self {
-        Self::ReadOnly(reason.to_owned())
+        Self::new(Kind::ReadOnly, reason.to_owned())
+    }
+
+    /// Of an address that gives no answer.
+    pub(super) fn of_address(reason: String) -> Self {
+        Self::new(Kind::Address, reason)
     }
 
     /// In words.
     pub(super) fn reason(&self) -> &str {
-        match self {
-            Self::Unreachable(reason) | Self::Refused(reason) | Self::ReadOnly(reason) => reason,
-        }
+        &self.reason
     }
 
-    fn late(what: &str) -> Self {
-        Self::Unreachable(format!("{what} took longer than {} s", DEADLINE.as_secs()))
+    /// Whether it may pass without a change to a configuration.
+    pub(super) fn passes(&self) -> bool {
+        !matches!(self.kind, Kind::Refused | Kind::ReadOnly)
+    }
+
+    pub(super) fn late(what: &str, after: Duration) -> Self {
+        Self::new(
+            Kind::Late,
+            format!("{what} took longer than {} s", after.as_secs()),
+        )
     }
 }
 
@@ -53,34 +83,29 @@ impl From<ConnectError> for Failure {
         let behind = error
             .code()
             .is_some_and(|code| code.code().starts_with("08"));
-        if error.is_transient() || behind {
-            Self::Unreachable(error.to_string())
-        } else {
-            Self::Refused(error.to_string())
-        }
+        let kind = match error.reason() {
+            _ if error.concerns_every_login() => Kind::Address,
+            Reason::TooManyConnections => Kind::Full,
+            Reason::Unreachable => Kind::Silent,
+            _ if error.is_transient() || behind => Kind::Unavailable,
+            _ => Kind::Refused,
+        };
+        Self::new(kind, error.to_string())
     }
 }
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(db) = error.as_db_error() {
-            let reason = format!("{} ({})", db.message(), db.code().code());
-            let passing = [
-                &SqlState::CANNOT_CONNECT_NOW,
-                &SqlState::ADMIN_SHUTDOWN,
-                &SqlState::CRASH_SHUTDOWN,
-                &SqlState::QUERY_CANCELED,
-            ];
             // Class 53 is "insufficient resources", 08 "connection exception" (a pooler's server is away).
             let code = db.code().code();
-            return if passing.contains(&db.code())
-                || code.starts_with("53")
-                || code.starts_with("08")
-            {
-                Self::Unreachable(reason)
-            } else {
-                Self::Refused(reason)
+            let kind = match db.code() {
+                &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN => Kind::Silent,
+                &SqlState::CANNOT_CONNECT_NOW | &SqlState::QUERY_CANCELED => Kind::Unavailable,
+                _ if code.starts_with("53") || code.starts_with("08") => Kind::Unavailable,
+                _ => Kind::Refused,
             };
+            return Self::new(kind, format!("{} ({code})", db.message()));
         }
         let mut reason = error.to_string();
         let mut source = error.source();
@@ -92,9 +117,9 @@ impl From<tokio_postgres::Error> for Failure {
             source = cause.source();
         }
         if reason.starts_with("invalid configuration") || reason.contains("TLS") {
-            Self::Refused(reason)
+            Self::new(Kind::Refused, reason)
         } else {
-            Self::Unreachable(reason)
+            Self::new(Kind::Silent, reason)
         }
     }
 }
@@ -106,9 +131,11 @@ pub(super) struct Row(SimpleQueryRow);
 impl Row {
     /// A column that is never null.
     pub(super) fn text(&self, column: usize) -> Result<&str, Failure> {
-        self.0.try_get(column).ok().flatten().ok_or_else(|| {
-            Failure::Refused("gave an answer PostgreSQL 14 to 18 does not give".to_owned())
-        })
+        self.0
+            .try_get(column)
+            .ok()
+            .flatten()
+            .ok_or_else(|| Failure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
     }
 
     /// A column that may be null.
@@ -118,9 +145,9 @@ impl Row {
 
     /// A number.
     pub(super) fn number(&self, column: usize) -> Result<u32, Failure> {
-        self.text(column)?.parse().map_err(|_| {
-            Failure::Refused("gave an answer PostgreSQL 14 to 18 does not give".to_owned())
-        })
+        self.text(column)?
+            .parse()
+            .map_err(|_| Failure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
     }
 
     /// A boolean.
@@ -129,36 +156,94 @@ impl Row {
     }
 }
 
+/// What a role or a database may set for its sessions, and must not decide how one of ours answers for all tenants. Every
+/// name is looked up in `pg_catalog` alone, and no timeout but ours ends a statement or the session. `transaction_timeout`
+/// exists from 17 on. `default_transaction_read_only` stays, because a tenant's sessions have it too.
+const OWN_SETTINGS: &str = "\
+SET search_path TO pg_catalog, pg_temp; \
+SELECT pg_catalog.set_config(s.name, '0', false) FROM pg_catalog.pg_settings s \
+ WHERE s.name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'lock_timeout', 'idle_session_timeout', \
+       'idle_in_transaction_session_timeout', 'transaction_timeout']); \
+SET jit TO off";
+
+/// A role may give its statements less time than its session takes to lift that limit: so often it is tried.
+const SETTING_TRIES: usize = 5;
+
 /// An open connection. Dropped, it says goodbye to the server and is gone.
 #[derive(Debug)]
 pub(super) struct Session {
     client: Client,
     ended: JoinHandle<Option<Failure>>,
     backend: Cell<Option<i32>>,
+    /// A statement has not been answered.
+    asking: Cell<bool>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // A goodbye would wait behind the answer, which may never come.
+        if self.asking.get() {
+            self.ended.abort();
+        }
+    }
 }
 
 impl Session {
     /// Connects and logs in, with `name` as `application_name`.
     pub(super) async fn open(url: &DatabaseUrl, name: &str) -> Result<Self, Failure> {
-        let connector = Connector::new(url, &Options::new(name))?;
-        let (client, connection) =
-            within("connecting", async { Ok(connector.open().await?) }).await?;
+        let (client, connection) = within("connecting", DEADLINE, async {
+            // Reading certificates may block, and this thread works for every tenant.
+            let (url, options) = (url.clone(), Options::new(name));
+            let connector = tokio::task::spawn_blocking(move || Connector::new(&url, &options))
+                .await
+                .map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))??;
+            Ok(connector.open().await?)
+        })
+        .await?;
         let ended =
             tokio::task::spawn_local(async move { connection.await.err().map(Failure::from) });
         Ok(Self {
             client,
             ended,
             backend: Cell::new(None),
+            asking: Cell::new(false),
         })
+    }
+
+    /// Sets what this session needs, whatever its role or database has set. Not through a pooler that may share backends:
+    /// the next program would have it too.
+    pub(super) async fn set_own_settings(&self) -> Result<(), Failure> {
+        let mut tries = 1;
+        loop {
+            match self.ask(OWN_SETTINGS).await {
+                Err(failure) if failure.kind == Kind::Unavailable && tries < SETTING_TRIES => {
+                    tries += 1;
+                }
+                result => return result.map(|_| ()),
+            }
+        }
     }
 
     /// The rows of one statement, by the simple protocol: one round trip, nothing prepared, so a pooler in
     /// any mode answers it.
     pub(super) async fn ask(&self, sql: &str) -> Result<Vec<Row>, Failure> {
-        let messages = within("an answer", async {
+        self.ask_within(DEADLINE, sql).await
+    }
+
+    /// Asks, and waits no longer than this for the answer.
+    pub(super) async fn ask_within(
+        &self,
+        deadline: Duration,
+        sql: &str,
+    ) -> Result<Vec<Row>, Failure> {
+        self.asking.set(true);
+        let messages = within("an answer", deadline, async {
             Ok(self.client.simple_query(sql).await?)
         })
-        .await?;
+        .await;
+        let unanswered = messages.as_ref().is_err_and(|f| f.kind == Kind::Late);
+        self.asking.set(unanswered);
+        let messages = messages?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
@@ -173,12 +258,20 @@ impl Session {
         self.ask(sql)
             .await?
             .pop()
-            .ok_or_else(|| Failure::Refused("gave no answer where there is always one".to_owned()))
+            .ok_or_else(|| Failure::refused("gave no answer where there is always one"))
     }
 
     /// Which backend serves this connection now.
     pub(super) async fn ask_backend(&self) -> Result<i32, Failure> {
-        let row = self.ask_one("SELECT pg_catalog.pg_backend_pid()").await?;
+        let mut tries = 1;
+        let row = loop {
+            match self.ask_one("SELECT pg_catalog.pg_backend_pid()").await {
+                Err(failure) if failure.kind == Kind::Unavailable && tries < SETTING_TRIES => {
+                    tries += 1;
+                }
+                row => break row?,
+            }
+        };
         let pid = row
             .text(0)?
             .parse()
@@ -211,7 +304,7 @@ impl Session {
             ours.read_exact(&mut request[8..]).await.ok()?;
             Some(number(&request, 8))
         };
-        let (_, process) = within("", async { Ok(tokio::join!(cancel, read)) })
+        let (_, process) = within("", DEADLINE, async { Ok(tokio::join!(cancel, read)) })
             .await
             .ok()?;
         process
@@ -221,7 +314,7 @@ impl Session {
     pub(super) async fn ended(&mut self) -> Failure {
         match (&mut self.ended).await {
             Ok(Some(failure)) => failure,
-            _ => Failure::Unreachable("connection closed by the server".to_owned()),
+            _ => Failure::new(Kind::Silent, "connection closed by the server".to_owned()),
         }
     }
 }
@@ -235,11 +328,13 @@ fn number(request: &[u8; 16], at: usize) -> i32 {
     ])
 }
 
-async fn within<T>(
+/// Does the work, unless it takes longer.
+pub(super) async fn within<T>(
     what: &str,
+    deadline: Duration,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    tokio::time::timeout(DEADLINE, work)
+    tokio::time::timeout(deadline, work)
         .await
-        .unwrap_or_else(|_| Err(Failure::late(what)))
+        .unwrap_or_else(|_| Err(Failure::late(what, deadline)))
 }

@@ -1,6 +1,6 @@
 //! What the probers have found.
 
-use crate::budget::{Facts, Place, ServerId};
+use crate::budget::{Admission, Facts, Place, ServerId};
 use brokkr_tenant::{DatabaseUrl, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -12,6 +12,8 @@ pub struct ServersView {
     pub endpoints: BTreeMap<DatabaseUrl, Endpoint>,
     /// Every server some wanted URL leads to, or led to when it was last up.
     pub servers: BTreeMap<ServerId, Server>,
+    /// Addresses that have stood for a server, or would, while none of its URLs told which it is; and what it is called now.
+    pub aliases: BTreeMap<ServerId, ServerId>,
 }
 
 /// Where a URL leads.
@@ -123,7 +125,9 @@ impl ServersView {
                 .for_each(|server| server.sampled = server.since);
             servers
         };
-        self.endpoints == other.endpoints && timeless(self) == timeless(other)
+        self.endpoints == other.endpoints
+            && self.aliases == other.aliases
+            && timeless(self) == timeless(other)
     }
 
     /// Facts by server, as the budget takes them.
@@ -132,6 +136,22 @@ impl ServersView {
             .iter()
             .map(|(id, server)| (id.clone(), server.facts.clone()))
             .collect()
+    }
+
+    /// The admitted list with the names that servers have now.
+    pub fn by_present_names(&self, admitted: &[Admission]) -> Vec<Admission> {
+        let rename = |server: &mut ServerId| {
+            if let Some(name) = self.aliases.get(server) {
+                server.clone_from(name);
+            }
+        };
+        let mut admitted = admitted.to_vec();
+        for admission in &mut admitted {
+            admission.server.as_mut().map(rename);
+            let database = admission.seat.as_mut().and_then(|s| s.database.as_mut());
+            database.map(|(server, _)| rename(server));
+        }
+        admitted
     }
 
     /// The endpoint of a URL; `Unknown` when it is not wanted.

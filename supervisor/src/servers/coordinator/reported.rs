@@ -1,4 +1,4 @@
-//! What passes and probes report, entered into what is known: a URL's server found, missed, or lost.
+//! What looks and probes report, entered into what is known: a URL's server found, missed, or lost.
 
 use super::*;
 
@@ -16,25 +16,19 @@ impl Coordinator {
             role: identity.role_name.clone(),
             superuser: identity.role.superuser,
         };
+        let certain = identity.marks.identifier.is_some();
+        let before = self.notes.get(&url);
         let notes = Notes {
             superuser: identity.role.superuser.then(|| identity.role_name.clone()),
             pooler: identity.pooler,
-            uncertain: !identity.certain,
+            address: (!certain).then(|| ServerId::new(&identity.address)),
+            unsettled: !certain && before.is_none_or(|notes| notes.unsettled),
         };
         self.notes.insert(url.clone(), notes);
-        let key = (identity.identifier.clone(), identity.started.clone());
-        let watched = self.servers.entry(id.clone()).or_insert_with(|| Watched {
-            view: Server::unseen(Facts::default()),
-            key: key.clone(),
-            probe: None,
-        });
-        if watched.key != key {
-            // The same server after a restart: its kept connection belongs to the one before.
-            watched.key = key;
-            if let Some((_, probe)) = watched.probe.take() {
-                probe.abort();
-            }
-        }
+        self.mark(&id, &identity.marks);
+        let Some(watched) = self.servers.get_mut(&id) else {
+            return;
+        };
         let view = &mut watched.view;
         if !view.up {
             view.up = true;
@@ -57,132 +51,164 @@ impl Coordinator {
         count(view, &sample, &self.prefix);
         if watched.probe.is_none() {
             view.facts.own = Some(place.clone());
-            self.probes += 1;
-            let number = self.probes;
-            let events = self.events.clone();
-            let soon = self.soon.clone();
-            let task = spawn_local(async move {
-                let failure = probe::watch(session, soon, |sample| {
-                    // An error means that nobody listens any more, and this task is about to be dropped.
-                    let _ = events.send(Event::Sampled {
-                        server: id.clone(),
-                        probe: number,
-                        sample,
-                    });
-                })
-                .await;
-                let _ = events.send(Event::Lost {
-                    server: id,
+            self.watch(&id, session);
+        }
+        self.doubts.remove(&url);
+        self.endpoints.insert(url, Endpoint::Ready(place));
+        if certain {
+            self.merge_into(&id);
+        }
+        self.end_doubts(&id);
+    }
+
+    /// Keeps a connection to a server that has none, and asks it from now on.
+    fn watch(&mut self, id: &ServerId, session: Session) {
+        let number = self.number();
+        let (events, soon, server) = (self.events.clone(), self.soon.clone(), id.clone());
+        let task = spawn_local(async move {
+            let failure = probe::watch(session, soon, |sample| {
+                // An error means that nobody listens any more, and this task is about to be dropped.
+                let _ = events.send(Event::Sampled {
+                    server: server.clone(),
                     probe: number,
-                    failure,
+                    sample,
                 });
+            })
+            .await;
+            let _ = events.send(Event::Lost {
+                server,
+                probe: number,
+                failure,
             });
+        });
+        if let Some(watched) = self.servers.get_mut(id) {
             watched.probe = Some((number, task.abort_handle()));
         }
-        self.endpoints.insert(url, Endpoint::Ready(place));
     }
 
-    /// The name of a server: its identifier, and for a second one of the same identifier (a copied folder,
-    /// a restored snapshot) its address behind it. It keeps it over restarts.
-    fn name(&self, url: &DatabaseUrl, identity: &Identity) -> ServerId {
-        let key = (identity.identifier.clone(), identity.started.clone());
-        if let Some((id, _)) = self.servers.iter().find(|(_, watched)| watched.key == key) {
-            return id.clone();
-        }
-        let was = self
-            .endpoints
-            .get(url)
-            .and_then(Endpoint::place)
-            .map(|place| &place.server);
-        let plain = ServerId::new(&identity.identifier);
-        let addressed = ServerId::new(&format!("{plain}@{}", spelled(url)));
-        let mut names = was.into_iter().chain([&plain, &addressed]);
-        // A name is free when nobody has it, or its server is down: then this is it after a restart.
-        let free = names.find(|name| {
-            self.servers
-                .get(name)
-                .is_none_or(|watched| watched.key.0 == identity.identifier && !watched.view.up)
-        });
-        free.unwrap_or(&addressed).clone()
-    }
-
-    pub(super) fn missed(&mut self, url: DatabaseUrl, failure: &Failure) {
-        let Some(before) = self.endpoints.get(&url) else {
+    /// A URL was not found to lead to a server for a tenant.
+    pub(super) fn missed(&mut self, url: &DatabaseUrl, failure: &Failure) {
+        let Some(before) = self.endpoints.get(url) else {
             return;
         };
         let last = before.place().cloned();
-        if let (Endpoint::Ready(place), Failure::Unreachable(_)) = (before, failure)
-            && self
-                .servers
-                .get(&place.server)
-                .is_some_and(|server| server.probe.is_some())
+        if let Endpoint::Ready(_) = before
+            && failure.passes()
         {
-            // The server's own probe is still answered: it is full, or this login was unlucky. The probe
-            // says when it is down.
-            return;
+            if self.doubted_server(before).is_none() {
+                // The server's own probe is still answered: it is full, or this login was unlucky. The probe
+                // says when it is down.
+                return;
+            }
+            if failure.kind != Kind::Address {
+                // Another URL may get an answer from it yet.
+                self.doubts.insert(url.clone(), failure.clone());
+                return;
+            }
         }
+        self.doubts.remove(url);
         // What the server's own probe has heard last may be of an hour ago.
         let server = last
             .as_ref()
             .and_then(|place| self.servers.get_mut(&place.server));
-        if let Some(watched) = server.filter(|watched| !watched.view.up) {
+        if let Some(watched) = server.filter(|watched| watched.probe.is_none()) {
             watched.view.reason = Some(failure.reason().to_owned());
         }
-        let endpoint = match failure {
-            Failure::Unreachable(reason) => {
-                let since = match before {
-                    Endpoint::Unreachable { since, .. } => *since,
-                    _ => Instant::now(),
-                };
-                Endpoint::Unreachable {
-                    reason: reason.clone(),
-                    since,
-                    last,
-                }
-            }
-            Failure::Refused(reason) | Failure::ReadOnly(reason) => Endpoint::Refused {
-                reason: reason.clone(),
-                passing: matches!(failure, Failure::ReadOnly(_)) && last.is_some(),
+        let reason = failure.reason().to_owned();
+        let endpoint = if failure.passes() {
+            let since = match before {
+                Endpoint::Unreachable { since, .. } => *since,
+                _ => Instant::now(),
+            };
+            Endpoint::Unreachable {
+                reason,
+                since,
                 last,
-            },
+            }
+        } else {
+            Endpoint::Refused {
+                reason,
+                passing: failure.kind == Kind::ReadOnly && last.is_some(),
+                last,
+            }
         };
-        self.endpoints.insert(url, endpoint);
+        self.endpoints.insert(url.clone(), endpoint);
     }
 
+    /// The connection a server was asked over has ended or is silent. It was one role's to one database, so that alone does
+    /// not say that the server has gone: every URL that leads there is looked at, and the first that is answered has the
+    /// next probe.
     pub(super) fn lost(&mut self, server: &ServerId, probe: u64, failure: &Failure) {
         let Some(watched) = self.of_probe(server, probe) else {
             return;
         };
         watched.probe = None;
-        watched.view.up = false;
         watched.view.reason = Some(failure.reason().to_owned());
-        watched.view.since = Instant::now();
-        watched.view.ours.clear();
-        watched.view.in_use = 0;
-        let mut addresses = BTreeSet::new();
-        for (url, endpoint) in &mut self.endpoints {
-            if let Endpoint::Ready(place) = endpoint
-                && place.server == *server
+        let ready = self.endpoints.iter().filter(
+            |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *server),
+        );
+        for url in ready.map(|(url, _)| url.clone()).collect::<Vec<_>>() {
+            self.doubt(&url);
+        }
+    }
+
+    /// The server this leads to, where it is still taken to be up and its probe was lost.
+    pub(super) fn doubted_server<'e>(&self, endpoint: &'e Endpoint) -> Option<&'e ServerId> {
+        let Endpoint::Ready(Place { server, .. }) = endpoint else {
+            return None;
+        };
+        let watched = self.servers.get(server)?;
+        watched.probe.is_none().then_some(server)
+    }
+
+    /// The server answers: what single URLs were told meanwhile was about themselves.
+    fn end_doubts(&mut self, id: &ServerId) {
+        let here = self.endpoints.iter().filter(
+            |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *id),
+        );
+        for url in here.map(|(url, _)| url.clone()).collect::<Vec<_>>() {
+            self.doubts.remove(&url);
+            self.trust(&url);
+        }
+    }
+
+    /// Takes a server to be down once every URL that leads there was looked at and none was answered.
+    pub(super) fn settle_doubts(&mut self) {
+        let mut undecided = BTreeSet::new();
+        for (url, endpoint) in &self.endpoints {
+            if let Some(server) = self.doubted_server(endpoint)
+                && !self.doubts.contains_key(url)
             {
-                let last = Some(place.clone());
-                let reason = failure.reason().to_owned();
-                *endpoint = match failure {
-                    Failure::ReadOnly(_) => Endpoint::Refused {
-                        reason,
-                        last,
-                        passing: true,
-                    },
-                    Failure::Unreachable(_) | Failure::Refused(_) => Endpoint::Unreachable {
-                        reason,
-                        since: Instant::now(),
-                        last,
-                    },
-                };
-                addresses.insert(address_of(url));
+                undecided.insert(server.clone());
             }
         }
-        for address in addresses {
-            self.schedule(&address);
+        let given_up: Vec<(DatabaseUrl, Failure)> = self
+            .doubts
+            .iter()
+            .filter(|(url, _)| {
+                let place = self.endpoints.get(url).and_then(Endpoint::place);
+                place.is_none_or(|place| !undecided.contains(&place.server))
+            })
+            .map(|(url, failure)| (url.clone(), failure.clone()))
+            .collect();
+        for (url, failure) in given_up {
+            self.doubts.remove(&url);
+            let last = self.endpoints.get(&url).and_then(Endpoint::place).cloned();
+            let endpoint = Endpoint::Unreachable {
+                reason: failure.reason().to_owned(),
+                since: Instant::now(),
+                last,
+            };
+            self.endpoints.insert(url.clone(), endpoint);
+            self.plan_soon(&url);
+        }
+        for (id, watched) in &mut self.servers {
+            if watched.view.up && watched.probe.is_none() && !undecided.contains(id) {
+                watched.view.up = false;
+                watched.view.since = Instant::now();
+                watched.view.ours.clear();
+                watched.view.in_use = 0;
+            }
         }
     }
 }
@@ -200,13 +226,5 @@ pub(super) fn count(view: &mut Server, sample: &Sample, prefix: &str) {
         if let Ok(tenant) = TenantName::parse(rest) {
             view.ours.insert((tenant, *database), backends.clone());
         }
-    }
-}
-
-/// Host and port as the URL spells them.
-fn spelled(url: &DatabaseUrl) -> String {
-    match url.host() {
-        Host::Tcp(host) => format!("{host}:{}", url.port()),
-        Host::Unix(folder) => format!("{}:{}", folder.display(), url.port()),
     }
 }

@@ -1,0 +1,363 @@
+//! When each URL is looked at, and when an address is knocked at.
+//!
+//! Every URL has a schedule and a verdict of its own, for a login fails by its role, database, password, pooler or
+//! certificate. Only what a knock says, and what a server says to every login, is shared between the URLs of an address:
+//! its *door* is closed then, and opens at the first knock that is answered. Behind a door that has just opened one look
+//! goes ahead, in case the server still starts.
+//!
+//! Looks at one address take few connections: some at once, and each that takes long makes room for the next, so that a
+//! hundred logins that hang do not hold up the one that works. A look that met a limit of connections is made once more
+//! with no other beside it, because another of ours may have had the last one.
+
+use super::*;
+
+/// How long until what did not answer is tried again: jittered, so that what failed together does not come
+/// back together, and short, so that a server's return is seen well within a second. Twice as long each time.
+const RETRY: std::ops::Range<u64> = 250..500;
+/// The longest of these. A login that hangs may leave a connection behind each time.
+const RETRY_AT_MOST: Duration = Duration::from_secs(2);
+const RETRY_LATE_AT_MOST: Duration = Duration::from_secs(60);
+/// How long until what said no is tried again: only a person can change that.
+const RETRY_REFUSED: Duration = Duration::from_secs(5);
+/// How long until a server that has become read-only is tried again: its return is to be seen within a second, and it
+/// answers, so every try costs it two logins.
+const RETRY_READ_ONLY: std::ops::Range<u64> = 500..1000;
+
+/// Looks at one address at once that have just begun, and all together.
+const FRESH: usize = 4;
+const MOST: usize = 32;
+/// A look that takes longer makes room for another.
+const SLOW: Duration = Duration::from_millis(250);
+
+/// What is due and under way for one URL.
+#[derive(Default)]
+pub(super) struct Attempt {
+    due: Option<Instant>,
+    running: Option<Running>,
+    /// Looks in a row that failed for a reason of the URL's own.
+    failures: u32,
+    /// To be made with no other look beside it.
+    alone: bool,
+}
+
+struct Running {
+    number: u64,
+    task: AbortHandle,
+    since: Instant,
+}
+
+impl Attempt {
+    pub(super) fn due(at: Instant) -> Self {
+        Self {
+            due: Some(at),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.task.abort();
+        }
+    }
+
+    fn backoff(&self, at_most: Duration) -> Duration {
+        let first = Duration::from_millis(fastrand::u64(RETRY));
+        first
+            .saturating_mul(1 << self.failures.saturating_sub(1).min(16))
+            .min(at_most)
+    }
+}
+
+/// What is known of an address.
+#[derive(Default)]
+pub(super) struct Door {
+    state: DoorState,
+    knocking: Option<(u64, AbortHandle)>,
+}
+
+#[derive(Default, PartialEq)]
+enum DoorState {
+    /// To be knocked at before anything is looked at.
+    #[default]
+    Unknown,
+    /// A knock was answered, and no login has been since.
+    Ajar,
+    /// A login was answered.
+    Open,
+    /// The same, and then something was silent: to be knocked at again.
+    Doubted,
+    /// No server answers, or none takes a login; until then.
+    Closed(Instant),
+}
+
+impl Door {
+    pub(super) fn stop(&mut self) {
+        if let Some((_, task)) = self.knocking.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Coordinator {
+    /// Begins whatever is due and may begin.
+    pub(super) fn attempt(&mut self) {
+        let now = Instant::now();
+        let mut waiting: BTreeMap<Address, Vec<(Instant, DatabaseUrl)>> = BTreeMap::new();
+        for (url, attempt) in &self.attempts {
+            if let Some(due) = attempt.due.filter(|due| *due <= now)
+                && attempt.running.is_none()
+            {
+                let queue = waiting.entry(address_of(url)).or_default();
+                queue.push((due, url.clone()));
+            }
+        }
+        for (address, mut queue) in waiting {
+            queue.sort();
+            match self.doors.get(&address).map(|door| &door.state) {
+                Some(DoorState::Unknown | DoorState::Doubted) | None => self.begin_knock(&address),
+                Some(DoorState::Closed(until)) if *until <= now => self.begin_knock(&address),
+                Some(DoorState::Closed(_)) => {}
+                Some(DoorState::Ajar | DoorState::Open) => {
+                    for (_, url) in queue {
+                        if !self.may_look(&address, &url, now) {
+                            break;
+                        }
+                        self.begin_look(url, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// When something is due next that is not due yet.
+    pub(super) fn next_attempt(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let dues = self.attempts.values().filter_map(|attempt| attempt.due);
+        let slow = self.attempts.values().filter_map(|attempt| {
+            let running = attempt.running.as_ref()?;
+            Some(running.since + SLOW)
+        });
+        let doors = self.doors.values().filter_map(|door| match door.state {
+            DoorState::Closed(until) => Some(until),
+            _ => None,
+        });
+        dues.chain(slow).chain(doors).filter(|at| *at > now).min()
+    }
+
+    fn may_look(&self, address: &Address, url: &DatabaseUrl, now: Instant) -> bool {
+        let (mut fresh, mut all, mut one_alone) = (0, 0, false);
+        for (other, attempt) in &self.attempts {
+            if let Some(running) = &attempt.running
+                && address_of(other) == *address
+            {
+                let is_fresh = running.since + SLOW > now;
+                fresh += usize::from(is_fresh);
+                all += 1;
+                one_alone |= is_fresh && attempt.alone;
+            }
+        }
+        let alone = self.attempts.get(url).is_some_and(|attempt| attempt.alone);
+        let ajar = self
+            .doors
+            .get(address)
+            .is_some_and(|door| door.state == DoorState::Ajar);
+        let most = if alone || ajar { 1 } else { FRESH };
+        fresh < most && all < MOST && !one_alone
+    }
+
+    fn begin_knock(&mut self, address: &Address) {
+        // A server whose probe is silent has been waited for already.
+        let in_doubt = self.endpoints.iter().any(|(url, endpoint)| {
+            address_of(url) == *address && self.doubted_server(endpoint).is_some()
+        });
+        let deadline = if in_doubt { DEADLINE / 2 } else { DEADLINE };
+        let number = self.number();
+        let door = self.doors.entry(address.clone()).or_default();
+        if door.knocking.is_some() {
+            return;
+        }
+        let (events, address) = (self.events.clone(), address.clone());
+        let task = spawn_local(async move {
+            let result = knock(&address.0, address.1, deadline).await;
+            // An error means that nobody listens any more.
+            let _ = events.send(Event::Knocked {
+                address,
+                number,
+                result,
+            });
+        });
+        door.knocking = Some((number, task.abort_handle()));
+    }
+
+    pub(super) fn knocked(&mut self, address: &Address, number: u64, result: Result<(), Failure>) {
+        let Some(door) = self.doors.get_mut(address) else {
+            return;
+        };
+        if door.knocking.as_ref().is_none_or(|(n, _)| *n != number) {
+            return; // overtaken by another
+        }
+        door.knocking = None;
+        match result {
+            Ok(()) if door.state == DoorState::Doubted => door.state = DoorState::Open,
+            Ok(()) => door.state = DoorState::Ajar,
+            Err(failure) => self.close_door(address, &failure),
+        }
+    }
+
+    /// The address itself is at fault: every URL that names it hears the same.
+    fn close_door(&mut self, address: &Address, failure: &Failure) {
+        let until = Instant::now() + Duration::from_millis(fastrand::u64(RETRY));
+        self.doors.entry(address.clone()).or_default().state = DoorState::Closed(until);
+        let here = self.endpoints.keys().filter(|u| address_of(u) == *address);
+        for url in here.cloned().collect::<Vec<_>>() {
+            if let Some(attempt) = self.attempts.get_mut(&url) {
+                attempt.stop();
+                attempt.failures = 0;
+                attempt.due = None;
+            }
+            self.missed(&url, failure);
+            if !matches!(self.endpoints.get(&url), Some(Endpoint::Ready(_)))
+                && let Some(attempt) = self.attempts.get_mut(&url)
+            {
+                attempt.due = Some(until);
+            }
+            self.judged(&url);
+        }
+    }
+
+    fn begin_look(&mut self, url: DatabaseUrl, now: Instant) {
+        let number = self.number();
+        let events = self.events.clone();
+        let name = format!("{}{OWN_NAME}", self.prefix);
+        let Some(attempt) = self.attempts.get_mut(&url) else {
+            return;
+        };
+        let task = spawn_local(async move {
+            let result = look(&url, &name).await;
+            // An error means that nobody listens any more.
+            let _ = events.send(Event::Tried {
+                url,
+                number,
+                result,
+            });
+        });
+        attempt.due = None;
+        attempt.running = Some(Running {
+            number,
+            task: task.abort_handle(),
+            since: now,
+        });
+    }
+
+    pub(super) fn tried(
+        &mut self,
+        url: DatabaseUrl,
+        number: u64,
+        result: Result<Box<Found>, Failure>,
+    ) {
+        let address = address_of(&url);
+        let Some(attempt) = self.attempts.get_mut(&url) else {
+            return;
+        };
+        if attempt.running.as_ref().is_none_or(|r| r.number != number) {
+            return; // overtaken by another
+        }
+        attempt.running = None;
+        let failure = match result {
+            Ok(found) => {
+                *attempt = Attempt::default();
+                self.answered(&address);
+                self.found(url.clone(), *found);
+                return self.judged(&url);
+            }
+            Err(failure) => failure,
+        };
+        match failure.kind {
+            Kind::Address | Kind::Full if !attempt.alone => {
+                attempt.alone = true;
+                attempt.due = Some(Instant::now());
+                return;
+            }
+            Kind::Address => return self.close_door(&address, &failure),
+            Kind::Silent | Kind::Late => {
+                let door = self.doors.entry(address.clone()).or_default();
+                door.state = match door.state {
+                    DoorState::Open => DoorState::Doubted,
+                    _ => DoorState::Unknown,
+                };
+            }
+            Kind::Full | Kind::Unavailable | Kind::Refused | Kind::ReadOnly => {
+                self.answered(&address);
+            }
+        }
+        self.missed(&url, &failure);
+        self.plan(&url, failure.kind);
+        self.judged(&url);
+    }
+
+    /// A login was answered at this address, however it ended.
+    fn answered(&mut self, address: &Address) {
+        if let Some(door) = self.doors.get_mut(address)
+            && door.state == DoorState::Ajar
+        {
+            door.state = DoorState::Open;
+        }
+    }
+
+    /// Plans the next look at a URL that has failed by itself.
+    fn plan(&mut self, url: &DatabaseUrl, kind: Kind) {
+        let ready = matches!(self.endpoints.get(url), Some(Endpoint::Ready(_)));
+        let passing = self
+            .endpoints
+            .get(url)
+            .is_some_and(Endpoint::takes_no_writes);
+        let Some(attempt) = self.attempts.get_mut(url) else {
+            return;
+        };
+        attempt.failures += 1;
+        let wait = match kind {
+            Kind::Late => attempt.backoff(RETRY_LATE_AT_MOST),
+            Kind::ReadOnly if passing => Duration::from_millis(fastrand::u64(RETRY_READ_ONLY)),
+            Kind::Refused | Kind::ReadOnly => RETRY_REFUSED,
+            Kind::Address | Kind::Silent | Kind::Full | Kind::Unavailable => {
+                attempt.backoff(RETRY_AT_MOST)
+            }
+        };
+        attempt.due = (!ready).then(|| Instant::now() + wait);
+    }
+
+    /// Plans a look at a URL whose server has just gone.
+    pub(super) fn plan_soon(&mut self, url: &DatabaseUrl) {
+        let wait = Duration::from_millis(fastrand::u64(RETRY));
+        if let Some(attempt) = self.attempts.get_mut(url) {
+            attempt.due = Some(Instant::now() + wait);
+        }
+    }
+
+    /// Has a URL looked at now, behind a new knock, because the server it leads to may have gone.
+    pub(super) fn doubt(&mut self, url: &DatabaseUrl) {
+        if let Some(attempt) = self.attempts.get_mut(url) {
+            attempt.due = Some(Instant::now());
+        }
+        let door = self.doors.entry(address_of(url)).or_default();
+        if door.state != DoorState::Ajar {
+            door.state = DoorState::Doubted;
+        }
+    }
+
+    /// Calls off what was only to be looked at because its server was in doubt.
+    pub(super) fn trust(&mut self, url: &DatabaseUrl) {
+        if let Some(attempt) = self.attempts.get_mut(url)
+            && !self.refreshes.iter().any(|(waits, _)| waits.contains(url))
+        {
+            attempt.due = None;
+        }
+    }
+
+    /// A reload need not wait for this URL any more.
+    fn judged(&mut self, url: &DatabaseUrl) {
+        for (waits, _) in &mut self.refreshes {
+            waits.remove(url);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Knocking at an address: whether a server answers there at all, without a role, a database or a password.
+//!
+//! A request for TLS is the one question that every PostgreSQL server and pooler answers before it knows who asks, also
+//! one that starts, stops or is full. So what it says of an address is true for every URL that names it, which no login is:
+//! that one may hang or fail for reasons of its own.
+
+use super::session::{Failure, within};
+use brokkr_tenant::Host;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Length and code, as the protocol has it.
+const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// Asks an address for one byte, and says nothing more.
+pub(super) async fn knock(host: &Host, port: u16, deadline: Duration) -> Result<(), Failure> {
+    let shown = match host {
+        Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
+        Host::Tcp(name) => format!("{name}:{port}"),
+        Host::Unix(folder) => format!("{}/.s.PGSQL.{port}", folder.display()),
+    };
+    let answer = async {
+        let asked = match host {
+            Host::Tcp(name) => ask(TcpStream::connect((name.as_str(), port)).await).await,
+            Host::Unix(folder) => {
+                ask(UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await).await
+            }
+        };
+        asked.map_err(|error| Failure::of_address(format!("{shown}: {error}")))
+    };
+    within(&format!("{shown}: an answer"), deadline, answer)
+        .await
+        .map_err(|failure| Failure::of_address(failure.reason().to_owned()))
+}
+
+async fn ask<S: AsyncRead + AsyncWrite + Unpin>(stream: io::Result<S>) -> io::Result<()> {
+    let mut stream = stream?;
+    stream.write_all(&REQUEST).await?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await?;
+    Ok(())
+}

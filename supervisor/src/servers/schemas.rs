@@ -1,0 +1,148 @@
+//! Whether a tenant's role can work in its schema, as the catalogue of its database tells. Nothing is written.
+
+use super::session::{Failure, Session, within};
+use brokkr_tenant::{DatabaseUrl, SchemaName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Connections at once, all servers together.
+const AT_ONCE: usize = 4;
+/// For one URL, login and answer together.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Made by the published broker's migrations; one of ours is in every schema that a broker of this kind has started in.
+const FOREIGN: &str = "__diesel_schema_migrations";
+const OURS: &str = "brokkr_meta";
+
+/// Schemas a tenant's broker could not work in, by URL and name, and why.
+pub type SchemaProblems = BTreeMap<(DatabaseUrl, SchemaName), String>;
+
+/// Asks each URL once about all its schemas. What cannot be asked is left out: the broker's start will say it.
+///
+/// # Errors
+/// When the event loop cannot be made.
+pub fn schema_problems(
+    wanted: &BTreeMap<DatabaseUrl, BTreeSet<SchemaName>>,
+    name: &str,
+) -> std::io::Result<SchemaProblems> {
+    let runtime = super::event_loop()?;
+    let places = Rc::new(Semaphore::new(AT_ONCE));
+    let name = format!("{name}.supervisor");
+    let work = async {
+        let asked: Vec<_> = wanted
+            .iter()
+            .map(|(url, schemas)| {
+                let (url, schemas) = (url.clone(), schemas.clone());
+                let (places, name) = (places.clone(), name.clone());
+                tokio::task::spawn_local(async move {
+                    // It is never closed; without a place it would be asked all the same.
+                    let _place = places.acquire().await;
+                    let found = within("the answer", ANSWER, ask(&url, &schemas, &name)).await;
+                    (url, found)
+                })
+            })
+            .collect();
+        let mut problems = SchemaProblems::new();
+        for asking in asked {
+            if let Ok((url, Ok(found))) = asking.await {
+                let keyed = found.into_iter();
+                problems.extend(keyed.map(|(schema, problem)| ((url.clone(), schema), problem)));
+            }
+        }
+        problems
+    };
+    let problems = tokio::task::LocalSet::new().block_on(&runtime, work);
+    runtime.shutdown_background();
+    Ok(problems)
+}
+
+async fn ask(
+    url: &DatabaseUrl,
+    schemas: &BTreeSet<SchemaName>,
+    name: &str,
+) -> Result<Vec<(SchemaName, String)>, Failure> {
+    let session = Session::open(url, name).await?;
+    session.set_own_settings().await?;
+    // A schema's name has letters, digits and underscores only.
+    let names: Vec<String> = schemas.iter().map(|s| format!("('{s}')")).collect();
+    let sql = format!(
+        "SELECT w.name, current_user, current_database(), \
+                has_database_privilege(current_database(), 'CREATE'), n.oid IS NOT NULL, o.rolname, \
+                coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'), false), \
+                EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = '{FOREIGN}'), \
+                EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = '{OURS}'), \
+                (SELECT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner \
+                  WHERE c.relnamespace = n.oid AND c.relname = '{OURS}' AND NOT pg_has_role(c.relowner, 'USAGE')) \
+           FROM (VALUES {}) w(name) \
+           LEFT JOIN pg_namespace n ON n.nspname = w.name::name \
+           LEFT JOIN pg_roles o ON o.oid = n.nspowner",
+        names.join(", ")
+    );
+    let mut problems = Vec::new();
+    for row in session.ask(&sql).await? {
+        let Ok(schema) = SchemaName::parse(row.text(0)?) else {
+            continue;
+        };
+        let (role, database) = (row.text(1)?, row.text(2)?);
+        let (may_create, exists) = (row.flag(3)?, row.flag(4)?);
+        let (may_use, foreign, ours) = (row.flag(6)?, row.flag(7)?, row.flag(8)?);
+        let owner = row.nullable(5).unwrap_or("?");
+        let problem = if !exists && !may_create {
+            format!(
+                "role \"{role}\" may not create schema \"{schema}\" in database \"{database}\": GRANT CREATE ON DATABASE {} TO {}, \
+                 or CREATE SCHEMA {} AUTHORIZATION {}",
+                identifier(database),
+                identifier(role),
+                identifier(schema.as_str()),
+                identifier(role),
+            )
+        } else if exists && foreign && !ours {
+            format!(
+                "this schema was made by Brokkr 0.9 (it holds {FOREIGN}); choose another schema, its tables are left as \
+                 they are"
+            )
+        } else if exists && !may_use {
+            format!(
+                "role \"{role}\" may not use schema \"{schema}\", which belongs to role \"{owner}\": ALTER SCHEMA {} OWNER TO {}",
+                identifier(schema.as_str()),
+                identifier(role),
+            )
+        } else if let Some(owner) = row.nullable(9) {
+            format!(
+                "role \"{role}\" may not use the tables of schema \"{schema}\", which belong to role \"{owner}\": GRANT {} TO {}",
+                identifier(owner),
+                identifier(role),
+            )
+        } else {
+            continue;
+        };
+        problems.push((schema, problem));
+    }
+    Ok(problems)
+}
+
+/// A name as SQL takes it, in quotes where it needs them.
+fn identifier(name: &str) -> String {
+    // What a schema may not be called without quotes, a role or a database may not either.
+    let plain = SchemaName::parse(name).is_ok_and(|parsed| parsed.as_str() == name);
+    if plain {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::identifier;
+
+    #[test]
+    fn a_name_is_quoted_where_sql_would_read_another() {
+        assert_eq!(identifier("brokkr_1"), "brokkr_1");
+        assert_eq!(identifier("Brokkr"), "\"Brokkr\"");
+        assert_eq!(identifier("a-b\"c"), "\"a-b\"\"c\"");
+        assert_eq!(identifier("user"), "\"user\"");
+    }
+}
