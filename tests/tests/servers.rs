@@ -283,3 +283,163 @@ fn tenants_that_swap_addresses_before_they_ever_ran_do_not_wait_for_each_other()
         assert_eq!(tenant.get("/healthz").status, 200);
     }
 }
+
+/// Tenants `a` to `m`, a role and a database for each, pool 2.
+fn thirteen(host: &Host) -> Vec<brokkr_tests::Tenant<'_>> {
+    let names = ('a'..='m').map(String::from);
+    names
+        .map(|name| {
+            host.server().role(&name, "");
+            host.server().database(&name, &name);
+            let url = host.server().url(&name, &name);
+            host.tenant(&name).pool(2).url(&url).write()
+        })
+        .collect()
+}
+
+/// Sessions of a role, as many as it may have.
+fn take_all(server: &PgServer, role: &str) -> Vec<postgres::Client> {
+    let mut taken = Vec::new();
+    while let Ok(client) = server.try_client(role, role) {
+        taken.push(client);
+    }
+    taken
+}
+
+#[test]
+fn a_role_at_its_limit_is_its_tenants_trouble_alone_at_a_start_and_at_a_take_over() {
+    let host = Host::new();
+    let tenants = thirteen(&host);
+    let b = &tenants[1];
+    host.server()
+        .sql("ALTER ROLE b CONNECTION LIMIT 6; ALTER ROLE d SET statement_timeout = '1ms'");
+    let others = || tenants.iter().filter(|tenant| tenant.name() != "b");
+    let taken = take_all(host.server(), "b");
+    assert_eq!(taken.len(), 6);
+    host.up();
+    for tenant in others() {
+        tenant.becomes("ready");
+    }
+    assert_eq!(tenants[0].get("/readyz").status, 200);
+    assert_eq!(tenants[12].get("/readyz").status, 200);
+    let why = b.becomes("waiting").reason.unwrap_or_default();
+    assert!(why.contains("too many connections for role \"b\""), "{why}");
+    drop(taken);
+    b.becomes("ready");
+
+    let pids: Vec<i32> = tenants.iter().map(|tenant| tenant.pid()).collect();
+    host.kill();
+    let taken = take_all(host.server(), "b");
+    host.up();
+    let why = b.wait("seen to be at its limit", |status| {
+        let reason = status.reason.as_deref().unwrap_or_default();
+        reason.contains("too many connections for role")
+    });
+    assert_eq!(why.state, "degraded");
+    for tenant in others() {
+        tenant.becomes("ready");
+    }
+    assert_eq!(tenants[0].get("/readyz").status, 200);
+    assert_eq!(tenants[12].get("/readyz").status, 200);
+    drop(taken);
+    b.becomes("ready");
+    let after: Vec<i32> = tenants.iter().map(|tenant| tenant.pid()).collect();
+    assert_eq!(after, pids);
+    assert_eq!(b.status().restarts, 0);
+}
+
+#[test]
+fn a_server_that_one_role_may_not_name_is_one_server_and_one_budget() {
+    let host = Host::new();
+    for name in ["a", "c"] {
+        host.server().role(name, "");
+        host.server().database(name, name);
+        host.server()
+            .client_as(name, "postgres")
+            .batch_execute(
+                "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC; \
+                 GRANT EXECUTE ON FUNCTION pg_control_system() TO a",
+            )
+            .unwrap();
+    }
+    let tenant = |name: &str| {
+        let url = host.server().url(name, name);
+        host.tenant(name).pool(80).url(&url).write()
+    };
+    // The one that may not name it has run alone first: it keeps its place when the server gets its name.
+    let c = tenant("c");
+    host.up();
+    c.becomes("ready");
+    let a = tenant("a");
+    let why = a.becomes("refused").reason.unwrap_or_default();
+    assert!(why.contains("over budget"), "{why}");
+    assert_eq!(c.status().state, "ready");
+    let check = complains(&host, &["over budget: tenant a needs 80"]);
+    assert_eq!(tables(&check.stdout), 1, "{}", check.stdout);
+    host.kill();
+    host.up();
+    c.becomes("ready");
+    a.becomes("refused");
+    let status = host.status();
+    assert_eq!(status.servers.len(), 1, "{status:#?}");
+}
+
+#[test]
+fn a_database_that_is_not_utf8_is_refused_with_what_to_do() {
+    let host = Host::new();
+    host.server()
+        .sql("CREATE DATABASE latin OWNER brokkr ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+    let latin = host
+        .tenant("latin")
+        .url(&host.server().url("latin", "brokkr"))
+        .write();
+    let said = "database \"latin\" has encoding LATIN1; Brokkr needs UTF8: create it with ENCODING 'UTF8' TEMPLATE template0";
+    let check = complains(&host, &["latin.toml:", said]);
+    assert!(!check.stdout.contains("fits"), "{}", check.stdout);
+    host.tenant("good").up();
+    let status = latin.becomes("waiting");
+    assert_eq!(status.reason.as_deref(), Some(said));
+    assert_eq!(status.pid, None);
+}
+
+#[test]
+fn a_schema_that_the_role_may_not_use_or_that_another_broker_made_is_told_before_the_start() {
+    let host = Host::new();
+    host.server().role("Other", "");
+    host.server().role("poor", "");
+    host.server().sql(
+        "CREATE SCHEMA tenant_theirs AUTHORIZATION \"Other\"; \
+         CREATE SCHEMA tenant_old AUTHORIZATION brokkr; \
+         CREATE TABLE tenant_old.__diesel_schema_migrations (version text)",
+    );
+    host.tenant("good").write();
+    host.tenant("old").write();
+    host.tenant("theirs").write();
+    host.tenant("new")
+        .url(&host.server().url("brokkr", "poor"))
+        .write();
+    let check = complains(
+        &host,
+        &[
+            "old.toml:",
+            "tenant old: this schema was made by Brokkr 0.9 (it holds __diesel_schema_migrations); choose another schema, its tables are left as they are",
+            "tenant theirs: role \"brokkr\" may not use schema \"tenant_theirs\", which belongs to role \"Other\": ALTER SCHEMA tenant_theirs OWNER TO brokkr",
+            "tenant new: role \"poor\" may not create schema \"tenant_new\" in database \"brokkr\": GRANT CREATE ON DATABASE brokkr TO poor",
+        ],
+    );
+    let line = |name: &str| {
+        let mut lines = check.stdout.lines();
+        lines
+            .find(|line| line.trim_start().starts_with(name))
+            .unwrap()
+    };
+    assert!(line("good").ends_with("fits"), "{}", check.stdout);
+    for name in ["old", "theirs", "new"] {
+        assert!(line(name).contains("cannot start"), "{}", check.stdout);
+    }
+    // What is said helps.
+    host.server()
+        .sql("ALTER SCHEMA tenant_theirs OWNER TO brokkr; GRANT CREATE ON DATABASE brokkr TO poor");
+    host.tenant("old").schema("tenant_other").write();
+    fits(&host);
+}

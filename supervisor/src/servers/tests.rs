@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+mod verdicts;
+
 const PREFIX: &str = "brokkr:0123abcd:";
 
 fn probers(urls: &[&str]) -> Servers {

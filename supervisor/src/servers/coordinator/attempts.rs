@@ -80,11 +80,11 @@ enum DoorState {
     /// To be knocked at before anything is looked at.
     #[default]
     Unknown,
-    /// A knock was answered, and no login has been since.
+    /// A knock was answered, and no login has been tried since.
     Ajar,
-    /// A login was answered.
+    /// A login was tried, and the server did not turn every login away.
     Open,
-    /// The same, and then something was silent: to be knocked at again.
+    /// It was open, and then something was silent: to be knocked at again.
     Doubted,
     /// No server answers, or none takes a login; until then.
     Closed(Instant),
@@ -118,6 +118,7 @@ impl Coordinator {
                 Some(DoorState::Closed(until)) if *until <= now => self.begin_knock(&address),
                 Some(DoorState::Closed(_)) => {}
                 Some(DoorState::Ajar | DoorState::Open) => {
+                    self.open_behind_slow_look(&address, now);
                     for (_, url) in queue {
                         if !self.may_look(&address, &url, now) {
                             break;
@@ -163,6 +164,17 @@ impl Coordinator {
             .is_some_and(|door| door.state == DoorState::Ajar);
         let most = if alone || ajar { 1 } else { FRESH };
         fresh < most && all < MOST && !one_alone
+    }
+
+    /// A server that turns every login away is quick about it: the look that went ahead hangs for a reason of its own.
+    fn open_behind_slow_look(&mut self, address: &Address, now: Instant) {
+        let slow = self.attempts.iter().any(|(url, attempt)| {
+            let running = attempt.running.as_ref();
+            address_of(url) == *address && running.is_some_and(|r| r.since + SLOW <= now)
+        });
+        if slow {
+            self.answered(address);
+        }
     }
 
     fn begin_knock(&mut self, address: &Address) {
@@ -282,7 +294,7 @@ impl Coordinator {
             Kind::Silent | Kind::Late => {
                 let door = self.doors.entry(address.clone()).or_default();
                 door.state = match door.state {
-                    DoorState::Open => DoorState::Doubted,
+                    DoorState::Ajar | DoorState::Open => DoorState::Doubted,
                     _ => DoorState::Unknown,
                 };
             }
@@ -295,7 +307,7 @@ impl Coordinator {
         self.judged(&url);
     }
 
-    /// A login was answered at this address, however it ended.
+    /// A login was answered at this address, however it ended, or hangs by itself.
     fn answered(&mut self, address: &Address) {
         if let Some(door) = self.doors.get_mut(address)
             && door.state == DoorState::Ajar

@@ -69,15 +69,6 @@ impl Coordinator {
 
     /// Adds what a URL told of a server to what is known of it.
     pub(super) fn mark(&mut self, id: &ServerId, marks: &Marks) {
-        // An address leads to one server at a time.
-        for (other, watched) in &mut self.servers {
-            if other != id {
-                watched
-                    .marks
-                    .addresses
-                    .retain(|address| !marks.addresses.contains(address));
-            }
-        }
         let watched = self.servers.entry(id.clone()).or_insert_with(|| Watched {
             view: Server::unseen(Facts::default()),
             marks: marks.clone(),
@@ -99,6 +90,16 @@ impl Coordinator {
         if restarted && let Some((_, probe)) = watched.probe.take() {
             // The same server after a restart: its kept connection belongs to the one before.
             probe.abort();
+        }
+    }
+
+    /// Takes the addresses where one server was found from all others: an address leads to one at a time.
+    pub(super) fn keep_addresses(&mut self, id: &ServerId, marks: &Marks) {
+        for (other, watched) in &mut self.servers {
+            if other != id {
+                let addresses = &mut watched.marks.addresses;
+                addresses.retain(|address| !marks.addresses.contains(address));
+            }
         }
     }
 

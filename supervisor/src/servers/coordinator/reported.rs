@@ -58,6 +58,7 @@ impl Coordinator {
         if certain {
             self.merge_into(&id);
         }
+        self.keep_addresses(&id, &identity.marks);
         self.end_doubts(&id);
     }
 
