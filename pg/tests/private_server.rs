@@ -126,6 +126,56 @@ fn a_url_connects_as_itself_and_a_refusal_says_what_it_means() {
 }
 
 #[test]
+fn only_what_the_server_says_to_every_login_concerns_every_login() {
+    let Some(server) = Server::start(None) else {
+        return;
+    };
+    let at = |user: &str, database: &str| {
+        let (socket, port) = (server.socket.display(), server.port);
+        url(&format!(
+            "postgres://{user}@/{database}?host={socket}&port={port}"
+        ))
+    };
+    let admin = at("postgres", "postgres");
+    connect(&admin, &options())
+        .unwrap()
+        .batch_execute("CREATE ROLE tight LOGIN CONNECTION LIMIT 0; CREATE ROLE plain LOGIN")
+        .unwrap();
+    for statement in [
+        "CREATE DATABASE small",
+        "ALTER DATABASE small CONNECTION LIMIT 0",
+    ] {
+        let mut client = connect(&admin, &options()).unwrap();
+        client.batch_execute(statement).unwrap();
+    }
+    let refused = |url: &DatabaseUrl| match connect(url, &options()) {
+        Ok(_) => panic!("{url:?} was let in"),
+        Err(error) => error,
+    };
+    let mut own = vec![
+        refused(&at("tight", "postgres")),
+        refused(&at("plain", "small")),
+    ];
+    let mut all = Vec::new();
+    while let Ok(client) = connect(&at("plain", "postgres"), &options()) {
+        all.push(client);
+    }
+    // A superuser has a place left still.
+    own.push(refused(&at("plain", "postgres")));
+    for error in &own {
+        assert_eq!(error.reason(), Reason::TooManyConnections, "{error}");
+        assert!(!error.concerns_every_login(), "{error}");
+    }
+    while let Ok(client) = connect(&admin, &options()) {
+        all.push(client);
+    }
+    for error in [refused(&admin), refused(&at("plain", "small"))] {
+        assert_eq!(error.reason(), Reason::TooManyConnections, "{error}");
+        assert!(error.concerns_every_login(), "{error}");
+    }
+}
+
+#[test]
 fn each_sslmode_accepts_what_libpq_accepts() {
     let dir = tempfile::tempdir().unwrap();
     let Some(certs) = server::certificates(dir.path()) else {
