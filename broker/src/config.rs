@@ -12,7 +12,7 @@ use brokkr_tenant::{
 };
 
 use crate::db;
-use crate::db::start::{KeyFile, Plan};
+use crate::db::start::{self, KeyFile, Plan};
 use crate::pak::{Format, PakHash};
 use crate::sys;
 use crate::webhook::crypto::Key;
@@ -142,6 +142,7 @@ impl Instance {
             pak_hash,
             key_file: KeyFile::in_folder(&self.state_dir),
             webhook_key: self.webhook_key(),
+            patience: start::PATIENCE,
         }
     }
 

@@ -17,6 +17,7 @@ mod error;
 mod gate;
 mod manager;
 mod pool;
+mod signs;
 mod single;
 pub mod start;
 

@@ -136,14 +136,18 @@ impl Health {
             },
         ];
         let bad = bad.into_iter().flatten().max();
+        let lost_schema = db.has_lost_schema();
         let there = state.heard.is_some_and(|heard| now < heard + GONE);
         match state.server.as_ref().filter(|_| there) {
             Some((_, Err(reason))) => return Some(Err(reason.clone())),
-            Some((told, Ok(()))) if bad.is_none_or(|at| at <= *told) => return Some(Ok(())),
+            Some((told, Ok(()))) if !lost_schema && bad.is_none_or(|at| at <= *told) => {
+                return Some(Ok(()));
+            }
             Some((_, Ok(()))) => {}
             None => {
                 if let Last::Worked(at) = last
                     && bad.is_none()
+                    && !lost_schema
                     && now < at + FRESH
                 {
                     return Some(Ok(()));

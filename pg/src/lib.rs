@@ -4,26 +4,34 @@
 //! broker's pool: [`config`] turns the URL into the driver's configuration, [`Connector`] adds TLS as `sslmode` asks
 //! for it, and [`ConnectError`] says in one word what a refusal means for whoever has to decide about trying again.
 //!
-//! Server settings are not passed in the startup packet (`options=`): a pooler in front refuses those. The caller
-//! runs `SET` once connected.
+//! Server settings are not passed in the startup packet (`options=`): a pooler in front refuses those. They are set by the
+//! first message of a session: [`SETTINGS`], what correctness rests on, and what the caller adds ([`Options::settings`]).
 
 #![forbid(unsafe_code)]
 
 mod error;
 mod identity;
+mod session;
 mod tls;
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 
 use brokkr_tenant::{ChannelBinding, DatabaseUrl, Host, SslMode};
 use postgres::{
     Client, Config, NoTls,
     config::{ChannelBinding as PgChannelBinding, SslMode as PgSslMode, TargetSessionAttrs},
 };
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use error::{ConnectError, Reason};
 pub use identity::{application_name, application_prefix};
+pub use session::SETTINGS;
+/// Makes a connection's TLS; see [`Connector::with_tls`].
+pub use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// Longest time to reach the server, unless the URL says otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,6 +58,8 @@ pub struct Options {
     pub connect_timeout: Option<Duration>,
     /// Refuse a standby or a read-only server. Costs a round trip for each connection.
     pub read_write: bool,
+    /// `SET …;` statements sent behind [`SETTINGS`], in the same message.
+    pub settings: &'static str,
 }
 
 impl Options {
@@ -59,6 +69,7 @@ impl Options {
             application_name: application_name.into(),
             connect_timeout: None,
             read_write: false,
+            settings: "",
         }
     }
 
@@ -66,6 +77,13 @@ impl Options {
     #[must_use]
     pub fn read_write(mut self) -> Self {
         self.read_write = true;
+        self
+    }
+
+    /// The same with settings of its own.
+    #[must_use]
+    pub fn settings(mut self, settings: &'static str) -> Self {
+        self.settings = settings;
         self
     }
 
@@ -136,6 +154,8 @@ pub struct Connector {
     /// `None` when there is to be no TLS.
     tls: Option<MakeRustlsConnect>,
     server: String,
+    /// The first message of a session.
+    settings: String,
 }
 
 impl std::fmt::Debug for Connector {
@@ -173,6 +193,7 @@ impl Connector {
             mode,
             tls: tls.map(MakeRustlsConnect::new),
             server,
+            settings: [session::SETTINGS, session::CATALOG_ONLY, options.settings].concat(),
         })
     }
 
@@ -184,17 +205,17 @@ impl Connector {
     /// # Errors
     /// The reason says what it means; the text names the server and never holds the password.
     pub fn connect(&self) -> Result<Client, ConnectError> {
-        let fail = |error| ConnectError::new(&self.server, error);
-        let config = Config::from(self.config.clone());
-        let Some(tls) = &self.tls else {
-            return config.connect(NoTls).map_err(fail);
+        let fail = |error| self.failure(error);
+        let plain = || self.without_tls().connect(NoTls).map_err(fail);
+        let mut client = match self.with_tls() {
+            None => plain()?,
+            Some((config, tls)) => match config.connect(tls).map_err(fail) {
+                Err(error) if self.falls_back(&error) => plain()?,
+                result => result?,
+            },
         };
-        match config.connect(tls.clone()).map_err(fail) {
-            Err(error) if self.falls_back(&error) => Config::from(self.without_tls())
-                .connect(NoTls)
-                .map_err(fail),
-            result => result,
-        }
+        client.batch_execute(&self.settings).map_err(fail)?;
+        Ok(client)
     }
 
     /// Opens one connection for an event loop: the client, and the work to be run beside it. Without a bound of its
@@ -203,26 +224,67 @@ impl Connector {
     /// # Errors
     /// As [`Connector::connect`].
     pub async fn open(&self) -> Result<(tokio_postgres::Client, Work), ConnectError> {
-        let fail = |error| ConnectError::new(&self.server, error);
+        let fail = |error| self.failure(error);
         if let Some(tls) = &self.tls {
             match self.config.connect(tls.clone()).await.map_err(fail) {
-                Ok((client, work)) => return Ok((client, Box::pin(work))),
+                Ok((client, work)) => return self.prepare(client, Box::pin(work)).await,
                 Err(error) if self.falls_back(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        let (client, work) = self.without_tls().connect(NoTls).await.map_err(fail)?;
-        Ok((client, Box::pin(work)))
+        let (client, work) = self.plain().connect(NoTls).await.map_err(fail)?;
+        self.prepare(client, Box::pin(work)).await
     }
 
-    /// `prefer` is the only mode that may end without TLS: where the handshake fails, and where the server's
-    /// pg_hba.conf has no line for TLS (the server itself saying that it has no TLS is seen by the driver).
-    fn falls_back(&self, error: &ConnectError) -> bool {
+    /// Sends the settings, the work running beside them.
+    async fn prepare(
+        &self,
+        client: tokio_postgres::Client,
+        work: Work,
+    ) -> Result<(tokio_postgres::Client, Work), ConnectError> {
+        let mut work = Some(work);
+        {
+            let mut settings = pin!(client.batch_execute(&self.settings));
+            let sent = poll_fn(|context| {
+                match work.as_mut().map(|work| work.as_mut().poll(context)) {
+                    Some(Poll::Ready(Err(error))) => return Poll::Ready(Err(error)),
+                    // Dropped, because only then the statements learn that they have no connection.
+                    Some(Poll::Ready(Ok(()))) => work = None,
+                    Some(Poll::Pending) | None => {}
+                }
+                settings.as_mut().poll(context)
+            });
+            sent.await.map_err(|error| self.failure(error))?;
+        }
+        let ended = || -> Work { Box::pin(std::future::ready(Ok(()))) };
+        Ok((client, work.unwrap_or_else(ended)))
+    }
+
+    /// How to connect with TLS, unless there is to be none. With [`Connector::without_tls`], [`Connector::falls_back`] and
+    /// [`Connector::failure`] all that [`Connector::connect`] does but the settings, for a pool that connects by itself.
+    pub fn with_tls(&self) -> Option<(Config, MakeRustlsConnect)> {
+        let tls = self.tls.clone()?;
+        Some((self.config.clone().into(), tls))
+    }
+
+    /// How to connect without TLS.
+    pub fn without_tls(&self) -> Config {
+        self.plain().into()
+    }
+
+    /// Says what the driver's error means, and which server it is about.
+    pub fn failure(&self, error: postgres::Error) -> ConnectError {
+        ConnectError::new(&self.server, error)
+    }
+
+    /// Whether to try again without TLS. `prefer` is the only mode that may end so: where the handshake fails, and where
+    /// the server's pg_hba.conf has no line for TLS (the server itself saying that it has no TLS is seen by the driver).
+    pub fn falls_back(&self, error: &ConnectError) -> bool {
         self.mode == SslMode::Prefer && error.may_do_without_tls()
     }
 
     /// When plain fails too, what it says is the newer of two truths, as in libpq.
-    fn without_tls(&self) -> tokio_postgres::Config {
+    fn plain(&self) -> tokio_postgres::Config {
         let mut plain = self.config.clone();
         plain.ssl_mode(PgSslMode::Disable);
         plain

@@ -6,8 +6,9 @@ use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
-use super::error::{DbError, TakesNoWrites, spoils_connection, stale_statement};
+use super::error::{DbError, spoils_connection, stale_statement};
 use super::manager::{Live, Manager};
+use super::signs::Signs;
 
 /// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
 pub trait Sql {
@@ -53,8 +54,7 @@ pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
     wrote: bool,
     wrote_events: bool,
-    /// Why the server took no writes on this checkout, if it did not.
-    unwritable: Option<TakesNoWrites>,
+    signs: Signs,
     only_reads: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct Tx<'a> {
     statements: &'a mut HashMap<&'static str, Statement>,
     spoiled: bool,
     wrote_events: bool,
-    unwritable: Option<TakesNoWrites>,
+    signs: Signs,
 }
 
 impl Conn {
@@ -73,7 +73,7 @@ impl Conn {
             live,
             wrote: false,
             wrote_events: false,
-            unwritable: None,
+            signs: Signs::default(),
             only_reads: false,
         }
     }
@@ -83,9 +83,25 @@ impl Conn {
         self.only_reads = true;
     }
 
-    /// Why the server took no writes on this checkout, if it did not.
-    pub(super) fn unwritable(&self) -> Option<&TakesNoWrites> {
-        self.unwritable.as_ref()
+    /// What this checkout has shown of the server and the schema.
+    pub(super) fn signs(&self) -> &Signs {
+        &self.signs
+    }
+
+    /// Has the server look at statements without running them: what they name is there, or the first failure.
+    pub(super) fn try_statements(
+        &mut self,
+        statements: impl IntoIterator<Item = &'static str>,
+    ) -> Result<(), DbError> {
+        let live = self.live.live()?;
+        for sql in statements {
+            if let Err(error) = live.client.prepare(sql) {
+                live.spoiled |= spoils_connection(&error);
+                self.signs.note(&error, Some(sql));
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// Marks the connection as one to a server that is read-only, for [`Manager`] to judge.
@@ -96,7 +112,7 @@ impl Conn {
     /// Another connection in the place of this one, to whatever server takes writes now. This one stays if there is none.
     pub(super) fn move_on(&mut self) -> Result<(), DbError> {
         self.live.move_on()?;
-        self.unwritable = None;
+        self.signs.unwritable = None;
         Ok(())
     }
 
@@ -144,17 +160,17 @@ impl Conn {
             statements: &mut live.statements,
             spoiled: false,
             wrote_events: false,
-            unwritable: None,
+            signs: Signs::default(),
         };
         let result = work(&mut tx);
         let Tx {
             tx,
             spoiled,
             wrote_events,
-            unwritable,
+            signs,
             ..
         } = tx;
-        self.unwritable = unwritable.or(self.unwritable.take());
+        self.signs.add(signs);
         let ended = match &result {
             Ok(_) => tx.commit(),
             Err(_) => tx.rollback(),
@@ -168,7 +184,7 @@ impl Conn {
             // A commit refused by the server (a deferred constraint) has ended the transaction as well.
             Err(error) => {
                 live.spoiled = spoiled || spoils_connection(&error) || error.code().is_none();
-                note(&mut self.unwritable, &error);
+                self.signs.note(&error, None);
                 if result.is_ok() {
                     return Err(E::from(error.into()));
                 }
@@ -223,7 +239,7 @@ impl Conn {
                 return Err(CHANGES_NOTHING);
             }
             live.spoiled |= spoils_connection(error);
-            note(&mut self.unwritable, error);
+            self.signs.note(error, Some(sql));
         }
         Ok(result)
     }
@@ -275,7 +291,7 @@ impl<'a> Tx<'a> {
             statements,
             spoiled: false,
             wrote_events: false,
-            unwritable: None,
+            signs: Signs::default(),
         })
     }
 
@@ -303,7 +319,7 @@ impl<'a> Tx<'a> {
             // A stale statement cannot be repeated inside a transaction that it has failed; the next request gets a
             // connection that knows the tables as they are.
             self.spoiled |= spoils_connection(error) || stale_statement(error);
-            note(&mut self.unwritable, error);
+            self.signs.note(error, Some(sql));
         }
         result.map_err(DbError::from)
     }
@@ -346,13 +362,6 @@ fn reading<T>(
     live.client.batch_execute("ROLLBACK")?;
     live.spoiled = was;
     result
-}
-
-/// Takes down why the server takes no writes, if that is what the error says.
-fn note(unwritable: &mut Option<TakesNoWrites>, error: &postgres::Error) {
-    if let Some(said) = TakesNoWrites::said_by(error) {
-        *unwritable = Some(said);
-    }
 }
 
 /// Refuses texts that would open or end a transaction, or change the session, without the pool knowing.

@@ -63,7 +63,7 @@ impl DbError {
 
 impl From<postgres::Error> for DbError {
     fn from(error: postgres::Error) -> Self {
-        if server_lost(&error) {
+        if server_lost(&error) || schema_lost(&error) {
             DbError::unavailable(describe(&error))
         } else {
             DbError::Postgres(error)
@@ -91,6 +91,19 @@ pub(crate) fn server_lost(error: &postgres::Error) -> bool {
     }
 }
 
+/// True when the schema does not hold what a statement names: it was dropped, renamed or replaced, or the server is another.
+///
+/// 42P01, 3F000, 42703 and 42883: no such table, schema, column or function. The broker's statements name its own only, and
+/// every one was there when it started.
+pub(crate) fn schema_lost(error: &postgres::Error) -> bool {
+    error.code().is_some_and(|code| {
+        *code == SqlState::UNDEFINED_TABLE
+            || *code == SqlState::INVALID_SCHEMA_NAME
+            || *code == SqlState::UNDEFINED_COLUMN
+            || *code == SqlState::UNDEFINED_FUNCTION
+    })
+}
+
 /// 57P01 to 57P03: shutting down, crashed, starting up.
 fn is_shutdown(code: &SqlState) -> bool {
     *code == SqlState::ADMIN_SHUTDOWN
@@ -103,28 +116,6 @@ pub(crate) fn spoils_connection(error: &postgres::Error) -> bool {
     match error.code() {
         Some(code) => is_shutdown(code) || code.code().starts_with("08"),
         None => error.is_closed() || is_io(error),
-    }
-}
-
-/// Why the server answers and takes no writes. Reading goes on as if nothing were wrong, so nobody would notice by
-/// connections alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TakesNoWrites {
-    /// What it said.
-    pub(crate) reason: String,
-    /// It is read-only, and not full: it may be that another server takes them now.
-    pub(crate) read_only: bool,
-}
-
-impl TakesNoWrites {
-    /// If the error says so: 53100, its disk is full, or 25006, it has become read-only.
-    pub(crate) fn said_by(error: &postgres::Error) -> Option<Self> {
-        let code = error.code()?;
-        let read_only = *code == SqlState::READ_ONLY_SQL_TRANSACTION;
-        (read_only || *code == SqlState::DISK_FULL).then(|| TakesNoWrites {
-            reason: describe(error),
-            read_only,
-        })
     }
 }
 

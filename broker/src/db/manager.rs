@@ -8,23 +8,28 @@
 //!
 //! A server that is stopped, or something in between that has lost its other side, accepts a connection and never says a
 //! word. No timeout of the driver's ends that, so an attempt runs on a thread of its own and is given up after
-//! [`OPEN_TIMEOUT`]; the few that may hang at once are [`MOST_HANGING`]. While the supervisor's prober says that the server
-//! is away, a request makes an attempt only now and then, in case it is the supervisor that has gone; the others are told
-//! at once.
+//! [`OPEN_TIMEOUT`]; the few that may hang at once are counted ([`shared`]). The connection itself is opened, tried and
+//! found closed by `r2d2_postgres` ([`Login`]).
 
-use std::collections::{BTreeSet, HashMap};
+mod login;
+mod shared;
+
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use brokkr_pg::{ConnectError, Connector};
+use brokkr_pg::ConnectError;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use postgres::{Client, SimpleQueryMessage, Statement};
-use tokio::sync::watch;
+use r2d2::ManageConnection;
 
-use super::error::{DbError, describe};
-use super::gate::Gate;
+use super::error::{DbError, describe, spoils_connection};
+use login::Login;
+pub use shared::Away;
+pub(super) use shared::Shared;
+use shared::{Counted, Opening, give_up};
 
 /// How long a connection lives at most. Each gets a random lifetime between three quarters of this and all of it, so
 /// that connections opened together do not end together.
@@ -32,24 +37,6 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// Reaching the server and logging in may take so long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Attempts that were given up and have not come to an end, at once.
-const MOST_HANGING: usize = 3;
-
-/// While the server is said to be away, an attempt is made this long after the last, more or less.
-const AWAY_PAUSE: Duration = Duration::from_millis(1500);
-
-/// After so long without another sign that the server is read-only, an attempt shows it.
-const READ_ONLY_FOR: Duration = Duration::from_secs(5);
-
-/// What the supervisor's prober says of a server that is none for a tenant now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Away {
-    /// Why.
-    pub reason: String,
-    /// It answers, and only takes no writes.
-    pub read_only: bool,
-}
 
 /// Opens and judges connections to one tenant's schema.
 #[derive(Clone)]
@@ -59,125 +46,12 @@ pub(super) struct Manager(Arc<Recipe>);
 pub(super) struct Recipe {
     pub(super) url: DatabaseUrl,
     pub(super) application_name: String,
-    pub(super) connector: OnceLock<Connector>,
+    pub(super) login: OnceLock<Login>,
     /// `SET search_path TO "tenant_x", pg_temp`: sent at every checkout, the only text that ever names a path.
     pub(super) set_path: String,
     /// Sent once, when a connection is opened; its one row is the server's process for it, whatever stands in between.
     pub(super) settings: String,
     pub(super) shared: Arc<Shared>,
-}
-
-/// What the pool and its connections know together.
-pub(super) struct Shared {
-    pub(super) gate: Arc<Gate>,
-    /// Connections open or being opened; watched while draining.
-    pub(super) open: watch::Sender<u32>,
-    /// The server's processes for those that are open.
-    pub(super) backends: Mutex<BTreeSet<i32>>,
-    /// Most that may be open.
-    pub(super) cap: AtomicUsize,
-    /// Checkouts that wait for a new connection now.
-    pub(super) wanted: AtomicUsize,
-    pub(super) draining: AtomicBool,
-    /// Why the server is away, while the supervisor's prober says so.
-    pub(super) away: watch::Sender<Option<Away>>,
-    /// Attempts to open a connection under way now.
-    pub(super) opening: AtomicUsize,
-    /// Of these the ones that were given up.
-    pub(super) hanging: AtomicUsize,
-    /// Before then no attempt is made while the server is away.
-    pub(super) next_attempt: Mutex<Option<Instant>>,
-    /// The server answers and is read-only, as far as is known: until then.
-    pub(super) reads_only: Mutex<Option<Instant>>,
-    /// How often the pool has moved from a server that had become read-only to another.
-    pub(super) moves: AtomicU64,
-}
-
-impl Shared {
-    /// The server's processes for the connections that are open.
-    pub(super) fn backends(&self) -> MutexGuard<'_, BTreeSet<i32>> {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The server is read-only, or shows that it is not.
-    pub(super) fn set_reads_only(&self, reads_only: bool) {
-        let until = reads_only.then(|| Instant::now() + READ_ONLY_FOR);
-        *self
-            .reads_only
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = until;
-    }
-
-    /// Whether another connection is not to be had, and those there are can be read from.
-    pub(super) fn must_do_with_what_is_open(&self) -> bool {
-        let said_away = self
-            .away
-            .borrow()
-            .as_ref()
-            .is_some_and(|away| away.read_only);
-        let until = *self
-            .reads_only
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        (said_away || until.is_some_and(|until| Instant::now() < until)) && *self.open.borrow() > 0
-    }
-
-    /// Why no attempt should be made now, if so.
-    fn hold_back(&self) -> Option<String> {
-        let away = self.away.borrow().clone();
-        let opening = self.opening.load(Ordering::Relaxed);
-        let Some(Away { reason, .. }) = away else {
-            let hanging = self.hanging.load(Ordering::Relaxed);
-            let too_many = hanging >= MOST_HANGING;
-            return too_many.then(|| format!("{hanging} attempts to connect have had no answer"));
-        };
-        let mut next = self
-            .next_attempt
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if opening > 0 || next.is_some_and(|at| now < at) {
-            return Some(reason);
-        }
-        // Jittered: tenants that have lost one server together are not to knock together.
-        *next = Some(now + AWAY_PAUSE.mul_f64(0.5 + fastrand::f64()));
-        None
-    }
-}
-
-/// One attempt in [`Shared::opening`], and in [`Shared::hanging`] from when it is given up.
-struct Opening {
-    shared: Arc<Shared>,
-    /// It has ended, or was given up: whichever came first.
-    settled: Arc<AtomicBool>,
-}
-
-impl Opening {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.opening.fetch_add(1, Ordering::Relaxed);
-        Opening {
-            shared: shared.clone(),
-            settled: Arc::default(),
-        }
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        self.shared.opening.fetch_sub(1, Ordering::Relaxed);
-        if self.settled.swap(true, Ordering::Relaxed) {
-            self.shared.hanging.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Gives an attempt up, unless it has just ended.
-fn give_up(shared: &Shared, settled: &AtomicBool) {
-    // Counted first: its end may come in between, and takes one away.
-    shared.hanging.fetch_add(1, Ordering::Relaxed);
-    if settled.swap(true, Ordering::Relaxed) {
-        shared.hanging.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What r2d2 keeps: a connection, or why there is none. Boxed, because r2d2 reserves room for the largest pool.
@@ -222,44 +96,6 @@ pub(super) struct Live {
     _counted: Counted,
 }
 
-/// One connection in [`Shared::open`], and in [`Shared::backends`] once it is open, for as long as it lives.
-struct Counted {
-    shared: Arc<Shared>,
-    backend: Option<i32>,
-}
-
-impl Counted {
-    /// Counts one more, unless there are as many as there may be.
-    fn new(shared: &Arc<Shared>) -> Option<Self> {
-        let most = shared.cap.load(Ordering::Relaxed) as u32;
-        let counted = shared.open.send_if_modified(|open| {
-            let room = *open < most;
-            *open += u32::from(room);
-            room
-        });
-        counted.then(|| Counted {
-            shared: shared.clone(),
-            backend: None,
-        })
-    }
-
-    fn is_served_by(&mut self, backend: i32) {
-        self.shared.backends().insert(backend);
-        self.backend = Some(backend);
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if let Some(backend) = self.backend {
-            self.shared.backends().remove(&backend);
-        }
-        self.shared.open.send_modify(|open| *open -= 1);
-        let open = *self.shared.open.borrow();
-        self.shared.gate.shrink(open);
-    }
-}
-
 /// The statement of every checkout.
 pub(super) fn set_path(schema: &SchemaName) -> String {
     // pg_temp last: unlisted it would be searched first, and a temporary table would hide the tenant's.
@@ -274,13 +110,13 @@ impl Manager {
 
 impl Recipe {
     /// Made by the first connection, kept for all: certificates and the like are read once, and only if needed.
-    fn connector(&self) -> Result<&Connector, ConnectError> {
-        if let Some(connector) = self.connector.get() {
-            return Ok(connector);
+    fn login(&self) -> Result<&Login, ConnectError> {
+        if let Some(login) = self.login.get() {
+            return Ok(login);
         }
         let options = brokkr_pg::Options::new(self.application_name.as_str()).read_write();
-        let connector = Connector::new(&self.url, &options)?;
-        Ok(self.connector.get_or_init(|| connector))
+        let login = Login::new(&self.url, &options)?;
+        Ok(self.login.get_or_init(|| login))
     }
 
     /// Opens one connection and prepares its session.
@@ -290,7 +126,7 @@ impl Recipe {
         let moves = self.shared.moves.load(Ordering::Relaxed);
         // `postgres` builds a runtime per connection and panics when descriptors run out. On r2d2's helper thread that
         // would lose the attempt without telling anybody.
-        let opened = catch_unwind(AssertUnwindSafe(|| self.connector()?.connect()));
+        let opened = catch_unwind(AssertUnwindSafe(|| self.login()?.connect()));
         let mut client = match opened {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
@@ -375,6 +211,14 @@ impl Slotted {
         }
     }
 
+    /// Whether it is not to be used again.
+    pub(super) fn is_spoiled(&self) -> bool {
+        match &self.0.state {
+            State::Live(live) => live.spoiled,
+            State::Failed(_) => true,
+        }
+    }
+
     /// Marks it as not to be used again: it is closed when it is dropped.
     pub(super) fn spoil(&mut self) {
         if let State::Live(live) = &mut self.0.state {
@@ -443,7 +287,15 @@ impl Slotted {
     }
 }
 
-impl r2d2::ManageConnection for Manager {
+/// Whether the session may be in any state: lost, or left in a transaction that has failed (class 25).
+fn leaves_unknown(error: &postgres::Error) -> bool {
+    let in_transaction = error
+        .code()
+        .is_some_and(|code| code.code().starts_with("25"));
+    in_transaction || error.code().is_none() || spoils_connection(error)
+}
+
+impl ManageConnection for Manager {
     type Connection = Slotted;
     type Error = DbError;
 
@@ -469,16 +321,20 @@ impl r2d2::ManageConnection for Manager {
         })))
     }
 
-    /// Sets the path. One round trip is both: the connection lives, and it looks at this tenant's schema only.
+    /// Sets the path. One round trip is both: the connection lives, and it looks at this tenant's schema only. Only where
+    /// the server refuses it, a second one tells whether the connection lives.
     fn is_valid(&self, slotted: &mut Slotted) -> Result<(), DbError> {
         let live = slotted.live()?;
         live.checkouts += 1;
-        live.client
-            .batch_execute(&self.0.set_path)
-            .map_err(|error| {
-                live.spoiled = true;
-                DbError::unavailable(describe(&error))
-            })
+        let Err(error) = live.client.batch_execute(&self.0.set_path) else {
+            return Ok(());
+        };
+        // A server that refuses for want of memory or time refuses a new connection too: the one that lives is kept.
+        let login = self.0.login.get();
+        let lives = !leaves_unknown(&error)
+            && login.is_some_and(|login| login.is_valid(&mut live.client).is_ok());
+        live.spoiled |= !lives;
+        Err(DbError::unavailable(describe(&error)))
     }
 
     /// Asked when a connection comes back: whether to throw it away.
@@ -488,7 +344,7 @@ impl r2d2::ManageConnection for Manager {
             return true;
         };
         live.spoiled
-            || live.client.is_closed()
+            || self.0.login.get().is_none_or(|login| login.has_broken(&mut live.client))
             || (Instant::now() >= live.expires && !shared.must_do_with_what_is_open())
             || *shared.open.borrow() as usize > shared.cap.load(Ordering::Relaxed)
             // Draining: kept only for somebody who is already waiting for it.

@@ -1,6 +1,7 @@
 //! The pool itself: gate, r2d2 and blocking threads put together.
 
 mod checkout;
+mod trial;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,16 +13,14 @@ use brokkr_tenant::{DatabaseUrl, SchemaName};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use tokio::sync::{oneshot, watch};
 
-use super::conn::{Conn, Sql};
+use super::conn::Conn;
 use super::error::DbError;
 use super::gate::{Gate, Slot};
 use super::manager::{Away, Manager, Recipe, Shared, set_path};
+use super::signs::LostSchema;
 
 /// After this long without use a connection is closed (checked every 30 s).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Between two looks for a server that takes writes, more or less.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a pool is built from.
 #[derive(Clone, Debug)]
@@ -71,16 +70,14 @@ struct Inner {
     last: Mutex<Last>,
     /// Since when the server takes no writes, and why; until a trial shows that it does again.
     unwritable: Mutex<Option<(Instant, String)>>,
+    /// The schema does not hold what the broker's statements name; until a trial shows that it does again.
+    lost_schema: Mutex<Option<LostSchema>>,
     /// A read-only server has refused a write, and nobody has looked for another since.
     refused: AtomicBool,
     /// Somebody looks for another, or has just done so.
     looking: AtomicBool,
     writes: AtomicU64,
 }
-
-/// A write that needs room on the server's disk, as no other is sure to: undone at once, it leaves nothing.
-const TRIAL: &str =
-    "CREATE TABLE brokkr_trial AS SELECT repeat('x', 1000) AS filler FROM generate_series(1, 8)";
 
 /// How the latest attempt to get a working connection ended.
 #[derive(Clone, Debug, Default)]
@@ -125,7 +122,7 @@ impl Db {
         let manager = Manager::new(Recipe {
             url: options.url.clone(),
             application_name: options.application_name.clone(),
-            connector: OnceLock::new(),
+            login: OnceLock::new(),
             set_path: set_path(&options.schema),
             settings: session_settings(&options),
             shared: shared.clone(),
@@ -156,6 +153,7 @@ impl Db {
             options,
             last: Mutex::default(),
             unwritable: Mutex::default(),
+            lost_schema: Mutex::default(),
             refused: AtomicBool::new(false),
             looking: AtomicBool::new(false),
             writes: AtomicU64::new(0),
@@ -182,23 +180,6 @@ impl Db {
             self.look_around();
         }
         result
-    }
-
-    /// Tries to write in a moment's time, and moves to whatever server of the URL takes writes by now. Nobody may ask for
-    /// readiness, and a write that is refused costs no connection.
-    fn look_around(&self) {
-        if self.0.looking.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let db = self.clone();
-        tokio::spawn(async move {
-            let looked = db.probe(db.0.options.acquire_timeout).await;
-            if let Err(reason) = looked {
-                tracing::debug!(%reason, "still no server that takes writes");
-            }
-            tokio::time::sleep(LOOK_PAUSE.mul_f64(0.5 + fastrand::f64())).await;
-            db.0.looking.store(false, Ordering::Relaxed);
-        });
     }
 
     async fn run_within<T, E, F>(&self, acquire_timeout: Duration, work: F) -> Result<T, E>
@@ -260,31 +241,6 @@ impl Db {
                 Err(DbError::unavailable(reason).into())
             }
         }
-    }
-
-    /// Asks for a connection for at most `timeout`, to see whether there is one; the answer is also [`Db::last`]. A server
-    /// that took no writes has to take one on trial, and to forget it, before it counts as well again.
-    ///
-    /// # Errors
-    ///
-    /// As [`Db::run`].
-    pub async fn probe(&self, timeout: Duration) -> Result<(), DbError> {
-        if self.unwritable().is_none() {
-            return self.run_within(timeout, |_| Ok(())).await;
-        }
-        let tried = self.run_within(timeout, |conn| {
-            let tried = try_to_write(conn);
-            match conn.unwritable() {
-                Some(why) if tried.is_err() && why.read_only => conn.move_on(),
-                _ => tried,
-            }
-        });
-        let tried = tried.await;
-        self.0.refused.store(false, Ordering::Relaxed);
-        tried?;
-        *self.0.unwritable() = None;
-        tracing::info!("the database takes writes again");
-        Ok(())
     }
 
     /// Since when the server takes no writes though it answers, if that is so.
@@ -406,7 +362,10 @@ impl Inner {
                 Err(DbError::Panicked.into())
             }
         };
-        if let Some(why) = conn.unwritable().cloned() {
+        if let Some((sql, said)) = conn.signs().schema_lost.clone() {
+            self.note_lost_schema(sql, &said);
+        }
+        if let Some(why) = conn.signs().unwritable.clone() {
             if why.read_only {
                 conn.mark_read_only();
                 self.refused.store(true, Ordering::Relaxed);
@@ -419,6 +378,12 @@ impl Inner {
             *unwritable = Some((Instant::now(), why.reason));
         }
         result
+    }
+
+    fn lost_schema(&self) -> MutexGuard<'_, Option<LostSchema>> {
+        self.lost_schema
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unwritable(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
@@ -461,44 +426,25 @@ impl Drop for Inner {
     }
 }
 
-/// Writes something that needs room, and undoes it.
-fn try_to_write(conn: &mut Conn) -> Result<(), DbError> {
-    enum Undo {
-        Done,
-        Failed(DbError),
-    }
-    impl From<DbError> for Undo {
-        fn from(error: DbError) -> Self {
-            Undo::Failed(error)
-        }
-    }
-    let tried: Result<(), Undo> = conn.transaction(|tx| {
-        tx.execute(TRIAL, &[])?;
-        Err(Undo::Done)
-    });
-    match tried {
-        Ok(()) | Err(Undo::Done) => Ok(()),
-        Err(Undo::Failed(error)) => Err(error),
-    }
-}
-
 /// Most slots for a cap.
 fn working(options: &Options, cap: u32) -> u32 {
     options.max_working.min(cap).max(1)
 }
 
-/// What every session of this broker is set to when it is opened (all known since PostgreSQL 14).
+/// What every session of this broker is set to when it is opened (all known since PostgreSQL 14): what correctness rests
+/// on, then the tenant's timeouts.
 ///
 /// No JIT: compiling a statement takes longer than any of ours runs. What works for a broker that was killed notices within a
 /// second, for whoever comes after it waits for that.
 fn session_settings(options: &Options) -> String {
     format!(
-        "SET statement_timeout = {}; \
+        "{} \
+         SET statement_timeout = {}; \
          SET idle_in_transaction_session_timeout = {}; \
          SET jit = off; \
          SET tcp_user_timeout = 5000; \
-         SET client_connection_check_interval = 1000; \
-         SELECT pg_catalog.pg_backend_pid()",
+         SET client_connection_check_interval = 1000",
+        brokkr_pg::SETTINGS,
         options.statement_timeout.as_millis(),
         options.idle_in_transaction_timeout.as_millis()
     )

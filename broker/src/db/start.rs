@@ -10,31 +10,40 @@
 //! Nothing here is async; it runs on a blocking thread or in a command.
 
 mod bootstrap;
+mod error;
 mod key_file;
+mod lock;
+mod schema;
 mod webhook_key;
 
 use std::time::Duration;
 
-use brokkr_pg::Reason;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use postgres::Client;
-use postgres::error::SqlState;
 
-use super::error::{describe, server_lost};
+use super::error::describe;
 use super::manager::set_path;
-use crate::pak::{Format, MintError, PakHash};
+use crate::pak::{Format, PakHash};
 use crate::webhook::key::KeySource;
+pub use error::StartError;
+use error::{contended, sort};
 pub use key_file::KeyFile;
+use lock::Lock;
+use schema::Schema;
 
 mod embedded {
     refinery::embed_migrations!("../migrations");
 }
 
-/// Between two attempts to get the lock.
-const LOCK_RETRY: Duration = Duration::from_millis(100);
+/// How long a start waits for another's lock, unless told otherwise. Shorter than a start may take under the supervisor, so
+/// that the reason is told before that ends.
+pub const PATIENCE: Duration = Duration::from_secs(50);
 
-/// How often a statement that lost a race against another start is tried again.
-const RACES: usize = 20;
+/// How often a migration that gave way to running work is tried again before the start begins anew.
+const MIGRATION_TRIES: usize = 20;
+
+/// Between two of these.
+const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a start needs to know.
 #[derive(Clone, Debug)]
@@ -53,6 +62,8 @@ pub struct Plan {
     pub key_file: KeyFile,
     /// Where the webhook key comes from.
     pub webhook_key: KeySource,
+    /// How long to wait while another start has the lock.
+    pub patience: Duration,
 }
 
 /// How far a start is.
@@ -75,78 +86,6 @@ pub struct Outcome {
     pub applied: usize,
 }
 
-/// Why a start did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The server is away, starting, full, or something else was in the way: the same start may succeed later.
-    #[error("{0}")]
-    Away(String),
-    /// Refused credentials, a missing database, missing rights, a schema from the future: somebody has to change something.
-    #[error("{0}")]
-    Configuration(String),
-    /// Anything else.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl StartError {
-    fn key_file(file: &KeyFile, error: &std::io::Error) -> Self {
-        StartError::Failed(format!("{}: {error}", file.path().display()))
-    }
-}
-
-impl From<MintError> for StartError {
-    fn from(error: MintError) -> Self {
-        match error {
-            MintError::Format(_) => StartError::Configuration(error.to_string()),
-            MintError::Randomness(_) => StartError::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<postgres::Error> for StartError {
-    fn from(error: postgres::Error) -> Self {
-        let text = describe(&error);
-        match error.code() {
-            _ if server_lost(&error) || lost_a_race(&error) => StartError::Away(text),
-            Some(code) if needs_a_person(code) => StartError::Configuration(text),
-            _ => StartError::Failed(text),
-        }
-    }
-}
-
-impl From<brokkr_pg::ConnectError> for StartError {
-    fn from(error: brokkr_pg::ConnectError) -> Self {
-        let refused = matches!(error.reason(), Reason::Denied | Reason::NoDatabase);
-        if refused || error.code().is_some_and(needs_a_person) {
-            StartError::Configuration(error.to_string())
-        } else {
-            // Unreachable, no such host, a standby, full: all may be otherwise in a moment.
-            StartError::Away(error.to_string())
-        }
-    }
-}
-
-/// 28xxx: authentication; 3D000: no such database; 42501: missing rights; 3F000: no such schema.
-fn needs_a_person(code: &SqlState) -> bool {
-    code.code().starts_with("28")
-        || *code == SqlState::INVALID_CATALOG_NAME
-        || *code == SqlState::INSUFFICIENT_PRIVILEGE
-        || *code == SqlState::INVALID_SCHEMA_NAME
-}
-
-/// `IF NOT EXISTS` is not atomic: two starts at once see 23505, 42P06, 42P07 or 42710. And 55P03: `lock_timeout`.
-fn lost_a_race(error: &postgres::Error) -> bool {
-    error.code().is_some_and(|code| {
-        *code == SqlState::UNIQUE_VIOLATION
-            || *code == SqlState::DUPLICATE_SCHEMA
-            || *code == SqlState::DUPLICATE_TABLE
-            // 42710: a table brings its row type, which may be the one that lost.
-            || *code == SqlState::DUPLICATE_OBJECT
-            || *code == SqlState::LOCK_NOT_AVAILABLE
-    })
-}
-
 /// Schema, migrations and first start, once. `step` hears when it takes longer than a look.
 ///
 /// # Errors
@@ -154,7 +93,8 @@ fn lost_a_race(error: &postgres::Error) -> bool {
 /// [`StartError`]. Whatever it is, calling again is safe: what was done is kept, what was half done was rolled back.
 pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     let mut client = connect(plan)?;
-    ensure_schema(&mut client, &plan.schema)?;
+    let schema = Schema::look(&mut client, &plan.schema)?;
+    schema.ensure(&mut client)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if let Some(version) = up_to_date(&mut client)?
         && bootstrap::is_done(&mut client)?
@@ -166,6 +106,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
             applied: 0,
         });
     }
+    schema.writable()?;
     let lock = Lock::take(plan, &mut client, step)?;
     let outcome = migrate_locked(&mut client, step)?;
     bootstrap::finish_key_file(&mut client, plan)?;
@@ -182,7 +123,8 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
 /// As [`start`].
 pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     let mut client = connect(plan)?;
-    ensure_schema(&mut client, &plan.schema)?;
+    let schema = Schema::look(&mut client, &plan.schema)?;
+    schema.ensure(&mut client)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if let Some(version) = up_to_date(&mut client)? {
         return Ok(Outcome {
@@ -190,6 +132,7 @@ pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> 
             applied: 0,
         });
     }
+    schema.writable()?;
     let lock = Lock::take(plan, &mut client, step)?;
     let outcome = migrate_locked(&mut client, step)?;
     lock.release();
@@ -236,19 +179,19 @@ pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> 
     Ok(minted)
 }
 
+/// Connects with no bound on a statement, because a migration takes as long as it takes. What it waits for is bounded, so
+/// that it never stands in the way of the instance that still serves this schema.
 fn connect(plan: &Plan) -> Result<Client, StartError> {
-    let options = brokkr_pg::Options::new(plan.application_name.as_str()).read_write();
-    let mut client = brokkr_pg::connect(&plan.url, &options)?;
-    // A migration takes as long as it takes; what it waits for is bounded, so that it never stands in the way of the
-    // instance that still serves this schema.
-    client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '2s'")?;
-    Ok(client)
+    let options = brokkr_pg::Options::new(plan.application_name.as_str())
+        .read_write()
+        .settings("SET lock_timeout = '2s'");
+    Ok(brokkr_pg::connect(&plan.url, &options)?)
 }
 
 /// A connection for a command, to a schema that has been started: it neither creates nor migrates one.
 pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
     let mut client = connect(plan)?;
-    let state = if !exists(&mut client, &plan.schema)? {
+    let state = if !Schema::look(&mut client, &plan.schema)?.is_there() {
         "does not exist"
     } else {
         client.batch_execute(&set_path(&plan.schema))?;
@@ -261,35 +204,6 @@ pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
         "schema {} {state}: run `brokkr-broker migrate` or start the broker",
         plan.schema
     )))
-}
-
-fn exists(client: &mut Client, schema: &SchemaName) -> Result<bool, postgres::Error> {
-    const THERE: &str = "SELECT 1 FROM pg_namespace WHERE nspname = $1";
-    Ok(client.query_opt(THERE, &[&schema.as_str()])?.is_some())
-}
-
-/// Looks before it creates: `CREATE SCHEMA IF NOT EXISTS` fails without the right to create, even when there is nothing
-/// to do.
-fn ensure_schema(client: &mut Client, schema: &SchemaName) -> Result<(), StartError> {
-    racing(|| {
-        if exists(client, schema)? {
-            Ok(())
-        } else {
-            client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))
-        }
-    })
-}
-
-/// Repeats a statement that another start on the same schema may have won.
-fn racing(mut statement: impl FnMut() -> Result<(), postgres::Error>) -> Result<(), StartError> {
-    let mut tries = 0;
-    loop {
-        match statement() {
-            Err(error) if lost_a_race(&error) && tries < RACES => tries += 1,
-            result => return result.map_err(StartError::from),
-        }
-        std::thread::sleep(Duration::from_millis(fastrand::u64(5..25)));
-    }
 }
 
 /// The schema's version if every migration of this broker has been applied; `None` if something is to be done.
@@ -360,31 +274,36 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
                     applied,
                 });
             }
-            Err(error) => match migration_error(&error) {
+            Err(error) => match driver_error(&error) {
                 // `lock_timeout`: the serving instance was in the way for two seconds. Its transactions are short.
-                StartError::Away(reason) if !client.is_closed() && tries < RACES => {
+                Some(cause) if contended(cause) && tries < MIGRATION_TRIES => {
                     tries += 1;
+                    let reason = describe(cause);
                     tracing::info!(%reason, "migration gave way to running work; trying again");
                     step(Step::MigratingAgain);
+                    std::thread::sleep(MIGRATION_PAUSE);
                 }
-                error => return Err(error),
+                _ => return Err(migration_error(&error)),
             },
         }
     }
 }
 
-fn migration_error(error: &refinery::Error) -> StartError {
+/// The server's part in a failed migration, if it had one.
+fn driver_error(error: &refinery::Error) -> Option<&postgres::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<postgres::Error>() {
-            let text = format!("migration: {}", describe(error));
-            return match error.code() {
-                _ if server_lost(error) || lost_a_race(error) => StartError::Away(text),
-                Some(code) if needs_a_person(code) => StartError::Configuration(text),
-                _ => StartError::Failed(text),
-            };
+        if let Some(error) = cause.downcast_ref() {
+            return Some(error);
         }
         source = cause.source();
+    }
+    None
+}
+
+fn migration_error(error: &refinery::Error) -> StartError {
+    if let Some(cause) = driver_error(error) {
+        return sort(cause, format!("migration: {}", describe(cause)));
     }
     match error.kind() {
         refinery::error::Kind::DivergentVersion(applied, ours) => {
@@ -393,46 +312,5 @@ fn migration_error(error: &refinery::Error) -> StartError {
             ))
         }
         _ => StartError::Failed(format!("migration: {error}")),
-    }
-}
-
-/// `brokkr_lock`, held in an open transaction on a connection of its own.
-struct Lock(Client);
-
-impl Lock {
-    fn take(plan: &Plan, client: &mut Client, step: &dyn Fn(Step)) -> Result<Self, StartError> {
-        racing(|| {
-            let there = client
-                .query_one("SELECT to_regclass('brokkr_lock') IS NOT NULL", &[])?
-                .get(0);
-            if there {
-                Ok(())
-            } else {
-                client.batch_execute("CREATE TABLE brokkr_lock ()")
-            }
-        })?;
-        let mut holder = connect(plan)?;
-        holder.batch_execute("SET idle_in_transaction_session_timeout = 0")?;
-        holder.batch_execute(&set_path(&plan.schema))?;
-        loop {
-            match holder
-                .batch_execute("BEGIN; LOCK TABLE brokkr_lock IN ACCESS EXCLUSIVE MODE NOWAIT")
-            {
-                Ok(()) => return Ok(Lock(holder)),
-                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                    holder.batch_execute("ROLLBACK")?;
-                    step(Step::WaitingForLock);
-                    std::thread::sleep(LOCK_RETRY);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Gives it back. Dropping does too: the server ends the transaction with the connection.
-    fn release(mut self) {
-        if let Err(error) = self.0.batch_execute("ROLLBACK") {
-            tracing::debug!(%error, "the lock's connection was gone already");
-        }
     }
 }

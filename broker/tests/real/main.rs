@@ -59,6 +59,7 @@ fn plan(server: &PgServer, schema: &str, place: &Place) -> Plan {
         pak_hash: None,
         key_file: KeyFile::in_folder(&place.join("state")),
         webhook_key: KeySource::new(None, &place.join("state")),
+        patience: Duration::from_secs(50),
     }
 }
 

@@ -62,7 +62,12 @@ impl Inner {
                         self.note(Last::Worked(Instant::now()));
                         return Ok(slotted);
                     }
-                    Err(error) => self.note(Last::failed(error.to_string())),
+                    Err(error) => {
+                        self.note(Last::failed(error.to_string()));
+                        if !slotted.is_spoiled() {
+                            return Err(error);
+                        }
+                    }
                 },
             }
             if Instant::now() >= until {
