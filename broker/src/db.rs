@@ -5,7 +5,8 @@
 //! ```
 //!
 //! - [`gate`](self) decides who may work and when another connection is opened. Nothing waits on a thread.
-//! - The checkout sets `search_path`; one round trip proves both the connection and the schema.
+//! - The checkout sets `search_path`; one round trip proves the connection. What a statement shows of the schema and of a
+//!   server that takes no writes is noted (`signs`), and tried again before the broker counts as ready (`pool::trial`).
 //! - Until a request has a working connection it is bounded by `acquire_timeout`; after that by the deadline. A thread
 //!   that overruns keeps its slot and its connection until it is done: the server is not given more work than it has.
 //! - Idle connections are closed after 30 to 60 s: an idle broker holds none.
