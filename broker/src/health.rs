@@ -154,8 +154,12 @@ impl Health {
                 }
             }
         }
+        // A look that ends well takes both back: they are news since.
+        let unfit = lost_schema || db.unwritable().is_some();
         match &state.looked {
-            Some((until, verdict)) if now < *until => Some(verdict.clone()),
+            Some((until, verdict)) if now < *until && !(unfit && verdict.is_ok()) => {
+                Some(verdict.clone())
+            }
             _ => None,
         }
     }

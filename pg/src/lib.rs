@@ -5,7 +5,8 @@
 //! for it, and [`ConnectError`] says in one word what a refusal means for whoever has to decide about trying again.
 //!
 //! Server settings are not passed in the startup packet (`options=`): a pooler in front refuses those. They are set by the
-//! first message of a session: [`SETTINGS`], what correctness rests on, and what the caller adds ([`Options::settings`]).
+//! first message of a session: [`SETTINGS`], which correctness rests on, and the caller's ([`Options::settings`]). Only
+//! [`Connector::open`] leaves them to its caller.
 
 #![forbid(unsafe_code)]
 
@@ -14,12 +15,7 @@ mod identity;
 mod session;
 mod tls;
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{pin::Pin, time::Duration};
 
 use brokkr_tenant::{ChannelBinding, DatabaseUrl, Host, SslMode};
 use postgres::{
@@ -221,53 +217,32 @@ impl Connector {
     /// Opens one connection for an event loop: the client, and the work to be run beside it. Without a bound of its
     /// own beyond reaching the server, and dropped without harm at any time.
     ///
+    /// Sets nothing in the session: a pooler that shares its sessions would hand the settings on to others, and it is for
+    /// the caller to find out that there is none.
+    ///
     /// # Errors
     /// As [`Connector::connect`].
     pub async fn open(&self) -> Result<(tokio_postgres::Client, Work), ConnectError> {
         let fail = |error| self.failure(error);
         if let Some(tls) = &self.tls {
             match self.config.connect(tls.clone()).await.map_err(fail) {
-                Ok((client, work)) => return self.prepare(client, Box::pin(work)).await,
+                Ok((client, work)) => return Ok((client, Box::pin(work))),
                 Err(error) if self.falls_back(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         let (client, work) = self.plain().connect(NoTls).await.map_err(fail)?;
-        self.prepare(client, Box::pin(work)).await
+        Ok((client, Box::pin(work)))
     }
 
-    /// Sends the settings, the work running beside them.
-    async fn prepare(
-        &self,
-        client: tokio_postgres::Client,
-        work: Work,
-    ) -> Result<(tokio_postgres::Client, Work), ConnectError> {
-        let mut work = Some(work);
-        {
-            let mut settings = pin!(client.batch_execute(&self.settings));
-            let sent = poll_fn(|context| {
-                match work.as_mut().map(|work| work.as_mut().poll(context)) {
-                    Some(Poll::Ready(Err(error))) => return Poll::Ready(Err(error)),
-                    // Dropped, because only then the statements learn that they have no connection.
-                    Some(Poll::Ready(Ok(()))) => work = None,
-                    Some(Poll::Pending) | None => {}
-                }
-                settings.as_mut().poll(context)
-            });
-            sent.await.map_err(|error| self.failure(error))?;
-        }
-        let ended = || -> Work { Box::pin(std::future::ready(Ok(()))) };
-        Ok((client, work.unwrap_or_else(ended)))
-    }
-
-    /// How to connect with TLS, unless there is to be none. With [`Connector::without_tls`], [`Connector::falls_back`] and
+    /// Returns what it takes to connect with TLS, unless there is to be none. With [`Connector::without_tls`], [`Connector::falls_back`] and
     /// [`Connector::failure`] all that [`Connector::connect`] does but the settings, for a pool that connects by itself.
     pub fn with_tls(&self) -> Option<(Config, MakeRustlsConnect)> {
         let tls = self.tls.clone()?;
         Some((self.config.clone().into(), tls))
     }
 
-    /// How to connect without TLS.
+    /// Returns what it takes to connect without TLS.
     pub fn without_tls(&self) -> Config {
         self.plain().into()
     }
@@ -277,7 +252,7 @@ impl Connector {
         ConnectError::new(&self.server, error)
     }
 
-    /// Whether to try again without TLS. `prefer` is the only mode that may end so: where the handshake fails, and where
+    /// Returns true when the next try is without TLS. `prefer` is the only mode that may end so: where the handshake fails, and where
     /// the server's pg_hba.conf has no line for TLS (the server itself saying that it has no TLS is seen by the driver).
     pub fn falls_back(&self, error: &ConnectError) -> bool {
         self.mode == SslMode::Prefer && error.may_do_without_tls()

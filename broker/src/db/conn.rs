@@ -83,12 +83,12 @@ impl Conn {
         self.only_reads = true;
     }
 
-    /// What this checkout has shown of the server and the schema.
+    /// Returns what this checkout has shown of the server and the schema.
     pub(super) fn signs(&self) -> &Signs {
         &self.signs
     }
 
-    /// Has the server look at statements without running them: what they name is there, or the first failure.
+    /// Prepares statements on the server without running them: fails at the first that names what is not there.
     pub(super) fn try_statements(
         &mut self,
         statements: impl IntoIterator<Item = &'static str>,

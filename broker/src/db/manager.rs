@@ -211,7 +211,7 @@ impl Slotted {
         }
     }
 
-    /// Whether it is not to be used again.
+    /// Returns true when it must not be used again.
     pub(super) fn is_spoiled(&self) -> bool {
         match &self.0.state {
             State::Live(live) => live.spoiled,
@@ -287,7 +287,7 @@ impl Slotted {
     }
 }
 
-/// Whether the session may be in any state: lost, or left in a transaction that has failed (class 25).
+/// Returns true when the session may be in any state: lost, or left in a transaction that has failed (class 25).
 fn leaves_unknown(error: &postgres::Error) -> bool {
     let in_transaction = error
         .code()

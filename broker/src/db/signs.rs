@@ -1,4 +1,4 @@
-//! Signs on one checkout that the server or the schema is not fit for work, though a connection works.
+//! Signs on one checkout that the server or the schema is unfit for work, though the connection works.
 //!
 //! A checkout proves a connection and no more: reading goes on while nothing can be written, and connecting goes on while
 //! the schema is gone. So [`Conn`](super::Conn) notes what the server refuses, and the pool draws the conclusion: not ready,

@@ -9,8 +9,10 @@
 mod pool;
 mod retention;
 mod serving;
+mod session;
 mod start;
 mod supervised;
+mod unfit;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@
 
 mod away;
 mod full;
+mod lost_schema;
 mod network;
 mod read_only;
 mod scene;

@@ -1,7 +1,7 @@
 //! Logging in to the server, by `r2d2_postgres`.
 //!
-//! Its manager connects with TLS or without, always. `sslmode=prefer` means one after the other, so there is a manager for
-//! each, and this makes one of the two.
+//! Its manager always connects the same way, with TLS or without. `sslmode=prefer` tries both, so [`Login`] holds a manager
+//! for each.
 
 use brokkr_pg::{ConnectError, Connector, MakeRustlsConnect, Options};
 use brokkr_tenant::DatabaseUrl;
@@ -9,7 +9,7 @@ use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 
-/// Connects to one URL, and knows a connection that has ended. Sets nothing in the session.
+/// Connects to one URL, and recognises a connection that has ended. Sets nothing in the session.
 pub(in crate::db) struct Login {
     connector: Connector,
     /// `None` when there is to be no TLS.
@@ -46,9 +46,9 @@ impl ManageConnection for Login {
         }
     }
 
-    /// Asks the server for nothing, and waits for its answer.
+    /// Sends an empty query, and waits for its answer.
     fn is_valid(&self, client: &mut Client) -> Result<(), ConnectError> {
-        // The same for both: TLS is made once, at connect.
+        // Either manager will do: TLS is a matter of connecting only.
         self.plain
             .is_valid(client)
             .map_err(|error| self.connector.failure(error))

@@ -1,4 +1,4 @@
-//! Whether a server and a schema that were found unfit are fit again: tried, because a connection that works proves neither.
+//! Trials that show that an unfit server or schema is fit again: a connection that works proves neither.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ impl Db {
         Ok(())
     }
 
-    /// Looks whether a schema that was lost is back. Asks nothing where none was.
+    /// Tries whether a lost schema is back. Asks the server nothing while none is lost.
     async fn look_for_schema(&self, timeout: Duration) -> Result<(), DbError> {
         let Some(lost) = self.0.lost_schema().clone() else {
             return Ok(());
@@ -84,7 +84,7 @@ impl Db {
         }
     }
 
-    /// Whether the schema does not hold what the broker's statements name, as far as is known.
+    /// Returns true while the schema does not hold what the broker's statements name, as far as is known.
     pub fn has_lost_schema(&self) -> bool {
         self.0.lost_schema().is_some()
     }

@@ -1,6 +1,6 @@
-//! Why a start failed, sorted by what ends it: time, a person, or neither.
+//! The errors of a start, sorted by what ends them: time, a person, or neither.
 //!
-//! Only [`StartError::Away`] is tried again by the broker, so nothing may be sorted there that time alone cannot end.
+//! The broker tries only [`StartError::Away`] again, so nothing may be sorted there that time alone cannot end.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ impl From<brokkr_pg::ConnectError> for StartError {
 }
 
 /// 28xxx: authentication; 3D000: no such database; 42501: missing rights; 3F000: no such schema; 53400: a limit that
-/// somebody has set.
+/// an operator has set.
 fn needs_a_person(code: &SqlState) -> bool {
     code.code().starts_with("28")
         || *code == SqlState::INVALID_CATALOG_NAME

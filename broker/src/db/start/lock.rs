@@ -45,7 +45,7 @@ impl Lock {
                 }
                 Err(error) => return Err(error.into()),
             }
-            // Another start migrates, or a transaction that is no start at all was left open with the lock.
+            // Another start migrates, or some other transaction was left open with the lock.
             if began.elapsed() >= plan.patience {
                 return Err(StartError::Away(format!(
                     "table brokkr_lock of schema {} has been locked for {:?} by {}",

@@ -6,7 +6,7 @@ use postgres::Client;
 use super::StartError;
 use super::error::racing;
 
-/// Everything a start has to know beforehand, in one row. `search_path` is the catalogue's still.
+/// Reads everything a start has to know beforehand, in one row. Runs while `search_path` is the catalogue's.
 const LOOK: &str = "SELECT current_database()::text, current_setting('server_encoding'), current_user::text, \
         quote_ident(current_user), quote_ident(wanted.name), n.oid IS NOT NULL, \
         pg_get_userbyid(n.nspowner)::text, \
@@ -23,7 +23,7 @@ const LOOK: &str = "SELECT current_database()::text, current_setting('server_enc
             AND c.relname IN ('brokkr_lock', 'brokkr_meta', 'refinery_schema_history') \
         ORDER BY 2 LIMIT 1) t ON true";
 
-/// What the look has found.
+/// The schema as the look has found it, and what the role may do there.
 pub(super) struct Schema {
     name: String,
     quoted: String,
@@ -77,12 +77,12 @@ impl Schema {
         Ok(schema)
     }
 
-    /// Whether it exists.
+    /// Returns true when it exists.
     pub(super) fn is_there(&self) -> bool {
         self.owner.is_some()
     }
 
-    /// Refuses a schema that can be read, and in which nothing can be made.
+    /// Refuses a schema that the role may read, but in which it may make nothing.
     pub(super) fn writable(&self) -> Result<(), StartError> {
         match (&self.owner, &self.tables) {
             (Some(owner), _) if !self.may_create => Err(self.not_ours(owner)),

@@ -1,0 +1,162 @@
+//! Databases and schemas in which a broker can never work: refused at once, with the reason, and left as they are.
+
+use std::time::{Duration, Instant};
+
+use brokkr_broker::db::start::{Plan, StartError, Step, migrate, start};
+use brokkr_tenant::DatabaseUrl;
+use brokkr_tests::{PgServer, Place};
+
+use crate::plan;
+
+const QUIET: &dyn Fn(Step) = &|_| {};
+
+/// The reason for which both commands refuse, without a second try.
+fn refused(plan: &Plan) -> String {
+    let began = Instant::now();
+    let Err(StartError::Configuration(reason)) = start(plan, QUIET) else {
+        panic!("it is not refused")
+    };
+    let Err(StartError::Configuration(again)) = migrate(plan, QUIET) else {
+        panic!("migrate does not refuse it")
+    };
+    assert_eq!(reason, again);
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    reason
+}
+
+/// Everything in a schema.
+fn contents(server: &PgServer, schema: &str) -> Vec<String> {
+    const CONTENTS: &str = "SELECT relname::text || relkind::text FROM pg_class WHERE relnamespace = $1::text::regnamespace ORDER BY 1";
+    let rows = server.client().query(CONTENTS, &[&schema]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn a_database_that_is_not_utf8_is_refused() {
+    let (server, place) = (PgServer::start(), Place::new());
+    server.sql("CREATE DATABASE latin OWNER brokkr ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+    let mut plan = plan(&server, "tenant_latin", &place);
+    plan.url = DatabaseUrl::parse(&server.url("latin", "brokkr")).unwrap();
+    assert_eq!(
+        refused(&plan),
+        "database \"latin\" has encoding LATIN1; Brokkr needs UTF8: create it with ENCODING 'UTF8' TEMPLATE template0"
+    );
+}
+
+#[test]
+fn a_schema_of_another_role_is_refused_with_what_helps_and_that_helps() {
+    let (server, place) = (PgServer::start(), Place::new());
+    server.role("Owner", "");
+    server.sql("CREATE SCHEMA tenant_other AUTHORIZATION \"Owner\"");
+    let plan = plan(&server, "tenant_other", &place);
+    let expected = "role \"brokkr\" may not use schema \"tenant_other\", which belongs to role \"Owner\": ALTER SCHEMA tenant_other OWNER TO brokkr";
+    assert_eq!(refused(&plan), expected);
+    // It can be looked into, and nothing can be made in it.
+    server.sql("GRANT USAGE ON SCHEMA tenant_other TO brokkr");
+    assert_eq!(refused(&plan), expected);
+    assert!(contents(&server, "tenant_other").is_empty());
+    server.sql(expected.rsplit_once(": ").unwrap().1);
+    start(&plan, QUIET).unwrap();
+
+    // The schema is its own, and the tables are not.
+    server.sql("ALTER TABLE tenant_other.refinery_schema_history OWNER TO \"Owner\"");
+    let reason = refused(&plan);
+    assert!(
+        reason.starts_with("role \"brokkr\" may not use the tables of schema \"tenant_other\", which belong to role \"Owner\": ALTER TABLE"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_schema_of_the_published_broker_is_refused_and_left_as_it_is() {
+    let (server, place) = (PgServer::start(), Place::new());
+    server.sql(
+        "SET ROLE brokkr; CREATE SCHEMA tenant_old; \
+         CREATE TABLE tenant_old.__diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on timestamp NOT NULL DEFAULT now()); \
+         CREATE TABLE tenant_old.agents (id uuid PRIMARY KEY, name varchar(255) NOT NULL)",
+    );
+    let before = contents(&server, "tenant_old");
+    assert_eq!(
+        refused(&plan(&server, "tenant_old", &place)),
+        "this schema was made by Brokkr 0.9 (it holds __diesel_schema_migrations); choose another schema, its tables are left as they are"
+    );
+    assert_eq!(contents(&server, "tenant_old"), before);
+    assert!(!place.join("state").exists());
+}
+
+#[test]
+fn what_is_in_the_way_for_ever_is_no_race() {
+    let (server, place) = (PgServer::start(), Place::new());
+    for (schema, in_the_way, named) in [
+        (
+            "tenant_table",
+            "CREATE TABLE tenant_table.agents (id int)",
+            "agents",
+        ),
+        (
+            "tenant_sequence",
+            "CREATE SEQUENCE tenant_sequence.brokkr_lock",
+            "brokkr_lock",
+        ),
+        (
+            "tenant_type",
+            "CREATE TYPE tenant_type.brokkr_lock AS ENUM ()",
+            "brokkr_lock",
+        ),
+        (
+            "tenant_function",
+            "CREATE FUNCTION tenant_function.refuse_delete() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            "refuse_delete",
+        ),
+    ] {
+        server.sql(&format!(
+            "SET ROLE brokkr; CREATE SCHEMA {schema}; {in_the_way}"
+        ));
+        let reason = refused(&plan(&server, schema, &place));
+        assert!(
+            reason.contains(named) && reason.contains("choose another schema"),
+            "{reason}"
+        );
+    }
+}
+
+#[test]
+fn a_name_that_the_first_start_needs_is_no_race_when_it_is_taken() {
+    let (server, place) = (PgServer::start(), Place::new());
+    let plan = plan(&server, "tenant_name", &place);
+    migrate(&plan, QUIET).unwrap();
+    server.sql("INSERT INTO tenant_name.generators (name) VALUES ('__system__')");
+    let refused = start(&plan, QUIET);
+    assert!(
+        matches!(refused, Err(StartError::Configuration(_))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_lock_that_no_start_holds_is_waited_for_with_patience_and_its_holder_is_named() {
+    let (server, place) = (PgServer::start(), Place::new());
+    let mut plan = plan(&server, "tenant_locked", &place);
+    server.sql(
+        "SET ROLE brokkr; CREATE SCHEMA tenant_locked; CREATE TABLE tenant_locked.brokkr_lock ()",
+    );
+    let mut holder = server.client();
+    holder
+        .batch_execute("BEGIN; LOCK TABLE tenant_locked.brokkr_lock IN ACCESS SHARE MODE")
+        .unwrap();
+    let pid: i32 = holder
+        .query_one("SELECT pg_backend_pid()", &[])
+        .unwrap()
+        .get(0);
+    plan.patience = Duration::from_millis(300);
+    let Err(StartError::Away(reason)) = migrate(&plan, QUIET) else {
+        panic!("it is not waited for")
+    };
+    assert!(reason.contains(&format!("process {pid}")), "{reason}");
+    holder.batch_execute("ROLLBACK").unwrap();
+    migrate(&plan, QUIET).unwrap();
+}
