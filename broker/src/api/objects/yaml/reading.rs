@@ -1,0 +1,210 @@
+//! Follows the events of a YAML stream and refuses what parses but no agent can read.
+//!
+//! The bounds of nesting and of aliases are those of the published agent's parser. A key is compared by its text, because the
+//! cluster gets JSON, where `1` and `"1"` are one key.
+
+use std::collections::{HashMap, HashSet};
+
+use libyaml_safer::{Event, EventData, ScalarStyle};
+
+/// What may be held of one text besides the parser's own.
+const MEMORY: usize = 64 * 1024 * 1024;
+/// What a key takes until its mapping ends, besides its text.
+const KEY: usize = 96;
+/// What an anchor takes until its document ends, besides its name.
+const ANCHOR: usize = 192;
+/// An anchored scalar up to this size is kept, for an alias can stand for a key. libyaml takes no longer key without `?`.
+const KEPT: usize = 1024;
+/// Levels of lists and mappings, what aliases stand for included.
+const DEEPEST: usize = 128;
+/// Times that an alias is followed, for each event of its document.
+const ALIASES_PER_EVENT: u64 = 100;
+
+pub(super) const TOO_MUCH: &str = "the YAML takes too much memory to read: it has too many keys in one mapping or too many \
+    anchors; split the bundle into smaller objects";
+
+/// One list or mapping that has not ended.
+struct Open {
+    /// The keys so far, if it is a mapping.
+    keys: Option<HashSet<String>>,
+    /// The next node is a key.
+    at_key: bool,
+    anchor: Option<String>,
+    height: usize,
+    /// What these were in [`Reading`] before.
+    held_of_keys: usize,
+    jumps: u64,
+}
+
+/// A node that an alias can stand for.
+struct Anchored {
+    /// Levels in it. None as long as it has not ended.
+    height: Option<usize>,
+    /// Aliases to follow in it.
+    jumps: u64,
+    /// Its text, if it is a scalar and not too long.
+    text: Option<String>,
+}
+
+/// What is known of a stream so far.
+#[derive(Default)]
+pub(super) struct Reading {
+    open: Vec<Open>,
+    anchors: HashMap<String, Anchored>,
+    /// Bytes held of the keys and anchors above.
+    held_of_keys: usize,
+    held_of_anchors: usize,
+    /// Events and followed aliases of this document.
+    events: u64,
+    jumps: u64,
+    anything: bool,
+}
+
+impl Reading {
+    /// Whether there was a document that is not null.
+    pub(super) fn found_anything(&self) -> bool {
+        self.anything
+    }
+
+    /// Takes the next event. The error is a sentence that says what is wrong, and where.
+    pub(super) fn take(&mut self, event: Event) -> Result<(), String> {
+        self.events += 1;
+        let (line, column) = (event.start_mark.line + 1, event.start_mark.column + 1);
+        self.follow(event.data).map_err(|why| {
+            format!("the YAML cannot be read by an agent: line {line} column {column}: {why}")
+        })?;
+        if self.held_of_keys + self.held_of_anchors > MEMORY {
+            return Err(TOO_MUCH.to_owned());
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, event: EventData) -> Result<(), String> {
+        match event {
+            EventData::DocumentStart { .. } => {
+                self.anchors.clear();
+                (self.held_of_anchors, self.events, self.jumps) = (0, 0, 0);
+            }
+            EventData::Scalar {
+                anchor,
+                tag,
+                value,
+                style,
+                ..
+            } => {
+                // What has no tag and no quotes and reads as nothing is null.
+                self.anything |= style != ScalarStyle::Plain
+                    || tag.is_some()
+                    || !matches!(&*value, "" | "~" | "null" | "Null" | "NULL");
+                self.node(Some(&value), 0)?;
+                if let Some(name) = anchor {
+                    let text = (value.len() <= KEPT).then_some(value);
+                    self.anchor(name, Some(0), text);
+                }
+            }
+            EventData::Alias { anchor } => self.alias(&anchor)?,
+            EventData::SequenceStart { anchor, .. } => self.begin(anchor, None)?,
+            EventData::MappingStart { anchor, .. } => self.begin(anchor, Some(HashSet::new()))?,
+            EventData::SequenceEnd | EventData::MappingEnd => self.end(),
+            EventData::DocumentEnd { .. } => {
+                if self.jumps > self.events * ALIASES_PER_EVENT {
+                    return Err("the document's aliases stand for too much".to_owned());
+                }
+            }
+            EventData::StreamStart { .. } | EventData::StreamEnd => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a node with this many levels in it for its place in what holds it. Its text counts if it is a key.
+    fn node(&mut self, text: Option<&str>, height: usize) -> Result<(), String> {
+        if self.open.len() + height > DEEPEST {
+            return Err(format!("it nests more than {DEEPEST} levels deep"));
+        }
+        let Some(parent) = self.open.last_mut() else {
+            return Ok(());
+        };
+        parent.height = parent.height.max(height + 1);
+        let Some(keys) = &mut parent.keys else {
+            return Ok(());
+        };
+        if parent.at_key
+            && let Some(text) = text
+        {
+            if !keys.insert(text.to_owned()) {
+                let mut name: String = text.chars().take(80).collect();
+                if name.len() < text.len() {
+                    name.push('…');
+                }
+                return Err(format!("the key {name:?} is there twice"));
+            }
+            self.held_of_keys += KEY + text.len();
+        }
+        parent.at_key = !parent.at_key;
+        Ok(())
+    }
+
+    fn alias(&mut self, name: &str) -> Result<(), String> {
+        let Some(anchored) = self.anchors.get(name) else {
+            return Err(format!(
+                "the alias *{name} has no anchor &{name} before it in its document"
+            ));
+        };
+        let Some(height) = anchored.height else {
+            return Err(format!("the alias *{name} stands for what it is in"));
+        };
+        self.jumps = self.jumps.saturating_add(1).saturating_add(anchored.jumps);
+        let text = anchored.text.clone();
+        self.anything = true;
+        self.node(text.as_deref(), height)
+    }
+
+    fn begin(
+        &mut self,
+        anchor: Option<String>,
+        keys: Option<HashSet<String>>,
+    ) -> Result<(), String> {
+        self.anything = true;
+        self.node(None, 1)?;
+        if let Some(name) = &anchor {
+            self.anchor(name.clone(), None, None);
+        }
+        self.open.push(Open {
+            at_key: keys.is_some(),
+            keys,
+            anchor,
+            height: 1,
+            held_of_keys: self.held_of_keys,
+            jumps: self.jumps,
+        });
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        let Some(ended) = self.open.pop() else {
+            return;
+        };
+        if let Some(parent) = self.open.last_mut() {
+            parent.height = parent.height.max(ended.height + 1);
+        }
+        self.held_of_keys = ended.held_of_keys;
+        let anchored = ended.anchor.and_then(|name| self.anchors.get_mut(&name));
+        // An anchor of the same name inside has taken the place of this anchor.
+        if let Some(anchored) = anchored.filter(|anchored| anchored.height.is_none()) {
+            anchored.height = Some(ended.height);
+            anchored.jumps = self.jumps - ended.jumps;
+        }
+    }
+
+    fn anchor(&mut self, name: String, height: Option<usize>, text: Option<String>) {
+        self.held_of_anchors += ANCHOR + name.len() + text.as_ref().map_or(0, String::len);
+        self.anchors.insert(
+            name,
+            Anchored {
+                height,
+                jumps: 0,
+                text,
+            },
+        );
+    }
+}
