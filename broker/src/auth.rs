@@ -54,14 +54,14 @@ impl From<Principal> for Actor {
     }
 }
 
-/// The hash of the PAK in an `Authorization` value: `Bearer <PAK>`, `bearer <PAK>` or the bare PAK. `None` when the value
+/// Hashes the PAK in an `Authorization` value: `Bearer <PAK>`, the scheme in any case, or the bare PAK. `None` when the value
 /// holds no PAK at all.
 pub fn pak_hash(authorization: &[u8]) -> Option<PakHash> {
     let value = std::str::from_utf8(authorization).ok()?;
-    let pak = value
-        .strip_prefix("Bearer ")
-        .or_else(|| value.strip_prefix("bearer "))
-        .unwrap_or(value);
+    let pak = match value.split_once(' ') {
+        Some((scheme, pak)) if scheme.eq_ignore_ascii_case("Bearer") => pak,
+        _ => value,
+    };
     PakHash::of(pak.trim())
 }
 
@@ -109,6 +109,8 @@ mod tests {
         for value in [
             "Bearer brokkr_BRabcdef_long",
             "bearer  brokkr_BRabcdef_long ",
+            "BEARER brokkr_BRabcdef_long",
+            "bEaReR brokkr_BRabcdef_long",
             "other_short_long",
         ] {
             assert_eq!(pak_hash(value.as_bytes()), bare, "{value}");
@@ -117,7 +119,16 @@ mod tests {
 
     #[test]
     fn what_has_not_exactly_three_parts_is_no_pak() {
-        for value in ["", "Bearer ", "a_b", "a_b_c_d", "a_b_", "nonsense"] {
+        for value in [
+            "",
+            "Bearer ",
+            "BEARER",
+            "Basic a_b_c",
+            "a_b",
+            "a_b_c_d",
+            "a_b_",
+            "nonsense",
+        ] {
             assert_eq!(pak_hash(value.as_bytes()), None, "{value}");
         }
         assert_eq!(pak_hash(b"a_b_\xff"), None);

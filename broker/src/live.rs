@@ -24,6 +24,7 @@ mod recheck;
 mod recorder;
 mod registry;
 mod socket;
+mod warned;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub(crate) use place::Seat;
 use recorder::Recorder;
 use registry::{Ending, Registry};
 pub(crate) use socket::{Guest, serve};
+use warned::Warned;
 
 /// Most of a drain's grace that the closing is spread over, and most of it that a peer's answer is waited for: together
 /// well before idle connections are closed.
@@ -64,6 +66,7 @@ struct Inner {
     registry: Registry,
     feed: Feed,
     recorder: Recorder,
+    warned: Warned,
     doubted: Notify,
     /// Somebody connected.
     joined: Notify,
@@ -101,6 +104,7 @@ impl Live {
             registry: Registry::new(metrics.clone()),
             feed: Feed::default(),
             recorder: Recorder::new(),
+            warned: Warned::default(),
             doubted: Notify::new(),
             joined: Notify::new(),
             deaths: AtomicU64::new(0),

@@ -144,7 +144,9 @@ fn a_request_is_asked_claimed_answered_and_shown() {
         [first.clone(), second.clone()],
         "oldest first"
     );
-    assert_eq!(asked.show(&first)["result"], Value::Null);
+    let open = asked.show(&first);
+    shapes::check("DiagnosticResponse", &open);
+    assert_eq!(open["result"], Value::Null);
 
     let claimed = asked.claim(&first).expect(200).json();
     assert_eq!(claimed["status"], "claimed");

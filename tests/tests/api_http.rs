@@ -388,6 +388,109 @@ fn what_is_too_long_or_no_http_is_told_so_in_json() {
 }
 
 #[test]
+fn a_client_that_takes_http_2_for_granted_is_told_in_http_1() {
+    let world = World::new();
+    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // Whole, and with a pause in its middle.
+    for first in [preface.len(), 7] {
+        let mut connection = Connection::open(&world.admin.addr).unwrap();
+        connection.raw(&preface[..first]).unwrap();
+        connection.raw(&preface[first..]).unwrap();
+        let answer = connection.receive(false).unwrap();
+        let _ = refused(&answer, 505, "http_version_not_supported");
+        assert!(answer.closes() && answer.text().contains("HTTP/1.1"));
+        assert!(connection.is_closed().unwrap());
+    }
+}
+
+#[test]
+fn an_http_1_1_request_has_exactly_one_host() {
+    let world = World::new();
+    let pak = as_admin(&world);
+    let ask = |head: &str| {
+        let mut connection = Connection::open(&world.admin.addr).unwrap();
+        let request =
+            format!("GET /api/v1/agents {head}Authorization: {pak}\r\nConnection: close\r\n\r\n");
+        connection.raw(request.as_bytes()).unwrap();
+        connection.receive(false).unwrap()
+    };
+    for head in ["HTTP/1.1\r\n", "HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
+        let answer = ask(head);
+        let _ = refused(&answer, 400, "bad_request");
+        assert!(answer.text().contains("Host"), "{}", answer.text());
+    }
+    for head in [
+        "HTTP/1.1\r\nHost: a\r\n",
+        "HTTP/1.1\r\nHost:\r\n",
+        "HTTP/1.0\r\n",
+    ] {
+        let _ = ask(head).expect(200);
+    }
+}
+
+#[test]
+fn the_scheme_before_a_pak_may_be_in_any_case() {
+    let world = World::new();
+    for scheme in ["Bearer", "bearer", "BEARER", "bEARER"] {
+        let pak = format!("{scheme} {}", world.admin.pak);
+        let headers = [("Authorization", pak.as_str())];
+        let _ = call(&world, "GET", "/api/v1/agents", &headers).expect(200);
+    }
+    let basic = format!("Basic {}", world.admin.pak);
+    let answer = call(
+        &world,
+        "GET",
+        "/api/v1/agents",
+        &[("Authorization", &basic)],
+    );
+    assert_eq!(answer.status, 401);
+}
+
+#[test]
+fn a_compressed_body_is_415_and_says_why() {
+    let world = World::new();
+    let pak = as_admin(&world);
+    let stack = world.stack(&world.generator("g"));
+    let body = br#"{"name":"a","cluster_name":"c"}"#;
+    let post = |path: &str, kind: &str, encoding: &str, body: &[u8]| {
+        let headers = [
+            ("Authorization", pak.as_str()),
+            ("Content-Type", kind),
+            ("Content-Encoding", encoding),
+        ];
+        request(&world.admin.addr, "POST", path, &headers, Some(body)).unwrap()
+    };
+    for encoding in ["gzip", "GZIP", "identity, br", "zstd"] {
+        for (path, kind) in [
+            ("/api/v1/agents".to_owned(), "application/json"),
+            (
+                format!("/api/v1/stacks/{stack}/deployment-objects"),
+                "application/yaml",
+            ),
+        ] {
+            let answer = post(&path, kind, encoding, body);
+            let _ = refused(&answer, 415, "unsupported_content_encoding");
+            assert!(
+                answer.text().contains("Content-Encoding"),
+                "{}",
+                answer.text()
+            );
+        }
+    }
+    let _ = post("/api/v1/agents", "application/json", "Identity", body).expect(201);
+    let headers = [("Authorization", "nonsense"), ("Content-Encoding", "gzip")];
+    let nobody = request(
+        &world.admin.addr,
+        "POST",
+        "/api/v1/agents",
+        &headers,
+        Some(body),
+    )
+    .unwrap();
+    assert_eq!(nobody.status, 401, "who is calling comes first");
+}
+
+#[test]
 fn a_client_that_sends_too_slowly_is_given_up_and_told_so() {
     let world = World::new();
     let bound = Duration::from_secs(60);
@@ -404,7 +507,7 @@ fn a_client_that_sends_too_slowly_is_given_up_and_told_so() {
         let mut connection = Connection::open_within(&world.admin.addr, bound).unwrap();
         let began = Instant::now();
         let announced = format!(
-            "POST /api/v1/agents HTTP/1.1\r\nAuthorization: {}\r\nContent-Type: application/json\r\n\
+            "POST /api/v1/agents HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\nContent-Type: application/json\r\n\
              Content-Length: 1000\r\n\r\n{{",
             world.admin.pak
         );

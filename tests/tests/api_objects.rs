@@ -77,6 +77,12 @@ fn whatever_is_wrong_with_an_object_is_one_code() {
         ("application/json", br#"{"yaml_content":""}"#),
         ("application/json", br#"{"yaml_content":"a: ["}"#),
         ("application/json", br#"{"yaml_content":"a: \u0000"}"#),
+        ("application/json", br#"{"yaml_content":"a: \u0007"}"#),
+        ("application/yaml", b"a: 1\nb: 2\na: 3"),
+        ("application/yaml", b"kind: Pod\nspec: {a: 1, \"a\": 2}"),
+        ("application/yaml", b"a: &x 1\n---\nb: *x"),
+        ("application/yaml", b"a: 1\n\t\nb: 2"),
+        ("application/yaml", b"\xef\xbb\xbfa: 1\nb: 2"),
         ("text/plain", b"a: 1"),
         ("APPLICATION/YAML", b"a: 1"),
         ("application/yaml", b"# nothing but words"),
@@ -87,6 +93,18 @@ fn whatever_is_wrong_with_an_object_is_one_code() {
         let _ = refused(&post(kind, body), 400, "invalid_deployment_object");
     }
     let _ = post("text/plain", br#"{"yaml_content":"just a scalar"}"#).expect(201);
+    for read_by_agents in [
+        "a: [\n  b\n]\nc: {\n}\n",
+        "a:\tb\n",
+        "a: \"x\ny\"#c\n",
+        "a: [!x, b]\n",
+        "\u{feff}# a comment\na: 1\nb: 2\n",
+    ] {
+        let stored = post("application/yaml", read_by_agents.as_bytes())
+            .expect(201)
+            .json();
+        assert_eq!(stored["yaml_content"], read_by_agents, "byte for byte");
+    }
     let strange = format!("{path}?deletion_marker=perhaps");
     let answer = served
         .generator

@@ -178,6 +178,52 @@ fn a_live_stacks_posted_marker_is_its_newest_object_like_any_other() {
 }
 
 #[test]
+fn a_success_after_a_failure_is_news_and_is_announced() {
+    let served = Served::new();
+    let object = served.object("a: 1");
+    served.world.note_events();
+    let said = [
+        "SUCCESS", "FAILURE", "SUCCESS", "SUCCESS", "FAILURE", "FAILURE", "success", "success",
+    ];
+    for status in said {
+        served.report(&object, status);
+        assert_eq!(
+            served.state("?mode=incremental"),
+            [""; 0],
+            "it was applied once"
+        );
+    }
+    let path = format!("/agents/{}/events", served.agent.id);
+    let listed = served.agent.api.get(&path).expect(200).json();
+    let statuses: Vec<&str> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["status"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        statuses,
+        [
+            "success", "FAILURE", "FAILURE", "SUCCESS", "FAILURE", "SUCCESS"
+        ],
+        "newest first"
+    );
+    let told: Vec<String> = served
+        .world
+        .sql()
+        .query(
+            "SELECT event_type FROM noted_events ORDER BY event_type",
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let (applied, failed) = ("deployment.applied", "deployment.failed");
+    assert_eq!(told, [applied, applied, applied, failed, failed, failed]);
+}
+
+#[test]
 fn the_same_success_said_again_is_counted_and_everything_else_is_stored() {
     let served = Served::new();
     let object = served.object("a: 1");

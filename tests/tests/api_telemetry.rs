@@ -51,6 +51,8 @@ fn events_and_lines_are_kept_and_shown_newest_first() {
     for what in ["events", "logs"] {
         let empty = ask(&served, what);
         assert_eq!(empty["retention"]["oldest_available_ts"], Value::Null);
+        let hint = &empty["retention"]["long_term_sink_hint"];
+        assert!(hint.as_str().unwrap().contains("Datadog"), "{hint}");
     }
     let mut socket = served.world.connect(agent);
     for reason in ["Pulled", "BackOff"] {
@@ -135,6 +137,44 @@ fn one_answer_is_bounded_in_bytes_too() {
         .unwrap();
     let answer = ask(&served, "logs?limit=5000");
     assert_eq!(answer["lines"].as_array().unwrap().len(), 1024);
+}
+
+#[test]
+fn telemetry_of_a_foreign_stack_is_counted_by_reason_and_warned_of_once() {
+    let served = Served::new();
+    let (world, agent) = (&served.world, &served.agent);
+    let (foreign, other) = (world.stack(&served.generator), world.agent("other"));
+    let mut socket = world.connect(agent);
+    for _ in 0..3 {
+        socket.send("pod_log_line", &line(agent, &foreign, "lost"));
+        socket.send("k8s_event", &k8s_event(agent, &foreign, "Lost"));
+    }
+    socket.send("pod_log_line", &line(&other, &served.stack, "not its own"));
+    // Another connection of the same agent is the same agent.
+    let mut again = world.connect(agent);
+    again.send("pod_log_line", &line(agent, &foreign, "lost"));
+    let dropped = |reason: &str| {
+        world.metric(&format!(
+            "brokkr_ws_telemetry_dropped_total{{reason=\"{reason}\"}}"
+        ))
+    };
+    until(
+        SOON,
+        "seven dropped frames and one of another agent",
+        || (dropped("not_associated") == 7.0 && dropped("other_agent") == 1.0).then_some(()),
+    );
+    assert_eq!((dropped("no_room"), dropped("refused")), (0.0, 0.0));
+    let warned = world
+        .broker
+        .log()
+        .lines()
+        .filter(|line| line.contains("telemetry of the agent is dropped"))
+        .map(str::to_owned)
+        .collect::<Vec<_>>();
+    assert_eq!(warned.len(), 1, "{warned:#?}");
+    for word in [&agent.id, &foreign, "not_associated"] {
+        assert!(warned[0].contains(word), "{word}: {}", warned[0]);
+    }
 }
 
 #[test]

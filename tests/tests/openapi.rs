@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+#[path = "support/shapes.rs"]
+mod shapes;
 #[path = "support/world.rs"]
 mod world;
 
@@ -41,6 +43,44 @@ fn the_document_is_printed_without_any_configuration() {
     );
     let document: Value = serde_json::from_str(&asked.ok()).unwrap();
     assert_eq!(document["openapi"], "3.1.0");
+}
+
+/// The only keys that an answer may lack: every other optional key is there as null.
+const MAY_BE_ABSENT: [&str; 7] = [
+    "AuditLog.ip_address",
+    "AuditLog.user_agent",
+    "ConfigReloadResponse.message",
+    "ErrorResponse.details",
+    "HealthSummary.resources",
+    "ResourceHealth.message",
+    "WebhookFilters.*",
+];
+
+#[test]
+fn every_documented_key_is_one_that_answers_are_checked_for() {
+    let printed = brokkr_tests::bin::run(brokkr_tests::bin::broker(), ["openapi"]).ok();
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    let mut compared = 0;
+    for (name, mut checked) in shapes::all() {
+        // The document's name for an entry.
+        let name = if name == "AuditLogEntry" {
+            "AuditLog"
+        } else {
+            name
+        };
+        let Some(properties) = document["components"]["schemas"][name]["properties"].as_object()
+        else {
+            continue;
+        };
+        let mut documented: Vec<&str> = properties.keys().map(String::as_str).collect();
+        documented.retain(|key| !MAY_BE_ABSENT.contains(&format!("{name}.{key}").as_str()));
+        checked.retain(|key| name != "AuditLog" || *key != "actor_name");
+        documented.sort_unstable();
+        checked.sort_unstable();
+        assert_eq!(documented, checked, "{name}");
+        compared += 1;
+    }
+    assert!(compared > 30, "{compared} shapes are in the document");
 }
 
 #[test]

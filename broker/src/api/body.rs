@@ -138,6 +138,22 @@ pub(super) async fn discard(headers: &HeaderMap, body: Body) {
     }
 }
 
+/// Refuses a body with a content encoding, of which the broker undoes none. The answer says which it is, and is told once
+/// the caller is known.
+pub(super) fn encoded(headers: &HeaderMap) -> Option<Error> {
+    let encoding = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|word| String::from_utf8_lossy(word).trim().to_owned())
+        .find(|word| !word.is_empty() && !word.eq_ignore_ascii_case("identity"))?;
+    Some(Error::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_content_encoding",
+        format!("the body is sent as it is, without Content-Encoding: {encoding}"),
+    ))
+}
+
 fn announced(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)

@@ -205,6 +205,9 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
     let db = app.db.clone();
     let mut room = None;
     match operation.body {
+        Some(_) if let Some(refused) = body::encoded(&request.headers) => {
+            request.body = Err(refused);
+        }
         // Whoever has nothing that could be a PAK is told so, whatever is in the body.
         Some(most) if is_pak(&request.headers) => {
             match Arriving::new(&request.headers, body, most)

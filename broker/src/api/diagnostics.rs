@@ -135,9 +135,7 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 struct Shown {
     /// The request.
     request: Request,
-    /// What its agent found, once it has answered. Left out until then: the published Python client fails at null.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Findings, required = false)]
+    /// What its agent found; null until it has answered.
     result: Option<Findings>,
 }
 

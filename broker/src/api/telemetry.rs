@@ -21,8 +21,8 @@ const USUAL: i64 = 500;
 const MOST: i64 = 5000;
 
 /// Where to keep what is to be kept.
-const HINT: &str = "Kept for hours only. Ship logs and events to a log store of your own (Loki, OpenSearch, a cloud's \
-                    logging service) to keep them.";
+const HINT: &str = "Kept for hours only. Ship logs and events to a log store of your own (Loki, OpenSearch, Datadog, a \
+                    cloud's logging service) to keep them.";
 
 /// This resource in the OpenAPI document.
 #[derive(OpenApi)]

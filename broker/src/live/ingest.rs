@@ -25,7 +25,7 @@ use crate::api::events::{self, NewEvent};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
-use crate::metrics::sockets::Direction;
+use crate::metrics::sockets::{Direction, Loss};
 use crate::store::agents::{self, ClusterReport};
 use crate::store::telemetry;
 use served::Served;
@@ -86,6 +86,12 @@ impl Ingest {
         };
         if sender != self.agent {
             tracing::debug!(agent = %self.agent, "a frame in another agent's name was dropped");
+            if matches!(
+                frame,
+                Uplink::K8sEvent(_) | Uplink::PodLogLine(_) | Uplink::LogGap(_)
+            ) {
+                self.lost(Loss::OtherAgent, None);
+            }
             return;
         }
         match frame {
@@ -229,9 +235,22 @@ impl Ingest {
     async fn serves(&mut self, stack: Uuid) -> bool {
         let serves = self.served.ask(&self.app.db, self.agent, stack).await;
         if !serves {
-            tracing::debug!(agent = %self.agent, %stack, "telemetry of a stack that the agent does not serve was dropped");
+            self.lost(Loss::NotAssociated, Some(stack));
         }
         serves
+    }
+
+    /// Counts a lost frame, and says so once an hour for this agent.
+    fn lost(&self, why: Loss, stack: Option<Uuid>) {
+        self.app.metrics.sockets.lost(why, 1);
+        if self.app.live.0.warned.is_due(self.agent) {
+            let (reason, stack) = (why.name(), stack.map(tracing::field::display));
+            tracing::warn!(
+                agent = %self.agent, stack, reason,
+                "telemetry of the agent is dropped, which is said once an hour: brokkr_ws_telemetry_dropped_total counts it. \
+                 not_associated: target the stack at the agent, or look whose stack ids it sends"
+            );
+        }
     }
 
     /// Hands a row to the recorder. What it has no room for is counted, and the stack's subscribers are told that the
@@ -246,6 +265,7 @@ impl Ingest {
             self.tell_gap();
         }
         if !kept {
+            self.lost(Loss::NoRoom, Some(stack));
             let gap = self.gap.get_or_insert_with(|| Gap {
                 stack,
                 since: Utc::now(),

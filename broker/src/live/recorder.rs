@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::app::App;
 use crate::db::DbError;
+use crate::metrics::sockets::Loss;
 use crate::store::telemetry::{self, NewEvent, NewLine};
 
 /// All the room there is, in units of [`UNIT`] bytes.
@@ -132,7 +133,7 @@ async fn store(app: &App, batch: Vec<Waiting>) {
     }
     if !events.is_empty() {
         let events = Arc::new(events);
-        until_stored(app, move || {
+        until_stored(app, events.len(), move || {
             let events = events.clone();
             move |db: &mut crate::db::Conn| telemetry::insert_events(db, &events)
         })
@@ -140,7 +141,7 @@ async fn store(app: &App, batch: Vec<Waiting>) {
     }
     if !lines.is_empty() {
         let lines = Arc::new(lines);
-        until_stored(app, move || {
+        until_stored(app, lines.len(), move || {
             let lines = lines.clone();
             move |db: &mut crate::db::Conn| telemetry::insert_lines(db, &lines)
         })
@@ -149,7 +150,7 @@ async fn store(app: &App, batch: Vec<Waiting>) {
 }
 
 /// Runs one statement, again and again while the database is away.
-async fn until_stored<F, W>(app: &App, work: F)
+async fn until_stored<F, W>(app: &App, rows: usize, work: F)
 where
     F: Fn() -> W,
     W: FnOnce(&mut crate::db::Conn) -> Result<(), DbError> + Send + 'static,
@@ -165,7 +166,10 @@ where
                 sleep(PAUSE).await;
                 continue;
             }
-            Err(error) => tracing::error!(%error, "telemetry was refused and is dropped"),
+            Err(error) => {
+                app.metrics.sockets.lost(Loss::Refused, rows as u64);
+                tracing::error!(%error, rows, "telemetry was refused and is dropped");
+            }
         }
         return;
     }

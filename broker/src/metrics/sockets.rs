@@ -8,6 +8,39 @@ use crate::live::Kind;
 /// The tables that telemetry is kept in, as a label names them.
 pub const TELEMETRY_TABLES: [&str; 2] = ["agent_k8s_events", "agent_pod_logs"];
 
+/// Why telemetry of an agent is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The agent does not serve the stack it speaks of.
+    NotAssociated,
+    /// It speaks in another agent's name.
+    OtherAgent,
+    /// There was no room to wait for the database.
+    NoRoom,
+    /// The database refused it.
+    Refused,
+}
+
+impl Loss {
+    /// All of them, in order.
+    pub const ALL: [Loss; 4] = [
+        Loss::NotAssociated,
+        Loss::OtherAgent,
+        Loss::NoRoom,
+        Loss::Refused,
+    ];
+
+    /// The reason as a label and a log line name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Loss::NotAssociated => "not_associated",
+            Loss::OtherAgent => "other_agent",
+            Loss::NoRoom => "no_room",
+            Loss::Refused => "refused",
+        }
+    }
+}
+
 /// Which way a frame went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -27,6 +60,7 @@ pub struct Sockets {
     /// Subscribers of the fleet now.
     pub fleet_subscribers: AtomicU64,
     frames: [[AtomicU64; Kind::ALL.len()]; 2],
+    lost: [AtomicU64; Loss::ALL.len()],
     eviction_runs: AtomicU64,
     evicted: [AtomicU64; TELEMETRY_TABLES.len()],
 }
@@ -35,6 +69,11 @@ impl Sockets {
     /// Counts one frame.
     pub fn frame(&self, direction: Direction, kind: Kind) {
         self.frames[direction as usize][kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts telemetry that is not kept.
+    pub fn lost(&self, why: Loss, rows: u64) {
+        self.lost[why as usize].fetch_add(rows, Ordering::Relaxed);
     }
 
     /// Counts one sweep of a table of telemetry; any other table is none of this.
@@ -73,6 +112,15 @@ impl Sockets {
             );
         }
         self.render_frames(out);
+        let name = "brokkr_ws_telemetry_dropped_total";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Telemetry of agents that was not kept.\n# TYPE {name} counter"
+        );
+        for (why, rows) in Loss::ALL.iter().zip(&self.lost) {
+            let (why, rows) = (why.name(), rows.load(Ordering::Relaxed));
+            let _ = writeln!(out, "{name}{{reason=\"{why}\"}} {rows}");
+        }
         let name = "brokkr_ws_log_eviction_runs_total";
         let runs = self.eviction_runs.load(Ordering::Relaxed);
         let _ = writeln!(
@@ -123,6 +171,7 @@ mod tests {
         sockets.frame(Direction::Out, Kind::FleetUpdate);
         sockets.swept("agent_pod_logs", 7);
         sockets.swept("audit_log", 9);
+        sockets.lost(Loss::NoRoom, 3);
         let mut text = String::new();
         sockets.render(&mut text);
         for line in [
@@ -132,6 +181,8 @@ mod tests {
             "brokkr_ws_messages_total{direction=\"in\",type=\"heartbeat\"} 1",
             "brokkr_ws_messages_total{direction=\"out\",type=\"fleet_update\"} 1",
             "brokkr_ws_log_eviction_runs_total 1",
+            "brokkr_ws_telemetry_dropped_total{reason=\"not_associated\"} 0",
+            "brokkr_ws_telemetry_dropped_total{reason=\"no_room\"} 3",
             "brokkr_ws_telemetry_evicted_total{table=\"agent_k8s_events\"} 0",
             "brokkr_ws_telemetry_evicted_total{table=\"agent_pod_logs\"} 7",
         ] {

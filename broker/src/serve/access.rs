@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -48,6 +48,12 @@ pub(super) async fn observe(
             "uri_too_long",
             "the path and query are too long",
         )
+    } else if has_no_host(&request) {
+        error_answer(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "an HTTP/1.1 request must have exactly one Host header",
+        )
     } else if area == Area::Api && !app.health.has_started() {
         starting()
     } else {
@@ -71,6 +77,12 @@ fn is_too_long(request: &Request) -> bool {
         .uri()
         .path_and_query()
         .is_some_and(|whole| whole.as_str().len() > MAX_URI)
+}
+
+/// Tells whether an HTTP/1.1 request lacks its Host header or has several, which RFC 9112 wants refused.
+fn has_no_host(request: &Request) -> bool {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    request.version() == Version::HTTP_11 && hosts != 1
 }
 
 fn starting() -> Response {

@@ -186,6 +186,10 @@ impl Turn {
                 "request_header_fields_too_large",
                 "the head of the request is too large",
             ),
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED => (
+                "http_version_not_supported",
+                "this server speaks HTTP/1.1, not HTTP/2",
+            ),
             _ => ("bad_request", "this is no HTTP/1.1 request"),
         };
         self.metrics.refused(status.as_u16());

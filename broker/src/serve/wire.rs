@@ -40,6 +40,11 @@ const LINGER: Duration = Duration::from_secs(30);
 /// A sender that is silent for this long after it was answered has read the answer or never will.
 const LINGER_SILENCE: Duration = Duration::from_secs(2);
 
+/// What a client that takes HTTP/2 for granted sends first, up to the digit that makes it HTTP/2. hyper knows these bytes and
+/// closes without a word; with [`NO_VERSION`] in the place of the digit it refuses them as it refuses any other version.
+const PREFACE: &[u8] = b"PRI * HTTP/2";
+const NO_VERSION: u8 = b'9';
+
 /// A stream with these bounds; see the module's comment.
 pub(super) struct Wire<S> {
     inner: S,
@@ -52,6 +57,32 @@ pub(super) struct Wire<S> {
     refusal: Option<Bytes>,
     /// Set once our side has been shut: the end of the lingering, and of the present silence.
     lingering: Option<(Instant, Instant)>,
+    preface: Preface,
+}
+
+/// How far the first bytes of a connection are those of [`PREFACE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preface {
+    Begun(usize),
+    Whole,
+    Other,
+}
+
+impl Preface {
+    /// Looks at the next bytes that came, and replaces the digit.
+    fn look(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            let Preface::Begun(at) = *self else { return };
+            *self = match PREFACE.get(at) {
+                Some(wanted) if wanted == byte && at + 1 == PREFACE.len() => {
+                    *byte = NO_VERSION;
+                    Preface::Whole
+                }
+                Some(wanted) if wanted == byte => Preface::Begun(at + 1),
+                _ => Preface::Other,
+            };
+        }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -64,6 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             stalled: None,
             refusal: None,
             lingering: None,
+            preface: Preface::Begun(0),
         }
     }
 
@@ -80,7 +112,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn replaces(&mut self, written: &[u8]) -> bool {
         if self.refusal.is_none() {
             let own = self.turn.awaits_a_head().then(|| hypers_own(written));
-            self.refusal = own.flatten().map(|status| self.turn.refuse(status));
+            self.refusal = own.flatten().map(|status| match self.preface {
+                Preface::Whole => self.turn.refuse(StatusCode::HTTP_VERSION_NOT_SUPPORTED),
+                _ => self.turn.refuse(status),
+            });
         }
         self.refusal.is_some()
     }
@@ -122,6 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buf) {
             if buf.filled().len() > before {
                 this.turn.heard();
+                this.preface.look(&mut buf.filled_mut()[before..]);
             }
             return Poll::Ready(read);
         }

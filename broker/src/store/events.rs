@@ -196,7 +196,9 @@ pub fn subject(db: &mut impl Sql, object: Uuid) -> Result<Option<Subject>, DbErr
 }
 
 /// Stores a report, and takes it as the agent's answer if the object is the marker of a deleted stack. The event, and
-/// whether it is new: a success that says what an earlier one said is counted there, and that one is returned.
+/// whether it is new: a success that says what an earlier success said is counted there, and that event is returned. Any
+/// report that is no success ends this: what succeeds after it is news. An ended event keeps a digest, which says that the
+/// object was applied once, with the event's id behind it, so that no later digest equals it.
 ///
 /// # Errors
 /// An unknown agent or object, or a failed statement.
@@ -204,7 +206,11 @@ pub fn insert(db: &mut impl Sql, report: &Report<'_>) -> Result<(Event, bool), D
     const SQL: &str = concat!(
         "WITH answered AS (
              UPDATE stack_departures SET answered_at = now()
-              WHERE agent_id = $1 AND deployment_object_id = $2 AND answered_at IS NULL)
+              WHERE agent_id = $1 AND deployment_object_id = $2 AND answered_at IS NULL),
+              ended AS (
+             UPDATE agent_events SET success_digest = success_digest || uuid_send(id)
+              WHERE $6::bytea IS NULL AND agent_id = $1 AND deployment_object_id = $2 AND deleted_at IS NULL
+                AND success_digest IS NOT NULL AND octet_length(success_digest) = 32)
          INSERT INTO agent_events AS e
                 (agent_id, deployment_object_id, event_type, status, message, success_digest)
          VALUES ($1, $2, $3, $4, $5, $6)

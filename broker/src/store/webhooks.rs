@@ -18,9 +18,7 @@ pub struct Subscription {
     pub has_url: bool,
     pub has_auth_header: bool,
     pub event_types: Vec<String>,
-    /// Which events, by their data; left out when there are none, for the published Python client cannot read null here.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
+    /// Which events, by their data; null: all of them.
     pub filters: Option<Filters>,
     pub target_labels: Option<Vec<String>>,
     pub enabled: bool,

@@ -66,7 +66,7 @@ const SHAPES: &[(&str, &str)] = &[
     ),
     (
         "WebhookResponse",
-        "id:u name:s has_url:b has_auth_header:b event_types:[s] filters:o~ target_labels:[s]? enabled:b max_retries:i \
+        "id:u name:s has_url:b has_auth_header:b event_types:[s] filters:o? target_labels:[s]? enabled:b max_retries:i \
          timeout_seconds:i created_at:t updated_at:t created_by:s?",
     ),
     (
@@ -141,7 +141,7 @@ const SHAPES: &[(&str, &str)] = &[
     ),
     (
         "DiagnosticResponse",
-        "request:DiagnosticRequest result:DiagnosticResult~",
+        "request:DiagnosticRequest result:DiagnosticResult?",
     ),
     (
         "DeploymentHealth",
@@ -175,6 +175,15 @@ const SHAPES: &[(&str, &str)] = &[
     ),
     ("ConfigChangeInfo", "key:s old_value:s new_value:s"),
 ];
+
+/// The shapes' names, each with the names of its fields.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+    SHAPES.iter().map(|(name, fields)| {
+        let fields = fields.split_whitespace();
+        let names = fields.map(|field| field.split(':').next().unwrap_or_default());
+        (*name, names.collect())
+    })
+}
 
 /// Checks an answer against a shape; `[Shape]` is a list of them.
 #[track_caller]

@@ -217,6 +217,11 @@ async fn what_is_no_http_is_answered_with_a_body_like_every_other_error() {
         ("NOT HTTP AT ALL\r\n\r\n".to_owned(), "400", "bad_request"),
         ("GET /ok HTTP/3.0\r\n\r\n".to_owned(), "400", "bad_request"),
         (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_owned(),
+            "505",
+            "http_version_not_supported",
+        ),
+        (
             format!("GET /ok HTTP/1.1\r\n{many}\r\n"),
             "431",
             "request_header_fields_too_large",

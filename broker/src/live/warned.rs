@@ -1,0 +1,54 @@
+//! Which agents the log has named of late, so that a message which each frame could cause comes once an hour.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// Between two warnings of one agent.
+const AGAIN: Duration = Duration::from_secs(60 * 60);
+
+/// When the log named each agent. Outlives the agents' sockets, because an agent that connects anew is the same agent.
+#[derive(Debug, Default)]
+pub(super) struct Warned(Mutex<HashMap<Uuid, Instant>>);
+
+impl Warned {
+    /// Tells whether a warning of this agent is due, and takes it as given then.
+    pub(super) fn is_due(&self, agent: Uuid) -> bool {
+        let now = Instant::now();
+        let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.get(&agent).is_some_and(|at| now - *at < AGAIN) {
+            return false;
+        }
+        // Only an agent that is new here makes the map grow, and then the old entries go.
+        named.retain(|_, at| now - *at < AGAIN);
+        named.insert(agent, now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_agent_is_named_once_an_hour_and_then_forgotten() {
+        let warned = Warned::default();
+        let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
+        assert!(warned.is_due(a) && warned.is_due(b));
+        tokio::time::advance(AGAIN / 2).await;
+        assert!(!warned.is_due(a) && !warned.is_due(b));
+        tokio::time::advance(AGAIN / 2).await;
+        assert!(warned.is_due(a));
+        assert_eq!(
+            warned
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len(),
+            1
+        );
+    }
+}
