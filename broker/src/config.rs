@@ -3,7 +3,9 @@
 //! Under a supervisor: the descriptor named by `BROKKR_CONFIG_FD`, complete. Alone: defaults, the file of `--config` or
 //! `BROKKR_CONFIG_FILE`, then `BROKKR__SECTION__KEY`.
 
+use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -91,9 +93,7 @@ impl Instance {
     }
 
     fn alone(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let named = std::env::var_os("BROKKR_CONFIG_FILE")
-            .filter(|name| !name.is_empty())
-            .map(PathBuf::from);
+        let named = std::env::var_os("BROKKR_CONFIG_FILE").and_then(|name| named_file(&name));
         let file = file.map(Path::to_owned).or(named);
         let resolved = read(file.as_deref()).map_err(ConfigError::Invalid)?;
         let config = resolved.config;
@@ -175,6 +175,15 @@ impl Instance {
             deadline: self.config.http.request_timeout,
         }
     }
+}
+
+/// Reads the path in a variable. A line end after it is none of it: variables are often made from files.
+fn named_file(variable: &OsStr) -> Option<PathBuf> {
+    let bytes = variable.as_bytes();
+    let end = bytes
+        .iter()
+        .rposition(|byte| !matches!(byte, b'\r' | b'\n'))?;
+    Some(OsStr::from_bytes(&bytes[..=end]).into())
 }
 
 /// What a broker alone makes of its file and the environment, now.

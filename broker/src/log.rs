@@ -88,7 +88,7 @@ pub fn set_level(level: LogLevel) -> bool {
 pub fn init(level: &str, format: Format, tenant: Option<&str>) -> std::io::Result<Guard> {
     let wished = std::env::var("RUST_LOG")
         .ok()
-        .and_then(|text| text.parse::<Targets>().ok());
+        .and_then(|text| text.trim().parse::<Targets>().ok());
     let overridden = wished.is_some();
     let filter = wished
         .or_else(|| level.parse().ok())

@@ -7,7 +7,7 @@
 //! Under a supervisor the tenant's socket is shared with the instance before this one, so nothing is accepted before
 //! READY. Alone, probes are answered from the first moment and the API answers 503 until the start is done.
 //!
-//! The event loop is one thread. It ends at once on a second signal; otherwise when the last connection has ended. Towards
+//! The event loop is one thread. A second signal ends the process at once; otherwise it ends with the last connection. Towards
 //! the end of the grace idle connections are closed, and at its end those whose peer does not read its answer are cut.
 
 mod access;
@@ -18,17 +18,16 @@ mod notify;
 mod private;
 mod public;
 mod request_id;
+mod signals;
 mod turn;
 mod wire;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::app::App;
@@ -48,6 +47,7 @@ use connections::{Connections, Phase};
 pub use listener::Inherited;
 use listener::Listener;
 use notify::Notifier;
+use signals::Signals;
 
 /// Log lines dropped so far.
 pub type Dropped = Arc<AtomicU64>;
@@ -189,16 +189,7 @@ async fn run_notified(
     notifier.send(&["READY=1", "STATUS=ready"]).await;
 
     signals.next().await;
-    drain(
-        notifier,
-        &app,
-        &public,
-        &phase,
-        accepting,
-        &mut signals,
-        instance.grace,
-    )
-    .await;
+    drain(notifier, &app, &public, &phase, accepting, instance.grace).await;
     Ok(())
 }
 
@@ -331,7 +322,6 @@ async fn drain(
     public: &Connections,
     phase: &watch::Sender<Phase>,
     accepting: Option<tokio::task::JoinHandle<()>>,
-    signals: &mut Signals,
     grace: Duration,
 ) {
     app.health.draining();
@@ -387,7 +377,6 @@ async fn drain(
             connections = public.open(),
             "the grace is over: ending at once"
         ),
-        () = signals.next() => tracing::warn!("told twice to stop: ending at once"),
     }
     let held = *app.db.held().borrow();
     notifier.send(&[&format!("X_CONNECTIONS={held}")]).await;
@@ -402,29 +391,6 @@ async fn tell_connections(notifier: &Notifier, app: &App) {
         notifier.send(&[&format!("X_CONNECTIONS={now}")]).await;
         if held.changed().await.is_err() {
             std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// SIGTERM and SIGINT, which mean the same.
-struct Signals {
-    term: Signal,
-    int: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Signals {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// The next of either. Cancel-safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 mod scan;
 mod tenant;
 
-pub(crate) use scan::{Desired, FileProblem, FileState, Look, Scanned, Scanner, Stamp};
+pub(crate) use scan::{Desired, FileProblem, FileState, Look, Referred, Scanned, Scanner, Stamp};
 pub(crate) use tenant::TenantConfig;
 
 use brokkr_tenant::{

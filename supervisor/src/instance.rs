@@ -20,6 +20,7 @@ pub(crate) mod process;
 mod question;
 pub(crate) mod report;
 mod stand_in;
+mod state_folder;
 pub(crate) mod successor;
 pub(crate) mod survivors;
 mod take_back;

@@ -3,8 +3,11 @@
 //!
 //! An event never says more than "look again", so that a lost one costs time and not truth: an overflow, a moved
 //! folder or a folder that comes back ends in a whole scan like any other.
+//!
+//! Watched are the folder, the folders of every link on the way to a file that matters, and files with several names. The
+//! kernel gives out a limited number of watches, so what cannot be watched is looked at by a timer.
 
-use crate::config::{Desired, Look, Scanned, Scanner};
+use crate::config::{Desired, Look, Referred, Scanned, Scanner};
 use crate::fleet::ReloadWish;
 use crate::status::{Snapshot, State};
 use brokkr_tenant::TenantName;
@@ -27,6 +30,10 @@ const LATEST: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// While a folder cannot be watched, it is looked at so often.
 const UNWATCHED: Duration = Duration::from_secs(1);
+/// While another place cannot be watched, files are looked at so often.
+const UNWATCHED_ELSEWHERE: Duration = Duration::from_secs(10);
+/// Most places watched: tenants may be many, and other programs of this user need watches too.
+const MOST_WATCHES: usize = 4096;
 /// Events between two turns of the task. When full, the rest is dropped and everything is looked at again.
 const EVENTS: usize = 1024;
 
@@ -59,6 +66,9 @@ fn is_idle(state: State) -> bool {
     matches!(state, State::Refused | State::Stopped)
 }
 
+/// Device and inode.
+type Identity = (u64, u64);
+
 /// The task's state.
 pub(crate) struct Watch {
     folder: PathBuf,
@@ -70,8 +80,12 @@ pub(crate) struct Watch {
     wishes: mpsc::Receiver<ReloadWish>,
     hints: mpsc::Receiver<Hint>,
     watcher: Option<RecommendedWatcher>,
-    /// Every watched folder, and which one it was: a watch follows the folder, not its name.
-    watched: BTreeMap<PathBuf, (u64, u64)>,
+    /// Every watched place, and which file it was: a watch follows the file, not its name.
+    watched: BTreeMap<PathBuf, Identity>,
+    /// The names outside the folder that matter: an event of another name there is none of ours.
+    names: BTreeSet<PathBuf>,
+    /// Some place cannot be watched, which has been said.
+    unwatched_told: bool,
     busy: BTreeSet<PathBuf>,
     /// Hints were lost: nothing is known of who is writing what.
     overflow: Arc<AtomicBool>,
@@ -116,6 +130,8 @@ impl Watch {
             hints,
             watcher,
             watched: BTreeMap::new(),
+            names: BTreeSet::new(),
+            unwatched_told: false,
             busy: BTreeSet::new(),
             overflow,
             look_at: None,
@@ -161,6 +177,7 @@ impl Watch {
         }
         match hint {
             Hint::Look => {}
+            Hint::Busy(path) | Hint::Done(path) if !self.concerns(&path) => return,
             Hint::Busy(path) => {
                 self.busy.insert(path);
                 // Written by somebody who never closes it, or closed unseen: then it is read as it stands.
@@ -171,10 +188,8 @@ impl Watch {
                 self.busy.remove(&path);
             }
             Hint::FolderLost => {
-                if let Some(watcher) = &mut self.watcher {
-                    let _ = watcher.unwatch(&self.folder);
-                }
-                self.watched.remove(&self.folder);
+                let folder = self.folder.clone();
+                self.stop_watching(&folder);
                 self.busy.clear();
             }
         }
@@ -192,11 +207,7 @@ impl Watch {
         }
         let folder = self.folder.clone();
         // Watched first, then read: what changes in between is an event.
-        let watched = self.keep_watching(&folder);
-        // What happens to its name is seen from above.
-        if let Some(parent) = folder.parent() {
-            self.keep_watching(parent);
-        }
+        let watched = self.keep_watching(&folder).is_some();
         let (scanner, busy) = (self.scanner.clone(), self.busy.clone());
         let runners = runners(&self.snapshot.borrow());
         let scanning = tokio::task::spawn_blocking(move || {
@@ -216,11 +227,13 @@ impl Watch {
             referred,
         } = scanned;
         let mut again_at = again_at.map(Instant::from_std);
-        for folder in &referred {
-            self.keep_watching(folder);
-        }
-        if !watched {
-            let retry = Instant::now() + UNWATCHED;
+        let retry = match self.keep_watching_all(referred) {
+            _ if !watched => Some(UNWATCHED),
+            Kept::Added => Some(Duration::ZERO),
+            Kept::Some => Some(UNWATCHED_ELSEWHERE),
+            Kept::All => None,
+        };
+        if let Some(retry) = retry.map(|pause| Instant::now() + pause) {
             again_at = Some(again_at.map_or(retry, |at| at.min(retry)));
         }
         self.again_at = again_at;
@@ -238,28 +251,96 @@ impl Watch {
         self.desired.send_replace(Arc::new(desired));
     }
 
-    /// Watches a folder, if it is not watched yet. False while it cannot be.
-    fn keep_watching(&mut self, folder: &Path) -> bool {
-        let Some(watcher) = &mut self.watcher else {
-            return false;
-        };
-        let Ok(now) = std::fs::metadata(folder).map(|m| (m.dev(), m.ino())) else {
-            return false;
-        };
-        match self.watched.get(folder) {
-            Some(known) if *known == now => return true,
-            Some(_) => {
-                // An error means that the old one has gone, and its watch with it.
-                let _ = watcher.unwatch(folder);
+    /// Tells whether an event of `path` can mean anything: it is an entry of the folder, a watched place, or a name that
+    /// matters.
+    fn concerns(&self, path: &Path) -> bool {
+        path.parent() == Some(&self.folder)
+            || self.names.contains(path)
+            || self.watched.contains_key(path)
+    }
+
+    /// Watches what is referred to now, and nothing else beside the folder.
+    fn keep_watching_all(&mut self, referred: Referred) -> Kept {
+        let mut places: BTreeSet<PathBuf> = referred
+            .names
+            .iter()
+            .filter_map(|name| name.parent().map(Path::to_owned))
+            .collect();
+        places.extend(referred.aliased);
+        self.names = referred.names;
+        let folder = self.folder.clone();
+        let gone = |path: &PathBuf| *path != folder && !places.contains(path);
+        for path in self
+            .watched
+            .keys()
+            .cloned()
+            .filter(gone)
+            .collect::<Vec<_>>()
+        {
+            self.stop_watching(&path);
+        }
+        let (mut added, mut all) = (false, true);
+        for place in &places {
+            match self.keep_watching(place) {
+                Some(new) => added |= new,
+                None => {
+                    all = false;
+                    if !std::mem::replace(&mut self.unwatched_told, true) {
+                        let place = place.display();
+                        tracing::warn!(
+                            "{place} cannot be watched (no permission to read it, or too many watches): changes there are seen within {UNWATCHED_ELSEWHERE:?}"
+                        );
+                    }
+                }
             }
+        }
+        match (added, all) {
+            // Something may have changed between the reading and the watch.
+            (true, _) => Kept::Added,
+            (false, true) => Kept::All,
+            (false, false) => Kept::Some,
+        }
+    }
+
+    /// Watches a folder or a file, if it is not watched yet: `Some(true)` when that is new. `None` while it cannot be.
+    fn keep_watching(&mut self, path: &Path) -> Option<bool> {
+        let found = std::fs::metadata(path).ok()?;
+        let now = (found.dev(), found.ino());
+        match self.watched.get(path) {
+            Some(known) if *known == now => return Some(false),
+            Some(_) => self.stop_watching(path),
             None => {}
         }
-        let watched = watcher.watch(folder, RecursiveMode::NonRecursive).is_ok();
-        if watched {
-            self.watched.insert(folder.to_owned(), now);
+        // By another name: the kernel would give the same watch again, and its events only one of the two names.
+        if self.watched.values().any(|known| *known == now) {
+            return Some(false);
         }
-        watched
+        if self.watched.len() >= MOST_WATCHES {
+            return None;
+        }
+        let watcher = self.watcher.as_mut()?;
+        watcher.watch(path, RecursiveMode::NonRecursive).ok()?;
+        self.watched.insert(path.to_owned(), now);
+        Some(true)
     }
+
+    fn stop_watching(&mut self, path: &Path) {
+        self.watched.remove(path);
+        if let Some(watcher) = &mut self.watcher {
+            // An error means that the file has gone, and its watch with it.
+            let _ = watcher.unwatch(path);
+        }
+    }
+}
+
+/// Says how far places are watched.
+enum Kept {
+    /// All are, and were before.
+    All,
+    /// Some are not.
+    Some,
+    /// One is watched only now.
+    Added,
 }
 
 /// What an event of the watcher means for the folder `root`.

@@ -6,7 +6,7 @@
 //! says everything that is wrong as [`Diagnostics`], each with its place and line. The supervisor reads its own file
 //! with the same machinery and a table of its own ([`Keys`]).
 //!
-//! No I/O but reading a file, no async, and no secret in any `Debug`, `Display`, error or `Serialize`:
+//! No I/O but reading a file and following a path to it, no async, and no secret in any `Debug`, `Display`, error or `Serialize`:
 //! [`InstanceConfig::to_json`] alone writes them in the clear.
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod instance;
 mod invalid;
 mod keys;
 mod layer;
+mod links;
 mod listen;
 mod mask;
 mod name;
@@ -27,6 +28,7 @@ mod resolve;
 mod schema;
 mod secret;
 pub mod settings;
+mod socket_path;
 mod source;
 mod units;
 mod url;
@@ -42,6 +44,7 @@ pub use instance::{INSTANCE_CONFIG_VERSION, InstanceConfig, InstanceConfigError}
 pub use invalid::Invalid;
 pub use keys::{Key, Keys, Kind};
 pub use layer::Layer;
+pub use links::Way;
 pub use listen::{Listen, MAX_UNIX_PATH};
 pub use name::{MAX_NAME, TenantName};
 pub use network::Network;
@@ -49,6 +52,7 @@ pub use pool::PoolSize;
 pub use resolve::{Mode, Resolved, resolve};
 pub use schema::{MAX_SCHEMA, SchemaName};
 pub use secret::Secret;
+pub use socket_path::SocketPath;
 pub use source::{MAX_FILE, Source};
 pub use units::{ByteSize, format_duration, parse_duration};
 pub use url::{ChannelBinding, DEFAULT_PORT, DatabaseUrl, Host, Keepalives, SslMode};

@@ -56,7 +56,7 @@ impl TenantName {
             Some(stem) => Self::parse(stem),
             None => Err(
                 Invalid::new("the file name is not UTF-8, so it is not a tenant's name")
-                    .hint("rename the file: lower-case letters, digits and hyphens, then `.toml`"),
+                    .hint("lower-case letters, digits and hyphens, then `.toml`"),
             ),
         };
         name.map_err(|error| {
@@ -135,6 +135,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use proptest::prelude::*;
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     #[test]
     fn the_stem_of_a_file_is_the_tenants_name() {
@@ -152,6 +153,10 @@ mod tests {
             "{error}"
         );
         assert!(error.to_string().contains("acme-inc"), "{error}");
+        let strange = OsStr::from_bytes(b"tenants.d/acm\xe9.toml");
+        let error = TenantName::of_file(Path::new(strange)).unwrap_err();
+        let hint = error.hint.unwrap();
+        assert_eq!(hint.matches("rename the file").count(), 1, "{hint}");
     }
 
     #[test]

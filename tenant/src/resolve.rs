@@ -11,7 +11,7 @@ use crate::{
         LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig, WebhooksConfig,
     },
     settings,
-    source::read_bytes,
+    source::{advice_on_encoding, read_bytes},
     value::Value,
 };
 use merged::Merged;
@@ -318,11 +318,14 @@ fn database_url(
             )
         })
         .and_then(|bytes| {
-            String::from_utf8(bytes).map_err(|_| refuse("it is not UTF-8".to_owned(), None))
+            let hint = advice_on_encoding(&bytes);
+            String::from_utf8(bytes)
+                .map_err(|_| refuse("it is not UTF-8".to_owned(), Some(hint.to_owned())))
         })
         .and_then(|text| {
-            let text = text.strip_suffix('\n').unwrap_or(&text);
-            let text = text.strip_suffix('\r').unwrap_or(text);
+            // Editors leave a line end, and some a byte order mark.
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            let text = text.trim_end_matches(['\r', '\n']);
             DatabaseUrl::parse(text).map_err(|error| refuse(error.message, error.hint))
         });
     match read {

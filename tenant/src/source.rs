@@ -47,11 +47,7 @@ impl Source {
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 let bytes = error.into_bytes();
-                let hint = if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-                    "the file is UTF-16; save it as UTF-8"
-                } else {
-                    "save the file as UTF-8"
-                };
+                let hint = advice_on_encoding(&bytes);
                 // The bad bytes become one replacement character each, all of them after `at`.
                 let source = Self {
                     path: path.to_owned(),
@@ -110,6 +106,15 @@ impl Source {
         // An empty file has no line to show.
         diagnostic.snippet = (!self.text.is_empty()).then(|| Box::new(snippet));
         diagnostic
+    }
+}
+
+/// Tells how to mend a file that is not UTF-8.
+pub(crate) fn advice_on_encoding(bytes: &[u8]) -> &'static str {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        "the file is UTF-16; save it as UTF-8"
+    } else {
+        "save the file as UTF-8"
     }
 }
 

@@ -71,7 +71,9 @@ impl Kind {
                 .hint(format!("for example {example}")))
         };
         let text = match raw {
-            Raw::Text(text) | Raw::Env(text) => Some(*text),
+            Raw::Text(text) => Some(*text),
+            // Kubernetes and shells take variables from files, with the line end that an editor leaves there.
+            Raw::Env(text) => Some(text.trim_end_matches(['\r', '\n'])),
             _ => None,
         };
         let env = match raw {
@@ -81,8 +83,12 @@ impl Kind {
         match self {
             Self::Bool => match (raw, env) {
                 (Raw::Bool(value), _) => Ok(Value::Bool(*value)),
-                (_, Some("true" | "1")) => Ok(Value::Bool(true)),
-                (_, Some("false" | "0")) => Ok(Value::Bool(false)),
+                (_, Some(text)) if text == "1" || text.eq_ignore_ascii_case("true") => {
+                    Ok(Value::Bool(true))
+                }
+                (_, Some(text)) if text == "0" || text.eq_ignore_ascii_case("false") => {
+                    Ok(Value::Bool(false))
+                }
                 _ => wrong("true or false", "true"),
             },
             Self::Int(min, max) => match self.integer(raw, env) {
@@ -203,7 +209,11 @@ impl Kind {
 
     fn read_text(self, text: &str, base: &Path) -> Result<Value, Invalid> {
         match self {
-            Self::Choice(words) => match words.iter().find(|word| **word == text) {
+            // Other programs spell a level in capitals.
+            Self::Choice(words) => match words
+                .iter()
+                .find(|word| word.eq_ignore_ascii_case(text.trim()))
+            {
                 Some(word) => Ok(Value::Text((*word).to_owned())),
                 None => Err(Invalid::new(format!("cannot be {}", shown(text)))
                     .hint(format!("one of {}", words.join(", ")))),
@@ -344,6 +354,34 @@ mod tests {
         ] {
             assert!(read(bad).is_err());
         }
+    }
+
+    #[test]
+    fn a_variable_may_end_with_a_line_end_and_a_word_may_be_in_capitals() {
+        let base = Path::new("/");
+        for end in ["", "\n", "\r\n", "\n\n"] {
+            let read = |kind: Kind, text: &str| kind.read(&Raw::Env(&format!("{text}{end}")), base);
+            let url = read(Kind::Url, "postgres://u:p@h/d").unwrap();
+            assert!(matches!(url, Value::Url(url) if url.dbname() == "d"));
+            assert_eq!(
+                read(Kind::Path, "/url").unwrap(),
+                Value::Path("/url".into())
+            );
+            assert!(read(Kind::Listen, "127.0.0.1:1").is_ok());
+            assert!(read(Kind::Schema, "acme").is_ok());
+            assert!(read(Kind::Size, "1M").is_ok());
+            assert!(read(Kind::Duration(0, 9000), "5s").is_ok());
+            assert!(read(Kind::SecretHex(4), "00FF").is_ok());
+            assert_eq!(read(Kind::Bool, "True").unwrap(), Value::Bool(true));
+            let level = read(Kind::Choice(&["info", "warn"]), "INFO").unwrap();
+            assert_eq!(level, Value::Text("info".into()));
+        }
+        let file = |text| Kind::Choice(&["info", "warn"]).read(&Raw::Text(text), base);
+        assert_eq!(file("WARN").unwrap(), Value::Text("warn".into()));
+        assert!(file("WARM").is_err());
+        // In a file a line end is a character like any other.
+        let in_file = Kind::Url.read(&Raw::Text("postgres://u@h/d\n"), base);
+        assert!(in_file.is_err());
     }
 
     #[test]

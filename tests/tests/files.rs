@@ -9,6 +9,8 @@
 
 use brokkr_tests::{Host, Tenant, holds_for, until};
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 const BROKEN: [&str; 4] = [
@@ -304,4 +306,118 @@ fn a_tenant_that_has_gone_has_no_admin_pak_to_show_but_a_folder_that_is_named() 
     assert_eq!(host.command(&["pak", "acme"]).ok(), pak);
     let never = host.command(&["pak", "nobody"]);
     assert!(!never.stderr.contains("any more"), "{never:?}");
+}
+
+/// Changes the pool of a tenant by `write`, and waits until the change has been noticed by itself.
+fn noticed(tenant: &Tenant<'_>, pool: u32, write: impl FnOnce(&str)) {
+    let old = tenant.pid();
+    let text = tenant.read_file();
+    let line = text.lines().find(|l| l.starts_with("pool_size")).unwrap();
+    write(&text.replace(line, &format!("pool_size = {pool}")));
+    tenant.wait(&format!("ready with a pool of {pool}"), |t| {
+        t.state == "ready" && t.pool_size == Some(pool) && t.pid != Some(old)
+    });
+}
+
+#[test]
+fn a_change_behind_a_link_is_noticed_whichever_part_of_the_way_to_it_changes() {
+    let host = Host::new();
+    let store = host.root().join("store");
+    for folder in ["", "..1", "..2"] {
+        std::fs::create_dir(store.join(folder)).unwrap();
+    }
+    let acme = host.tenant("acme").write();
+    let globex = host.tenant("globex").write();
+    let initech = host.tenant("initech").write();
+    // A plain link, a link over a folder that is a link itself as Kubernetes makes them, and a second name.
+    std::fs::rename(acme.file(), store.join("l.toml")).unwrap();
+    symlink("../store/l.toml", acme.file()).unwrap();
+    std::fs::rename(globex.file(), store.join("..1/g.toml")).unwrap();
+    symlink("..1", store.join("..data")).unwrap();
+    symlink("../store/..data/g.toml", globex.file()).unwrap();
+    std::fs::hard_link(initech.file(), store.join("other-name")).unwrap();
+    host.up();
+    for tenant in [&acme, &globex, &initech] {
+        tenant.becomes("ready");
+    }
+
+    noticed(&acme, 6, |text| {
+        std::fs::write(store.join("new"), text).unwrap();
+        std::fs::rename(store.join("new"), store.join("l.toml")).unwrap();
+    });
+    noticed(&acme, 7, |text| {
+        std::fs::write(store.join("l.toml"), text).unwrap()
+    });
+    noticed(&globex, 6, |text| {
+        std::fs::write(store.join("..2/g.toml"), text).unwrap();
+        symlink("..2", store.join("..tmp")).unwrap();
+        std::fs::rename(store.join("..tmp"), store.join("..data")).unwrap();
+    });
+    noticed(&initech, 6, |text| {
+        std::fs::write(store.join("other-name"), text).unwrap();
+    });
+    // A link to nothing becomes a tenant when its target does.
+    symlink("../later/h.toml", host.known("hooli").file()).unwrap();
+    let hooli = host.known("hooli");
+    hooli.becomes("refused");
+    let text = host.tenant("hooli").text();
+    std::fs::create_dir(host.root().join("later")).unwrap();
+    std::fs::write(host.root().join("later/h.toml"), text).unwrap();
+    hooli.becomes("ready");
+}
+
+#[test]
+fn a_renamed_tenant_keeps_its_schema_and_so_its_admin_pak() {
+    let host = Host::new();
+    let old = host.tenant("oldco").up();
+    let pak = old.pak();
+    let new = host.known("newco");
+    std::fs::rename(old.file(), new.file()).unwrap();
+    new.becomes("ready");
+    assert_eq!(new.pak(), pak);
+    assert!(!old.state_dir().exists(), "it belongs to newco now");
+
+    // Where the folder cannot be told to be its own, the folder that may be is named.
+    std::fs::create_dir(old.state_dir()).unwrap();
+    std::fs::rename(
+        new.state_dir().join("admin.pak"),
+        old.state_dir().join("admin.pak"),
+    )
+    .unwrap();
+    let none = host.command(&["pak", "newco"]);
+    assert_eq!(none.code, Some(1), "{none:?}");
+    for part in ["tenants/oldco/admin.pak", "rotate admin"] {
+        assert!(none.stderr.contains(part), "{none:?}");
+    }
+    assert!(!none.stderr.contains("first becomes ready"), "{none:?}");
+}
+
+#[test]
+fn a_runtime_folder_too_deep_for_sockets_costs_no_tenant_anything() {
+    // Deep enough that neither the control socket nor any tenant's fits into an address of 107 bytes.
+    let deep = "d".repeat(60);
+    let host = Host::builder()
+        .set("runtime_dir", &format!("\"run/{deep}/{deep}\""))
+        .build();
+    let name = "n".repeat(47);
+    host.command(&["check"]).ok();
+    let tenant = host.tenant(&name).up();
+    let pid = tenant.pid();
+    // Probed and told things over its socket, by this supervisor and by the next.
+    host.kill();
+    host.up();
+    tenant.becomes("ready");
+    assert_eq!(tenant.pid(), pid);
+    host.command(&["restart", &name]).ok();
+    assert_eq!(tenant.replaced(pid).restarts, 0);
+}
+
+#[test]
+fn a_file_name_that_is_not_utf_8_is_said_once() {
+    let host = Host::new();
+    let name = std::ffi::OsStr::from_bytes(b"acm\xe9.toml");
+    std::fs::write(host.tenants_dir().join(name), "").unwrap();
+    let said = host.command(&["check"]).stderr;
+    assert!(said.contains("the file name is not UTF-8"), "{said}");
+    assert_eq!(said.matches("rename the file").count(), 1, "{said}");
 }

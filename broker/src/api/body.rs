@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::wording;
 use crate::error::Error;
 
 /// Most bytes read before anybody knows who sends them.
@@ -158,6 +159,18 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
+/// Says what keeps `bytes` from being JSON, and how to mend what the parser's words would not explain.
+pub(super) fn wrong_with_json(bytes: &[u8], error: &serde_json::Error) -> String {
+    // Editors and shells on Windows put these at the beginning of a file; they are invisible in most.
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        "it begins with a byte order mark (EF BB BF); send UTF-8 without one".to_owned()
+    } else if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        "it is UTF-16; send UTF-8".to_owned()
+    } else {
+        wording::of_json(error)
+    }
 }
 
 fn too_slow() -> Error {

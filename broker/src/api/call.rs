@@ -451,7 +451,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> 
         ),
         _ => bad_request(format!(
             "the body is not JSON: {}",
-            wording::of_json(&error)
+            body::wrong_with_json(bytes, &error)
         )),
     })
 }

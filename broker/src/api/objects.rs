@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::call::{Call, Reply, plain, with_bundle};
 use super::openapi::answers::{Always, BadRequest, Body, Forbidden, NotFound};
-use super::{access, push, wording};
+use super::{access, body, push};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Tx};
@@ -76,20 +76,20 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 
 /// Reads either form of the body. Whatever is wrong with it is 400 here, whatever the content type.
 fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
-    let body = call.body()?;
+    let bytes = call.body()?;
     let kind = call.header(header::CONTENT_TYPE).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim();
     let submission = if YAML_TYPES.contains(&essence) {
         Submission {
-            yaml_content: String::from_utf8(body.to_vec())
+            yaml_content: String::from_utf8(bytes.to_vec())
                 .map_err(|_| invalid("the body is not UTF-8"))?,
             is_deletion_marker: options.deletion_marker,
         }
     } else {
-        serde_json::from_slice(body).map_err(|error| {
+        serde_json::from_slice(bytes).map_err(|error| {
             invalid(format!(
                 "the body is not as expected: {}",
-                wording::of_json(&error)
+                body::wrong_with_json(bytes, &error)
             ))
         })?
     };

@@ -1,13 +1,40 @@
 //! What the broker says to whoever started it: datagrams in the manner of `sd_notify`.
 
+use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::time::Duration;
+
+use brokkr_tenant::SocketPath;
 
 /// Sends to `NOTIFY_SOCKET`; without one it says nothing.
 #[derive(Debug)]
-pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+pub(super) struct Notifier(Option<(UnixDatagram, Address)>);
+
+/// Where the other end is.
+#[derive(Debug)]
+struct Address {
+    name: SocketAddr,
+    /// What a long path goes through.
+    _path: Option<SocketPath>,
+}
+
+impl Address {
+    /// Reads a path, or `@` and an abstract name.
+    fn of(name: &[u8], path: &Path) -> io::Result<Self> {
+        if let Some(name) = name.strip_prefix(b"@") {
+            let name = SocketAddr::from_abstract_name(name)?;
+            return Ok(Self { name, _path: None });
+        }
+        let path = SocketPath::of(path)?;
+        Ok(Self {
+            name: SocketAddr::from_pathname(&path)?,
+            _path: Some(path),
+        })
+    }
+}
 
 impl Notifier {
     /// Reads `NOTIFY_SOCKET` (a path, or `@` and an abstract name).
@@ -15,10 +42,7 @@ impl Notifier {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
             return Notifier(None);
         };
-        let address = match name.as_bytes().strip_prefix(b"@") {
-            Some(name) => SocketAddr::from_abstract_name(name),
-            None => SocketAddr::from_pathname(&name),
-        };
+        let address = Address::of(name.as_bytes(), Path::new(&name));
         let socket = UnixDatagram::unbound()
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
         match (address, socket) {
@@ -38,7 +62,7 @@ impl Notifier {
         };
         let message = lines.join("\n");
         for _ in 0..100 {
-            match socket.send_to_addr(message.as_bytes(), address) {
+            match socket.send_to_addr(message.as_bytes(), &address.name) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }

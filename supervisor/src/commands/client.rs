@@ -2,6 +2,7 @@
 
 use super::Failure;
 use crate::control::{GROUP, SOCKET};
+use brokkr_tenant::SocketPath;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -41,7 +42,9 @@ impl Client {
 
     /// Whether somebody listens, or it is not for us to know.
     pub(super) fn is_there(&self) -> bool {
-        match std::os::unix::net::UnixStream::connect(&self.socket) {
+        let connected =
+            SocketPath::of(&self.socket).and_then(std::os::unix::net::UnixStream::connect);
+        match connected {
             Ok(_) => true,
             Err(error) => !matches!(
                 error.kind(),
@@ -104,7 +107,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
-        let stream = UnixStream::connect(&self.socket)
+        let socket = SocketPath::of(&self.socket).map_err(|error| self.unreachable(&error))?;
+        let stream = UnixStream::connect(socket)
             .await
             .map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))

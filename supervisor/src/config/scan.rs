@@ -4,7 +4,7 @@
 mod tests;
 
 use super::TenantConfig;
-use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName};
+use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName, Way};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -108,6 +108,7 @@ impl Stamp {
 struct Known {
     /// Of the file itself and of every file it refers to.
     stamps: Vec<(PathBuf, Option<Stamp>)>,
+    referred: Referred,
     state: FileState,
     missing_since: Option<Instant>,
 }
@@ -138,14 +139,46 @@ pub(crate) struct Scanner {
     runs: BTreeSet<TenantName>,
 }
 
+/// The places outside the folder that decide what tenants are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Referred {
+    /// Entries of folders: a change of one may mean another file, or another content.
+    pub(crate) names: BTreeSet<PathBuf>,
+    /// Files that may be written to under a name that no watched folder has.
+    pub(crate) aliased: BTreeSet<PathBuf>,
+}
+
+impl Referred {
+    /// Adds the way to `path`.
+    fn add(&mut self, path: &Path) {
+        let way = Way::to(path);
+        let aliased = way.target.filter(|target| has_other_names(target));
+        self.aliased.extend(aliased);
+        self.names.extend(way.names);
+    }
+
+    fn extend(&mut self, other: &Self) {
+        self.names.extend(other.names.iter().cloned());
+        self.aliased.extend(other.aliased.iter().cloned());
+    }
+}
+
+/// Finds hard links, and files that are mounted where they are from another file system.
+fn has_other_names(file: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
+    std::fs::metadata(file)
+        .is_ok_and(|found| found.nlink() > 1 || file.parent().and_then(device) != Some(found.dev()))
+}
+
 /// The outcome of a scan.
 #[derive(Debug)]
 pub(crate) struct Scanned {
     pub(crate) desired: Desired,
     /// When to look again because an absence will count as a removal then.
     pub(crate) again_at: Option<Instant>,
-    /// Folders of files that matter: those tenant files refer to, and the broker.
-    pub(crate) referred: BTreeSet<PathBuf>,
+    /// What matters beside the folder: the ways to tenant files that are links, to the files they refer to, to the folder
+    /// and to the broker.
+    pub(crate) referred: Referred,
 }
 
 impl Scanner {
@@ -169,6 +202,7 @@ impl Scanner {
             Known {
                 // Any file that is there is another one than none.
                 stamps: vec![(path, None)],
+                referred: Referred::default(),
                 state: Ok(config.clone()),
                 missing_since: None,
             },
@@ -211,7 +245,8 @@ impl Scanner {
             .map(|(name, known)| (name.clone(), known.state.clone()));
         let desired = Desired {
             scan: self.scans,
-            broker: Stamp::of(&self.broker).filter(|_| !busy.contains(&self.broker)),
+            broker: Stamp::of(&self.broker)
+                .filter(|_| Way::to(&self.broker).names.is_disjoint(busy)),
             listed: self.listed,
             tenants: states.collect(),
             problems,
@@ -253,26 +288,32 @@ impl Scanner {
                 .stamps
                 .iter()
                 .all(|(path, stamp)| Stamp::of(path) == *stamp);
-            if busy.contains(path) || unchanged {
+            if unchanged {
                 return;
             }
-        } else if busy.contains(path) {
+        }
+        // A link is being written when the file at its end is, wherever it leads by now.
+        let mut referred = Referred::default();
+        referred.add(path);
+        if busy.contains(path) || !referred.names.is_disjoint(busy) {
             return;
         }
         // Taken before the file is read: a change in between is seen by the next scan.
         let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
-        let (state, referred) = match TenantConfig::load(path, &self.layers) {
-            Ok((config, referred)) => (Ok(Arc::new(config)), referred),
+        let (state, files) = match TenantConfig::load(path, &self.layers) {
+            Ok((config, files)) => (Ok(Arc::new(config)), files),
             Err(problems) => (Err(Arc::new(FileProblem::from(&problems))), problems.files),
         };
-        stamps.extend(referred.into_iter().map(|path| {
+        stamps.extend(files.into_iter().map(|path| {
             let stamp = Stamp::of(&path);
+            referred.add(&path);
             (path, stamp)
         }));
         self.known.insert(
             name.clone(),
             Known {
                 stamps,
+                referred,
                 state,
                 missing_since: None,
             },
@@ -325,14 +366,13 @@ impl Scanner {
         again_at
     }
 
-    fn referred(&self) -> BTreeSet<PathBuf> {
-        let files = self
-            .known
-            .values()
-            .flat_map(|known| known.stamps.iter().skip(1));
-        let files = files.map(|(path, _)| path).chain([&self.broker]);
-        files
-            .filter_map(|path| path.parent().map(Path::to_owned))
-            .collect()
+    fn referred(&self) -> Referred {
+        let mut all = Referred::default();
+        all.names.extend(Way::to(&self.folder).names);
+        all.names.extend(Way::to(&self.broker).names);
+        for known in self.known.values() {
+            all.extend(&known.referred);
+        }
+        all
     }
 }

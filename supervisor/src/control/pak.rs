@@ -7,10 +7,12 @@ use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// No PAK is longer, in bytes.
 const LONGEST: u64 = 4096;
+/// Most paths in one message.
+const NAMED: usize = 3;
 
 /// What is in `STATE_DIR/tenants/NAME/admin.pak`, without white space around it. `None`: there is none yet.
 ///
@@ -36,6 +38,45 @@ pub(super) fn read(state_dir: &Path, tenant: &TenantName) -> io::Result<Option<S
     let mut pak = String::new();
     file.take(LONGEST).read_to_string(&mut pak)?;
     Ok(Some(pak.trim().to_owned()))
+}
+
+/// Lists the admin PAKs in the folders of names that are no tenant's now.
+pub(super) fn left_by_others(state_dir: &Path, is_tenant: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let folders = std::fs::read_dir(state_dir.join("tenants"));
+    let mut left: Vec<PathBuf> = folders
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| !is_tenant(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path().join("admin.pak"))
+        .filter(|pak| pak.symlink_metadata().is_ok_and(|found| found.is_file()))
+        .collect();
+    left.sort();
+    left
+}
+
+/// Says where the admin PAK of a tenant may be whose schema had one before the tenant first started.
+pub(super) fn is_elsewhere(tenant: &TenantName, left: &[PathBuf]) -> String {
+    let mut paths: Vec<String> = left
+        .iter()
+        .take(NAMED)
+        .map(|path| path.display().to_string())
+        .collect();
+    if left.len() > NAMED {
+        paths.push(format!("{} more", left.len() - NAMED));
+    }
+    let before = if paths.is_empty() {
+        "by another host or by a broker alone".to_owned()
+    } else {
+        format!(
+            "if under another name here, it is in {}",
+            paths.join(" or ")
+        )
+    };
+    format!(
+        "the schema of {tenant} was given its admin PAK before {tenant} first started, {before}; \
+         `brokkr-broker rotate admin` with the tenant's file makes a new one"
+    )
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::peer::Peer;
 use super::{App, logs, metrics, pak, stream};
 use crate::fleet::handle::{Order, RequestError, Selection};
-use crate::status::Snapshot;
+use crate::status::{self, Snapshot};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
@@ -296,13 +296,9 @@ async fn admin_pak(
     let tenant = name.clone();
     let read = tokio::task::spawn_blocking(move || pak::read(&state_dir, &tenant)).await;
     let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    let known = app
-        .context
-        .fleet
-        .snapshot()
-        .tenants
-        .iter()
-        .any(|t| t.name == name.as_str());
+    let snapshot = app.context.fleet.snapshot();
+    let status = snapshot.tenants.iter().find(|t| t.name == name.as_str());
+    let known = status.is_some();
     let none = |error| Problem {
         status: StatusCode::NOT_FOUND,
         error,
@@ -319,6 +315,11 @@ async fn admin_pak(
         }
         Ok(Some(pak)) => {
             Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], pak + "\n").into_response())
+        }
+        Ok(None) if status.is_some_and(|status| status.state == status::State::Ready) => {
+            let named = |tenant: &str| snapshot.tenants.iter().any(|t| t.name == tenant);
+            let left = pak::left_by_others(&app.context.state_dir, named);
+            Err(none(pak::is_elsewhere(&name, &left)))
         }
         Ok(None) => Err(none(format!(
             "{name} has no admin PAK yet: it is written when the tenant first becomes ready; if it is lost, \

@@ -4,11 +4,12 @@ use super::group::Group;
 use super::lock::{self, Files, Holder};
 use super::notify::NotifySocket;
 use super::orphans::{self, Registered};
+use super::state_folder;
 use crate::config::Stamp;
 use crate::handover::Described;
 use crate::memfd;
 use crate::sys::{self, Plan, Spawned};
-use brokkr_tenant::InstanceConfig;
+use brokkr_tenant::{InstanceConfig, SocketPath};
 use nix::fcntl::OFlag;
 use std::ffi::CString;
 use std::fs::File;
@@ -67,10 +68,9 @@ impl Launch {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
         };
-        own_folder(&self.config.state_dir).map_err(said(&format!(
-            "cannot make {}",
-            self.config.state_dir.display()
-        )))?;
+        let (folder, database) = (&self.config.state_dir, &self.config.config.database);
+        state_folder::prepare(folder, &self.config.tenant, database)
+            .map_err(said(&format!("cannot make {}", folder.display())))?;
         let private = private_socket(&self.files.private())
             .map_err(said("cannot bind the private socket"))?;
         let _ = std::fs::remove_file(self.files.notify());
@@ -141,15 +141,9 @@ impl Launch {
     }
 }
 
-/// Creates the tenant's state folder, for its owner only.
-fn own_folder(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-}
-
 fn private_socket(path: &Path) -> io::Result<UnixListener> {
     let _ = std::fs::remove_file(path);
-    let socket = UnixListener::bind(path)?;
+    let socket = UnixListener::bind(SocketPath::of(path)?)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     socket.set_nonblocking(true)?;
     Ok(socket)

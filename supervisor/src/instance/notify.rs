@@ -1,5 +1,6 @@
 //! What an instance says: `sd_notify` datagrams, believed only when they come from the instance's own pid.
 
+use brokkr_tenant::SocketPath;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
 };
@@ -72,9 +73,9 @@ impl NotifySocket {
     /// Binds it; credentials come with every datagram from here on.
     ///
     /// # Errors
-    /// When the path is too long or taken.
+    /// When the path is taken, or its folder is not there.
     pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
-        let socket = UnixDatagram::bind(path)?;
+        let socket = UnixDatagram::bind(SocketPath::of(path)?)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;

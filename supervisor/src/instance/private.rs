@@ -3,7 +3,7 @@
 use super::report::Reporter;
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
-use brokkr_tenant::TenantName;
+use brokkr_tenant::{SocketPath, TenantName};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -254,7 +254,10 @@ impl Client {
             .as_ref()
             .is_none_or(http1::SendRequest::is_closed)
         {
-            let connected = UnixStream::connect(&self.path).await;
+            let connected = match SocketPath::of(&self.path) {
+                Ok(path) => UnixStream::connect(path).await,
+                Err(error) => Err(error),
+            };
             self.failed_here = connected.as_ref().is_err_and(is_want);
             let stream = connected.ok()?;
             let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;

@@ -238,6 +238,16 @@ fn the_url_can_be_in_a_file_beside_the_one_that_names_it() {
     std::fs::write(&secret, URL.replace("password", "hunter2")).unwrap();
     assert_ne!(digest, read().unwrap().config.digest());
 
+    // As editors save it, and one of them in an encoding that is none of ours.
+    for text in [format!("\u{feff}{URL}\r\n"), format!("{URL}\n\n")] {
+        std::fs::write(&secret, text).unwrap();
+        let url = read().unwrap().config.database.url;
+        assert_eq!(url.password().unwrap().expose(), "password");
+    }
+    std::fs::write(&secret, b"\xff\xfep\0o\0").unwrap();
+    let wide = read().unwrap_err().to_string();
+    assert!(wide.contains("UTF-16; save it as UTF-8"), "{wide}");
+
     std::fs::write(&secret, "postgres://u:hunter2@a,b/").unwrap();
     let bad = read().unwrap_err().to_string();
     assert!(

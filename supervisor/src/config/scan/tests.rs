@@ -283,7 +283,12 @@ fn a_change_of_the_url_file_is_a_change_of_the_tenant() {
     let scanned = folder.after(NOW);
     let name = TenantName::parse("acme").unwrap();
     let first = scanned.desired.tenants[&name].clone().unwrap();
-    assert!(!scanned.referred.is_empty());
+    assert!(
+        scanned
+            .referred
+            .names
+            .contains(&url.canonicalize().unwrap())
+    );
     std::fs::write(&url, "postgres://u:two@h/d\n").unwrap();
     let second = folder.after(NOW).desired.tenants[&name].clone().unwrap();
     assert_ne!(first.digest, second.digest);
@@ -304,4 +309,33 @@ fn a_file_that_is_being_written_keeps_its_last_state() {
     let scanned = folder.scanner.scan(folder.now, Look::default(), &busy);
     assert!(scanned.desired.tenants[&name].is_ok());
     assert!(folder.after(NOW).desired.tenants[&name].is_err());
+}
+
+#[test]
+fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
+    let mut folder = Folder::new();
+    let root = folder.directory.path().canonicalize().unwrap();
+    std::fs::create_dir_all(root.join("maps/..1")).unwrap();
+    std::os::unix::fs::symlink("..1", root.join("maps/..data")).unwrap();
+    folder.write("plain", 1);
+    let target = root.join("maps/..1/acme.toml");
+    std::fs::rename(folder.path("plain.toml"), &target).unwrap();
+    std::os::unix::fs::symlink("../maps/..data/acme.toml", folder.path("acme.toml")).unwrap();
+    let scanned = folder.after(NOW);
+    let name = TenantName::parse("acme").unwrap();
+    assert!(scanned.desired.tenants[&name].is_ok());
+    for name in ["maps/..data", "maps/..1/acme.toml", "t.d/acme.toml", "t.d"] {
+        let names = &scanned.referred.names;
+        assert!(names.contains(&root.join(name)), "{name}: {names:?}");
+    }
+    assert!(scanned.referred.aliased.is_empty());
+
+    std::fs::write(&target, "[http").unwrap();
+    let busy = BTreeSet::from([target.clone()]);
+    let scanned = folder.scanner.scan(folder.now, Look::default(), &busy);
+    assert!(scanned.desired.tenants[&name].is_ok());
+    assert!(folder.after(NOW).desired.tenants[&name].is_err());
+    // A second name of the same file may be written to where no folder is watched.
+    std::fs::hard_link(&target, root.join("other")).unwrap();
+    assert!(folder.after(NOW).referred.aliased.contains(&target));
 }

@@ -1,0 +1,144 @@
+//! A tenant's state folder (admin PAK, webhook key), which belongs to its schema and not to its name.
+//!
+//! Beside each folder stands `NAME.schema`: which schema it belongs to. A tenant that was renamed, and so serves the schema of
+//! a tenant that does not any more, takes that folder over: without it nobody would know its admin PAK, and what its
+//! webhook key encrypted would be lost. The file is the supervisor's own, so that no tenant can claim another's folder.
+
+use brokkr_tenant::{DatabaseConfig, Host, TenantName};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The extension of the file beside a folder. No tenant's name has a dot.
+const LABEL: &str = "schema";
+
+/// Makes the folder ready for an instance of `tenant`: for its owner only, and with what its schema's last tenant had.
+///
+/// # Errors
+/// When it cannot be made.
+pub(super) fn prepare(
+    folder: &Path,
+    tenant: &TenantName,
+    database: &DatabaseConfig,
+) -> io::Result<()> {
+    let identity = identity(database);
+    if let Some(parent) = folder.parent() {
+        fs::create_dir_all(parent)?;
+        if let Some(old) = predecessor(parent, folder, &identity) {
+            take_over(&old, folder, tenant);
+        }
+    }
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    let label = folder.with_extension(LABEL);
+    if fs::read_to_string(&label).ok().as_deref() != Some(&identity)
+        && let Err(error) = fs::write(&label, &identity)
+    {
+        // The tenant runs all the same; only after a rename its folder is not found.
+        tracing::warn!(%tenant, "cannot write {}: {error}", label.display());
+    }
+    Ok(())
+}
+
+/// Names the schema, wherever its tenant's file is and whatever the tenant is called.
+fn identity(database: &DatabaseConfig) -> String {
+    let url = &database.url;
+    let host = match url.host() {
+        Host::Tcp(host) => host.to_ascii_lowercase(),
+        Host::Unix(folder) => folder.display().to_string(),
+    };
+    let (port, name, schema) = (url.port(), url.dbname(), &database.schema);
+    format!("{host}:{port}/{name} {schema}\n")
+}
+
+/// Finds the one other folder that belongs to the schema. With several nothing tells which is the right one.
+fn predecessor(parent: &Path, folder: &Path, identity: &str) -> Option<PathBuf> {
+    if has_content(folder) {
+        return None;
+    }
+    let mut found = fs::read_dir(parent).ok()?.flatten().filter_map(|entry| {
+        let label = entry.path();
+        let old = label.with_extension("");
+        let fits = label.extension().is_some_and(|end| end == LABEL)
+            && old != folder
+            && has_content(&old)
+            && fs::read_to_string(&label).is_ok_and(|text| text == identity);
+        fits.then_some(old)
+    });
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
+}
+
+fn has_content(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn take_over(old: &Path, folder: &Path, tenant: &TenantName) {
+    let (from, to) = (old.display(), folder.display());
+    // An empty folder gives way to a renamed one.
+    match fs::rename(old, folder) {
+        Ok(()) => {
+            let _ = fs::remove_file(old.with_extension(LABEL));
+            tracing::info!(%tenant, "serves the schema that belongs to {from}: that folder, with its admin PAK, is now {to}");
+        }
+        Err(error) => {
+            tracing::warn!(%tenant, "serves the schema that belongs to {from}, which cannot become {to}: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use brokkr_tenant::{Layer, Mode, resolve};
+
+    fn database(schema: &str) -> DatabaseConfig {
+        let url = "postgres://u:secret@h/d";
+        let pairs = [("database.url", url), ("database.schema", schema)];
+        let layer = Layer::from_pairs("test", pairs);
+        resolve(&[layer], Mode::Alone).unwrap().config.database
+    }
+
+    struct Tenants(tempfile::TempDir);
+
+    impl Tenants {
+        fn prepare(&self, name: &str, schema: &str) {
+            let tenant = TenantName::parse(name).unwrap();
+            prepare(&self.0.path().join(name), &tenant, &database(schema)).unwrap();
+        }
+
+        fn pak(&self, name: &str) -> PathBuf {
+            self.0.path().join(name).join("admin.pak")
+        }
+    }
+
+    #[test]
+    fn a_folder_follows_its_schema_to_another_name_and_no_other_schema() {
+        let tenants = Tenants(tempfile::tempdir().unwrap());
+        tenants.prepare("old", "a");
+        fs::write(tenants.pak("old"), "pak of a").unwrap();
+        let label = fs::read_to_string(tenants.0.path().join("old.schema")).unwrap();
+        assert!(!label.contains("secret"), "{label}");
+
+        tenants.prepare("other", "b");
+        assert!(!tenants.pak("other").exists());
+        // There already, empty, from a start that came to nothing.
+        fs::create_dir(tenants.0.path().join("new")).unwrap();
+        tenants.prepare("new", "a");
+        assert_eq!(fs::read_to_string(tenants.pak("new")).unwrap(), "pak of a");
+        assert!(!tenants.pak("old").exists());
+        // And back again; a folder with content is never replaced.
+        tenants.prepare("old", "a");
+        assert!(tenants.pak("old").exists() && !tenants.pak("new").exists());
+        fs::create_dir_all(tenants.0.path().join("third")).unwrap();
+        fs::write(tenants.pak("third"), "its own").unwrap();
+        tenants.prepare("third", "a");
+        assert_eq!(fs::read_to_string(tenants.pak("third")).unwrap(), "its own");
+        assert!(tenants.pak("old").exists());
+        // Two that may be right: neither is taken.
+        tenants.prepare("fourth", "a");
+        assert!(!tenants.pak("fourth").exists() && tenants.pak("old").exists());
+    }
+}
