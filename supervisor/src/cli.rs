@@ -116,11 +116,14 @@ pub(crate) struct Logs {
     /// Only lines of this tenant; may be given more than once
     #[arg(short, long = "tenant", value_name = "TENANT", value_parser = tenant_name)]
     pub(crate) tenants: Vec<TenantName>,
-    /// How many of the last lines
+    /// No lines of this tenant; may be given more than once
+    #[arg(long, value_name = "TENANT", value_parser = tenant_name)]
+    pub(crate) not: Vec<TenantName>,
+    /// How many of the last lines: half of them the newest, the others dealt out among tenants
     #[arg(short = 'n', long, value_name = "LINES", default_value_t = 100)]
     pub(crate) lines: usize,
     /// Only lines as grave as this, or graver
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, ignore_case = true)]
     pub(crate) level: Option<Level>,
     /// For people or for programs
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 mod client;
 mod found;
+mod interrupt;
 mod logs;
 mod orders;
 mod pak;
@@ -92,6 +93,8 @@ enum Failure {
     Configuration(String),
     /// What the supervisor said, or what was found.
     Problem(String),
+    /// A signal came before the answer to an order.
+    Interrupted,
     /// All has been said already, line by line.
     Told,
     /// Our own standard output.
@@ -103,6 +106,7 @@ impl Failure {
         match self {
             Failure::NotRunning(_) => EXIT_NOT_RUNNING,
             Failure::Configuration(_) => EXIT_CONFIGURATION,
+            Failure::Interrupted => interrupt::EXIT_INTERRUPTED,
             Failure::Problem(_) | Failure::Told | Failure::Output(_) => EXIT_PROBLEM,
         }
     }
@@ -114,6 +118,9 @@ impl fmt::Display for Failure {
             Failure::NotRunning(text) | Failure::Configuration(text) | Failure::Problem(text) => {
                 f.write_str(text)
             }
+            Failure::Interrupted => f.write_str(
+                "interrupted: the supervisor goes on with what it was asked to do; `brokkr-supervisor status` shows how far it is",
+            ),
             Failure::Told => Ok(()),
             Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
         }

@@ -29,6 +29,7 @@ mod line;
 mod output;
 mod queue;
 mod reader;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -138,10 +139,10 @@ impl Hub {
         self.shared.forget(&Some(tenant.clone()));
     }
 
-    /// The last `lines` lines in memory that `filter` wants, as JSON with their line feeds, oldest first.
+    /// The last `lines` lines in memory that `filter` wants, as JSON with their line feeds, oldest first. No tenant's lines
+    /// push out all others'.
     pub(crate) fn tail(&self, filter: &Filter, lines: usize) -> Vec<Bytes> {
-        let tail = self.shared.tail(filter, lines, None);
-        tail.into_iter().map(|(_, line)| line).collect()
+        self.shared.tail(filter, lines, None)
     }
 
     /// The same, and a subscription to all that comes after these, with none missed between.
@@ -150,10 +151,7 @@ impl Hub {
         let tail = self
             .shared
             .tail(&filter, lines, Some(Arc::clone(&follower)));
-        (
-            tail.into_iter().map(|(_, line)| line).collect(),
-            Subscription(follower),
-        )
+        (tail, Subscription(follower))
     }
 
     /// How many lines each tenant has lost on the way to the sink; `None` are the supervisor's own. Only those that lost any.

@@ -47,10 +47,9 @@ impl SocketPath {
             _folder: None,
         }
     }
-}
 
-impl AsRef<Path> for SocketPath {
-    fn as_ref(&self) -> &Path {
+    /// The path. Borrowed, because the folder must be open while it is used.
+    pub fn as_path(&self) -> &Path {
         &self.path
     }
 }
@@ -71,9 +70,9 @@ mod tests {
             }
             std::fs::create_dir_all(&folder).unwrap();
             let path = folder.join("socket");
-            let bound = UnixListener::bind(SocketPath::of(&path).unwrap()).unwrap();
+            let bound = UnixListener::bind(SocketPath::of(&path).unwrap().as_path()).unwrap();
             assert!(path.exists());
-            UnixStream::connect(SocketPath::of(&path).unwrap()).unwrap();
+            UnixStream::connect(SocketPath::of(&path).unwrap().as_path()).unwrap();
             drop(bound);
             std::fs::remove_file(&path).unwrap();
         }

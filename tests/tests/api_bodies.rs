@@ -114,3 +114,33 @@ fn what_is_wrong_with_a_request_is_said_without_names_of_rusts_types() {
         }
     }
 }
+
+#[test]
+fn a_body_that_is_no_utf_8_json_for_its_first_bytes_is_told_so() {
+    let world = World::new();
+    let pak = world.broker.admin_pak();
+    let json = r#"{"name":"a","description":null}"#;
+    let wide: Vec<u8> = json.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (body, said) in [
+        (
+            [b"\xef\xbb\xbf", json.as_bytes()].concat(),
+            "byte order mark (EF BB BF); send UTF-8 without one",
+        ),
+        ([&[0xff, 0xfe][..], &wide].concat(), "it is UTF-16"),
+    ] {
+        let headers = [
+            ("Authorization", pak.as_str()),
+            ("Content-Type", "application/json"),
+        ];
+        let answer = brokkr_tests::http::request(
+            &world.broker.addr(),
+            "POST",
+            "/api/v1/stacks",
+            &headers,
+            Some(&body),
+        );
+        let answer = answer.unwrap();
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.text().contains(said), "{answer:?}");
+    }
+}

@@ -234,6 +234,46 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
 }
 
 #[test]
+fn a_change_behind_a_link_is_read_by_itself_and_variables_may_end_with_a_line_end() {
+    let schema = format!("tenant_{}", unique());
+    let url = server().url("brokkr", "brokkr");
+    let broker = Broker::on(server())
+        .unset("database.url")
+        .schema(&schema)
+        .env("BROKKR__DATABASE__URL", &format!("{url}\n"))
+        .env("BROKKR__LOG__LEVEL", "INFO\n")
+        .env("BROKKR_CONFIG_WATCHER_DEBOUNCE_SECONDS", "0\n")
+        .start();
+    let file = broker.config_file();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (store, beside) = (file.with_file_name("store"), file.with_extension("link"));
+    for version in ["1", "2"] {
+        std::fs::create_dir_all(store.join(version)).unwrap();
+        let age = format!("{text}\n[cors]\nmax_age_seconds = {version}\n");
+        std::fs::write(store.join(version).join("broker.toml"), age).unwrap();
+    }
+    let point = |name: &std::path::Path, target: &str| {
+        std::os::unix::fs::symlink(target, &beside).unwrap();
+        std::fs::rename(&beside, name).unwrap();
+    };
+    let said = |what: &str| {
+        until(Duration::from_secs(20), what, || {
+            broker.log().contains(what).then_some(())
+        });
+    };
+    // As Kubernetes mounts a file: a link to a file in a folder that is a link itself.
+    point(&store.join("..data"), "1");
+    point(&file, "store/..data/broker.toml");
+    said("new_value=1 old_value=3600");
+    point(&store.join("..data"), "2");
+    said("new_value=2 old_value=1");
+    let new = store.join("2/new");
+    std::fs::write(&new, format!("{text}\n[cors]\nmax_age_seconds = 3\n")).unwrap();
+    std::fs::rename(new, store.join("2/broker.toml")).unwrap();
+    said("new_value=3 old_value=2");
+}
+
+#[test]
 fn a_changed_file_is_read_by_itself_unless_it_is_not_to_be_watched() {
     let start = |watched: &str| {
         let schema = format!("tenant_{}", unique());

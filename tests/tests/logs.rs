@@ -89,6 +89,22 @@ fn two_hundred_thousand_lines_of_one_tenant_disturb_no_line_of_another() {
         numbers.len(),
         dropped(&loud)
     );
+    // Nor do they push the other's out of what a person is shown.
+    let shown = |args: &[&str]| -> Vec<Value> {
+        let logs = ["logs", "-n", "200", "--format", "json"];
+        let text = host.command(&[&logs[..], args].concat()).ok();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let both = shown(&[]);
+    assert_eq!(both.len(), 200);
+    for tenant in ["quiet", "noisy"] {
+        let count = of(&both, tenant).len();
+        assert!(count >= 50, "{count} lines of {tenant}");
+    }
+    let without = shown(&["--not", "noisy"]);
+    assert!(of(&without, "noisy").is_empty() && of(&without, "quiet").len() > 100);
     assert!(quiet.status().restarts == 0 && noisy.status().restarts == 0);
     assert_eq!(noisy.get("/healthz").status, 200);
 }

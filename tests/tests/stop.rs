@@ -9,6 +9,7 @@
 
 use brokkr_tests::{Connection, Ear, Host, procs, until};
 use nix::sys::signal::Signal;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -55,4 +56,49 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     // Only the test's own end of the socket.
     let own = host.root().join("systemd").display().to_string();
     assert_eq!(host.leftovers(), [own]);
+}
+
+/// `stop acme`, which waits for a request in flight; once the supervisor has the order.
+fn stopping(host: &Host, orders: usize) -> Child {
+    let stop = Command::new(brokkr_tests::bin::supervisor())
+        .args(["stop", "acme", "--config"])
+        .arg(host.config())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until(Duration::from_secs(30), "the order to be taken", || {
+        (host.said("asks to stop it") >= orders).then_some(())
+    });
+    stop
+}
+
+fn ended(mut child: Child) -> Output {
+    until(Duration::from_secs(30), "the command to end", || {
+        child.try_wait().unwrap()
+    });
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn an_interrupted_command_says_that_its_order_stands() {
+    let host = Host::builder().set("stop.grace", "\"50s\"").build();
+    let acme = host.tenant("acme").up();
+    let mut connection = acme.connect();
+    let head = "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n";
+    connection.raw(head.as_bytes()).unwrap();
+    assert_eq!(acme.get("/healthz").status, 200);
+
+    for (orders, signal) in [(1, Signal::SIGINT), (2, Signal::SIGTERM)] {
+        let stop = stopping(&host, orders);
+        procs::signal(stop.id() as i32, signal);
+        let ended = ended(stop);
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(130), "{said}");
+        assert!(said.contains("the supervisor goes on with"), "{said}");
+    }
+    assert_eq!(acme.status().state, "stopping");
+    connection.raw(b"0123456789").unwrap();
+    connection.receive(false).unwrap();
+    acme.becomes("stopped");
 }

@@ -227,6 +227,62 @@ fn broker_and_supervisor_never_depend_on_each_other_and_tenant_on_nothing_of_our
     }
 }
 
+/// The connections of the pool, which names it itself.
+const OF_THE_POOL: &str = "r2d2_postgres";
+
+#[test]
+fn every_declared_dependency_is_used_by_its_member() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, declared) = manifest.split_once("[workspace.dependencies]").unwrap();
+    let (declared, _) = declared.split_once("\n[").unwrap();
+    let mut unused: Vec<String> = names(declared).collect();
+    assert!(unused.len() > 40, "{unused:?}");
+    unused.retain(|name| name != OF_THE_POOL);
+    for member in [
+        "tenant",
+        "pg",
+        "broker",
+        "supervisor",
+        "tests",
+        "tests/rust-client",
+    ] {
+        let own = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
+        let mut text = String::new();
+        for (name, source) in sources(member) {
+            // The client's crate lies in the tests' folder and is a member of its own.
+            if member != "tests" || !name.starts_with("tests/rust-client") {
+                text.push_str(&source);
+            }
+        }
+        for section in ["dependencies", "dev-dependencies"] {
+            let Some((_, section)) = own.split_once(&format!("\n[{section}]\n")) else {
+                continue;
+            };
+            for name in names(section.split("\n[").next().unwrap()) {
+                let path = name.replace('-', "_");
+                let used = ["::", ";", "!", " as "]
+                    .iter()
+                    .any(|end| text.contains(&format!("{path}{end}")));
+                assert!(
+                    used,
+                    "{member}/Cargo.toml names {name}, which its source does not"
+                );
+                unused.retain(|declared| *declared != name);
+            }
+        }
+    }
+    assert_eq!(unused, Vec::<String>::new(), "of no member");
+}
+
+/// The names that lines of a list of dependencies begin with.
+fn names(list: &str) -> impl Iterator<Item = String> {
+    list.lines().filter_map(|line| {
+        let end = line.find(['.', ' ', '='])?;
+        let name = &line[..end];
+        (!name.is_empty() && !name.starts_with('#')).then(|| name.to_owned())
+    })
+}
+
 #[test]
 fn the_published_client_is_a_dependency_of_its_own_tests_alone() {
     // Its licence is not ours, and what it brings (another HTTP client, OpenSSL) is not wanted here.

@@ -30,7 +30,7 @@ impl Address {
         }
         let path = SocketPath::of(path)?;
         Ok(Self {
-            name: SocketAddr::from_pathname(&path)?,
+            name: SocketAddr::from_pathname(path.as_path())?,
             _path: Some(path),
         })
     }

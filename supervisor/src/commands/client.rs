@@ -1,6 +1,7 @@
 //! The other end of the control socket.
 
 use super::Failure;
+use super::interrupt::Interrupt;
 use crate::control::{GROUP, SOCKET};
 use brokkr_tenant::SocketPath;
 use bytes::Bytes;
@@ -42,8 +43,8 @@ impl Client {
 
     /// Whether somebody listens, or it is not for us to know.
     pub(super) fn is_there(&self) -> bool {
-        let connected =
-            SocketPath::of(&self.socket).and_then(std::os::unix::net::UnixStream::connect);
+        let connected = SocketPath::of(&self.socket)
+            .and_then(|socket| std::os::unix::net::UnixStream::connect(socket.as_path()));
         match connected {
             Ok(_) => true,
             Err(error) => !matches!(
@@ -87,7 +88,7 @@ impl Client {
         })
     }
 
-    /// The answer to a POST, however long it takes.
+    /// Gives the answer to a POST, however long it takes, unless a signal ends the waiting.
     pub(super) fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -95,8 +96,17 @@ impl Client {
     ) -> Result<T, Failure> {
         let body = serde_json::to_vec(body).map_err(|error| Failure::Problem(error.to_string()))?;
         let answer = self.runtime.block_on(async {
-            let answer = self.ask(Method::POST, path, body.into()).await?;
-            self.whole(answer).await
+            let mut interrupt = Interrupt::new()
+                .map_err(|error| Failure::Problem(format!("cannot take signals: {error}")))?;
+            let asking = async {
+                let answer = self.ask(Method::POST, path, body.into()).await?;
+                self.whole(answer).await
+            };
+            tokio::select! {
+                biased;
+                answer = asking => answer,
+                () = interrupt.wait() => Err(Failure::Interrupted),
+            }
         })?;
         serde_json::from_slice(&answer).map_err(|error| not_understood(&error))
     }
@@ -108,7 +118,7 @@ impl Client {
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
         let socket = SocketPath::of(&self.socket).map_err(|error| self.unreachable(&error))?;
-        let stream = UnixStream::connect(socket)
+        let stream = UnixStream::connect(socket.as_path())
             .await
             .map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))

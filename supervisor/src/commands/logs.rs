@@ -15,6 +15,9 @@ pub(super) fn logs(client: &Client, options: &Logs) -> Result<(), Failure> {
         // Writing into a string cannot fail; a tenant's name needs no escapes.
         let _ = write!(path, "&tenant={tenant}");
     }
+    for tenant in &options.not {
+        let _ = write!(path, "&not={tenant}");
+    }
     if let Some(level) = options.level {
         let _ = write!(path, "&level={}", level.as_str());
     }

@@ -28,7 +28,7 @@ struct Query {
 }
 
 impl Query {
-    /// By hand, for `tenant` may come more than once.
+    /// By hand, for `tenant` and `not` may come more than once.
     fn parse(query: &str) -> Result<Self, Problem> {
         let mut parsed = Query {
             filter: Filter::default(),
@@ -41,12 +41,14 @@ impl Query {
             let value = percent_decode_str(value).decode_utf8_lossy();
             let bad = || Problem::bad(format!("{key}={value} is not understood"));
             match key {
-                "tenant" => {
+                "tenant" | "not" => {
                     let name = TenantName::parse(&value);
-                    parsed
-                        .filter
-                        .tenants
-                        .push(name.map_err(|e| Problem::bad(e.to_string()))?);
+                    let name = name.map_err(|e| Problem::bad(e.to_string()))?;
+                    if key == "not" {
+                        parsed.filter.not.push(name);
+                    } else {
+                        parsed.filter.tenants.push(name);
+                    }
                 }
                 "n" => parsed.lines = value.parse::<usize>().map_err(|_| bad())?.min(MOST),
                 "level" => {
@@ -83,7 +85,7 @@ pub(super) async fn lines(
 ) -> Result<Response, Problem> {
     let query = Query::parse(query.as_deref().unwrap_or_default())?;
     let snapshot = app.context.fleet.snapshot();
-    for name in &query.filter.tenants {
+    for name in query.filter.tenants.iter().chain(&query.filter.not) {
         if !snapshot
             .tenants
             .iter()
@@ -191,12 +193,14 @@ mod tests {
     #[test]
     fn a_query_is_taken_whole_or_refused() {
         let query =
-            Query::parse("tenant=acme&tenant=globex&n=7&level=warn&follow=1&format=json").unwrap();
-        assert_eq!(query.filter.tenants.len(), 2);
+            Query::parse("tenant=acme&tenant=globex&not=hooli&n=7&level=warn&follow=1&format=json")
+                .unwrap();
+        assert_eq!((query.filter.tenants.len(), query.filter.not.len()), (2, 1));
         assert_eq!(query.filter.level, Some(Level::Warn));
         assert_eq!((query.lines, query.follow, query.json), (7, true, true));
         for bad in [
             "tenant=A",
+            "not=A",
             "n=x",
             "level=loud",
             "follow=maybe",

@@ -97,7 +97,7 @@ impl Socket {
     }
 
     fn place(early: &Path, path: &Path, group: Option<Gid>) -> io::Result<Self> {
-        let listener = UnixListener::bind(SocketPath::of(early)?)?;
+        let listener = UnixListener::bind(SocketPath::of(early)?.as_path())?;
         // It has the group of whoever makes it. Under the unit that is the right one, and `chown` is none of the calls
         // the unit permits.
         let has = fs::symlink_metadata(early)?.gid();
@@ -171,7 +171,8 @@ mod tests {
         fs::create_dir(&deep).unwrap();
         let socket = Socket::bind_for(&deep, None).unwrap();
         let path = deep.join(NAME);
-        assert!(std::os::unix::net::UnixStream::connect(SocketPath::of(&path).unwrap()).is_ok());
+        let reached = SocketPath::of(&path).unwrap();
+        assert!(std::os::unix::net::UnixStream::connect(reached.as_path()).is_ok());
         drop(socket);
         assert!(!path.exists());
     }

@@ -251,7 +251,7 @@ async fn orders_and_reloads_are_answered_when_settled() {
     // Who asked is in the log, under the tenant.
     let filter = crate::logs::Filter {
         tenants: vec![TenantName::parse("acme").unwrap()],
-        level: None,
+        ..Default::default()
     };
     let lines = host.hub.tail(&filter, 9);
     let text = String::from_utf8_lossy(&lines[0]);

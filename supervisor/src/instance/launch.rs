@@ -143,7 +143,7 @@ impl Launch {
 
 fn private_socket(path: &Path) -> io::Result<UnixListener> {
     let _ = std::fs::remove_file(path);
-    let socket = UnixListener::bind(SocketPath::of(path)?)?;
+    let socket = UnixListener::bind(SocketPath::of(path)?.as_path())?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     socket.set_nonblocking(true)?;
     Ok(socket)

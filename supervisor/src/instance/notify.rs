@@ -75,7 +75,7 @@ impl NotifySocket {
     /// # Errors
     /// When the path is taken, or its folder is not there.
     pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
-        let socket = UnixDatagram::bind(SocketPath::of(path)?)?;
+        let socket = UnixDatagram::bind(SocketPath::of(path)?.as_path())?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;

@@ -255,7 +255,7 @@ impl Client {
             .is_none_or(http1::SendRequest::is_closed)
         {
             let connected = match SocketPath::of(&self.path) {
-                Ok(path) => UnixStream::connect(path).await,
+                Ok(path) => UnixStream::connect(path.as_path()).await,
                 Err(error) => Err(error),
             };
             self.failed_here = connected.as_ref().is_err_and(is_want);

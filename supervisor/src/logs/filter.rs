@@ -80,15 +80,19 @@ impl Level {
 pub(crate) struct Filter {
     /// Lines of these tenants; empty: of all, and the supervisor's own.
     pub(crate) tenants: Vec<TenantName>,
+    /// No lines of these.
+    pub(crate) not: Vec<TenantName>,
     /// Lines as grave as this or graver.
     pub(crate) level: Option<Level>,
 }
 
 impl Filter {
     pub(super) fn wants(&self, name: &Name) -> bool {
-        self.tenants.is_empty()
-            || name
-                .as_ref()
-                .is_some_and(|name| self.tenants.contains(name))
+        match name {
+            None => self.tenants.is_empty(),
+            Some(name) => {
+                (self.tenants.is_empty() || self.tenants.contains(name)) && !self.not.contains(name)
+            }
+        }
     }
 }

@@ -5,9 +5,10 @@
 //! the sink takes JSON.
 
 use super::encode::Encoder;
-use super::filter::{Filter, Level};
+use super::filter::Filter;
 use super::follow::Follower;
 use super::line::Origin;
+use super::tail;
 use brokkr_tenant::TenantName;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -271,40 +272,42 @@ impl Shared {
             .collect()
     }
 
-    /// The last `lines` lines in memory that `filter` wants, oldest first. From then on `follower` gets all that come:
-    /// none is missed between and none comes twice.
+    /// Takes the last `lines` lines in memory that `filter` wants, oldest first, [dealt out](tail::deal) among their
+    /// sources. From then on `follower` gets all that come: none is missed between and none comes twice.
     pub(super) fn tail(
         &self,
         filter: &Filter,
         lines: usize,
         follower: Option<Arc<Follower>>,
-    ) -> Vec<(Arc<Origin>, Bytes)> {
-        let mut chunks: Vec<(u64, Chunk)> = {
+    ) -> Vec<Bytes> {
+        let sources: Vec<Vec<(u64, Chunk)>> = {
             let mut state = self.lock();
             state.followers.extend(follower);
             let wanted = state.entries.iter().filter(|(name, _)| filter.wants(name));
             wanted
-                .flat_map(|(_, entry)| entry.memory.iter().cloned())
+                .map(|(_, entry)| entry.memory.iter().cloned().collect())
                 .collect()
         };
-        chunks.sort_unstable_by_key(|(sequence, _)| std::cmp::Reverse(*sequence));
-        let chunks = chunks.into_iter().map(|(_, chunk)| chunk);
-        last_lines(chunks, lines, filter.level)
+        let sources = sources
+            .into_iter()
+            .map(|chunks| tail::newest(chunks.into_iter().rev(), lines, filter.level));
+        let dealt = tail::deal(sources.collect(), lines);
+        dealt.into_iter().map(|line| line.bytes).collect()
     }
 
     /// The last `lines` lines of one process.
     pub(super) fn last_words(&self, name: &Name, pid: i32, lines: usize) -> Vec<Bytes> {
-        let chunks: Vec<Chunk> = {
+        let chunks: Vec<(u64, Chunk)> = {
             let state = self.lock();
             let memory = state.entries.get(name).map(|entry| entry.memory.iter());
             let own = memory
                 .into_iter()
                 .flatten()
                 .filter(|(_, chunk)| chunk.origin.pid == pid);
-            own.map(|(_, chunk)| chunk.clone()).collect()
+            own.cloned().collect()
         };
-        let last = last_lines(chunks.into_iter().rev(), lines, None);
-        last.into_iter().map(|(_, line)| line).collect()
+        let newest = tail::newest(chunks.into_iter().rev(), lines, None);
+        newest.into_iter().rev().map(|line| line.bytes).collect()
     }
 }
 
@@ -462,29 +465,4 @@ impl Entry {
 /// A fair share of `whole`, within bounds.
 fn share(whole: usize, among: usize, least: usize, most: usize) -> usize {
     (whole / among.max(1)).clamp(least, most)
-}
-
-/// The last `lines` lines of chunks that come newest first, oldest first.
-fn last_lines(
-    newest_first: impl Iterator<Item = Chunk>,
-    lines: usize,
-    level: Option<Level>,
-) -> Vec<(Arc<Origin>, Bytes)> {
-    let mut last = Vec::new();
-    for chunk in newest_first {
-        let mut end = chunk.bytes.len();
-        while end > 0 && last.len() < lines {
-            let start = memchr::memrchr(b'\n', &chunk.bytes[..end - 1]).map_or(0, |at| at + 1);
-            let line = chunk.bytes.slice(start..end);
-            if level.is_none_or(|least| Level::of_line(&line).at_least(least)) {
-                last.push((Arc::clone(&chunk.origin), line));
-            }
-            end = start;
-        }
-        if last.len() >= lines {
-            break;
-        }
-    }
-    last.reverse();
-    last
 }

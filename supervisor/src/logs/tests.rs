@@ -239,7 +239,7 @@ fn a_sink_that_reads_nothing_blocks_no_broker_and_costs_counted_lines_of_the_lou
         .tail(
             &Filter {
                 tenants: vec![name("calm")],
-                level: None,
+                ..Filter::default()
             },
             9,
         )
@@ -317,6 +317,7 @@ async fn a_follower_gets_the_tail_then_everything_and_a_slow_one_is_told_what_it
     let filter = Filter {
         tenants: vec![name("acme")],
         level: Some(Level::Warn),
+        ..Filter::default()
     };
     let (tail, mut follow) = hub.follow(filter, 10);
     assert_eq!(tail.len(), 1, "{tail:?}");

@@ -1,18 +1,23 @@
 //! Signals, none of which is lost: not while one supervisor becomes the next either.
 //!
-//! They are blocked in every thread, and those that wait are read from a descriptor. One that comes when nobody reads any
-//! more waits in the kernel, over the execution of another program too, for whoever reads next.
+//! They are blocked in every thread, and those that wait are read from a descriptor (signalfd). A signal that comes when
+//! nothing reads any more waits in the kernel, over the execution of another program too, for the next reader. Handlers,
+//! which signal-hook installs for the broker and for the other commands, cannot do this: what a handler has taken is in this
+//! program's memory, which the execution of the next supervisor ends. SIGCHLD has a handler, because the next
+//! supervisor looks at every child anyway.
 
 use crate::sys;
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::SignalFd;
+use signal_hook::consts::SIGCHLD;
+use signal_hook::{SigId, low_level};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::UnixStream;
 
 /// After an error of the descriptor, so that trying again does not become a busy loop.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -74,7 +79,41 @@ impl Ending {
 #[derive(Debug)]
 pub(super) struct Signals {
     waiting: AsyncFd<SignalFd>,
-    child: tokio::signal::unix::Signal,
+    child: ChildEnded,
+}
+
+/// SIGCHLD. Its handler goes with it.
+#[derive(Debug)]
+struct ChildEnded {
+    /// Has a byte, or several, after each.
+    arrived: UnixStream,
+    handler: SigId,
+}
+
+impl ChildEnded {
+    fn new() -> io::Result<Self> {
+        let (reader, writer) = std::os::unix::net::UnixStream::pair()?;
+        reader.set_nonblocking(true)?;
+        Ok(Self {
+            arrived: UnixStream::from_std(reader)?,
+            handler: low_level::pipe::register(SIGCHLD, writer)?,
+        })
+    }
+
+    /// Waits for the next, or for several that came since. Cancel-safe: bytes are taken only when this returns.
+    async fn next(&mut self) {
+        let mut bytes = [0; 64];
+        // The handler holds the other end, so that neither end nor error comes.
+        if !matches!(self.arrived.read(&mut bytes).await, Ok(1..)) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for ChildEnded {
+    fn drop(&mut self) {
+        low_level::unregister(self.handler);
+    }
 }
 
 impl Signals {
@@ -85,7 +124,7 @@ impl Signals {
     pub(super) fn new() -> io::Result<Self> {
         let signals = Self {
             waiting: sys::readable_signals(&held_back())?,
-            child: signal(SignalKind::child())?,
+            child: ChildEnded::new()?,
         };
         // Blocked while this program was executed, so that none was missed.
         SigSet::from(Signal::SIGCHLD).thread_unblock()?;
@@ -106,7 +145,7 @@ impl Signals {
                         }
                     }
                 }
-                Some(()) = self.child.recv() => return Heard::Child,
+                () = self.child.next() => return Heard::Child,
             }
         }
     }
