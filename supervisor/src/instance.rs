@@ -31,7 +31,7 @@ pub(crate) mod threads;
 use crate::handover::names::Ids;
 use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
-use brokkr_tenant::{InstanceConfig, Listen, TenantName};
+use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName};
 use descriptors::{Descriptors, Slot};
 use end::End;
 use find::FoundListener;
@@ -77,6 +77,8 @@ pub(crate) struct Edge {
     answering: Answering,
     /// Of descriptors that may be passed on.
     ids: Ids,
+    /// Instances that could not be put back into a control group.
+    outside: BTreeMap<TenantName, InstanceId>,
 }
 
 #[derive(Default)]
@@ -115,6 +117,7 @@ impl Edge {
             tenants: BTreeMap::new(),
             answering: Answering::new(),
             ids: Ids::default(),
+            outside: BTreeMap::new(),
         }
     }
 
@@ -221,6 +224,11 @@ impl Edge {
         let files = adoption.files.clone();
         let short = self.claim(short);
         let process = self.process(tenant, id, wishes, files.clone(), short);
+        // What has ended and is not reaped is nowhere any more.
+        let lives = !take_back::has_ended(&descriptors.pidfd);
+        if lives {
+            self.put_back(tenant, id, descriptors.pid, &adoption.limits);
+        }
         process.slot.fill(descriptors);
         self.watch(
             tenant.clone(),
@@ -228,6 +236,24 @@ impl Edge {
             files,
             tokio::spawn(process.adopt(adoption)),
         );
+    }
+
+    fn put_back(&mut self, tenant: &TenantName, id: InstanceId, pid: i32, limits: &LimitsConfig) {
+        match self.settings.groups.put_back(tenant, id, pid, limits) {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::warn!(%tenant, pid, "its broker ran outside its own control group, and is put back into one");
+            }
+            Err(error) => {
+                tracing::error!(%tenant, pid, "its broker runs outside its own control group and cannot be put back: {error}");
+                self.outside.insert(tenant.clone(), id);
+            }
+        }
+    }
+
+    /// Says of a tenant's instance that it has no control group of its own, where it should.
+    pub(crate) fn outside(&self, tenant: &TenantName) -> bool {
+        self.outside.contains_key(tenant)
     }
 
     /// Takes over a listening socket.
@@ -362,6 +388,7 @@ impl Edge {
             && let Some(handle) = ours.instances.remove(&id)
         {
             self.ids.free(handle.short);
+            self.outside.retain(|of, outside| of != tenant || *outside != id);
         }
     }
 

@@ -174,7 +174,7 @@ impl Hub {
 
 /// One canonical line of the supervisor's own, about no tenant, that is in nobody's log: for those who read here and now.
 pub(crate) fn notice(message: &str) -> Bytes {
-    let origin = Origin::new(None, nix::unistd::getpid().as_raw());
+    let origin = Origin::supervisor(None);
     let mut line = Vec::new();
     origin.write(&mut line, "WARN", "brokkr_supervisor::logs", message);
     line.into()

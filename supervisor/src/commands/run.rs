@@ -57,11 +57,11 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
     };
     let daemon = serve::Daemon {
         file: path.to_owned(),
+        groups: Groups::detect(&config.runtime_dir),
         config: Arc::new(config),
         problem,
         hub: hub.clone(),
         open_files,
-        groups: Groups::detect(),
         ending: signals::Ending::default(),
     };
     daemon.groups.tidy();
@@ -72,6 +72,7 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
             super::complain(&problem, super::EXIT_PROBLEM)
         }
     };
+    daemon.groups.remove();
     hub.flush_and_stop(Instant::now() + LAST_LINES);
     drop(lock);
     code

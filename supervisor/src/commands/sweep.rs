@@ -68,10 +68,11 @@ async fn end_all(found: &Found) -> Result<(), String> {
         .map_err(|problem| format!("{problem} (what a supervisor runs is not swept)"))?;
     let grace = config.stop.grace.min(LONGEST_GRACE);
     let folder = run::instances(config);
-    let swept = survivors::end_all(&folder, grace)
+    let groups = Groups::detect(&config.runtime_dir);
+    let swept = survivors::end_all(&folder, grace, &groups)
         .map_err(|error| format!("{}: {error}", folder.display()))?;
     // Whatever they had started, and whatever that has done to get away.
-    Groups::detect().end_all();
+    groups.end_all();
     // Where it is not known whether there is one: one in our folder is ours.
     let server = (config.postgres.embedded || !found.whole) && embedded::end(config).await?;
     let _ = std::fs::remove_file(config.runtime_dir.join(crate::control::SOCKET));

@@ -27,6 +27,7 @@ impl Fleet {
         );
         notices.extend(self.refused_successor.clone());
         notices.extend(self.unstored());
+        notices.extend(self.edge.groups().problem());
         if let Some(failing) = self.hangs.stalled() {
             let patience = self.hangs.patience().as_secs();
             notices.push(format!(
@@ -71,6 +72,11 @@ impl Fleet {
         let limits = shown.map(|c| &c.broker().limits);
         let unenforced = limits.and_then(|limits| self.edge.groups().unenforced(limits));
         warnings.extend(unenforced.map(|limits| format!("tenant {name}: {limits}")));
+        if self.edge.outside(name) {
+            warnings.push(format!(
+                "tenant {name}: its broker runs outside its own control group: [limits] is not enforced; `brokkr-supervisor restart {name}` puts that right"
+            ));
+        }
         TenantStatus {
             name: name.to_string(),
             state,

@@ -377,6 +377,8 @@ impl Search {
         outdated |=
             started_from.is_some() && self.program.is_some() && started_from != self.program;
         let keeps_address = !gone && !self.has_listener(&tenant, pid, &pidfd, what.as_ref());
+        let config = TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new);
+        let limits = config.as_ref().map(|c| c.broker().limits.clone());
         let instances = self.finds.instances.entry(tenant.clone()).or_default();
         if instances.len() == MOST_OF_A_TENANT {
             let why = format!("pid {pid}, beside two others");
@@ -399,8 +401,9 @@ impl Search {
                 carry,
                 stage,
                 connections,
+                limits: limits.unwrap_or_default(),
             },
-            config: TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new),
+            config,
             outdated,
             keeps_address,
             deaf,

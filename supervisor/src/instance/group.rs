@@ -1,6 +1,8 @@
 //! A control group for each instance, in the subtree that systemd keeps for us.
 //!
 //! `brokkr-tenants.service` holds the subtree and nothing else (see its comment); it is found beside our own unit's group.
+//! Several supervisors of a host may share it, so each keeps its groups in a folder named after its runtime folder, and
+//! ends and removes nothing outside that: `brokkr-tenants.service/run-brokkr/acme.7`.
 //! A group bounds its instance (`[limits]`) and ends it with everything it has started, whatever that did to get away.
 //! Where there is no such subtree, or we may not use it, instances run without: their session stands in for the group, and
 //! `status` says which limits are not enforced.
@@ -8,21 +10,32 @@
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::{LimitsConfig, TenantName};
 use nix::unistd::geteuid;
+use sha2::{Digest, Sha256};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The unit that holds the subtree.
 const HOLDER: &str = "brokkr-tenants.service";
 /// Controllers that `[limits]` needs.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
+/// A name of more bytes is cut and told apart by a hash; file names have 255.
+const LONGEST_NAME: usize = 200;
+/// Processes that were killed get so long to leave their group.
+const DYING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Where instances get their groups.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Groups {
-    /// The holder's group; `None`: instances run without.
+    /// This supervisor's folder in the holder's group; `None`: instances run without.
     root: Option<PathBuf>,
+    /// Where the hierarchy is mounted.
+    mount: PathBuf,
     /// Controllers that can be set in groups below it.
     controllers: Vec<String>,
     /// Why there is no subtree, where one was to be expected.
@@ -30,42 +43,44 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Looks for the subtree, and turns the controllers on in it.
-    pub(crate) fn detect() -> Self {
+    /// Looks for the subtree, makes this supervisor's folder in it, and turns the controllers on in both.
+    pub(crate) fn detect(runtime_dir: &Path) -> Self {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let (Some(mount), Some(own)) = (unified(&mounts), own_group(&own)) else {
             return Self::default();
         };
-        match own
-            .parent()
-            .map(|parent| join(&mount, &parent.join(HOLDER)))
-        {
-            Some(root) if root.is_dir() => Self::at(root),
+        let holder = own.parent().map(|parent| parent.join(HOLDER));
+        match holder.map(|holder| join(&mount, &holder)) {
+            Some(holder) if holder.is_dir() => Self::at(mount, &holder, runtime_dir),
             _ => Self::default(),
         }
     }
 
-    fn at(root: PathBuf) -> Self {
+    fn at(mount: PathBuf, holder: &Path, runtime_dir: &Path) -> Self {
+        let without = |problem: String| Self {
+            problem: Some(problem),
+            ..Self::default()
+        };
         // To move a process takes the right to write both where it goes and where the two ways part.
-        let parent = root.parent().unwrap_or(&root).to_owned();
-        for folder in [&root, &parent] {
+        let parent = holder.parent().unwrap_or(holder);
+        for folder in [holder, parent] {
             let procs = folder.join("cgroup.procs");
             if !may_write(&procs) {
-                return Self {
-                    problem: Some(format!("{} is not ours to write", procs.display())),
-                    ..Self::default()
-                };
+                return without(format!("{} is not ours to write", procs.display()));
             }
         }
-        let there = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        let root = holder.join(folder_name(runtime_dir));
+        if let Err(error) = make(&root) {
+            return without(error.to_string());
+        }
+        let there = std::fs::read_to_string(holder.join("cgroup.controllers")).unwrap_or_default();
         let turned_on = |controller: &&&str| {
             there.split_whitespace().any(|there| there == **controller)
-                && write(
-                    &root.join("cgroup.subtree_control"),
-                    &format!("+{controller}"),
-                )
-                .is_ok()
+                && [holder, &root].into_iter().all(|folder| {
+                    let control = folder.join("cgroup.subtree_control");
+                    write(&control, &format!("+{controller}")).is_ok()
+                })
         };
         Self {
             controllers: CONTROLLERS
@@ -74,13 +89,22 @@ impl Groups {
                 .map(|controller| (*controller).to_owned())
                 .collect(),
             root: Some(root),
+            mount,
             problem: None,
         }
     }
 
-    /// What keeps instances from having groups, where they should.
+    /// Says what keeps instances from having groups, where they should.
     pub(crate) fn problem(&self) -> Option<String> {
-        let problem = self.problem.as_ref()?;
+        // Seen from inside the unit, a holder's group that was made anew is read-only.
+        let gone = self.root.as_ref().filter(|root| !root.is_dir());
+        let gone = gone.map(|root| {
+            format!(
+                "{} has gone; `systemctl restart brokkr-supervisor` makes it again, puts every broker back and ends none",
+                root.display()
+            )
+        });
+        let problem = self.problem.clone().or(gone)?;
         Some(format!(
             "brokers have no control groups of their own ({problem}): [limits] is not enforced"
         ))
@@ -114,16 +138,49 @@ impl Groups {
         ))
     }
 
+    /// Puts an instance of an earlier supervisor into its own group, unless it is there: an older version used another
+    /// name, and a group can be lost while its broker runs. True when it was elsewhere.
+    ///
+    /// # Errors
+    /// When it may not be moved.
+    pub(crate) fn put_back(
+        &self,
+        tenant: &TenantName,
+        id: InstanceId,
+        pid: i32,
+        limits: &LimitsConfig,
+    ) -> io::Result<bool> {
+        let Some(group) = self.of(tenant, id) else {
+            return Ok(false);
+        };
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let is_in = own_group(&text).map(|own| join(&self.mount, &own));
+        if is_in.as_ref() == Some(&group.path) {
+            return Ok(false);
+        }
+        group.create(limits)?;
+        group.enter(pid)?;
+        self.remove_older(tenant, id);
+        Ok(true)
+    }
+
+    /// Removes the group that an older version made for this instance, once it is empty.
+    pub(crate) fn remove_older(&self, tenant: &TenantName, id: InstanceId) {
+        if let Some(holder) = self.root.as_deref().and_then(Path::parent) {
+            let _ = std::fs::remove_dir(holder.join(group_name(tenant, id)));
+        }
+    }
+
     /// The group of one instance, whether it is there or not; `None` where instances have none.
     pub(crate) fn of(&self, tenant: &TenantName, id: InstanceId) -> Option<Group> {
-        let path = self.root.as_ref()?.join(format!("{tenant}.{}", id.0));
+        let path = self.root.as_ref()?.join(group_name(tenant, id));
         Some(Group {
             path,
             controllers: self.controllers.clone(),
         })
     }
 
-    /// Removes groups in which nothing is left: of instances that ended while nobody looked.
+    /// Removes groups of this supervisor in which no process is left.
     pub(crate) fn tidy(&self) {
         let entries = self
             .root
@@ -137,16 +194,24 @@ impl Groups {
         }
     }
 
-    /// Ends everything in every group.
-    pub(crate) fn end_all(&self) {
-        let entries = self
-            .root
-            .iter()
-            .filter_map(|root| std::fs::read_dir(root).ok());
-        for entry in entries.flatten().flatten() {
-            let _ = write(&entry.path().join("cgroup.kill"), "1");
-        }
+    /// Removes this supervisor's folder too, if no process is left in it. True when nothing of it is there.
+    pub(crate) fn remove(&self) -> bool {
+        let Some(root) = &self.root else { return true };
         self.tidy();
+        match std::fs::remove_dir(root) {
+            Ok(()) => true,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        }
+    }
+
+    /// Ends everything in every group of this supervisor, and removes them. Blocks.
+    pub(crate) fn end_all(&self) {
+        let Some(root) = &self.root else { return };
+        let _ = write(&root.join("cgroup.kill"), "1");
+        let began = Instant::now();
+        while !self.remove() && began.elapsed() < DYING {
+            std::thread::sleep(LOOK);
+        }
     }
 }
 
@@ -163,13 +228,8 @@ impl Group {
     /// # Errors
     /// Which file could not be written.
     pub(crate) fn create(&self, limits: &LimitsConfig) -> io::Result<()> {
-        match DirBuilder::new().mode(0o755).create(&self.path) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(said(&self.path, error));
-            }
-            // Of an instance of this number that left something behind; limits are set anew.
-            _ => {}
-        }
+        // One may be there of an instance of this number that left something behind; limits are set anew.
+        make(&self.path)?;
         // Without this it would go on in the host's swap: slow, past its limit, its tenant's secrets on disk. A kernel without
         // swap has no such file.
         let swap = self.path.join("memory.swap.max").exists();
@@ -247,6 +307,44 @@ fn may_write(path: &Path) -> bool {
         || std::fs::metadata(path).is_ok_and(|m| m.uid() == us.as_raw() && m.mode() & 0o200 != 0)
 }
 
+/// Makes a group, unless it is there.
+fn make(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(said(path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn group_name(tenant: &TenantName, id: InstanceId) -> String {
+    format!("{tenant}.{}", id.0)
+}
+
+/// Names the folder of the supervisor that has this runtime folder, as systemd names units after paths. Two paths never
+/// give one name, and no name looks like an instance's group, which has a dot in it.
+fn folder_name(runtime_dir: &Path) -> String {
+    let path = std::fs::canonicalize(runtime_dir);
+    let path = path.as_deref().unwrap_or(runtime_dir);
+    let mut name = String::new();
+    for byte in path.as_os_str().as_bytes().iter().skip(1) {
+        match byte {
+            b'/' => name.push('-'),
+            b'_' => name.push('_'),
+            byte if byte.is_ascii_alphanumeric() => name.push(char::from(*byte)),
+            byte => name.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    if name.is_empty() {
+        name.push('-');
+    }
+    if name.len() > LONGEST_NAME {
+        let hash = Sha256::digest(name.as_bytes());
+        name.truncate(LONGEST_NAME / 2);
+        name.push_str("\\x00");
+        hash.iter().for_each(|byte| name.push_str(&format!("{byte:02x}")));
+    }
+    name
+}
+
 fn write(path: &Path, text: &str) -> io::Result<()> {
     // Never created: on a file system that is no cgroup it would only look as if it worked.
     let mut file: File = OpenOptions::new()
@@ -304,6 +402,18 @@ mod tests {
     }
 
     #[test]
+    fn two_runtime_folders_never_share_a_name_and_none_looks_like_an_instances_group() {
+        let name = |path: &str| folder_name(Path::new(path));
+        assert_eq!(name("/run/nowhere"), "run-nowhere");
+        assert_eq!(name("/run-nowhere"), "run\\x2dnowhere");
+        assert_eq!(name("/acme.1"), "acme\\x2e1");
+        assert_eq!(name("/"), "-");
+        let long = |end: &str| name(&format!("/{}{end}", "é".repeat(60)));
+        assert_ne!(long("a"), long("b"));
+        assert!(long("a").len() < 255);
+    }
+
+    #[test]
     fn limits_are_written_for_controllers_that_are_there_and_named_where_they_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let limits = LimitsConfig {
@@ -314,7 +424,7 @@ mod tests {
         let groups = Groups {
             root: Some(folder.path().into()),
             controllers: vec!["memory".into()],
-            problem: None,
+            ..Groups::default()
         };
         let unenforced = groups.unenforced(&limits).unwrap();
         assert!(unenforced.contains("cpu_weight") && !unenforced.contains("memory_max"));

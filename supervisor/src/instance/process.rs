@@ -14,6 +14,7 @@ use crate::handover::Carry;
 use crate::lifecycle::{Event, InstanceId, Stage};
 use crate::logs::Hub;
 use crate::sys;
+use brokkr_tenant::LimitsConfig;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub(crate) struct Adoption {
     pub(crate) stage: Stage,
     /// The most connections it was told it may hold.
     pub(crate) connections: u32,
+    /// What its control group allows it.
+    pub(crate) limits: LimitsConfig,
 }
 
 /// A process that is there.
@@ -125,6 +128,7 @@ impl Process {
             carry,
             stage,
             connections: _,
+            limits: _,
         } = adoption;
         let slot = self.slot.clone();
         let Some(descriptors) = slot.get() else {

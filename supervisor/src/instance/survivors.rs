@@ -1,10 +1,11 @@
 //! Instances an earlier supervisor left running, for those who must end them, or must not start beside them.
 
 use super::end::{self, End, Mortal};
+use super::group::Groups;
 use super::lock::{self, Files, Found, Holder};
 use crate::lifecycle::InstanceId;
 use crate::sys;
-use brokkr_tenant::{Listen, TenantName};
+use brokkr_tenant::{LimitsConfig, Listen, TenantName};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io;
@@ -73,7 +74,7 @@ pub(crate) struct Swept {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
+pub(crate) fn end_all(folder: &Path, grace: Duration, groups: &Groups) -> io::Result<Swept> {
     let mut swept = Swept::default();
     let mut survivors = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -84,7 +85,13 @@ pub(crate) fn end_all(folder: &Path, grace: Duration) -> io::Result<Swept> {
         let lock = entry.path();
         match find(folder, &tenant, id) {
             Ok(None) => Files::new(folder, &tenant, id).remove(),
-            Ok(Some(survivor)) => survivors.push(survivor),
+            Ok(Some(survivor)) => {
+                // What it has started is ended with its group. An older version's group may be shared with another
+                // supervisor, so it is left by then.
+                let pid = survivor.holder.pid;
+                let _ = groups.put_back(&tenant, id, pid, &LimitsConfig::default());
+                survivors.push(survivor);
+            }
             Err(error) => swept.left.push(Left::new(tenant, lock, error.to_string())),
         }
     }

@@ -18,6 +18,9 @@ use std::path::Path;
 /// Where journald listens.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
+/// The broker's pid, and never the supervisor's: people search the journal for it.
+const TENANT_PID: &str = "TENANT_PID";
+
 /// Appends one canonical line as a datagram behind its length.
 pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(line) else {
@@ -29,14 +32,18 @@ pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
     }
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    let (identifier, pid_field) = match &origin.tenant {
+    let identifier = match &origin.tenant {
         Some(tenant) => {
             field(out, "TENANT", tenant.as_str());
-            (format!("brokkr:{}", tenant.as_str()), "TENANT_PID")
+            format!("brokkr:{}", tenant.as_str())
         }
-        None => ("brokkr-supervisor".to_owned(), "SUPERVISOR_PID"),
+        None => "brokkr-supervisor".to_owned(),
     };
     field(out, "SYSLOG_IDENTIFIER", &identifier);
+    let pid_field = match origin.is_supervisor || origin.tenant.is_none() {
+        true => "SUPERVISOR_PID",
+        false => TENANT_PID,
+    };
     field(out, pid_field, &origin.pid.to_string());
     let mut level = Level::Info;
     for (key, value) in Pairs::new(text) {
@@ -48,6 +55,11 @@ pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
         };
         match key {
             "tenant" | "pid" => {}
+            // On a line of the supervisor these name the broker that the line is about; on a broker's own line they are the
+            // broker's words.
+            "of_pid" | "broker_pid" if origin.is_supervisor && origin.tenant.is_some() => {
+                field(out, TENANT_PID, &value);
+            }
             "level" => level = Level::parse(&value),
             "message" => field(out, "MESSAGE", &value),
             "timestamp" => field(out, "TIMESTAMP", &value),
@@ -91,7 +103,7 @@ fn field_name(key: &str) -> String {
         "MESSAGE_ID",
         "PRIORITY",
         "TENANT",
-        "TENANT_PID",
+        TENANT_PID,
         "TARGET",
         "TIMESTAMP",
         "UNIT",
@@ -190,6 +202,31 @@ mod tests {
             text.contains("\nF_OBJECT_SYSTEMD_UNIT=evil\n") && text.contains("\nF__PID=1\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_supervisors_line_about_a_tenant_has_the_brokers_pid_or_none() {
+        let origin = Origin::supervisor(Some(TenantName::parse("acme").unwrap()));
+        let fields = |line: &[u8]| {
+            let mut out = Vec::new();
+            encode(&origin, line, &mut out);
+            String::from_utf8(datagrams(&out).next().unwrap().to_vec()).unwrap()
+        };
+        let about_none = fields(br#"{"tenant":"acme","pid":1,"message":"stopped"}"#);
+        let ours = format!("\nSUPERVISOR_PID={}\n", std::process::id());
+        assert!(about_none.starts_with("TENANT=acme\n"), "{about_none}");
+        assert!(
+            about_none.contains(&ours) && !about_none.contains("TENANT_PID"),
+            "{about_none}"
+        );
+        for key in ["of_pid", "broker_pid"] {
+            let about = format!(r#"{{"tenant":"acme","pid":1,"message":"ready","{key}":4711}}"#);
+            let about = fields(about.as_bytes());
+            assert!(
+                about.contains("\nTENANT_PID=4711\n") && about.contains(&ours),
+                "{about}"
+            );
+        }
     }
 
     #[test]

@@ -13,15 +13,11 @@ use tracing_subscriber::layer::{Context, Layer};
 /// A `tracing` layer that hands events to the hub. An event's field `tenant` becomes the line's tenant.
 pub(crate) struct HubLayer {
     shared: Arc<Shared>,
-    pid: i32,
 }
 
 impl HubLayer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            pid: nix::unistd::getpid().as_raw(),
-        }
+        Self { shared }
     }
 }
 
@@ -34,7 +30,7 @@ impl<S: tracing::Subscriber> Layer<S> for HubLayer {
             .tenant
             .as_deref()
             .and_then(|name| TenantName::parse(name).ok());
-        let origin = Origin::new(tenant, self.pid);
+        let origin = Origin::supervisor(tenant);
         let mut out = Vec::new();
         origin.write_at(
             &mut out,

@@ -21,11 +21,22 @@ pub(super) struct Origin {
     pub(super) tenant: Option<TenantName>,
     /// The process.
     pub(super) pid: i32,
+    /// The process is the supervisor, which may speak about a tenant too.
+    pub(super) is_supervisor: bool,
     /// `"tenant":"acme","pid":4711`, made once.
     keys: Box<str>,
 }
 
 impl Origin {
+    /// Names the supervisor as the origin of a line about `tenant`, or about no tenant in particular.
+    pub(super) fn supervisor(tenant: Option<TenantName>) -> Self {
+        let pid = nix::unistd::getpid().as_raw();
+        Self {
+            is_supervisor: true,
+            ..Self::new(tenant, pid)
+        }
+    }
+
     pub(super) fn new(tenant: Option<TenantName>, pid: i32) -> Self {
         let keys = match &tenant {
             Some(name) => format!("\"tenant\":\"{}\",\"pid\":{pid}", name.as_str()),
@@ -34,6 +45,7 @@ impl Origin {
         Self {
             tenant,
             pid,
+            is_supervisor: false,
             keys: keys.into(),
         }
     }

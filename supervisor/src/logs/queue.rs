@@ -194,7 +194,7 @@ impl Shared {
         let last = entry.memory.back();
         let origin = last.map(|(_, chunk)| Arc::clone(&chunk.origin));
         let (_, losses) = entry.losing.get_or_insert_with(|| {
-            let own = || Arc::new(Origin::new(name.clone(), nix::unistd::getpid().as_raw()));
+            let own = || Arc::new(Origin::supervisor(name.clone()));
             (origin.unwrap_or_else(own), Losses::default())
         });
         losses.count += new + says.map_or(0, |losses| losses.count);

@@ -138,12 +138,10 @@ impl Daemon {
             tokio::spawn(vital(watch_task.run()));
 
             let (report_sender, reports) = mpsc::channel(REPORTS);
-            let groups = self.groups.problem();
             let problem = self.problem.as_deref().map(one_line);
             let notices = [
                 control.notice(),
                 problem.as_deref(),
-                groups.as_deref(),
                 unseen.as_deref(),
                 unsure.as_deref(),
             ];
