@@ -242,7 +242,7 @@ impl Kind {
             }
             Self::Size => ByteSize::parse(text).map(Value::Size),
             Self::Path => {
-                let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+                let directory = credentials_directory();
                 path(text, base, directory.as_deref()).map(Value::Path)
             }
             Self::Schema => SchemaName::parse(text).map(Value::Schema),
@@ -289,6 +289,14 @@ fn out_of(min: i64, max: i64) -> Invalid {
     Invalid::new("is out of range").hint(hint)
 }
 
+/// Finds the folder of credentials: the one that systemd names to a service, else, in a shell, the one of the
+/// supervisor's unit, so that `check` reads what the service reads.
+fn credentials_directory() -> Option<PathBuf> {
+    const OF_THE_UNIT: &str = "/run/credentials/brokkr-supervisor.service";
+    let named = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    named.or_else(|| Some(PathBuf::from(OF_THE_UNIT)).filter(|folder| folder.is_dir()))
+}
+
 fn path(text: &str, base: &Path, credentials: Option<&Path>) -> Result<PathBuf, Invalid> {
     const VARIABLE: &str = "${CREDENTIALS_DIRECTORY}";
     if text.is_empty() || text.contains('\0') {
@@ -297,7 +305,7 @@ fn path(text: &str, base: &Path, credentials: Option<&Path>) -> Result<PathBuf, 
     if let Some(rest) = text.strip_prefix(VARIABLE) {
         let Some(folder) = credentials else {
             return Err(Invalid::new(format!("names {VARIABLE}, which is not set"))
-                .hint("the unit needs LoadCredential= for it"));
+                .hint("the unit needs LoadCredential= for it; in a shell, the credentials of brokkr-supervisor.service are read while that runs"));
         };
         return Ok(folder.join(rest.trim_start_matches('/')));
     }
