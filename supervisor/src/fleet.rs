@@ -76,6 +76,8 @@ pub(crate) struct Parts {
     pub(crate) notices: Vec<String>,
     /// How it is with the embedded server, where there is one.
     pub(crate) embedded: Option<Remark>,
+    /// What is wrong with the runtime folder, if anything is.
+    pub(crate) surroundings: watch::Receiver<Option<String>>,
 }
 
 /// Asks the watcher and the probers to look again; answers with the number of the scan to wait for.
@@ -117,6 +119,7 @@ pub(crate) struct Fleet {
     kept_stopped: Kept,
     notices: Vec<String>,
     embedded: Option<Remark>,
+    surroundings: watch::Receiver<Option<String>>,
     hangs: Hangs<TenantName>,
     /// When the host's clock began to count.
     booted: Instant,
@@ -177,6 +180,7 @@ impl Fleet {
             orders: Orders::default(),
             notices: parts.notices,
             embedded: parts.embedded,
+            surroundings: parts.surroundings,
             hangs: Hangs::new(patience),
             booted: booted.unwrap_or(now),
             stopping: false,
@@ -222,6 +226,9 @@ impl Fleet {
                     self.keep_soon();
                     self.stale = true;
                 }
+                // Orders that wait for it are answered below.
+                () = keep::released(&mut self.store) => {}
+                Ok(()) = self.surroundings.changed() => self.stale = true,
                 () = tokio::time::sleep_until(due) => self.tick(),
             }
             if let Some(at) = self.leave_at() {

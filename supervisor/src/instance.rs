@@ -148,12 +148,15 @@ impl Edge {
             .open(listen, &mut self.ids)
     }
 
-    /// Closes a tenant's sockets but that of `keep`.
-    pub(crate) fn unlisten(&mut self, tenant: &TenantName, keep: Option<&Listen>) {
-        if let Some(ours) = self.tenants.get_mut(tenant) {
-            ours.stand_in = None;
-            ours.listeners.close_all_but(keep, &mut self.ids);
-        }
+    /// Closes a tenant's sockets but that of `keep`. True when any was open.
+    pub(crate) fn unlisten(&mut self, tenant: &TenantName, keep: Option<&Listen>) -> bool {
+        let Some(ours) = self.tenants.get_mut(tenant) else {
+            return false;
+        };
+        ours.stand_in = None;
+        let open = ours.listeners.iter().count();
+        ours.listeners.close_all_but(keep, &mut self.ids);
+        ours.listeners.iter().count() < open
     }
 
     /// Answers 503 on a tenant's socket, or ceases to.
@@ -388,7 +391,8 @@ impl Edge {
             && let Some(handle) = ours.instances.remove(&id)
         {
             self.ids.free(handle.short);
-            self.outside.retain(|of, outside| of != tenant || *outside != id);
+            self.outside
+                .retain(|of, outside| of != tenant || *outside != id);
         }
     }
 

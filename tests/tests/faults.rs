@@ -331,3 +331,34 @@ fn a_removed_control_socket_is_put_back_and_a_removed_lock_file_lets_nobody_in()
     host.up();
     assert_eq!(acme.becomes("ready").pid, Some(pid));
 }
+
+#[test]
+fn a_removed_runtime_folder_is_made_again_and_its_brokers_are_replaced_by_overlap() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let load = Load::start(&acme.addr(), "/healthz", "", 2, false);
+    std::fs::remove_dir_all(host.runtime_dir()).unwrap();
+    // No second supervisor is what is missing.
+    let asked = host.command(&["status"]);
+    assert!(
+        asked.code == Some(0) || asked.stderr.contains("makes it again within seconds"),
+        "{asked:?}"
+    );
+    until(Duration::from_secs(20), "commands to be answered", || {
+        host.try_status()
+    });
+    assert_eq!(acme.replaced(pid).restarts, 0);
+    let seen = load.stop();
+    assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
+    // It is locked as the first one was, and holds all that the next supervisor needs.
+    let second = host.command(&["run"]);
+    assert!(
+        second.stderr.contains("another brokkr-supervisor"),
+        "{second:?}"
+    );
+    let pid = acme.pid();
+    host.kill();
+    host.up();
+    assert_eq!(acme.becomes("ready").pid, Some(pid));
+}

@@ -164,6 +164,12 @@ impl Client {
     }
 
     fn not_running(&self) -> Failure {
+        if let Some(folder) = self.socket.parent().filter(|folder| !folder.exists()) {
+            return Failure::NotRunning(format!(
+                "brokkr-supervisor cannot be reached: there is no {}. A supervisor that runs makes it again within seconds, so try once more; where none runs, start it (systemctl start brokkr-supervisor, or brokkr-supervisor run)",
+                folder.display()
+            ));
+        }
         Failure::NotRunning(format!(
             "brokkr-supervisor is not running: no answer on {} (start it: systemctl start brokkr-supervisor, or brokkr-supervisor run)",
             self.socket.display()

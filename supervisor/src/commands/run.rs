@@ -6,6 +6,7 @@ mod patient;
 mod serve;
 mod service;
 mod signals;
+mod surroundings;
 mod vital;
 
 use crate::config::Supervisor;
@@ -18,7 +19,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -63,9 +64,10 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         hub: hub.clone(),
         open_files,
         ending: signals::Ending::default(),
+        taken: Arc::new(Mutex::new(lock)),
     };
     daemon.groups.tidy();
-    let code = match turns(&daemon, inherited, &lock) {
+    let code = match turns(&daemon, inherited) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             tracing::error!("{problem}");
@@ -74,7 +76,6 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
     };
     daemon.groups.remove();
     hub.flush_and_stop(Instant::now() + LAST_LINES);
-    drop(lock);
     code
 }
 
@@ -121,11 +122,7 @@ pub(crate) fn instances(config: &Supervisor) -> PathBuf {
 }
 
 /// Serves, and serves on when another program was to take over and could not be executed after all.
-fn turns(
-    daemon: &serve::Daemon,
-    mut inherited: Inherited,
-    lock: &folders::Taken,
-) -> Result<(), String> {
+fn turns(daemon: &serve::Daemon, mut inherited: Inherited) -> Result<(), String> {
     loop {
         // One thread turns the loop: the fleet, the instances' tasks and the control socket are all short turns. What
         // blocks (spawning, scanning, name resolution) runs on threads of its own.
@@ -146,7 +143,10 @@ fn turns(
         daemon.hub.flush(Instant::now() + LAST_LINES);
         // One that was heard while we left is the next program's, or ours once more.
         daemon.ending.pass_on();
-        let error = successor.execute(&mut estate, &lock.file);
+        let error = {
+            let taken = daemon.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            successor.execute(&mut estate, &taken.file)
+        };
         tracing::error!(program = %successor.program().display(), %error, "cannot be executed: this supervisor runs on");
         inherited = Inherited::again(*estate);
     }

@@ -43,8 +43,13 @@ impl Fleet {
             }
             Action::Unlisten(keep) => {
                 let keep = keep.and_then(|revision| config_of(entry, revision));
-                self.edge
-                    .unlisten(name, keep.as_ref().map(|c| &c.broker().http.listen));
+                let keep = keep.as_ref().map(|c| &c.broker().http.listen);
+                if self.edge.unlisten(name, keep) {
+                    let release = self.release();
+                    if let Some(entry) = self.entries.get_mut(name) {
+                        entry.release = release;
+                    }
+                }
                 None
             }
             Action::StandIn(on) => {

@@ -37,6 +37,8 @@ pub(super) struct Entry {
     pub(super) fallen: Option<InstanceId>,
     /// Nothing of it is left: it may be dropped.
     pub(super) forgotten: bool,
+    /// Number of the last release of one of its sockets.
+    pub(super) release: u64,
     /// State and reason as last logged.
     pub(super) logged: Option<(crate::status::State, Option<String>)>,
 }
@@ -56,6 +58,7 @@ impl Entry {
             last_exit: None,
             fallen: None,
             forgotten: false,
+            release: 0,
             logged: None,
         }
     }

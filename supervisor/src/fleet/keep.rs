@@ -14,6 +14,8 @@ use tokio::time::Instant;
 /// From a change to the store, at least and at most. Who is killed in between leaves less than everything; locks say the
 /// rest.
 const LATE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Orders wait no longer for systemd to close a socket that is not wanted any more.
+const CONFIRMED: Duration = Duration::from_secs(5);
 /// Looking at everything takes no more than this part of the loop's time, however many tenants there are.
 const PART: u32 = 20;
 
@@ -34,6 +36,33 @@ pub(super) struct Kept {
     embedded: Box<dyn Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send>,
     due: Option<Instant>,
     late: Duration,
+    /// Number of the last release, and when it was asked for.
+    released: (u64, Instant),
+    /// Number of the last release that is not waited for any more.
+    given_up: u64,
+}
+
+impl Kept {
+    fn is_released(&self, release: u64) -> bool {
+        release <= self.given_up.max(self.store.confirmed())
+    }
+}
+
+/// Waits until another release is over. Cancel-safe.
+pub(super) async fn released(store: &mut Option<Kept>) {
+    let Some(kept) = store else {
+        return std::future::pending().await;
+    };
+    let (last, asked) = kept.released;
+    if kept.is_released(last) {
+        return kept.store.confirms().await;
+    }
+    if tokio::time::timeout_at(asked + CONFIRMED, kept.store.confirms())
+        .await
+        .is_err()
+    {
+        kept.given_up = last;
+    }
 }
 
 impl Fleet {
@@ -53,6 +82,8 @@ impl Fleet {
                     embedded: keeping.embedded,
                     due: Some(Instant::now()),
                     late: LATE.0,
+                    released: (0, Instant::now()),
+                    given_up: 0,
                 });
             }
             Ok(None) => {}
@@ -70,6 +101,32 @@ impl Fleet {
         }
     }
 
+    /// Numbers the release of a socket that was just closed here: its address is free once systemd has closed its copy too.
+    pub(super) fn release(&mut self) -> u64 {
+        let Some(kept) = &mut self.store else {
+            return 0;
+        };
+        // At once, unless there are so many tenants that looking at all of them takes its time.
+        let soon = Instant::now() + (kept.late - LATE.0);
+        kept.due = Some(kept.due.map_or(soon, |due| due.min(soon)));
+        kept.released = (kept.released.0 + 1, Instant::now());
+        kept.released.0
+    }
+
+    /// Whether the sockets of this release are closed everywhere.
+    pub(super) fn is_released(&self, release: u64) -> bool {
+        self.store
+            .as_ref()
+            .is_none_or(|kept| kept.is_released(release))
+    }
+
+    /// Whether the sockets of every release are closed everywhere.
+    pub(super) fn all_released(&self) -> bool {
+        self.store
+            .as_ref()
+            .is_none_or(|kept| kept.is_released(kept.released.0))
+    }
+
     /// When the store is to be brought in step.
     pub(super) fn keep_at(&self) -> Option<Instant> {
         self.store.as_ref()?.due
@@ -85,7 +142,9 @@ impl Fleet {
         if let Some(kept) = &mut self.store {
             kept.due = None;
             let before = kept.choice.left_out().len();
-            kept.store.want(kept.choice.choose(estate));
+            let mut wanted = kept.choice.choose(estate);
+            wanted.released = kept.released.0;
+            kept.store.want(wanted);
             self.stale |= kept.choice.left_out().len() != before;
             kept.late = (began.elapsed() * PART).clamp(LATE.0, LATE.1);
         }
@@ -108,7 +167,9 @@ impl Fleet {
         };
         let copy = self.whole_estate(copy);
         if let Some(mut kept) = self.store.take() {
-            kept.store.want(kept.choice.choose(copy));
+            let mut wanted = kept.choice.choose(copy);
+            wanted.released = kept.released.0;
+            kept.store.want(wanted);
             let There { names, serial } = kept.store.finish().await;
             (estate.index.stored, estate.index.serial) = (names, serial);
         }

@@ -216,7 +216,8 @@ impl Fleet {
             let read = reload
                 .scan
                 .is_some_and(|scan| scan <= self.orders.scan_read);
-            if read && self.entries.values().all(|e| self.settled(e).is_some()) {
+            let settled = self.entries.values().all(|e| self.settled(e).is_some());
+            if read && settled && self.all_released() {
                 let report = self.reload_report(&reload.before);
                 let _ = reload.reply.send(report);
             } else {
@@ -276,6 +277,10 @@ impl Fleet {
         let settled = self.settled(entry)?;
         let view = entry.life.view();
         let stopped = view.state == State::Stopped;
+        // Until then the address is taken, and a `start` that follows would fail.
+        if order == Order::Stop && !self.is_released(entry.release) {
+            return None;
+        }
         // A bad file beside it is worth a word, and does not undo it.
         let restarted = order == Order::Restart && entry.life.is_as_ordered();
         let done = (settled || restarted) && stopped == (order == Order::Stop);

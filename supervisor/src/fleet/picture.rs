@@ -27,6 +27,7 @@ impl Fleet {
         );
         notices.extend(self.refused_successor.clone());
         notices.extend(self.unstored());
+        notices.extend(self.surroundings.borrow().clone());
         notices.extend(self.edge.groups().problem());
         if let Some(failing) = self.hangs.stalled() {
             let patience = self.hangs.patience().as_secs();

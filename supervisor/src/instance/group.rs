@@ -340,7 +340,8 @@ fn folder_name(runtime_dir: &Path) -> String {
         let hash = Sha256::digest(name.as_bytes());
         name.truncate(LONGEST_NAME / 2);
         name.push_str("\\x00");
-        hash.iter().for_each(|byte| name.push_str(&format!("{byte:02x}")));
+        hash.iter()
+            .for_each(|byte| name.push_str(&format!("{byte:02x}")));
     }
     name
 }

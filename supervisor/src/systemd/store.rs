@@ -31,6 +31,8 @@ pub(crate) struct Wanted {
     descriptors: BTreeMap<String, Arc<OwnedFd>>,
     /// What says whose they are.
     index: Option<Arc<Index>>,
+    /// Number of the last release to be confirmed: once systemd has closed its copy of what is not wanted any more.
+    pub(crate) released: u64,
 }
 
 /// Chooses what is stored when not all fits: a tenant whole or not at all, and who has a place keeps it.
@@ -110,6 +112,7 @@ impl Choice {
                 BTreeMap::new()
             },
             index: (self.most > 0).then(|| Arc::new(estate.index)),
+            released: 0,
         }
     }
 }
@@ -121,6 +124,7 @@ pub(crate) struct Store {
     /// Full when more wait for the end than ever will.
     finish: mpsc::Sender<oneshot::Sender<()>>,
     there: watch::Receiver<There>,
+    confirmed: watch::Receiver<u64>,
 }
 
 /// What is in the store.
@@ -161,6 +165,7 @@ impl Store {
             .collect();
         let (wanted, wishes) = watch::channel(Wanted::default());
         let (there_now, there) = watch::channel(There::default());
+        let (confirm, confirmed) = watch::channel(0);
         let (finish, finishes) = mpsc::channel(1);
         let keeper = Keeper {
             socket: sys::writable(socket)?,
@@ -168,18 +173,33 @@ impl Store {
             there: there_now,
             serial,
             index: None,
+            released: 0,
+            confirm,
         };
         tokio::spawn(keeper.run(wishes, finishes));
         Ok(Some(Self {
             wanted,
             finish,
             there,
+            confirmed,
         }))
     }
 
     /// What should be in the store from now on.
     pub(crate) fn want(&self, wanted: Wanted) {
         self.wanted.send_replace(wanted);
+    }
+
+    /// Number of the last release that systemd has confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        *self.confirmed.borrow()
+    }
+
+    /// Waits until systemd has confirmed another release. Cancel-safe.
+    pub(crate) async fn confirms(&mut self) {
+        if self.confirmed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until systemd has read all that was sent, what was wanted last included; a little while at most. Says what is
@@ -202,6 +222,9 @@ struct Keeper {
     serial: u64,
     /// The last index written.
     index: Option<Arc<Index>>,
+    /// Number of the last release that systemd was asked to confirm.
+    released: u64,
+    confirm: watch::Sender<u64>,
 }
 
 impl Keeper {
@@ -225,7 +248,12 @@ impl Keeper {
                 },
             };
             let wanted = wishes.borrow_and_update().clone();
+            let released = wanted.released;
             let outcome = self.sync(wanted).await;
+            if released > self.released {
+                self.released = released;
+                self.confirm(released, &outcome).await;
+            }
             if let Err(error) = &outcome
                 && !failing
             {
@@ -322,14 +350,39 @@ impl Keeper {
         Ok(())
     }
 
-    /// systemd closes its copy of the pipe's end once it has read all that came before.
     async fn barrier(&self) -> io::Result<()> {
+        let _ = self.ask_barrier().await?.readable().await?;
+        Ok(())
+    }
+
+    /// Asks systemd to close its copy of the pipe's end once it has done all that was sent before: then the other end,
+    /// which this returns, is readable.
+    async fn ask_barrier(&self) -> io::Result<AsyncFd<OwnedFd>> {
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         self.send("BARRIER=1", &[write.as_raw_fd()]).await?;
         drop(write);
-        let read = sys::readable(read)?;
-        let _ = read.readable().await?;
-        Ok(())
+        sys::readable(read)
+    }
+
+    /// Confirms a release when systemd has done what was sent. Another task waits for that, because the store must be kept
+    /// for other tenants meanwhile.
+    async fn confirm(&self, released: u64, outcome: &io::Result<()>) {
+        let confirm = self.confirm.clone();
+        let confirmed = move || {
+            confirm.send_modify(|last| *last = released.max(*last));
+        };
+        // A systemd that cannot be told closes nothing: there is nothing to wait for.
+        let barrier = match outcome {
+            Ok(()) => self.ask_barrier().await.ok(),
+            Err(_) => None,
+        };
+        let Some(barrier) = barrier else {
+            return confirmed();
+        };
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(BARRIER, barrier.readable()).await;
+            confirmed();
+        });
     }
 
     async fn send(&self, text: &str, fds: &[RawFd]) -> io::Result<()> {

@@ -59,7 +59,10 @@ pub(crate) fn group(tenant: &TenantStatus) -> PathBuf {
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
         .unwrap();
-    let prefix = format!("/brokkr.slice/brokkr-tenants.service/{}.", tenant.name);
+    let prefix = format!(
+        "/brokkr.slice/brokkr-tenants.service/run-brokkr/{}.",
+        tenant.name
+    );
     assert!(own.starts_with(&prefix), "{own}");
     Path::new("/sys/fs/cgroup").join(own.trim_start_matches('/'))
 }

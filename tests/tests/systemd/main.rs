@@ -8,6 +8,7 @@
 )]
 
 mod booted;
+mod holder;
 mod lines;
 mod thousand;
 mod watchdog;
@@ -112,7 +113,10 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     // Each broker in a group of its own, below the unit that holds them.
     for tenant in &started.tenants {
         let groups = machine.ok(&["cat", &format!("/proc/{}/cgroup", tenant.pid.unwrap())]);
-        let own = format!("0::/brokkr.slice/brokkr-tenants.service/{}.1", tenant.name);
+        let own = format!(
+            "0::/brokkr.slice/brokkr-tenants.service/run-brokkr/{}.1",
+            tenant.name
+        );
         assert!(
             groups.lines().any(|line| line == own),
             "{groups}\n{}",

@@ -25,7 +25,26 @@ pub(crate) struct Taken {
     /// The lock file: passed on to the program that takes this one's place.
     pub(super) file: File,
     /// The folder itself is locked as well, for a file in it may be removed. Taken anew by the next program.
-    _folder: File,
+    folder: File,
+}
+
+impl Taken {
+    /// Whether the runtime folder, and what brokers are started with there, is where it was put.
+    pub(super) fn is_whole(&self, config: &Supervisor) -> bool {
+        is_at(&self.folder, &config.runtime_dir) && instances(config).is_dir()
+    }
+
+    /// Makes again what has gone of the runtime folder, and takes it again. Blocks.
+    ///
+    /// # Errors
+    /// What is in the way, for the operator.
+    pub(super) fn repair(&mut self, config: &Supervisor) -> Result<(), String> {
+        if !is_at(&self.folder, &config.runtime_dir) {
+            *self = prepare(config, None)?;
+            return Ok(());
+        }
+        make(&instances(config), 0o700)
+    }
 }
 
 /// Makes what is missing and takes the runtime folder for this process alone, until what is returned is dropped. `held` is
@@ -45,10 +64,7 @@ pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<Take
     let folder = take_folder(&config.runtime_dir)?;
     make(&instances(config), 0o700)?;
     make(&config.state_dir.join("tenants"), 0o711)?;
-    Ok(Taken {
-        file,
-        _folder: folder,
-    })
+    Ok(Taken { file, folder })
 }
 
 /// Whether the control socket could be placed. Changes nothing.

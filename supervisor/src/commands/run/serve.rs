@@ -1,5 +1,6 @@
 //! One turn of the daemon: everything is started, and runs until the fleet has ended or leaves.
 
+use super::surroundings::Surroundings;
 use super::vital::vital;
 use super::{folders, patient, service, signals};
 use crate::budget::parse_admitted;
@@ -22,7 +23,7 @@ use crate::watch::Watch;
 use brokkr_tenant::{Layer, TenantName};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
@@ -49,6 +50,8 @@ pub(super) struct Daemon {
     pub(super) groups: Groups,
     /// The signal that is to end it.
     pub(super) ending: signals::Ending,
+    /// The runtime folder, which is this process's alone.
+    pub(super) taken: Arc<Mutex<folders::Taken>>,
 }
 
 impl Daemon {
@@ -145,6 +148,7 @@ impl Daemon {
                 unseen.as_deref(),
                 unsure.as_deref(),
             ];
+            let (remark, surroundings) = watch::channel(None);
             let fleet = Fleet::new(Parts {
                 edge: Edge::new(self.settings(), self.hub.clone(), report_sender),
                 reports,
@@ -161,12 +165,21 @@ impl Daemon {
                 keeping: keeping(&notifier, runs).await,
                 notices: notices.into_iter().flatten().map(str::to_owned).collect(),
                 embedded: runs.map(Embedded::remark),
+                surroundings,
                 config: self.config.clone(),
             });
             let (quit, quits) = mpsc::channel(QUITS);
             let watchdog = service::answer_watchdog(notifier.clone(), handle.clone());
             tokio::spawn(vital(watchdog));
             tokio::spawn(vital(service::report(notifier.clone(), snapshot)));
+            let looked_after = Surroundings {
+                config: self.config.clone(),
+                file: self.file.clone(),
+                taken: self.taken.clone(),
+                remark,
+                quit: quit.clone(),
+            };
+            tokio::spawn(vital(looked_after.look_after()));
             let file = self.file.clone();
             let heed = service::heed(
                 heeded,

@@ -65,6 +65,8 @@ struct Systemd {
     /// What is in the store.
     store: BTreeMap<String, OwnedFd>,
     most: usize,
+    /// Pipes of barriers that it has not answered.
+    barriers: Vec<File>,
 }
 
 impl Systemd {
@@ -79,6 +81,7 @@ impl Systemd {
             notifier,
             store: BTreeMap::new(),
             most: 0,
+            barriers: Vec::new(),
         }
     }
 
@@ -95,9 +98,14 @@ impl Systemd {
         )
         .unwrap();
         let mut fds: Vec<OwnedFd> = Vec::new();
+        let held = self.barriers.len();
         for control in message.cmsgs().unwrap() {
             if let ControlMessageOwned::ScmRights(passed) = control {
                 for fd in passed {
+                    let mut end = File::options();
+                    let end = end.write(true);
+                    self.barriers
+                        .extend(end.open(format!("/proc/self/fd/{fd}")).ok());
                     fds.push(File::open(format!("/proc/self/fd/{fd}")).unwrap().into());
                     nix::unistd::close(fd).unwrap();
                 }
@@ -109,6 +117,9 @@ impl Systemd {
             .lines()
             .find_map(|line| line.strip_prefix("FDNAME="))
             .map(str::to_owned);
+        if text != "BARRIER=1" {
+            self.barriers.truncate(held);
+        }
         if text.starts_with("FDSTORE=1") {
             let name = name.unwrap();
             assert_eq!(!text.contains("FDPOLL=0"), name.ends_with('l'), "{text}");
@@ -124,9 +135,10 @@ impl Systemd {
         text
     }
 
-    /// Reads until the barrier.
+    /// Reads until the barrier, and answers it.
     fn read_all(mut self) -> Self {
         while self.read() != "BARRIER=1" {}
+        self.barriers.clear();
         self
     }
 
@@ -235,6 +247,66 @@ async fn what_ends_is_removed_before_its_name_is_used_again() {
     assert_eq!(systemd.names(), ["1l", "2d", "2p", "3l", "4d", "4p", "ia"]);
     // Two gone, two come, never both; and an index beside the other for a moment.
     assert_eq!(systemd.most, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
+    let mut systemd = Systemd::new();
+    let all = estate(2);
+    let mut store = Store::start(&systemd.notifier, There::default(), &BTreeSet::new(), &all)
+        .unwrap()
+        .unwrap();
+    let mut without = Estate {
+        index: all.index.clone(),
+        descriptors: all.descriptors.clone(),
+    };
+    without.index.listeners.retain(|l| l.tenant != tenant(1));
+    without.descriptors.remove(&Name::new(1, Kind::Listener));
+    let mut choice = Choice::new(100);
+    store.want(choice.choose(all));
+    let reading = tokio::task::spawn_blocking(move || {
+        while !systemd.store.contains_key("ia") {
+            systemd.read();
+        }
+        systemd
+    });
+    let mut systemd = reading.await.unwrap();
+    let mut wanted = choice.choose(without);
+    wanted.released = 1;
+    store.want(wanted.clone());
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut removed = false;
+        loop {
+            let text = systemd.read();
+            removed |= text == "FDSTOREREMOVE=1\nFDNAME=1l";
+            if text == "BARRIER=1" {
+                assert!(removed, "what goes is removed before");
+                return systemd;
+            }
+        }
+    });
+    let mut systemd = reading.await.unwrap();
+    assert_eq!(store.confirmed(), 0, "systemd is not done yet");
+    // Another tenant's wish is kept meanwhile.
+    let mut index = (*wanted.index.unwrap()).clone();
+    index.instances[1].phase = Phase::Stopping;
+    wanted.index = Some(Arc::new(index));
+    store.want(wanted.clone());
+    let reading = tokio::task::spawn_blocking(move || {
+        while !systemd.read().starts_with("FDSTOREREMOVE=1\nFDNAME=i") {}
+        systemd
+    });
+    systemd = reading.await.unwrap();
+    assert_eq!(systemd.index().instances[1].phase, Phase::Stopping);
+    assert_eq!(store.confirmed(), 0, "systemd is not done yet");
+    systemd.barriers.clear();
+    let confirmed = async {
+        while store.confirmed() < 1 {
+            store.confirms().await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(10), confirmed).await;
+    in_time.unwrap();
 }
 
 #[test]

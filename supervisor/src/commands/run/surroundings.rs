@@ -1,0 +1,94 @@
+//! Looks after the runtime folder: programs that clean up, and people, remove what is below `/run`.
+//!
+//! Without the folder no command reaches the supervisor, and no broker can be started or probed. What has gone is made
+//! again. The control socket is bound again by its own task, and each broker whose private socket went with the folder is
+//! replaced by overlap. Below the unit the supervisor may not make anything in `/run`: there systemd makes the folder
+//! (`RuntimeDirectory=`) when it starts the next supervisor, which takes every broker over.
+
+use super::folders::Taken;
+use crate::config::Supervisor;
+use crate::fleet::leave::Quit;
+use crate::instance::successor::Successor;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+/// How often the folder is looked at: as often as the control socket is.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// The runtime folder, while it is looked after.
+pub(super) struct Surroundings {
+    pub(super) config: Arc<Supervisor>,
+    /// The supervisor's own file, which a successor needs too.
+    pub(super) file: PathBuf,
+    pub(super) taken: Arc<Mutex<Taken>>,
+    /// What is wrong, for `status`.
+    pub(super) remark: watch::Sender<Option<String>>,
+    pub(super) quit: mpsc::Sender<Quit>,
+}
+
+impl Surroundings {
+    /// Looks again and again, and makes again what has gone.
+    pub(super) async fn look_after(self) {
+        let mut due = tokio::time::interval(LOOK);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            let whole = {
+                let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+                taken.is_whole(&self.config)
+            };
+            if !whole {
+                self.mend().await;
+            }
+        }
+    }
+
+    async fn mend(&self) {
+        let folder = self.config.runtime_dir.display();
+        let (config, taken) = (self.config.clone(), self.taken.clone());
+        let repair = move || {
+            let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.repair(&config)
+        };
+        let repaired = tokio::task::spawn_blocking(repair).await;
+        match repaired.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok(()) => {
+                tracing::warn!(
+                    "{folder} had been removed, and is there again: brokers whose private sockets went with it are replaced"
+                );
+                self.remark.send_replace(None);
+                if self.config.postgres.embedded {
+                    // The server's socket went too, and only a supervisor that starts takes care of that.
+                    let word = Successor::find(&self.file).map_or_else(Quit::Refuse, Quit::Succeed);
+                    let _ = self.quit.send(word).await;
+                }
+            }
+            Err(problem) if is_made_by_systemd(&self.config.runtime_dir) => {
+                tracing::error!(
+                    "{folder} has been removed, and only systemd can make it again ({problem}): every broker is left to the next supervisor, which systemd starts"
+                );
+                let _ = self.quit.send(Quit::Leave).await;
+            }
+            Err(problem) => {
+                let problem = format!(
+                    "{folder} has been removed and cannot be made again ({problem}): no command reaches this supervisor, and no broker can be started"
+                );
+                let said = self.remark.borrow().clone();
+                if said.as_ref() != Some(&problem) {
+                    tracing::error!("{problem}");
+                    self.remark.send_replace(Some(problem));
+                }
+            }
+        }
+    }
+}
+
+/// Whether our unit has the folder made at each start.
+fn is_made_by_systemd(folder: &Path) -> bool {
+    let made = std::env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
+    let mut made = made.to_str().unwrap_or_default().split(':');
+    made.any(|made| Path::new(made) == folder)
+}
