@@ -1,8 +1,8 @@
 //! Looks after the runtime folder: programs that clean up, and people, remove what is below `/run`.
 //!
 //! Without the folder no command reaches the supervisor, and no broker can be started or probed. What has gone is made
-//! again. The control socket is bound again by its own task, and each broker whose private socket went with the folder is
-//! replaced by overlap. Below the unit the supervisor may not make anything in `/run`: there systemd makes the folder
+//! again; then the supervisor's program takes this process over once more, which replaces each broker whose private socket
+//! went with the folder by overlap. Below the unit the supervisor may not make anything in `/run`: there systemd makes the folder
 //! (`RuntimeDirectory=`) when it starts the next supervisor, which takes every broker over.
 
 use super::folders::Taken;
@@ -60,11 +60,10 @@ impl Surroundings {
                     "{folder} had been removed, and is there again: brokers whose private sockets went with it are replaced"
                 );
                 self.remark.send_replace(None);
-                if self.config.postgres.embedded {
-                    // The server's socket went too, and only a supervisor that starts takes care of that.
-                    let word = Successor::find(&self.file).map_or_else(Quit::Refuse, Quit::Succeed);
-                    let _ = self.quit.send(word).await;
-                }
+                // Locks and sockets of brokers, and an embedded server's, went too. A supervisor that starts misses them, and
+                // replaces what it has taken over.
+                let word = Successor::find(&self.file).map_or_else(Quit::Refuse, Quit::Succeed);
+                let _ = self.quit.send(word).await;
             }
             Err(problem) if is_made_by_systemd(&self.config.runtime_dir) => {
                 tracing::error!(
