@@ -15,7 +15,8 @@
 //!   looked at in one pass and copied; what is not JSON is wrapped as the message of a `WARN` of target `stderr`.
 //! - Every queue is bounded. When a tenant's is full, because the sink is slower than the tenant is loud, new lines of that
 //!   tenant are lost and counted until half is written; then `dropped N lines` stands where they would have been.
-//! - The *writer* takes one chunk of each tenant in turn, and only it ever waits for the sink.
+//! - The *writer* takes one chunk of each tenant in turn, and only it ever waits for the sink. journald's limit is our
+//!   unit's, not a tenant's, so the writer stays below it: what is too much is lost here, where it is known whose it is.
 //!
 //! Neither thread wakes up while nothing is logged.
 

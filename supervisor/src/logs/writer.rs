@@ -8,12 +8,19 @@ use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes taken from the queues for one system call.
 const BATCH: usize = 1 << 20;
 /// Chunks in one system call; the kernel takes 1024.
 const CHUNKS: usize = 256;
+
+/// Most lines handed to journald in one of our seconds. The unit's `LogRateLimitBurst=` is twice that, so that in no second
+/// of journald's, however it lies to ours, journald has more than its limit: it would drop lines without asking whose. We
+/// wait instead; tenants' queues fill, and each loses lines of its own.
+const JOURNAL_LINES: u32 = 500_000;
+/// The unit's `LogRateLimitIntervalSec=`.
+const JOURNAL_SECOND: Duration = Duration::from_secs(1);
 
 /// Where lines go.
 #[derive(Debug)]
@@ -89,8 +96,39 @@ impl Stream {
     }
 }
 
+/// Keeps what journald is given below its limit.
+#[derive(Debug)]
+struct Pace {
+    second: Instant,
+    lines: u32,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self {
+            second: now,
+            lines: 0,
+        }
+    }
+
+    /// Counts one line; says how long to wait before it.
+    fn line(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.second);
+        let mut wait = Duration::ZERO;
+        if passed >= JOURNAL_SECOND {
+            *self = Self::new(now);
+        } else if self.lines == JOURNAL_LINES {
+            wait = JOURNAL_SECOND - passed;
+            *self = Self::new(now + wait);
+        }
+        self.lines += 1;
+        wait
+    }
+}
+
 /// Writes until everything is written and nothing will come.
 pub(super) fn run(shared: &Shared, mut sink: Sink) {
+    let mut pace = Pace::new(Instant::now());
     while let Some(turns) = shared.take(BATCH) {
         match &mut sink {
             Sink::Stream(stream) => {
@@ -104,6 +142,10 @@ pub(super) fn run(shared: &Shared, mut sink: Sink) {
             Sink::Journal(socket, path) => {
                 for turn in &turns {
                     for datagram in journal::datagrams(&turn.bytes) {
+                        let wait = pace.line(Instant::now());
+                        if wait > Duration::ZERO {
+                            std::thread::sleep(wait);
+                        }
                         if !send(shared, socket, path, datagram) {
                             shared.lost(&turn.name, 1, turn.says);
                         }
@@ -130,5 +172,39 @@ fn send(shared: &Shared, socket: &UnixDatagram, path: &std::path::Path, datagram
                 _ => return false,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn no_second_of_journald_has_more_lines_than_its_limit() {
+        let unit = include_str!("../../../systemd/brokkr-supervisor.service");
+        let set = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key));
+        assert_eq!(set("LogRateLimitIntervalSec="), Some("1s"));
+        let burst: usize = set("LogRateLimitBurst=").unwrap().parse().unwrap();
+
+        // The loudest there can be: a line whenever one may be written, 300 ns after the one before, with a pause between.
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut times = Vec::new();
+        for n in 0..3 * JOURNAL_LINES {
+            if n == JOURNAL_LINES / 2 {
+                now += Duration::from_millis(700);
+            }
+            now += Duration::from_nanos(300) + pace.line(now);
+            times.push(now);
+        }
+        let mut first = 0;
+        for (last, time) in times.iter().enumerate() {
+            while *time - times[first] >= JOURNAL_SECOND {
+                first += 1;
+            }
+            assert!(last - first < burst);
+        }
+        assert!(times.last().unwrap().duration_since(times[0]) >= JOURNAL_SECOND);
     }
 }

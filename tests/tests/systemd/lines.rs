@@ -27,6 +27,11 @@ impl<'b> Numbered<'b> {
         }
     }
 
+    /// How many there have been.
+    pub(crate) fn said(&self) -> usize {
+        self.said
+    }
+
     /// So many more of them into its log pipe, which must have room: a broker would not wait either.
     pub(crate) fn lines(&mut self, count: usize) {
         let stderr = format!("/proc/{}/fd/2", self.pid);

@@ -10,6 +10,7 @@
 mod booted;
 mod holder;
 mod lines;
+mod noise;
 mod thousand;
 mod watchdog;
 
