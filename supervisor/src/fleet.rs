@@ -424,7 +424,7 @@ impl Fleet {
             return;
         };
         let before = self.broker.replace(stamp.clone());
-        if before.is_some_and(|before| before != *stamp) {
+        if before.is_some_and(|before| !before.is_same_program(stamp)) {
             tracing::info!(broker = %self.config.broker.display(), "the broker's program has changed: every instance is replaced");
             let now = self.now();
             for name in self.all_names() {

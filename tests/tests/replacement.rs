@@ -293,3 +293,49 @@ fn a_new_program_on_disk_replaces_every_instance_and_a_bad_one_replaces_none() {
         assert_eq!((status.pid, status.state.as_str()), (Some(*pid), "ready"));
     }
 }
+
+#[test]
+fn a_link_to_the_program_or_another_owner_replaces_no_instance_and_an_upgrade_replaces_each_once() {
+    let host = Host::new();
+    let _wrapper = host.wrap_broker();
+    let acme = host.tenant("acme").pool(5).up();
+    let folder = host.root().join("wrap");
+    let changes = || {
+        let lines = host.log_lines();
+        let changed = lines.iter().filter(|line| {
+            let text = line["message"].as_str().unwrap_or_default();
+            text.contains("the broker's program has changed")
+        });
+        changed.count()
+    };
+    let old = acme.pid();
+    let shell = |script: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-ec", script]).current_dir(&folder);
+        brokkr_tests::bin::run_command(command, Duration::from_secs(10)).ok();
+    };
+    shell(
+        "ln brokkr-broker link; chown $(id -u):$(id -g) brokkr-broker; chmod 700 brokkr-broker; chmod 755 brokkr-broker",
+    );
+    // Looks at everything, and takes another program for new at once.
+    host.command(&["reload"]).ok();
+    assert_eq!((acme.pid(), changes()), (old, 0));
+
+    // As dpkg does it, as people copy, in place, and only another time.
+    let mut old = old;
+    for (n, upgrade) in [
+        "cp brokkr-broker new; echo '# second' >>new; ln brokkr-broker backup; mv new brokkr-broker; rm backup",
+        "cp brokkr-broker new; mv new brokkr-broker",
+        "echo '# third' >>brokkr-broker; sleep 0.3; echo '# fourth' >>brokkr-broker",
+        "touch brokkr-broker",
+    ]
+    .iter()
+    .enumerate()
+    {
+        shell(upgrade);
+        old = acme.replaced(old).pid.unwrap();
+        host.command(&["reload"]).ok();
+        assert_eq!((acme.pid(), changes()), (old, n + 1), "{upgrade}");
+    }
+    assert_eq!(acme.status().restarts, 0);
+}

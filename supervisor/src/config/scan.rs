@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
 /// One scan that would remove more than half of more than so many tenants that run is held.
 const REMOVALS_HELD_ABOVE: usize = 4;
+/// Another broker program counts once its file has been the same for so long: a package writes, links and renames in
+/// steps, and each step alone must not replace every instance.
+const PROGRAM_QUIET: Duration = Duration::from_secs(1);
 
 /// What is wrong with a tenant's file, or with their folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +73,7 @@ pub(crate) type FileState = Result<Arc<TenantConfig>, Arc<FileProblem>>;
 pub(crate) struct Desired {
     /// Counts scans.
     pub(crate) scan: u64,
-    /// Which broker program is on disk; `None` while it is not there, or being written.
+    /// Which broker program is on disk, once its file has been quiet; `None` while none has been seen.
     pub(crate) broker: Option<Stamp>,
     /// Whether the folder could be read, now or ever: until then nothing is known, not even that there is no tenant.
     pub(crate) listed: bool,
@@ -87,6 +90,7 @@ pub(crate) struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
+    #[serde(default)]
     changed: (i64, i64),
 }
 
@@ -102,6 +106,45 @@ impl Stamp {
             changed: (m.ctime(), m.ctime_nsec()),
         })
     }
+
+    /// Compares two stamps of a program: the change of an inode alone (a link, another owner, another mode) makes no new
+    /// program.
+    pub(crate) fn is_same_program(&self, other: &Self) -> bool {
+        let key = |stamp: &Self| (stamp.device, stamp.inode, stamp.size, stamp.modified);
+        key(self) == key(other)
+    }
+}
+
+/// The broker's program on disk, as seen by scan after scan.
+#[derive(Debug, Default)]
+struct Program {
+    /// The last one that was quiet for long enough.
+    settled: Option<Stamp>,
+    /// Another one, and since when the file is that one.
+    newer: Option<(Stamp, Instant)>,
+}
+
+impl Program {
+    /// Takes note of the file as it is now, `None` while it is away or being written. Says when to look again.
+    fn see(&mut self, seen: Option<Stamp>, now: Instant, at_once: bool) -> Option<Instant> {
+        let newer = self.newer.take();
+        let seen = seen?;
+        let Some(settled) = &self.settled else {
+            self.settled = Some(seen);
+            return None;
+        };
+        if settled.is_same_program(&seen) {
+            return None;
+        }
+        let known = newer.filter(|(stamp, _)| stamp.is_same_program(&seen));
+        let since = known.map_or(now, |(_, since)| since);
+        if at_once || now.duration_since(since) >= PROGRAM_QUIET {
+            self.settled = Some(seen);
+            return None;
+        }
+        self.newer = Some((seen, since));
+        Some(since + PROGRAM_QUIET)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -116,7 +159,7 @@ struct Known {
 /// How to look.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Look {
-    /// Absent files are removals at once: somebody asked for a reload.
+    /// Absent files are removals at once, and another program is new at once: somebody asked for a reload.
     pub(crate) removals_at_once: bool,
     /// Removals may be as many as they like.
     pub(crate) confirm_removals: bool,
@@ -127,6 +170,7 @@ pub(crate) struct Look {
 pub(crate) struct Scanner {
     folder: PathBuf,
     broker: PathBuf,
+    program: Program,
     layers: Vec<Layer>,
     known: BTreeMap<TenantName, Known>,
     scans: u64,
@@ -174,7 +218,7 @@ fn has_other_names(file: &Path) -> bool {
 #[derive(Debug)]
 pub(crate) struct Scanned {
     pub(crate) desired: Desired,
-    /// When to look again because an absence will count as a removal then.
+    /// When to look again because an absence will count as a removal then, or another program as new.
     pub(crate) again_at: Option<Instant>,
     /// What matters beside the folder: the ways to tenant files that are links, to the files they refer to, to the folder
     /// and to the broker.
@@ -243,10 +287,13 @@ impl Scanner {
             .known
             .iter()
             .map(|(name, known)| (name.clone(), known.state.clone()));
+        let on_disk =
+            Stamp::of(&self.broker).filter(|_| Way::to(&self.broker).names.is_disjoint(busy));
+        let settles_at = self.program.see(on_disk, now, look.removals_at_once);
+        again_at = again_at.into_iter().chain(settles_at).min();
         let desired = Desired {
             scan: self.scans,
-            broker: Stamp::of(&self.broker)
-                .filter(|_| Way::to(&self.broker).names.is_disjoint(busy)),
+            broker: self.program.settled.clone(),
             listed: self.listed,
             tenants: states.collect(),
             problems,

@@ -374,8 +374,9 @@ impl Search {
             outdated = true;
         }
         let started_from = what.as_ref().and_then(|what| what.program.clone());
-        outdated |=
-            started_from.is_some() && self.program.is_some() && started_from != self.program;
+        if let (Some(started_from), Some(on_disk)) = (&started_from, &self.program) {
+            outdated |= !started_from.is_same_program(on_disk);
+        }
         let keeps_address = !gone && !self.has_listener(&tenant, pid, &pidfd, what.as_ref());
         let config = TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new);
         let limits = config.as_ref().map(|c| c.broker().limits.clone());

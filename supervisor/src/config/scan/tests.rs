@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 use super::*;
 
 struct Folder {
@@ -338,4 +338,90 @@ fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
     // A second name of the same file may be written to where no folder is watched.
     std::fs::hard_link(&target, root.join("other")).unwrap();
     assert!(folder.after(NOW).referred.aliased.contains(&target));
+}
+
+/// Looks until nothing is to be looked at again, each time when it is due, and counts how often the program was a new one.
+fn programs(folder: &mut Folder) -> usize {
+    let mut seen = folder.look(Look::default());
+    let mut count = 0;
+    let mut last = folder.scanner.program.settled.clone();
+    for _ in 0..10 {
+        let Some(at) = seen.again_at else {
+            return count;
+        };
+        folder.now = at;
+        seen = folder.look(Look::default());
+        let settled = seen.desired.broker.clone();
+        if !last.unwrap().is_same_program(&settled.clone().unwrap()) {
+            count += 1;
+        }
+        last = settled;
+    }
+    panic!("it is looked at for ever");
+}
+
+#[test]
+fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_is_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut folder = Folder::new();
+    let broker = folder.directory.path().join("broker");
+    let root = folder.directory.path().to_owned();
+    let beside = |name: &str| root.join(name);
+    let (new, backup) = (beside("broker.dpkg-new"), beside("broker.dpkg-tmp"));
+    std::fs::write(&broker, "first").unwrap();
+    assert!(folder.look(Look::default()).desired.broker.is_some());
+    std::fs::hard_link(&broker, beside("broker.link")).unwrap();
+    let mine = std::fs::metadata(&broker).unwrap();
+    std::os::unix::fs::chown(&broker, Some(mine.uid()), Some(mine.gid())).unwrap();
+    std::fs::set_permissions(&broker, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(programs(&mut folder), 0);
+
+    // As dpkg does it: the new one beside it, a link to the old one, the rename, the link away. Looked at after each step.
+    std::fs::write(&new, "again").unwrap();
+    folder.after(Duration::from_millis(50));
+    std::fs::hard_link(&broker, &backup).unwrap();
+    folder.after(Duration::from_millis(50));
+    std::fs::rename(&new, &broker).unwrap();
+    let before = folder.after(Duration::from_millis(50)).desired.broker;
+    std::fs::remove_file(&backup).unwrap();
+    assert_eq!(
+        folder.after(Duration::from_millis(50)).desired.broker,
+        before
+    );
+    assert_eq!(programs(&mut folder), 1);
+
+    // In place, in two writes with less than a second between them; and only another time.
+    std::fs::write(&broker, "half").unwrap();
+    assert!(folder.after(Duration::from_millis(900)).again_at.is_some());
+    std::fs::write(&broker, "half and half").unwrap();
+    assert!(folder.after(Duration::from_millis(900)).again_at.is_some());
+    assert_eq!(programs(&mut folder), 1);
+    let touched = std::time::SystemTime::now() + Duration::from_secs(5);
+    std::fs::File::open(&broker)
+        .unwrap()
+        .set_modified(touched)
+        .unwrap();
+    assert_eq!(programs(&mut folder), 1);
+
+    // Away for a while and back as it was is nothing new; a reload does not wait for quiet.
+    std::fs::rename(&broker, &new).unwrap();
+    folder.after(Duration::from_secs(5));
+    std::fs::rename(&new, &broker).unwrap();
+    assert_eq!(programs(&mut folder), 0);
+    std::fs::write(&broker, "another").unwrap();
+    let before = folder.after(NOW).desired.broker.unwrap();
+    let now = folder.look(Look {
+        removals_at_once: true,
+        ..Look::default()
+    });
+    assert!(now.again_at.is_none() && !before.is_same_program(&now.desired.broker.unwrap()));
+}
+
+#[test]
+fn a_stamp_of_an_earlier_supervisor_is_read_and_an_earlier_one_reads_ours() {
+    let earlier = r#"{"device":1,"inode":2,"size":3,"modified":[4,5],"changed":[6,7]}"#;
+    let stamp: Stamp = serde_json::from_str(earlier).unwrap();
+    assert_eq!(serde_json::to_string(&stamp).unwrap(), earlier);
+    let linked = earlier.replace("[6,7]", "[8,9]");
+    assert!(stamp.is_same_program(&serde_json::from_str(&linked).unwrap()));
 }
