@@ -14,6 +14,7 @@ mod access;
 mod connections;
 mod cors;
 mod listener;
+mod maps;
 mod notify;
 mod private;
 mod public;

@@ -360,6 +360,10 @@ impl Fleet {
                 }
                 self.feed(now, &report.tenant, Event::Says(id, text));
             }
+            What::DeletedMaps(id, files) => {
+                entry.deleted_maps = Some((id, files));
+                self.changed();
+            }
             What::LastWords(id, words) => {
                 if entry.fallen == Some(id) {
                     entry.last_words = words;

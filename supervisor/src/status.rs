@@ -72,6 +72,10 @@ pub struct TenantStatus {
     /// was hung.
     #[serde(default)]
     pub last_exit: Option<String>,
+    /// Libraries or programs that the current instance executes and that are no longer on disk, after an upgrade say;
+    /// `null` until it has been asked.
+    #[serde(default)]
+    pub deleted_maps: Option<Vec<String>>,
     /// What is wrong with its file, with the source lines and what to write instead.
     #[serde(default)]
     pub problem: Option<String>,

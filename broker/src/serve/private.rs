@@ -10,7 +10,7 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
-use super::public;
+use super::{maps, public};
 use crate::app::App;
 use crate::db::{Away, Figures};
 
@@ -25,6 +25,7 @@ pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
         )
         .route("/pool", get(pool).put(set_pool))
         .route("/server", put(set_server))
+        .route("/maps", get(deleted_maps))
         .with_state(app)
 }
 
@@ -80,6 +81,22 @@ async fn readyz(State(app): State<App>) -> Response {
 
 async fn pool(State(app): State<App>) -> Json<Pool> {
     Json(Pool::of(&app, app.db.figures()))
+}
+
+#[derive(Serialize)]
+struct Maps {
+    deleted: BTreeSet<String>,
+}
+
+async fn deleted_maps() -> Response {
+    match tokio::task::spawn_blocking(maps::deleted_files).await {
+        Ok(Some(deleted)) => Json(Maps { deleted }).into_response(),
+        _ => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "/proc/self/maps cannot be read",
+        )
+            .into_response(),
+    }
 }
 
 // Bodies are read whatever their content type says: there is one client, and it sends JSON.

@@ -160,6 +160,9 @@ fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
             .map(|size| format!("{size} connections at most")),
     );
     line("server", of(&tenant.server));
+    let deleted = tenant.deleted_maps.as_ref();
+    let deleted = deleted.filter(|files| !files.is_empty());
+    line("deleted", deleted.map(|files| harmless(&files.join(", "))));
     for warning in &tenant.warnings {
         line("warning", Some(harmless(warning)));
     }

@@ -31,6 +31,7 @@ fn acme() -> TenantStatus {
         next_try_s: None,
         last_words: vec![],
         last_exit: None,
+        deleted_maps: None,
         problem: None,
         warnings: vec![],
     }

@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) told: Option<Told>,
     /// The instance's own word on what it is doing.
     pub(super) status: Option<String>,
+    /// Files that this instance executes and that are no longer on disk.
+    pub(super) deleted_maps: Option<(InstanceId, Vec<String>)>,
     pub(super) last_words: Vec<String>,
     /// How the last instance that ended unplanned did, and why.
     pub(super) last_exit: Option<String>,
@@ -54,6 +56,7 @@ impl Entry {
             last_revision: 0,
             told: None,
             status: None,
+            deleted_maps: None,
             last_words: Vec::new(),
             last_exit: None,
             fallen: None,

@@ -11,7 +11,7 @@ impl Fleet {
     /// Publishes the latest picture.
     pub(super) fn publish(&mut self) {
         self.stale = false;
-        let tenants = self
+        let tenants: Vec<TenantStatus> = self
             .entries
             .iter()
             .map(|(name, entry)| self.tenant(name, entry))
@@ -29,6 +29,7 @@ impl Fleet {
         notices.extend(self.unstored());
         notices.extend(self.surroundings.borrow().clone());
         notices.extend(self.edge.groups().problem());
+        notices.extend(on_deleted_files(&tenants));
         if let Some(failing) = self.hangs.stalled() {
             let patience = self.hangs.patience().as_secs();
             notices.push(format!(
@@ -99,6 +100,10 @@ impl Fleet {
             next_try_s: next_try.map(|at| at.saturating_sub(now).as_secs_f64()),
             last_words: entry.last_words.clone(),
             last_exit: entry.last_exit.clone(),
+            deleted_maps: match (&entry.deleted_maps, alive) {
+                (Some((id, files)), Some(instance)) if *id == instance.id => Some(files.clone()),
+                _ => None,
+            },
             warnings,
             problem: entry.file_problem().map(|problem| problem.full.clone()),
         }
@@ -143,6 +148,25 @@ impl Fleet {
         });
         seen.chain(unseen).collect()
     }
+}
+
+/// Says which brokers execute what is no longer on disk.
+fn on_deleted_files(tenants: &[TenantStatus]) -> Option<String> {
+    let mut old = tenants.iter().filter_map(|tenant| {
+        let files = tenant.deleted_maps.as_ref()?;
+        (!files.is_empty()).then_some((&tenant.name, files))
+    });
+    let (name, files) = old.next()?;
+    let others = match old.count() {
+        0 => String::new(),
+        1 => " and of one other tenant".to_owned(),
+        others => format!(" and of {others} other tenants"),
+    };
+    Some(format!(
+        "the broker of tenant {name}{others} still executes files that are no longer on disk ({}): after an upgrade of \
+         libraries, `brokkr-supervisor restart --all --keep-going` puts every broker on the new ones",
+        files.join(", "),
+    ))
 }
 
 /// One line per change, not per try.

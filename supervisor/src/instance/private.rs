@@ -1,6 +1,6 @@
 //! The supervisor's side of an instance's private socket: probes, and orders that are repeated until they are taken.
 
-use super::report::Reporter;
+use super::report::{Reporter, What};
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::{SocketPath, TenantName};
@@ -46,6 +46,10 @@ pub(crate) struct Wishes {
 /// server's own recovery is told to it, and answered at once.
 const SOONER: Duration = Duration::from_millis(500);
 
+/// An instance is asked so often whether it executes files that are no longer on disk. Once at first, too: a supervisor is
+/// started anew after an upgrade of libraries, and finds brokers that were there before it.
+const MAPS: Duration = Duration::from_secs(600);
+
 /// An answer of more than this is no answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -77,6 +81,8 @@ impl Private {
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
         let mut last = None;
+        let mut maps_due = Instant::now();
+        let mut deleted_maps = None;
         self.tell(&mut client).await;
         loop {
             // Both arms are cancel-safe: a change not seen now is seen by the next `changed`.
@@ -107,6 +113,18 @@ impl Private {
             }
             if news && !self.reporter.life(event.clone()).await {
                 return;
+            }
+            if maps_due <= Instant::now() && matches!(event, Event::ProbeAnswered { .. }) {
+                maps_due = Instant::now() + MAPS;
+                let seen = ask_maps(&mut client, self.times.timeout).await;
+                if let Some(files) = seen.clone()
+                    && seen != deleted_maps
+                {
+                    deleted_maps = seen;
+                    if !self.reporter.send(What::DeletedMaps(self.id, files)).await {
+                        return;
+                    }
+                }
             }
             last = Some(event);
             if !changed || late > Duration::ZERO {
@@ -169,6 +187,20 @@ impl Private {
         };
         Event::ProbeAnswered { id, not_ready }
     }
+}
+
+/// Asks for files that the instance executes and that are no longer on disk. `None` where it does not know: a broker older
+/// than the question.
+async fn ask_maps(client: &mut Client, timeout: Duration) -> Option<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Maps {
+        deleted: Vec<String>,
+    }
+    let (status, body) = client.get("/maps", timeout).await?;
+    let maps: Maps = serde_json::from_str(&body)
+        .ok()
+        .filter(|_| status.is_success())?;
+    Some(maps.deleted)
 }
 
 /// Runs what `make` makes, and once more a while after each panic. Dropped, it takes what it runs with it.

@@ -18,6 +18,8 @@ pub(crate) enum What {
     Life(Event),
     /// The instance's own `STATUS=`.
     Status(InstanceId, String),
+    /// Files that the instance executes and that are no longer on disk.
+    DeletedMaps(InstanceId, Vec<String>),
     /// The last log lines of an instance that has ended.
     LastWords(InstanceId, Vec<String>),
 }

@@ -71,6 +71,9 @@ pub struct TenantStatus {
     /// Last lines of the last instance that ended unplanned.
     #[serde(default)]
     pub last_words: Vec<String>,
+    /// Files its broker executes that are no longer on disk.
+    #[serde(default)]
+    pub deleted_maps: Option<Vec<String>>,
 }
 
 impl TenantStatus {

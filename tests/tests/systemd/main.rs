@@ -9,6 +9,7 @@
 
 mod booted;
 mod holder;
+mod libraries;
 mod lines;
 mod noise;
 mod thousand;
