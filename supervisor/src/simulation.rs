@@ -15,8 +15,8 @@
 //! | then all are restarted, and all are ready on a new process | [`World::rest`] |
 //!
 //! `make simulate` plays two thousand tenants for two minutes of their time, three times at once, optimised: millions of
-//! events in a minute. `BROKKR_SIMULATION=TENANTS,SECONDS` sets the size, `BROKKR_SIMULATION_SEED=N` plays one seed again;
-//! a run that fails prints both.
+//! events in a minute. `BROKKR_SIMULATION=TENANTS,SECONDS` sets the size, `BROKKR_SIMULATION_SEED=N` plays one seed again and
+//! `BROKKR_SIMULATION_SEED=random` new ones; a run that fails prints both. Without them the seeds are the same everywhere.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -54,13 +54,16 @@ fn play(seed: u64, size: Size) -> (u64, u64) {
     world.events()
 }
 
+/// Played unless another seed is asked for.
+const SEEDS: [u64; 3] = [1, 2, FOUND_ELSEWHERE];
+/// A killed broker's connections stayed on the server that its tenant had left, and were counted on the new one.
+const FOUND_ELSEWHERE: u64 = 1_034_883_373_253_837_209;
+
 fn seeds() -> Vec<u64> {
-    match std::env::var("BROKKR_SIMULATION_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-    {
-        Some(seed) => vec![seed],
-        None => (0..3).map(|_| fastrand::u64(..)).collect(),
+    match std::env::var("BROKKR_SIMULATION_SEED").as_deref() {
+        Err(_) | Ok("") => SEEDS.to_vec(),
+        Ok("random") => SEEDS.map(|_| fastrand::u64(..)).to_vec(),
+        Ok(seed) => vec![seed.parse().unwrap()],
     }
 }
 
@@ -106,7 +109,7 @@ fn a_thousand_tenants_are_no_different() {
         tenants: 1000,
         seconds: 15,
     };
-    let (events, _) = play(fastrand::u64(..), size);
+    let (events, _) = play(SEEDS[0], size);
     assert!(events > 100_000, "{events} events are no test");
 }
 

@@ -18,6 +18,7 @@
 //! | [`ports`] | loopback ports nobody else is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
+//! | [`seed`](mod@seed) | seeds of random tests: fixed, unless new ones are asked for |
 //! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
 //! | [`broker`] | [`Broker`]: one broker alone |
@@ -35,6 +36,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a test that cannot go on says why and ends"
 )]
 
@@ -51,6 +53,7 @@ pub mod place;
 pub mod ports;
 pub mod procs;
 pub mod proxy;
+pub mod seed;
 pub mod toml_text;
 pub mod wait;
 pub mod ws;
@@ -63,5 +66,6 @@ pub use load::Load;
 pub use pg::PgServer;
 pub use place::Place;
 pub use proxy::Proxy;
+pub use seed::seed;
 pub use wait::{SetAtEnd, holds_for, until};
 pub use ws::Socket;

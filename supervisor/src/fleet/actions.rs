@@ -4,9 +4,10 @@ use super::Fleet;
 use super::entry::Entry;
 use crate::config::TenantConfig;
 use crate::instance::end::End;
-use crate::lifecycle::{Action, Event, InstanceId, Time};
+use crate::lifecycle::{Action, Event, InstanceId, Revision, Time};
 use crate::servers::ServersView;
 use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
+use std::collections::BTreeSet;
 
 impl Fleet {
     /// Gives one tenant's life an event and carries out what comes of it.
@@ -111,19 +112,8 @@ impl Fleet {
                 self.edge.set_connections(name, id, most);
                 None
             }
-            Action::CountLeftOver { since } => {
-                let (_, config) = entry.accepted.as_ref()?;
-                let view = self.view.borrow();
-                let url = &config.broker().database.url;
-                let database = view.endpoint(url).place()?.database;
-                let (_, server) = view.server(url).filter(|(_, server)| server.up)?;
-                let sampled = server.sampled;
-                if sampled.saturating_duration_since(self.booted.into_std()) < since {
-                    self.servers.count_soon();
-                    return None;
-                }
-                let shown = server.ours.get(&(name.clone(), database));
-                let shown = shown.cloned().unwrap_or_default();
+            Action::CountLeftOver { since, of } => {
+                let shown = self.shown_of(name, since, &of)?;
                 self.edge.count_left_over(name, since, shown)
             }
             Action::Forget => {
@@ -131,6 +121,30 @@ impl Fleet {
                 None
             }
         }
+    }
+
+    /// Collect the backends of a tenant that the servers of these configurations show, as of `since` or later; `None` while
+    /// one of the servers is away or has not been asked since.
+    fn shown_of(&self, name: &TenantName, since: Time, of: &[Revision]) -> Option<BTreeSet<i32>> {
+        let entry = self.entries.get(name)?;
+        let (_, accepted) = entry.accepted.as_ref()?;
+        let view = self.view.borrow();
+        let mut shown = BTreeSet::new();
+        for revision in of {
+            // What an earlier supervisor started may run a configuration that this one does not know.
+            let config = entry.revisions.get(revision).unwrap_or(accepted);
+            let url = &config.broker().database.url;
+            let database = view.endpoint(url).place()?.database;
+            let (_, server) = view.server(url).filter(|(_, server)| server.up)?;
+            let sampled = server.sampled;
+            if sampled.saturating_duration_since(self.booted.into_std()) < since {
+                self.servers.count_soon();
+                return None;
+            }
+            let ours = server.ours.get(&(name.clone(), database));
+            shown.extend(ours.into_iter().flatten());
+        }
+        Some(shown)
     }
 
     fn instance_config(

@@ -24,7 +24,7 @@ pub(super) struct Entry {
     pub(super) stopped: bool,
     /// The configuration that is wanted now, the last one that was admitted.
     pub(super) accepted: Option<(Revision, Arc<TenantConfig>)>,
-    /// Every configuration some instance may still run.
+    /// Every configuration that an instance may still run, or may have left connections of on its server.
     pub(super) revisions: BTreeMap<Revision, Arc<TenantConfig>>,
     last_revision: u64,
     pub(super) told: Option<Told>,
@@ -115,12 +115,14 @@ impl Entry {
         }
     }
 
-    /// Forgets configurations no instance runs any more.
+    /// Forgets configurations no instance runs any more, and of which nothing is left on a server.
     pub(super) fn forget_old_revisions(&mut self) {
         let accepted = self.accepted.as_ref().map(|(revision, _)| *revision);
         let life = &self.life;
         self.revisions.retain(|revision, _| {
-            Some(*revision) == accepted || life.instances().any(|i| i.revision == *revision)
+            Some(*revision) == accepted
+                || life.instances().any(|i| i.revision == *revision)
+                || life.may_have_left(*revision)
         });
     }
 

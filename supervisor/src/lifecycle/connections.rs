@@ -1,9 +1,11 @@
 //! Who of one tenant may hold how many connections: pool and two, over a replacement, a crash and a take-over.
 //!
 //! What an instance leaves behind on the server counts until the prober no longer sees it: a backend whose client was
-//! killed goes on with its statement. Until it has been counted it may be all that the instance was allowed.
+//! killed goes on with its statement. Until it has been counted it may be all that the instance was allowed. It is counted
+//! where that instance ran, because a tenant that moves to another server has left it on the old one.
 
-use super::{Action, Instance, Lifecycle, REPLACEMENT_CONNECTIONS, Spec, Time, Want};
+use super::{Action, Instance, Lifecycle, REPLACEMENT_CONNECTIONS, Revision, Spec, Time, Want};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Between two looks for a count that is young enough.
@@ -16,7 +18,7 @@ const SOON: u32 = 5;
 const WAITED_FOR: Duration = Duration::from_secs(60);
 
 /// Connections that an instance which has gone may have left on the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Leftovers {
     /// No more than this; `None` until they have been counted for the first time.
     most: Option<u32>,
@@ -28,17 +30,20 @@ pub(super) struct Leftovers {
     until: Option<Time>,
     /// Counts that have found some.
     counts: u32,
+    /// The configurations of the instances that have gone: each says on which server it may have left connections.
+    of: BTreeSet<Revision>,
 }
 
 impl Leftovers {
     /// Of instances that have gone, the last one now.
-    fn since(now: Time, most: Option<u32>) -> Self {
+    fn since(now: Time, most: Option<u32>, of: BTreeSet<Revision>) -> Self {
         Self {
             most,
             since: now,
             count_at: now,
             until: Some(now + WAITED_FOR),
             counts: 0,
+            of,
         }
     }
 
@@ -50,6 +55,7 @@ impl Leftovers {
             count_at: Time::ZERO,
             until: None,
             counts: 0,
+            of: BTreeSet::new(),
         }
     }
 }
@@ -57,11 +63,18 @@ impl Leftovers {
 impl Lifecycle {
     /// One has gone: whatever it may still have held may be at work on the server yet, beside what others have left.
     pub(super) fn note_leftovers(&mut self, now: Time, gone: &Instance) {
-        let before = self.lingering.map_or(Some(0), |left| left.most);
-        let most = before.map(|before| before.saturating_add(gone.may_hold()));
-        if gone.may_hold() > 0 {
-            self.lingering = Some(Leftovers::since(now, most));
+        if gone.may_hold() == 0 {
+            return;
         }
+        let before = self.left_over();
+        let most = before.map(|before| before.saturating_add(gone.may_hold()));
+        let mut of = self
+            .lingering
+            .take()
+            .map(|left| left.of)
+            .unwrap_or_default();
+        let _ = of.insert(gone.revision);
+        self.lingering = Some(Leftovers::since(now, most, of));
     }
 
     /// One is ready: what it needed to start is gone, and it may be time for its whole pool.
@@ -89,25 +102,51 @@ impl Lifecycle {
 
     /// The most that may be left over; `None` while nobody has counted.
     fn left_over(&self) -> Option<u32> {
-        self.lingering.map_or(Some(0), |left| left.most)
+        self.lingering.as_ref().map_or(Some(0), |left| left.most)
     }
 
-    /// When leftovers are to be counted: while their server can be asked.
+    /// Whether connections that an instance of this configuration has left may still be on its server.
+    pub(crate) fn may_have_left(&self, revision: Revision) -> bool {
+        let left = self.lingering.as_ref();
+        left.is_some_and(|left| left.of.contains(&revision))
+    }
+
+    /// When leftovers are to be counted: while the wanted server can be asked, or where they are on another one.
     pub(super) fn count_due(&self) -> Option<Time> {
-        let counts = self.server.is_ok() && matches!(self.want, Want::Run(_));
-        let left = self.lingering.filter(|_| counts)?;
-        Some(left.count_at)
+        let Want::Run(spec) = self.want else {
+            return None;
+        };
+        let left = self.lingering.as_ref()?;
+        let elsewhere = left.of.iter().any(|revision| *revision != spec.revision);
+        (self.server.is_ok() || elsewhere).then_some(left.count_at)
     }
 
     pub(super) fn count_leftovers(&mut self, now: Time, actions: &mut Vec<Action>) {
-        if self.count_due().is_some_and(|at| at <= now)
-            && let Some(left) = &mut self.lingering
-        {
-            left.count_at = now + LOOK;
-            left.until.get_or_insert(now + WAITED_FOR);
-            let since = left.since;
-            actions.push(Action::CountLeftOver { since });
+        if self.count_due().is_none_or(|at| at > now) {
+            return;
         }
+        let given_up = |left: &Leftovers| left.until.is_some_and(|until| until <= now);
+        if self.lingering.as_ref().is_some_and(given_up) {
+            // Their server cannot be asked, and the tenant may have left it because of that.
+            self.lingering = None;
+            self.share_connections(actions);
+            return;
+        }
+        let mut running: BTreeSet<Revision> = self.instances().map(|i| i.revision).collect();
+        if let Want::Run(spec) = self.want {
+            let _ = running.insert(spec.revision);
+        }
+        let Some(left) = &mut self.lingering else {
+            return;
+        };
+        if left.most.is_none() {
+            // What an earlier supervisor's instances left may be wherever the tenant is now.
+            left.of.extend(running);
+        }
+        left.count_at = now + LOOK;
+        left.until.get_or_insert(now + WAITED_FOR);
+        let (since, of) = (left.since, left.of.iter().copied().collect());
+        actions.push(Action::CountLeftOver { since, of });
     }
 
     /// So many are left over, counted at `since` or later.
@@ -131,7 +170,8 @@ impl Lifecycle {
     pub(super) fn held_back(&self) -> Option<String> {
         let current = self.current.as_ref().filter(|current| current.serves())?;
         // The first count may have come before the server noticed.
-        let found = self.lingering.is_some_and(|left| left.counts > 1);
+        let left = self.lingering.as_ref();
+        let found = left.is_some_and(|left| left.counts > 1);
         let (most, pool) = (current.connections, current.pool);
         (found && most < pool).then(|| {
             format!("held at {most} of its {pool} connections: what the last one left is still at work on the server")

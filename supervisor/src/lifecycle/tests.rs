@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod adopted;
+mod moved;
 mod orders;
 mod slots;
 
@@ -87,7 +88,7 @@ impl Host {
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
                     // Before anything was started, nothing of it is there.
-                    Action::CountLeftOver { since } if self.spawned.is_empty() => {
+                    Action::CountLeftOver { since, .. } if self.spawned.is_empty() => {
                         queue.push_back(Event::LeftOver { since, count: 0 });
                     }
                     Action::CountLeftOver { .. } => self.counted = true,
@@ -504,7 +505,7 @@ proptest! {
                         Action::Listen(r) if fails => queue.push_back(Event::BindFailed(r, "taken".into())),
                         Action::Listen(r) => queue.push_back(Event::Bound(r)),
                         Action::AskSlot(_) => queue.push_back(Event::SlotGranted),
-                        Action::CountLeftOver { since } => queue.push_back(Event::LeftOver { since, count: 0 }),
+                        Action::CountLeftOver { since, .. } => queue.push_back(Event::LeftOver { since, count: 0 }),
                         Action::Spawn { id, .. } => alive.push(id),
                         Action::Kill(id) => {
                             alive.retain(|a| *a != id);

@@ -172,9 +172,9 @@ pub(crate) enum Action {
     Kill(InstanceId),
     /// `PUT /pool`.
     SetConnections(InstanceId, u32),
-    /// Count the connections of this tenant that the server shows and none of its instances has, at `since` or later; answer
-    /// `LeftOver`. It is asked again soon.
-    CountLeftOver { since: Time },
+    /// Count the connections of this tenant that the servers of these configurations show and none of its instances has, at
+    /// `since` or later; answer `LeftOver` once every one of them has been asked. It is asked again soon.
+    CountLeftOver { since: Time, of: Vec<Revision> },
     /// Answer 503 on the tenant's socket, or cease to.
     StandIn(bool),
     /// Nothing is left and nothing is wanted: drop the tenant.

@@ -1,5 +1,6 @@
 //! Processes that are numbers: they start, hold connections, drain, hang and end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::world::{Due, Habit, World};
@@ -203,17 +204,22 @@ impl World {
         }
     }
 
-    /// What its server shows of a tenant that none of its processes has.
-    pub(super) fn left_over(&mut self, n: usize) -> u32 {
+    /// What the servers of these configurations show of a tenant that none of its processes has; `None` while one is away.
+    pub(super) fn left_over(&mut self, n: usize, of: &[Revision]) -> Option<u32> {
         let now = self.now;
         let tenant = &mut self.tenants[n];
         tenant.lingering.retain(|left| left.until > now);
-        let server = tenant.accepted.as_ref().map(|(_, file)| file.server);
-        let left = tenant
-            .lingering
+        let (_, accepted) = tenant.accepted.as_ref()?;
+        let files = of
             .iter()
-            .filter(|left| Some(left.server) == server);
-        left.map(|left| left.most).sum()
+            .map(|revision| tenant.revisions.get(revision).unwrap_or(accepted));
+        let servers: BTreeSet<usize> = files.map(|file| file.server).collect();
+        if servers.iter().any(|s| !self.servers[*s].up) {
+            return None;
+        }
+        let left = tenant.lingering.iter();
+        let left = left.filter(|left| servers.contains(&left.server));
+        Some(left.map(|left| left.most).sum())
     }
 
     /// Asks every process how it is.

@@ -379,8 +379,8 @@ impl World {
             Action::Terminate(id) => return self.terminate(n, id),
             Action::Abort(id) | Action::Kill(id) => self.kill(n, id),
             Action::SetConnections(id, most) => self.set_connections(n, id, most),
-            Action::CountLeftOver { since } => {
-                let count = self.left_over(n);
+            Action::CountLeftOver { since, of } => {
+                let count = self.left_over(n, &of)?;
                 return Some(Event::LeftOver { since, count });
             }
             Action::StandIn(on) => self.tenants[n].stands_in = on,

@@ -32,11 +32,7 @@ const DISTURBANCES: u32 = 8;
 
 #[test]
 fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_should_not() {
-    let seed = std::env::var("BROKKR_TESTS_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| fastrand::u64(..));
-    println!("BROKKR_TESTS_SEED={seed}");
+    let seed = brokkr_tests::seed("BROKKR_TESTS_SEED", 20_261_130);
     let host = Host::new();
     let acme = host.tenant("acme").pool(10).up();
     let mut rng = fastrand::Rng::with_seed(seed);

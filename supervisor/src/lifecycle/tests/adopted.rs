@@ -275,7 +275,10 @@ fn one_that_is_gone_with_its_supervisor_is_counted_before_another_takes_the_whol
     let mut host = adopting(vec![]);
     let now = host.now;
     let first = host.life.on(now, wanted(spec(1)));
-    let count = Action::CountLeftOver { since: Time::ZERO };
+    let count = Action::CountLeftOver {
+        since: Time::ZERO,
+        of: vec![Revision(1)],
+    };
     assert!(!first.contains(&count), "{first:?}");
     let actions = host.life.on(now, Event::Server(Ok(())));
     assert!(actions.contains(&count), "{actions:?}");

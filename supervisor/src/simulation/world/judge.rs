@@ -129,7 +129,9 @@ impl World {
         let accepted = tenant.accepted.as_ref().map(|(revision, _)| *revision);
         if let Some(life) = &tenant.life {
             tenant.revisions.retain(|revision, _| {
-                Some(*revision) == accepted || life.instances().any(|i| i.revision == *revision)
+                Some(*revision) == accepted
+                    || life.instances().any(|i| i.revision == *revision)
+                    || life.may_have_left(*revision)
             });
         }
     }

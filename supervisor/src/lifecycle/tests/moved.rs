@@ -1,0 +1,57 @@
+//! A tenant moves to another server, and a killed instance has left connections on the old one.
+
+use super::*;
+
+/// What the life asks to be counted now, if anything.
+fn asked(host: &mut Host, event: Event) -> Option<(Time, Vec<Revision>)> {
+    let now = host.now;
+    let actions = host.life.on(now, event);
+    actions.into_iter().find_map(|action| match action {
+        Action::CountLeftOver { since, of } => Some((since, of)),
+        _ => None,
+    })
+}
+
+/// One was killed, another of the same configuration is ready with two connections, and now the file names another server.
+fn moving() -> (Host, InstanceId) {
+    let (mut host, killed) = Host::up(1);
+    host.on(Event::Exited {
+        id: killed,
+        reason: "signal 9".into(),
+        configuration: false,
+    });
+    let new = *host.spawned.last().unwrap();
+    host.on(Event::Ready(new)).left_over(10);
+    host.on(wanted(spec(2)));
+    (host, new)
+}
+
+#[test]
+fn what_a_killed_instance_left_is_counted_on_the_server_that_its_tenant_is_about_to_leave() {
+    let (mut host, new) = moving();
+    host.now += Duration::from_secs(2);
+    let (since, of) = asked(&mut host, Event::Tick).unwrap();
+    assert_eq!(of, [Revision(1)], "the new server knows nothing of it");
+    assert_eq!(host.connections.last(), Some(&(new, 2)));
+    host.on(Event::LeftOver { since, count: 0 });
+    assert!(host.connections.contains(&(new, 10)));
+}
+
+#[test]
+fn it_is_counted_there_though_the_new_server_is_away() {
+    let (mut host, _) = moving();
+    host.on(Event::Server(Err("away".into())));
+    host.now += Duration::from_secs(2);
+    assert!(asked(&mut host, Event::Tick).is_some());
+}
+
+#[test]
+fn an_old_server_that_never_answers_again_is_given_up_after_a_minute() {
+    let (mut host, _) = moving();
+    let spawned = host.spawned.len();
+    host.after(Duration::from_secs(50));
+    assert_eq!(host.spawned.len(), spawned, "not moved yet");
+    host.after(Duration::from_secs(11));
+    assert_eq!(host.spawned.len(), spawned + 1);
+    assert_eq!(host.life.current().unwrap().connections, 10);
+}
