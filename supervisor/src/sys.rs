@@ -182,11 +182,6 @@ unsafe fn become_child(
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1 {
             fail();
         }
-        let limit = libc::rlimit {
-            rlim_cur: plan.open_files.0,
-            rlim_max: plan.open_files.1,
-        };
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         // Out of the way first: a source may sit where another one is to go.
         let above = sources.len() as RawFd;
         for source in &mut *sources {
@@ -207,6 +202,12 @@ unsafe fn become_child(
             u32::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         );
+        // Not before the duplicates are made: the parent may have more open than the child may, and every lower number in use.
+        let limit = libc::rlimit {
+            rlim_cur: plan.open_files.0,
+            rlim_max: plan.open_files.1,
+        };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         write_pid(listen_pid.add("LISTEN_PID=".len()), libc::getpid());
         libc::execve(
             plan.program.as_ptr(),

@@ -88,3 +88,20 @@ fn a_child_whose_parent_gave_up_never_becomes_the_program() {
     spawn(&plan, |_| Err(io::Error::other("no"))).unwrap_err();
     assert!(!mark.exists());
 }
+
+#[test]
+fn a_child_starts_though_every_number_within_its_own_limit_is_taken() {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    // A supervisor of many tenants has raised its own limit, and has more open than a broker may.
+    let taken: Vec<std::fs::File> = (0..64).map(|_| null.try_clone().unwrap()).collect();
+    let plan = Plan {
+        program: c"/bin/sh".into(),
+        arguments: vec![c"sh".into(), c"-c".into(), c"exit 0".into()],
+        environment: vec![],
+        standard: [null.as_fd(); 3],
+        passed: vec![taken[63].as_fd()],
+        open_files: (32, 64),
+    };
+    let spawned = spawn(&plan, |_| Ok(())).unwrap();
+    reap(spawned.pid);
+}

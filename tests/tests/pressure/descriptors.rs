@@ -1,6 +1,6 @@
 //! Out of file descriptors: before, by counting; and all of a sudden.
 
-use crate::world::{host, ready, tenants};
+use crate::world::{host, host_for, ready, tenants};
 use brokkr_tests::{bin, holds_for, http, procs, until};
 use std::time::Duration;
 
@@ -59,12 +59,51 @@ fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
             "{reason}"
         );
     }
+    // With as many as it says would do, all of them run.
+    let reason = refused[0].reason.as_deref().unwrap();
+    let (_, rest) = reason.split_once("may be open, ").unwrap();
+    let (enough, _) = rest.split_once(" would do").unwrap();
+    host.stop();
+    host.under(&["prlimit", &format!("--nofile={enough}:{enough}")]);
+    host.up();
+    ready(&host, 14);
+    host.stop();
+    host.under(&["prlimit", "--nofile=250:250"]);
+    host.up();
+    ready(&host, 10);
     // Room for one is room for the next.
     host.known("t0").remove_file();
     ready(&host, 10);
     host.wait(Duration::from_secs(10), "one less to be refused", |s| {
         s.tenants.iter().filter(|t| t.state == "refused").count() == 3
     });
+}
+
+#[test]
+fn three_hundred_tenants_run_from_a_login_whose_soft_limit_is_1024() {
+    const MANY: usize = 300;
+    let host = host_for(MANY as u32);
+    host.set("start.parallelism", "16");
+    host.under(&["prlimit", "--nofile=1024:"]);
+    let tenants = tenants(&host, MANY);
+    host.up();
+    ready(&host, MANY);
+    let supervisor = format!("/proc/{}/fd", host.pid());
+    let open = std::fs::read_dir(supervisor).unwrap().count();
+    assert!(open > 1024, "{open} descriptors are no test");
+    // The last one as the first: a limit of its own, and another instance when it is killed.
+    for tenant in [&tenants[0], &tenants[MANY - 1]] {
+        let pid = tenant.pid();
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let files = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
+        assert!(files.unwrap().contains(" 1024 "), "{limits}");
+        procs::signal(pid, nix::sys::signal::Signal::SIGKILL);
+        tenant.wait("running again", |t| {
+            t.state == "ready" && t.pid.is_some_and(|now| now != pid)
+        });
+    }
 }
 
 #[test]

@@ -5,8 +5,13 @@ use std::time::Duration;
 
 /// A host with room for a hundred small tenants, none of which costs anything.
 pub fn host() -> Host {
+    host_for(100)
+}
+
+/// A host with room for so many small tenants.
+pub fn host_for(tenants: u32) -> Host {
     let host = Host::builder()
-        .pg(pg::Options::new().max_connections(250))
+        .pg(pg::Options::new().max_connections(2 * tenants + 50))
         .build();
     host.trivial_brokers();
     host
