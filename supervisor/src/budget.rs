@@ -24,7 +24,7 @@ mod tests;
 pub use admitted::{Admission, format_admitted, parse_admitted};
 pub use conflicts::{Conflict, Contested, Seat, Stake, conflicts};
 pub use decide::{Decided, Party, decide};
-pub use shortage::{Scope, Shortage};
+pub use shortage::{Remedy, Scope, Shortage};
 
 use brokkr_tenant::TenantName;
 use ledger::Ledger;
@@ -178,7 +178,10 @@ pub enum Decision {
 pub struct Account {
     /// What tenants may take; `None` while the server has not been seen.
     pub capacity: Option<u32>,
-    /// The demand: pools, replacements, the supervisor's own and one command.
+    /// The pools of all tenants together, if each got what it asks for; a tenant that asks for nothing counts with what it
+    /// has. What a [`Shortage`] says that would fit is computed from the same sum.
+    pub pools: u32,
+    /// What is given out: pools, replacements, the supervisor's own and one command.
     pub committed: u32,
     /// What is left.
     pub free: u32,

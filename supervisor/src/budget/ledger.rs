@@ -1,8 +1,8 @@
 //! Who is charged how much in which scope: the sums behind every verdict.
 
 use super::{
-    Account, Admission, COMMAND, Claim, Facts, OWN, Place, REPLACEMENT, Scope, ServerId, Shortage,
-    Wanted,
+    Account, Admission, COMMAND, Claim, Facts, OWN, Place, REPLACEMENT, Remedy, Scope, ServerId,
+    Shortage, Wanted,
 };
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,33 +145,39 @@ impl<'f> Ledger<'f> {
         connections: u32,
     ) -> Result<(), Shortage> {
         if !self.facts.contains_key(&place.server) {
-            return Err(self.shortage(&Key::Server(place.server.clone()), tenant, connections));
+            let server = Key::Server(place.server.clone());
+            return Err(self.shortage(&server, tenant, connections, &[]));
         }
-        for key in Key::all(place) {
-            let exempt = place.superuser
-                && match &key {
-                    Key::Server(_) => false,
-                    Key::Role(..) => true,
-                    // PostgreSQL lets a superuser past the limit but counts it against everybody else:
-                    // exempt only where there is nobody else.
-                    Key::Database(..) => self
-                        .bound
-                        .get(&key)
-                        .is_none_or(|b| b.iter().all(|other| other == tenant)),
-                };
-            let Some(limit) = self.limit(&key) else {
+        let bound: Vec<Key> = Key::all(place)
+            .into_iter()
+            .filter(|key| self.limit(key).is_some() && !self.is_exempt(key, tenant, place))
+            .collect();
+        for key in &bound {
+            let Some(limit) = self.limit(key) else {
                 continue;
             };
-            if exempt {
-                continue;
-            }
-            let others = self.sum_of_others(&key, tenant);
-            let own = self.charge_of(&key, tenant).max(connections);
-            if others.saturating_add(own).saturating_add(self.extra(&key)) > limit {
-                return Err(self.shortage(&key, tenant, connections));
+            let others = self.sum_of_others(key, tenant);
+            let own = self.charge_of(key, tenant).max(connections);
+            if others.saturating_add(own).saturating_add(self.extra(key)) > limit {
+                return Err(self.shortage(key, tenant, connections, &bound));
             }
         }
         Ok(())
+    }
+
+    /// Whether PostgreSQL lets the tenant past the limit of a scope, because its role is a superuser.
+    fn is_exempt(&self, key: &Key, tenant: &TenantName, place: &Place) -> bool {
+        place.superuser
+            && match key {
+                Key::Server(_) => false,
+                Key::Role(..) => true,
+                // PostgreSQL lets a superuser past the limit but counts it against everybody else: exempt only where there
+                // is nobody else.
+                Key::Database(..) => self
+                    .bound
+                    .get(key)
+                    .is_none_or(|b| b.iter().all(|other| other == tenant)),
+            }
     }
 
     /// Why an admitted tenant cannot get more from a server that is away.
@@ -180,7 +186,9 @@ impl<'f> Ledger<'f> {
             .server
             .clone()
             .unwrap_or_else(|| ServerId::new("?"));
-        self.shortage(&Key::Server(server), &claim.tenant, needs)
+        let server = Key::Server(server);
+        let bound = std::slice::from_ref(&server);
+        self.shortage(&server, &claim.tenant, needs, bound)
     }
 
     /// The accounts of every server with facts or a charge.
@@ -214,8 +222,10 @@ impl<'f> Ledger<'f> {
             });
         let overlap = rooms.clone().all(|room| room.is_some());
         let more = rooms.flatten().min().unwrap_or(0) / REPLACEMENT;
+        let pools = self.demand(&key);
         Account {
             capacity,
+            pools: pools.values().copied().fold(0, u32::saturating_add),
             committed,
             free: capacity.map_or(0, |capacity| capacity.saturating_sub(committed)),
             replacements_at_once: if overlap { 1 + more } else { 1 },
@@ -297,9 +307,20 @@ impl<'f> Ledger<'f> {
         self.sum(key).saturating_sub(self.charge_of(key, tenant))
     }
 
-    fn shortage(&self, key: &Key, tenant: &TenantName, needs: u32) -> Shortage {
+    /// Sum up who asks for how much in a scope, and what is taken by tenants that ask for nothing any more.
+    fn demand(&self, key: &Key) -> ByTenant {
+        let mut pools = self.wished.get(key).cloned().unwrap_or_default();
+        for other in self.tenants(key) {
+            pools
+                .entry(other.clone())
+                .or_insert_with(|| self.charge_of(key, other));
+        }
+        pools
+    }
+
+    fn scope(&self, key: &Key) -> Scope {
         let facts = self.facts.get(key.server());
-        let scope = match key {
+        match key {
             Key::Server(server) => Scope::Server(server.clone()),
             Key::Database(server, oid) => Scope::Database {
                 server: server.clone(),
@@ -311,52 +332,63 @@ impl<'f> Ledger<'f> {
                 server: server.clone(),
                 role: role.clone(),
             },
-        };
-        let Some(capacity) = self.limit(key) else {
-            return Shortage::unseen(scope, needs);
-        };
-        let extra = self.extra(key);
-        // Everybody's wish, and what is taken by those who wish nothing any more.
-        let empty = ByTenant::new();
-        let mut pools: ByTenant = self.wished.get(key).unwrap_or(&empty).clone();
-        for other in self.tenants(key) {
-            pools
-                .entry(other.clone())
-                .or_insert_with(|| self.charge_of(key, other));
         }
+    }
+
+    /// Compute what would let every tenant have what it asks for in one scope; `None` where there is no limit.
+    fn remedy(&self, key: &Key, tenant: &TenantName, needs: u32) -> Option<Remedy> {
+        let capacity = self.limit(key)?;
+        let extra = self.extra(key);
+        let mut pools = self.demand(key);
         raise(&mut pools, tenant, needs);
         let all = pools
             .values()
             .copied()
             .fold(0, u32::saturating_add)
             .saturating_add(extra);
-        let limit = match (key, facts) {
-            (Key::Server(_), Some(facts)) => facts.max_connections,
-            _ => capacity,
-        };
         // What the limit itself loses before tenants get anything stays lost when it is raised.
-        let lost = match (key, facts) {
+        let lost = match (key, self.facts.get(key.server())) {
             (Key::Server(_), Some(facts)) => facts
                 .superuser_reserved
                 .saturating_add(facts.reserved)
                 .saturating_add(self.headroom.max(facts.foreign)),
             _ => 0,
         };
+        Some(Remedy {
+            scope: self.scope(key),
+            short: all > capacity,
+            pool: super::shortage::pool_that_fits(
+                &pools.values().copied().collect::<Vec<_>>(),
+                capacity.saturating_sub(extra),
+            ),
+            limit: all.saturating_add(lost),
+        })
+    }
+
+    /// Say what is missing in the scope `key`, and what would help there and in the other scopes of `bound`.
+    fn shortage(&self, key: &Key, tenant: &TenantName, needs: u32, bound: &[Key]) -> Shortage {
+        let scope = self.scope(key);
+        let Some(capacity) = self.limit(key) else {
+            return Shortage::unseen(scope, needs);
+        };
+        let extra = self.extra(key);
+        let limit = match (key, self.facts.get(key.server())) {
+            (Key::Server(_), Some(facts)) => facts.max_connections,
+            _ => capacity,
+        };
         let taken = self.sum_of_others(key, tenant).saturating_add(extra);
-        let own = self.charge_of(key, tenant);
+        let remedies = bound
+            .iter()
+            .filter_map(|key| self.remedy(key, tenant, needs));
         Shortage {
             scope,
             needs,
-            has: own,
+            has: self.charge_of(key, tenant),
             extra,
             capacity: Some(capacity),
             free: capacity.saturating_sub(taken),
             limit,
-            pool_that_fits: super::shortage::pool_that_fits(
-                &pools.values().copied().collect::<Vec<_>>(),
-                capacity.saturating_sub(extra),
-            ),
-            limit_that_fits: all.saturating_add(lost),
+            remedies: remedies.filter(|remedy| remedy.short).collect(),
         }
     }
 }

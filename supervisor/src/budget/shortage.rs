@@ -54,10 +54,34 @@ pub struct Shortage {
     pub free: u32,
     /// `max_connections`, or the connection limit of the database or role.
     pub limit: u32,
+    /// What would help, for each limit that the pools as they are would exceed together.
+    pub remedies: Vec<Remedy>,
+}
+
+/// What would let everybody have what they ask for within one limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remedy {
+    /// The limit.
+    pub scope: Scope,
+    /// Whether the pools as they are exceed it.
+    pub short: bool,
     /// The largest `pool_size` that, as everybody's most, fits everybody; `None` if there is none.
-    pub pool_that_fits: Option<u32>,
+    pub pool: Option<u32>,
     /// The limit that fits the pools as they are.
-    pub limit_that_fits: u32,
+    pub limit: u32,
+}
+
+impl Remedy {
+    fn raise_limit(&self) -> String {
+        let limit = self.limit;
+        match &self.scope {
+            Scope::Server(_) => format!("max_connections = {limit}"),
+            Scope::Database { name, .. } => {
+                format!("ALTER DATABASE {name} CONNECTION LIMIT {limit}")
+            }
+            Scope::Role { role, .. } => format!("ALTER ROLE {role} CONNECTION LIMIT {limit}"),
+        }
+    }
 }
 
 impl Shortage {
@@ -70,33 +94,25 @@ impl Shortage {
             capacity: None,
             free: 0,
             limit: 0,
-            pool_that_fits: None,
-            limit_that_fits: 0,
+            remedies: Vec::new(),
         }
+    }
+
+    /// The largest `pool_size` that fits everybody within every limit; `None` if there is none.
+    pub fn pool_that_fits(&self) -> Option<u32> {
+        let pools: Option<Vec<u32>> = self.remedies.iter().map(|remedy| remedy.pool).collect();
+        pools?.into_iter().min()
     }
 
     /// What would fit, as a clause.
     pub fn advice(&self) -> String {
-        let limit = match &self.scope {
-            Scope::Server(_) => format!("max_connections = {}", self.limit_that_fits),
-            Scope::Database { name, .. } => {
-                format!(
-                    "ALTER DATABASE {name} CONNECTION LIMIT {}",
-                    self.limit_that_fits
-                )
-            }
-            Scope::Role { role, .. } => {
-                format!(
-                    "ALTER ROLE {role} CONNECTION LIMIT {}",
-                    self.limit_that_fits
-                )
-            }
-        };
-        match self.pool_that_fits {
+        let limits: Vec<String> = self.remedies.iter().map(Remedy::raise_limit).collect();
+        let limits = limits.join(" and ");
+        match self.pool_that_fits() {
             Some(pool) => {
-                format!("pool_size = {pool} at most for each would fit everyone, or {limit}")
+                format!("pool_size = {pool} at most for each would fit everyone, or {limits}")
             }
-            None => format!("no pool_size would fit everyone; {limit} would"),
+            None => format!("no pool_size would fit everyone; {limits} would"),
         }
     }
 }

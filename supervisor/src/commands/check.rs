@@ -9,7 +9,7 @@ mod table;
 
 use crate::budget::{
     self, Admission, Claim, Conflict, Contested, Database, Decided, Decision, Facts, Party, Place,
-    Role, ServerId, Stake, Verdict, Wanted, parse_admitted,
+    Role, ServerId, Stake, Verdict, parse_admitted,
 };
 use crate::cli;
 use crate::config::{self, Look, Scanner, Supervisor, TenantConfig};
@@ -127,7 +127,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
                 wanted: parties::wanted(config, &view),
                 held: Vec::new(),
             },
-            fallback: Wanted::Nothing,
+            fallback: runs_on.fallback(tenant, &admitted),
         })
         .chain(runs_on.parties())
         .collect();
@@ -145,6 +145,9 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
         .keys()
         .map(|tenant| {
             let text = match (refused.get(tenant), verdict.tenants.get(tenant)) {
+                (Some(what), Some(Decision::Admitted | Decision::Keep(_))) => {
+                    format!("{what} taken: runs on with what it had, and that is counted")
+                }
                 (Some(what), _) => format!("refused: {what} taken"),
                 (None, Some(Decision::Admitted)) if unseen(tenant, &findings.wanted, &view) => {
                     "admitted; its server cannot be asked".to_owned()

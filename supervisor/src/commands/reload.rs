@@ -15,12 +15,17 @@ pub(super) fn ask(client: &Client, confirm_removals: bool) -> Result<ReloadRepor
 }
 
 /// What changed, and every problem.
-pub(super) fn tell(report: &ReloadReport) -> Result<(), Failure> {
+fn tell(report: &ReloadReport) -> Result<(), Failure> {
     say(changes(report).as_bytes())?;
-    if report.problems.is_empty() {
+    complain_of(&report.problems)
+}
+
+/// Prints problems; fails unless there are none.
+pub(super) fn complain_of(problems: &[String]) -> Result<(), Failure> {
+    if problems.is_empty() {
         return Ok(());
     }
-    for problem in &report.problems {
+    for problem in problems {
         // A problem may be several lines: the place, the source line, a hint.
         let lines: Vec<String> = problem.lines().map(harmless).collect();
         complain(&lines.join("\n"), EXIT_PROBLEM);

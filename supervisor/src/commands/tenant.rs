@@ -4,7 +4,7 @@ use super::client::{Client, not_understood};
 use super::{Failure, harmless, reload, say};
 use crate::cli::{Add, Tenant};
 use crate::config::{Supervisor, TenantConfig};
-use crate::status::{Snapshot, State};
+use crate::status::{Snapshot, State, TenantStatus};
 use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -19,12 +19,21 @@ pub(super) fn tenant(
     match command {
         Tenant::List => list(&config.tenants_dir),
         Tenant::Add(options) => {
+            let tenant = &options.tenant;
             let written = add(config, options)?;
             let report = reload::ask(client, false)?;
-            if let Some(reason) = refused(client, &options.tenant)? {
-                return Err(take_back(client, &options.tenant, &written, &reason));
+            let status = status_of(client, tenant)?;
+            let Some(status) = status else {
+                return Err(unseen(tenant, &written.path));
+            };
+            if status.state == State::Refused {
+                let reason = status.reason.unwrap_or_default();
+                return Err(take_back(client, tenant, &written, &reason));
             }
-            reload::tell(&report)
+            say(format!("added {tenant}\n").as_bytes())?;
+            // What is wrong with other tenants is not this one's: `reload` and `status` say it.
+            let problems = report.of_tenants.get(tenant.as_str());
+            reload::complain_of(problems.map_or(&[], Vec::as_slice))
         }
         Tenant::Remove { tenant } => {
             let path = file_of(&config.tenants_dir, tenant);
@@ -35,9 +44,32 @@ pub(super) fn tenant(
                 )),
                 _ => unwritable(tenant, &path, &error),
             })?;
-            reload::reload(client, false)
+            let report = reload::ask(client, false)?;
+            let Some(status) = status_of(client, tenant)? else {
+                return say(format!("removed {tenant}\n").as_bytes());
+            };
+            let reason = status
+                .reason
+                .map(|reason| format!(": {}", harmless(&reason)));
+            let problems: Vec<String> = std::iter::once(format!(
+                "tenant {tenant}: its file is removed, and it is {}{}",
+                status.state,
+                reason.unwrap_or_default()
+            ))
+            // Such as removals that are held because they are many.
+            .chain(report.general().cloned())
+            .collect();
+            reload::complain_of(&problems)
         }
     }
+}
+
+/// The supervisor does not see the file: it runs with another `tenants_dir`.
+fn unseen(tenant: &TenantName, path: &Path) -> Failure {
+    Failure::Problem(format!(
+        "tenant {tenant}: {} is written, and the supervisor does not know the tenant: restart it if its tenants_dir has changed",
+        path.display()
+    ))
 }
 
 fn file_of(folder: &Path, tenant: &TenantName) -> PathBuf {
@@ -73,17 +105,14 @@ fn list(folder: &Path) -> Result<(), Failure> {
         .as_bytes())
 }
 
-/// Why the supervisor refuses the tenant, if it does: a schema or an address that is somebody else's, or the budget. It
-/// alone knows, and decides when it sees the file.
-fn refused(client: &Client, tenant: &TenantName) -> Result<Option<String>, Failure> {
+/// What the supervisor says of the tenant. It alone knows whether a schema, an address or the budget is in the way, and
+/// decides when it sees the file.
+fn status_of(client: &Client, tenant: &TenantName) -> Result<Option<TenantStatus>, Failure> {
     let answer = client.get("/v1/status")?;
     let snapshot: Snapshot =
         serde_json::from_slice(&answer).map_err(|error| not_understood(&error))?;
-    let ours = snapshot
-        .tenants
-        .into_iter()
-        .find(|status| status.name == tenant.as_str() && status.state == State::Refused);
-    Ok(ours.map(|status| status.reason.unwrap_or_default()))
+    let mut tenants = snapshot.tenants.into_iter();
+    Ok(tenants.find(|status| status.name == tenant.as_str()))
 }
 
 /// Removes the file of a tenant that is refused; what that ends in.

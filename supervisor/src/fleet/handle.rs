@@ -3,6 +3,7 @@
 use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -50,6 +51,25 @@ pub struct ReloadReport {
     pub removed: Vec<String>,
     /// Every problem found, each beginning `PATH:LINE:COLUMN: ` where it has a place.
     pub problems: Vec<String>,
+    /// Those of them that are about one tenant, by its name.
+    #[serde(default)]
+    pub of_tenants: BTreeMap<String, Vec<String>>,
+}
+
+impl ReloadReport {
+    /// Note what is wrong with one tenant.
+    pub(super) fn complain(&mut self, tenant: &TenantName, problem: String) {
+        self.problems.push(problem.clone());
+        let of_tenant = self.of_tenants.entry(tenant.to_string());
+        of_tenant.or_default().push(problem);
+    }
+
+    /// The problems that are about no tenant: of the folder, of files that are no tenant's.
+    pub fn general(&self) -> impl Iterator<Item = &String> {
+        let of_tenants: Vec<&String> = self.of_tenants.values().flatten().collect();
+        let all = self.problems.iter();
+        all.filter(move |problem| !of_tenants.contains(problem))
+    }
 }
 
 /// A message to the fleet.

@@ -332,24 +332,21 @@ impl Fleet {
             .collect();
         for (name, entry) in &self.entries {
             if let Some(problem) = entry.file_problem() {
-                report.problems.push(problem.full.clone());
+                report.complain(name, problem.full.clone());
                 continue;
             }
             let view = entry.life.view();
-            let new = report.added.contains(&name.to_string())
-                || report.changed.contains(&name.to_string());
             let down = match (view.state, view.reason) {
                 (State::Refused, reason) => reason,
-                (State::Backoff, Some(reason)) => Some(format!("backoff: {reason}")),
-                // Of a server that is away all its tenants would say the same; one that is new has to be heard.
-                (State::Waiting, Some(reason)) if new => Some(format!("waiting: {reason}")),
+                (state @ (State::Backoff | State::Waiting | State::Stopping), Some(reason)) => {
+                    Some(format!("{state}: {reason}"))
+                }
                 _ => None,
             };
             let pending = view.pending.filter(|_| !entry.life.gave_up());
-            let problems = [down, pending].into_iter().flatten();
-            report
-                .problems
-                .extend(problems.map(|problem| format!("{problem} (tenant {name})")));
+            for problem in [down, pending].into_iter().flatten() {
+                report.complain(name, format!("{problem} (tenant {name})"));
+            }
         }
         report
     }

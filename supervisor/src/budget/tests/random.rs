@@ -183,9 +183,9 @@ proptest! {
         let verdict = admit(&[], &claims, &servers(&[("A", facts(max))]), 3);
         let shortage = verdict.tenants.values().find_map(|d| match d { Decision::Refused(s) => Some(s), _ => None });
         if let Some(shortage) = shortage {
-            let larger = servers(&[("A", facts(shortage.limit_that_fits))]);
+            let larger = servers(&[("A", facts(shortage.remedies[0].limit))]);
             prop_assert_eq!(admit(&[], &claims, &larger, 3).admitted.len(), claims.len());
-            if let Some(most) = shortage.pool_that_fits {
+            if let Some(most) = shortage.pool_that_fits() {
                 let cut: Vec<Claim> =
                     pools.iter().zip(0..).map(|(pool, n)| on_a(&format!("t{n}"), (*pool).min(most))).collect();
                 let verdict = admit(&[], &cut, &servers(&[("A", facts(max))]), 3);

@@ -1,4 +1,5 @@
-//! Tenants whose file is bad: the supervisor runs them on with what they had, so their pools are taken all the same.
+//! Tenants whose file is bad, or asks for what another tenant has: the supervisor runs them on with what they had, so their
+//! pools are taken all the same.
 
 use super::super::client::Client;
 use crate::budget::{Admission, Claim, Party, Stake, Wanted};
@@ -14,6 +15,8 @@ pub(super) struct RunsOn {
     pub(super) counted: BTreeMap<TenantName, Admission>,
     /// The others, and why they count nothing.
     pub(super) uncounted: BTreeMap<TenantName, &'static str>,
+    /// Tenants that have a process.
+    running: BTreeSet<String>,
 }
 
 impl RunsOn {
@@ -23,11 +26,11 @@ impl RunsOn {
         bad: &BTreeSet<TenantName>,
         admitted: &[Admission],
     ) -> Self {
-        let mut found = Self::default();
-        if bad.is_empty() {
-            return found;
-        }
         let running = running(config);
+        let mut found = Self {
+            running: running.clone().unwrap_or_default(),
+            ..Self::default()
+        };
         for tenant in bad {
             let admission = admitted.iter().find(|a| a.tenant == *tenant);
             let why = match (&running, admission) {
@@ -47,6 +50,19 @@ impl RunsOn {
             found.uncounted.insert(tenant.clone(), why);
         }
         found
+    }
+
+    /// Say what a tenant claims while another one has the schema or the address that its file asks for: what it was admitted
+    /// to, if it runs.
+    pub(super) fn fallback(&self, tenant: &TenantName, admitted: &[Admission]) -> Wanted {
+        let admission = admitted.iter().find(|a| a.tenant == *tenant);
+        match admission.filter(|_| self.running.contains(tenant.as_str())) {
+            Some(admission) => Wanted::Pool {
+                connections: admission.pool,
+                at: None,
+            },
+            None => Wanted::Nothing,
+        }
     }
 
     /// They hold what they were admitted to. Where in its server is not on the list, and need not be: the budget charges

@@ -27,8 +27,11 @@ pub(super) fn render(sums: &Sums<'_>) -> String {
     let mut groups: BTreeMap<String, Vec<&TenantName>> = BTreeMap::new();
     for (tenant, config) in sums.wanted {
         let url = &config.broker().database.url;
-        let place = sums.view.endpoint(url).place();
-        let group = place.map_or_else(|| spelled(url), |place| place.server.to_string());
+        // Of one whose server cannot be asked, where it was admitted counts.
+        let admitted = sums.verdict.admitted.iter().find(|a| a.tenant == *tenant);
+        let place = sums.view.endpoint(url).place().map(|place| &place.server);
+        let server = place.or(admitted.and_then(|admission| admission.server.as_ref()));
+        let group = server.map_or_else(|| spelled(url), ToString::to_string);
         groups.entry(group).or_default().push(tenant);
     }
     for admission in sums.runs_on.counted.values() {
@@ -91,7 +94,10 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         let broker = config.broker();
         let pool = broker.database.pool_size.get();
         // One that is refused for its schema or address asks nothing of the budget.
-        if sums.verdict.tenants.contains_key(*tenant) {
+        if !matches!(
+            sums.verdict.tenants.get(*tenant),
+            None | Some(Decision::Nothing)
+        ) {
             pools = pools.saturating_add(pool);
         }
         table.add_row([
@@ -112,7 +118,6 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         {
             continue;
         }
-        pools = pools.saturating_add(admission.pool);
         let seat = admission.seat.as_ref();
         table.add_row([
             admission.tenant.as_str(),
@@ -131,6 +136,11 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
 
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
+    let account = sums.verdict.servers.iter();
+    let mut account = account.filter(|(id, _)| id.as_str() == group);
+    let account = account.next().map(|(_, account)| account);
+    // The sum that the advice below is made from; of a server that was never seen there is none.
+    let pools = account.map_or(pools, |account| account.pools);
     let extra = REPLACEMENT + OWN + COMMAND;
     let demand = pools.saturating_add(extra);
     let mut row = |what: &str, number: String| {
@@ -176,12 +186,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     push(text, &table);
 
     let mut advice: Vec<String> = Vec::new();
-    let admitted = sums
-        .verdict
-        .servers
-        .iter()
-        .find(|(id, _)| id.as_str() == group);
-    let shrunk = admitted.is_some_and(|(_, account)| {
+    let shrunk = account.is_some_and(|account| {
         account
             .capacity
             .is_some_and(|capacity| account.committed > capacity)
