@@ -270,13 +270,8 @@ impl Watch {
         self.names = referred.names;
         let folder = self.folder.clone();
         let gone = |path: &PathBuf| *path != folder && !places.contains(path);
-        for path in self
-            .watched
-            .keys()
-            .cloned()
-            .filter(gone)
-            .collect::<Vec<_>>()
-        {
+        let gone: Vec<_> = self.watched.keys().filter(|p| gone(p)).cloned().collect();
+        for path in gone {
             self.stop_watching(&path);
         }
         let (mut added, mut all) = (false, true);

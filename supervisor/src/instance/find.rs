@@ -379,7 +379,7 @@ impl Search {
         }
         let keeps_address = !gone && !self.has_listener(&tenant, pid, &pidfd, what.as_ref());
         let config = TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new);
-        let limits = config.as_ref().map(|c| c.broker().limits.clone());
+        let limits = config.as_ref().map(|c| c.broker().limits);
         let instances = self.finds.instances.entry(tenant.clone()).or_default();
         if instances.len() == MOST_OF_A_TENANT {
             let why = format!("pid {pid}, beside two others");

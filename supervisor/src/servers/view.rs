@@ -147,9 +147,13 @@ impl ServersView {
         };
         let mut admitted = admitted.to_vec();
         for admission in &mut admitted {
-            admission.server.as_mut().map(rename);
             let database = admission.seat.as_mut().and_then(|s| s.database.as_mut());
-            database.map(|(server, _)| rename(server));
+            let of_database = database.map(|(server, _)| server);
+            admission
+                .server
+                .iter_mut()
+                .chain(of_database)
+                .for_each(rename);
         }
         admitted
     }
