@@ -127,7 +127,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
                 wanted: parties::wanted(config, &view),
                 held: Vec::new(),
             },
-            fallback: runs_on.fallback(tenant, &admitted),
+            fallback: runs_on.fallback(tenant, config, &admitted, &view),
         })
         .chain(runs_on.parties())
         .collect();

@@ -257,6 +257,10 @@ impl World {
     /// new measure.
     pub(super) fn note_granted(&mut self) {
         for s in 0..self.servers.len() {
+            // A new supervisor does not know yet what it has given out there: what runs may be raised to its pool.
+            if !self.servers[s].seen {
+                continue;
+            }
             let committed = self.verdict.servers.get(&self.servers[s].id);
             let overlaps = self.tenants.iter().filter(|t| {
                 let here = t.processes.values().filter(|p| p.server == s);

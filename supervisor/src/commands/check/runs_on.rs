@@ -3,7 +3,8 @@
 
 use super::super::client::Client;
 use crate::budget::{Admission, Claim, Party, Stake, Wanted};
-use crate::config::Supervisor;
+use crate::config::{Supervisor, TenantConfig};
+use crate::servers::ServersView;
 use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,12 +55,22 @@ impl RunsOn {
 
     /// Say what a tenant claims while another one has the schema or the address that its file asks for: what it was admitted
     /// to, if it runs.
-    pub(super) fn fallback(&self, tenant: &TenantName, admitted: &[Admission]) -> Wanted {
+    pub(super) fn fallback(
+        &self,
+        tenant: &TenantName,
+        config: &TenantConfig,
+        admitted: &[Admission],
+        view: &ServersView,
+    ) -> Wanted {
+        let place = view.endpoint(&config.broker().database.url).place();
         let admission = admitted.iter().find(|a| a.tenant == *tenant);
         match admission.filter(|_| self.running.contains(tenant.as_str())) {
             Some(admission) => Wanted::Pool {
                 connections: admission.pool,
-                at: None,
+                // Database and role are not on the list: they are taken to be those of the file.
+                at: place
+                    .filter(|place| Some(&place.server) == admission.server.as_ref())
+                    .cloned(),
             },
             None => Wanted::Nothing,
         }
