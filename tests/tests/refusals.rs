@@ -443,24 +443,21 @@ fn every_command_gives_the_same_advice_and_following_it_helps() {
     // The other half of the advice, where more than one limit is met.
     big.remove_file();
     big.is_gone();
-    host.server()
-        .sql("ALTER DATABASE brokkr CONNECTION LIMIT 60");
+    let server = host.server();
+    server.sql("ALTER DATABASE brokkr CONNECTION LIMIT 60");
+    server.sql("ALTER ROLE brokkr CONNECTION LIMIT 70");
     let _ = host.reload();
-    let big = host.tenant("big").pool(90).write();
+    let big = host.tenant("big").pool(60).write();
     let said = advice(&big.becomes("refused").reason.unwrap());
     let check = host.command(&["check"]);
     assert_eq!(advice(&check.stdout), said, "{check:?}");
-    let limits = [
-        "max_connections = ",
+    for limit in [
         "ALTER DATABASE brokkr CONNECTION LIMIT ",
-    ];
-    let [connections, of_database] = limits.map(|what| number(&said, what));
-    let server = host.server();
-    server.sql(&format!(
-        "ALTER DATABASE brokkr CONNECTION LIMIT {of_database}"
-    ));
-    server.sql(&format!("ALTER SYSTEM SET max_connections = {connections}"));
-    server.restart();
+        "ALTER ROLE brokkr CONNECTION LIMIT ",
+    ] {
+        server.sql(&format!("{limit}{}", number(&said, limit)));
+    }
+    let _ = host.reload();
     big.becomes("ready");
 }
 
