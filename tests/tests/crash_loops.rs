@@ -218,7 +218,7 @@ fn starts_that_wait_for_a_lock_keep_nobody_else_from_starting_and_are_tried_anew
         .unwrap();
     another
         .batch_execute(
-            "GRANT ALL ON SCHEMA held TO PUBLIC; GRANT ALL ON held.brokkr_lock TO PUBLIC",
+            "ALTER SCHEMA held OWNER TO brokkr; ALTER TABLE held.brokkr_lock OWNER TO brokkr",
         )
         .unwrap();
     another
