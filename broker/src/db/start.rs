@@ -10,6 +10,7 @@
 //! Nothing here is async; it runs on a blocking thread or in a command.
 
 mod bootstrap;
+mod earlier;
 mod error;
 mod key_file;
 mod lock;
@@ -94,6 +95,7 @@ pub struct Outcome {
 pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     let mut client = connect(plan)?;
     let schema = Schema::look(&mut client, &plan.schema)?;
+    earlier::check(&mut client, plan)?;
     schema.ensure(&mut client)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if let Some(version) = up_to_date(&mut client)?
@@ -101,6 +103,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     {
         bootstrap::finish_key_file(&mut client, plan)?;
         webhook_key::check(&mut client, plan)?;
+        earlier::note(plan)?;
         return Ok(Outcome {
             version,
             applied: 0,
@@ -113,6 +116,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     bootstrap::run(&mut client, plan)?;
     lock.release();
     webhook_key::check(&mut client, plan)?;
+    earlier::note(plan)?;
     Ok(outcome)
 }
 

@@ -160,3 +160,31 @@ fn a_lock_that_no_start_holds_is_waited_for_with_patience_and_its_holder_is_name
     holder.batch_execute("ROLLBACK").unwrap();
     migrate(&plan, QUIET).unwrap();
 }
+
+#[test]
+fn a_schema_that_was_started_before_and_is_away_is_not_taken_for_a_new_one() {
+    let (server, place) = (PgServer::start(), Place::new());
+    let plan = plan(&server, "tenant_away", &place);
+    let _ = start(&plan, QUIET).unwrap();
+    let pak = std::fs::read_to_string(plan.key_file.path()).unwrap();
+    let gone = || match start(&plan, QUIET) {
+        Err(StartError::Away(reason)) => assert!(reason.contains("is gone"), "{reason}"),
+        other => panic!("{other:?}"),
+    };
+    server.sql("ALTER SCHEMA tenant_away RENAME TO elsewhere");
+    gone();
+    server.sql("CREATE SCHEMA tenant_away AUTHORIZATION brokkr");
+    gone();
+    assert_eq!(contents(&server, "tenant_away"), Vec::<String>::new());
+    server.sql("DROP SCHEMA tenant_away; ALTER SCHEMA elsewhere RENAME TO tenant_away");
+    assert_eq!(start(&plan, QUIET).unwrap().applied, 0);
+    assert_eq!(std::fs::read_to_string(plan.key_file.path()).unwrap(), pak);
+
+    // An operator who wants an empty schema says so, and the former PAK is kept.
+    server.sql("DROP SCHEMA tenant_away CASCADE");
+    std::fs::remove_file(plan.key_file.path().with_file_name("started")).unwrap();
+    let _ = start(&plan, QUIET).unwrap();
+    assert_ne!(std::fs::read_to_string(plan.key_file.path()).unwrap(), pak);
+    let old = plan.key_file.path().with_file_name("admin.pak.old");
+    assert_eq!(std::fs::read_to_string(old).unwrap(), pak);
+}

@@ -100,7 +100,7 @@ impl Inner {
         if statements.is_none() {
             tracing::error!(
                 %reason,
-                "requests are refused until it is back; a restart would make an empty one"
+                "requests are refused until it is back"
             );
         }
         statements.get_or_insert_default().insert(sql);

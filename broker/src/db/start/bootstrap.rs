@@ -51,7 +51,8 @@ pub(super) fn run(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     tx.commit()?;
     if minted {
         plan.key_file
-            .publish()
+            .set_aside()
+            .and_then(|()| plan.key_file.publish())
             .map_err(|error| StartError::key_file(&plan.key_file, &error))?;
         tracing::info!(path = %plan.key_file.path().display(), "first start: admin PAK written");
     }

@@ -73,6 +73,18 @@ impl KeyFile {
         self.sync_folder()
     }
 
+    /// Keeps the PAK of the schema that the folder was used with before, as `admin.pak.old`.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be written.
+    pub fn set_aside(&self) -> io::Result<()> {
+        match fs::rename(self.path(), self.folder.join("admin.pak.old")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the temporary file, if there is one.
     ///
     /// # Errors

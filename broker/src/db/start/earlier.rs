@@ -1,0 +1,75 @@
+//! Remembers in the state folder that a schema has been started, so that a start never takes its loss for a first start.
+//!
+//! A schema that is away (renamed, not restored yet, an empty server at its address) looks like a new one. A first start
+//! would then give clients an empty fleet, and would replace the only copy of the admin PAK of the schema that comes back.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use brokkr_tenant::Host;
+use postgres::Client;
+
+use super::{Plan, StartError};
+
+/// The note's name in the state folder.
+const NAME: &str = "started";
+
+/// Refuses a schema without an administrator that this state folder knows to have had one. Writes nothing.
+///
+/// # Errors
+///
+/// [`StartError::Away`], because the schema may come back.
+pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
+    const HAS_TABLE: &str = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        WHERE n.nspname = $1 AND c.relname = 'admin_role')";
+    if !matches!(fs::read_to_string(path(plan)), Ok(text) if text == identity(plan)) {
+        return Ok(());
+    }
+    if client
+        .query_one(HAS_TABLE, &[&plan.schema.as_str()])?
+        .try_get(0)?
+    {
+        return Ok(());
+    }
+    Err(StartError::Away(format!(
+        "schema {} is gone: it was started before and holds nothing now. Bring it back, or remove {} to start with an empty one",
+        plan.schema,
+        path(plan).display()
+    )))
+}
+
+/// Notes that the schema has been started.
+///
+/// # Errors
+///
+/// When the state folder cannot be written.
+pub(super) fn note(plan: &Plan) -> Result<(), StartError> {
+    let (path, identity) = (path(plan), identity(plan));
+    if matches!(fs::read_to_string(&path), Ok(text) if text == identity) {
+        return Ok(());
+    }
+    write(&path, &identity)
+        .map_err(|error| StartError::Failed(format!("{}: {error}", path.display())))
+}
+
+fn write(path: &PathBuf, text: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, text)
+}
+
+fn path(plan: &Plan) -> PathBuf {
+    plan.key_file.path().with_file_name(NAME)
+}
+
+/// Names the schema by the address that its URL gives. A tenant that moves to another server starts there as a new one.
+fn identity(plan: &Plan) -> String {
+    let url = &plan.url;
+    let host = match url.host() {
+        Host::Tcp(host) => host.to_ascii_lowercase(),
+        Host::Unix(folder) => folder.display().to_string(),
+    };
+    format!("{host}:{}/{} {}\n", url.port(), url.dbname(), plan.schema)
+}
