@@ -24,7 +24,11 @@ fn all_in_their_groups(machine: &Booted, status: &Status, supervisor: &str) {
     for tenant in &status.tenants {
         let group = group_of(machine, tenant.pid.unwrap());
         let own = own_group(supervisor, &tenant.name);
-        assert!(group.starts_with(&own), "{group}: {own}");
+        assert!(
+            group.starts_with(&own),
+            "{group}: {own}\n{}",
+            machine.journal()
+        );
     }
 }
 

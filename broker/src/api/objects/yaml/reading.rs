@@ -1,7 +1,7 @@
 //! Follows the events of a YAML stream and refuses what parses but no agent can read.
 //!
-//! The bounds of nesting and of aliases are those of the published agent's parser. A key is compared by its text, because the
-//! cluster gets JSON, where `1` and `"1"` are one key.
+//! The bounds of nesting and of aliases are those of the published agent's parser. A key is compared by what it is in JSON,
+//! which the cluster gets: `1` and `"1"` are one key, and so are `true` and `True`, `~` and `null`, `16` and `0x10`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -92,10 +92,9 @@ impl Reading {
                 style,
                 ..
             } => {
-                // What has no tag and no quotes and reads as nothing is null.
-                self.anything |= style != ScalarStyle::Plain
-                    || tag.is_some()
-                    || !matches!(&*value, "" | "~" | "null" | "Null" | "NULL");
+                let plain = style == ScalarStyle::Plain && tag.is_none();
+                let value = if plain { resolved(value) } else { value };
+                self.anything |= !plain || value != NULL;
                 self.node(Some(&value), 0)?;
                 if let Some(name) = anchor {
                     let text = (value.len() <= KEPT).then_some(value);
@@ -206,5 +205,36 @@ impl Reading {
                 text,
             },
         );
+    }
+}
+
+const NULL: &str = "null";
+
+/// Gives a scalar without tag and quotes the one spelling that JSON has for it.
+fn resolved(text: String) -> String {
+    let digits = text.trim_start_matches(['+', '-']);
+    let (radix, digits) = match digits.as_bytes() {
+        [b'0', b'x', ..] => (16, &digits[2..]),
+        [b'0', b'o', ..] => (8, &digits[2..]),
+        [b'0', b'b', ..] => (2, &digits[2..]),
+        _ => (10, digits),
+    };
+    let sign = match text.as_bytes() {
+        [b'+' | b'-', b'+' | b'-', ..] => return text,
+        [b'-', ..] => "-",
+        _ => "",
+    };
+    match &*text {
+        "" | "~" | "null" | "Null" | "NULL" => NULL.to_owned(),
+        "true" | "True" | "TRUE" => "true".to_owned(),
+        "false" | "False" | "FALSE" => "false".to_owned(),
+        // A number with a leading zero is text.
+        _ if radix == 10 && digits.len() > 1 && digits.starts_with('0') => text,
+        _ if digits.starts_with(['+', '-']) => text,
+        _ => match u64::from_str_radix(digits, radix) {
+            Ok(0) => "0".to_owned(),
+            Ok(number) => format!("{sign}{number}"),
+            Err(_) => text,
+        },
     }
 }

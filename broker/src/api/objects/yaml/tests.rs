@@ -136,6 +136,31 @@ fn what_the_agents_parser_reads_is_accepted_and_nothing_else() {
 }
 
 #[test]
+fn keys_that_are_one_in_json_are_twice_and_others_are_not() {
+    for text in [
+        "true: a\nTrue: b\n",
+        "~: a\nnull: b\n",
+        "0x10: a\n16: b\n",
+        "-0b11: a\n\"-3\": b\n",
+        "+7: a\n7: b\n",
+    ] {
+        let why = check(text).unwrap_err();
+        assert!(why.contains("is there twice"), "{text:?}: {why}");
+    }
+    for text in [
+        "007: a\n7: b\n",
+        "\"True\": a\ntrue: b\n",
+        "-7: a\n7: b\n",
+        "0x: a\n0: b\n",
+        "-: a\n",
+    ] {
+        if as_the_agent(text).is_ok() {
+            check(text).unwrap();
+        }
+    }
+}
+
+#[test]
 fn what_editors_and_templates_write_is_accepted() {
     for text in [
         "a: [\n  b\n]\nc: {\n  d: e\n}\n",
