@@ -230,9 +230,12 @@ impl Fleet {
     /// As the life sees it; but what only waits for a server to be asked for the first time is under way.
     fn settled(&self, entry: &Entry) -> Option<bool> {
         let settled = entry.life.settled()?;
-        let unasked = entry.meant().is_some_and(|config| {
-            *self.view.borrow().endpoint(&config.broker().database.url) == Endpoint::Unknown
-        });
+        // A view that the lives have not heard of yet may answer what they wait for.
+        let unheard = self.view.has_changed().unwrap_or(false);
+        let unasked = unheard
+            || entry.meant().is_some_and(|config| {
+                *self.view.borrow().endpoint(&config.broker().database.url) == Endpoint::Unknown
+            });
         (settled || !unasked).then_some(settled)
     }
 
