@@ -103,7 +103,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     {
         bootstrap::finish_key_file(&mut client, plan)?;
         webhook_key::check(&mut client, plan)?;
-        earlier::note(plan)?;
+        earlier::note(plan);
         return Ok(Outcome {
             version,
             applied: 0,
@@ -116,7 +116,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     bootstrap::run(&mut client, plan)?;
     lock.release();
     webhook_key::check(&mut client, plan)?;
-    earlier::note(plan)?;
+    earlier::note(plan);
     Ok(outcome)
 }
 

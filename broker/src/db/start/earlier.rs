@@ -4,7 +4,6 @@
 //! would then give clients an empty fleet, and would replace the only copy of the admin PAK of the schema that comes back.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use brokkr_tenant::Host;
@@ -39,25 +38,18 @@ pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> 
     )))
 }
 
-/// Notes that the schema has been started.
-///
-/// # Errors
-///
-/// When the state folder cannot be written.
-pub(super) fn note(plan: &Plan) -> Result<(), StartError> {
+/// Notes that the schema has been started, where the state folder holds its admin PAK: with a configured hash a broker needs
+/// no such folder, and has no PAK to lose.
+pub(super) fn note(plan: &Plan) {
     let (path, identity) = (path(plan), identity(plan));
-    if matches!(fs::read_to_string(&path), Ok(text) if text == identity) {
-        return Ok(());
+    let noted = matches!(fs::read_to_string(&path), Ok(text) if text == identity);
+    if noted || !plan.key_file.path().exists() {
+        return;
     }
-    write(&path, &identity)
-        .map_err(|error| StartError::Failed(format!("{}: {error}", path.display())))
-}
-
-fn write(path: &PathBuf, text: &str) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    if let Err(error) = fs::write(&path, &identity) {
+        // The broker serves all the same; only a loss of the schema would not be told from a first start.
+        tracing::warn!(%error, path = %path.display(), "cannot note that the schema has been started");
     }
-    fs::write(path, text)
 }
 
 fn path(plan: &Plan) -> PathBuf {

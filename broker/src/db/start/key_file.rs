@@ -79,10 +79,10 @@ impl KeyFile {
     ///
     /// When the folder cannot be written.
     pub fn set_aside(&self) -> io::Result<()> {
-        match fs::rename(self.path(), self.folder.join("admin.pak.old")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        if fs::symlink_metadata(self.path()).is_ok_and(|found| found.is_file()) {
+            fs::rename(self.path(), self.folder.join("admin.pak.old"))?;
         }
+        Ok(())
     }
 
     /// Removes the temporary file, if there is one.
