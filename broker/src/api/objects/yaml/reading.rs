@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 
 use libyaml_safer::{Event, EventData, ScalarStyle};
 
-/// What may be held of one text besides the parser's own.
+/// Memory for one text besides the parser's own, in bytes.
 const MEMORY: usize = 64 * 1024 * 1024;
-/// What a key takes until its mapping ends, besides its text.
+/// Memory that a key takes until its mapping ends, besides its text, in bytes.
 const KEY: usize = 96;
-/// What an anchor takes until its document ends, besides its name.
+/// Memory that an anchor takes until its document ends, besides its name, in bytes.
 const ANCHOR: usize = 192;
 /// An anchored scalar up to this size is kept, for an alias can stand for a key. libyaml takes no longer key without `?`.
 const KEPT: usize = 1024;
@@ -31,7 +31,7 @@ struct Open {
     at_key: bool,
     anchor: Option<String>,
     height: usize,
-    /// What these were in [`Reading`] before.
+    /// The same counters of [`Reading`] when this began.
     held_of_keys: usize,
     jumps: u64,
 }
@@ -46,7 +46,7 @@ struct Anchored {
     text: Option<String>,
 }
 
-/// What is known of a stream so far.
+/// State of a stream as far as it has been read.
 #[derive(Default)]
 pub(super) struct Reading {
     open: Vec<Open>,
