@@ -25,7 +25,7 @@ use postgres::{
 
 pub use error::{ConnectError, Reason};
 pub use identity::{application_name, application_prefix};
-pub use session::SETTINGS;
+pub use session::{SETTINGS, set_up};
 /// Makes a connection's TLS; see [`Connector::with_tls`].
 pub use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -210,7 +210,7 @@ impl Connector {
                 result => result?,
             },
         };
-        client.batch_execute(&self.settings).map_err(fail)?;
+        session::set_up(&mut client, &self.settings).map_err(fail)?;
         Ok(client)
     }
 

@@ -3,6 +3,36 @@
 //! A role or a database may set any of them (`ALTER ROLE … SET`). The book's page of the tenant file says which settings
 //! are set here and which stay the operator's.
 
+use postgres::error::SqlState;
+use postgres::{Client, SimpleQueryMessage};
+
+/// Tries of a session's first message, and of the statement that lifts the role's `statement_timeout` before the next try.
+const TRIES: usize = 20;
+
+/// Sends a session's first message, which begins with [`SETTINGS`].
+///
+/// The role's `statement_timeout` still applies to that message, and a busy machine may exceed a short one. The statement
+/// that lifts it is short enough alone.
+///
+/// # Errors
+/// The statement's, after [`TRIES`] where the server cancels it.
+pub fn set_up(
+    client: &mut Client,
+    message: &str,
+) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    let mut tries = 1;
+    loop {
+        match client.simple_query(message) {
+            Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) && tries < TRIES => {
+                tries += 1;
+                // Cancelled as well, it is sent again with the next try.
+                let _ = client.simple_query("SET statement_timeout = 0");
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Sets every one of them, in one message with others. Its one row begins with the server's process for the session.
 ///
 /// - All parameters are known since PostgreSQL 14, but `transaction_timeout` (17), which is looked for first.

@@ -136,9 +136,8 @@ impl Recipe {
             }
             Err(_) => return Err("opening a connection panicked".to_owned()),
         };
-        let answers = client
-            .simple_query(&self.settings)
-            .map_err(|error| describe(&error))?;
+        let answers =
+            brokkr_pg::set_up(&mut client, &self.settings).map_err(|error| describe(&error))?;
         let backend = answers.iter().find_map(|answer| match answer {
             SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
             _ => None,

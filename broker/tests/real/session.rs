@@ -18,7 +18,7 @@ const HOSTILE: [(&str, &str, &str); 17] = [
     ("default_transaction_deferrable", "on", "off"),
     ("lock_timeout", "1ms", "0"),
     ("idle_session_timeout", "10s", "0"),
-    ("statement_timeout", "1s", "30s"),
+    ("statement_timeout", "1ms", "30s"),
     ("idle_in_transaction_session_timeout", "1s", "30s"),
     ("standard_conforming_strings", "off", "on"),
     ("transform_null_equals", "on", "off"),

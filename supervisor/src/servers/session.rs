@@ -35,6 +35,8 @@ pub(super) enum Kind {
     Full,
     /// This URL: what answers cannot serve it now, and may later.
     Unavailable,
+    /// This URL: the server cancelled the statement, as a role's `statement_timeout` makes it.
+    Cancelled,
     /// This URL: it answers, and says no.
     Refused,
     /// This URL: it answers, and takes no writes: a standby, or a session that is read-only.
@@ -101,7 +103,8 @@ impl From<tokio_postgres::Error> for Failure {
             let code = db.code().code();
             let kind = match db.code() {
                 &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN => Kind::Silent,
-                &SqlState::CANNOT_CONNECT_NOW | &SqlState::QUERY_CANCELED => Kind::Unavailable,
+                &SqlState::CANNOT_CONNECT_NOW => Kind::Unavailable,
+                &SqlState::QUERY_CANCELED => Kind::Cancelled,
                 _ if code.starts_with("53") || code.starts_with("08") => Kind::Unavailable,
                 _ => Kind::Refused,
             };
@@ -156,18 +159,22 @@ impl Row {
     }
 }
 
-/// What a role or a database may set for its sessions, and must not decide how one of ours answers for all tenants. Every
-/// name is looked up in `pg_catalog` alone, and no timeout but ours ends a statement or the session. `transaction_timeout`
-/// exists from 17 on. `default_transaction_read_only` stays, because a tenant's sessions have it too.
+/// Lifts a role's `statement_timeout`. Alone, because the timer runs from the arrival of the whole message.
+const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout TO 0";
+
+/// Overrides what a role or a database sets for its sessions, because it must not decide how the probe answers for all
+/// tenants. Names are looked up in `pg_catalog` alone, and no timeout of the server ends a statement or the session.
+/// `transaction_timeout` exists from 17 on. `default_transaction_read_only` stays, because a tenant's sessions have it too.
 const OWN_SETTINGS: &str = "\
 SET search_path TO pg_catalog, pg_temp; \
 SELECT pg_catalog.set_config(s.name, '0', false) FROM pg_catalog.pg_settings s \
- WHERE s.name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'lock_timeout', 'idle_session_timeout', \
+ WHERE s.name OPERATOR(pg_catalog.=) ANY (ARRAY['lock_timeout', 'idle_session_timeout', \
        'idle_in_transaction_session_timeout', 'transaction_timeout']); \
 SET jit TO off";
 
-/// A role may give its statements less time than its session takes to lift that limit: so often it is tried.
-const SETTING_TRIES: usize = 5;
+/// Tries of a statement that the server cancels. A role may allow its statements a millisecond, which a busy machine
+/// exceeds now and then; each of the prober's statements may run again.
+const TRIES: usize = 20;
 
 /// An open connection. Dropped, it says goodbye to the server and is gone.
 #[derive(Debug)]
@@ -213,21 +220,20 @@ impl Session {
     /// Sets what this session needs, whatever its role or database has set. Not through a pooler that may share backends:
     /// the next program would have it too.
     pub(super) async fn set_own_settings(&self) -> Result<(), Failure> {
-        let mut tries = 1;
-        loop {
-            match self.ask(OWN_SETTINGS).await {
-                Err(failure) if failure.kind == Kind::Unavailable && tries < SETTING_TRIES => {
-                    tries += 1;
-                }
-                result => return result.map(|_| ()),
-            }
-        }
+        self.ask(NO_STATEMENT_TIMEOUT).await?;
+        self.ask(OWN_SETTINGS).await.map(|_| ())
     }
 
     /// The rows of one statement, by the simple protocol: one round trip, nothing prepared, so a pooler in
-    /// any mode answers it.
+    /// any mode answers it. A statement that the server cancels is sent again, [`TRIES`] times in all.
     pub(super) async fn ask(&self, sql: &str) -> Result<Vec<Row>, Failure> {
-        self.ask_within(DEADLINE, sql).await
+        let mut tries = 1;
+        loop {
+            match self.ask_within(DEADLINE, sql).await {
+                Err(failure) if failure.kind == Kind::Cancelled && tries < TRIES => tries += 1,
+                result => return result,
+            }
+        }
     }
 
     /// Asks, and waits no longer than this for the answer.
@@ -263,15 +269,7 @@ impl Session {
 
     /// Which backend serves this connection now.
     pub(super) async fn ask_backend(&self) -> Result<i32, Failure> {
-        let mut tries = 1;
-        let row = loop {
-            match self.ask_one("SELECT pg_catalog.pg_backend_pid()").await {
-                Err(failure) if failure.kind == Kind::Unavailable && tries < SETTING_TRIES => {
-                    tries += 1;
-                }
-                row => break row?,
-            }
-        };
+        let row = self.ask_one("SELECT pg_catalog.pg_backend_pid()").await?;
         let pid = row
             .text(0)?
             .parse()

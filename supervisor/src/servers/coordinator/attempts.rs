@@ -298,7 +298,7 @@ impl Coordinator {
                     _ => DoorState::Unknown,
                 };
             }
-            Kind::Full | Kind::Unavailable | Kind::Refused | Kind::ReadOnly => {
+            Kind::Full | Kind::Unavailable | Kind::Cancelled | Kind::Refused | Kind::ReadOnly => {
                 self.answered(&address);
             }
         }
@@ -331,7 +331,7 @@ impl Coordinator {
             Kind::Late => attempt.backoff(RETRY_LATE_AT_MOST),
             Kind::ReadOnly if passing => Duration::from_millis(fastrand::u64(RETRY_READ_ONLY)),
             Kind::Refused | Kind::ReadOnly => RETRY_REFUSED,
-            Kind::Address | Kind::Silent | Kind::Full | Kind::Unavailable => {
+            Kind::Address | Kind::Silent | Kind::Full | Kind::Unavailable | Kind::Cancelled => {
                 attempt.backoff(RETRY_AT_MOST)
             }
         };
