@@ -15,7 +15,7 @@ const TRIES: usize = 20;
 /// that lifts it is short enough alone.
 ///
 /// # Errors
-/// The statement's, after [`TRIES`] where the server cancels it.
+/// The statement's, after twenty tries where the server cancels it.
 pub fn set_up(
     client: &mut Client,
     message: &str,
