@@ -1,8 +1,8 @@
-//! Figures of one supervised tenant on this machine: `figures idle|crash|drop|api`.
+//! Measures one supervised tenant on this machine: `figures idle|crash|drop|api`.
 //!
-//! Everything is real and built for release: supervisor, broker, a PostgreSQL of its own. Rates are compared with the same
-//! broker's `/healthz` in the same run, because machines differ. The load generator is a thread for each connection, on the
-//! same processors as what it measures.
+//! Everything is real and built for release: supervisor, broker and a PostgreSQL server of the tenant's own. Rates are
+//! compared with `/healthz` of the same broker in the same run, because machines differ. The load generator runs one
+//! thread per connection, on the same processors as the broker.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -32,7 +32,7 @@ fn main() {
     }
 }
 
-/// Median and worst, in milliseconds.
+/// Formats the median and the largest of the times, in milliseconds.
 fn spread(mut times: Vec<Duration>) -> String {
     times.sort();
     let ms = |t: Duration| t.as_secs_f64() * 1000.0;
@@ -57,7 +57,7 @@ fn status_field(pid: i32, file: &str, key: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {key} in /proc/{pid}/{file} (run as root)"))
 }
 
-/// What a broker costs while nobody asks it anything.
+/// Measures the memory, threads and wakeups of idle brokers.
 fn idle() {
     let host = Host::new();
     let tenants: Vec<Tenant<'_>> = (1..=4)
@@ -122,10 +122,10 @@ fn idle() {
     );
 }
 
-/// From the death of a broker to the next answer, on a new connection, at once.
+/// Measures the time from the death of a broker to the next answer on a new connection.
 fn crash() {
     let host = Host::new();
-    // One crash each: the first one is answered at once, later ones have their pause.
+    // Each tenant crashes once, because the supervisor restarts at once only after the first crash.
     let tenants: Vec<Tenant<'_>> = (0..12)
         .map(|n| host.tenant(&format!("t{n}")).pool(2).up())
         .collect();
@@ -135,7 +135,7 @@ fn crash() {
         let pid = tenant.pid();
         let start = Instant::now();
         procs::signal(pid, Signal::SIGKILL);
-        // What was in the dying process's hands is lost; the first new connection after it is what counts.
+        // Requests to the dying process are lost: measure the first new connection after its death.
         while procs::alive(pid) {
             std::hint::spin_loop();
         }
@@ -172,7 +172,7 @@ fn crash() {
     println!("connections refused: {refused}");
 }
 
-/// From a file's rename into tenants.d to an answer of /readyz; the schema is migrated.
+/// Measures the time from a file's rename into tenants.d to an answer of `/readyz`, with the schema already migrated.
 fn dropped() {
     let host = Host::new();
     let mut times = Vec::new();
@@ -201,7 +201,7 @@ struct Measured {
     p99: Duration,
 }
 
-/// 64 kept connections, five seconds after one of warming up.
+/// Loads the broker over 64 persistent connections for five seconds, after one second of warming up.
 fn load(addr: &Addr, method: &'static str, path: &str, pak: &str, wanted: u16) -> Measured {
     const CONNECTIONS: usize = 64;
     let stop = Arc::new(AtomicBool::new(false));
@@ -291,7 +291,7 @@ fn prepare(api: &Api) -> (String, String) {
     (agent, pak)
 }
 
-/// Requests a second, 64 connections, one tenant, as a share of the same broker's /healthz.
+/// Measures requests per second over 64 connections, as a share of the same broker's `/healthz`.
 fn api() {
     let host = Host::new();
     let tenant = host
@@ -360,7 +360,7 @@ fn api() {
         );
     }
 
-    // While the API is saturated, /healthz on a connection of its own.
+    // Probe /healthz on a separate connection while the API is saturated.
     let stop = Arc::new(AtomicBool::new(false));
     let probe = {
         let (addr, stop) = (addr.clone(), Arc::clone(&stop));

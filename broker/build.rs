@@ -1,4 +1,4 @@
-//! Rebuilds the broker when a migration is added: the macro that embeds them sees changed files, but not new ones.
+//! Rebuilds the broker when a migration is added, because the macro that embeds migrations notices only changed files.
 
 fn main() {
     println!("cargo:rerun-if-changed=../migrations");

@@ -1,6 +1,6 @@
-//! A broker that does nothing, for tests of many: it says READY, answers its private socket and its tenant's, and ends
-//! when it is told to. `TRIVIAL=deaf` in its environment: it is ready and never answers anything, as one whose event loop
-//! has died.
+//! A broker that does nothing, for tests of many brokers. It reports READY, answers on its private socket and its
+//! tenant's, and ends when it is told to. With `TRIVIAL=deaf` in its environment it becomes ready and never answers,
+//! like a broker whose event loop has died.
 #![allow(
     clippy::unwrap_used,
     reason = "a test's program ends when something is wrong"
@@ -63,7 +63,7 @@ fn main() {
             answer(&mut stream, LAST_ANSWER);
         }
         if of.next().unwrap_or(false) {
-            // It goes, and leaves nothing on any server.
+            // Reports that it leaves no connection on any server, and ends.
             let socket = UnixDatagram::unbound().unwrap();
             socket.send_to(b"X_CONNECTIONS=0", &notify).unwrap();
             return;
@@ -71,7 +71,7 @@ fn main() {
     }
 }
 
-/// Reads one request and answers it. False when the connection has ended.
+/// Reads a request and answers it; returns false when the connection has ended.
 fn answer<S: Read + Write>(stream: &mut S, with: &[u8]) -> bool {
     let mut request = Vec::new();
     let mut block = [0; 4096];

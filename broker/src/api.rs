@@ -1,10 +1,10 @@
-//! The API under `/api/v1`: one file per resource, each with its routes and its handlers.
+//! The API under `/api/v1`: one file per resource, with its routes and its handlers.
 //!
-//! A request is captured whole (headers, path, query, body), then everything happens in one closure on one connection
-//! (`call`): authenticate, read path and query, read the body, authorise, look whether it exists, validate, work. That
-//! order is part of the API: it decides which of several possible errors a caller sees. A handler is a plain function from a
-//! `call::Call` and a connection to a reply; it holds no SQL. Adding a resource means a file here, one in `store`,
-//! and one line in [`router`].
+//! The broker first captures the whole request (headers, path, query, body). One closure on one connection (`call`)
+//! then authenticates, reads path, query and body, authorises, checks that the resource exists, validates, and does the
+//! work. That order is part of the API, because it decides which of several possible errors a caller sees. A handler is
+//! a plain function from a `call::Call` and a connection to a reply; it holds no SQL. A new resource needs a file here,
+//! a file in `store`, and a line in [`router`].
 
 mod access;
 mod admin;
@@ -49,7 +49,7 @@ use axum::response::{IntoResponse, Response};
 use crate::app::App;
 use crate::error::Error;
 
-/// Every route of the API, relative to `/api/v1`.
+/// Returns every route of the API, relative to `/api/v1`.
 pub fn router() -> Router<App> {
     Router::new()
         .merge(auth::routes())
@@ -82,7 +82,7 @@ pub fn router() -> Router<App> {
         .fallback(not_found)
 }
 
-/// The one route under `/internal`: the agents' channel.
+/// Returns the only route under `/internal`: the agents' WebSocket.
 pub fn internal_router() -> Router<App> {
     Router::new()
         .merge(sockets::agent_route())
@@ -90,7 +90,7 @@ pub fn internal_router() -> Router<App> {
         .fallback(not_found)
 }
 
-/// What there is no route for: 404 as JSON, with or without a PAK.
+/// Answers 404 as JSON on unknown paths, with or without a PAK.
 async fn not_found() -> Response {
     Error::not_found("not_found", "there is nothing at this path").into_response()
 }

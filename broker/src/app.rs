@@ -1,4 +1,4 @@
-//! What every request handler is given.
+//! The state that every request handler receives.
 
 use std::sync::Arc;
 
@@ -14,27 +14,27 @@ use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::webhook::Webhooks;
 
-/// The state behind the router: handles only, cheap to clone.
+/// The state behind the router: handles only, so it is cheap to clone.
 #[derive(Clone)]
 pub struct App {
     /// The tenant's database.
     pub db: Db,
     /// The effective configuration at the start.
     pub config: Arc<BrokerConfig>,
-    /// The part of it that can change while the broker runs.
+    /// The part of the configuration that can change while the broker runs.
     pub hot: Hot,
-    /// Replaces that part.
+    /// Replaces the changeable part of the configuration.
     pub reloader: Reloader,
-    /// Who authenticated lately.
+    /// The cache of recently authenticated callers.
     pub auth: auth::Cache,
     /// Counters and histograms behind `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// What `/readyz` answers.
+    /// Readiness, as `/readyz` answers it.
     pub health: Arc<Health>,
-    /// Background work, to be woken by writes.
+    /// The background jobs, which writes wake.
     pub jobs: Jobs,
-    /// Who is connected by WebSocket.
+    /// The open WebSockets.
     pub live: Live,
-    /// What webhooks are delivered with.
+    /// The HTTP client, key and schedule of webhooks.
     pub webhooks: Webhooks,
 }

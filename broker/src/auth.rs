@@ -1,11 +1,13 @@
-//! Who is calling: PAKs, principals, and the cache between them.
+//! Authentication of callers: PAKs, principals, and the cache between them.
 //!
-//! A PAK is `<prefix>_<short>_<long>`; what is stored is the lower-case hex SHA-256 of the long part alone, so that part is
-//! what authenticates. A lookup asks the cache first and the schema second, in one statement: the admin role, then live
-//! agents, then live generators. Only what was found is cached. A PAK that dies, by whomever, raises a number in the schema
-//! (`brokkr_meta.credentials_epoch`); what was read under another number is not believed, and the number is read anew by
-//! the first request after a second. So a dead PAK is refused within a second, in this process at once, for at most one
-//! small statement a second.
+//! A PAK is `<prefix>_<short>_<long>`. The broker stores the lower-case hex SHA-256 of the long part alone, so only
+//! that part authenticates. A lookup asks the cache first and the schema second, in one statement: the admin role, then
+//! live agents, then live generators. The cache holds found callers only.
+//!
+//! The death of a PAK in any process raises a number in the schema (`brokkr_meta.credentials_epoch`). The cache
+//! distrusts entries that were read under another number, and the first request after a second reads the number again.
+//! So this process refuses its own dead PAKs at once and all others within a second, at the cost of at most one small
+//! statement a second.
 
 mod cache;
 
@@ -33,7 +35,7 @@ pub enum Principal {
     Generator(Uuid),
 }
 
-/// As the access log has it.
+/// Formats the principal as the access log shows it.
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -54,8 +56,8 @@ impl From<Principal> for Actor {
     }
 }
 
-/// Hashes the PAK in an `Authorization` value: `Bearer <PAK>`, the scheme in any case, or the bare PAK. `None` when the value
-/// holds no PAK at all.
+/// Hashes the PAK in an `Authorization` value: `Bearer <PAK>` (the scheme in any case) or the bare PAK. Returns `None`
+/// when the value holds no PAK.
 pub fn pak_hash(authorization: &[u8]) -> Option<PakHash> {
     let value = std::str::from_utf8(authorization).ok()?;
     let pak = match value.split_once(' ') {
@@ -65,10 +67,7 @@ pub fn pak_hash(authorization: &[u8]) -> Option<PakHash> {
     PakHash::of(pak.trim())
 }
 
-/// Finds out who holds the PAK with this hash. `None`: nobody.
-///
-/// # Errors
-/// When the schema cannot be asked.
+/// Returns the holder of the PAK with this hash, or `None` when the PAK has no holder.
 pub fn resolve(
     cache: &Cache,
     db: &mut impl Sql,
@@ -84,7 +83,7 @@ pub fn resolve(
         .holders
         .into_iter()
         .find_map(|holder| match holder {
-            // The admin role's hash was not looked up by value: compare it here, in constant time.
+            // Compare the admin role's hash here in constant time, because the statement did not look it up by value.
             Holder::Admin { pak_hash } => {
                 bool::from(pak_hash.as_bytes().ct_eq(hash.as_str().as_bytes()))
                     .then_some(Principal::Admin)

@@ -1,5 +1,7 @@
-//! The commands of `brokkr-broker`. Results on standard output, errors as `Error: …` on standard error; exit 0 done,
-//! 1 failed, 2 usage, 69 no server, 78 configuration.
+//! The commands of `brokkr-broker`.
+//!
+//! They print results on standard output and errors as `Error: …` on standard error. Exit codes: 0 done, 1 failed, 2
+//! usage, 69 no server, 78 configuration.
 
 mod create;
 mod healthcheck;
@@ -60,7 +62,7 @@ enum Command {
     Healthcheck,
 }
 
-/// Runs the command of this process's arguments.
+/// Runs the command that this process's arguments name.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
@@ -73,7 +75,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            // Empty: it has been said already, in the log.
+            // The reason is empty when the log holds it already.
             if !exit.reason.is_empty() {
                 say(Stream::Err, &format!("Error: {}\n", exit.reason)).ok();
             }
@@ -90,7 +92,7 @@ fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
         Command::Rotate { what } => rotate::run(&instance, what),
         Command::Healthcheck => healthcheck::run(&instance.config.http.listen)
             .map_err(|reason| Exit { code: 1, reason }),
-        // Need no configuration that could be wrong; handled in `main`.
+        // Handled in `main`, because these commands need no configuration.
         Command::GeneratePak => generate_pak(cli),
         Command::Openapi => print_openapi(),
     }
@@ -107,7 +109,7 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
         code: 1,
         reason: format!("LISTEN_FDS: {error}"),
     })?;
-    // Only the supervisor's pipe needs JSON whatever the file says.
+    // The supervisor's pipe needs JSON, even if the file asks for text.
     let format = match instance.config.log.format {
         LogFormat::Text if !instance.supervised => log::Format::Text,
         _ => log::Format::Json,
@@ -125,7 +127,7 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
     let mut result = serve(instance, inherited, guard.dropped());
     if let Err(exit) = &mut result {
         if supervised {
-            // For the log stream; `Error: …` is for a person at a terminal.
+            // Write to the log stream; `Error: …` is for a person at a terminal.
             tracing::error!(
                 tenant,
                 code = exit.code,
@@ -140,8 +142,8 @@ fn run_serve(instance: Instance) -> Result<(), Exit> {
     result
 }
 
-/// Under a supervisor: memory with a tenant's secrets in it is read by nobody and written to no disk, unless the operator
-/// asked for cores. Those go to the tenant's own state folder.
+/// Protects the tenant's secrets in memory: no other process may read it and no core is written, unless the operator
+/// asked for cores. Cores go to the tenant's own state directory.
 fn guard_memory(instance: &Instance) -> io::Result<()> {
     nix::sys::prctl::set_dumpable(instance.core)?;
     let (_, most) = getrlimit(Resource::RLIMIT_CORE)?;
@@ -165,8 +167,8 @@ fn run_migrate(instance: &Instance) -> Result<(), Exit> {
 }
 
 fn generate_pak(cli: &Cli) -> Result<(), Exit> {
-    // The configured format if there is a configuration; this command needs none, so a bad or absent one is no reason
-    // to refuse.
+    // Use the configured format if there is a configuration. A bad or absent one is no error, because this command
+    // needs none.
     let format = match Instance::load(cli.config.as_deref()) {
         Ok(instance) => instance.pak_format(),
         Err(error) if cli.config.is_some() => return Err(error.into()),
@@ -188,12 +190,12 @@ fn generate_pak(cli: &Cli) -> Result<(), Exit> {
     )
 }
 
-/// A new PAK in the configured format.
+/// Creates a PAK in the configured format.
 fn mint(instance: &Instance) -> Result<Pak, Exit> {
     Pak::mint(&instance.pak_format()).map_err(|error| failed(instance, error.into()))
 }
 
-/// An id as a person gives it.
+/// Parses a UUID that a person typed.
 fn uuid(instance: &Instance, flag: &str, text: &str) -> Result<Uuid, Exit> {
     Uuid::parse_str(text.trim()).map_err(|_| {
         wrong(
@@ -203,12 +205,12 @@ fn uuid(instance: &Instance, flag: &str, text: &str) -> Result<Uuid, Exit> {
     })
 }
 
-/// A name fit for one line of output: nobody's name can pass for a line of ours.
+/// Replaces control characters, so that a name cannot imitate a line of the broker's output.
 fn one_line(name: &str) -> String {
     name.replace(char::is_control, "\u{fffd}")
 }
 
-/// Something is wrong with what the command was asked.
+/// Returns the exit for a wrong argument.
 fn wrong(instance: &Instance, reason: impl std::fmt::Display) -> Exit {
     Exit {
         code: 1,
@@ -223,7 +225,7 @@ fn refused(instance: &Instance, refusal: Refusal) -> Exit {
     }
 }
 
-/// The database did not do what it was asked.
+/// Returns the exit for a failed database request.
 fn lost(instance: &Instance, error: &DbError) -> Exit {
     Exit {
         code: if error.is_unavailable() {
@@ -269,7 +271,7 @@ enum Stream {
     Err,
 }
 
-/// Writes to a standard stream. A reader that has gone is no error of ours.
+/// Writes to a standard stream. A closed pipe is no error.
 fn say(stream: Stream, text: &str) -> Result<(), Exit> {
     let mut to: Box<dyn Write> = match stream {
         Stream::Out => Box::new(std::io::stdout().lock()),

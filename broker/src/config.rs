@@ -1,7 +1,7 @@
-//! Where this broker's configuration comes from, and what the other modules take from it.
+//! The sources of this broker's configuration, and the parts that other modules take from it.
 //!
-//! Under a supervisor: the descriptor named by `BROKKR_CONFIG_FD`, complete. Alone: defaults, the file of `--config` or
-//! `BROKKR_CONFIG_FILE`, then `BROKKR__SECTION__KEY`.
+//! Under a supervisor, the broker reads the complete configuration from the descriptor named by `BROKKR_CONFIG_FD`.
+//! Alone, it merges defaults, the file of `--config` or `BROKKR_CONFIG_FILE`, and `BROKKR__SECTION__KEY`.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -20,45 +20,46 @@ use crate::sys;
 use crate::webhook::crypto::Key;
 use crate::webhook::key::KeySource;
 
-/// One run of one tenant's broker: everything it was told.
+/// One run of one tenant's broker, with everything that the broker was told.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// The tenant's name: the supervisor's word, or the file's stem, or else the schema.
+    /// The tenant's name, as the supervisor gives it. Alone: the file's stem, or else the schema.
     pub tenant: String,
     /// The effective configuration.
     pub config: BrokerConfig,
-    /// Where `admin.pak` goes.
+    /// The directory that holds `admin.pak`.
     pub state_dir: PathBuf,
-    /// Most database connections until told otherwise.
+    /// The largest number of database connections, until the supervisor tells another.
     pub connections: u32,
-    /// From the signal to drain until it is killed.
+    /// The time from the signal to drain until the process is killed.
     pub grace: Duration,
-    /// Whether a supervisor started it.
+    /// True when a supervisor started this broker.
     pub supervised: bool,
-    /// Whether it may leave a core: `[debug] core` of its supervisor. Alone, its environment decides.
+    /// True when the process may leave a core: `[debug] core` of the supervisor. Alone, the environment decides.
     pub core: bool,
-    /// The file it was read from, if there is one; never under a supervisor.
+    /// The configuration file, if there is one; never set under a supervisor.
     pub file: Option<PathBuf>,
-    /// What is set without effect, for the log.
+    /// Warnings for the log about keys without effect.
     pub warnings: Vec<String>,
 }
 
-/// What a plain unit or a container usually gives a process at the least is 10 s, Kubernetes 30 s.
+/// The grace of a broker without a supervisor: plain units and containers usually allow at least 10 s, Kubernetes 30 s.
 const GRACE_ALONE: Duration = Duration::from_secs(20);
 
-/// Why there is no configuration.
+/// Reason why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The descriptor named by `BROKKR_CONFIG_FD` cannot be used.
     #[error("BROKKR_CONFIG_FD: {0}")]
     Descriptor(String),
-    /// Everything wrong with file and environment.
+    /// Everything wrong with the file and the environment.
     #[error("{0}")]
     Invalid(brokkr_tenant::Diagnostics),
 }
 
 impl Instance {
-    /// Reads it. Call before anything else opens a file: an inherited descriptor is taken over by its number.
+    /// Reads the configuration. Call this before any other code opens a file, because an inherited descriptor is taken
+    /// over by its number.
     ///
     /// # Errors
     ///
@@ -75,7 +76,7 @@ impl Instance {
         let fd = number
             .parse()
             .map_err(|error: std::num::ParseIntError| bad(&error))?;
-        // Closed at the end of this function: nothing that runs later can read the secrets from it.
+        // The file is closed at the end of this function, so that later code cannot read the secrets from it.
         let file = sys::inherited_file(fd).map_err(|error| bad(&error))?;
         let json = read_from_start(&file).map_err(|error| bad(&error))?;
         let instance = InstanceConfig::from_json(&json).map_err(|error| bad(&error))?;
@@ -121,12 +122,12 @@ impl Instance {
         })
     }
 
-    /// As `pg_stat_activity` shows this broker's connections.
+    /// Returns the name of this broker's connections in `pg_stat_activity`.
     pub fn application_name(&self) -> String {
         brokkr_pg::application_name(&self.tenant)
     }
 
-    /// What a start needs of it.
+    /// Returns everything that a start needs.
     pub fn plan(&self) -> Plan {
         let pak_hash = self
             .config
@@ -146,20 +147,20 @@ impl Instance {
         }
     }
 
-    /// Where the webhook key comes from.
+    /// Returns the source of the webhook key.
     pub fn webhook_key(&self) -> KeySource {
         let configured = self.config.broker.webhook_encryption_key.as_ref();
-        // Its form was checked when the configuration was read.
+        // Reading the configuration has checked the key's form.
         let configured = configured.and_then(|key| Key::parse(key.expose()));
         KeySource::new(configured, &self.state_dir)
     }
 
-    /// How PAKs are minted.
+    /// Returns the format of new PAKs.
     pub fn pak_format(&self) -> Format {
         pak_format(&self.config)
     }
 
-    /// What the pool is built from.
+    /// Returns the options of the connection pool.
     pub fn db_options(&self) -> db::Options {
         let database = &self.config.database;
         db::Options {
@@ -177,7 +178,7 @@ impl Instance {
     }
 }
 
-/// Reads the path in a variable. A line end after it is none of it: variables are often made from files.
+/// Reads the path in a variable, without a line end after it, because variables are often made from files.
 fn named_file(variable: &OsStr) -> Option<PathBuf> {
     let bytes = variable.as_bytes();
     let end = bytes
@@ -186,10 +187,7 @@ fn named_file(variable: &OsStr) -> Option<PathBuf> {
     Some(OsStr::from_bytes(&bytes[..=end]).into())
 }
 
-/// What a broker alone makes of its file and the environment, now.
-///
-/// # Errors
-/// Everything wrong with them.
+/// Reads the configuration of a broker alone: its file and the environment, as they are now.
 pub fn read(file: Option<&Path>) -> Result<Resolved, Diagnostics> {
     let mut layers = Vec::new();
     layers.extend(file.map(Layer::from_file));
@@ -197,7 +195,7 @@ pub fn read(file: Option<&Path>) -> Result<Resolved, Diagnostics> {
     resolve(&layers, Mode::Alone)
 }
 
-/// How PAKs are minted with this configuration.
+/// Returns the format of new PAKs with this configuration.
 pub fn pak_format(config: &BrokerConfig) -> Format {
     Format {
         prefix: config.pak.prefix.clone(),
@@ -207,7 +205,7 @@ pub fn pak_format(config: &BrokerConfig) -> Format {
     }
 }
 
-/// The whole file from offset 0, wherever the inherited descriptor's offset is.
+/// Reads the whole file from offset 0, because the inherited descriptor may have another offset.
 fn read_from_start(mut file: &std::fs::File) -> std::io::Result<Vec<u8>> {
     use std::io::{Seek, SeekFrom};
     file.seek(SeekFrom::Start(0))?;

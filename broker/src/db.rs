@@ -4,12 +4,15 @@
 //! request --acquire--> Gate (async, acquire_timeout) --slot--> blocking thread --checkout--> r2d2 --SET search_path--> work
 //! ```
 //!
-//! - [`gate`](self) decides who may work and when another connection is opened. Nothing waits on a thread.
-//! - The checkout sets `search_path`; one round trip proves the connection. What a statement shows of the schema and of a
-//!   server that takes no writes is noted (`signs`), and tried again before the broker counts as ready (`pool::trial`).
-//! - Until a request has a working connection it is bounded by `acquire_timeout`; after that by the deadline. A thread
-//!   that overruns keeps its slot and its connection until it is done: the server is not given more work than it has.
-//! - Idle connections are closed after 30 to 60 s: an idle broker holds none.
+//! - [`gate`](self) decides which request may work and when another connection is opened. No thread blocks while it
+//!   waits.
+//! - The checkout sets `search_path`; this one round trip proves the connection. The broker notes statements that show
+//!   a lost schema or a server that takes no writes (`signs`), and counts as ready again only after a trial
+//!   (`pool::trial`).
+//! - A request waits for a working connection for at most `acquire_timeout`; after that its deadline applies. A thread
+//!   that overruns the deadline keeps its slot and its connection until it is done, otherwise the server would get more
+//!   work than it has connections for.
+//! - Idle connections are closed after 30 to 60 s, so an idle broker holds none.
 //!
 //! Everything in a closure is synchronous and runs on a blocking thread; nothing in it may touch the event loop.
 

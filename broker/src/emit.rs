@@ -1,24 +1,24 @@
-//! What a write leaves behind besides its rows: audit entries, and events for whoever subscribed.
+//! The audit entries and webhook events that a write leaves besides its rows.
 //!
-//! Both are written inside the transaction that makes the change, in one statement: an entry exists exactly when its
-//! change does. The audit log keeps `broker.audit_log_retention_days`. Events go to `event_outbox`, and only while
-//! `brokkr_meta.wants_events` says that somebody reads them: without a subscriber nothing piles up.
+//! The transaction that makes the change writes both in one statement, so an entry exists exactly when its change does.
+//! The audit log keeps entries for `broker.audit_log_retention_days`. Events go to `event_outbox`, and only while
+//! `brokkr_meta.wants_events` is true, otherwise events without a subscriber would pile up.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// Who did it.
+/// The author of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// The administrator (or a command run by a person).
+    /// The administrator, or a person who runs a command.
     Admin,
     /// An agent, by its id.
     Agent(Uuid),
     /// A generator, by its id.
     Generator(Uuid),
-    /// The broker itself, or a caller who could not be told.
+    /// The broker itself, or a caller that could not be identified.
     System,
 }
 
@@ -33,27 +33,27 @@ impl Actor {
     }
 }
 
-/// One entry of the audit log.
+/// An entry of the audit log.
 #[derive(Clone, Debug)]
 pub struct Audit {
-    /// Who did it.
+    /// The author of the action.
     pub actor: Actor,
-    /// What was done, as `stack.created`.
+    /// The action, such as `stack.created`.
     pub action: &'static str,
-    /// The kind of thing it was done to.
+    /// The kind of resource that the action changed.
     pub resource_type: &'static str,
-    /// Which one.
+    /// The id of the resource.
     pub resource_id: Option<Uuid>,
-    /// More about it.
+    /// Further data about the action.
     pub details: Option<Value>,
-    /// Where the caller says it comes from; only on failed authentication.
+    /// The address that the caller claims; only on failed authentication.
     pub ip_address: Option<String>,
-    /// What the caller says it is; only on failed authentication.
+    /// The user agent that the caller claims; only on failed authentication.
     pub user_agent: Option<String>,
 }
 
 impl Audit {
-    /// An entry without details.
+    /// Returns an entry without details.
     pub fn new(
         actor: Actor,
         action: &'static str,
@@ -71,7 +71,7 @@ impl Audit {
         }
     }
 
-    /// The same with details.
+    /// Adds details to the entry.
     #[must_use]
     pub fn details(mut self, details: Value) -> Self {
         self.details = Some(details);
@@ -79,17 +79,17 @@ impl Audit {
     }
 }
 
-/// One event for subscribers.
+/// An event for subscribers.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// `stack.created` and so on.
+    /// The type, such as `stack.created`.
     pub event_type: &'static str,
-    /// The event's data, as the contract lists its keys.
+    /// The data, with the keys that the contract lists.
     pub data: Value,
 }
 
 impl Event {
-    /// An event.
+    /// Returns an event.
     pub fn new(event_type: &'static str, data: Value) -> Self {
         Event { event_type, data }
     }
@@ -105,7 +105,8 @@ INSERT INTO event_outbox (event_type, data)
 SELECT event_type, data FROM jsonb_to_recordset($2) AS event (event_type text, data jsonb)
 WHERE (SELECT wants_events FROM brokkr_meta)";
 
-/// Records what was done, in the caller's transaction and in one statement. Call it once per write, with everything.
+/// Records audit entries and events in the caller's transaction, in one statement. Call it once per write, with
+/// everything.
 ///
 /// # Errors
 ///
@@ -119,7 +120,7 @@ pub fn emit(sql: &mut impl Sql, audits: &[Audit], events: &[Event]) -> Result<()
         .iter()
         .map(|e| json!({ "event_type": e.event_type, "data": e.data }))
         .collect();
-    // The statement's own count is that of the events.
+    // The statement counts the inserted events.
     if sql.execute(EMIT, &[&audits, &events])? > 0 {
         sql.wrote_events();
     }
@@ -140,7 +141,7 @@ fn audit_row(audit: &Audit) -> Value {
     })
 }
 
-/// PostgreSQL stores no NUL, and an anonymous header must not be able to fail the entry about it.
+/// Replaces NUL bytes because PostgreSQL stores none; otherwise an anonymous header could make the entry about it fail.
 fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -1,8 +1,7 @@
-//! Enrolling agents and generators, and replacing their PAKs: the same steps whoever asks, a caller of the API or a person
-//! with a command.
+//! Creation of agents and generators, and replacement of their PAKs, for both the API and the commands.
 //!
-//! Every function belongs in a transaction: what it writes, its audit entries and its events are there together or not at
-//! all. Names are checked by whoever asks, who knows how to call them.
+//! Call every function in a transaction, so that its rows, audit entries and events are stored together or not at all.
+//! Callers check names, because only they know the name of the field or option.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,12 +14,12 @@ use crate::store::agents::{self, Agent};
 use crate::store::generators::{self, Generator};
 use crate::store::registrations;
 
-/// Who asks.
+/// The source of the request.
 #[derive(Clone, Copy, Debug)]
 pub enum By {
     /// A caller of the API.
     Caller(Actor),
-    /// A person at a terminal: the administrator, and the audit log says by which way.
+    /// A person at a terminal: the audit log records the administrator, `via` the command line.
     Command,
 }
 
@@ -37,7 +36,7 @@ impl By {
         Audit::new(actor, action, kind, Some(id)).details(details)
     }
 
-    /// What a rotation's entry calls the name of the PAK's holder.
+    /// Returns the key of the holder's name in a rotation's audit entry.
     fn name_key(self, api: &'static str) -> &'static str {
         match self {
             By::Caller(_) => api,
@@ -46,19 +45,19 @@ impl By {
     }
 }
 
-/// Why nobody was enrolled, and no PAK replaced.
+/// Reason why the agent, generator or PAK was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// One of the generators that an agent was to be registered with is not there.
+    /// A requested generator of a new agent does not exist.
     #[error("`generator_ids` names a generator that does not exist")]
     UnknownGenerator,
-    /// There is no such live agent.
+    /// No live agent has this id.
     #[error("there is no such agent")]
     NoAgent,
-    /// There is no such live generator.
+    /// No live generator has this id.
     #[error("there is no such generator")]
     NoGenerator,
-    /// A taken name, or a failed statement.
+    /// The name is taken, or a statement failed.
     #[error(transparent)]
     Db(#[from] DbError),
 }
@@ -75,10 +74,7 @@ impl From<Refusal> for Error {
     }
 }
 
-/// Adds an agent, and registers it with the system generator and with these.
-///
-/// # Errors
-/// [`Refusal`].
+/// Adds an agent, and registers it with the system generator and with the given generators.
 pub fn agent(
     tx: &mut impl Sql,
     by: By,
@@ -120,9 +116,6 @@ pub fn agent(
 }
 
 /// Adds a generator.
-///
-/// # Errors
-/// [`Refusal`].
 pub fn generator(
     tx: &mut impl Sql,
     by: By,
@@ -149,10 +142,7 @@ pub fn generator(
     Ok(generator)
 }
 
-/// Replaces an agent's PAK by the one with this hash.
-///
-/// # Errors
-/// [`Refusal`].
+/// Replaces an agent's PAK by the PAK with this hash.
 pub fn rotate_agent(tx: &mut impl Sql, by: By, id: Uuid, hash: &PakHash) -> Result<Agent, Refusal> {
     let agent = agents::set_pak_hash(tx, id, hash.as_str())?.ok_or(Refusal::NoAgent)?;
     let details = json!({ by.name_key("agent_name"): agent.name });
@@ -160,10 +150,7 @@ pub fn rotate_agent(tx: &mut impl Sql, by: By, id: Uuid, hash: &PakHash) -> Resu
     Ok(agent)
 }
 
-/// Replaces a generator's PAK by the one with this hash.
-///
-/// # Errors
-/// [`Refusal`].
+/// Replaces a generator's PAK by the PAK with this hash.
 pub fn rotate_generator(
     tx: &mut impl Sql,
     by: By,

@@ -1,9 +1,9 @@
-//! What a caller is told when a request fails: one status, one stable code, one sentence.
+//! The answer to a failed request: one status, one stable code, one sentence.
 //!
-//! Every 4xx and 5xx of the API, the router's own included, is an [`Error`] and so has the body
-//! `{"code", "message", "details"?}`. Codes are matched on by clients and never change; messages are for people. Database
-//! failures are classified here and nowhere else: a broken rule of the schema is the caller's (409, 422), a lost server is
-//! 503 with `Retry-After`, and what is left is logged and answered 500 without its text.
+//! Every 4xx and 5xx of the API, also the router's own, is an [`Error`] and so has the body
+//! `{"code", "message", "details"?}`. Clients match on codes, so codes never change; messages are for people. Only this
+//! module classifies database failures: a broken rule of the schema is the caller's error (409, 422), and a lost server
+//! is 503 with `Retry-After`. All others are logged and answered 500 without their text.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::db::DbError;
 
-/// Seconds after which a caller may try again when the database gave no better figure.
+/// Seconds until a caller may try again, when the database gave no better figure.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// A refused or failed request.
@@ -23,7 +23,7 @@ pub struct Error {
     status: StatusCode,
     code: &'static str,
     message: Cow<'static, str>,
-    /// Boxed because few errors have any, and every result of the API is as large as this.
+    /// Boxed because few errors have details, and every result of the API is as large as an error.
     details: Option<Box<Details>>,
     retry_after_seconds: Option<u64>,
 }
@@ -39,21 +39,21 @@ struct Body<'a> {
     details: Option<&'a Details>,
 }
 
-/// What every refused or failed request is answered with.
-// As `Body`, in the words of the OpenAPI document.
+/// The body of every refused or failed request.
+// Has the fields of `Body`, for the OpenAPI document.
 #[derive(utoipa::ToSchema)]
 #[allow(dead_code, reason = "describes; never built")]
 pub struct ErrorResponse {
-    /// Stable, in snake_case; to be matched on.
+    /// The stable code in snake_case, for programs.
     code: String,
-    /// For people.
+    /// The message, for people.
     message: String,
-    /// More about it, by the code.
+    /// Further data, depending on the code.
     details: Option<std::collections::BTreeMap<String, serde_json::Value>>,
 }
 
 impl Error {
-    /// An error with a status, a stable snake_case code and a sentence for people.
+    /// Returns an error with a status, a stable snake_case code and a sentence for people.
     pub fn new(
         status: StatusCode,
         code: &'static str,
@@ -68,12 +68,12 @@ impl Error {
         }
     }
 
-    /// 400: the request is well-formed but says something the API cannot act on.
+    /// Returns a 400: the request is well-formed, but the API cannot act on it.
     pub fn bad_request(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
-    /// 401: no PAK, or none this broker knows.
+    /// Returns a 401: the request has no PAK, or a PAK that is not valid.
     pub fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -82,27 +82,27 @@ impl Error {
         )
     }
 
-    /// 403: the principal may not do this.
+    /// Returns a 403: the principal may not do this.
     pub fn forbidden(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::FORBIDDEN, code, message)
     }
 
-    /// 404: what the request names does not exist.
+    /// Returns a 404: the resource does not exist.
     pub fn not_found(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
-    /// 409: it exists already.
+    /// Returns a 409: the resource exists already.
     pub fn conflict(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
     }
 
-    /// 422 `invalid_value`: a value that no column can hold (too long, or with a NUL byte).
+    /// Returns a 422 `invalid_value`: no column can hold the value, because it is too long or has a NUL byte.
     pub fn invalid_value(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", message)
     }
 
-    /// 500: our own fault. The reason belongs in the log, not here.
+    /// Returns a 500: the broker failed. The reason belongs in the log, not here.
     pub fn internal() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -111,7 +111,7 @@ impl Error {
         )
     }
 
-    /// 503 `database_unavailable` with `Retry-After`.
+    /// Returns a 503 `database_unavailable` with `Retry-After`.
     pub fn unavailable(retry_after_seconds: u64) -> Self {
         let mut error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -122,7 +122,7 @@ impl Error {
         error
     }
 
-    /// 503 `too_busy` with `Retry-After`: the broker has as much in hand as it may.
+    /// Returns a 503 `too_busy` with `Retry-After`: the broker has as much work as it may take.
     pub fn busy(message: &'static str) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_busy", message);
         error.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
@@ -138,19 +138,19 @@ impl Error {
         self
     }
 
-    /// Tells the caller to try again after so many seconds.
+    /// Tells the caller to try again after this many seconds.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
     }
 
-    /// The stable code.
+    /// Returns the stable code.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// The HTTP status.
+    /// Returns the HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status
     }
@@ -163,7 +163,7 @@ impl IntoResponse for Error {
             message: &self.message,
             details: self.details.as_deref(),
         };
-        // Three strings and a map with string keys always serialise.
+        // Serialising strings and a map with string keys cannot fail.
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (
             self.status,
@@ -202,7 +202,7 @@ impl From<DbError> for Error {
     }
 }
 
-/// The answer to a statement the server refused.
+/// Returns the answer to a statement that the server refused.
 fn from_postgres(error: &postgres::Error) -> Error {
     let Some(server) = error.as_db_error() else {
         tracing::error!(%error, "a statement failed in the client");
@@ -236,8 +236,8 @@ fn from_postgres(error: &postgres::Error) -> Error {
         return Error::invalid_value("a value contains a NUL byte");
     }
     match &state.code()[..2] {
-        // Out of resources, lock or serialisation conflicts, a prepared statement that no longer fits its table inside a
-        // transaction: the same request may well succeed in a moment. (A lost server is never seen here.)
+        // The server lacks resources, has a lock or serialisation conflict, or a prepared statement no longer fits its
+        // table inside a transaction: the same request may well succeed in a moment. (A lost server is handled before.)
         "53" | "40" | "55" | "57" | "0A" | "26" => {
             tracing::warn!(sqlstate = state.code(), error = %server, "the database refused work");
             Error::unavailable(RETRY_AFTER_SECONDS)

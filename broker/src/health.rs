@@ -1,34 +1,34 @@
-//! What `/readyz` answers, and why.
+//! Readiness: the answer of `/readyz` and its reason.
 //!
-//! Alone, the broker looks for itself: a checkout, at most every two seconds, and none at all while requests prove the
-//! database anyway. Under a supervisor the server's prober looks for all tenants at once and tells its verdict; that is
-//! followed, unless this broker's own last checkout failed and did so after the prober said that all is well: then it opens
-//! a connection to find out. So a thousand idle tenants hold no connections for the sake of being asked how they are, and
-//! a server that returns is not met by a thousand of them that want to see for themselves.
+//! Without a supervisor, the broker checks a connection out to look, at most every two seconds, and never while
+//! requests prove the database anyway. Under a supervisor, the server's prober looks for all tenants at once and tells
+//! the broker its verdict. The broker follows that verdict, unless its own last checkout failed after the prober
+//! reported success: then the broker opens a connection to look for itself. So a thousand idle tenants hold no
+//! connections for their probes, and they do not all connect to a server that returns.
 //!
-//! A server that answers and takes no writes (its disk is full, it has become read-only) is seen by the write that failed,
-//! and is well again when a write on trial succeeds.
+//! A failed write shows a server that answers but takes no writes (disk full, read-only). The broker counts as well
+//! again once a trial write succeeds.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::db::{Db, Last};
 
-/// How long a verdict of our own stands.
+/// The time for which the broker's own verdict stands.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// The supervisor asks every few seconds. After so long without a question it has gone, and what it said last is no longer
-/// worth anything.
+/// Without a request for so long, the supervisor has gone and its last verdict is void. A supervisor asks every few
+/// seconds.
 const GONE: Duration = Duration::from_secs(60);
 
-/// How long a look may take, alone and supervised (where the supervisor's own probe ends after a second).
+/// The longest time of a look, alone and supervised. The supervisor's own probe ends after a second.
 const LOOK: Duration = Duration::from_millis(750);
 
-/// What is known about being ready.
+/// The knowledge about readiness.
 #[derive(Debug)]
 pub struct Health {
     state: Mutex<State>,
-    /// One look at a time; the others wait for its verdict.
+    /// The lock held during a look; other callers wait for its verdict.
     looking: tokio::sync::Mutex<()>,
 }
 
@@ -36,16 +36,16 @@ pub struct Health {
 struct State {
     started: bool,
     draining: bool,
-    /// The supervisor's prober, once it has spoken, and when it did.
+    /// The latest verdict of the supervisor's prober, and when it arrived.
     server: Option<(Instant, Result<(), String>)>,
-    /// When the supervisor last asked or said something.
+    /// Time of the supervisor's latest request.
     heard: Option<Instant>,
-    /// Our own latest look, and until when it stands.
+    /// The verdict of the broker's own latest look, and until when it stands.
     looked: Option<(Instant, Result<(), String>)>,
 }
 
 impl Health {
-    /// Nothing is known yet: not started.
+    /// Returns a state that is not started.
     pub fn new() -> Self {
         Health {
             state: Mutex::new(State {
@@ -59,42 +59,42 @@ impl Health {
         }
     }
 
-    /// The start is done: schema, migrations, administrator.
+    /// Notes that the start is done: schema, migrations, administrator.
     pub fn started(&self) {
         self.lock().started = true;
     }
 
-    /// Whether the start is done.
+    /// Returns true when the start is done.
     pub fn has_started(&self) -> bool {
         self.lock().started
     }
 
-    /// Draining has begun.
+    /// Notes that draining has begun.
     pub fn draining(&self) {
         self.lock().draining = true;
     }
 
-    /// Whether draining has begun.
+    /// Returns true when draining has begun.
     pub fn is_draining(&self) -> bool {
         self.lock().draining
     }
 
-    /// The verdict of the supervisor's prober.
+    /// Stores a verdict of the supervisor's prober.
     pub fn server(&self, verdict: Result<(), String>) {
         let mut state = self.lock();
-        // What was found out before belongs to another time.
+        // Discard the broker's own verdict because it is older.
         state.looked = None;
         let now = Instant::now();
         state.heard = Some(now);
         state.server = Some((now, verdict));
     }
 
-    /// The supervisor has asked something.
+    /// Notes that the supervisor has sent a request.
     pub fn heard(&self) {
         self.lock().heard = Some(Instant::now());
     }
 
-    /// Ready, or why not.
+    /// Returns `Ok` when the broker is ready.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl Health {
         }
         let verdict = db.probe(LOOK).await.map_err(|error| error.to_string());
         let mut state = self.lock();
-        // Supervised: jittered, so that a thousand brokers that lost one server do not all ask it in the same instant.
+        // Supervised: jitter, so that a thousand brokers of a lost server do not ask it in the same instant.
         let stands = match state.server {
             Some(_) => Duration::from_secs(1).mul_f64(0.5 + 0.5 * fastrand::f64()),
             None => FRESH,
@@ -119,7 +119,7 @@ impl Health {
         verdict
     }
 
-    /// The verdict, if it can be had without looking.
+    /// Returns the verdict, if it is known without a look.
     fn known(&self, db: &Db) -> Option<Result<(), String>> {
         let now = Instant::now();
         let state = self.lock();
@@ -127,7 +127,7 @@ impl Health {
             return Some(Err("starting".to_owned()));
         }
         let last = db.last();
-        // Our own bad experience, and when it was made.
+        // Time of the broker's own latest failure.
         let bad = [
             db.unwritable().map(|(at, _)| at),
             match &last {
@@ -154,7 +154,7 @@ impl Health {
                 }
             }
         }
-        // A look that ends well takes both back: they are news since.
+        // A successful look clears both, so they are newer than a stored success.
         let unfit = lost_schema || db.unwritable().is_some();
         match &state.looked {
             Some((until, verdict)) if now < *until && !(unfit && verdict.is_ok()) => {

@@ -1,7 +1,7 @@
 //! The part of the configuration that can change while the broker runs.
 //!
-//! Everything else is read once; a change of it needs a new instance. Whoever uses a value here asks for it each time.
-//! Who replaces them is `reload`. Another value is a field of [`Values`], a line of [`Values::of`] and one of
+//! All other values are read once; a change of them needs a new instance. Users of a value here read it anew each time,
+//! and `reload` replaces the values. A new value needs a field of [`Values`], a line of [`Values::of`] and a line of
 //! `Values::texts`.
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug)]
 pub struct Hot(Arc<RwLock<Arc<Values>>>);
 
-/// The values of one moment.
+/// A snapshot of the values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Values {
     /// `log.level`
@@ -30,12 +30,12 @@ pub struct Values {
     pub webhook_delivery_interval: Duration,
     /// `broker.webhook_delivery_batch_size`
     pub webhook_delivery_batch_size: i64,
-    /// `broker.webhook_cleanup_retention_days`; zero keeps for ever.
+    /// `broker.webhook_cleanup_retention_days`; zero keeps deliveries for ever.
     pub webhook_retention: Duration,
 }
 
 impl Values {
-    /// The values of a configuration.
+    /// Returns the values of a configuration.
     pub fn of(config: &BrokerConfig) -> Self {
         let broker = &config.broker;
         Values {
@@ -54,21 +54,21 @@ impl Values {
     }
 }
 
-/// One value that has become another.
+/// A changed value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = ConfigChangeInfo)]
 pub struct Change {
-    /// Its key, as `log.level`.
+    /// The key, such as `log.level`.
     #[schema(value_type = String)]
     pub key: &'static str,
-    /// What it was; a list is separated by commas.
+    /// The value before; a list is separated by commas.
     pub old_value: String,
-    /// What it is.
+    /// The value now.
     pub new_value: String,
 }
 
 impl Values {
-    /// Every key here with its value as a text.
+    /// Returns every key here with its value as a text.
     fn texts(&self) -> [(&'static str, String); 10] {
         let hours = |value: Duration| value.as_secs() / 3600;
         let cors = &self.cors;
@@ -101,12 +101,12 @@ impl Values {
         ]
     }
 
-    /// Whether a key's value is one of these.
+    /// Returns true when the key's value can change while the broker runs.
     pub fn has(&self, key: &str) -> bool {
         self.texts().iter().any(|(known, _)| *known == key)
     }
 
-    /// What is different in `new`.
+    /// Returns the values that differ in `new`.
     pub fn changes(&self, new: &Self) -> Vec<Change> {
         self.texts()
             .into_iter()
@@ -122,12 +122,12 @@ impl Values {
 }
 
 impl Hot {
-    /// Begins with a configuration's values.
+    /// Returns a handle to the values of this configuration.
     pub fn new(config: &BrokerConfig) -> Self {
         Hot(Arc::new(RwLock::new(Arc::new(Values::of(config)))))
     }
 
-    /// The values now.
+    /// Returns the current values.
     pub fn get(&self) -> Arc<Values> {
         self.0
             .read()
@@ -135,14 +135,14 @@ impl Hot {
             .clone()
     }
 
-    /// Replaces them; the values before.
+    /// Replaces the values, and returns the previous values.
     pub fn set(&self, values: Values) -> Arc<Values> {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *current, Arc::new(values))
     }
 }
 
-/// A duration of that many days; a negative number is zero.
+/// Returns a duration of this many days; a negative number is zero.
 pub fn days(days: i64) -> Duration {
     hours(days.saturating_mul(24))
 }

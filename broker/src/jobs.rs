@@ -1,13 +1,13 @@
-//! Work nobody asks for: one file a job, one schedule for all.
+//! Background jobs: one file per job, one schedule for all.
 //!
-//! An idle broker is silent. A job runs when it is due, and it becomes due in one of three ways: its last run said when
-//! the next thing falls due; a write of this broker said so ([`Jobs::wake`], [`Jobs::due_in`]); or the look around, one
-//! statement a minute for all jobs together (`look`), found something that another process left. Two instances of a broker
-//! may run the same job at once: each takes what it works on with `FOR UPDATE SKIP LOCKED` or by one statement that can be
-//! repeated.
+//! A job runs only when it is due, so an idle broker is silent. Three sources make a job due: its last run told when
+//! the next work falls due; a write of this broker did so ([`Jobs::wake`], [`Jobs::due_in`]); or the look around
+//! (`look`, one statement a minute for all jobs together) found work that another process left. Two instances of a
+//! broker may run the same job at once, because each job takes its rows with `FOR UPDATE SKIP LOCKED` or uses one
+//! statement that can be repeated.
 //!
-//! A job that fails, or panics, is tried again later and takes nobody with it. Adding a job is a file here, a line in
-//! [`Job`], one in `Job::run`, and its column in `look`.
+//! A job that fails or panics is tried again later and stops no other job. A new job needs a file here, a line in
+//! [`Job`], a line in `Job::run`, and its column in `look`.
 
 pub mod diagnostics;
 mod gauges;
@@ -25,23 +25,23 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::DbError;
 
-/// After a failure, the first pause; it doubles up to [`LONGEST_PAUSE`], each time with full jitter.
+/// The first pause after a failure. The pause doubles up to [`LONGEST_PAUSE`], each time with full jitter.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// See [`FIRST_PAUSE`].
+/// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The jobs there are.
+/// A background job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// Removes what is past its retention.
+    /// Removes rows that are past their retention.
     Retention,
-    /// Turns events into deliveries, and delivers.
+    /// Turns events into deliveries, and sends the deliveries.
     Webhooks,
-    /// Makes work orders that wait for a retry, or whose claim is stale, pending again.
+    /// Makes work orders pending again that wait for a retry or whose claim is stale.
     WorkOrders,
-    /// Ends diagnostic requests that nobody answered.
+    /// Ends diagnostic requests without an answer.
     Diagnostics,
-    /// Reads what `/metrics` shows of the database.
+    /// Reads the figures of the database that `/metrics` shows.
     Gauges,
 }
 
@@ -54,7 +54,7 @@ impl Job {
         Job::Gauges,
     ];
 
-    /// Does what is due now, and says after how long there is more to do, if that is known.
+    /// Does the work that is due now, and returns the time until more work falls due, if that is known.
     async fn run(self, app: &App) -> Result<Option<Duration>, DbError> {
         match self {
             Job::Retention => retention::run(app).await,
@@ -66,7 +66,7 @@ impl Job {
     }
 }
 
-/// When each job is due. Cheap to clone.
+/// The time at which each job is due. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Jobs(Arc<[Slot; Job::ALL.len()]>);
 
@@ -77,20 +77,21 @@ struct Slot {
 }
 
 impl Jobs {
-    /// Nothing is due yet.
+    /// Returns a schedule on which no job is due.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs a job as soon as possible. Call it after what it is to see has been committed. From any thread.
+    /// Makes a job due now. Call it from any thread, after the commit of the job's work.
     pub fn wake(&self, job: Job) {
         self.due_in(job, Duration::ZERO);
     }
 
-    /// Runs a job after this long at the latest. Call it after what it is to see has been committed. From any thread.
+    /// Makes a job due after this long, or earlier if it was due earlier. Call it from any thread, after the commit of
+    /// the job's work.
     pub fn due_in(&self, job: Job, after: Duration) {
         let slot = &self.0[job as usize];
-        // Later than a clock can tell is never.
+        // A time that the clock cannot represent is never reached.
         let Some(at) = Instant::now().checked_add(after) else {
             return;
         };
@@ -104,7 +105,7 @@ impl Jobs {
         slot.changed.notify_one();
     }
 
-    /// Waits until the job is due, and takes that.
+    /// Waits until the job is due, and clears its due time.
     async fn until_due(&self, job: Job) {
         let slot = &self.0[job as usize];
         loop {
@@ -118,7 +119,7 @@ impl Jobs {
                     other => other,
                 }
             };
-            // Both arms are cancel-safe: a missed notification stays stored.
+            // Both arms are cancel-safe because a missed notification stays stored.
             match due {
                 Some(at) => tokio::select! {
                     () = tokio::time::sleep_until(at) => {}
@@ -130,7 +131,7 @@ impl Jobs {
     }
 }
 
-/// Runs every job for as long as the process lives; nothing is begun once draining has.
+/// Runs every job for as long as the process lives; no job begins once draining has.
 pub fn spawn(app: &App) {
     for job in Job::ALL {
         tokio::spawn(keep(app.clone(), job));
@@ -147,7 +148,7 @@ async fn keep(app: App, job: Job) {
             return;
         }
         let running = app.clone();
-        // A task of its own, so that a panic ends this run and not the job.
+        // Run the job in a task of its own, so that a panic ends only this run.
         let ended = tokio::spawn(async move { job.run(&running).await }).await;
         match ended {
             Ok(Ok(next)) => {
@@ -161,7 +162,7 @@ async fn keep(app: App, job: Job) {
                 tracing::debug!(?job, %error, "a background job waits for the database");
             }
             Ok(Err(error)) => tracing::warn!(?job, %error, "a background job failed"),
-            // The panic hook has logged why.
+            // The panic hook has logged the reason.
             Err(_) => tracing::error!(?job, "a background job panicked"),
         }
         app.jobs.due_in(job, pause.mul_f64(fastrand::f64()));

@@ -1,14 +1,15 @@
-//! One tenant's broker: the HTTP service its agents and generators talk to, on one schema of one PostgreSQL server.
+//! One tenant's broker: the HTTP service for the tenant's agents and generators, on one schema of one PostgreSQL
+//! server.
 //!
 //! ```text
 //! listener -> serve (connections, draining) -> router -> handler -> store -> Db (one closure, one connection) -> answer
 //! ```
 //!
-//! - One thread turns the event loop. Database work runs on blocking threads and only there ([`db`]).
-//! - A start brings the schema up to date before the first request is taken ([`db::start`]).
-//! - What templates and their schemas can do is bounded ([`template`]).
-//! - A write leaves its audit entries and events in its own transaction ([`emit`]).
-//! - Between supervisor and broker there is only what `docs/src/instance-protocol.md` says: descriptors, datagrams, a
+//! - One thread turns the event loop. Database work runs only on blocking threads ([`db`]).
+//! - A start brings the schema up to date before the broker takes the first request ([`db::start`]).
+//! - Templates and their schemas have bounded memory and time ([`template`]).
+//! - A write stores its audit entries and events in its own transaction ([`emit`]).
+//! - Supervisor and broker share only the protocol of `docs/src/instance-protocol.md`: descriptors, datagrams, a
 //!   private socket. Without a supervisor everything works the same, on a socket of the broker's own.
 
 pub mod api;

@@ -1,4 +1,4 @@
-//! WebSockets: which are open, what is pushed to them, and what agents send over theirs.
+//! WebSockets: the open sockets, the frames pushed to them, and the frames that agents send.
 //!
 //! ```text
 //! handler --push--> mailbox -> socket -> agent
@@ -8,12 +8,12 @@
 //! feed: agents that changed -> one statement -> mailboxes of the fleet's subscribers
 //! ```
 //!
-//! - One task per socket (`socket`), which reads and writes; everybody else puts frames into its bounded mailbox and never
-//!   waits. Pushes are hints, sent after the commit.
-//! - Nothing runs for a socket that nobody has opened: without subscribers no frame is built and no fleet is asked for.
-//! - A PAK that dies takes its sockets with it: at once when it dies here (`revoke`), soon when another process did it
-//!   (`recheck`).
-//! - Draining closes every socket, spread over a moment, and then waits for what came in to be stored.
+//! - One task per socket (`socket`) reads and writes. Other code puts frames into the socket's bounded mailbox and
+//!   never waits. Pushes are hints, sent after the commit.
+//! - Without sockets there is no work: the broker builds no frame and queries no fleet without subscribers.
+//! - The death of a PAK closes its sockets: at once when this process did it (`revoke`), soon when another process did
+//!   it (`recheck`).
+//! - A drain closes every socket, spread over a moment, and then waits until the received telemetry is stored.
 
 mod feed;
 mod frames;
@@ -49,12 +49,12 @@ use registry::{Ending, Registry};
 pub(crate) use socket::{Guest, serve};
 use warned::Warned;
 
-/// Most of a drain's grace that the closing is spread over, and most of it that a peer's answer is waited for: together
+/// The share of a drain's grace over which the closing is spread, and again for the peers' answers. Both together end
 /// well before idle connections are closed.
 const SHARE: f64 = 0.3;
-/// So many sockets are closed in a second while draining: those of a fleet come back to the next instance at that rate.
+/// The number of sockets that a drain closes per second, so that a fleet reconnects to the next instance at that rate.
 const CLOSED_PER_SECOND: f64 = 500.0;
-/// Longest a peer has to answer a close frame.
+/// The longest time that a peer has to answer a close frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// Handle to the sockets of this process. Cheap to clone.
@@ -68,37 +68,36 @@ struct Inner {
     recorder: Recorder,
     warned: Warned,
     doubted: Notify,
-    /// Somebody connected.
+    /// The signal that a socket has opened.
     joined: Notify,
     deaths: AtomicU64,
     draining: watch::Sender<Option<Drain>>,
     metrics: Arc<Sockets>,
 }
 
-/// How sockets are closed once draining has begun.
+/// The schedule by which a drain closes sockets.
 #[derive(Clone, Copy, Debug)]
 struct Drain {
-    /// Each begins somewhere in this time.
+    /// The time over which the closings are spread.
     spread: Duration,
-    /// And has this long to end.
+    /// The time that each socket has to end.
     wait: Duration,
 }
 
-/// An agent's socket, for the admin.
+/// An agent's socket, as the admin sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connected {
-    /// Whose.
     pub(crate) agent: Uuid,
-    /// Since when.
+    /// The time of the connection's opening.
     pub(crate) since: DateTime<Utc>,
-    /// Frames received that could be read.
+    /// The number of received frames that could be read.
     pub(crate) received: u64,
-    /// Frames sent.
+    /// The number of frames sent.
     pub(crate) sent: u64,
 }
 
 impl Live {
-    /// Nobody is connected.
+    /// Returns a handle without sockets.
     pub fn new(metrics: Arc<Sockets>) -> Self {
         Self(Arc::new(Inner {
             registry: Registry::new(metrics.clone()),
@@ -113,8 +112,8 @@ impl Live {
         }))
     }
 
-    /// Tells an agent of something, if it is connected here: `kind` is the frame's type, `body` what the REST API would
-    /// show.
+    /// Sends a frame to an agent, if the agent is connected here. `kind` is the frame's type, `body` the resource as
+    /// the REST API shows it.
     pub fn push(&self, agent: Uuid, kind: &'static str, body: &impl Serialize) {
         if let Some(peer) = self.0.registry.agent(agent) {
             peer.mailbox.put(mailbox::Frame {
@@ -124,7 +123,7 @@ impl Live {
         }
     }
 
-    /// Ends an agent's connection: its PAK is dead. What it has sent since is not taken.
+    /// Ends an agent's connection because its PAK is dead. The broker ignores frames that the agent has sent since.
     pub fn revoke(&self, agent: Uuid) {
         self.0.deaths.fetch_add(1, Ordering::SeqCst);
         if let Some(peer) = self.0.registry.agent(agent) {
@@ -132,25 +131,25 @@ impl Live {
         }
     }
 
-    /// Something that the fleet view shows of this agent may have changed.
+    /// Notes that the fleet view of this agent may have changed.
     pub fn fleet_changed(&self, agent: Uuid) {
         if self.is_watched() {
             self.0.feed.changed(agent);
         }
     }
 
-    /// A PAK other than an agent's has died: looks which sockets were opened with one that nobody holds.
+    /// Rechecks the PAKs of all sockets, after a PAK other than an agent's has died.
     pub fn doubt(&self) {
         self.0.deaths.fetch_add(1, Ordering::SeqCst);
         self.0.doubted.notify_one();
     }
 
-    /// PAKs that have died in this process so far. To be read before one is looked up: see [`serve`].
+    /// Returns the number of PAKs that have died in this process. Read it before looking a PAK up: see [`serve`].
     pub(crate) fn deaths(&self) -> u64 {
         self.0.deaths.load(Ordering::SeqCst)
     }
 
-    /// The agents connected here.
+    /// Returns the agents connected here.
     pub fn connected(&self) -> Vec<Uuid> {
         if self.0.metrics.agents.load(Ordering::Relaxed) == 0 {
             return Vec::new();
@@ -158,7 +157,7 @@ impl Live {
         self.0.registry.agent_ids()
     }
 
-    /// The agents connected here, and since when.
+    /// Returns the agents connected here, each with the time of its connection.
     pub(crate) fn connected_since(&self) -> HashMap<Uuid, DateTime<Utc>> {
         let agents = self.0.registry.agents();
         agents
@@ -167,7 +166,7 @@ impl Live {
             .collect()
     }
 
-    /// Every agent's socket, the longest connected first, and the number of stacks' subscribers.
+    /// Returns every agent's socket, the longest connected first, and the number of subscribers to stacks.
     pub(crate) fn connections(&self) -> (Vec<Connected>, u64) {
         let mut agents: Vec<Connected> = self
             .0
@@ -196,22 +195,22 @@ impl Live {
         }));
     }
 
-    /// Whether sockets are being closed, so that none is opened any more.
+    /// Returns true when a drain is closing the sockets; then no socket opens any more.
     pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.borrow().is_some()
     }
 
-    /// Waits until the telemetry taken so far is stored, or cannot be.
+    /// Waits until the telemetry received so far is stored, or has failed to be stored.
     pub async fn stored(&self) {
         self.0.recorder.stored().await;
     }
 
-    /// Whether the fleet has subscribers.
+    /// Returns true when the fleet has subscribers.
     fn is_watched(&self) -> bool {
         self.0.metrics.fleet_subscribers.load(Ordering::Relaxed) > 0
     }
 
-    /// Sends telemetry to the stack's subscribers. Without any, nothing is even built.
+    /// Sends telemetry to the stack's subscribers. Builds no frame without subscribers.
     fn fan_out(&self, stack: Uuid, kind: Kind, body: &impl Serialize) {
         let subscribers = self.0.registry.of_stack(stack);
         if subscribers.is_empty() {
@@ -224,7 +223,7 @@ impl Live {
     }
 }
 
-/// Runs what works for all sockets together, for as long as the process lives.
+/// Runs the tasks that all sockets share, for as long as the process lives.
 pub fn spawn(app: &App) {
     tokio::spawn(recorder::record(app.clone()));
     tokio::spawn(feed::keep(app.clone()));

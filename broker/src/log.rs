@@ -1,9 +1,9 @@
-//! Log lines: tracing events become one line each on standard error, through a thread of their own.
+//! Logging: each tracing event becomes one line on standard error, through a writer thread.
 //!
-//! The pipe behind standard error is blocking, and for a while nobody may read it (a supervisor being replaced). So
-//! lines go through a queue of 4096 lines to one writer thread. When the queue is full a line is dropped and
-//! counted, and the next line that gets through is followed by the count; no request ever waits for the log. A reader
-//! that has gone (EPIPE) costs the lines, nothing else.
+//! Standard error is a blocking pipe, and its reader may pause (while a supervisor is replaced). So lines go through a
+//! queue of 4096 lines to one writer thread, and no request ever waits for the log. A full queue drops and counts the
+//! line; the writer adds the count after the next line that gets through. A reader that has gone (EPIPE) only loses the
+//! lines.
 
 use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,22 +21,22 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::{Registry, reload};
 
-/// Lines that wait for the writer; a line is a few hundred bytes.
+/// The number of lines that can wait for the writer; a line is a few hundred bytes.
 const QUEUE: usize = 4096;
 
-/// Lines are written together up to this many bytes.
+/// The largest number of bytes written together.
 const BATCH: usize = 32 * 1024;
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One flat JSON object, for a supervisor or a collector.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
-/// Keeps the writer alive; dropping it writes what is queued (for at most a second) and ends it.
+/// Keeps the writer alive. Dropping the guard writes the queued lines (for at most a second) and ends the writer.
 pub struct Guard {
     sink: Sink,
     stopping: Arc<AtomicBool>,
@@ -45,7 +45,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// The count of lines dropped so far, shared with the writer.
+    /// Returns the count of dropped lines, shared with the writer.
     pub fn dropped(&self) -> Arc<AtomicU64> {
         self.sink.dropped.clone()
     }
@@ -54,9 +54,9 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
-        // Wakes a writer that waits for a line; one that does not wait sees the flag after its batch.
+        // Wake a writer that waits for a line; a busy writer sees the flag after its batch.
         let _ = self.sink.lines.try_send(String::new());
-        // A reader that never reads must not keep the process from ending.
+        // Wait for at most a second, otherwise a reader that never reads would keep the process from ending.
         let done = self.finished.recv_timeout(Duration::from_secs(1));
         if let (Ok(()) | Err(RecvTimeoutError::Disconnected), Some(writer)) =
             (done, self.writer.take())
@@ -66,10 +66,11 @@ impl Drop for Guard {
     }
 }
 
-/// The filter of the subscriber, which is the process's; not set when `RUST_LOG` decides.
+/// The filter of the process's subscriber; not set when `RUST_LOG` decides.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Changes the least severe level that is logged. False when it has no effect: `RUST_LOG` decides, or nothing is logged.
+/// Changes the least severe level that is logged. Returns false when the change has no effect, because `RUST_LOG`
+/// decides or the log is not installed.
 pub fn set_level(level: LogLevel) -> bool {
     let Ok(targets) = level.as_str().parse::<Targets>() else {
         return false;
@@ -79,8 +80,10 @@ pub fn set_level(level: LogLevel) -> bool {
         .is_some_and(|filter| filter.reload(targets).is_ok())
 }
 
-/// Installs the subscriber and the panic hook. `level` is a level or a list of `target=level`; `RUST_LOG` overrides it.
-/// `tenant` is on every line; under a supervisor, which puts it there itself, it is `None`.
+/// Installs the subscriber and the panic hook.
+///
+/// `level` is a level or a list of `target=level`; `RUST_LOG` overrides it. `tenant` is on every line; it is `None`
+/// under a supervisor, which adds the name itself.
 ///
 /// # Errors
 ///
@@ -103,7 +106,7 @@ pub fn init(level: &str, format: Format, tenant: Option<&str>) -> std::io::Resul
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
     if !overridden {
-        // Empty until now: a second subscriber would have been refused.
+        // The cell is empty, because a second subscriber would have been refused above.
         let _ = FILTER.set(handle);
     }
     std::panic::set_hook(Box::new(|panic| {
@@ -112,7 +115,8 @@ pub fn init(level: &str, format: Format, tenant: Option<&str>) -> std::io::Resul
             .map(ToString::to_string)
             .unwrap_or_default();
         if std::thread::current().name() == Some(crate::template::THREAD) {
-            // A library met a template it did not foresee. The caller is told; the message holds the caller's text.
+            // The panic came from a library on an unforeseen template. The caller gets an error; the message holds the
+            // caller's text.
             tracing::debug!(target: "panic", location, "on a template");
             return;
         }
@@ -129,7 +133,7 @@ fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("panicked")
 }
 
-/// Where formatted lines go.
+/// The queue of formatted lines.
 #[derive(Clone)]
 struct Sink {
     lines: SyncSender<String>,
@@ -162,14 +166,14 @@ fn writer(
         .spawn(move || {
             let mut told = 0;
             loop {
-                // Told to stop: what is queued still goes out, and nothing is waited for.
+                // When stopping, write the queued lines and wait for no more.
                 let first = if stop.load(Ordering::Relaxed) {
                     queued.try_recv().ok()
                 } else {
                     queued.recv().ok()
                 };
                 let Some(mut batch) = first else { break };
-                // What is there already goes out in one write.
+                // Write all queued lines together, up to `BATCH`.
                 while batch.len() < BATCH
                     && let Ok(line) = queued.try_recv()
                 {
@@ -180,7 +184,7 @@ fn writer(
                     batch.push_str(&dropped_line(format, lost - told));
                     told = lost;
                 }
-                // EPIPE and the like: nobody reads, and there is nowhere to say so.
+                // Ignore EPIPE and the like: the reader has gone, so the error cannot be reported either.
                 let _ = out.write_all(batch.as_bytes()).and_then(|()| out.flush());
             }
             let _ = finish.send(());
@@ -229,7 +233,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// What an event carries: its message, and its other fields in order of their names.
+/// The data of an event: its message, and its other fields in order of their names.
 #[derive(Default)]
 struct Fields {
     message: String,
@@ -275,7 +279,7 @@ impl Visit for Fields {
 fn line(format: Format, level: Level, target: &str, fields: Fields) -> String {
     let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
     let mut out = String::with_capacity(256);
-    // Writing into a String cannot fail, and none of these values can fail to become JSON.
+    // Writing into a String cannot fail, and all of these values can become JSON.
     match format {
         Format::Json => {
             let message = Value::String(fields.message);
@@ -376,7 +380,7 @@ mod tests {
         });
         let filler = "x".repeat(1000);
         tracing::subscriber::with_default(subscriber, || {
-            // Far more than socket buffer, batch and queue hold together.
+            // Send far more than socket buffer, batch and queue hold together.
             for _ in 0..20_000 {
                 tracing::info!("{filler}");
             }

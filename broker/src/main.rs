@@ -1,4 +1,4 @@
-//! `brokkr-broker`: parse, then run one command.
+//! The program `brokkr-broker`: parses its arguments, then runs one command.
 
 use std::process::ExitCode;
 

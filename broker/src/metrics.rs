@@ -1,9 +1,10 @@
-//! Counters and histograms, and the text behind `/metrics` (Prometheus exposition format 0.0.4).
+//! Counters and histograms, and the text of `/metrics` (Prometheus exposition format 0.0.4).
 //!
-//! Each kind of figure is a field of [`Metrics`] that keeps its own state and appends its own lines in [`Metrics::render`].
+//! Each kind of figure is a field of [`Metrics`] that keeps its own state and appends its own lines in
+//! [`Metrics::render`].
 //!
-//! Labels are bounded by what the router knows: route templates, standard methods, status codes. An anonymous caller
-//! cannot add a series.
+//! The router bounds the labels: route templates, standard methods, status codes. So an anonymous caller cannot add a
+//! series.
 
 pub mod gauges;
 pub mod sockets;
@@ -24,7 +25,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 /// The endpoint label of a request that no route matched.
 pub const UNMATCHED: &str = "unmatched";
 
-/// The method label of every method that is none of the standard ones: a caller may send any word.
+/// The method label of every non-standard method, because a caller may send any word.
 const OTHER_METHOD: &str = "other";
 
 /// Upper bounds of the request duration histogram, in seconds.
@@ -35,12 +36,12 @@ const BUCKETS: [f64; 12] = [
 /// All of the broker's own figures.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Of WebSockets.
+    /// Figures of WebSockets.
     pub sockets: Arc<sockets::Sockets>,
     http: Mutex<BTreeMap<Endpoint, Series>>,
-    /// Figures that only the database knows.
+    /// Figures that come from the database.
     pub gauges: Gauges,
-    /// Secrets of webhooks that could not be read.
+    /// The count of webhook secrets that could not be decrypted.
     pub webhooks: DecryptFailures,
 }
 
@@ -70,7 +71,7 @@ impl Metrics {
         self.count(endpoint, method_label(method), status, took);
     }
 
-    /// Counts what was answered before it was a request.
+    /// Counts an answer given before a request was complete.
     pub fn refused(&self, status: u16) {
         self.count(UNMATCHED, OTHER_METHOD, status, Duration::ZERO);
     }
@@ -93,7 +94,7 @@ impl Metrics {
         series.count += 1;
     }
 
-    /// The exposition text, with the pool's state as it is now.
+    /// Returns the exposition text, with the pool's current state.
     pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> String {
         let mut out = String::with_capacity(4096);
         self.render_http(&mut out);
@@ -157,9 +158,9 @@ impl Metrics {
     }
 }
 
-// Writing into a String cannot fail; results of it are ignored for that reason.
+// Writing into a String cannot fail, so results of `writeln!` are ignored.
 
-/// The lines before a metric's samples.
+/// Writes the lines before a metric's samples.
 fn header(out: &mut String, name: &str, help: &str, kind: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }

@@ -1,25 +1,25 @@
-//! Pre-authentication keys: minting, taking apart, hashing.
+//! Pre-authentication keys (PAKs): minting, parsing, hashing.
 //!
-//! A PAK is `PREFIX_SHORT_LONG`. Only the long token is secret and only its hash is stored; prefix and short token are
-//! for people who look at a list of keys. A PAK is told to the caller once, when it is minted.
+//! A PAK is `PREFIX_SHORT_LONG`. Only the long token is secret, and the broker stores only its hash; prefix and short
+//! token help people who read a list of keys. The caller sees a PAK once, when it is minted.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// The hash of the PAK that upstream's development defaults give every administrator. Anybody can read that PAK.
+/// The hash of the administrator's PAK in upstream's development defaults. That PAK is public.
 pub const PUBLIC_HASH: &str = "4c697273df3d764cba950bb5c04368097685f09259f5bd880d892cf1ff9f4cdd";
 
-/// How PAKs are minted: `[pak]` of the configuration.
+/// The format of new PAKs: `[pak]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// First part; holds no underscore.
+    /// The first part; holds no underscore.
     pub prefix: String,
-    /// What the second part begins with.
+    /// The beginning of the second part.
     pub short_token_prefix: String,
-    /// Length of the second part in characters, its prefix included.
+    /// The length of the second part in characters, its prefix included.
     pub short_token_length: usize,
-    /// Random bytes (not characters) behind the third part.
+    /// The number of random bytes (not characters) in the third part.
     pub long_token_length: usize,
 }
 
@@ -34,15 +34,15 @@ impl Default for Format {
     }
 }
 
-/// A freshly minted PAK. Printed only where it is handed out: `Debug` shows nothing of it.
+/// A freshly minted PAK. `Debug` does not show the text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pak(String);
 
-/// What is stored of a PAK: lower-case hex SHA-256 of its long token, 64 characters.
+/// The stored hash of a PAK: lower-case hex SHA-256 of its long token, 64 characters.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PakHash(String);
 
-/// Why a PAK could not be minted.
+/// Reason why a PAK could not be minted.
 #[derive(Debug, thiserror::Error)]
 pub enum MintError {
     /// The operating system gave no randomness.
@@ -54,11 +54,7 @@ pub enum MintError {
 }
 
 impl Pak {
-    /// Mints one from the operating system's randomness.
-    ///
-    /// # Errors
-    ///
-    /// [`MintError`].
+    /// Mints a PAK from the operating system's randomness.
     pub fn mint(format: &Format) -> Result<Self, MintError> {
         if format.prefix.is_empty()
             || format.prefix.contains('_')
@@ -86,12 +82,12 @@ impl Pak {
         )))
     }
 
-    /// The text to hand out.
+    /// Returns the text to hand out.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What to store of it.
+    /// Returns the hash to store.
     pub fn hash(&self) -> PakHash {
         // A minted PAK always has its three parts.
         PakHash::of_long_token(self.0.rsplit('_').next().unwrap_or_default())
@@ -105,8 +101,8 @@ impl fmt::Debug for Pak {
 }
 
 impl PakHash {
-    /// The hash of a PAK as a client sent it (without scheme word); `None` when it has not exactly three parts, or
-    /// white space in it: `Basic a_b_c` would otherwise pass for a PAK of the prefix `Basic a`.
+    /// Returns the hash of a PAK that a client sent without the scheme word. Returns `None` unless the text has exactly
+    /// three parts and no white space, otherwise `Basic a_b_c` would pass for a PAK of the prefix `Basic a`.
     pub fn of(pak: &str) -> Option<Self> {
         if pak.contains(char::is_whitespace) {
             return None;
@@ -120,13 +116,13 @@ impl PakHash {
         }
     }
 
-    /// A hash given as text (`broker.pak_hash`): exactly 64 hex digits, folded to lower case.
+    /// Parses a hash given as text (`broker.pak_hash`): exactly 64 hex digits, folded to lower case.
     pub fn parse(text: &str) -> Option<Self> {
         let valid = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         valid.then(|| PakHash(text.to_ascii_lowercase()))
     }
 
-    /// 64 lower-case hex digits.
+    /// Returns 64 lower-case hex digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }

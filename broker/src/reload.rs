@@ -1,10 +1,10 @@
-//! Reading the configuration again while the broker runs.
+//! Reloading of the configuration while the broker runs.
 //!
-//! What can change at run time (`hot`) changes; of the rest it is said that it needs a restart. A configuration with
-//! anything wrong in it changes nothing. Under a supervisor there is nothing to read: it replaces the instance when
-//! the tenant's file changes, and this one's configuration is what it was started with.
+//! A reload applies the values that can change at run time (`hot`), and reports other changed keys as needing a
+//! restart. A configuration with any error changes nothing. Under a supervisor a reload does nothing, because the
+//! supervisor replaces the instance when the tenant's file changes.
 //!
-//! Two ask for it: the admin (`POST /admin/config/reload`), and the watch of the file ([`watch`]).
+//! Two callers reload: the admin (`POST /admin/config/reload`), and the watch of the file ([`watch`]).
 
 mod watch;
 
@@ -21,7 +21,7 @@ use crate::log;
 
 pub use watch::watch;
 
-/// Reads the configuration again. Cheap to clone.
+/// Reloads the configuration. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reloader(Arc<Inner>);
 
@@ -29,23 +29,23 @@ pub struct Reloader(Arc<Inner>);
 struct Inner {
     supervised: bool,
     file: Option<PathBuf>,
-    /// Whoever reads also applies before the next one reads: else an older reading could win.
+    /// The lock held from reading until applying, otherwise an older reading could win.
     turn: Mutex<()>,
 }
 
-/// A configuration that has been read and not been applied yet. Dropped, it changes nothing.
+/// A configuration that has been read but not applied. Dropping it changes nothing.
 #[derive(Debug)]
 pub struct Pending<'a> {
     _turn: MutexGuard<'a, ()>,
     values: Option<Values>,
-    /// What will change.
+    /// The values that will change.
     pub changes: Vec<Change>,
-    /// What is different and stays as it is until the broker is started again.
+    /// The keys that differ but need a restart of the broker.
     pub needs_restart: Vec<&'static str>,
 }
 
 impl Reloader {
-    /// For the broker that was started with this.
+    /// Returns a reloader for this instance.
     pub fn new(instance: &config::Instance) -> Self {
         Self(Arc::new(Inner {
             supervised: instance.supervised,
@@ -54,17 +54,14 @@ impl Reloader {
         }))
     }
 
-    /// Whether a supervisor sees to it instead.
+    /// Returns true when a supervisor handles changes instead.
     pub fn is_supervised(&self) -> bool {
         self.0.supervised
     }
 
-    /// Reads file and environment, and compares. Blocks.
-    ///
-    /// # Errors
-    /// Everything wrong with them.
+    /// Reads file and environment, and compares them with the current values. Blocks.
     pub fn read(&self, app: &App) -> Result<Pending<'_>, Diagnostics> {
-        // Nothing behind it that a panic could leave half-done.
+        // The lock guards no data, so a panic leaves nothing half-done.
         let turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pending = Pending {
             _turn: turn,
@@ -89,7 +86,7 @@ impl Reloader {
 }
 
 impl Pending<'_> {
-    /// Makes the changes. False if the level of the log is among them and cannot be changed, because `RUST_LOG` decides.
+    /// Applies the changes. Returns false when the log's level should change but cannot, because `RUST_LOG` decides.
     pub fn apply(self, app: &App) -> bool {
         let Some(values) = self.values else {
             return true;
@@ -104,14 +101,14 @@ impl Pending<'_> {
         }
         let level = values.log_level;
         let level_before = app.hot.set(values).log_level;
-        // How often they run, and how long they keep what, may be among the changes.
+        // The changes may concern these jobs' intervals and retention times.
         app.jobs.wake(Job::Diagnostics);
         app.jobs.wake(Job::Webhooks);
         level == level_before || log::set_level(level)
     }
 }
 
-/// One thing that is wrong with a configuration, in one line: where, what, and what to write instead.
+/// Formats a problem of a configuration in one line: place, problem, and correction.
 pub fn told(problem: &Diagnostic) -> String {
     match &problem.hint {
         Some(hint) => format!("{} ({hint})", problem.headline()),

@@ -1,14 +1,15 @@
-//! `serve`: one instance, from its sockets to its last answered request.
+//! The command `serve`: one instance, from its sockets to its last answered request.
 //!
 //! ```text
 //! sockets -> private router -> start (retried while the server is away) -> READY -> accept -> signal -> drain -> exit
 //! ```
 //!
-//! Under a supervisor the tenant's socket is shared with the instance before this one, so nothing is accepted before
-//! READY. Alone, probes are answered from the first moment and the API answers 503 until the start is done.
+//! Under a supervisor the tenant's socket is shared with the previous instance, so the broker accepts nothing before
+//! READY. Alone, the broker answers probes from the first moment, and the API answers 503 until the start is done.
 //!
-//! The event loop is one thread. A second signal ends the process at once; otherwise it ends with the last connection. Towards
-//! the end of the grace idle connections are closed, and at its end those whose peer does not read its answer are cut.
+//! The event loop is one thread. A second signal ends the process at once; otherwise the process ends with its last
+//! connection. Late in the grace the broker closes idle connections (`IDLE_SHARE`), and near its end it cuts all others
+//! (`CUT_SHARE`).
 
 mod access;
 mod connections;
@@ -50,32 +51,32 @@ use listener::Listener;
 use notify::Notifier;
 use signals::Signals;
 
-/// Log lines dropped so far.
+/// The count of dropped log lines.
 pub type Dropped = Arc<AtomicU64>;
 
-/// After this part of the grace, idle connections are closed: the process is to end by itself before it is over.
+/// The share of the grace after which idle connections are closed, so that the process ends before the grace is over.
 const IDLE_SHARE: f64 = 0.85;
 
-/// After this part of it, connections that have not ended are cut. What is left is for storing what they brought.
+/// The share of the grace after which open connections are cut. The remaining time is for storing received telemetry.
 const CUT_SHARE: f64 = 0.95;
 
-/// A broker alone gives its server this long to appear.
+/// The time that a broker without a supervisor waits for its server to appear.
 const ALONE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// While migrating, readiness is asked to wait this much longer, every [`EXTEND_EVERY`]. Not while waiting for somebody
-/// else's lock: what may never come is not to be waited for without end, beside a broker that serves least of all.
+/// The request to wait 30 s longer for READY, sent every [`EXTEND_EVERY`] while migrating. Not sent while waiting for
+/// another process's lock, because that wait may never end.
 const EXTEND: &str = "EXTEND_TIMEOUT_USEC=30000000";
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 
-/// Connections of the private socket: the supervisor's few.
+/// The largest number of connections of the private socket, which only the supervisor uses.
 const PRIVATE_CONNECTIONS: u32 = 16;
 
-/// Why serving ended other than by being asked to.
+/// Reason why serving ended without a request to stop.
 #[derive(Debug)]
 pub struct Exit {
-    /// The exit code.
+    /// The exit code of the process.
     pub code: u8,
-    /// For the operator.
+    /// The reason, for the operator.
     pub reason: String,
 }
 
@@ -96,14 +97,14 @@ impl Exit {
 pub fn serve(instance: Instance, inherited: Inherited, dropped: Dropped) -> Result<(), Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // One per slot of the pool, and a few for closing connections and for the start.
+        // One thread per slot of the pool, and a few for the start and for closing connections.
         .max_blocking_threads(instance.config.database.max_working as usize + 4)
         .thread_keep_alive(Duration::from_secs(5))
         .thread_name("db")
         .build()
         .map_err(|error| Exit::failed("event loop", error))?;
     let result = runtime.block_on(run(instance, inherited, dropped));
-    // A thread may hang in a server that does not answer; it must not keep the process.
+    // Do not wait for a thread that hangs in a server without an answer.
     runtime.shutdown_background();
     result
 }
@@ -149,7 +150,8 @@ async fn run_notified(
     if let Some(fd) = inherited.private {
         let listener =
             Listener::inherited(fd).map_err(|error| Exit::failed("private socket", error))?;
-        // Probes and orders are answered to the very end: a phase of its own, which never changes.
+        // The private socket has its own phase, which never changes, because it answers probes and orders until the
+        // end.
         let (forever, phases) = watch::channel(Phase::Serving);
         let connections = Connections::new(
             private::router(app.clone(), dropped),
@@ -212,7 +214,8 @@ fn app(instance: &Instance) -> Result<App, Exit> {
     })
 }
 
-/// As many as descriptors allow, less what the pool (a connection is four), webhooks and the process itself need.
+/// Returns the number of client connections that the descriptors allow, less those for the pool (four per database
+/// connection), webhooks and the process itself.
 fn most_connections(instance: &Instance) -> u32 {
     use nix::sys::resource::{Resource, getrlimit};
     let descriptors =
@@ -221,7 +224,7 @@ fn most_connections(instance: &Instance) -> u32 {
     descriptors.saturating_sub(ours).clamp(64, 10_000)
 }
 
-/// Starts, and starts again while the server is away. Alone, for a minute.
+/// Starts, and tries again while the server is away; without a supervisor for a minute.
 async fn until_started(notifier: &Notifier, instance: &Instance) -> Result<Outcome, Exit> {
     let began = Instant::now();
     let mut pause = Duration::from_millis(50);
@@ -244,20 +247,22 @@ async fn until_started(notifier: &Notifier, instance: &Instance) -> Result<Outco
                 .await;
             told = reason;
         }
-        // Full jitter with a floor: brokers that lost one server together do not come back together.
+        // Use jitter with a floor, so that brokers of one lost server do not all return together.
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
-/// One start on a blocking thread, telling the supervisor while it takes long. `held_up`: a migration has had to give way
-/// to somebody's lock, so that the next is at work only once it has lasted longer than it would wait for one.
+/// Starts once on a blocking thread, and tells the supervisor while the start takes long.
+///
+/// `held_up` is true once a migration has waited for another transaction's lock. From then on, a migration counts as
+/// working only after it has lasted longer than its wait for a lock.
 async fn attempt(
     notifier: &Notifier,
     plan: Plan,
     held_up: &mut bool,
 ) -> Result<Outcome, StartError> {
-    // As many steps as anybody could want to see; a full queue means the listener below is behind, and loses a repeat.
+    // Four steps are enough, because a full queue only loses repeated steps.
     let (steps, mut stepped) = mpsc::channel(4);
     let mut job = tokio::task::spawn_blocking(move || {
         start(&plan, &|step| {
@@ -267,7 +272,7 @@ async fn attempt(
     let mut extend = tokio::time::interval(EXTEND_EVERY);
     let mut current = None;
     loop {
-        // Every arm is cancel-safe: a join handle and a channel keep what was not taken.
+        // Every arm is cancel-safe: a join handle and a channel keep untaken values.
         tokio::select! {
             biased;
             joined = &mut job => {
@@ -298,15 +303,15 @@ async fn attempt(
     }
 }
 
-/// Gives memory back whenever the last database connection has been closed (and once after the start): that is when a
-/// broker has become idle.
+/// Returns memory to the system after the start and whenever the last database connection has closed, because then the
+/// broker is idle.
 async fn trim_when_idle(db: Db) {
     let mut held = db.held();
     loop {
         if held.wait_for(|held| *held == 0).await.is_err() {
             return;
         }
-        // A panic in it would have been logged.
+        // The panic hook has logged a panic.
         let _ = tokio::task::spawn_blocking(sys::trim_memory).await;
         if held.wait_for(|held| *held > 0).await.is_err() {
             return;
@@ -314,7 +319,7 @@ async fn trim_when_idle(db: Db) {
     }
 }
 
-/// Between two looks at the connections that are still held at the end of a drain.
+/// The interval between two looks at the connections still held at the end of a drain.
 const STILL_HELD: Duration = Duration::from_millis(20);
 
 async fn drain(
@@ -334,7 +339,7 @@ async fn drain(
     let cut = began + grace.mul_f64(CUT_SHARE);
     let ended = async {
         if let Some(accepting) = accepting {
-            // Ends with the phase; a panic in it has been logged.
+            // The task ends with the phase; the panic hook has logged a panic.
             let _ = accepting.await;
         }
         tracing::info!(connections = public.open(), "draining");
@@ -352,7 +357,7 @@ async fn drain(
             }
         }
         app.live.stored().await;
-        // No more are begun. What is cut off here is delivered again once its claim has ended.
+        // No new deliveries begin. A delivery cut off here is sent again after its claim ends.
         let flights = app.webhooks.flights();
         if tokio::time::timeout_at(share, flights.landed())
             .await
@@ -363,10 +368,11 @@ async fn drain(
                 "leaving webhook deliveries to others"
             );
         }
-        // Work goes on whose clients have gone, and the next instance is given what this one has let go of.
+        // Work of clients that have gone still holds connections, and the next instance gets the connections released
+        // here.
         let mut held = app.db.held();
         while *held.borrow_and_update() > 0 && !app.db.is_away() {
-            // One that came back for a request that had gone by then is idle now.
+            // Close connections that became idle because their request had ended.
             app.db.drain().await;
             let _ = tokio::time::timeout(STILL_HELD, held.changed()).await;
         }
@@ -384,7 +390,7 @@ async fn drain(
     tracing::info!("drained");
 }
 
-/// Tells how many database connections are held, whenever that changes. Never ends.
+/// Tells the supervisor the number of database connections held, whenever that number changes. Never ends.
 async fn tell_connections(notifier: &Notifier, app: &App) {
     let mut held = app.db.held();
     loop {
@@ -396,7 +402,7 @@ async fn tell_connections(notifier: &Notifier, app: &App) {
     }
 }
 
-/// An error body as the API has them, for answers given before the API is reached.
+/// Returns an error with the API's body, for answers given before the API is reached.
 fn error_answer(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     let body = serde_json::json!({ "code": code, "message": message });
     let mut response = Response::new(Body::from(body.to_string()));

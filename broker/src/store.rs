@@ -1,8 +1,8 @@
-//! The SQL: one file per resource, each statement a `&'static str`, each answer a plain row.
+//! The SQL: one file per resource, each statement a `&'static str`, each result a plain row.
 //!
-//! A store knows neither HTTP nor who is asking; it takes any [`Sql`](crate::db::Sql), so the same function works on a
-//! connection and inside a transaction. Rows serialise as the API shows them, so columns that must not be seen (hashes) are
-//! never read into one. Lists come in the order (created_at, id) unless the contract names another.
+//! A store knows neither HTTP nor the caller. It takes any [`Sql`](crate::db::Sql), so the same function works on a
+//! connection and inside a transaction. Rows serialise as the API shows them, so no row holds a secret column (hashes).
+//! Lists come in the order (created_at, id) unless the contract names another.
 
 pub mod agent_marks;
 pub mod agents;
@@ -34,7 +34,7 @@ use postgres::Row;
 
 use crate::db::DbError;
 
-/// Most rows of a list that grows without anybody's doing: the newest.
+/// The largest number of rows of a list that grows by itself; the newest rows are kept.
 macro_rules! most_rows {
     () => {
         "10000"
@@ -42,8 +42,8 @@ macro_rules! most_rows {
 }
 use most_rows;
 
-/// In a list whose rows hold texts of any length, the row that reaches this many bytes of them is the last: with the
-/// largest text there can be in it, an answer stays within a known size. The newest row is there however long it is.
+/// The number of text bytes after which a list ends, with the row that reaches it. So an answer has at most this size
+/// plus the largest text. The newest row is always there, however long it is.
 macro_rules! most_bytes {
     () => {
         "16777216"
@@ -51,13 +51,13 @@ macro_rules! most_bytes {
 }
 use most_bytes;
 
-/// Reads every row with one function, or stops at the first that cannot be read. A row is gone once it has been read: a
-/// long list is not in memory twice.
+/// Reads every row, or stops at the first unreadable row. Each row is dropped once it has been read, so that a long
+/// list is not in memory twice.
 fn all<T>(rows: Vec<Row>, read: impl Fn(&Row) -> Result<T, DbError>) -> Result<Vec<T>, DbError> {
     rows.into_iter().map(|row| read(&row)).collect()
 }
 
-/// Whether a time fits both a column and RFC 3339, which knows the years 1 to 9999.
+/// Returns true when a time fits both a column and RFC 3339 (years 1 to 9999).
 pub fn storable_time(time: DateTime<Utc>) -> bool {
     (1..=9999).contains(&time.year())
 }

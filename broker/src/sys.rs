@@ -1,4 +1,4 @@
-//! The broker's only unsafe code: descriptors inherited by number, and giving memory back.
+//! The broker's only unsafe code: taking over inherited descriptors, and returning memory.
 
 #![allow(unsafe_code, reason = "what std and nix have no safe call for")]
 
@@ -18,27 +18,29 @@ pub(crate) fn inherited_file(fd: RawFd) -> io::Result<File> {
             format!("descriptor {fd} is not one to be inherited"),
         ));
     }
-    // Asked first, so that a wrong number is an error and not a descriptor of ours closed by surprise.
+    // Ask first, so that a wrong number is an error and does not close another descriptor of this process.
     nix::fcntl::fcntl(borrowed(fd), nix::fcntl::FcntlArg::F_GETFD)?;
-    // SAFETY: the descriptor is open (above) and was put there by whoever started this process, for this call alone:
-    // nothing else in this program knows its number. Called once, before any thread or file of our own exists.
+    // SAFETY: the descriptor is open (above) and the starter of this process put it there for this call alone, so no
+    // other code in this program knows its number. This function is called once, before any thread or file of this
+    // process exists.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: only used to ask whether the descriptor is open; a closed one gives EBADF and nothing is dropped.
+    // SAFETY: only used to ask if the descriptor is open; a closed descriptor gives EBADF, and nothing is dropped.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
 }
 
-/// Gives free memory back to the system: after a burst, the allocator keeps what eight threads have used.
+/// Returns free memory to the system, because after a burst the allocator keeps the memory of eight threads.
 ///
-/// Takes some milliseconds; not for the event loop.
+/// Takes some milliseconds, so do not call it on the event loop.
 #[cfg(target_env = "gnu")]
 pub(crate) fn trim_memory() {
-    // SAFETY: takes the allocator's own locks and touches free memory only; may be called at any time, from any thread.
+    // SAFETY: malloc_trim takes the allocator's own locks and touches free memory only; any thread may call it at any
+    // time.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Nothing to do: this allocator gives memory back by itself.
+/// Does nothing, because this allocator returns memory by itself.
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn trim_memory() {}

@@ -1,17 +1,17 @@
-//! Templates and their parameters: text that strangers wrote, read and rendered without letting it do harm.
+//! Templates and their parameters: bounded parsing, validation and rendering of untrusted text.
 //!
-//! Pure: no database, no HTTP, and neither environment, files nor network within a template's or a schema's reach. Two
-//! libraries do the work, `tera` and `jsonschema`, and neither bounds it. So each piece of work runs on a thread of its own
-//! with a meter (`bounded`), and both are made to feed that meter:
+//! The code is pure: no database and no HTTP, and no template or schema reaches environment, files or network. The
+//! libraries `tera` and `jsonschema` do the work, but neither bounds it. So each piece of work runs on its own thread
+//! with a meter (`bounded`), and calls in both libraries feed that meter:
 //!
-//! - A template is looked at before Tera parses it (`scan`: what recurses), parsed under a limit of the parser's own, and
-//!   then woven through with calls that count (`weave`): at the start of every body, at every value. Tera's functions,
-//!   filters and tests are wrapped, those that could grow without bound are foreseen or replaced (`engine`, `filters`).
-//! - A schema is walked before it is compiled (`schema`): only references to its own subschemas, a bounded number of
-//!   applications to one value, patterns of the linear-time engine; and a keyword that counts in every subschema.
+//! - Before Tera parses a template, `scan` checks for deep recursion, and the parser has a step limit of its own. Then
+//!   `weave` inserts calls that count, at the start of every body and at every value. Tera's functions, filters and
+//!   tests are wrapped; those that could grow without bound are checked ahead or replaced (`engine`, `filters`).
+//! - Before a schema is compiled, `schema` walks it: only references to its own subschemas, a bounded number of
+//!   applications to one value, and patterns of the linear-time engine. Every subschema gets a keyword that counts.
 //!
-//! What is spent is bytes of values and of text, and processor time. The first is what usually ends a hostile template, and
-//! the same template with the same parameters then always ends alike; the second covers what counting bytes does not.
+//! The meter counts bytes of values and text, and processor time. Bytes usually end a hostile template, and then always
+//! at the same place; processor time covers work that allocates no bytes.
 
 pub(crate) mod bounded;
 mod engine;
@@ -27,42 +27,42 @@ use serde_json::Value;
 pub(crate) use bounded::THREAD;
 use bounded::{Stopped, Turns};
 
-/// Most bytes of a template's text.
+/// The largest template, in bytes.
 pub const CONTENT: usize = 512 * 1024;
-/// Most bytes of a schema's text.
+/// The largest schema, in bytes.
 pub const SCHEMA: usize = 128 * 1024;
-/// Most bytes of one value, parameters included, as [`weight`] counts them.
+/// The largest value in bytes, parameters included, as [`weight`] counts them.
 const VALUE: usize = 1024 * 1024;
-/// Most bytes of rendered text.
+/// The largest rendered text, in bytes.
 const OUTPUT: usize = 4 * 1024 * 1024;
-/// Most bytes of values and text in one piece of work, all together.
+/// The largest sum of bytes of values and text in one piece of work.
 const ALLOWANCE: u64 = 64 * 1024 * 1024;
-/// How deep values may be nested.
+/// The deepest nesting of values.
 const DEPTH: usize = 32;
-/// Most characters of a message made of what a library says: it may quote a whole value.
+/// The longest message from a library, in bytes, because it may quote a whole value.
 const MESSAGE: usize = 600;
 
-/// Why a template was not accepted, or not rendered. Texts are for people.
+/// Reason why a template was not accepted or not rendered. Texts are for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The template is none, or uses what templates may not.
+    /// The template is invalid, or uses a forbidden feature.
     Syntax(String),
-    /// The schema is none, or uses what schemas may not.
+    /// The schema is invalid, or uses a forbidden feature.
     Schema(String),
-    /// The parameters break the schema; `<json pointer>: <text>`, or just the text at the root.
+    /// The parameters break the schema; each text is `<json pointer>: <text>`, or just the text at the root.
     Parameters(Vec<String>),
     /// Rendering failed or needed too much.
     Rendering(String),
-    /// Too many are being worked on; nothing is wrong with this one.
+    /// Too many templates are being worked on; this template may be valid.
     Busy,
 }
 
 static TURNS: Turns = Turns::new();
 
-/// Does work on templates when its turn comes: what [`check`], [`validate`] and [`render`] are called in.
+/// Runs work on templates when its turn comes. Call [`check`], [`validate`] and [`render`] inside it.
 ///
 /// # Errors
-/// What the work returned, or [`Refusal::Busy`] when no turn came.
+/// The error of the work, or [`Refusal::Busy`] when no turn came.
 pub async fn in_turn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
@@ -86,7 +86,7 @@ pub fn check(content: &str, schema: &str) -> Result<(), Refusal> {
     settle(compiled, Refusal::Schema)
 }
 
-/// Checks parameters against a schema that was accepted once.
+/// Checks parameters against an accepted schema.
 ///
 /// # Errors
 /// [`Refusal::Parameters`] or [`Refusal::Busy`].
@@ -96,7 +96,7 @@ pub fn validate(schema: &str, parameters: &Value) -> Result<(), Refusal> {
     let Some(validator) = settle(found, problem)? else {
         return Ok(());
     };
-    // Listing what is wrong holds all of it in memory, so it has a smaller allowance.
+    // The list of problems has a smaller allowance, because all of it is held in memory.
     match bounded::run(ALLOWANCE / 2, || schema::problems(&validator, parameters)) {
         Ok(problems) => Err(Refusal::Parameters(problems)),
         Err(Stopped::Busy) => Err(Refusal::Busy),
@@ -104,7 +104,7 @@ pub fn validate(schema: &str, parameters: &Value) -> Result<(), Refusal> {
     }
 }
 
-/// Renders a template that was accepted once. Parameters that are no object leave every variable undefined.
+/// Renders an accepted template. Parameters that are no object leave every variable undefined.
 ///
 /// # Errors
 /// [`Refusal::Rendering`] or [`Refusal::Busy`].
@@ -113,7 +113,7 @@ pub fn render(content: &str, parameters: &Value) -> Result<String, Refusal> {
     settle(rendered, Refusal::Rendering)
 }
 
-/// The outcome of bounded work, with what stopped it as a refusal of this kind.
+/// Returns the result of bounded work; maps errors and limits to this kind of refusal.
 fn settle<T>(
     outcome: Result<Result<T, String>, Stopped>,
     refusal: impl Fn(String) -> Refusal,
@@ -128,7 +128,7 @@ fn settle<T>(
     }
 }
 
-/// The first [`MESSAGE`] bytes or a little less, and a sign that there was more.
+/// Cuts a text after at most [`MESSAGE`] bytes, and marks the cut.
 fn cut(text: &str) -> String {
     if text.len() <= MESSAGE {
         return text.to_owned();

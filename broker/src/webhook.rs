@@ -1,16 +1,17 @@
-//! Webhooks: telling an endpoint of the tenant's what happened.
+//! Webhooks: delivery of the tenant's events to HTTP endpoints.
 //!
 //! ```text
 //! a write --emit--> event_outbox --job: fan out--> webhook_deliveries --job: take--> endpoint --settle--> success, failed, dead
 //!                                                                     --GET pending--> agent --POST result--^
 //! ```
 //!
-//! Here is what a delivery is made of, each part for itself: the secrets and their key ([`crypto`], [`key`], [`endpoint`]), where
-//! it may go ([`target`]), the request ([`client`]), what its end means ([`outcome`]), and how many are under way
-//! ([`flights`]). `jobs::webhooks` puts them together; the rows are `store::webhooks` and `store::deliveries`.
+//! This module holds the parts of a delivery: the secrets and their key ([`crypto`], [`key`], [`endpoint`]), the
+//! allowed targets ([`target`]), the request ([`client`]), the meaning of its result ([`outcome`]), and the deliveries
+//! under way ([`flights`]). `jobs::webhooks` puts them together; the rows are in `store::webhooks` and
+//! `store::deliveries`.
 //!
-//! A delivery is somebody's from being taken until its claim ends; only who holds the claim writes down how it went
-//! ([`settle`]). So two brokers never settle one delivery twice, and one that a killed broker held is taken again.
+//! A broker or agent claims a delivery when it takes it, until the claim ends. Only the holder of the claim records the
+//! result ([`settle`]), so two brokers never settle the same delivery, and a killed broker's delivery is taken again.
 
 pub mod client;
 pub mod crypto;
@@ -40,20 +41,20 @@ use outcome::{Next, Outcome};
 pub use rounds::Rounds;
 use target::Policy;
 
-/// Test requests under way at once; the rest wait within their own time.
+/// The largest number of test requests at once; others wait within their own time limit.
 const TESTS: usize = 8;
 
-/// Requests under way at once, each with a socket.
+/// The largest number of requests at once, each with a socket.
 pub const MOST_REQUESTS: u32 = (flights::MOST + TESTS) as u32;
 
-/// What the broker has for its webhooks. Cheap to clone.
+/// The state of the broker's webhooks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Webhooks(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     source: KeySource,
-    /// Once it is known it stays: the file is never written again.
+    /// The key, once it is known. It never changes because the key file is never written again.
     key: Mutex<Option<Key>>,
     client: Client,
     flights: Flights,
@@ -63,7 +64,7 @@ struct Inner {
 }
 
 impl Webhooks {
-    /// As configured, with the key from there.
+    /// Returns the webhooks of this configuration, with the key from this source.
     pub fn new(config: &BrokerConfig, source: KeySource) -> Self {
         Self(Arc::new(Inner {
             source,
@@ -76,10 +77,7 @@ impl Webhooks {
         }))
     }
 
-    /// The key to seal with; made if there is none. Blocks on a file.
-    ///
-    /// # Errors
-    /// When there is none to be had.
+    /// Returns the key to seal with; creates it if there is none. Blocks on a file.
     pub fn sealing_key(&self) -> Result<Key, KeyError> {
         let mut known = self.known_key();
         if let Some(key) = &*known {
@@ -90,10 +88,7 @@ impl Webhooks {
         Ok(key)
     }
 
-    /// The key to open with, if there is one. Blocks on a file.
-    ///
-    /// # Errors
-    /// When it cannot be read.
+    /// Returns the key to open with, if there is one. Blocks on a file.
     pub fn opening_key(&self) -> Result<Option<Key>, KeyError> {
         let mut known = self.known_key();
         if known.is_none() {
@@ -106,23 +101,23 @@ impl Webhooks {
         self.0.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends requests.
+    /// Returns the client that sends requests.
     pub fn client(&self) -> &Client {
         &self.0.client
     }
 
-    /// The deliveries under way.
+    /// Returns the deliveries under way.
     pub fn flights(&self) -> &Flights {
         &self.0.flights
     }
 
-    /// When the job may go round again.
+    /// Returns the schedule of the webhook job's rounds.
     pub fn rounds(&self) -> &Rounds {
         &self.0.rounds
     }
 
-    /// Says that a subscription's secrets do not fit the key. Once for all: each delivery that dies of it is counted, and in
-    /// the audit log.
+    /// Logs once that a subscription's secrets do not fit the key. Each delivery that fails for this reason is also
+    /// counted and in the audit log.
     pub fn say_unreadable(&self, subscription: Uuid) {
         if !self.0.said.swap(true, Ordering::Relaxed) {
             tracing::error!(
@@ -132,17 +127,14 @@ impl Webhooks {
         }
     }
 
-    /// Places for test requests.
+    /// Returns the permits of test requests.
     pub fn tests(&self) -> &Semaphore {
         &self.0.tests
     }
 }
 
-/// Writes down how an attempt ended, and says so in the audit log if it was the last. `None`: the claim had ended before, the
-/// delivery is somebody else's by now, and nothing is written.
-///
-/// # Errors
-/// When the statements fail.
+/// Records the result of an attempt, and adds an audit entry if it was the last. Returns `None` and records nothing
+/// when the claim has ended before, because the delivery may have another holder.
 pub fn settle(
     db: &mut Conn,
     held: &Held,

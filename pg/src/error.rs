@@ -1,45 +1,45 @@
-//! Why there is no connection, in the words of whoever has to decide about trying again.
+//! Errors of connecting to a server, classified so that a caller can decide whether to retry.
 
 use std::{error::Error, fmt};
 
 use postgres::error::SqlState;
 
-/// What a refusal means.
+/// The class of a connection error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// No server answered: refused, no route, no such name, no such socket, timeout, connection lost.
+    /// No server answered: connection refused, no route, unknown host or socket, timeout, or connection lost.
     Unreachable,
-    /// The server does not let this role in (class 28): unknown role, wrong password, no line in pg_hba.conf.
+    /// The server refuses the role (class 28): unknown role, wrong password, or no matching line in pg_hba.conf.
     Denied,
     /// The database does not exist (3D000).
     NoDatabase,
-    /// Every connection the server, the database or the role may have is taken (53300).
+    /// All connections that the server, the database or the role allows are taken (53300).
     TooManyConnections,
     /// The server is starting, stopping or recovering (57P01 to 57P03).
     NotReady,
-    /// The server takes no writes, and one that does was asked for.
+    /// The server is read-only, but the caller requires a server that takes writes.
     ReadOnly,
-    /// TLS is not offered, or the certificate does not prove what `sslmode` asks for.
+    /// The server offers no TLS, or its certificate fails the check that `sslmode` requires.
     Tls,
-    /// Something else; the text says what.
+    /// Any other error; the text has the details.
     Other,
 }
 
-/// No connection. The text names the server and what it said; it never holds the password.
+/// A failed connection. The text names the server and gives the cause; it never holds the password.
 pub struct ConnectError {
     reason: Reason,
     text: String,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
-/// How the driver begins the text of its errors of that kind; it offers no other way to tell. Tried by a test.
+/// Beginning of the driver's text for a failed TLS handshake. The driver offers no other way to tell; a test checks it.
 const TLS: &str = "error performing TLS handshake";
-/// Likewise.
+/// Beginning of the driver's text for a failed authentication.
 const AUTHENTICATION: &str = "authentication error";
-/// Likewise.
+/// Beginning of the driver's text for an invalid configuration.
 const CONFIGURATION: &str = "invalid configuration";
 
-/// Functions of the server, 14 to 18, that turn a login away before they look at its role or database.
+/// Functions of PostgreSQL 14 to 18 that refuse a login before the server knows its role or database.
 const BEFORE_ANY_ROLE: [&str; 3] = ["ProcessStartupPacket", "BackendInitialize", "InitProcess"];
 
 impl ConnectError {
@@ -52,7 +52,7 @@ impl ConnectError {
                 code if *code == SqlState::INVALID_CATALOG_NAME => Reason::NoDatabase,
                 code if ["57P01", "57P02", "57P03"].contains(&code.code()) => Reason::NotReady,
                 code if code.code().starts_with("28") => Reason::Denied,
-                // A pooler says with 08P01 what a server says with its own code.
+                // A pooler reports 08P01 where a server reports its own code.
                 _ => Reason::Other,
             };
             (reason, format!("{} ({})", db.message(), db.code().code()))
@@ -65,7 +65,7 @@ impl ConnectError {
         } else if shown.starts_with(CONFIGURATION) {
             (Reason::Other, causes)
         } else {
-            // What is left is the network: connecting, timeout, closed, broken off.
+            // All other errors come from the network: connecting, timeout, or a closed or broken connection.
             (Reason::Unreachable, causes)
         };
         Self {
@@ -83,12 +83,12 @@ impl ConnectError {
         }
     }
 
-    /// What it means.
+    /// Returns the class of this error.
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// The server's SQLSTATE, if it said one.
+    /// Returns the SQLSTATE, if the server sent one.
     pub fn code(&self) -> Option<&SqlState> {
         self.source
             .as_ref()?
@@ -96,12 +96,13 @@ impl ConnectError {
             .code()
     }
 
-    /// Whether the server says it to every login, whatever its role and database: it starts or stops (57P03), or all of its
-    /// connections are taken (53300).
+    /// Returns true when the server refuses every login, for any role and database: it is starting or stopping (57P03),
+    /// or all of its connections are taken (53300).
     ///
-    /// A role or a database that has reached its own limit is 53300 as well, and a pooler passes on what one of the servers
-    /// behind it said. So the function of the server that reports it decides: those below know no role yet. The text would
-    /// not do, because `lc_messages` changes it. What is reserved for superusers is left out, because some roles may have it.
+    /// The function of the server that reports the error decides, because a role or a database that has reached its own
+    /// limit also reports 53300, and a pooler passes on the errors of the servers behind it. The text cannot decide,
+    /// because `lc_messages` changes it. A shortage that only spares reserved connections does not count, because some
+    /// roles may use those.
     pub fn concerns_every_login(&self) -> bool {
         let db = self
             .source
@@ -117,7 +118,7 @@ impl ConnectError {
         })
     }
 
-    /// Whether waiting may help without anybody changing a configuration.
+    /// Returns true when a retry may succeed without a change of configuration.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.reason,
@@ -125,14 +126,14 @@ impl ConnectError {
         )
     }
 
-    /// Whether libpq's `prefer` would try again without TLS.
+    /// Returns true when libpq's `prefer` would retry without TLS.
     pub(crate) fn may_do_without_tls(&self) -> bool {
         self.reason == Reason::Tls
             || self.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
     }
 }
 
-/// The driver's text and what is below it: alone it only says that something failed.
+/// Joins the driver's text with the texts of its causes, because the first alone only says that something failed.
 fn causes(error: &postgres::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -159,5 +160,5 @@ impl fmt::Debug for ConnectError {
     }
 }
 
-// No `source()`: the text already says all of it, and a chain would say it twice.
+// No `source()`, because the text already holds the causes and a printed chain would repeat them.
 impl Error for ConnectError {}

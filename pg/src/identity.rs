@@ -1,12 +1,12 @@
-//! Whose connection it is, for everybody who looks into `pg_stat_activity`.
+//! The `application_name` that marks a tenant's connections in `pg_stat_activity`.
 
 use std::sync::OnceLock;
 
-/// PostgreSQL cuts an `application_name` after this many bytes.
+/// The length, in bytes, at which PostgreSQL cuts an `application_name`.
 const MAX: usize = 63;
 
-/// The name of a tenant's connections from this host: `brokkr:` + 8 hexadecimal digits of the machine id + `:` + tenant.
-/// At most 63 bytes.
+/// Returns the `application_name` of a tenant on this host, at most 63 bytes: `brokkr:` + 8 hexadecimal digits of the
+/// machine id + `:` + tenant.
 pub fn application_name(tenant: &str) -> String {
     let mut name = format!("{}{tenant}", application_prefix());
     let mut end = MAX.min(name.len());
@@ -17,13 +17,14 @@ pub fn application_name(tenant: &str) -> String {
     name
 }
 
-/// What every `application_name` of this host begins with: `brokkr:` + 8 hexadecimal digits + `:`.
+/// Returns the beginning of every `application_name` of this host: `brokkr:` + 8 hexadecimal digits + `:`.
 pub fn application_prefix() -> &'static str {
     static PREFIX: OnceLock<String> = OnceLock::new();
     PREFIX.get_or_init(|| format!("brokkr:{}:", machine()))
 }
 
-/// The first 8 hexadecimal digits of the machine id; of a hash of the host name where there is none (some containers).
+/// Returns the first 8 hexadecimal digits of the machine id, or of a hash of the host name on hosts without a machine
+/// id (some containers).
 fn machine() -> String {
     for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
         if let Some(id) = std::fs::read_to_string(path)
@@ -35,7 +36,8 @@ fn machine() -> String {
         }
     }
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    // FNV-1a: stable over versions of the program, which the standard library's hashes need not be.
+    // FNV-1a, because its values stay the same in every version of the program; those of the standard library may
+    // change.
     let hash = host.trim().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });

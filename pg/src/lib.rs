@@ -1,12 +1,12 @@
-//! One connection to one PostgreSQL server, as a tenant's database URL means it.
+//! Connections to one PostgreSQL server, as a tenant's database URL defines them.
 //!
-//! Both programs connect through here, so that a URL proves the same thing to the supervisor's prober and to the
-//! broker's pool: [`config`] turns the URL into the driver's configuration, [`Connector`] adds TLS as `sslmode` asks
-//! for it, and [`ConnectError`] says in one word what a refusal means for whoever has to decide about trying again.
+//! Both programs connect through this crate, so that a URL means the same to the supervisor's prober and to the
+//! broker's pool. [`config`] turns the URL into the driver's configuration, [`Connector`] adds TLS as `sslmode`
+//! requires, and [`ConnectError`] classifies a failure so that the caller can decide whether to retry.
 //!
-//! Server settings are not passed in the startup packet (`options=`): a pooler in front refuses those. They are set by the
-//! first message of a session: [`SETTINGS`], which correctness rests on, and the caller's ([`Options::settings`]). Only
-//! [`Connector::open`] leaves them to its caller.
+//! The first message of a session carries the server settings, because a pooler refuses them in the startup packet
+//! (`options=`). The message holds [`SETTINGS`], which correctness depends on, and the caller's own
+//! ([`Options::settings`]). Only [`Connector::open`] leaves both to its caller.
 
 #![forbid(unsafe_code)]
 
@@ -26,40 +26,41 @@ use postgres::{
 pub use error::{ConnectError, Reason};
 pub use identity::{application_name, application_prefix};
 pub use session::{SETTINGS, set_up};
-/// Makes a connection's TLS; see [`Connector::with_tls`].
+/// The TLS half of a connection; see [`Connector::with_tls`].
 pub use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Longest time to reach the server, unless the URL says otherwise.
+/// The longest time to reach the server, unless the URL sets another.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest time sent data may stay unacknowledged, unless the URL says otherwise.
+/// The longest time that sent data may stay unacknowledged, unless the URL sets another.
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Quiet time before the first keepalive, unless the URL says otherwise; the system's own is two hours. A connection that
-/// something in between has forgotten while a statement was out is found by nothing else, and holds one of few places until
-/// then: as long as for data that is not acknowledged, and no longer.
+/// The quiet time before the first keepalive, unless the URL sets another; the system's default is two hours.
+///
+/// Only keepalives find a connection that a device on the way has forgotten during a statement, and the connection
+/// occupies a place in the pool until then. So the limit is as long as that for unacknowledged data.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_COUNT: u32 = 2;
 
-/// What keeps an asynchronous connection going; the connection ends when it does.
+/// The task that drives an asynchronous connection; the connection closes when the task ends.
 pub type Work = Pin<Box<dyn Future<Output = Result<(), postgres::Error>> + Send>>;
 
-/// What the URL does not say about a connection.
+/// The settings of a connection that the URL does not hold.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `application_name`; see [`application_name`].
+    /// The `application_name`; see [`application_name`].
     pub application_name: String,
-    /// Longest time to reach the server; `None`: the URL's, else [`CONNECT_TIMEOUT`].
+    /// The longest time to reach the server; `None` takes the URL's, else [`CONNECT_TIMEOUT`].
     pub connect_timeout: Option<Duration>,
-    /// Refuse a standby or a read-only server. Costs a round trip for each connection.
+    /// True to refuse a standby or a read-only server. Costs a round trip for each connection.
     pub read_write: bool,
-    /// `SET …;` statements sent behind [`SETTINGS`], in the same message.
+    /// `SET …;` statements sent after [`SETTINGS`], in the same message.
     pub settings: &'static str,
 }
 
 impl Options {
-    /// A connection of this name that takes any server.
+    /// Returns options with this `application_name` that accept any server.
     pub fn new(application_name: impl Into<String>) -> Self {
         Self {
             application_name: application_name.into(),
@@ -69,21 +70,21 @@ impl Options {
         }
     }
 
-    /// The same, but only to a server that takes writes.
+    /// Requires a server that takes writes.
     #[must_use]
     pub fn read_write(mut self) -> Self {
         self.read_write = true;
         self
     }
 
-    /// The same with settings of its own.
+    /// Sets the caller's own `SET …;` statements.
     #[must_use]
     pub fn settings(mut self, settings: &'static str) -> Self {
         self.settings = settings;
         self
     }
 
-    /// The same with its own time to reach the server.
+    /// Sets the longest time to reach the server.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
@@ -91,8 +92,8 @@ impl Options {
     }
 }
 
-/// The driver's configuration for `url`. `sslmode` is in it only as far as the driver knows it: what a certificate has
-/// to prove is in [`Connector`]. `target_session_attrs` is left to the caller.
+/// Returns the driver's configuration for `url`. Certificate checks belong to [`Connector`], because the driver knows
+/// only a part of `sslmode`. The caller sets `target_session_attrs`.
 pub fn config(url: &DatabaseUrl, application_name: &str) -> Config {
     driver_config(url, application_name).into()
 }
@@ -134,7 +135,7 @@ fn driver_config(url: &DatabaseUrl, application_name: &str) -> tokio_postgres::C
     config
 }
 
-/// What TLS has to do for this URL: nothing over a Unix socket, whatever it says, as in libpq.
+/// Returns the effective `sslmode`: over a Unix socket there is no TLS, as in libpq.
 fn ssl_mode(url: &DatabaseUrl) -> SslMode {
     match url.host() {
         Host::Unix(_) => SslMode::Disable,
@@ -142,15 +143,14 @@ fn ssl_mode(url: &DatabaseUrl) -> SslMode {
     }
 }
 
-/// Connects again and again to one URL. Trusted roots are read once, when it is made.
+/// Opens connections to one URL. The trusted roots are read once, when the connector is made.
 #[derive(Clone)]
 pub struct Connector {
     config: tokio_postgres::Config,
     mode: SslMode,
-    /// `None` when there is to be no TLS.
+    /// `None` when connections use no TLS.
     tls: Option<MakeRustlsConnect>,
     server: String,
-    /// The first message of a session.
     settings: String,
 }
 
@@ -193,13 +193,10 @@ impl Connector {
         })
     }
 
-    /// Opens one connection. Blocks; not for an event loop.
+    /// Opens one connection. Blocks, so an event loop must not call it.
     ///
-    /// The timeout covers reaching the server. A server that accepts and then says nothing (stopped, swapped out) is
-    /// waited for as long as its kernel acknowledges: a caller that cannot wait must bound this from outside.
-    ///
-    /// # Errors
-    /// The reason says what it means; the text names the server and never holds the password.
+    /// The timeout covers reaching the server only. A server that accepts and then stays silent (stopped, swapped out)
+    /// is waited for as long as its kernel acknowledges: a caller that cannot wait must set its own limit.
     pub fn connect(&self) -> Result<Client, ConnectError> {
         let fail = |error| self.failure(error);
         let plain = || self.without_tls().connect(NoTls).map_err(fail);
@@ -214,14 +211,12 @@ impl Connector {
         Ok(client)
     }
 
-    /// Opens one connection for an event loop: the client, and the work to be run beside it. Without a bound of its
-    /// own beyond reaching the server, and dropped without harm at any time.
+    /// Opens one connection for an event loop, and returns the client and the task that drives it.
     ///
-    /// Sets nothing in the session: a pooler that shares its sessions would hand the settings on to others, and it is for
-    /// the caller to find out that there is none.
+    /// The timeout covers reaching the server only. The future may be dropped at any time.
     ///
-    /// # Errors
-    /// As [`Connector::connect`].
+    /// Leaves the session's settings to the caller, because a pooler that shares its sessions would pass the settings
+    /// on to other clients: the caller must first find out that there is no such pooler.
     pub async fn open(&self) -> Result<(tokio_postgres::Client, Work), ConnectError> {
         let fail = |error| self.failure(error);
         if let Some(tls) = &self.tls {
@@ -235,30 +230,32 @@ impl Connector {
         Ok((client, Box::pin(work)))
     }
 
-    /// Returns what it takes to connect with TLS, unless there is to be none. With [`Connector::without_tls`], [`Connector::falls_back`] and
-    /// [`Connector::failure`] all that [`Connector::connect`] does but the settings, for a pool that connects by itself.
+    /// Returns the parts to connect with TLS, or `None` for a connection without TLS.
+    ///
+    /// With [`Connector::without_tls`], [`Connector::falls_back`] and [`Connector::failure`] a pool can connect by
+    /// itself as [`Connector::connect`] does, except for the settings.
     pub fn with_tls(&self) -> Option<(Config, MakeRustlsConnect)> {
         let tls = self.tls.clone()?;
         Some((self.config.clone().into(), tls))
     }
 
-    /// Returns what it takes to connect without TLS.
+    /// Returns the configuration to connect without TLS.
     pub fn without_tls(&self) -> Config {
         self.plain().into()
     }
 
-    /// Says what the driver's error means, and which server it is about.
+    /// Converts the driver's error, adding the server's name.
     pub fn failure(&self, error: postgres::Error) -> ConnectError {
         ConnectError::new(&self.server, error)
     }
 
-    /// Returns true when the next try is without TLS. `prefer` is the only mode that may end so: where the handshake fails, and where
-    /// the server's pg_hba.conf has no line for TLS (the server itself saying that it has no TLS is seen by the driver).
+    /// Returns true when the next try must go without TLS: in mode `prefer`, after a failed handshake or where
+    /// pg_hba.conf has no line for TLS. (The driver itself handles a server that offers no TLS.)
     pub fn falls_back(&self, error: &ConnectError) -> bool {
         self.mode == SslMode::Prefer && error.may_do_without_tls()
     }
 
-    /// When plain fails too, what it says is the newer of two truths, as in libpq.
+    /// The configuration without TLS. If this fails too, its error is reported, as in libpq.
     fn plain(&self) -> tokio_postgres::Config {
         let mut plain = self.config.clone();
         plain.ssl_mode(PgSslMode::Disable);
@@ -267,9 +264,6 @@ impl Connector {
 }
 
 /// Opens one connection to `url`: [`Connector::new`] and [`Connector::connect`].
-///
-/// # Errors
-/// As those.
 pub fn connect(url: &DatabaseUrl, options: &Options) -> Result<Client, ConnectError> {
     Connector::new(url, options)?.connect()
 }

@@ -1,21 +1,19 @@
-//! The session settings that the product's correctness rests on, set at connect and never inherited.
+//! Session settings that correctness depends on, set at connect because a role or a database may change any of them
+//! (`ALTER ROLE … SET`).
 //!
-//! A role or a database may set any of them (`ALTER ROLE … SET`). The book's page of the tenant file says which settings
-//! are set here and which stay the operator's.
+//! The book's page on the tenant file lists the settings made here and those left to the operator.
 
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 
-/// Tries of a session's first message, and of the statement that lifts the role's `statement_timeout` before the next try.
+/// The largest number of tries for a session's first message.
 const TRIES: usize = 20;
 
 /// Sends a session's first message, which begins with [`SETTINGS`].
 ///
-/// The role's `statement_timeout` still applies to that message, and a busy machine may exceed a short one. The statement
-/// that lifts it is short enough alone.
-///
-/// # Errors
-/// The statement's, after twenty tries where the server cancels it.
+/// The role's `statement_timeout` still applies to that message, and a busy machine may exceed a short timeout. A
+/// message that the server cancels is therefore sent again, up to twenty times, after a single statement that lifts
+/// the timeout.
 pub fn set_up(
     client: &mut Client,
     message: &str,
@@ -25,7 +23,7 @@ pub fn set_up(
         match client.simple_query(message) {
             Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) && tries < TRIES => {
                 tries += 1;
-                // Cancelled as well, it is sent again with the next try.
+                // The next round repeats this statement if the server cancels it too.
                 let _ = client.simple_query("SET statement_timeout = 0");
             }
             result => return result,
@@ -33,17 +31,19 @@ pub fn set_up(
     }
 }
 
-/// Sets every one of them, in one message with others. Its one row begins with the server's process for the session.
+/// The session settings, sent in one message with others. Returns one row, which begins with the pid of the session's
+/// backend.
 ///
-/// - All parameters are known since PostgreSQL 14, but `transaction_timeout` (17), which is looked for first.
-/// - The timeouts come first and are none, because an inherited one could end the statements that follow. The caller sets
-///   its own behind these.
-/// - `default_transaction_read_only` is not among them: it is how an operator freezes a server, a database or a role, and
-///   `target_session_attrs` asks for it.
+/// - All parameters exist since PostgreSQL 14, except `transaction_timeout` (17), which the message looks up first.
+/// - The timeouts come first and are switched off, because an inherited timeout could end the statements that follow.
+///   The caller sets its own after them.
+/// - `default_transaction_read_only` is left alone, because an operator freezes a server, a database or a role with it,
+///   and `target_session_attrs` asks for it.
 /// - `row_security` is off, so that a policy makes a statement fail instead of hiding rows from it.
-/// - `synchronous_commit` is only kept from being `off`: `local`, `remote_write` and `remote_apply` are the operator's.
-/// - `session_replication_role` is set only where it differs, because only a superuser may: for any other role the
-///   connection is refused, for without triggers and foreign keys the tables would not hold.
+/// - `synchronous_commit` is changed only where it is `off`: `local`, `remote_write` and `remote_apply` are the
+///   operator's.
+/// - `session_replication_role` is set only where it differs, because only a superuser may set it. The connection of
+///   any other role is refused then, because the tables would lose their triggers and foreign keys.
 pub const SETTINGS: &str = "\
     SET statement_timeout = 0; \
     SET lock_timeout = 0; \
@@ -71,5 +71,6 @@ pub const SETTINGS: &str = "\
         CASE WHEN pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.<>) 'origin' \
             THEN pg_catalog.set_config('session_replication_role', 'origin', false) END; ";
 
-/// Resolves names in the server's own catalogue only: a role's `search_path` could put a schema of its own before it.
+/// Resolves names in the server's own catalogue only, because a role's `search_path` could put another schema before
+/// it.
 pub(crate) const CATALOG_ONLY: &str = "SET search_path TO pg_catalog, pg_temp; ";

@@ -1,6 +1,6 @@
-//! TLS as `sslmode` means it: who is not verified, whose chain, and whose name too.
+//! TLS as `sslmode` defines it: without verification, with the chain verified, or with chain and host name verified.
 //!
-//! The cryptography is chosen here, explicitly: a process-wide default would be one more thing two crates could set differently.
+//! The cryptography is chosen here explicitly, because two crates could set a process-wide default differently.
 
 use std::{path::Path, path::PathBuf, sync::Arc};
 
@@ -17,7 +17,6 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-/// Why TLS could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     #[error("sslrootcert {0}: {1}")]
@@ -36,7 +35,7 @@ pub(crate) enum TlsError {
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
-/// The client side for `mode`; `None` when there is to be no TLS.
+/// Returns the client's TLS configuration for `mode`; `None` without TLS.
 pub(crate) fn client(
     mode: SslMode,
     root_cert: Option<&Path>,
@@ -67,7 +66,8 @@ pub(crate) fn client(
 fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = file {
-        // Opening a pipe waits for its other side, for ever; what cannot be looked at says so itself when it is opened.
+        // Opening a pipe would wait for its writer without limit. A path that cannot be examined fails when it is
+        // opened.
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(TlsError::NotAFile(path.to_owned()));
         }
@@ -81,7 +81,8 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
             return Err(TlsError::NoRootInFile(path.to_owned()));
         }
     } else {
-        // One that cannot be parsed is passed over, as every other program does: the store is not ours.
+        // Skips system certificates that cannot be parsed, as other programs do, because the store is not ours to
+        // repair.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
             return Err(TlsError::NoSystemRoots);
@@ -90,8 +91,9 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Any certificate will do: `prefer` and `require` keep listeners out, not impostors, as in libpq. The signature of the
-/// handshake is checked still: the peer holds the key of the certificate it shows.
+/// Accepts any certificate, as libpq does for `prefer` and `require`: they stop eavesdroppers, not impostors.
+///
+/// The signature of the handshake is still checked: the peer holds the key of the certificate it presents.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 
@@ -140,7 +142,7 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
-/// The chain must lead to a trusted root; whose name the certificate bears is not looked at.
+/// Requires a chain to a trusted root, and ignores the name in the certificate.
 #[derive(Debug)]
 struct ChainOnly {
     roots: RootCertStore,

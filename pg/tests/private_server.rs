@@ -1,4 +1,4 @@
-//! Connections to a real server of our own: over its Unix socket, over TCP, and with TLS of every mode.
+//! Connections to a real private server: over its Unix socket, over TCP, and with TLS in every mode.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -66,11 +66,11 @@ fn a_url_connects_as_itself_and_a_refusal_says_what_it_means() {
         )
         .unwrap();
 
-    // Alone: it cannot run in the transaction that several statements are.
+    // Runs alone, because several statements form a transaction, and this statement cannot run in a transaction.
     admin.batch_execute("CREATE DATABASE other").unwrap();
 
     let tcp = format!("postgres://tight:p%40ss%3Aw%2Frd@127.0.0.1:{port}/other?sslmode=disable");
-    // Without TLS on the server `prefer` goes on without, `require` does not.
+    // Without TLS on the server, `prefer` connects without it and `require` fails.
     let first = connect(
         &url(&tcp.replace("sslmode=disable", "sslmode=prefer")),
         &options().read_write(),
@@ -112,7 +112,7 @@ fn a_url_connects_as_itself_and_a_refusal_says_what_it_means() {
         let (why, shown) = reason(nowhere);
         assert_eq!(why, Reason::Unreachable, "{shown}");
     }
-    // sslmode means nothing over a Unix socket.
+    // A Unix socket ignores sslmode.
     connect(
         &url(&format!(
             "postgres://postgres@/postgres?host={socket}&port={port}&sslmode=verify-full"
@@ -160,7 +160,7 @@ fn only_what_the_server_says_to_every_login_concerns_every_login() {
     while let Ok(client) = connect(&at("plain", "postgres"), &options()) {
         all.push(client);
     }
-    // A superuser has a place left still.
+    // Only superusers still find a free connection.
     own.push(refused(&at("plain", "postgres")));
     for error in &own {
         assert_eq!(error.reason(), Reason::TooManyConnections, "{error}");
@@ -196,7 +196,7 @@ fn each_sslmode_accepts_what_libpq_accepts() {
         ("127.0.0.1", "sslmode=disable".to_owned(), false),
         ("127.0.0.1", "sslmode=prefer".to_owned(), true),
         ("127.0.0.1", "sslmode=require".to_owned(), true),
-        // The certificate is for `localhost`: the address is not its name, its chain is good.
+        // The certificate is for `localhost`: the address does not match its name, but its chain is good.
         (
             "127.0.0.1",
             format!("sslmode=verify-ca&sslrootcert={ca}"),
@@ -207,7 +207,7 @@ fn each_sslmode_accepts_what_libpq_accepts() {
             format!("sslmode=verify-full&sslrootcert={ca}"),
             true,
         ),
-        // `require` does not verify, whatever root it is given.
+        // `require` does not verify, even when a root is given.
         (
             "127.0.0.1",
             format!("sslmode=require&sslrootcert={stranger}"),
@@ -228,7 +228,7 @@ fn each_sslmode_accepts_what_libpq_accepts() {
             "localhost",
             format!("sslmode=verify-full&sslrootcert={stranger}"),
         ),
-        // The system's roots do not know our authority either.
+        // The system's roots do not include the test's authority.
         ("localhost", "sslmode=verify-full".to_owned()),
         (
             "localhost",
@@ -241,7 +241,7 @@ fn each_sslmode_accepts_what_libpq_accepts() {
         assert_eq!(error.reason(), Reason::Tls, "{error}");
     }
 
-    // pg_hba.conf has a line for this role without TLS only: `prefer` ends there, as in libpq, and `require` does not.
+    // pg_hba.conf admits this role only without TLS: `prefer` falls back, as in libpq, and `require` fails.
     let mut admin = connect(&at("127.0.0.1", "sslmode=require"), &options()).unwrap();
     admin.batch_execute("CREATE ROLE plain LOGIN").unwrap();
     let plain = |mode: &str| {
@@ -260,7 +260,7 @@ fn each_sslmode_accepts_what_libpq_accepts() {
         Reason::Denied
     );
 
-    // One connector serves many connections, and says nothing of what it knows.
+    // One connector opens many connections.
     let connector = Connector::new(
         &at(
             "localhost",

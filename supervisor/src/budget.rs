@@ -1,17 +1,18 @@
-//! The budget: who may run on a server, and who is refused, in numbers an operator can act on.
+//! The budget: decides which tenants may run on a server, and gives the reasons in numbers for the operator.
 //!
-//! Pure: facts, claims and the admitted list go in, a verdict comes out. No clock, no I/O, no state.
+//! Pure functions: facts, claims and the admitted list go in, a verdict comes out. No clock, no I/O, no state.
 //!
-//! A *claim* is what one tenant wants and what its instances still hold; a *place* is where connections
-//! land: server, database, role. Limits are nested sums over places: each server, each database across
-//! roles, each role across databases. Within one scope a tenant is charged its largest pool there, for its
-//! two instances together never hold more than that and the two connections a replacement starts with;
-//! in different scopes it is charged in each, so a tenant that moves counts in both until it has moved.
+//! A *claim* holds the pool that a tenant wants and the connections that its instances still hold. A *place* is the
+//! target of connections: server, database, role. Limits are nested sums over places: each server, each database across
+//! roles, each role across databases. Within one scope a tenant is charged its largest pool there, because its two
+//! instances together never hold more than that pool and the two connections that a replacement starts with. In
+//! different scopes a tenant is charged in each, so a tenant that moves to another server counts in both until the move
+//! is complete.
 //!
-//! Three passes make admission sticky. First every admitted tenant is charged what it was admitted with
-//! and what it holds, whether that still fits or not: nobody is evicted. Then, oldest first, what an
-//! admitted tenant wants beyond that is granted if it fits. Then newcomers, by priority and name, get what
-//! is left; one that does not fit is skipped, and smaller ones behind it are still tried.
+//! Admission takes three passes. First every admitted tenant is charged its admitted pool and the connections it holds,
+//! even where that no longer fits: no tenant is evicted. Then, oldest first, larger pools of admitted tenants are
+//! granted if they fit. Then new tenants get the remaining connections, by priority and name. A tenant that does not
+//! fit is skipped, and smaller tenants behind it are still tried.
 
 mod admitted;
 mod conflicts;
@@ -31,26 +32,26 @@ use ledger::Ledger;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Connections a replacement instance starts with, beside the one it replaces.
+/// The connections that a replacement instance starts with, beside those of the instance it replaces.
 pub const REPLACEMENT: u32 = 2;
 /// The supervisor's own connection to each server.
 pub const OWN: u32 = 1;
-/// One `brokkr-broker` command run by a person.
+/// The connection of one `brokkr-broker` command run by a person.
 pub const COMMAND: u32 = 1;
 
-/// One PostgreSQL server, however many URLs lead to it. The same over its restarts.
+/// The identity of one PostgreSQL server, the same for all URLs that lead to it, and over its restarts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(String);
 
 impl ServerId {
-    /// An id as the prober gives it: no whitespace, never empty.
+    /// Makes an id from the prober's text: without whitespace, never empty.
     pub fn new(id: &str) -> Self {
-        // It is one word of a line of STATE_DIR/admitted.
+        // The id is one word in a line of STATE_DIR/admitted.
         let id: String = id.split_whitespace().collect();
         Self(if id.is_empty() { "?".to_owned() } else { id })
     }
 
-    /// The id as `status` shows it.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,7 +63,7 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// Where connections land.
+/// The target of connections.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The server.
@@ -71,30 +72,30 @@ pub struct Place {
     pub database: u32,
     /// The role that logs in.
     pub role: String,
-    /// A superuser is exempt from the limits of databases and roles.
+    /// True for a superuser, who is exempt from the limits of databases and roles.
     pub superuser: bool,
 }
 
-/// What a tenant wants.
+/// The connections that a tenant wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// It is stopped, refused for another reason, or its file has gone: only what it holds counts.
+    /// None: the tenant is stopped, refused for another reason, or without a file. Only the connections it holds count.
     Nothing,
-    /// To run with a pool.
+    /// A pool to run with.
     Pool {
-        /// Most connections, at most.
+        /// The pool size, in connections.
         connections: u32,
-        /// Where its URL leads; `None` until the prober has been there.
+        /// The place that its URL leads to; `None` until the prober has been there.
         at: Option<Place>,
     },
 }
 
-/// What an instance that still runs may hold, or what its backends still do.
+/// The connections that a running instance may hold, or that the backends of an ended instance still use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// Where.
+    /// The place of the connections.
     pub place: Place,
-    /// Its pool size, in connections.
+    /// The pool size, in connections.
     pub connections: u32,
 }
 
@@ -103,24 +104,24 @@ pub struct Held {
 pub struct Claim {
     /// The tenant.
     pub tenant: TenantName,
-    /// Order among newcomers: higher first.
+    /// The order among new tenants: higher first.
     pub priority: i32,
-    /// What it wants now.
+    /// The connections that the tenant wants now.
     pub wanted: Wanted,
-    /// What its running and draining instances hold, until they are gone.
+    /// The connections of its running and draining instances, until they end.
     pub held: Vec<Held>,
 }
 
-/// A database, as far as its limit goes.
+/// A database and its limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
-    /// Its name.
+    /// The name of the database.
     pub name: String,
     /// `datconnlimit`; `None` is no limit.
     pub limit: Option<u32>,
 }
 
-/// A role, as far as its limit goes.
+/// A role and its limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
     /// `rolconnlimit`; `None` is no limit.
@@ -129,27 +130,27 @@ pub struct Role {
     pub superuser: bool,
 }
 
-/// What a server has to give, as read from it.
+/// The limits of a server, as read from it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
     /// `max_connections`.
     pub max_connections: u32,
     /// `superuser_reserved_connections`.
     pub superuser_reserved: u32,
-    /// `reserved_connections`, from 16 on; 0 before.
+    /// `reserved_connections`, from PostgreSQL 16 on; 0 before.
     pub reserved: u32,
-    /// Connections seen that are not ours.
+    /// The number of connections of other programs.
     pub foreign: u32,
-    /// Databases some tenant's URL names, by OID.
+    /// The databases in tenants' URLs, by OID.
     pub databases: BTreeMap<u32, Database>,
-    /// Roles some tenant's URL logs in with, by name.
+    /// The roles in tenants' URLs, by name.
     pub roles: BTreeMap<String, Role>,
-    /// Where the supervisor's own connection lands.
+    /// The place of the supervisor's own connection.
     pub own: Option<Place>,
 }
 
 impl Facts {
-    /// What tenants may take altogether, with `headroom` connections left for people.
+    /// Returns the connections for all tenants together, less `headroom` connections for people.
     pub fn capacity(&self, headroom: u32) -> u32 {
         self.max_connections
             .saturating_sub(self.superuser_reserved)
@@ -158,55 +159,54 @@ impl Facts {
     }
 }
 
-/// What the budget says of one tenant.
+/// The budget's decision on one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// It may run with what it wants.
+    /// The tenant may run with the pool it wants.
     Admitted,
-    /// It stays admitted with what it had: the old configuration keeps running, the new one is pending.
+    /// The tenant keeps its admitted pool: the old configuration runs on, and the new configuration is pending.
     Keep(Shortage),
-    /// Over budget. It is tried again whenever the budget changes.
+    /// The tenant is over budget. Each change of the budget tries it again.
     Refused(Shortage),
-    /// Undecided: its server has not been seen yet.
+    /// Undecided, because the tenant's server has not been seen yet.
     Wait,
-    /// It wants nothing.
+    /// The tenant wants no connections.
     Nothing,
 }
 
 /// The state of one server's budget after admission, in connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// What tenants may take; `None` while the server has not been seen.
+    /// The connections for all tenants together; `None` until the server has been seen.
     pub capacity: Option<u32>,
-    /// The pools of all tenants together, if each got what it asks for; a tenant that asks for nothing counts with what it
-    /// has. What a [`Shortage`] says that would fit is computed from the same sum.
+    /// The sum of all tenants' wanted pools; a tenant that wants none counts with the connections it holds. The
+    /// suggestions in a [`Shortage`] use the same sum.
     pub pools: u32,
-    /// What is given out: pools, replacements, the supervisor's own and one command.
+    /// The committed connections: pools, replacements, the supervisor's own and one command.
     pub committed: u32,
-    /// What is left.
+    /// The connections that are free.
     pub free: u32,
-    /// How many tenants may be replaced at once, at least one.
+    /// The number of tenants that may be replaced at once, at least one.
     pub replacements_at_once: u32,
-    /// False: there is not even room for one replacement beside the instance it replaces, so it must stop
-    /// first.
+    /// False when a replacement does not fit beside the instance it replaces, so that the old instance must stop first.
     pub overlap: bool,
 }
 
-/// The verdict for everybody.
+/// The verdict on all tenants.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdict {
-    /// By tenant; exactly the tenants that made a claim.
+    /// The decision for each tenant that made a claim.
     pub tenants: BTreeMap<TenantName, Decision>,
-    /// By server; every server with facts or with a charge.
+    /// The account of each server with facts or with a charge.
     pub servers: BTreeMap<ServerId, Account>,
-    /// The admitted list to keep, oldest first.
+    /// The new admitted list, oldest first.
     pub admitted: Vec<Admission>,
 }
 
-/// Decides who may run. `order` is the admitted list, oldest first; `facts` knows the servers seen so far;
+/// Decides which tenants may run. `order` is the admitted list, oldest first; `facts` holds the servers seen so far;
 /// `headroom` is in connections per server.
 ///
-/// Claims of the same tenant are joined: the last one's `wanted` counts, everything held counts.
+/// Claims of the same tenant are joined: the last claim's `wanted` counts, and the connections held by all.
 pub fn admit(
     order: &[Admission],
     claims: &[Claim],
@@ -227,7 +227,7 @@ pub fn admit(
     let mut ledger = Ledger::new(facts, headroom);
     let mut verdict = Verdict::default();
 
-    // First pass: nobody is evicted, so what is already given is charged without being asked for.
+    // First pass: charges existing grants without a check, because no tenant is evicted.
     for claim in by_name.values() {
         for held in &claim.held {
             ledger.charge(&claim.tenant, &held.place, held.connections);
@@ -242,7 +242,7 @@ pub fn admit(
         }
     }
 
-    // Second pass: what admitted tenants want beyond that, oldest first.
+    // Second pass: larger pools of admitted tenants, oldest first.
     for admission in order {
         let Some(claim) = by_name.get(&admission.tenant) else {
             continue;
@@ -251,14 +251,14 @@ pub fn admit(
             continue;
         };
         if verdict.tenants.contains_key(&admission.tenant) {
-            continue; // listed twice: the older entry counted
+            continue; // listed twice: the older entry counts
         }
         let (decision, kept) = readmit(&mut ledger, claim, admission, *connections, at.as_ref());
         verdict.tenants.insert(admission.tenant.clone(), decision);
         verdict.admitted.push(kept);
     }
 
-    // Third pass: newcomers.
+    // Third pass: new tenants.
     let mut newcomers: Vec<&Claim> = by_name
         .values()
         .filter(|claim| !verdict.tenants.contains_key(&claim.tenant))
@@ -299,7 +299,7 @@ pub fn admit(
     verdict
 }
 
-/// An admitted tenant's turn: what it has it keeps; what it wants beyond that must fit.
+/// Decides on an admitted tenant: it keeps its pool, and a larger pool must fit.
 fn readmit(
     ledger: &mut Ledger<'_>,
     claim: &Claim,
@@ -308,8 +308,8 @@ fn readmit(
     at: Option<&Place>,
 ) -> (Decision, Admission) {
     let Some(place) = at else {
-        // Its server is away, and may be another than the one it was admitted on. It waits with what it was admitted
-        // with; more than that is only granted by a server that can be seen.
+        // The server is away, and may differ from the server of the admission. The tenant keeps its admitted pool; a
+        // larger pool needs a server that is seen.
         let decision = if connections <= admission.pool {
             Decision::Admitted
         } else {
@@ -317,7 +317,7 @@ fn readmit(
         };
         return (decision, admission.clone());
     };
-    // An entry without a server is from a list written by hand; it counts where the URL leads.
+    // An entry without a server comes from a list written by hand, and counts at the place of the URL.
     let stays = admission
         .server
         .as_ref()

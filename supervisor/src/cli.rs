@@ -1,11 +1,11 @@
-//! What can be typed.
+//! The command line.
 
 use crate::logs::Level;
 use brokkr_tenant::TenantName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
-/// The supervisor's own file where nothing else is said.
+/// The default path of the supervisor's own file.
 pub(crate) const CONFIG: &str = "/etc/brokkr/supervisor.toml";
 
 /// Runs one isolated Brokkr broker per tenant, against shared PostgreSQL servers.
@@ -16,24 +16,23 @@ pub(crate) const CONFIG: &str = "/etc/brokkr/supervisor.toml";
     after_help = "Exit status: 0 done, 1 problem found, 2 usage, 69 supervisor not running, 78 configuration."
 )]
 pub(crate) struct Cli {
-    // No default here: clap would let the default of a subcommand's match win over what stands before it.
+    // Has no default, because clap would let the default after a subcommand override a value before it.
     /// The supervisor's own file [default: /etc/brokkr/supervisor.toml]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
 impl Cli {
-    /// The supervisor's own file.
+    /// Returns the path of the supervisor's own file.
     pub(crate) fn config(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG))
     }
 }
 
-/// One command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run every tenant, in the foreground
@@ -56,7 +55,7 @@ pub(crate) enum Command {
     Reload(Reload),
     /// Add, remove and list tenants' files
     Tenant {
-        /// What to do.
+        /// The command.
         #[command(subcommand)]
         command: Tenant,
     },
@@ -98,7 +97,7 @@ pub(crate) struct Status {
     pub(crate) watch: bool,
 }
 
-/// How `status` is printed.
+/// The format of `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StatusFormat {
     /// Aligned columns.
@@ -119,7 +118,7 @@ pub(crate) struct Logs {
     /// No lines of this tenant; may be given more than once
     #[arg(long, value_name = "TENANT", value_parser = tenant_name)]
     pub(crate) not: Vec<TenantName>,
-    /// How many of the last lines: half of them the newest, the others dealt out among tenants
+    /// Number of last lines: half of them the newest, the others shared among tenants
     #[arg(short = 'n', long, value_name = "LINES", default_value_t = 100)]
     pub(crate) lines: usize,
     /// Only lines as grave as this, or graver
@@ -130,16 +129,16 @@ pub(crate) struct Logs {
     pub(crate) format: LogFormat,
 }
 
-/// How `logs` prints lines.
+/// The format of `logs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
     Text,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Which tenants `start`, `stop` and `restart` are for.
+/// The tenants that `start`, `stop` and `restart` apply to.
 #[derive(Debug, Args)]
 #[group(id = "which", required = true, multiple = false)]
 pub(crate) struct Which {

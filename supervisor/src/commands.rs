@@ -1,4 +1,4 @@
-//! One file a command. `run` is the daemon and `check` works for itself; all others are clients of the control API.
+//! The commands, one file each. `run` is the daemon, `check` needs no daemon, and the others use the control API.
 
 pub(crate) mod check;
 mod client;
@@ -24,25 +24,25 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Exit status: something is not as it should be; standard error says what.
+/// Exit status: a problem was found; standard error describes it.
 pub(crate) const EXIT_PROBLEM: u8 = 1;
-/// Exit status: nobody answers on the control socket.
+/// Exit status: the control socket does not answer.
 pub(crate) const EXIT_NOT_RUNNING: u8 = 69;
 /// Exit status: the supervisor's own file is wrong.
 pub(crate) const EXIT_CONFIGURATION: u8 = 78;
 
-/// Says what is wrong on standard error. `problem` may be several lines.
+/// Writes `problem` to standard error and returns the exit status. `problem` may have several lines.
 pub(crate) fn complain(problem: &str, code: u8) -> ExitCode {
-    // Nobody reads our complaints any more: the status says it too.
+    // Ignores a closed standard error, because the exit status reports the problem too.
     let _ = writeln!(io::stderr(), "{}", problem.trim_end());
     ExitCode::from(code)
 }
 
-/// Carries out a command that is a client of the control API. `run` and `check` are none.
+/// Runs a command that uses the control API, which is every command except `run` and `check`.
 pub(crate) fn client(command: &Command, config: &Path) -> ExitCode {
     match carry_out(command, config) {
         Ok(()) => ExitCode::SUCCESS,
-        // `status | head` has what it wanted.
+        // The reader of a pipe such as `status | head` has stopped reading.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -60,8 +60,8 @@ fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
     let client = Client::new(&config.runtime_dir)?;
     if let Some(problems) = problems {
         let tenant_files = matches!(command, Command::Tenant { .. });
-        // A mistake in the file does not keep a supervisor that runs from being asked; where there is none, it is what
-        // is wrong. What goes into a tenant's file hangs on all of it.
+        // Errors in the file do not stop commands to a running supervisor, but they may be the reason why none runs.
+        // Tenant file commands need the whole file, because a tenant's file depends on it.
         if !client.is_there() || (tenant_files && !whole) {
             return Err(Failure::Configuration(problems));
         }
@@ -84,20 +84,20 @@ fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Why a command did not do what it should.
+/// The reason why a command failed.
 #[derive(Debug)]
 enum Failure {
-    /// Nobody answers.
+    /// The supervisor does not answer.
     NotRunning(String),
     /// The supervisor's own file is wrong.
     Configuration(String),
-    /// What the supervisor said, or what was found.
+    /// The problem that the supervisor or the command reports.
     Problem(String),
     /// A signal came before the answer to an order.
     Interrupted,
-    /// All has been said already, line by line.
+    /// The problem is already printed, line by line.
     Told,
-    /// Our own standard output.
+    /// An error of standard output.
     Output(io::Error),
 }
 
@@ -127,7 +127,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Writes to standard output, at once.
+/// Writes to standard output and flushes.
 fn say(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout
@@ -136,7 +136,7 @@ fn say(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(Failure::Output)
 }
 
-/// Text from elsewhere as it may go to a terminal: on its line, and without sequences that drive one.
+/// Makes foreign text safe for a terminal: on one line, without control sequences.
 fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

@@ -1,4 +1,4 @@
-//! What the operator's files say: `supervisor.toml` here, `tenants.d` in [`scan`].
+//! The operator's files: `supervisor.toml` here, `tenants.d` in [`scan`].
 
 mod scan;
 mod tenant;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// Every key of `supervisor.toml`; `[defaults]` takes those of a tenant file.
+/// The keys of `supervisor.toml`; `[defaults]` accepts the keys of a tenant file.
 static KEYS: Keys = Keys::new(&[
     Key::new("tenants_dir", Kind::Path, Some("/etc/brokkr/tenants.d")),
     Key::new("state_dir", Kind::Path, Some("/var/lib/brokkr")),
@@ -50,11 +50,11 @@ static KEYS: Keys = Keys::new(&[
 /// The supervisor's own configuration. Paths are absolute.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
-    /// Where tenant files are.
+    /// The folder of tenant files.
     pub tenants_dir: PathBuf,
-    /// What survives a reboot: admin PAKs, the admitted list, the embedded server's data.
+    /// The folder for state that survives a reboot: admin PAKs, the admitted list, the embedded server's data.
     pub state_dir: PathBuf,
-    /// What does not: sockets and locks.
+    /// The folder for sockets and locks, which a reboot clears.
     pub runtime_dir: PathBuf,
     /// The broker's program.
     pub broker: PathBuf,
@@ -70,45 +70,45 @@ pub struct Supervisor {
     pub log_format: String,
     /// `[metrics] listen`.
     pub metrics_listen: Option<Listen>,
-    /// `[debug] core`: a hung broker leaves one.
+    /// `[debug] core`: true when a hung broker leaves a core.
     pub debug_core: bool,
     /// `[postgres]`.
     pub postgres: Postgres,
-    /// `[defaults]`: lies under every tenant file.
+    /// `[defaults]`: the layer under every tenant file.
     pub defaults: Layer,
-    /// What is set without effect.
+    /// Warnings about settings without effect.
     pub warnings: Vec<Diagnostic>,
 }
 
 /// `[budget]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// Connections per server left for people and other programs.
+    /// The connections per server that are left for people and other programs.
     pub headroom: u32,
 }
 
 /// `[start]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Start {
-    /// Brokers starting at once on one server.
+    /// The number of brokers that may start at once on one server.
     pub parallelism: usize,
-    /// A broker must be ready by then.
+    /// The time within which a broker must be ready.
     pub timeout: Duration,
 }
 
 /// `[health]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Health {
-    /// Between two probes of one broker.
+    /// The time between two probes of one broker.
     pub interval: Duration,
-    /// For one answer.
+    /// The longest wait for one answer.
     pub timeout: Duration,
-    /// In a row: the broker is hung.
+    /// The number of missed answers in a row after which a broker is hung.
     pub failures: u32,
 }
 
 impl Health {
-    /// How long it takes at most to find that a broker is hung.
+    /// Returns the longest time until a hung broker is detected.
     pub fn hung_after(&self) -> Duration {
         self.interval * self.failures + self.timeout
     }
@@ -117,40 +117,34 @@ impl Health {
 /// `[stop]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Stop {
-    /// From SIGTERM to SIGKILL.
+    /// The time from SIGTERM to SIGKILL.
     pub grace: Duration,
 }
 
 /// `[postgres]`.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    /// Run a private server as a child.
+    /// True when a private server runs as a child.
     pub embedded: bool,
-    /// Where its programs are, if said.
+    /// The folder of the server's programs, if set.
     pub bin_dir: Option<PathBuf>,
-    /// Its data.
+    /// The server's data folder.
     pub data_dir: PathBuf,
-    /// Its `max_connections`.
+    /// The server's `max_connections`.
     pub max_connections: u32,
 }
 
 /// Reads the supervisor's file.
-///
-/// # Errors
-/// Every problem in it, each with its place.
 pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
     of(Source::read(path)?)
 }
 
-/// `state_dir` where nothing is said.
+/// Returns the default `state_dir`.
 pub(crate) fn default_state_dir() -> PathBuf {
     "/var/lib/brokkr".into()
 }
 
 /// Reads the text of a supervisor's file.
-///
-/// # Errors
-/// Every problem in it, each with its place.
 pub(crate) fn of(source: Source) -> Result<Supervisor, Diagnostics> {
     let file = Layer::from_source(source, &KEYS);
     if file.problems().has_errors() {
@@ -204,8 +198,7 @@ pub(crate) fn of(source: Source) -> Result<Supervisor, Diagnostics> {
     Ok(config)
 }
 
-/// The file's values over the defaults. Every key with a default has a value of its kind: the tables are checked by a
-/// test.
+/// The file's values over the defaults. Every key with a default has a value of its kind, which a test checks.
 struct Read<'l> {
     file: &'l Layer,
     defaults: Layer,
@@ -242,8 +235,8 @@ impl Read<'_> {
     }
 }
 
-/// The path without `..`: what operators read in messages, and what must fit into a socket's address. A link that is
-/// not behind a `..` stays one: it may come to point elsewhere.
+/// Removes `..` from the path, for messages and because a socket's address is short. Links that no `..` follows are
+/// kept, because they may later point elsewhere.
 fn tidy(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let parts: Vec<_> = path.components().collect();
@@ -257,7 +250,7 @@ fn tidy(path: &Path) -> PathBuf {
     }
 }
 
-/// Both programs are installed side by side.
+/// Returns the broker's program beside this one, because both are installed together.
 fn broker_beside_us() -> PathBuf {
     let ours = std::env::current_exe().unwrap_or_else(|_| "/usr/bin/brokkr-supervisor".into());
     ours.with_file_name("brokkr-broker")

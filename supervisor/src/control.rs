@@ -1,4 +1,4 @@
-//! The supervisor's HTTP API, on a Unix socket: how every other command talks to it.
+//! The supervisor's HTTP API on a Unix socket, which every other command uses.
 //!
 //! | request | answer |
 //! |---|---|
@@ -10,9 +10,8 @@
 //! | `GET /v1/pak/NAME` | the admin PAK of the tenant's first start, as text |
 //! | `GET /metrics` | Prometheus's text format |
 //!
-//! An error is `{"error":"…"}`. A connection serves one request. Connections, streams, bodies and the patience with
-//! somebody who does not read are bounded, so
-//! no client costs more than its own answer.
+//! An error is `{"error":"…"}`. A connection serves one request. Connections, streams, bodies and the wait for a slow
+//! reader are limited, so that no client costs more than its own answer.
 
 mod logs;
 mod metrics;
@@ -50,18 +49,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-/// Connections served at once; others wait in the backlog.
+/// The number of connections served at once; others wait in the backlog.
 const CONNECTIONS: usize = 64;
-/// Of these, streams that go on for as long as the client likes; others are answered 503.
+/// The number of these connections that may be endless streams; others get 503.
 const STREAMS: usize = 32;
-/// A request's head must be here by then.
+/// The longest wait for a request's head.
 const HEAD: Duration = Duration::from_secs(10);
-/// Between two looks whether the control socket is where clients look for it.
+/// The time between two checks that the control socket still exists.
 const LOOK: Duration = Duration::from_secs(3);
-/// After an error of `accept` (descriptors are short), so that trying again does not become a busy loop.
+/// The pause after an error of `accept` (descriptors run short), which prevents a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The control socket, and `[metrics] listen` where it is set, being served. Dropping it closes both and every
+/// The running servers of the control socket and, where set, of `[metrics] listen`. Dropping it closes both and every
 /// connection, and removes the socket's file.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -71,10 +70,10 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Binds and begins to serve. The caller holds the lock of the runtime folder.
+    /// Binds the sockets and starts serving. The caller holds the lock of the runtime folder.
     ///
     /// # Errors
-    /// When one of the two cannot be bound; the text names it.
+    /// When a socket cannot be bound; the text names it.
     pub(crate) async fn start(config: &Supervisor, fleet: Handle, logs: Hub) -> io::Result<Self> {
         let socket = Socket::bind(&config.runtime_dir)?;
         let notice = socket.warning().map(str::to_owned);
@@ -116,13 +115,13 @@ impl Control {
         })
     }
 
-    /// What an operator should know of the control socket.
+    /// Returns a warning about the control socket for the operator.
     pub(crate) fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
 }
 
-/// What requests are answered from.
+/// The sources of all answers.
 #[derive(Debug, Clone)]
 struct Context {
     fleet: Handle,
@@ -130,7 +129,7 @@ struct Context {
     state_dir: PathBuf,
 }
 
-/// State of the router: the context and what bounds streams.
+/// The state of the router: the context and the limit of streams.
 #[derive(Debug, Clone)]
 struct App {
     context: Context,
@@ -146,8 +145,9 @@ impl App {
     }
 }
 
-/// Serves until it is dropped; `file` is held to the end, for the file goes with it. Where it has gone before, the socket is
-/// bound anew: without it every command would say that no supervisor runs.
+/// Serves the control socket until the task is dropped, and holds `file`, which removes the socket's file on drop.
+///
+/// Binds the socket anew if its file disappears, because otherwise every command would report that no supervisor runs.
 async fn serve_control(
     dir: PathBuf,
     mut listener: UnixListener,
@@ -159,7 +159,7 @@ async fn serve_control(
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while let Some(permit) = connections.permit().await {
-        // Both are cancel-safe: a connection not accepted now waits in the backlog.
+        // Both arms are cancel-safe: a connection that is not accepted now waits in the backlog.
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = look.tick() => {
@@ -221,7 +221,7 @@ async fn serve_metrics(listener: TcpListener, router: Router) {
     }
 }
 
-/// Connections being served, a bounded number of them.
+/// The connections being served, limited in number.
 struct Connections {
     permits: Arc<Semaphore>,
     tasks: JoinSet<()>,
@@ -235,7 +235,7 @@ impl Connections {
         }
     }
 
-    /// Waits for a place. Never `None`: nobody closes the semaphore.
+    /// Waits for a free place. Never returns `None`, because the semaphore is never closed.
     async fn permit(&mut self) -> Option<OwnedSemaphorePermit> {
         while self.tasks.try_join_next().is_some() {}
         Arc::clone(&self.permits).acquire_owned().await.ok()
@@ -259,6 +259,6 @@ where
             TokioIo::new(Stall::new(stream, patience)),
             TowerToHyperService::new(router),
         );
-    // A client that went away in the midst of its answer is its own affair.
+    // Ignores errors, because they come from a client that has closed the connection.
     let _ = connection.await;
 }

@@ -1,14 +1,14 @@
-//! The embedded PostgreSQL: a private server for a demo or a single box.
+//! The embedded PostgreSQL: a private server for a demo or a single machine.
 //!
-//! It listens on a Unix socket only, in a folder no other user can enter, and lets in by the user the kernel
-//! says is calling (peer), so there is no password to keep. Tenants log in as `brokkr`, which owns the
-//! database `brokkr` and is no superuser.
+//! The server listens only on a Unix socket, in a folder that no other user can enter. It identifies users by the
+//! kernel (peer), so there is no password. Tenants log in as `brokkr`, which owns the database `brokkr` and is no
+//! superuser.
 //!
-//! One task keeps it: it adopts the server an earlier supervisor left or starts one, as often as it takes, and
-//! waits for its end or for the order to stop. The fleet does not wait for that: to brokers and tenants it is a server like
-//! any other, which may be away. Only the very first start, which makes the data folder, is waited for. Processes
-//! are started and ended in `instance/postgres.rs`; its log lines are the supervisor's own, with target
-//! `postgres`.
+//! One task keeps the server: it adopts the server of an earlier supervisor or starts a new server, with retries, and
+//! waits for its end or for the order to stop. The fleet does not wait for the server, because brokers and tenants
+//! treat it like any other server, which may be away. Only the very first start, which makes the data folder, is waited
+//! for. `instance/postgres.rs` starts and ends the processes. The server's log lines appear as the supervisor's own,
+//! with target `postgres`.
 
 mod data;
 mod folder;
@@ -33,72 +33,73 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// From SIGINT to SIGQUIT.
+/// The time from SIGINT to SIGQUIT.
 const STOP_GRACE: Duration = Duration::from_secs(60);
 
-/// The role tenants log in with, and the database it owns.
+/// The role that tenants log in with, and the database it owns.
 const NAME: &str = "brokkr";
 const SUPERUSER: &str = "postgres";
 
-/// What is said of one that is left and not wanted.
+/// The problem of a server that still runs but is no longer configured.
 const UNASKED: &str = "an embedded PostgreSQL runs that [postgres] no longer asks for: it is stopped with this supervisor";
 
 /// A running embedded server.
 #[derive(Debug)]
 pub struct Embedded {
-    /// For tenants without a URL of their own; `None` of a server that is not for them.
+    /// The URL for tenants without their own; `None` for a server that tenants must not use.
     url: Option<DatabaseUrl>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
     now: watch::Receiver<Now>,
 }
 
-/// How it is with the server at the moment.
+/// The present state of the server.
 #[derive(Debug, Default)]
 struct Now {
-    /// What is to be passed on of it, when it runs.
+    /// The descriptors to hand over, while the server runs.
     left: Option<Left>,
-    /// Why it is not there for its tenants, when that is more than a moment.
+    /// The reason why tenants cannot use the server, if it lasts more than a moment.
     problem: Option<String>,
 }
 
-/// For the fleet: the server's problem, and word of every change.
+/// The fleet's view of the server: its problem, and a signal on every change.
 #[derive(Debug)]
 pub(crate) struct Remark(watch::Receiver<Now>);
 
 impl Remark {
-    /// Waits until something has changed; for ever when nothing can any more. Cancel-safe.
+    /// Waits for the next change; waits for ever once the task has ended. Cancel-safe.
     pub(crate) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// What the operator should know.
+    /// Returns the server's problem for the operator.
     pub(crate) fn problem(&self) -> Option<String> {
         self.0.borrow().problem.clone()
     }
 }
 
-/// The URL of the embedded server, as tenants without a URL of their own use it, whether it runs or not.
+/// Returns the URL for tenants without their own, also while the server does not run.
 ///
 /// # Errors
-/// When the path of its socket would be too long anywhere.
+/// When no folder gives a socket path short enough.
 pub fn url(config: &Supervisor) -> Result<DatabaseUrl, String> {
     url_as(&folder::socket_folder(&config.runtime_dir)?, NAME)
 }
 
-/// Whether a server runs on the data folder.
+/// Returns true when a server accepts connections on the socket.
 pub fn runs(config: &Supervisor) -> bool {
     folder::socket_folder(&config.runtime_dir).is_ok_and(|folder| {
         std::os::unix::net::UnixStream::connect(folder.join(folder::SOCKET)).is_ok()
     })
 }
 
-/// Ends a server that was left, if one runs; whether one did. For when nobody is going to keep it, and no broker is left.
+/// Ends a server of an earlier supervisor, and returns true if one ran. For use when no supervisor will keep the server
+/// and no broker is left.
 ///
 /// # Errors
-/// When it cannot be told.
+/// When the server's state cannot be determined.
 pub(crate) async fn end(config: &Supervisor) -> Result<bool, String> {
     let data = &config.postgres.data_dir;
     let left = Server::adopt(data, None).map_err(|error| format!("{}: {error}", data.display()))?;
@@ -110,7 +111,7 @@ pub(crate) async fn end(config: &Supervisor) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Reads what one says that goes: with a full pipe it could not even say goodbye, and would be ended by force.
+/// Reads the log of a server that is ending, because a full pipe would block its shutdown until it is killed.
 fn hear_out(server: &Server) {
     if let Err(problem) = log::follow(server, Arc::default()) {
         tracing::error!(target: "postgres", pid = server.pid(), "{problem}; it stands still once its pipe is full: restart the supervisor");
@@ -118,14 +119,14 @@ fn hear_out(server: &Server) {
 }
 
 impl Embedded {
-    /// Starts the server, or adopts the one that runs, sooner or later: what is in the way is said in the log and by
-    /// [`Embedded::remark`], and tried again. `left` is what an earlier supervisor left of it.
+    /// Starts the server, or adopts the running server, with retries in the background. Problems appear in the log and
+    /// in [`Embedded::remark`]. `left` holds the descriptors that an earlier supervisor handed over.
     ///
-    /// On a host without a data folder and without brokers nothing can be lost yet: then the folder is made and the server
-    /// waited for.
+    /// On a host without data folder and brokers, makes the folder and waits for the server, because a failure loses
+    /// nothing there.
     ///
     /// # Errors
-    /// What is missing or in the way of that first start, with what to do about it.
+    /// The problem of that first start, with a hint.
     pub(crate) async fn start(
         config: &Arc<Supervisor>,
         mut left: BTreeMap<Kind, OwnedFd>,
@@ -147,12 +148,12 @@ impl Embedded {
         })
     }
 
-    /// What the fleet shows of it.
+    /// Returns the fleet's view of the server.
     pub(crate) fn remark(&self) -> Remark {
         Remark(self.now.clone())
     }
 
-    /// Tells what is to be passed on of the server that runs now, whenever it is asked.
+    /// Returns a function that gives the descriptors to hand over at the time of the call.
     pub(crate) fn watch(&self) -> impl Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send + use<> {
         let now = self.now.clone();
         move || {
@@ -169,17 +170,17 @@ impl Embedded {
         }
     }
 
-    /// Leaves the server as it is, for another supervisor to keep.
+    /// Leaves the server running for the next supervisor.
     pub(crate) fn leave(self, estate: &mut Estate) {
         self.task.abort();
         let left = self.watch()();
-        // Of one that was seen off and has gone there is nothing to look for.
+        // The next supervisor has no server to look for if the adopted server has ended.
         estate.index.embedded = self.url.is_some() || !left.is_empty();
         estate.descriptors.extend(left);
     }
 
-    /// Takes over a server that an earlier supervisor ran and this one's configuration does not ask for: tenants may be on
-    /// their way to another one. It is not started again, and is stopped with this supervisor. `None` when none runs.
+    /// Adopts a running server that the configuration no longer asks for, because tenants may still be moving to
+    /// another. The server is not restarted, and stops with this supervisor. Returns `None` when no server runs.
     pub(crate) fn see_off(
         config: &Supervisor,
         mut left: BTreeMap<Kind, OwnedFd>,
@@ -198,7 +199,7 @@ impl Embedded {
             problem: Some(UNASKED.to_owned()),
         });
         let task = tokio::spawn(async move {
-            // Both arms are cancel-safe: a server that has ended stays so, and the order stays given.
+            // Both arms are cancel-safe, because the end of the server and the order to stop are both permanent.
             tokio::select! {
                 _ = stopped => server.stop(STOP_GRACE).await,
                 how = server.ended() => how,
@@ -213,12 +214,12 @@ impl Embedded {
         }))
     }
 
-    /// For tenants without a URL of their own, if this server is for them.
+    /// Returns the URL for tenants without their own, unless tenants must not use this server.
     pub fn url(&self) -> Option<&DatabaseUrl> {
         self.url.as_ref()
     }
 
-    /// Stops the server; for when no broker is left. Takes up to a minute when it will not go.
+    /// Stops the server, which may take up to a minute. For use when no broker is left.
     pub async fn stop(self) {
         // An error means that the task has ended, and with it the server.
         let _ = self.stop.send(());
@@ -228,7 +229,7 @@ impl Embedded {
     }
 }
 
-/// Everything that is needed before a start, the data folder too. Blocks.
+/// Prepares a start, including the data folder. Blocks.
 fn prepare(config: &Supervisor) -> Result<Launch, String> {
     let programs = programs::find(config.postgres.bin_dir.as_deref())?;
     let user = folder::server_user()?;
@@ -252,12 +253,13 @@ fn prepare(config: &Supervisor) -> Result<Launch, String> {
             "max_connections",
             config.postgres.max_connections.to_string(),
         ),
-        ("unix_socket_permissions", "0777".to_owned()), // the folder is closed, and peer asks who it is
+        ("unix_socket_permissions", "0777".to_owned()), // the folder is closed, and peer checks the user
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
-        // Time and process are on our lines already; the SQLSTATE is for our reader.
+        // Our lines hold time and process already; the log reader needs the SQLSTATE.
         ("log_line_prefix", log::PREFIX.to_owned()),
-        // What a tenant wrote is its own: a violated constraint is named in our log, the row and the statement are not.
+        // Logs the name of a violated constraint but neither row nor statement, because their content belongs to the
+        // tenant.
         ("log_error_verbosity", "terse".to_owned()),
         ("log_min_error_statement", "panic".to_owned()),
         ("cluster_name", NAME.to_owned()),

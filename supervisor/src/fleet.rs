@@ -1,9 +1,9 @@
-//! The one task that owns every tenant's state.
+//! The single task that owns the state of all tenants.
 //!
-//! Facts come in: the files ([`Desired`], the latest), the servers ([`ServersView`], the latest), the instances'
-//! reports and the operators' requests (queues). After each batch of facts the fleet judges everybody
-//! ([`judge`](judge::judge), pure), tells each tenant's [`Lifecycle`] what changed, hands the actions to the [`Edge`], and
-//! publishes one picture. Nobody shares a lock with it, and it never waits for anybody.
+//! Its inputs are the latest files ([`Desired`]), the latest view of the servers ([`ServersView`]), and queues of the
+//! instances' reports and the operators' requests. After each batch of inputs the fleet judges all tenants
+//! ([`judge`](judge::judge), pure), tells each tenant's [`Lifecycle`] about changes, passes the actions to the
+//! [`Edge`], and publishes one snapshot. It shares no lock and never waits for another task.
 
 mod actions;
 mod adopt;
@@ -44,16 +44,17 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// Facts taken in before the next judgement, so that a storm of reports costs one judgement a batch.
+/// The largest number of reports before the next judgement, so that many reports cost one judgement per batch.
 const BATCH: usize = 256;
-/// A judgement that takes so long, with very many tenants, is followed by a pause as long as it took, but no longer than
-/// the second.
+/// A judgement that takes longer than `LONG` is followed by a pause of the same length, at most `LONGEST_PAUSE`. This
+/// happens only with very many tenants.
 const LONG: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A host may stand still this many times as long as it takes to find one broker hung, before one is replaced on trial.
+/// The time that a host may stall before an instance is replaced on trial, in multiples of the time to find a hung
+/// broker.
 const STALL_PATIENCE: u32 = 10;
 
-/// What the fleet is made of; see [`Fleet::new`].
+/// The parts of a fleet; see [`Fleet::new`].
 pub(crate) struct Parts {
     pub(crate) config: Arc<Supervisor>,
     pub(crate) edge: Edge,
@@ -65,32 +66,31 @@ pub(crate) struct Parts {
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) admitted: Vec<Admission>,
     pub(crate) stopped: BTreeSet<TenantName>,
-    /// Nobody knows who was stopped.
+    /// True when the list of stopped tenants is lost.
     pub(crate) unsure: bool,
-    /// What an earlier supervisor left.
+    /// The instances that an earlier supervisor left.
     pub(crate) finds: Finds,
-    /// systemd's store, where there is one.
+    /// systemd's descriptor store, if there is one.
     pub(crate) keeping: Option<Keeping>,
-    /// Most descriptors this process may have.
+    /// The largest number of descriptors that this process may have.
     pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
-    /// How it is with the embedded server, where there is one.
+    /// The state of the embedded server, if there is one.
     pub(crate) embedded: Option<Remark>,
-    /// What is wrong with the runtime folder, if anything is.
+    /// The problem with the runtime folder, if any.
     pub(crate) surroundings: watch::Receiver<Option<String>>,
 }
 
-/// Asks the watcher and the probers to look again; answers with the number of the scan to wait for.
+/// A channel to the watcher and the probers that requests a reload; the answer is the number of the scan to wait for.
 pub(crate) type Reloader = mpsc::Sender<ReloadWish>;
 
-/// One request to look at everything again.
+/// A request to read all files and servers again.
 #[derive(Debug)]
 pub(crate) struct ReloadWish {
     pub(crate) confirm_removals: bool,
     pub(crate) done: tokio::sync::oneshot::Sender<u64>,
 }
 
-/// The fleet.
 pub(crate) struct Fleet {
     config: Arc<Supervisor>,
     edge: Edge,
@@ -104,13 +104,13 @@ pub(crate) struct Fleet {
     entries: BTreeMap<TenantName, Entry>,
     admitted: Vec<Admission>,
     stopped: BTreeSet<TenantName>,
-    /// Nobody knows who was stopped, and the files have not been seen yet.
+    /// True until the files are read, when the list of stopped tenants is lost.
     unsure: bool,
     first_free: BTreeMap<TenantName, u64>,
-    /// Instances of an earlier supervisor that could not be ended: their tenants must not run twice.
+    /// Instances of an earlier supervisor that could not be ended, so that their tenants must not start.
     left: Vec<Left>,
     open_files: u64,
-    /// The broker's program, as last seen on disk.
+    /// The broker's program when last seen on disk.
     broker: Option<Stamp>,
     verdict: Verdict,
     slots: BTreeMap<String, Slots>,
@@ -121,23 +121,23 @@ pub(crate) struct Fleet {
     embedded: Option<Remark>,
     surroundings: watch::Receiver<Option<String>>,
     hangs: Hangs<TenantName>,
-    /// When the host's clock began to count.
+    /// The time at which the host booted.
     booted: Instant,
     stopping: bool,
     /// systemd's descriptor store.
     store: Option<keep::Kept>,
     asking: Asking,
     leaving: Option<Leaving>,
-    /// Why the last program that was to take this one's place did not.
+    /// The reason why the last successor of this supervisor did not take over.
     refused_successor: Option<String>,
-    /// Something `status` shows may have changed.
+    /// True when data for `status` may have changed.
     stale: bool,
-    /// Something the judgement rests on may have changed.
+    /// True when data for the judgement may have changed.
     unjudged: bool,
 }
 
 impl Fleet {
-    /// A fleet that has seen nothing yet but what an earlier one left.
+    /// Makes a fleet that knows only the instances of an earlier supervisor.
     pub(crate) fn new(mut parts: Parts) -> Self {
         let patience = STALL_PATIENCE * parts.config.health.hung_after();
         let state_dir = &parts.config.state_dir;
@@ -145,12 +145,12 @@ impl Fleet {
             std::mem::take(&mut parts.finds.left),
             std::mem::take(&mut parts.finds.first_free),
         );
-        // Time counts from boot, so that what began before this supervisor has its time too.
+        // Time counts from boot, so that events before this supervisor's start have a time too.
         let now = Instant::now();
         let booted = now.checked_sub(sys::since_boot(ClockId::CLOCK_MONOTONIC));
         let mut fleet = Self {
             kept_admitted: Kept::new(state_dir.join("admitted"), format_admitted(&parts.admitted)),
-            // Where nobody knows what it holds it is written in any case.
+            // "unknown" differs from every list, so the file is written anew.
             kept_stopped: Kept::new(
                 state_dir.join("stopped"),
                 match parts.unsure {
@@ -200,12 +200,12 @@ impl Fleet {
         fleet
     }
 
-    /// Runs until it is told to quit, and every instance has gone or may be left.
+    /// Runs until it is told to quit, and every instance has ended or may be left.
     pub(crate) async fn run(mut self, mut quit: mpsc::Receiver<Quit>) -> Ended {
         self.desired.mark_changed();
         loop {
             let due = self.next_deadline();
-            // Every arm is cancel-safe: watches and queues keep what is not taken, the timer is set anew.
+            // Every arm is cancel-safe: watches and queues keep untaken values, and the timer is set anew.
             tokio::select! {
                 biased;
                 Some(quit) = quit.recv() => self.quit(quit),
@@ -222,11 +222,11 @@ impl Fleet {
                 Some(request) = self.requests.recv() => self.take_request(request),
                 answer = self.asking.answer() => self.succeed(answer),
                 () = changed(&mut self.embedded) => {
-                    // Its descriptors belong into the store, its problem into the picture.
+                    // The store needs the server's descriptors, and the snapshot its problem.
                     self.keep_soon();
                     self.stale = true;
                 }
-                // Orders that wait for it are answered below.
+                // Orders that wait for the store are answered below.
                 () = keep::released(&mut self.store) => {}
                 Ok(()) = self.surroundings.changed() => self.stale = true,
                 () = tokio::time::sleep_until(due) => self.tick(),
@@ -236,7 +236,7 @@ impl Fleet {
                 return self.leave().await;
             }
             let began = Instant::now();
-            // A storm of reports keeps the arms behind it from being taken: time passes, and operators ask, all the same.
+            // A flood of reports can starve the arms below it, so time and requests are handled here too.
             if began >= due {
                 self.tick();
             }
@@ -247,7 +247,7 @@ impl Fleet {
             self.keep();
             let took = began.elapsed();
             if took > LONG {
-                // Half of the time is everybody else's, and what they report meanwhile is one judgement and not many.
+                // Leaves half of the time to other tasks, and collects their reports for a single judgement.
                 tokio::time::sleep(took.min(LONGEST_PAUSE)).await;
             }
             if self.stopping
@@ -266,7 +266,7 @@ impl Fleet {
         Ended::Drained
     }
 
-    /// Waits, for a moment, until every process that is being started is there.
+    /// Waits until `until` for the processes that are being started.
     async fn settle_leaving(&mut self, until: Instant) {
         while !self.can_leave() {
             // Cancel-safe: a report not taken stays in its queue.
@@ -277,7 +277,8 @@ impl Fleet {
         }
     }
 
-    /// What the kernel does not let go must not keep the supervisor from going; its lock tells the next one.
+    /// Logs the processes that cannot be killed. The supervisor quits without them, and their locks inform the next
+    /// supervisor.
     fn name_the_unkillable(&self) {
         for (name, entry) in &self.entries {
             for instance in entry.life.instances() {
@@ -392,7 +393,7 @@ impl Fleet {
                 };
                 entry.file = Some(file.clone());
                 if read_anew {
-                    // Something it refers to changed: a configuration error may be mended.
+                    // A file that this file refers to has changed, so a configuration error may be gone.
                     reread.push(name.clone());
                 }
             }
@@ -404,7 +405,7 @@ impl Fleet {
             if !desired.tenants.contains_key(name) {
                 entry.file = None;
                 entry.stopped = false;
-                // A tenant that comes back under this name is a new one.
+                // A tenant that returns under this name is a new tenant.
                 self.stopped.remove(name);
             }
         }
@@ -421,8 +422,8 @@ impl Fleet {
         self.changed();
     }
 
-    /// A new program on disk replaces every instance by overlap, as many at once as slots and budget allow; a tenant whose
-    /// new instance does not become ready keeps the old one.
+    /// Replaces every instance by overlap after a change of the broker's program, within slots and budget. A tenant
+    /// whose new instance does not become ready keeps the old instance.
     fn heed_broker(&mut self, desired: &Desired) {
         let Some(stamp) = &desired.broker else {
             return;
@@ -469,7 +470,7 @@ fn policy(config: &Supervisor) -> Policy {
     }
 }
 
-/// Waits for word of the embedded server; for ever where there is none.
+/// Waits for a change of the embedded server; for ever if there is none.
 async fn changed(embedded: &mut Option<Remark>) {
     match embedded {
         Some(remark) => remark.changed().await,
@@ -477,7 +478,7 @@ async fn changed(embedded: &mut Option<Remark>) {
     }
 }
 
-/// How an instance ended, and before it why we ended it, which says more; what both say is said once.
+/// Describes the end of an instance: first our reason for ending it, then its exit, without repeating the same text.
 fn why_it_ended(verdict: Option<&str>, how: &str) -> String {
     let Some(verdict) = verdict else {
         return how.to_owned();

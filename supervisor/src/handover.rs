@@ -1,12 +1,11 @@
-//! What one supervisor leaves to the next, so that no broker dies with it: explicit, versioned, and never needed.
+//! The state that a supervisor hands over to the next, so that brokers survive: explicit, versioned, and optional.
 //!
-//! The *index* is JSON in a sealed memfd that says which short id is whose: tenant, instance, process, configuration,
-//! how far its life is. It stands in systemd's descriptor store beside the descriptors it speaks of, or is passed on by a
-//! supervisor that executes its successor. A supervisor that cannot read it (another version, or none) still has the
-//! names of the descriptors ([`names`]) and the lock files of the instances, which describe themselves
-//! ([`Described`]); that is enough to go on with every process as it is.
+//! The *index* is JSON in a sealed memfd. It maps each short id to tenant, instance, process, configuration and phase.
+//! systemd's descriptor store holds the index beside its descriptors, or a supervisor passes both on when it executes
+//! its successor. A supervisor without a readable index (another version, or none) still has the names of the
+//! descriptors ([`names`]) and the instances' lock files ([`Described`]), which suffice to keep every process running.
 //!
-//! Within a version keys are added, never renamed, and every added key has a default.
+//! Within a version keys are added and never renamed, and every added key has a default.
 
 pub(crate) mod inherited;
 pub(crate) mod names;
@@ -21,124 +20,114 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The version this supervisor writes and reads.
+/// The version that this supervisor writes and reads.
 pub(crate) const VERSION: u32 = 1;
-/// Longest index that is read: ten thousand instances, with room.
+/// The largest index that is read, in bytes: enough for more than ten thousand instances.
 pub(crate) const LONGEST: u64 = 64 << 20;
 
-/// Everything that is known of what is left.
+/// The state that is handed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Index {
-    /// [`VERSION`].
+    /// The version, [`VERSION`].
     pub(crate) version: u32,
-    /// Of two, the higher is the later one.
+    /// The serial number; of two indexes the higher is the later.
     #[serde(default)]
     pub(crate) serial: u64,
-    /// Which supervisor wrote it, for the log.
+    /// The supervisor that wrote the index, for the log.
     #[serde(default)]
     pub(crate) supervisor: String,
-    /// Where the last good configuration of the supervisor itself is kept.
+    /// The folder with the supervisor's last good configuration.
     #[serde(default)]
     pub(crate) state_dir: Option<PathBuf>,
-    /// Open listening sockets.
+    /// The open listening sockets.
     #[serde(default)]
     pub(crate) listeners: Vec<Listener>,
-    /// Instances that had a process when this was written.
+    /// The instances that had a process when the index was written.
     #[serde(default)]
     pub(crate) instances: Vec<Record>,
-    /// Unplanned exits of tenants that had any.
+    /// The number of unplanned exits per tenant, without zeros.
     #[serde(default)]
     pub(crate) restarts: BTreeMap<TenantName, u64>,
-    /// The embedded PostgreSQL, if one runs.
+    /// True when an embedded PostgreSQL runs.
     #[serde(default)]
     pub(crate) embedded: bool,
-    /// Limits of open files for brokers, where ours have been raised.
+    /// The limits of open files for brokers, where the supervisor has raised its own.
     #[serde(default)]
     pub(crate) open_files: Option<(u64, u64)>,
-    /// Every name that systemd has in its store, where this process is one that another has become.
+    /// Every name in systemd's store, where this process was executed by another supervisor.
     #[serde(default)]
     pub(crate) stored: Vec<String>,
-    /// Numbers of passed descriptors by name, where they are inherited and not systemd's to give.
+    /// The numbers of inherited descriptors by name, where systemd does not pass them.
     #[serde(default)]
     pub(crate) descriptors: BTreeMap<String, i32>,
 }
 
-/// One listening socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Listener {
-    /// Its short id.
     pub(crate) id: u32,
-    /// Whose it is.
     pub(crate) tenant: TenantName,
-    /// Its address.
     pub(crate) listen: Listen,
 }
 
-/// One instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// Its short id; `None` while its descriptors are not stored.
     #[serde(default)]
     pub(crate) id: Option<u32>,
-    /// Whose it is.
     pub(crate) tenant: TenantName,
-    /// Its number.
     pub(crate) instance: u64,
-    /// Its process.
     pub(crate) pid: i32,
-    /// Field 22 of `/proc/PID/stat`: which process of that number.
+    /// Field 22 of `/proc/PID/stat`, which distinguishes processes with the same pid.
     pub(crate) start_time: u64,
-    /// Its files in the runtime folder, without extension.
+    /// The path of its files in the runtime folder, without extension.
     pub(crate) files: PathBuf,
-    /// What it runs, if that is known.
+    /// The description of its configuration, if known.
     #[serde(default)]
     pub(crate) what: Option<Described>,
-    /// The same whole, secrets in the clear; absent where it is not known.
+    /// The complete configuration with secrets in the clear, if known.
     #[serde(default)]
     pub(crate) config: Option<Clear>,
-    /// How far it was.
+    /// The phase of its life.
     pub(crate) phase: Phase,
-    /// The most connections it was told it may hold.
+    /// The largest number of connections that it was allowed to hold.
     #[serde(default)]
     pub(crate) connections: u32,
-    /// `restart` was ordered, and this is one to be replaced.
+    /// True when `restart` was ordered and this instance must be replaced.
     #[serde(default)]
     pub(crate) outdated: bool,
-    /// Where reading its log pipe has stopped: the beginning of a line that has not ended.
+    /// The beginning of a line that its log pipe has not ended yet.
     #[serde(default)]
     pub(crate) log: Carry,
 }
 
-/// What an instance runs, without secrets: it stands in the instance's lock file too.
+/// The description of an instance's configuration without secrets, also stored in the lock file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Described {
-    /// Of its effective configuration.
+    /// The digest of its effective configuration.
     pub(crate) digest: String,
-    /// Where it listens.
     pub(crate) listen: Listen,
-    /// Its schema.
     pub(crate) schema: String,
-    /// Its pool.
+    /// Its pool size.
     pub(crate) pool: u32,
-    /// Which program it was started from.
+    /// The program it was started from.
     #[serde(default)]
     pub(crate) program: Option<Stamp>,
-    /// The effective configuration with its secrets masked.
+    /// The effective configuration, with secrets masked.
     #[serde(default)]
     pub(crate) config: serde_json::Value,
 }
 
 impl Described {
-    /// What there is to say of this configuration.
+    /// Describes this configuration completely.
     pub(crate) fn of(config: &BrokerConfig, program: Option<Stamp>) -> Self {
         Self {
-            // Nothing in it can fail; if it did, only a convenience would be lost.
+            // Serialising cannot fail here, and an empty value would lose only a convenience.
             config: serde_json::to_value(config).unwrap_or_default(),
             ..Self::brief(config, config.digest(), program)
         }
     }
 
-    /// The same for where the whole configuration stands beside it.
+    /// Describes this configuration without the values, for where the complete configuration is stored beside it.
     pub(crate) fn brief(config: &BrokerConfig, digest: Digest, program: Option<Stamp>) -> Self {
         Self {
             digest: digest.to_string(),
@@ -151,17 +140,17 @@ impl Described {
     }
 }
 
-/// How far an instance is.
+/// The phase of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
     /// Not ready yet.
     Starting,
-    /// It accepts connections.
+    /// The instance accepts connections.
     Serving,
-    /// It was told to go.
+    /// The instance was told to end.
     Stopping,
-    /// Nobody knows.
+    /// Unknown.
     #[serde(other)]
     Unknown,
 }
@@ -183,24 +172,24 @@ impl PartialEq for Clear {
     }
 }
 
-/// The beginning of a line whose end was not read yet.
+/// The beginning of a line whose end has not been read yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Carry {
-    /// Its bytes, as many as are kept of a line.
+    /// The bytes of the line that are kept.
     #[serde(default)]
     pub(crate) bytes: Vec<u8>,
-    /// How many more there were.
+    /// The number of further bytes that were dropped.
     #[serde(default)]
     pub(crate) beyond: usize,
 }
 
-/// Why an index is of no use.
+/// The reason why an index cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IndexError {
-    /// Written by a supervisor whose hand-over is not ours.
+    /// The index has a version that this supervisor does not know.
     #[error("it is of version {0}, this supervisor knows {VERSION}")]
     Version(u64),
-    /// No index. The place is said, the text never: it holds secrets.
+    /// The text is no index. The error holds the place and never the text, because the text holds secrets.
     #[error("it cannot be read (line {line}, column {column})")]
     Json {
         /// Line of the JSON.
@@ -211,7 +200,7 @@ pub(crate) enum IndexError {
 }
 
 impl Index {
-    /// The JSON, **with secrets in the clear**: for a sealed memfd and nothing else.
+    /// Returns the JSON, **with secrets in the clear**: only for a sealed memfd.
     pub(crate) fn encode(&self) -> Vec<u8> {
         #[expect(
             clippy::expect_used,
@@ -220,10 +209,7 @@ impl Index {
         serde_json::to_vec(self).expect("an index is JSON")
     }
 
-    /// Reads what [`Index::encode`] wrote.
-    ///
-    /// # Errors
-    /// When it is something else or of another version.
+    /// Reads the JSON from [`Index::encode`].
     pub(crate) fn decode(json: &[u8]) -> Result<Self, IndexError> {
         #[derive(Deserialize)]
         struct Head {
@@ -241,12 +227,10 @@ impl Index {
     }
 }
 
-/// What is left: the index and the descriptors it speaks of, by name.
+/// The handed-over state: the index and its descriptors, by name.
 #[derive(Debug)]
 pub(crate) struct Estate {
-    /// The index.
     pub(crate) index: Index,
-    /// The descriptors.
     pub(crate) descriptors: BTreeMap<Name, Arc<OwnedFd>>,
 }
 

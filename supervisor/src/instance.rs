@@ -1,8 +1,8 @@
-//! Carries out what the lifecycle decides: listen, spawn, notify, probe, drain, kill; and reports what happens.
+//! Carries out the lifecycle's decisions (listen, spawn, notify, probe, drain, kill) and reports the results.
 //!
-//! This folder alone starts and ends processes. Each instance is one task ([`process`]) that owns the process from
-//! spawn to reap; beside it, once the instance is ready, one task talks to its private socket ([`private`]). The
-//! [`Edge`] holds the other ends of their channels and the listening sockets, belongs to the fleet, and never waits.
+//! Only this folder starts and ends processes. Each instance has one task ([`process`]) that owns the process from
+//! spawn to reap, and once the instance is ready a second task for its private socket ([`private`]). The [`Edge`]
+//! belongs to the fleet, holds the listening sockets and the channels to these tasks, and never waits.
 
 pub(crate) mod descriptors;
 pub(crate) mod end;
@@ -50,34 +50,34 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-/// An instance is told to end twice at most: SIGTERM or SIGABRT, then SIGKILL.
+/// The queue of orders to end: an instance gets at most two, SIGTERM or SIGABRT, then SIGKILL.
 const ENDS: usize = 4;
 
-/// What instances are made with.
+/// The settings for all instances.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Absolute path of `brokkr-broker`.
     pub(crate) program: PathBuf,
     /// `RUNTIME_DIR/instances`.
     pub(crate) folder: PathBuf,
-    /// How they are probed.
+    /// The timing of probes.
     pub(crate) times: ProbeTimes,
-    /// Soft and hard limit of open files a broker gets.
+    /// The soft and hard limit of open files of a broker.
     pub(crate) open_files: (u64, u64),
-    /// Where instances get control groups of their own.
+    /// The parent of the instances' cgroups.
     pub(crate) groups: Groups,
 }
 
-/// Every socket and process of every tenant.
+/// All sockets and processes of all tenants.
 pub(crate) struct Edge {
     settings: Settings,
     hub: Hub,
     reports: mpsc::Sender<Report>,
     tenants: BTreeMap<TenantName, Ours>,
     answering: Answering,
-    /// Of descriptors that may be passed on.
+    /// The ids of descriptors that may be handed over.
     ids: Ids,
-    /// Instances that could not be put back into a control group.
+    /// Instances that could not be put back into a cgroup.
     outside: BTreeMap<TenantName, InstanceId>,
 }
 
@@ -97,18 +97,17 @@ struct Handle {
     short: u32,
 }
 
-/// One instance as it may be passed on.
+/// The parts of an instance that may be handed over.
 pub(crate) struct Passed<'e> {
     /// The id of its descriptors.
     pub(crate) short: u32,
-    /// Its files.
     pub(crate) files: &'e Files,
     /// Its descriptors; `None` while it is being started.
     pub(crate) descriptors: Option<&'e Descriptors>,
 }
 
 impl Edge {
-    /// An edge with nothing open.
+    /// Makes an edge with nothing open.
     pub(crate) fn new(settings: Settings, hub: Hub, reports: mpsc::Sender<Report>) -> Self {
         Self {
             settings,
@@ -121,25 +120,22 @@ impl Edge {
         }
     }
 
-    /// Limits of open files that brokers get.
+    /// Returns the limits of open files of brokers.
     pub(crate) fn open_files(&self) -> (u64, u64) {
         self.settings.open_files
     }
 
-    /// Where instances get their control groups.
+    /// Returns the parent of the instances' cgroups.
     pub(crate) fn groups(&self) -> &Groups {
         &self.settings.groups
     }
 
-    /// Where the instances' log lines go.
+    /// Returns the hub for the instances' log lines.
     pub(crate) fn hub(&self) -> &Hub {
         &self.hub
     }
 
-    /// Binds a tenant's address, if it is not bound.
-    ///
-    /// # Errors
-    /// Why not, for the operator.
+    /// Binds a tenant's address, unless it is bound already. The error text is for the operator.
     pub(crate) fn listen(&mut self, tenant: &TenantName, listen: &Listen) -> Result<(), String> {
         self.tenants
             .entry(tenant.clone())
@@ -148,7 +144,7 @@ impl Edge {
             .open(listen, &mut self.ids)
     }
 
-    /// Closes a tenant's sockets but that of `keep`. True when any was open.
+    /// Closes a tenant's sockets except that of `keep`. Returns true when any was open.
     pub(crate) fn unlisten(&mut self, tenant: &TenantName, keep: Option<&Listen>) -> bool {
         let Some(ours) = self.tenants.get_mut(tenant) else {
             return false;
@@ -159,7 +155,7 @@ impl Edge {
         ours.listeners.iter().count() < open
     }
 
-    /// Answers 503 on a tenant's socket, or ceases to.
+    /// Starts or stops answering 503 on a tenant's socket.
     pub(crate) fn stand_in(&mut self, tenant: &TenantName, listen: Option<&Listen>) {
         let Some(ours) = self.tenants.get_mut(tenant) else {
             return;
@@ -177,10 +173,10 @@ impl Edge {
         });
     }
 
-    /// Starts an instance; the answer comes as a report.
+    /// Starts an instance; the result comes as a report.
     ///
     /// # Errors
-    /// When its address is not bound, or is a path that has gone and cannot be bound anew.
+    /// When the instance's address is not bound, or is a socket path that was removed and cannot be bound anew.
     pub(crate) fn spawn(&mut self, config: InstanceConfig) -> Result<(), String> {
         let (tenant, id) = (config.tenant.clone(), InstanceId(config.instance));
         let listen = &config.config.http.listen;
@@ -201,7 +197,7 @@ impl Edge {
         };
         let wishes = Wishes {
             connections: Some(launch.config.connections),
-            // Nothing is started while its server is away.
+            // An instance is started only while its server is up.
             server: Some(Ok(())),
         };
         let short = self.ids.take();
@@ -210,7 +206,7 @@ impl Edge {
         Ok(())
     }
 
-    /// Takes over an instance of an earlier supervisor.
+    /// Adopts an instance of an earlier supervisor.
     pub(crate) fn adopt(
         &mut self,
         tenant: &TenantName,
@@ -220,14 +216,14 @@ impl Edge {
         adoption: Adoption,
     ) {
         let wishes = Wishes {
-            // Until this supervisor knows, the last one's word stands.
+            // `None` keeps the values that the last supervisor set.
             connections: None,
             server: None,
         };
         let files = adoption.files.clone();
         let short = self.claim(short);
         let process = self.process(tenant, id, wishes, files.clone(), short);
-        // What has ended and is not reaped is nowhere any more.
+        // A process that has ended has no cgroup any more, even before it is reaped.
         let lives = !take_back::has_ended(&descriptors.pidfd);
         if lives {
             self.put_back(tenant, id, descriptors.pid, &adoption.limits);
@@ -254,12 +250,12 @@ impl Edge {
         }
     }
 
-    /// Says of a tenant's instance that it has no control group of its own, where it should.
+    /// Returns true when an instance of the tenant is outside the cgroup it should have.
     pub(crate) fn outside(&self, tenant: &TenantName) -> bool {
         self.outside.contains_key(tenant)
     }
 
-    /// Takes over a listening socket.
+    /// Adopts a listening socket.
     pub(crate) fn adopt_listener(&mut self, found: FoundListener) {
         let listener = Listener {
             listen: found.listen,
@@ -308,8 +304,8 @@ impl Edge {
         }
     }
 
-    /// A panic in one tenant's task is that tenant's failure. Its process may still be there, and nobody waits for it any
-    /// more.
+    /// Watches an instance's task. A panic fails this tenant only; its process may still run without a task that waits
+    /// for it.
     fn watch(&self, tenant: TenantName, id: InstanceId, files: Files, task: JoinHandle<()>) {
         let reporter = Reporter::new(tenant, self.reports.clone());
         tokio::spawn(async move {
@@ -330,12 +326,12 @@ impl Edge {
     /// Tells an instance to end.
     pub(crate) fn end(&mut self, tenant: &TenantName, id: InstanceId, end: End) {
         if let Some(instance) = self.instance(tenant, id) {
-            // Full only when it was told twice already.
+            // The queue is full only when the instance has been told already.
             let _ = instance.ends.try_send(end);
         }
     }
 
-    /// The most connections an instance may hold from now on.
+    /// Sets the largest number of connections that an instance may hold.
     pub(crate) fn set_connections(&mut self, tenant: &TenantName, id: InstanceId, most: u32) {
         if let Some(instance) = self.instance(tenant, id) {
             instance
@@ -344,8 +340,8 @@ impl Edge {
         }
     }
 
-    /// Which of the backends that its server shows are of none of a tenant's instances: `LeftOver`, at once where there is
-    /// nobody to be asked, else as a report. One question at a time.
+    /// Counts the backends shown by the server that belong to no instance of the tenant. Returns the count at once when
+    /// there is no instance to ask; otherwise reports it later. Runs one count at a time.
     pub(crate) fn count_left_over(
         &mut self,
         tenant: &TenantName,
@@ -369,7 +365,7 @@ impl Edge {
         None
     }
 
-    /// The prober's verdict on the server an instance runs on.
+    /// Passes on the prober's verdict on the server of an instance.
     pub(crate) fn set_server(
         &mut self,
         tenant: &TenantName,
@@ -396,21 +392,21 @@ impl Edge {
         }
     }
 
-    /// Forgets a tenant, its sockets with it.
+    /// Forgets a tenant and closes its sockets.
     pub(crate) fn forget(&mut self, tenant: &TenantName) {
         if let Some(mut ours) = self.tenants.remove(tenant) {
             ours.listeners.close_all_but(None, &mut self.ids);
         }
     }
 
-    /// Every open listening socket, with whose it is.
+    /// Iterates over all open listening sockets with their tenants.
     pub(crate) fn listeners(&self) -> impl Iterator<Item = (&TenantName, &Listener)> {
         self.tenants
             .iter()
             .flat_map(|(tenant, ours)| ours.listeners.iter().map(move |l| (tenant, l)))
     }
 
-    /// One instance as it may be passed on.
+    /// Returns the parts of an instance that may be handed over.
     pub(crate) fn passed(&self, tenant: &TenantName, id: InstanceId) -> Option<Passed<'_>> {
         let handle = self.tenants.get(tenant)?.instances.get(&id)?;
         Some(Passed {
@@ -420,7 +416,7 @@ impl Edge {
         })
     }
 
-    /// Accepts nobody any more in a tenant's place, and waits until everybody who was accepted has an answer: no other
+    /// Stops answering 503 for tenants, and waits until every accepted connection has its answer, because no other
     /// process can give it.
     pub(crate) async fn cease_answering(&mut self) {
         for ours in self.tenants.values_mut() {
@@ -431,7 +427,7 @@ impl Edge {
             .await;
     }
 
-    /// Lets every socket go as it is, for another supervisor to go on with.
+    /// Gives up every socket unchanged, so that another supervisor can use it.
     pub(crate) fn leave(&mut self) {
         for ours in self.tenants.values_mut() {
             ours.listeners.leave();

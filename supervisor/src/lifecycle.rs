@@ -1,11 +1,11 @@
-//! One tenant's life, as a pure state machine: events in, actions out. No clock, no I/O, no async.
+//! One tenant's life as a pure state machine: events in, actions out. No clock, no I/O, no async.
 //!
-//! Time is a [`Time`] that comes with each event; everything else is a fact somebody reports. The machine is
-//! level-triggered: an event only records a fact, then [`Lifecycle::settle`] compares what is wanted with what is
-//! and emits the actions that bring the two together. A lost or repeated event therefore delays, never derails.
+//! Each event carries its [`Time`]. The machine is level-triggered: an event only records a fact, then
+//! [`Lifecycle::settle`] compares the wanted with the actual state and emits the actions that reconcile them. A lost or
+//! repeated event therefore causes a delay and never a wrong state.
 //!
-//! A tenant has a `current` instance, perhaps a `next` (a replacement that is not ready yet), perhaps one
-//! `draining`: never more than two processes at once. Tables of states and of what leaves them are in the book
+//! A tenant has a `current` instance, possibly a `next` (a replacement that is not ready yet), and possibly a
+//! `draining` instance: never more than two processes at once. The book lists the states and their transitions
 //! ("States").
 
 mod adopt;
@@ -31,27 +31,27 @@ pub(crate) use words::{
 
 use std::time::Duration;
 
-/// Nothing accepts for so long: the supervisor answers 503 in the tenant's place.
+/// The time without a listening instance after which the supervisor answers 503 for the tenant.
 const STAND_IN_AFTER: Duration = Duration::from_secs(2);
-/// A configuration error is tried again so often, in case what it hangs on is out of our sight.
+/// The time between retries after a configuration error, because its cause may be outside the watched files.
 const CONFIGURATION_RETRY: Duration = Duration::from_secs(300);
-/// Ready or degraded for so long: the next failure counts as the first.
+/// The time of being ready or degraded after which the next failure counts as the first.
 const GOOD_RUN: Duration = Duration::from_secs(60);
-/// The most time a start may ask for at once; it may ask again.
+/// The longest extension that a start may request at once; it may request more later.
 const LONGEST_EXTENSION: Duration = Duration::from_secs(600);
-/// What a hung instance gets to leave a core.
+/// The time that a hung instance gets to write a core.
 const CORE_WITHIN: Duration = Duration::from_secs(10);
-/// A start that takes longer waits for something (a lock, a large migration), and those behind it are not to wait with it:
-/// it goes on without a start slot.
+/// The time after which a start gives up its start slot. It probably waits for a lock or a large migration, and other
+/// starts must not wait with it.
 pub(crate) const SLOT_FOR: Duration = Duration::from_secs(10);
-/// An instance that must go before it was ready has nothing in flight; it gets this long, not the whole grace.
+/// The grace of an instance that was not ready yet, shorter because it has no requests in flight.
 const SHORT_GRACE: Duration = Duration::from_secs(2);
-/// Connections a replacement starts with, and what a tenant may hold above its pool while two instances overlap.
+/// The connections that a replacement starts with, and that a tenant may hold above its pool during an overlap.
 pub(crate) const REPLACEMENT_CONNECTIONS: u32 = 2;
 
-/// A process that is still there so long after SIGKILL waits in the kernel for something that may never come.
+/// The time after SIGKILL after which a process counts as unkillable: it waits in the kernel, perhaps for ever.
 const UNKILLABLE_AFTER: Duration = Duration::from_secs(5);
-/// A tenant's processes at any time: one that serves and one that comes or goes.
+/// The largest number of a tenant's processes: one serves, and one is starting or draining.
 const MOST_PROCESSES: usize = 2;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -71,63 +71,65 @@ enum Slot {
     No,
     Asked(SlotKind),
     Held(SlotKind),
-    /// What was started is done with starting, and the tenant holds more than its pool until the other one has let go.
+    /// The start of a replacement is over, and the tenant exceeds its pool until the other instance releases its
+    /// connections.
     Overlap,
 }
 
-/// Why nothing runs, when nothing does and something should.
+/// A pause before the next start, with its reason.
 #[derive(Debug, Clone, PartialEq)]
 struct Hold {
     until: Time,
     reason: String,
-    /// Ended by a change of configuration, `start`, `restart` or `reload` before its time.
+    /// True after a configuration error; a reload ends such a pause early.
     configuration: bool,
 }
 
-/// The whole state of one tenant's life.
+/// The state of one tenant's life.
 #[derive(Debug, Clone)]
 pub(crate) struct Lifecycle {
     policy: Policy,
-    /// Of starts and crashes; the other two of what fails beside a broker that may be well.
+    /// The backoff after failed starts and crashes. The next two are separate, because there the broker itself may be
+    /// well.
     backoff: Backoff,
     bind_backoff: Backoff,
     replace_backoff: Backoff,
     next_id: u64,
     want: Want,
-    /// The configuration of the latest instance, while nothing else than to run has been wanted since.
+    /// The configuration of the latest instance; `None` once the tenant is not wanted to run.
     begun: Option<Revision>,
-    /// Whether anybody has said yet what is wanted: until then nothing is begun, ended or closed.
+    /// False until the fleet has judged the tenant; until then nothing is started, ended or closed.
     judged: bool,
     asked_pending: Option<String>,
-    /// Raised by `restart` and by a new program: instances of an older generation are to be replaced.
+    /// Raised by `restart` and by a new program. Instances of an older generation must be replaced.
     generation: u64,
-    /// The first generation of the newest program: wanted whatever becomes of an order.
+    /// The first generation of the newest program, which stays wanted when an order fails.
     program: u64,
     server: Result<(), String>,
     may_overlap: bool,
     bind: Bind,
-    /// A socket of an earlier address may still be open.
+    /// True when a socket of an earlier address may still be open.
     old_address: bool,
     slot: Slot,
     current: Option<Instance>,
     next: Option<Instance>,
     draining: Option<Instance>,
-    /// After a failed start or crash: not before then.
+    /// The pause after a failed start or crash.
     hold: Option<Hold>,
-    /// After a failed replacement: not before then.
+    /// The pause after a failed replacement.
     replace_hold: Option<Hold>,
-    /// Connections of an instance that has gone may linger on the server; they are counted then.
+    /// Connections of ended instances that may still exist on the server.
     lingering: Option<Leftovers>,
     unserved_since: Option<Time>,
     standing_in: bool,
     restarts: u64,
     last_failure: Option<String>,
-    /// How its last start went.
+    /// The result of the last start.
     record: Urgency,
 }
 
 impl Lifecycle {
-    /// A tenant nothing is known of yet. `first_id` is the first free instance number; `seed` feeds the jitter.
+    /// Makes the state of an unknown tenant. `first_id` is the first free instance number; `seed` feeds the jitter.
     pub(crate) fn new(policy: Policy, first_id: u64, seed: u64) -> Self {
         Self {
             policy,
@@ -151,7 +153,7 @@ impl Lifecycle {
             draining: None,
             hold: None,
             replace_hold: None,
-            // What there was before it, if anything, was somebody else's to see off.
+            // Connections of unknown instances may still exist from before this supervisor.
             lingering: Some(Leftovers::unknown()),
             unserved_since: None,
             standing_in: false,
@@ -161,12 +163,12 @@ impl Lifecycle {
         }
     }
 
-    /// Changes the timing; running deadlines stay as they were set.
+    /// Changes the timing; running deadlines stay.
     pub(crate) fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
     }
 
-    /// Takes one fact, and says what is to be done.
+    /// Records an event and returns the resulting actions.
     pub(crate) fn on(&mut self, now: Time, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         self.record(now, event, &mut actions);
@@ -178,7 +180,7 @@ impl Lifecycle {
         match event {
             Event::Wanted { want, pending } => {
                 if want != self.want {
-                    // A different wish is worth a try at once, whatever the last one came to.
+                    // A changed wish is tried at once, regardless of earlier failures.
                     self.hold = None;
                     self.replace_hold = None;
                     self.backoff.reset();
@@ -279,7 +281,7 @@ impl Lifecycle {
                     && instance.must_answer()
                 {
                     instance.verdict = Some(detail);
-                    // It says no more how many it holds, and until it has gone that may be all it was allowed.
+                    // A hung instance reports no count, so it may hold all of its connections until it ends.
                     instance.held = instance.connections;
                     instance.phase = Phase::Stopping {
                         kill_at: if core { now + CORE_WITHIN } else { now },
@@ -294,7 +296,7 @@ impl Lifecycle {
             }
             Event::Connections(id, held) => {
                 if let Some(instance) = self.instance_mut(id) {
-                    // What a broker says may be nonsense; more than a pool none can have.
+                    // A broker cannot hold more than its pool, so a larger report is wrong.
                     instance.held = held.min(instance.pool);
                 }
                 self.share_connections(actions);
@@ -319,7 +321,7 @@ impl Lifecycle {
                 }
                 if self.replace_hold.as_ref().is_some_and(|h| h.configuration) {
                     self.replace_hold = None;
-                    // What had asked for it was given up with it: it is asked for once more.
+                    // The failed replacement gave up its generation, so the replacement is requested again.
                     self.generation += u64::from(!self.outdated());
                 }
             }
@@ -355,7 +357,7 @@ impl Lifecycle {
         self.release_slot(actions);
     }
 
-    /// A process has ended, or never came to be.
+    /// Handles the end of a process, or a failed spawn.
     fn gone(
         &mut self,
         now: Time,
@@ -383,7 +385,7 @@ impl Lifecycle {
             return;
         };
         let starting = instance.ready_at.is_none();
-        // Whoever waits for a replacement waits for more than that now, and asks anew.
+        // Releases the slot: a tenant that lost its instance must queue again as a start.
         if starting || matches!(self.slot, Slot::Asked(_)) {
             self.release_slot(actions);
         }
@@ -392,13 +394,13 @@ impl Lifecycle {
             return;
         }
         if starting && self.server.is_err() {
-            // Its server went away under it: nobody's failure. It waits like the others.
+            // The instance ended because its server went away, which does not count as a failure.
             return;
         }
         if starting {
             self.record = Urgency::Failed;
         }
-        // What was to replace it is to be started in any case.
+        // Clears the pause for replacements: the current instance is gone, so its successor must start regardless.
         self.replace_hold = None;
         let reason = instance.verdict.unwrap_or(reason);
         self.restarts += 1;
@@ -419,11 +421,11 @@ impl Lifecycle {
             reason,
             configuration,
         });
-        // A replacement that is under way is the quickest way back.
+        // A replacement under way becomes the current instance.
         self.current = self.next.take();
     }
 
-    /// Somebody wants it tried now: what has failed before does not count.
+    /// Prepares an immediate try, regardless of earlier failures.
     fn begin_anew(&mut self, now: Time) {
         self.forgive();
         self.hold = None;
@@ -453,7 +455,7 @@ impl Lifecycle {
         if matches!(self.want, Want::Run(spec) if spec.revision == current.revision)
             && generation == self.generation
         {
-            // If `restart` asked for it, it came to nothing: the running one stays, and the order has failed.
+            // The replacement requested by `restart` failed, so the order fails and the current instance stays.
             self.generation = current.generation.max(self.program);
         }
         if self.server.is_err() {

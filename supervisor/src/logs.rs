@@ -1,6 +1,6 @@
-//! One stream, and every line knows its tenant.
+//! The merged log of all tenants, with the tenant in every line.
 //!
-//! Two threads and what is between them:
+//! Two threads share the work:
 //!
 //! ```text
 //! pipes ─▶ reader ─▶ canonical lines ─▶ queue per tenant ─▶ writer ─▶ sink
@@ -9,14 +9,16 @@
 //!                          └─▶ followers         ─▶ `logs -f`
 //! ```
 //!
-//! - The *reader* waits for all pipes at once and reads one block of each that has something, in turn. It never waits for
+//! - The *reader* waits for all pipes at once and reads one block of each pipe with data, in turn. It never waits for
 //!   anything else, so a broker's pipe is always read.
-//! - A *canonical line* is one flat JSON object with `tenant` and `pid` as we know them. What a broker writes as JSON is
-//!   looked at in one pass and copied; what is not JSON is wrapped as the message of a `WARN` of target `stderr`.
-//! - Every queue is bounded. When a tenant's is full, because the sink is slower than the tenant is loud, new lines of that
-//!   tenant are lost and counted until half is written; then `dropped N lines` stands where they would have been.
-//! - The *writer* takes one chunk of each tenant in turn, and only it ever waits for the sink. journald's limit is our
-//!   unit's, not a tenant's, so the writer stays below it: what is too much is lost here, where it is known whose it is.
+//! - A *canonical line* is one flat JSON object with the `tenant` and `pid` that the supervisor knows. A broker's JSON
+//!   is checked in one pass and copied; any other text becomes the message of a `WARN` with target `stderr`.
+//! - Every queue is bounded. When a tenant's queue is full, because the sink is slower than the tenant, new lines of
+//!   that tenant are dropped and counted until half of the queue is written. A line `dropped N lines` then marks the
+//!   gap.
+//! - The *writer* takes one chunk of each tenant in turn, and is the only thread that waits for the sink. journald
+//!   limits the whole unit and not a tenant, so the writer stays below that limit: excess lines are dropped here, where
+//!   their tenant is known.
 //!
 //! Neither thread wakes up while nothing is logged.
 
@@ -57,10 +59,10 @@ use std::thread;
 use std::time::Instant;
 use tokio::sync::oneshot;
 
-/// How many lines of an instance that ended are its last words.
+/// The number of lines that are kept as the last words of an ended instance.
 const LAST_WORDS: usize = 20;
 
-/// The merged log of all tenants and of the supervisor itself. Cloning it gives another handle to the same.
+/// A handle to the merged log of all tenants and of the supervisor itself. Clones share the same log.
 #[derive(Clone)]
 pub(crate) struct Hub {
     shared: Arc<Shared>,
@@ -69,9 +71,6 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// Starts the two threads.
-    ///
-    /// # Errors
-    /// When the kernel refuses a descriptor or a thread.
     pub(crate) fn start(output: Output) -> io::Result<Self> {
         let (encoder, sink) = output.open()?;
         let shared = Arc::new(Shared::new(encoder));
@@ -87,11 +86,11 @@ impl Hub {
         Ok(Self { shared, control })
     }
 
-    /// Reads `pipe`, the standard output and error of process `pid`, until its last writer has gone. It stays blocking.
-    /// Where it was read before, `carry` is the beginning of the line it was left in.
+    /// Reads `pipe`, the standard output and error of process `pid`, until its last writer closes it. The pipe stays in
+    /// blocking mode. `carry` is the beginning of the line at which an earlier supervisor stopped reading.
     ///
     /// # Errors
-    /// When it is nothing that can be waited for, or the kernel is out of watches.
+    /// When `pipe` cannot be polled, or the kernel is out of watches.
     pub(crate) fn attach(
         &self,
         tenant: TenantName,
@@ -107,21 +106,24 @@ impl Hub {
             .inspect_err(|_| self.shared.pipe_closed(&name))
     }
 
-    /// Ceases to read every pipe, and says by pid in what line each was left: another supervisor reads on.
+    /// Stops reading all pipes and returns, by pid, the unfinished line of each, so that another supervisor can
+    /// continue.
     pub(crate) async fn release(&self) -> BTreeMap<i32, Carry> {
         let (done, released) = oneshot::channel();
         self.control.tell(Command::Release(done));
-        // An error means that the reader has ended, and holds nothing.
+        // An error means that the reader has ended and holds no lines.
         released.await.unwrap_or_default()
     }
 
-    /// Waits until the sink has everything that was read so far; false when it does not take it by `deadline`.
+    /// Waits until the sink has all lines read so far; returns false when the sink does not take them by `deadline`.
     pub(crate) fn flush(&self, deadline: Instant) -> bool {
         self.shared.wait_flushed(deadline)
     }
 
-    /// The last lines of a process that has ended. Everything it wrote is read first, a last line without line feed
-    /// included, also where a child of its own still holds the pipe. Empty when it wrote nothing.
+    /// Returns the last lines of a process that has ended; empty if it wrote none.
+    ///
+    /// Reads all of the process's output first, including a last line without line feed, even where a child of the
+    /// process still holds the pipe.
     pub(crate) async fn last_words(&self, tenant: &TenantName, pid: i32) -> Vec<String> {
         let name = Some(tenant.clone());
         let (done, drained) = oneshot::channel();
@@ -129,24 +131,24 @@ impl Hub {
             origin: Origin::new(name.clone(), pid),
             done,
         });
-        // An error means that the reader has ended, and it read everything before.
+        // An error means that the reader has ended, after reading all output.
         let _ = drained.await;
         let lines = self.shared.last_words(&name, pid, LAST_WORDS);
         lines.iter().map(|line| text::brief(line)).collect()
     }
 
-    /// Forgets the lines in memory of a tenant that has gone.
+    /// Forgets the lines in memory of a removed tenant.
     pub(crate) fn forget(&self, tenant: &TenantName) {
         self.shared.forget(&Some(tenant.clone()));
     }
 
-    /// The last `lines` lines in memory that `filter` wants, as JSON with their line feeds, oldest first. No tenant's lines
-    /// push out all others'.
+    /// Returns the last `lines` lines in memory that match `filter`, as JSON with line feeds, oldest first. A noisy
+    /// tenant does not displace all lines of others.
     pub(crate) fn tail(&self, filter: &Filter, lines: usize) -> Vec<Bytes> {
         self.shared.tail(filter, lines, None)
     }
 
-    /// The same, and a subscription to all that comes after these, with none missed between.
+    /// Returns the same lines, and a subscription to all later lines without a gap.
     pub(crate) fn follow(&self, filter: Filter, lines: usize) -> (Vec<Bytes>, Subscription) {
         let follower = Arc::new(Follower::new(filter.clone()));
         let tail = self
@@ -155,25 +157,25 @@ impl Hub {
         (tail, Subscription(follower))
     }
 
-    /// How many lines each tenant has lost on the way to the sink; `None` are the supervisor's own. Only those that lost any.
+    /// Returns the number of dropped lines per tenant, without zeros; `None` stands for the supervisor's own lines.
     pub(crate) fn dropped(&self) -> Vec<(Option<TenantName>, u64)> {
         self.shared.dropped()
     }
 
-    /// A layer for the supervisor's own events. It never waits for the sink.
+    /// Returns a layer for the supervisor's own events. The layer never waits for the sink.
     pub(crate) fn layer(&self) -> HubLayer {
         HubLayer::new(Arc::clone(&self.shared))
     }
 
-    /// Reads what is in the pipes, writes everything and ends both threads. False when not all was written by
-    /// `deadline`, because the sink did not take it.
+    /// Reads the remaining output of the pipes, writes all lines and ends both threads. Returns false when the sink did
+    /// not take all lines by `deadline`.
     pub(crate) fn flush_and_stop(&self, deadline: Instant) -> bool {
         self.control.tell(Command::Stop);
         self.shared.wait_written(deadline)
     }
 }
 
-/// One canonical line of the supervisor's own, about no tenant, that is in nobody's log: for those who read here and now.
+/// Returns a canonical line about no tenant that only the present readers see and no log keeps.
 pub(crate) fn notice(message: &str) -> Bytes {
     let origin = Origin::supervisor(None);
     let mut line = Vec::new();

@@ -27,7 +27,7 @@ use handover::inherited::Inherited;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // First of all: later, a descriptor of that number could be anybody's.
+    // Must come first, because later another file could have an inherited descriptor's number.
     let inherited = Inherited::take();
     let cli = Cli::parse();
     match &cli.command {

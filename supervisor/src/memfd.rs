@@ -1,4 +1,4 @@
-//! Files in memory that nobody can change any more: a broker's configuration, and what one supervisor leaves to the next.
+//! Sealed files in memory, for a broker's configuration and for a supervisor's state at hand-over.
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -7,10 +7,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
-/// A sealed file of this content, at its beginning, for its owner's eyes only.
-///
-/// # Errors
-/// When the kernel is out of memory or descriptors.
+/// Returns a sealed file with this content, positioned at its beginning and readable only by its owner.
 pub(crate) fn sealed(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = File::from(fd);
@@ -25,10 +22,10 @@ pub(crate) fn sealed(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// All of a file from its beginning, wherever whoever shares the descriptor has read to; at most `most` bytes.
+/// Reads a file of at most `most` bytes from its beginning, independent of the shared read position.
 ///
 /// # Errors
-/// When it cannot be read, or is longer.
+/// When the file cannot be read, or is longer.
 pub(crate) fn read(fd: BorrowedFd<'_>, most: u64) -> io::Result<Vec<u8>> {
     let file = File::from(fd.try_clone_to_owned()?);
     let mut content = Vec::new();
@@ -68,7 +65,7 @@ mod tests {
         assert_eq!(text, "secret");
         assert!(file.write_all(b"x").is_err());
         assert!(file.set_len(0).is_err());
-        // Wherever the shared offset is.
+        // Reads from the beginning at any shared position.
         assert_eq!(read(file.as_fd(), 6).unwrap(), b"secret");
         assert!(read(file.as_fd(), 5).is_err());
     }

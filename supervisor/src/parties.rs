@@ -1,17 +1,17 @@
-//! What a tenant's configuration means for the judge, as `run` and `check` both see it.
+//! Translates a tenant's configuration into the judge's terms, for `run` and `check`.
 
 use crate::budget::{Seat, Wanted};
 use crate::config::TenantConfig;
 use crate::servers::ServersView;
 
-/// What this configuration takes for itself alone.
+/// Returns the database, schema and address that this configuration needs exclusively.
 pub(crate) fn seat(config: &TenantConfig, view: &ServersView) -> Seat {
     let broker = config.broker();
     let url = &broker.database.url;
     let place = view.endpoint(url).place();
     Seat {
         database: place.map(|place| (place.server.clone(), place.database)),
-        // It is one word of a line of STATE_DIR/admitted.
+        // The text is one word in a line of STATE_DIR/admitted.
         spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname())
             .replace(char::is_whitespace, "%20"),
         schema: broker.database.schema.clone(),
@@ -19,7 +19,7 @@ pub(crate) fn seat(config: &TenantConfig, view: &ServersView) -> Seat {
     }
 }
 
-/// What it wants of the budget.
+/// Returns the tenant's wish for the budget.
 pub(crate) fn wanted(config: &TenantConfig, view: &ServersView) -> Wanted {
     let database = &config.broker().database;
     Wanted::Pool {
@@ -28,7 +28,7 @@ pub(crate) fn wanted(config: &TenantConfig, view: &ServersView) -> Wanted {
     }
 }
 
-/// Its priority; beyond what anybody writes it makes no difference.
+/// Returns the tenant's priority, clamped to the range of `i32`.
 pub(crate) fn priority(config: &TenantConfig) -> i32 {
     let priority = config.broker().supervision.priority;
     priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32

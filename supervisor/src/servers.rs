@@ -1,21 +1,19 @@
-//! One prober per PostgreSQL server: what it has to give, who uses it, whether it is there.
+//! The probers, one per PostgreSQL server: they read its limits, count its connections, and check that it is up.
 //!
-//! A thread of its own, `servers`, runs one small event loop, so a slow TLS handshake or a hung server costs
-//! the fleet nothing. The fleet says which URLs it wants; the thread publishes a [`ServersView`], always
-//! whole and always the latest.
+//! The probers run in one event loop on the thread `servers`, so that a slow TLS handshake or a hung server does not
+//! delay the fleet. The fleet names the wanted URLs; the thread publishes a complete [`ServersView`] after each change.
 //!
-//! *Knock*: an address is asked for one byte, without a role or a database, before anything else and whenever a login is
-//! silent. What that says is true for every URL of the address; what a login says is true for its URL alone.
+//! *Knock*: asks an address for one byte, without a role or a database, before any login and whenever a login is
+//! silent. The result holds for every URL of the address; the result of a login holds for its URL only.
 //!
-//! *Look*: each URL is logged into, twice at once (a pooler that gives both the same backend is
-//! refused), and asked in one pass which server it is: `system_identifier` and postmaster start time. URLs
-//! that agree in both are one server. This happens when URLs are new, on [`Servers::refresh`], and when a
-//! server comes back, because another one may be answering there.
+//! *Look*: logs into each URL twice at once (a pooler that gives both the same backend is refused), and reads
+//! `system_identifier` and postmaster start time. URLs that agree in both are one server. A look happens for new URLs,
+//! on [`Servers::refresh`], and when a server comes back, because another server may answer there.
 //!
-//! *Probe*: one kept connection per server, one statement a second, bounded by a deadline of ours: a
-//! server that is stopped (SIGSTOP), or a network that swallows packets, answers no timeout of its own.
-//! The connection is some tenant's, so when it fails the server is in doubt and no more: its addresses are knocked at and
-//! its URLs looked at, and it is down when none of them is answered. Then it is knocked at every quarter of a second or so.
+//! *Probe*: runs one statement a second on one open connection per server, with a deadline of our own, because a
+//! stopped server (SIGSTOP) or a network that drops packets triggers no timeout of its own. The connection uses some
+//! tenant's URL, so a failed probe only puts the server in doubt: its addresses are knocked at and its URLs looked at,
+//! and the server is down when none answers. A server that is down gets a knock about every quarter of a second.
 
 mod coordinator;
 mod identify;
@@ -39,7 +37,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Between two tries to make the event loop.
+/// The pause between two tries to make the event loop.
 const AGAIN: Duration = Duration::from_secs(1);
 
 type Wants = watch::Receiver<BTreeSet<DatabaseUrl>>;
@@ -50,7 +48,7 @@ fn event_loop() -> io::Result<Runtime> {
         .build()
 }
 
-/// Makes it, as often as it takes; `None` once nobody wants anything any more. Blocks.
+/// Makes the event loop, with retries; `None` once all handles have been dropped. Blocks.
 fn made_at_last(wants: &Wants, mut make: impl FnMut() -> io::Result<Runtime>) -> Option<Runtime> {
     let mut said = false;
     // An error means that the last handle has been dropped.
@@ -67,7 +65,7 @@ fn made_at_last(wants: &Wants, mut make: impl FnMut() -> io::Result<Runtime>) ->
     None
 }
 
-/// A handle to the thread of probers. The thread ends, and its connections close, when the last one is dropped.
+/// A handle to the thread of probers. The thread ends, and its connections close, when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Servers {
     wanted: Arc<watch::Sender<BTreeSet<DatabaseUrl>>>,
@@ -77,8 +75,8 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts the thread. `prefix` is what begins the `application_name` of every program of this machine:
-    /// what does not begin with it is not ours. The rest of such a name is the tenant's.
+    /// Starts the thread. `prefix` begins the `application_name` of every program of this machine, and is followed by
+    /// the tenant's name. All other connections are foreign.
     ///
     /// # Errors
     /// When the thread or its event loop cannot be made.
@@ -87,8 +85,8 @@ impl Servers {
         Self::begin(prefix, move |_| Some(runtime))
     }
 
-    /// The same; its event loop is made as soon as the kernel has what it takes, and nothing is known of any server until
-    /// then.
+    /// Starts the thread like `start`, but retries until the kernel can give an event loop. Until then no server is
+    /// known.
     ///
     /// # Errors
     /// When the thread cannot be made.
@@ -96,13 +94,13 @@ impl Servers {
         Self::begin(prefix, |wants| made_at_last(wants, event_loop))
     }
 
-    /// `make`: the thread's event loop, or `None` when it is no longer wanted.
+    /// Starts the thread. `make` returns its event loop, or `None` once all handles have been dropped.
     fn begin(
         prefix: String,
         make: impl FnOnce(&Wants) -> Option<Runtime> + Send + 'static,
     ) -> io::Result<Self> {
         let (wanted, wants) = watch::channel(BTreeSet::new());
-        // Full when this many reloads wait at once: the next one waits for its place.
+        // When the queue is full, the next reload waits for a place.
         let (refreshes, requests) = mpsc::channel(16);
         let (counts, soon) = watch::channel(0);
         let (publish, view) = watch::channel(Arc::new(ServersView::default()));
@@ -114,7 +112,7 @@ impl Servers {
                 };
                 let work = coordinator::run(wants, requests, publish, soon, prefix);
                 tokio::task::LocalSet::new().block_on(&runtime, work);
-                // A name that is being resolved may take long; nobody waits for it any more.
+                // Does not wait for a running name resolution, which may take long.
                 runtime.shutdown_background();
             })?;
         Ok(Self {
@@ -125,7 +123,7 @@ impl Servers {
         })
     }
 
-    /// Says which URLs matter from now on. New ones are tried at once, those no longer named are forgotten.
+    /// Sets the wanted URLs. New URLs are tried at once, and unnamed URLs are forgotten.
     pub fn want(&self, urls: BTreeSet<DatabaseUrl>) {
         self.wanted.send_if_modified(|wanted| {
             let changed = *wanted != urls;
@@ -134,22 +132,22 @@ impl Servers {
         });
     }
 
-    /// The latest view, and to be woken by each newer one.
+    /// Returns the latest view, with a signal for each newer one.
     pub fn view(&self) -> watch::Receiver<Arc<ServersView>> {
         self.view.clone()
     }
 
-    /// Has connections counted at once instead of within a second; the view will have it.
+    /// Requests a count of connections at once instead of within a second; the next view holds it.
     pub fn count_soon(&self) {
         self.counts.send_modify(|asked| *asked += 1);
     }
 
-    /// Tries every wanted URL again, reads every figure again, and returns when the view has them. Takes a
-    /// few seconds at most for servers that do not answer.
+    /// Tries every wanted URL again, reads all figures again, and returns once the view holds them. Servers that do not
+    /// answer cost a few seconds at most.
     pub async fn refresh(&self) {
         let (done, wait) = oneshot::channel();
         if self.refreshes.send(done).await.is_ok() {
-            // An error means that the thread has ended: there is nothing to wait for.
+            // An error means that the thread has ended, so there is no result to wait for.
             let _ = wait.await;
         }
     }

@@ -1,22 +1,23 @@
-//! The lifecycle and the budget under thousands of tenants, random faults and simulated time.
+//! Tests the lifecycle and the budget with thousands of tenants, random faults and simulated time.
 //!
-//! Nothing here runs: processes, servers, sockets and clocks are numbers. What is real is what decides: [`Lifecycle`],
-//! [`decide`] and the start slots, joined as the fleet joins them. A run is one seed: the same seed is the same run, event
-//! for event, and a run that breaks a rule prints its seed and what happened to the tenant concerned.
+//! Processes, servers, sockets and clocks are simulated. The deciding code is real: [`Lifecycle`], [`decide`] and the
+//! start slots, connected as in the fleet. Each run has a seed, and the same seed gives the same events. A run that
+//! breaks a rule prints its seed and the history of the tenant concerned.
 //!
 //! | rule | where |
 //! |---|---|
 //! | never over budget: what all processes of a server may hold fits | [`rules`] |
 //! | never more than two processes of a tenant, never two tenants on one schema or address | [`rules`] |
-//! | a ready tenant is left alone: told to go only for a reason of its own | [`rules`] |
-//! | pauses after a failure stay within their bounds, and nothing starts before they are over | [`rules`] |
+//! | a ready instance is told to end only for a reason of its own tenant | [`rules`] |
+//! | pauses after a failure stay within their bounds, and no start comes before their end | [`rules`] |
 //! | no more starts at once on one server than there are slots | [`rules`] |
-//! | when the faults end, every tenant whose file is good and fits is ready, and runs what is wanted | [`World::rest`] |
-//! | then all are restarted, and all are ready on a new process | [`World::rest`] |
+//! | after the faults, every tenant with a valid file within the budget is ready as configured | [`World::rest`] |
+//! | after a restart of all tenants, all are ready in a new process | [`World::rest`] |
 //!
-//! `make simulate` plays two thousand tenants for two minutes of their time, three times at once, optimised: millions of
-//! events in a minute. `BROKKR_SIMULATION=TENANTS,SECONDS` sets the size, `BROKKR_SIMULATION_SEED=N` plays one seed again and
-//! `BROKKR_SIMULATION_SEED=random` new ones; a run that fails prints both. Without them the seeds are the same everywhere.
+//! `make simulate` runs two thousand tenants for two simulated minutes, three times in parallel, optimised: millions of
+//! events in a minute. `BROKKR_SIMULATION=TENANTS,SECONDS` sets the size. `BROKKR_SIMULATION_SEED=N` repeats a seed,
+//! and `BROKKR_SIMULATION_SEED=random` takes new seeds; a failing run prints both variables. The default seeds are
+//! fixed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,11 +35,11 @@ use std::time::{Duration, Instant};
 
 use world::World;
 
-/// How large a run is.
+/// The size of a run.
 #[derive(Clone, Copy)]
 struct Size {
     tenants: usize,
-    /// Simulated time with faults.
+    /// The simulated time with faults, in seconds.
     seconds: u64,
 }
 
@@ -54,9 +55,10 @@ fn play(seed: u64, size: Size) -> (u64, u64) {
     world.events()
 }
 
-/// Played unless another seed is asked for.
+/// The seeds of a run without BROKKR_SIMULATION_SEED.
 const SEEDS: [u64; 3] = [1, 2, FOUND_ELSEWHERE];
-/// A killed broker's connections stayed on the server that its tenant had left, and were counted on the new one.
+/// A seed in which a killed broker's connections remained on its tenant's old server and were counted on the new
+/// server.
 const FOUND_ELSEWHERE: u64 = 1_034_883_373_253_837_209;
 
 fn seeds() -> Vec<u64> {
@@ -80,7 +82,7 @@ fn size(tenants: usize, seconds: u64) -> Size {
 fn no_fault_breaks_a_rule_and_all_that_can_run_runs_in_the_end() {
     let began = Instant::now();
     let size = size(100, 300);
-    // A run is one thread's, and the seeds know nothing of each other.
+    // Each seed runs in its own thread.
     let events: u64 = std::thread::scope(|scope| {
         let runs: Vec<_> = seeds()
             .into_iter()

@@ -1,27 +1,27 @@
-//! What the supervisor says of itself: the JSON of `status --format json`, and nothing that is not in it.
+//! The supervisor's status: the content of `status --format json`.
 //!
-//! Keys may be added, never renamed; what is unknown is `null`.
+//! Keys may be added and are never renamed; unknown values are `null`.
 
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// One consistent picture of every tenant and every server, made by the fleet after each change.
+/// A consistent snapshot of all tenants and servers, made by the fleet after each change.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Every tenant that has a file, or still has an instance, by name.
+    /// Every tenant with a file or with an instance, by name.
     pub tenants: Vec<TenantStatus>,
-    /// Every PostgreSQL server some tenant's URL leads to, by id.
+    /// Every PostgreSQL server in tenants' URLs, by id.
     pub servers: Vec<ServerStatus>,
-    /// What is wrong that is no single tenant's: an unreadable `tenants_dir`, held removals, a missing group.
+    /// Problems that concern no single tenant: an unreadable `tenants_dir`, held removals, a missing cgroup.
     #[serde(default)]
     pub notices: Vec<String>,
-    /// When it was made: ages in it are as of then.
+    /// The time of the snapshot, to which its ages refer.
     #[serde(skip)]
     pub taken: Option<Instant>,
 }
 
 impl Snapshot {
-    /// The same picture with its ages as of now.
+    /// Returns the snapshot with its ages updated to the present.
     #[must_use]
     pub fn aged(&self) -> Self {
         let mut aged = self.clone();
@@ -42,44 +42,44 @@ impl Snapshot {
 pub struct TenantStatus {
     /// The tenant's name.
     pub name: String,
-    /// Where its `current` instance is in its life.
+    /// The state of its `current` instance.
     pub state: State,
-    /// Why it is in that state, where the state alone does not say it.
+    /// The reason for the state, where the state alone does not show it.
     pub reason: Option<String>,
-    /// What is wanted, and why it is not so yet.
+    /// The pending change, and the reason why it waits.
     pub pending: Option<String>,
-    /// Process id of the current instance.
+    /// The process id of the current instance.
     pub pid: Option<i32>,
-    /// Seconds since the current instance was spawned.
+    /// The seconds since the current instance was spawned.
     pub uptime_s: Option<f64>,
-    /// Unplanned exits since the supervisor first saw this tenant.
+    /// The number of unplanned exits since the supervisor first saw this tenant.
     pub restarts: u64,
-    /// The running instance's listen address, or the one wanted when none runs.
+    /// The listen address of the running instance, or the wanted address when none runs.
     pub listen: Option<String>,
-    /// The running instance's schema, or the one wanted when none runs.
+    /// The schema of the running instance, or the wanted schema when none runs.
     pub schema: Option<String>,
-    /// The running instance's pool, or the one wanted when none runs.
+    /// The pool size of the running instance, or the wanted pool size when none runs.
     pub pool_size: Option<u32>,
-    /// Id of the server it uses.
+    /// The id of the server it uses.
     pub server: Option<String>,
-    /// Seconds until the next try, in `backoff`.
+    /// The seconds until the next try, in `backoff`.
     #[serde(default)]
     pub next_try_s: Option<f64>,
-    /// Last lines of the last instance that ended unplanned.
+    /// The last lines of the last instance that ended unplanned.
     #[serde(default)]
     pub last_words: Vec<String>,
-    /// How the last instance that ended unplanned did: what each of its threads was doing, where it was killed because it
-    /// was hung.
+    /// The exit of the last instance that ended unplanned. For an instance killed because it was hung, it includes the
+    /// activity of each thread.
     #[serde(default)]
     pub last_exit: Option<String>,
-    /// Libraries or programs that the current instance executes and that are no longer on disk, after an upgrade say;
-    /// `null` until it has been asked.
+    /// Libraries or programs that the current instance executes although they are deleted from disk, for example after
+    /// an upgrade; `null` until they have been checked.
     #[serde(default)]
     pub deleted_maps: Option<Vec<String>>,
-    /// What is wrong with its file, with the source lines and what to write instead.
+    /// The problem with its file, with source lines and hints.
     #[serde(default)]
     pub problem: Option<String>,
-    /// What its file asks for that is not enforced, and other things worth knowing.
+    /// Warnings, for example about settings that are not enforced.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -93,46 +93,46 @@ pub struct ServerStatus {
     pub max_connections: Option<u32>,
     /// `superuser_reserved_connections` and, from 16 on, `reserved_connections`.
     pub reserved: Option<u32>,
-    /// What is left for people and other programs.
+    /// The connections left for people and other programs.
     pub headroom: Option<u32>,
-    /// What tenants may take altogether.
+    /// The connections for all tenants together.
     pub capacity: Option<u32>,
-    /// What the admitted tenants, replacements, the supervisor and one command may take.
+    /// The connections that admitted tenants, replacements, the supervisor and one command may use.
     pub committed: u32,
-    /// Connections of ours the server has now.
+    /// The number of our connections on the server.
     pub in_use: Option<u32>,
-    /// False while it cannot be reached.
+    /// False while the server cannot be reached.
     #[serde(default)]
     pub up: bool,
-    /// Why it is not up, or what `check` warns of.
+    /// The reason why the server is down, or a warning of `check`.
     #[serde(default)]
     pub reason: Option<String>,
 }
 
-/// States of a tenant, as an operator reads them.
+/// The state of a tenant, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// File invalid, schema or address taken, or over budget.
+    /// The file is invalid, its schema or address is taken, or the tenant is over budget.
     Refused,
-    /// For a start slot or its server.
+    /// The tenant waits for a start slot or for its server.
     Waiting,
-    /// Spawned, not ready.
+    /// The instance is spawned and not ready yet.
     Starting,
-    /// Serves.
+    /// The instance serves.
     Ready,
-    /// Alive, but its server is away.
+    /// The instance is alive, but its server is away.
     Degraded,
-    /// Exited; tried again later.
+    /// The instance exited, and the next start waits.
     Backoff,
-    /// Draining.
+    /// The instance drains.
     Stopping,
-    /// By the operator, or `enabled = false`.
+    /// The tenant is stopped by the operator or by `enabled = false`.
     Stopped,
 }
 
 impl State {
-    /// The word used in tables, logs and JSON.
+    /// Returns the word for this state in tables, logs and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             State::Refused => "refused",

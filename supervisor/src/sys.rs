@@ -1,6 +1,6 @@
-//! Raw system calls that neither std nor nix offers in a safe form. Every `unsafe` of the supervisor is here.
+//! System calls without a safe form in std or nix. All `unsafe` code of the supervisor is here.
 //!
-//! Only `instance/` may call what spawns or kills.
+//! Only `instance/` may call the functions that spawn or kill.
 
 #![allow(unsafe_code, reason = "this is the one module that may")]
 
@@ -22,45 +22,46 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// First descriptor after standard input, output and error: where `sd_listen_fds` begins.
+/// The first descriptor after standard input, output and error, where `sd_listen_fds` begins.
 const FIRST_PASSED: RawFd = 3;
-/// Most descriptors one spawn may pass; the child works on fixed arrays because it may not allocate.
+/// The largest number of descriptors passed to a child, limited because the child cannot allocate and uses fixed
+/// arrays.
 const MOST_PASSED: usize = 8;
-/// `LISTEN_PID=` and room for any pid, overwritten by the child with its own.
+/// `LISTEN_PID=` with room for any pid; the child writes its own pid there.
 const LISTEN_PID: &str = "LISTEN_PID=0000000000";
 
 static SPAWNING: Mutex<()> = Mutex::new(());
 
-/// Everything a new process is made of. Nothing else is inherited.
+/// The attributes of a new process. It inherits nothing else.
 pub(crate) struct Plan<'a> {
-    /// Absolute path of the program.
+    /// The absolute path of the program.
     pub(crate) program: CString,
     /// Its arguments, `argv[0]` included.
     pub(crate) arguments: Vec<CString>,
-    /// Its whole environment. `LISTEN_PID` is added, with the child's own pid, when descriptors are passed.
+    /// Its whole environment. When descriptors are passed, `LISTEN_PID` is added with the child's pid.
     pub(crate) environment: Vec<CString>,
     /// Standard input, output and error.
     pub(crate) standard: [BorrowedFd<'a>; 3],
-    /// Descriptors 3 and up, in order.
+    /// Descriptors from 3 up, in order.
     pub(crate) passed: Vec<BorrowedFd<'a>>,
-    /// Soft and hard limit of open files.
+    /// The soft and hard limit of open files.
     pub(crate) open_files: (u64, u64),
 }
 
-/// A process that exists, and a descriptor that names it for good.
+/// A new process, with a descriptor that identifies it permanently.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
 }
 
-/// Forks, calls `before_exec` with the child's pid while the child waits, then lets it execute the plan.
+/// Forks, calls `before_exec` with the child's pid while the child waits, then lets the child execute the plan.
 ///
-/// If the supervisor dies in between, the child sees the end of its pipe and leaves without having become anything.
-/// The child gets a session of its own, default signal dispositions, an empty signal mask and `no_new_privs`.
+/// If the supervisor dies in between, the child sees its pipe close and exits. The child gets its own session, default
+/// signal dispositions, an empty signal mask and `no_new_privs`.
 ///
 /// # Errors
-/// What the kernel refused: fork, pidfd, or execve (for which the child reports its `errno`); or what `before_exec` gave.
+/// The kernel's error from fork, pidfd or execve (the child reports its `errno`), or the error of `before_exec`.
 pub(crate) fn spawn(
     plan: &Plan<'_>,
     before_exec: impl FnOnce(i32) -> io::Result<()>,
@@ -83,13 +84,13 @@ pub(crate) fn spawn(
     for (slot, fd) in sources.iter_mut().zip(wanted) {
         *slot = fd.as_raw_fd();
     }
-    // One at a time from here to the exec: a second child forked meanwhile would hold the first one's pipe open.
+    // Serialises spawns until the exec, because a second child would hold the first child's pipe open.
     let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
     let (go_read, go_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let (error_read, error_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
 
-    // SAFETY: between fork and exec the child calls async-signal-safe functions only and touches memory made before
-    // the fork: `become_child` allocates nothing, takes no lock and never returns.
+    // SAFETY: between fork and exec the child calls async-signal-safe functions only and uses memory made before the
+    // fork: `become_child` allocates nothing, takes no lock and never returns.
     let pid = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => unsafe {
@@ -107,7 +108,7 @@ pub(crate) fn spawn(
         pid => pid,
     };
     drop((go_read, error_write));
-    // Not reaped yet, so the pid cannot have been given to another process: no race here.
+    // The child is not reaped yet, so its pid cannot belong to another process.
     let pidfd = match pidfd_open(pid) {
         Ok(pidfd) => pidfd,
         Err(error) => {
@@ -124,7 +125,7 @@ pub(crate) fn spawn(
     let mut errno = [0u8; 4];
     let refused = match said {
         Err(error) => Some(error),
-        // End of file: the pipe was closed by a successful exec.
+        // End of file: a successful exec has closed the pipe.
         Ok(()) => match read_exact(error_read.as_fd(), &mut errno) {
             0 => None,
             _ => Some(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
@@ -156,14 +157,15 @@ unsafe fn become_child(
     go_write: RawFd,
     error: RawFd,
 ) -> ! {
-    // SAFETY: every call is async-signal-safe and its pointers are to live memory of this process.
+    // SAFETY: every call is async-signal-safe, and its pointers are to live memory of this process.
     unsafe {
         let fail = || -> ! {
             let errno = *libc::__errno_location();
             libc::write(error, (&raw const errno).cast(), size_of::<c_int>());
             libc::_exit(127)
         };
-        // Ours to close, or the read below would never see the end when the parent dies.
+        // Closes our copy of the write end, because otherwise the read below would never see its end when the parent
+        // dies.
         libc::close(go_write);
         let mut byte = 0u8;
         if libc::read(go, (&raw mut byte).cast(), 1) != 1 {
@@ -172,7 +174,7 @@ unsafe fn become_child(
         if libc::setsid() == -1 {
             fail();
         }
-        // Rust ignores SIGPIPE and a signal thread may have masked others; a broker starts with neither.
+        // Resets signals, because Rust ignores SIGPIPE and a thread may have masked others.
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
@@ -182,7 +184,7 @@ unsafe fn become_child(
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1 {
             fail();
         }
-        // Out of the way first: a source may sit where another one is to go.
+        // Moves all sources out of the target range first, because a source may have another source's target number.
         let above = sources.len() as RawFd;
         for source in &mut *sources {
             *source = libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, above);
@@ -195,14 +197,15 @@ unsafe fn become_child(
                 fail();
             }
         }
-        // Whatever a library left open without O_CLOEXEC ends here; the error pipe lives until the exec.
+        // Marks all other descriptors close-on-exec, in case a library left some open; the error pipe lives until the
+        // exec.
         libc::syscall(
             libc::SYS_close_range,
             above as u32,
             u32::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         );
-        // Not before the duplicates are made: the parent may have more open than the child may, and every lower number in use.
+        // Sets the limit after duplicating, because the parent may use more descriptors than the child's limit allows.
         let limit = libc::rlimit {
             rlim_cur: plan.open_files.0,
             rlim_max: plan.open_files.1,
@@ -261,17 +264,17 @@ fn read_exact(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> usize {
     }
 }
 
-/// Ends a child that never executed anything.
+/// Reaps a child that has executed no program.
 fn reap(pid: i32) {
     let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
 }
 
-/// A descriptor that names process `pid` for good, whoever gets its number next.
+/// Returns a descriptor that identifies process `pid` even after the pid is reused.
 ///
 /// # Errors
 /// `ESRCH` when there is no such process.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; a fresh descriptor is returned, which nobody else owns.
+    // SAFETY: no pointers; the call returns a fresh descriptor without another owner.
     unsafe {
         match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
             -1 => Err(io::Error::last_os_error()),
@@ -280,17 +283,17 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Lets the program `command` starts have every signal: ours are blocked, and a program inherits that.
+/// Unblocks all signals for the program that `command` starts, because it would inherit our blocked signals.
 pub(crate) fn heed_signals(command: &mut Command) {
     let unblock = || Ok(SigSet::empty().thread_set_mask()?);
     // SAFETY: called between fork and exec, where it makes one system call and allocates nothing.
     unsafe { command.pre_exec(unblock) };
 }
 
-/// Sends `signal` to the process a pidfd names.
+/// Sends `signal` to the process of a pidfd.
 ///
 /// # Errors
-/// `ESRCH` when it has ended and was reaped.
+/// `ESRCH` when the process has ended and was reaped.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
     // SAFETY: the null pointer asks for the default siginfo; no other pointers.
     let result = unsafe {
@@ -309,47 +312,40 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Res
     }
 }
 
-/// Hands a descriptor to the event loop, to be woken when it becomes readable.
-///
-/// # Errors
-/// When the event loop cannot take it.
+/// Registers a descriptor with the event loop, for reading.
 pub(crate) fn readable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: what turns into an `OwnedFd` owns its descriptor: it stays open, and the same, until `inner` is dropped.
+    // SAFETY: a type that converts to `OwnedFd` owns its descriptor, so it stays open and the same until `inner` is
+    // dropped.
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// The same, to be woken when it can be written to.
-///
-/// # Errors
-/// When the event loop cannot take it.
+/// Registers a descriptor with the event loop, for writing.
 pub(crate) fn writable<T: AsRawFd + Into<OwnedFd>>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: as above.
+    // SAFETY: as in `readable`.
     unsafe { AsyncFd::register_with_interest(inner, Interest::WRITABLE) }.map_err(Into::into)
 }
 
-/// Blocked signals, to be read, and to be waited for.
+/// Returns a descriptor that reads the blocked `signals` and can be waited for.
 ///
 /// # Errors
 /// When the kernel gives no descriptor, or outside of a runtime.
 pub(crate) fn readable_signals(signals: &SigSet) -> io::Result<AsyncFd<SignalFd>> {
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let inner = SignalFd::with_flags(signals, flags)?;
-    // SAFETY: it owns its descriptor, and nothing replaces or closes it while it is registered.
+    // SAFETY: the `SignalFd` owns its descriptor, and no code replaces or closes it while it is registered.
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// The same of a descriptor that somebody else holds too.
-///
-/// # Errors
-/// When the event loop cannot take it.
+/// Registers a shared descriptor with the event loop, for reading.
 pub(crate) fn readable_shared(inner: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: the `AsyncFd` holds a share of the descriptor, so it stays open, and the same, until that is dropped.
+    // SAFETY: the `AsyncFd` holds a share of the descriptor, which stays open and the same until the `AsyncFd` is
+    // dropped.
     unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// How long ago a process was started whose start time, in ticks since boot, is this.
+/// Returns the age of a process with this start time, in ticks since boot.
 pub(crate) fn age(start_time: u64) -> Duration {
-    // SAFETY: no pointers; an unknown name would give -1, which is none.
+    // SAFETY: no pointers; an unknown name would give -1, which is rejected below.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     let Ok(per_second @ 1..) = u64::try_from(per_second) else {
         return Duration::ZERO;
@@ -358,17 +354,17 @@ pub(crate) fn age(start_time: u64) -> Duration {
     since_boot(ClockId::CLOCK_BOOTTIME).saturating_sub(started)
 }
 
-/// What a clock that counts from boot shows.
+/// Returns the time of a clock that counts from boot.
 pub(crate) fn since_boot(clock: ClockId) -> Duration {
     clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }
 
 static INHERITED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Takes over a descriptor that this process was started with, and keeps it from whatever this process executes.
+/// Takes over a descriptor that this process was started with, and marks it close-on-exec.
 ///
 /// # Errors
-/// When it is not open, is standard input, output or error, or was taken before.
+/// When the descriptor is not open, is standard input, output or error, or was taken before.
 pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < FIRST_PASSED
         || !INHERITED
@@ -378,21 +374,21 @@ pub(crate) fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
     {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: no pointers; a number that is no open descriptor is an error and nothing else.
+    // SAFETY: no pointers; a number that is no open descriptor gives an error.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: open, as the call above has shown, and owned by nobody: it was passed by number to the beginning of `main`,
-    // and the set above sees to it that it is handed out once.
+    // SAFETY: the call above shows that the descriptor is open. It has no other owner, because it was passed by number
+    // to the beginning of `main`, and the set above hands each number out once.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A copy of descriptor `fd` of the process that `pidfd` names.
+/// Returns a copy of descriptor `fd` of the process that `pidfd` identifies.
 ///
 /// # Errors
 /// `EPERM` without the right to trace that process.
 pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; a fresh descriptor is returned, close-on-exec, which nobody else owns.
+    // SAFETY: no pointers; the call returns a fresh close-on-exec descriptor without another owner.
     unsafe {
         match libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) {
             -1 => Err(io::Error::last_os_error()),
@@ -401,7 +397,7 @@ pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedF
     }
 }
 
-/// `struct pidfd_info` as of Linux 6.13; later ones are longer, and the kernel fills what fits.
+/// `struct pidfd_info` of Linux 6.13. Later versions are longer, and the kernel fills the given size.
 #[repr(C)]
 #[derive(Default)]
 struct PidfdInfo {
@@ -417,8 +413,8 @@ const PIDFD_INFO_EXIT: u64 = 1 << 3;
 const PIDFD_GET_INFO: libc::c_ulong =
     (3 << 30) | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16) | (0xFF << 8) | 11;
 
-/// The wait status of a process that has ended and was reaped by somebody else; `None` where it was not yet, or where
-/// the kernel (before 6.15) does not tell.
+/// Returns the wait status of a process that was reaped elsewhere; `None` if it was not reaped yet, or on kernels
+/// before 6.15, which do not tell.
 pub(crate) fn pidfd_wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let mut info = PidfdInfo {
         mask: PIDFD_INFO_EXIT,
@@ -429,18 +425,18 @@ pub(crate) fn pidfd_wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
 }
 
-/// The soft limit of open files.
+/// Returns the soft limit of open files.
 pub(crate) fn open_files() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
-/// What a broker gets at most: its connections and the few files beside them.
+/// The highest limit of open files for a broker: enough for its connections and a few files.
 const CHILD_OPEN_FILES: u64 = 16_384;
 
-/// Raises the soft limit of open files to the hard one, and gives a smaller pair for the children.
+/// Raises the soft limit of open files to the hard limit, and returns smaller limits for the children.
 pub(crate) fn raise_open_files() -> (u64, u64) {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096));
-    // Refused at worst: then the old limit stays, and what does not fit into it is refused.
+    // Ignores an error, because the old limit then stays in force.
     let _ = nix::sys::resource::setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     (soft.min(CHILD_OPEN_FILES), hard.min(CHILD_OPEN_FILES))
 }

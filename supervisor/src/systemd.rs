@@ -1,6 +1,6 @@
-//! What systemd is told: readiness, reloading, stopping, a line of status, and that the event loop turns.
+//! Notifications to systemd: readiness, reloading, stopping, a status line, and the watchdog.
 //!
-//! Written here and not taken from a library because a full socket must not block the event loop.
+//! Not a library, because a full socket must not block the event loop.
 
 pub(crate) mod job;
 pub(crate) mod store;
@@ -14,8 +14,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Tells systemd, or nobody where `NOTIFY_SOCKET` is not set. Cheap to clone. A datagram that cannot be sent is lost:
-/// systemd not hearing is nothing a tenant should suffer for.
+/// Sends notifications to systemd; does nothing without `NOTIFY_SOCKET`. Cheap to clone. A datagram that cannot be sent
+/// is lost, because a silent systemd must not affect tenants.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notifier {
     target: Option<Arc<(UnixDatagram, SocketAddr)>>,
@@ -23,18 +23,18 @@ pub(crate) struct Notifier {
 }
 
 impl Notifier {
-    /// A notifier made of what systemd put into this process's environment. The variables stay there: removing one is not
-    /// safe with threads, and a broker gets an environment of its own anyway.
+    /// Makes a notifier from systemd's environment variables. The variables stay set, because removing them is unsafe
+    /// with threads, and brokers get their own environment anyway.
     ///
     /// # Errors
-    /// When `NOTIFY_SOCKET` is set to something that is no socket's address.
+    /// When `NOTIFY_SOCKET` is not a valid socket address.
     pub(crate) fn from_env() -> io::Result<Self> {
         Self::new(std::env::var_os("NOTIFY_SOCKET"), |name| {
             std::env::var(name).ok()
         })
     }
 
-    /// One that speaks to `socket`, whose owner wants to hear of us twice as often as `interval`.
+    /// Makes a notifier for `socket` with this watchdog interval.
     #[cfg(test)]
     pub(crate) fn to(socket: &std::path::Path, interval: Duration) -> io::Result<Self> {
         let patience = (interval * 2).as_micros().to_string();
@@ -71,10 +71,11 @@ impl Notifier {
         })
     }
 
-    /// A socket of its own to systemd, for what must not be lost: it can be waited for. `None` where nobody hears.
+    /// Returns a separate socket to systemd for messages that must not be lost, which can be waited for; `None` without
+    /// systemd.
     ///
     /// # Errors
-    /// When systemd's socket is not there.
+    /// When systemd's socket does not exist.
     fn connected(&self) -> io::Result<Option<OwnedFd>> {
         let Some(target) = &self.target else {
             return Ok(None);
@@ -85,19 +86,19 @@ impl Notifier {
         Ok(Some(socket.into()))
     }
 
-    /// Whether anybody hears what is said.
+    /// Returns true when systemd receives notifications.
     pub(crate) fn is_heard(&self) -> bool {
         self.target.is_some()
     }
 
-    /// Everything that could be started has been, or waits for something outside.
+    /// Reports that every tenant that could start has started, or waits for an external cause.
     pub(crate) fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// A reload begins; `ready` ends it.
+    /// Reports the beginning of a reload; `ready` ends it.
     pub(crate) fn reloading(&self) {
-        // Systemd compares this with its own CLOCK_MONOTONIC to tell a new reload from an old one.
+        // systemd compares this with its own CLOCK_MONOTONIC to distinguish a new reload from an old one.
         match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
             Ok(now) => {
                 let now = Duration::from(now).as_micros();
@@ -107,27 +108,28 @@ impl Notifier {
         }
     }
 
-    /// Draining has begun.
+    /// Reports that draining has begun.
     pub(crate) fn stopping(&self) {
         self.send("STOPPING=1");
     }
 
-    /// One line for `systemctl status`.
+    /// Sets the line that `systemctl status` shows.
     pub(crate) fn status(&self, line: &str) {
         self.send(&format!("STATUS={}", line.replace('\n', " ")));
     }
 
-    /// What is under way may take `time` more from now.
+    /// Extends the timeout of the running operation to `time` from now.
     pub(crate) fn extend_timeout(&self, time: Duration) {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
 
-    /// The event loop turns.
+    /// Reports that the event loop runs.
     pub(crate) fn watchdog(&self) {
         self.send("WATCHDOG=1");
     }
 
-    /// How often to call [`watchdog`](Self::watchdog): half of what systemd waits. `None`: it does not watch us.
+    /// Returns the interval for calling [`watchdog`](Self::watchdog), half of systemd's timeout; `None` without a
+    /// watchdog.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|patience| patience / 2)
     }
@@ -135,7 +137,7 @@ impl Notifier {
     fn send(&self, text: &str) {
         if let Some(target) = &self.target {
             let (datagrams, address) = target.as_ref();
-            // See the type: nobody is to wait or fail for this.
+            // Ignores an error, as explained at the type.
             let _ = datagrams.send_to_addr(text.as_bytes(), address);
         }
     }

@@ -1,11 +1,11 @@
-//! File events to a fresh [`Desired`]: one task that owns the scanner, woken by inotify, by its own timers and by
-//! reload requests.
+//! Publishes a fresh [`Desired`] after file events: one task that owns the scanner, woken by inotify, timers and
+//! reloads.
 //!
-//! An event never says more than "look again", so that a lost one costs time and not truth: an overflow, a moved
-//! folder or a folder that comes back ends in a whole scan like any other.
+//! An event only triggers a scan, so a lost event causes a delay and no wrong state: an overflow, a moved folder or a
+//! folder that comes back leads to a full scan too.
 //!
-//! Watched are the folder, the folders of every link on the way to a file that matters, and files with several names. The
-//! kernel gives out a limited number of watches, so what cannot be watched is looked at by a timer.
+//! The watched places are the folder, the folders of every link on the way to a relevant file, and files with several
+//! names. The kernel limits the number of watches, so a timer covers places that cannot be watched.
 
 use crate::config::{Desired, Look, Referred, Scanned, Scanner};
 use crate::fleet::ReloadWish;
@@ -22,36 +22,36 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// A file is read after so long without another event.
+/// The time without another event after which a file is read.
 const QUIET: Duration = Duration::from_millis(50);
-/// And at the latest so long after the first.
+/// The longest delay after the first event.
 const LATEST: Duration = Duration::from_millis(500);
-/// A file that is being written is left alone until it is closed, or nothing was written to it for so long.
+/// The time without a write after which an unclosed file is read anyway.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// While a folder cannot be watched, it is looked at so often.
+/// The time between two scans while the folder cannot be watched.
 const UNWATCHED: Duration = Duration::from_secs(1);
-/// While another place cannot be watched, files are looked at so often.
+/// The time between two scans while another place cannot be watched.
 const UNWATCHED_ELSEWHERE: Duration = Duration::from_secs(10);
-/// Most places watched: tenants may be many, and other programs of this user need watches too.
+/// The largest number of watched places, because tenants may be many and other programs of this user need watches too.
 const MOST_WATCHES: usize = 4096;
-/// Events between two turns of the task. When full, the rest is dropped and everything is looked at again.
+/// The queue of events between two turns of the task. When it is full, events are dropped and a full scan follows.
 const EVENTS: usize = 1024;
 
-/// What one event means.
+/// The meaning of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Hint {
-    /// Something is complete: look.
+    /// A change is complete, so a scan is due.
     Look,
     /// This file is being written.
     Busy(PathBuf),
     /// This file is complete.
     Done(PathBuf),
-    /// The watched folder itself went away or moved.
+    /// The watched folder itself was removed or moved.
     FolderLost,
 }
 
-/// Every tenant that has a process, or waits for what it needs to have one. `None` before the fleet has said anything: what
-/// the scanner knows then is what was taken over.
+/// Returns every tenant that runs or waits to run. `None` before the fleet's first snapshot; until then the scanner
+/// knows the adopted tenants.
 fn runners(snapshot: &Snapshot) -> Option<BTreeSet<TenantName>> {
     snapshot.taken?;
     let runs = snapshot
@@ -72,33 +72,33 @@ type Identity = (u64, u64);
 /// The task's state.
 pub(crate) struct Watch {
     folder: PathBuf,
-    /// Locked by the one scan that runs at a time, on a thread that may block.
+    /// Locked by the single running scan, on a blocking thread.
     scanner: Arc<Mutex<Scanner>>,
     desired: watch::Sender<Arc<Desired>>,
-    /// Who runs.
+    /// The fleet's snapshot, which shows the running tenants.
     snapshot: watch::Receiver<Arc<Snapshot>>,
     wishes: mpsc::Receiver<ReloadWish>,
     hints: mpsc::Receiver<Hint>,
     watcher: Option<RecommendedWatcher>,
-    /// Every watched place, and which file it was: a watch follows the file, not its name.
+    /// Every watched place with its file, because a watch follows the file and not its name.
     watched: BTreeMap<PathBuf, Identity>,
-    /// The names outside the folder that matter: an event of another name there is none of ours.
+    /// The relevant names outside the folder; events of other names there are ignored.
     names: BTreeSet<PathBuf>,
-    /// Some place cannot be watched, which has been said.
+    /// True once a place that cannot be watched has been logged.
     unwatched_told: bool,
     busy: BTreeSet<PathBuf>,
-    /// Hints were lost: nothing is known of who is writing what.
+    /// True when events were lost, so that `busy` is unreliable.
     overflow: Arc<AtomicBool>,
     look_at: Option<Instant>,
-    /// Events without a pause must not put off the look for ever.
+    /// The latest time of the next scan, so that continuous events do not delay it for ever.
     latest_look: Option<Instant>,
-    /// What is still busy then is looked at all the same.
+    /// The time at which files that are still busy are read anyway.
     patience_at: Option<Instant>,
     again_at: Option<Instant>,
 }
 
 impl Watch {
-    /// A watch of `folder` that publishes to `desired`. The first scan has been made already.
+    /// Makes a watch of `folder` that publishes to `desired`. The caller has made the first scan.
     pub(crate) fn new(
         folder: PathBuf,
         scanner: Scanner,
@@ -110,7 +110,7 @@ impl Watch {
         let root = folder.clone();
         let overflow = Arc::new(AtomicBool::new(false));
         let overflowed = overflow.clone();
-        // Called on the watcher's own thread, which must not wait.
+        // The watcher's own thread calls this, and must not wait.
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             for hint in read(&root, event) {
                 if sender.try_send(hint).is_err() {
@@ -141,7 +141,7 @@ impl Watch {
         }
     }
 
-    /// Runs until nobody can ask for a reload any more.
+    /// Runs until every sender of reload requests is gone.
     pub(crate) async fn run(mut self) {
         let folder = self.folder.clone();
         self.keep_watching(&folder);
@@ -152,7 +152,7 @@ impl Watch {
                 .flatten()
                 .min();
             let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
-            // Every arm is cancel-safe: the queues keep what is not taken, the timer is set anew.
+            // Every arm is cancel-safe: the queues keep untaken values, and the timer is set anew.
             tokio::select! {
                 wish = self.wishes.recv() => match wish {
                     Some(ReloadWish { confirm_removals, done }) => {
@@ -180,7 +180,7 @@ impl Watch {
             Hint::Busy(path) | Hint::Done(path) if !self.concerns(&path) => return,
             Hint::Busy(path) => {
                 self.busy.insert(path);
-                // Written by somebody who never closes it, or closed unseen: then it is read as it stands.
+                // A writer may never close the file, or the event of closing may be lost.
                 self.patience_at = Some(Instant::now() + PATIENCE);
                 return;
             }
@@ -206,7 +206,7 @@ impl Watch {
             self.busy.clear();
         }
         let folder = self.folder.clone();
-        // Watched first, then read: what changes in between is an event.
+        // Watches first and reads then, so that a change in between gives an event.
         let watched = self.keep_watching(&folder).is_some();
         let (scanner, busy) = (self.scanner.clone(), self.busy.clone());
         let runners = runners(&self.snapshot.borrow());
@@ -218,7 +218,7 @@ impl Watch {
             scanner.scan(std::time::Instant::now(), look, &busy)
         });
         let Ok(scanned) = scanning.await else {
-            // A panic in the scanner has been logged by the panic hook; what was known stays as it is.
+            // The panic hook has logged a panic in the scanner; the last state stays.
             return self.desired.borrow().scan;
         };
         let Scanned {
@@ -251,15 +251,14 @@ impl Watch {
         self.desired.send_replace(Arc::new(desired));
     }
 
-    /// Tells whether an event of `path` can mean anything: it is an entry of the folder, a watched place, or a name that
-    /// matters.
+    /// Returns true when an event of `path` can matter: an entry of the folder, a watched place, or a relevant name.
     fn concerns(&self, path: &Path) -> bool {
         path.parent() == Some(&self.folder)
             || self.names.contains(path)
             || self.watched.contains_key(path)
     }
 
-    /// Watches what is referred to now, and nothing else beside the folder.
+    /// Watches the places in `referred`, and ends all other watches except that of the folder.
     fn keep_watching_all(&mut self, referred: Referred) -> Kept {
         let mut places: BTreeSet<PathBuf> = referred
             .names
@@ -290,14 +289,14 @@ impl Watch {
             }
         }
         match (added, all) {
-            // Something may have changed between the reading and the watch.
+            // The place may have changed between reading and watching.
             (true, _) => Kept::Added,
             (false, true) => Kept::All,
             (false, false) => Kept::Some,
         }
     }
 
-    /// Watches a folder or a file, if it is not watched yet: `Some(true)` when that is new. `None` while it cannot be.
+    /// Watches a folder or a file. Returns `Some(true)` for a new watch, `None` if the place cannot be watched.
     fn keep_watching(&mut self, path: &Path) -> Option<bool> {
         let found = std::fs::metadata(path).ok()?;
         let now = (found.dev(), found.ino());
@@ -306,7 +305,8 @@ impl Watch {
             Some(_) => self.stop_watching(path),
             None => {}
         }
-        // By another name: the kernel would give the same watch again, and its events only one of the two names.
+        // The same file is watched under another name. The kernel would return the same watch, and report one name
+        // only.
         if self.watched.values().any(|known| *known == now) {
             return Some(false);
         }
@@ -322,23 +322,23 @@ impl Watch {
     fn stop_watching(&mut self, path: &Path) {
         self.watched.remove(path);
         if let Some(watcher) = &mut self.watcher {
-            // An error means that the file has gone, and its watch with it.
+            // An error means that the file is gone, and its watch with it.
             let _ = watcher.unwatch(path);
         }
     }
 }
 
-/// Says how far places are watched.
+/// The result of watching all places.
 enum Kept {
-    /// All are, and were before.
+    /// All places are watched, and were before.
     All,
-    /// Some are not.
+    /// Some places are not watched.
     Some,
-    /// One is watched only now.
+    /// A place is watched since this call.
     Added,
 }
 
-/// What an event of the watcher means for the folder `root`.
+/// Translates an event of the watcher for the folder `root`.
 fn read(root: &Path, event: notify::Result<Event>) -> Vec<Hint> {
     let Ok(event) = event else {
         return vec![Hint::Look];
@@ -366,7 +366,7 @@ fn read(root: &Path, event: notify::Result<Event>) -> Vec<Hint> {
     }
 }
 
-/// A new name. One with a link behind it is complete at once; a plain new file will be closed by its writer.
+/// Classifies a new name. A link is complete at once; a plain new file is busy until its writer closes it.
 fn created(path: PathBuf) -> Hint {
     match std::fs::symlink_metadata(&path) {
         Ok(file) if file.is_file() && file.nlink() == 1 => Hint::Busy(path),

@@ -1,11 +1,11 @@
-//! "Did you mean": the known word nearest to one that is not known.
+//! Finds the known word closest to an unknown word, for "did you mean" hints.
 
-/// The candidate at the smallest edit distance from `word`, if that is near enough to be a slip of the hand.
+/// Returns the candidate at the smallest edit distance from `word`, if that is small enough for a typing error.
 pub(crate) fn closest<'a>(
     word: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // A hostile word costs at most this much work.
+    // Bounds the work that a hostile word can cause.
     if word.len() > 64 {
         return None;
     }
@@ -17,7 +17,7 @@ pub(crate) fn closest<'a>(
         .map(|(_, c)| c)
 }
 
-/// Edit distance with swapped neighbours counted once.
+/// Returns the edit distance; two swapped neighbours count once.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before: Vec<usize> = Vec::new();

@@ -1,4 +1,4 @@
-//! The effective configuration of one broker: typed, complete, every default filled in.
+//! The effective configuration of one broker: typed and complete, with every default filled in.
 
 use std::{
     ffi::OsStr,
@@ -14,8 +14,8 @@ use crate::{
     ByteSize, DatabaseUrl, Listen, Network, PoolSize, SchemaName, Secret, units::duration_text,
 };
 
-/// Everything a broker is told. Serialised as it is, its secrets are `***`; [`crate::InstanceConfig::to_json`] is
-/// the one place that writes them in the clear.
+/// The whole configuration of a broker. Secrets serialise as `***`; only [`crate::InstanceConfig::to_json`] writes them
+/// in the clear.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerConfig {
@@ -31,7 +31,7 @@ pub struct BrokerConfig {
     pub supervision: SupervisionConfig,
     /// `[broker]`
     pub broker: BrokerSection,
-    /// `[webhooks]`. A supervisor older than the section does not hand it over.
+    /// `[webhooks]`; absent from the configuration of a supervisor older than this section.
     #[serde(default)]
     pub webhooks: WebhooksConfig,
     /// `[pak]`
@@ -42,20 +42,21 @@ pub struct BrokerConfig {
     pub telemetry: TelemetryConfig,
 }
 
-/// The tenant's database and how hard it may be used.
+/// The tenant's database, and the limits on its use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatabaseConfig {
-    /// The database, from `url` or the file named by `url_file`.
+    /// The database, from `url` or from the file that `url_file` names.
     pub url: DatabaseUrl,
     /// The tenant's schema.
     pub schema: SchemaName,
-    /// Most connections the tenant may hold.
+    /// The largest number of connections that the tenant may hold.
     pub pool_size: PoolSize,
-    /// Longest wait for a connection before a request is answered 503.
+    /// The longest wait for a connection before the broker answers a request with 503.
     #[serde(with = "duration_text")]
     pub acquire_timeout: Duration,
-    /// Most connections at work at once; absent in the file, the smaller of `pool_size` and 8. Never above `pool_size`.
+    /// The largest number of connections that work at once. Defaults to the smaller of `pool_size` and 8, and never
+    /// exceeds `pool_size`.
     pub max_working: u32,
     /// `statement_timeout` of the broker's sessions.
     #[serde(with = "duration_text")]
@@ -65,28 +66,28 @@ pub struct DatabaseConfig {
     pub idle_in_transaction_timeout: Duration,
 }
 
-/// Where and how requests are taken.
+/// The HTTP server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
     /// The listen address.
     pub listen: Listen,
-    /// Longest time a request may take, its wait for a connection included.
+    /// The longest time for one request, including its wait for a connection.
     #[serde(with = "duration_text")]
     pub request_timeout: Duration,
 }
 
-/// What is logged and how.
+/// The log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
-    /// Least severe level that is logged.
+    /// The least severe level that is logged.
     pub level: LogLevel,
-    /// The form of a line when the broker runs alone; under the supervisor it is always JSON.
+    /// The form of a line when the broker runs alone; under the supervisor the form is always JSON.
     pub format: LogFormat,
 }
 
-/// A log level, most severe first.
+/// A log level, the most severe first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the words themselves")]
@@ -99,7 +100,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// The word, as `tracing` and the file write it.
+    /// Returns the word for this level in `tracing` and in the file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -115,17 +116,17 @@ impl LogLevel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Limits of the instance's control group.
+/// The limits of the instance's cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// `memory.max`, bytes.
+    /// `memory.max`, in bytes.
     pub memory_max: Option<ByteSize>,
     /// `cpu.weight`, 1 to 10000.
     pub cpu_weight: Option<u32>,
@@ -133,23 +134,23 @@ pub struct LimitsConfig {
     pub pids_max: Option<u32>,
 }
 
-/// What the supervisor does with the tenant.
+/// The supervision of the tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SupervisionConfig {
-    /// Whether it is to run at all.
+    /// True when the tenant must run.
     pub enabled: bool,
-    /// Admission order among newcomers: higher first, then by name.
+    /// The order of admission among new tenants: higher first, then by name.
     pub priority: i64,
 }
 
-/// What an agent gets that asks for its target state without saying how.
+/// The target state that an agent gets when its request has no `mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TargetStateMode {
-    /// Everything that should be.
+    /// All objects of the target state.
     Full,
-    /// Only what it has not applied yet.
+    /// Only the objects that the agent has not applied yet.
     Incremental,
 }
 
@@ -157,87 +158,88 @@ pub enum TargetStateMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerSection {
-    /// Where a broker alone keeps its admin PAK, if the file says so; see [`BrokerConfig::state_dir`].
+    /// The folder in which a broker that runs alone keeps its admin PAK, if set; see [`BrokerConfig::state_dir`].
     pub state_dir: Option<PathBuf>,
-    /// Target state without `mode`.
+    /// The target state for requests without `mode`.
     pub target_state_default: TargetStateMode,
-    /// Hash of the admin PAK for the first start, 64 lower-case hexadecimal digits; `None`: one is made.
+    /// The hash of the admin PAK for the first start, 64 lower-case hexadecimal digits; `None` makes a new PAK.
     pub pak_hash: Option<Secret>,
-    /// How long a principal is remembered, seconds; 0: not at all.
+    /// The time for which a principal is cached, in seconds; 0 disables the cache.
     pub auth_cache_ttl_seconds: u64,
-    /// How often old diagnostics are removed, seconds.
+    /// The time between two removals of old diagnostics, in seconds.
     pub diagnostic_cleanup_interval_seconds: u64,
-    /// How old diagnostics may become, hours.
+    /// The age at which diagnostics are removed, in hours.
     pub diagnostic_max_age_hours: i64,
-    /// Key of the webhooks' secrets, 64 hexadecimal digits; `None`: the tenant's own, in its state folder.
+    /// The key that encrypts the webhooks' secrets, 64 hexadecimal digits; `None` takes the key in the tenant's state
+    /// folder.
     pub webhook_encryption_key: Option<Secret>,
-    /// Least time between two rounds of webhook deliveries, seconds.
+    /// The shortest time between two rounds of webhook deliveries, in seconds.
     pub webhook_delivery_interval_seconds: u64,
-    /// Most deliveries taken by one statement.
+    /// The largest number of deliveries that one statement claims.
     pub webhook_delivery_batch_size: i64,
-    /// How long finished deliveries are kept, days; 0: for ever.
+    /// The time for which finished deliveries are kept, in days; 0 keeps them for ever.
     pub webhook_cleanup_retention_days: i64,
-    /// How long audit rows are kept, days.
+    /// The time for which audit rows are kept, in days.
     pub audit_log_retention_days: i64,
-    /// How long agents' events are kept, days; 0: for ever.
+    /// The time for which agents' events are kept, in days; 0 keeps them for ever.
     pub agent_events_retention_days: i64,
 }
 
-/// Where webhooks may go.
+/// The allowed targets of webhooks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhooksConfig {
-    /// Networks that may be reached although they are loopback, private, link-local or otherwise not public.
+    /// Networks that webhooks may reach although they are loopback, private, link-local or otherwise not public.
     pub allowed_networks: Vec<Network>,
-    /// Ports that may be reached; empty: any.
+    /// Ports that webhooks may reach; empty allows every port.
     pub allowed_ports: Vec<u16>,
 }
 
-/// How PAKs are made.
+/// The form of new PAKs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PakConfig {
-    /// First part, without underscores.
+    /// The first part, without underscores.
     pub prefix: String,
-    /// Beginning of the second part.
+    /// The beginning of the second part.
     pub short_token_prefix: String,
-    /// Characters of the second part, its beginning included.
+    /// The number of characters of the second part, including its beginning.
     pub short_token_length: usize,
-    /// Random bytes of the third part, before base58.
+    /// The number of random bytes of the third part, before base58.
     pub long_token_length: usize,
 }
 
-/// What browsers of other origins may do.
+/// The rules for browsers of other origins (CORS).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CorsConfig {
-    /// Allowed origins; an entry `*` is any.
+    /// The allowed origins; an entry `*` allows every origin.
     pub allowed_origins: Vec<String>,
-    /// Allowed methods.
+    /// The allowed methods.
     pub allowed_methods: Vec<String>,
-    /// Allowed request headers.
+    /// The allowed request headers.
     pub allowed_headers: Vec<String>,
-    /// How long a browser may remember the answer, seconds.
+    /// The time for which a browser may cache the answer, in seconds.
     pub max_age_seconds: u64,
 }
 
-/// Traces by OTLP.
+/// Traces sent by OTLP.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Whether traces are sent.
+    /// True when traces are sent.
     pub enabled: bool,
-    /// Where to.
+    /// The address of the collector.
     pub otlp_endpoint: String,
-    /// As whom.
+    /// The service name in the traces.
     pub service_name: String,
     /// The share of requests that are traced, 0 to 1.
     pub sampling_rate: f64,
 }
 
 impl BrokerConfig {
-    /// The state folder of a broker alone: `[broker] state_dir`, else `$STATE_DIRECTORY` (the first, if systemd gives
-    /// several), else `./brokkr-state`.
+    /// Returns the state folder of a broker that runs alone: `[broker] state_dir`, else the first folder of
+    /// `$STATE_DIRECTORY`, else `./brokkr-state`.
     pub fn state_dir(&self, state_directory: Option<&OsStr>) -> PathBuf {
         if let Some(dir) = &self.broker.state_dir {
             return dir.clone();
@@ -251,8 +253,9 @@ impl BrokerConfig {
         }
     }
 
-    /// The dotted names of the keys with an effect whose values are others in `other`, in the order of the table. A URL from a
-    /// file is `database.url`. What only a supervisor uses is left out.
+    /// Returns the dotted names of the keys whose values differ in `other`, in the order of the table.
+    ///
+    /// Only keys with an effect on a broker count. A URL from a file counts as `database.url`.
     pub fn differing(&self, other: &Self) -> Vec<&'static str> {
         let (ours, theirs) = (
             crate::instance::clear_json(self),
@@ -270,18 +273,18 @@ impl BrokerConfig {
             .collect()
     }
 
-    /// The JSON **with the secrets in the clear**: for a sealed memfd and nothing else.
+    /// Returns the JSON **with the secrets in the clear**: only for a sealed memfd.
     pub fn to_clear_json(&self) -> String {
         crate::instance::clear_json(self).to_string()
     }
 
-    /// Reads what [`BrokerConfig::to_clear_json`] wrote, or any other JSON of a configuration; `None` when it is none.
+    /// Reads the JSON of a configuration, for example from [`BrokerConfig::to_clear_json`]; `None` for any other text.
     pub fn from_json(json: &str) -> Option<Self> {
         serde_json::from_str(json).ok()
     }
 
-    /// A digest of all that a broker makes of the effective configuration, secrets included: it changes when any value
-    /// does but those of `[supervision]`, which are the supervisor's alone.
+    /// Returns a digest of every value that a broker uses, including secrets. `[supervision]` is left out, because only
+    /// the supervisor uses that section.
     pub fn digest(&self) -> Digest {
         let mut json = crate::instance::clear_json(self);
         json["supervision"].take();
@@ -289,7 +292,7 @@ impl BrokerConfig {
     }
 }
 
-/// SHA-256 of an effective configuration, printed as 64 hexadecimal digits.
+/// The SHA-256 of an effective configuration, printed as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, told to the person who wrote it: the place, the line itself, what to write instead.
+//! Errors and warnings about a configuration, each with the place, the source line and a hint.
 //!
 //! ```text
 //! tenants.d/acme.toml:3:1: unknown key `shema` in [database]
@@ -19,31 +19,31 @@ use unicode_width::UnicodeWidthChar;
 
 use crate::{Invalid, Source, mask::Mask};
 
-/// Widest piece of a source line that is shown, in columns.
+/// The widest piece of a source line that is shown, in columns.
 const MAX_SHOWN: usize = 120;
 
-/// Whether a configuration with this in it can be used.
+/// The severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// It can; something in it has no effect.
+    /// A setting has no effect; the configuration can be used.
     Warning,
-    /// It cannot.
+    /// The configuration cannot be used.
     Error,
 }
 
-/// Where a value came from.
+/// The place where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A file, and the bytes of the key in it.
+    /// A file, and the byte range of the key in it.
     File(Arc<Source>, Range<usize>),
     /// An environment variable.
     Env(String),
-    /// Nobody said it. The text says who decided instead, for example `built-in default`.
+    /// A value that no file or variable sets. The text names its source, for example `built-in default`.
     Default(&'static str),
 }
 
 impl Origin {
-    /// Line and column of the key, where there is a file.
+    /// Returns path, line and column of the key; `None` without a file.
     pub fn position(&self) -> Option<(&Path, usize, usize)> {
         match self {
             Self::File(source, span) => {
@@ -54,7 +54,7 @@ impl Origin {
         }
     }
 
-    /// The file, where there is one.
+    /// Returns the file, if the value came from one.
     pub fn source(&self) -> Option<&Arc<Source>> {
         match self {
             Self::File(source, _) => Some(source),
@@ -76,22 +76,22 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A source line made fit for a terminal: secrets masked, tabs and control characters replaced, cut to a width.
+/// A source line prepared for a terminal: secrets masked, tabs and control characters replaced, cut to a width.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snippet {
     text: String,
-    /// Columns of the terminal before the caret.
+    /// The number of terminal columns before the caret.
     indent: usize,
-    /// How many carets; at least one.
+    /// The number of carets; at least one.
     carets: usize,
 }
 
 impl Snippet {
-    /// `start` and `width` count characters of the line as it is in the file.
+    /// Makes the snippet of a line; `start` and `width` count characters of the line in the file.
     pub(crate) fn new(mask: &Mask, start: usize, width: usize) -> Self {
         let (mut text, mut indent, mut carets, mut columns) = (String::new(), 0, 0, 0);
         let shown = mask.shown();
-        // A line too wide is shown from a little before the place on.
+        // Shows a line that is too wide from a little before the marked place.
         let skip = if start > MAX_SHOWN / 2 {
             start - MAX_SHOWN / 4
         } else {
@@ -112,8 +112,8 @@ impl Snippet {
                     text.push_str("    ");
                     columns += 4;
                 }
-                // An escape sequence in somebody's file must not reach the terminal of who reads the error; neither
-                // must a mark that turns the direction of writing around.
+                // A file's escape sequences and marks that change the direction of writing must not reach the reader's
+                // terminal.
                 c if c.is_control()
                     || ('\u{202a}'..='\u{202e}').contains(&c)
                     || ('\u{2066}'..='\u{2069}').contains(&c) =>
@@ -140,29 +140,29 @@ impl Snippet {
     }
 }
 
-/// One thing that is wrong, or has no effect, and where.
+/// One error or warning, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Whether the configuration can be used.
+    /// The severity.
     pub severity: Severity,
-    /// The file; `None` when the value came from no file, then `label` says from where.
+    /// The file; `None` when the value came from elsewhere, which `label` names.
     pub path: Option<PathBuf>,
-    /// What stands in the place of `PATH:LINE:COLUMN` where there is no file.
+    /// The text in the place of `PATH:LINE:COLUMN` where there is no file.
     pub label: Box<str>,
-    /// Line, from 1.
+    /// The line, from 1.
     pub line: usize,
-    /// Column, from 1, in characters.
+    /// The column, from 1, in characters.
     pub column: usize,
-    /// What is wrong, without a full stop.
+    /// The problem, without a full stop.
     pub message: String,
-    /// What to write instead.
+    /// The text to write instead.
     pub hint: Option<String>,
-    // Boxed: a diagnostic is the error of many functions, and errors travel by value.
+    // Boxed to keep the type small, because a diagnostic is the error of many functions and is passed by value.
     pub(crate) snippet: Option<Box<Snippet>>,
 }
 
 impl Diagnostic {
-    /// An error at the place `origin` names.
+    /// Makes an error at the place that `origin` names.
     pub fn at(origin: &Origin, message: impl Into<String>, hint: Option<String>) -> Self {
         match origin {
             Origin::File(source, span) => source.diagnostic(span.clone(), message, hint),
@@ -179,7 +179,7 @@ impl Diagnostic {
         }
     }
 
-    /// An error about a whole file, at `PATH:1:1`, where its text is not at hand.
+    /// Makes an error about a whole file, at `PATH:1:1`, for callers without the file's text.
     pub fn at_start(path: &Path, message: impl Into<String>, hint: Option<String>) -> Self {
         Self {
             severity: Severity::Error,
@@ -193,24 +193,24 @@ impl Diagnostic {
         }
     }
 
-    /// A value refused at the place `origin` names.
+    /// Makes an error from a refused value, at the place that `origin` names.
     pub fn invalid(origin: &Origin, invalid: Invalid) -> Self {
         Self::at(origin, invalid.message, invalid.hint)
     }
 
-    /// The same as a warning.
+    /// Lowers the severity to a warning.
     #[must_use]
     pub fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
         self
     }
 
-    /// Whether the configuration cannot be used.
+    /// Returns true when the configuration cannot be used.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
 
-    /// The first line alone: `PATH:LINE:COLUMN: message`, for `status` and logs.
+    /// Returns the first line, `PATH:LINE:COLUMN: message`, for `status` and logs.
     pub fn headline(&self) -> String {
         let warning = if self.is_error() { "" } else { "warning: " };
         match &self.path {
@@ -255,38 +255,37 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
-/// Everything found wrong at once, and the other files the configuration refers to: when one of those changes,
-/// trying again may help.
+/// All diagnostics of a configuration, and the other files that the configuration refers to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diagnostics {
     /// Errors and warnings, in the order of the file.
     pub list: Vec<Diagnostic>,
-    /// Files that were read, or should have been, besides the configuration itself.
+    /// The files beside the configuration that were read or are missing. A change of such a file may remove an error.
     pub files: Vec<PathBuf>,
 }
 
 impl Diagnostics {
-    /// The errors and warnings.
+    /// Iterates over the errors and warnings.
     pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
         self.list.iter()
     }
 
-    /// Only what makes the configuration unusable.
+    /// Iterates over the errors only.
     pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
         self.list.iter().filter(|d| d.is_error())
     }
 
-    /// Whether there is nothing to say.
+    /// Returns true when there are no errors and no warnings.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Whether the configuration cannot be used.
+    /// Returns true when the configuration cannot be used.
     pub fn has_errors(&self) -> bool {
         self.errors().next().is_some()
     }
 
-    /// Adds one.
+    /// Adds a diagnostic.
     pub fn push(&mut self, diagnostic: Diagnostic) {
         self.list.push(diagnostic);
     }

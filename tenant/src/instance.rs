@@ -1,4 +1,4 @@
-//! What the supervisor hands to one instance: the JSON in the sealed memfd.
+//! The configuration that the supervisor passes to one instance, as JSON in a sealed memfd.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use crate::{BrokerConfig, Secret, TenantName};
 
-/// The version of the JSON this crate writes and reads.
+/// The version of the JSON that this crate writes and reads.
 pub const INSTANCE_CONFIG_VERSION: u32 = 1;
 
-/// One instance's configuration. Serialised as it is, its secrets are `***`.
+/// The configuration of one instance. Secrets serialise as `***`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceConfig {
-    /// [`INSTANCE_CONFIG_VERSION`].
+    /// The version, [`INSTANCE_CONFIG_VERSION`].
     pub version: u32,
     /// The tenant.
     pub tenant: TenantName,
@@ -22,21 +22,22 @@ pub struct InstanceConfig {
     pub instance: u64,
     /// The tenant's own state folder, absolute.
     pub state_dir: PathBuf,
-    /// How many connections the instance may hold until it is told otherwise.
+    /// The number of connections that the instance may hold until the supervisor sets another.
     pub connections: u32,
-    /// `[stop] grace`: from SIGTERM to SIGKILL.
+    /// `[stop] grace`: the time from SIGTERM to SIGKILL.
     pub grace: Duration,
-    /// `[debug] core`: it may leave a core. Not written when it may not, so that a broker of before reads it.
+    /// `[debug] core`: true when the instance may leave a core. False is not written, so that an older broker can read
+    /// the JSON.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub core: bool,
     /// The effective configuration.
     pub config: BrokerConfig,
 }
 
-/// Why a configuration could not be read back.
+/// An error in reading a configuration back.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceConfigError {
-    /// It is not the JSON of an instance's configuration. The place is said, the text never.
+    /// The text is not the JSON of an instance's configuration. The error holds the place and never the text.
     #[error("the instance's configuration cannot be read (line {line}, column {column})")]
     Json {
         /// Line of the JSON.
@@ -44,7 +45,7 @@ pub enum InstanceConfigError {
         /// Column of the JSON.
         column: usize,
     },
-    /// It is of another version.
+    /// The configuration has another version.
     #[error(
         "the instance's configuration has version {0}, this broker reads {INSTANCE_CONFIG_VERSION}"
     )]
@@ -52,17 +53,14 @@ pub enum InstanceConfigError {
 }
 
 impl InstanceConfig {
-    /// The JSON **with the secrets in the clear**: for the sealed memfd and nothing else.
+    /// Returns the JSON **with the secrets in the clear**: only for the sealed memfd.
     pub fn to_json(&self) -> String {
         let mut json = to_value(self);
         json["config"] = clear_json(&self.config);
         json.to_string()
     }
 
-    /// Reads what [`InstanceConfig::to_json`] wrote.
-    ///
-    /// # Errors
-    /// When it is something else or of another version. The error holds nothing of the text.
+    /// Reads the JSON from [`InstanceConfig::to_json`]. The error holds nothing of the text.
     pub fn from_json(json: &[u8]) -> Result<Self, InstanceConfigError> {
         // serde's own message may quote the value, which may be a secret.
         let place = |error: serde_json::Error| InstanceConfigError::Json {
@@ -79,8 +77,10 @@ impl InstanceConfig {
     }
 }
 
-/// The configuration with its secrets in the clear. Everything else of this crate serialises them as `***`, so a
-/// secret that is forgotten here is lost on the way to the broker, and the round-trip test fails.
+/// Returns the configuration's JSON with the secrets in the clear.
+///
+/// All other code of this crate serialises secrets as `***`, so a secret that is missing here never reaches the broker,
+/// and the round-trip test fails.
 pub(crate) fn clear_json(config: &BrokerConfig) -> Value {
     let mut json = to_value(config);
     let clear = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().to_owned());

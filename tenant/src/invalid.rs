@@ -1,19 +1,19 @@
-//! Why a text is not the value it should be. One type for every value of this crate: a place in a file is added
-//! by [`crate::Diagnostic`], and the two parts are kept apart so that the hint gets its own line there.
+//! The error of a refused value, shared by all values of this crate. [`crate::Diagnostic`] adds the place in a file,
+//! and prints the hint on a line of its own.
 
 use std::fmt;
 
-/// A value refused: the broken rule, and what to write instead where that can be said.
+/// A refused value: the broken rule, and a hint where possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
-    /// The rule that is broken, naming the value unless it is a secret.
+    /// The broken rule. Names the value unless it is a secret.
     pub message: String,
-    /// What to write instead.
+    /// The text to write instead.
     pub hint: Option<String>,
 }
 
 impl Invalid {
-    /// A refusal without advice.
+    /// Makes a refusal without a hint.
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -21,7 +21,7 @@ impl Invalid {
         }
     }
 
-    /// The same refusal with advice.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -41,7 +41,7 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// `text` as it may be shown in a message: quoted with backticks, control characters escaped, cut after 80.
+/// Quotes `text` for a message: in backticks, control characters escaped, cut after 80 characters.
 pub(crate) fn shown(text: &str) -> String {
     let mut out = String::from("`");
     for (n, c) in text.chars().enumerate() {

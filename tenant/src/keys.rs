@@ -1,21 +1,21 @@
-//! Tables of known keys: what may stand in a file, of which kind it is, and what it is when nobody says.
+//! Tables of known keys, with the kind and the default of each.
 //!
-//! One table drives reading files, reading the environment, advice on unknown keys and the defaults.
+//! One table drives reading files, reading the environment, hints for unknown keys, and defaults.
 
 use crate::closest::closest;
 
-/// What a key's value is, and within which limits.
+/// The kind of a key's value, with its limits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// `true` or `false`.
     Bool,
-    /// A whole number within limits, both allowed.
+    /// A whole number within inclusive limits.
     Int(i64, i64),
-    /// A number within limits, both allowed.
+    /// A number within inclusive limits.
     Float(f64, f64),
     /// Any text.
     Text,
-    /// A text that is not empty and holds no underscore (`pak.prefix`).
+    /// A non-empty text without underscores (`pak.prefix`).
     NoUnderscore,
     /// One of these words.
     Choice(&'static [&'static str]),
@@ -25,11 +25,11 @@ pub enum Kind {
     Networks,
     /// A list of TCP ports; comma-separated in the environment.
     Ports,
-    /// An integer and `ms`, `s`, `m` or `h`, within limits in milliseconds, both allowed.
+    /// An integer with `ms`, `s`, `m` or `h`, within inclusive limits in milliseconds.
     Duration(u64, u64),
-    /// An integer and `K`, `M` or `G`.
+    /// An integer with `K`, `M` or `G`.
     Size,
-    /// A path; a relative one is taken from the folder of the file that names it. A leading `${CREDENTIALS_DIRECTORY}` is expanded.
+    /// A path, relative to the folder of the file that names it. A leading `${CREDENTIALS_DIRECTORY}` is expanded.
     Path,
     /// A schema's name.
     Schema,
@@ -39,9 +39,9 @@ pub enum Kind {
     Listen,
     /// A pool size.
     Pool,
-    /// Hexadecimal digits that are secret: exactly this many, or none at all for "not set".
+    /// Secret hexadecimal digits: exactly this many, or none for "not set".
     SecretHex(usize),
-    /// A value that is read and ignored, whatever it is.
+    /// A value that is read and ignored.
     Ignored,
 }
 
@@ -50,16 +50,16 @@ pub enum Kind {
 pub struct Key {
     /// The dotted name, for example `database.schema`.
     pub name: &'static str,
-    /// What its value is.
+    /// The kind of its value.
     pub kind: Kind,
-    /// The built-in default as it would be written in the environment; `None`: not set.
+    /// The built-in default, written as in the environment; `None` leaves the key unset.
     pub default: Option<&'static str>,
-    /// Whether setting it changes anything yet. A key without effect gets a warning.
+    /// False for a key without effect yet, which gets a warning.
     pub effect: bool,
 }
 
 impl Key {
-    /// A key with an effect.
+    /// Makes a key with an effect.
     pub const fn new(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
         Self {
             name,
@@ -69,7 +69,7 @@ impl Key {
         }
     }
 
-    /// A key that is known and checked but has no effect yet.
+    /// Makes a key that is checked but has no effect yet.
     pub const fn idle(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
         Self {
             name,
@@ -80,7 +80,7 @@ impl Key {
     }
 }
 
-/// A table of keys, and perhaps a second one under a prefix (`[defaults.*]` of the supervisor's file).
+/// A table of keys, optionally with a second table under a prefix (`[defaults.*]` of the supervisor's file).
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
     keys: &'static [Key],
@@ -89,7 +89,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// A table of these keys.
+    /// Makes a table of these keys.
     pub const fn new(keys: &'static [Key]) -> Self {
         Self {
             keys,
@@ -98,21 +98,21 @@ impl Keys {
         }
     }
 
-    /// The same, with every key of `keys` known again under `prefix`, for example `defaults`.
+    /// Adds a second table under `prefix`, for example `defaults`.
     #[must_use]
     pub const fn with_nested(mut self, prefix: &'static str, keys: &'static Keys) -> Self {
         self.nested = Some((prefix, keys));
         self
     }
 
-    /// The same, with sections that belong to another program: accepted whole, with one warning.
+    /// Adds sections of another program, which are accepted without checks and give one warning.
     #[must_use]
     pub const fn with_foreign(mut self, sections: &'static [&'static str]) -> Self {
         self.foreign = sections;
         self
     }
 
-    /// The keys of the table itself, without the nested ones.
+    /// Returns the keys of the table itself, without the nested table.
     pub fn list(&self) -> &'static [Key] {
         self.keys
     }
@@ -122,7 +122,7 @@ impl Keys {
         Some((keys, name.strip_prefix(prefix)?.strip_prefix('.')?))
     }
 
-    /// The key of that dotted name.
+    /// Returns the key with that dotted name.
     pub fn find(&self, name: &str) -> Option<&'static Key> {
         match self.inner(name) {
             Some((keys, rest)) => keys.find(rest),
@@ -130,7 +130,7 @@ impl Keys {
         }
     }
 
-    /// Whether `name` is a section: a prefix of known keys.
+    /// Returns true when `name` is a section, that is, a prefix of known keys.
     pub fn is_section(&self, name: &str) -> bool {
         if let Some((keys, rest)) = self.inner(name) {
             return keys.is_section(rest);
@@ -143,7 +143,7 @@ impl Keys {
             })
     }
 
-    /// Whether `name` is a section of another program.
+    /// Returns true when `name` is a section of another program.
     pub fn is_foreign(&self, name: &str) -> bool {
         match self.inner(name) {
             Some((keys, rest)) => keys.is_foreign(rest),
@@ -163,7 +163,7 @@ impl Keys {
         names
     }
 
-    /// What may have been meant by the unknown `name`.
+    /// Returns a hint for the unknown `name`.
     pub(crate) fn advice(&self, name: &str) -> String {
         if let Some((prefix, keys)) = self.nested
             && (keys.is_section(name) || keys.find(name).is_some())
@@ -183,7 +183,7 @@ impl Keys {
             .iter()
             .filter(|known| split(known).1 == last)
             .collect();
-        // The nearest home: the one with the fewest sections.
+        // Prefers the key under the fewest sections.
         if let Some(better) = elsewhere
             .iter()
             .min_by_key(|known| known.matches('.').count())
@@ -206,12 +206,12 @@ impl Keys {
     }
 }
 
-/// A dotted name as section and last part.
+/// Splits a dotted name into section and last part.
 pub(crate) fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('.').unwrap_or(("", name))
 }
 
-/// The part of `known` that comes directly under `section`.
+/// Returns the part of `known` directly under `section`.
 fn child<'k>(known: &'k str, section: &str) -> Option<&'k str> {
     let rest = if section.is_empty() {
         known

@@ -1,7 +1,7 @@
-//! One source of settings: a file, the environment, or what a program decides.
+//! One source of settings: a file, the environment, or the program itself.
 //!
-//! A layer is always made, whatever is wrong with its source: it keeps what could be read and the problems of the
-//! rest, and [`crate::resolve`] reports those of all layers together, so that one look shows every error.
+//! A layer exists even where its source has errors: it keeps the readable settings and the problems. [`crate::resolve`]
+//! reports the problems of all layers together.
 
 mod file;
 
@@ -24,21 +24,21 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct Layer {
     pub(crate) entries: BTreeMap<String, (Value, Origin)>,
-    /// Keys that are there but bad: not missing, though without a value.
+    /// Keys that are present with a bad value, so that they are not reported as missing.
     pub(crate) broken: BTreeSet<String>,
     pub(crate) problems: Diagnostics,
     pub(crate) source: Option<Arc<Source>>,
-    /// Nothing in it could be read, so nothing that is missing can be complained about.
+    /// True when the source could not be read, so that no key is reported as missing.
     pub(crate) unreadable: bool,
 }
 
 impl Layer {
-    /// Reads a tenant's file (or a broker's, which is the same).
+    /// Reads the file of a tenant or of a broker that runs alone; both have the same keys.
     pub fn from_file(path: &Path) -> Self {
         Self::from_file_with(path, &settings::KEYS)
     }
 
-    /// Reads a file by another table of keys.
+    /// Reads a file with another table of keys.
     pub fn from_file_with(path: &Path, keys: &Keys) -> Self {
         match Source::read(path) {
             Ok(source) => Self::from_source(source, keys),
@@ -50,12 +50,12 @@ impl Layer {
         }
     }
 
-    /// Reads a text that is already there.
+    /// Reads a source that is already in memory.
     pub fn from_source(source: Source, keys: &Keys) -> Self {
         file::read(Arc::new(source), keys)
     }
 
-    /// Takes `BROKKR__SECTION__KEY` variables; all others are passed over.
+    /// Reads `BROKKR__SECTION__KEY` variables and ignores all others.
     pub fn from_env(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let mut layer = Self::default();
         let base = std::env::current_dir().unwrap_or_default();
@@ -98,8 +98,8 @@ impl Layer {
         layer
     }
 
-    /// Settings that a program decides, each as it would be written in the environment; `who` says so in messages.
-    /// For example the embedded server's URL, below every file.
+    /// Makes a layer of settings that the program decides, each written as in the environment; messages name `who` as
+    /// the source. An example is the embedded server's URL, below every file.
     pub fn from_pairs<'p>(
         who: &'static str,
         pairs: impl IntoIterator<Item = (&'p str, &'p str)>,
@@ -124,7 +124,7 @@ impl Layer {
         layer
     }
 
-    /// The built-in defaults of a table.
+    /// Returns the built-in defaults of a table.
     pub fn defaults(keys: &Keys) -> Self {
         let mut layer = Self::default();
         for key in keys.list() {
@@ -139,8 +139,8 @@ impl Layer {
         layer
     }
 
-    /// The settings under `prefix` as a layer of their own: `defaults` of the supervisor's file, for its tenants.
-    /// The problems stay with the file's own layer.
+    /// Returns the settings under `prefix` as a layer: `defaults` of the supervisor's file, for its tenants. The
+    /// problems stay with the file's own layer.
     #[must_use]
     pub fn under(&self, prefix: &str) -> Self {
         let strip = |name: &String| {
@@ -156,33 +156,33 @@ impl Layer {
                 .collect(),
             broken: self.broken.iter().filter_map(strip).collect(),
             problems: Diagnostics::default(),
-            // It is not the tenant's own file: what a tenant lacks is not missing there.
+            // The layer has no source, because a key that a tenant lacks is missing in the tenant's own file.
             source: None,
             unreadable: false,
         }
     }
 
-    /// The value of a key, if this layer has a good one.
+    /// Returns the value of a key, if this layer has a good value.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.entries.get(key).map(|(value, _)| value)
     }
 
-    /// Where the key's value came from.
+    /// Returns the origin of a key's value.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.entries.get(key).map(|(_, origin)| origin)
     }
 
-    /// Everything wrong with the source so far. What is missing is only known once all layers are together.
+    /// Returns the problems of this source. Missing keys are known only after the layers are merged.
     pub fn problems(&self) -> &Diagnostics {
         &self.problems
     }
 
-    /// The file, where the layer is one and it could be read.
+    /// Returns the file, if the layer is a file that could be read.
     pub fn source(&self) -> Option<&Arc<Source>> {
         self.source.as_ref()
     }
 
-    /// The file's path.
+    /// Returns the file's path.
     pub fn path(&self) -> Option<PathBuf> {
         self.source.as_ref().map(|source| source.path().to_owned())
     }
@@ -198,7 +198,7 @@ impl Layer {
                 self.entries.insert(name, (value, origin));
             }
             Err(mut invalid) => {
-                // The message of a kind speaks of "it"; the reader has to know of what.
+                // Adds the key's name, because the message of a kind calls the value only "it".
                 invalid.message = if invalid.message.starts_with(['`'])
                     || invalid.message.starts_with("the ")
                     || invalid.message.starts_with("a ")
@@ -214,9 +214,9 @@ impl Layer {
     }
 }
 
-/// Said once for all such keys of one source.
+/// The warning about all such keys of one source together.
 pub(crate) const FOREIGN: &str = "settings of another program, not used here";
-/// Said once for all such keys of one source.
+/// The warning about all such keys of one source together.
 pub(crate) const IDLE: &str = "known but without effect yet";
 
 fn variable_advice(dotted: &str) -> Option<String> {

@@ -1,13 +1,13 @@
-//! The words both programs share: what a tenant is called, where its data lies, how its file is read.
+//! Types that the supervisor and the broker share: tenant names, schemas, database URLs, and the tenant file.
 //!
-//! Values are parsed once, at the edge, into types that cannot be bad inside: [`TenantName`], [`SchemaName`],
-//! [`DatabaseUrl`], [`Listen`], [`PoolSize`]. A configuration comes in layers ([`Layer`]: a file, the environment,
-//! what a program decides); [`resolve`] merges them by one table of keys ([`settings`]) into a [`BrokerConfig`], or
-//! says everything that is wrong as [`Diagnostics`], each with its place and line. The supervisor reads its own file
-//! with the same machinery and a table of its own ([`Keys`]).
+//! Values are parsed once, at the edge, into types that are always valid: [`TenantName`], [`SchemaName`],
+//! [`DatabaseUrl`], [`Listen`], [`PoolSize`]. A configuration comes in layers ([`Layer`]: a file, the environment, the
+//! program itself). [`resolve`] merges the layers by one table of keys ([`settings`]) into a [`BrokerConfig`], or
+//! returns every problem as [`Diagnostics`]. The supervisor reads its own file in the same way, with its own table
+//! ([`Keys`]).
 //!
-//! No I/O but reading a file and following a path to it, no async, and no secret in any `Debug`, `Display`, error or `Serialize`:
-//! [`InstanceConfig::to_json`] alone writes them in the clear.
+//! The crate has no async code and does no I/O except reading a file and following a path to it. No `Debug`, `Display`,
+//! error or `Serialize` holds a secret: only [`InstanceConfig::to_json`] writes them in the clear.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Follows a path as the kernel does, and tells which names on the way decide what it leads to.
+//! Follows a path as the kernel does, and records the names on the way that decide the target.
 
 use std::{
     collections::BTreeSet,
@@ -6,21 +6,21 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Follows at most so many links, as Linux does; more are a loop.
+/// The largest number of links that are followed, as in Linux; a path with more is a loop.
 const MOST_LINKS: usize = 40;
 
-/// The way to a file.
+/// The way from a path to its file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Way {
-    /// Every link on the way, and the file or the first name that is missing: an entry of a real folder each. While none
-    /// of these entries changes, the path leads to the same file.
+    /// Every link on the way, and the file or the first missing name, each as an entry of a real folder. While none of
+    /// these entries changes, the path leads to the same file.
     pub names: BTreeSet<PathBuf>,
-    /// The file at its end, if there is one.
+    /// The file at the end of the way, if it exists.
     pub target: Option<PathBuf>,
 }
 
 impl Way {
-    /// Follows `path`, which is taken from the current folder where it is relative.
+    /// Follows `path`; a relative path starts at the current folder.
     pub fn to(path: &Path) -> Self {
         let mut way = Self::default();
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -61,7 +61,7 @@ impl Way {
     }
 }
 
-/// The parts of a path, the last one first.
+/// Returns the parts of a path in reverse order.
 fn reversed(path: &Path) -> Vec<OsString> {
     path.components()
         .rev()
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(names(&way, &root), all);
         assert_eq!(way.target, Some(root.join("maps/..1/a.toml")));
 
-        // A missing end is an entry to wait for; so is a missing folder.
+        // The names include a missing file or folder, so that its appearance is noticed.
         std::fs::remove_file(root.join("maps/..data")).unwrap();
         symlink("..2", root.join("maps/..data")).unwrap();
         let way = Way::to(&root.join("t/a.toml"));
@@ -113,7 +113,7 @@ mod tests {
         symlink("loop", root.join("loop")).unwrap();
         let way = Way::to(&root.join("loop"));
         assert_eq!((names(&way, &root).len(), way.target), (1, None));
-        // A plain file is on its own way only.
+        // The way to a plain file holds only that file.
         let way = Way::to(&root.join("t/../maps/..1/a.toml"));
         assert_eq!(names(&way, &root), ["maps/..1/a.toml"]);
     }

@@ -1,4 +1,4 @@
-//! Where a broker listens.
+//! The address that a broker listens on.
 
 use std::{
     fmt,
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, invalid::shown};
 
-/// Longest path of a Unix socket, in bytes: `sun_path` has 108 with the final NUL.
+/// The longest path of a Unix socket, in bytes: `sun_path` holds 108, including the final NUL.
 pub const MAX_UNIX_PATH: usize = 107;
 
 /// An address to listen on: `IP:port` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Listen {
-    /// An IP address and a port. Port 0 (any free one) is for a broker alone.
+    /// An IP address and a port. Port 0 (any free port) is only for a broker that runs alone.
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
 impl Listen {
-    /// Takes an address as written.
+    /// Parses an address.
     ///
     /// # Errors
-    /// When it is neither `IP:port` nor `unix:PATH`; host names are refused, since what they mean changes.
+    /// When the text is neither `IP:port` nor `unix:PATH`. Host names are refused, because their addresses may change.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let refuse =
             |why: &str| Invalid::new(format!("{} is not a listen address: {why}", shown(text)));
@@ -92,10 +92,10 @@ impl Listen {
         }
     }
 
-    /// The same address with a relative Unix path taken from `base`.
+    /// Resolves a relative Unix path against `base`.
     ///
     /// # Errors
-    /// When the path is then longer than a socket's may be.
+    /// When the resulting path is too long for a socket.
     pub fn within(self, base: &Path) -> Result<Self, Invalid> {
         match self {
             Self::Unix(path) => {
@@ -119,7 +119,7 @@ impl Listen {
         }
     }
 
-    /// Whether the kernel would choose the port.
+    /// Returns true when the port is 0, so that the kernel chooses.
     pub fn is_any_port(&self) -> bool {
         matches!(self, Self::Tcp(address) if address.port() == 0)
     }

@@ -1,11 +1,11 @@
-//! A line of a configuration file as it may be shown: what could be a secret is replaced by `***`.
+//! Masks a line of a configuration file for display: every part that could be secret becomes `***`.
 //!
-//! A line is shown because something in it is wrong, so it cannot be relied on to parse: this looks at the text only,
-//! and rather hides too much.
+//! The line contains an error and may not parse, so the mask looks at the text only, and hides too much rather than too
+//! little.
 
 use crate::secret::REDACTED;
 
-/// Keys whose whole value is secret.
+/// Keys with a secret value.
 const SECRET_KEYS: &[&str] = &[
     "password",
     "pak",
@@ -15,14 +15,14 @@ const SECRET_KEYS: &[&str] = &[
     "hash",
 ];
 
-/// The characters of a line, each with whether it is hidden.
+/// The characters of a line, each with a flag that is true when the character is hidden.
 pub(crate) struct Mask(Vec<(char, bool)>);
 
 impl Mask {
-    /// Judges `line`; `before` is the text that comes before it, in which a string of several lines may have begun.
+    /// Masks `line`. `before` is the text before the line, in which a string of several lines may have begun.
     pub(crate) fn of_line(line: &str, before: &str) -> Self {
         let mut chars: Vec<(char, bool)> = line.chars().map(|c| (c, false)).collect();
-        // Inside a string of several lines nothing says what the line is: hide all of it.
+        // Hides all of the line inside a string of several lines, because its content is unknown there.
         let open = |quotes: &str| before.matches(quotes).count() % 2 == 1;
         if open("\"\"\"") || open("'''") {
             chars.iter_mut().for_each(|c| c.1 = true);
@@ -33,10 +33,10 @@ impl Mask {
             let needle: Vec<char> = needle.chars().collect();
             (from..lower.len()).find(|n| lower[*n..].starts_with(&needle))
         };
-        // The value of a key that is secret itself: all after the first equals sign.
+        // Hides everything after the first equals sign of a secret key.
         if let Some(equals) = find("=", 0) {
             let key: String = lower[..equals].iter().collect();
-            // A URL that is none (no `://`) may hold its password anywhere.
+            // An invalid URL (without `://`) may hold its password anywhere.
             let broken_url =
                 key.contains("url") && !key.contains("url_file") && find("://", equals).is_none();
             if broken_url || SECRET_KEYS.iter().any(|secret| key.contains(secret)) {
@@ -46,8 +46,8 @@ impl Mask {
                     .for_each(|c| c.1 = true);
             }
         }
-        // A URL's credentials: from the colon after the user to the last @ of the line, or, where none follows
-        // (a URL broken off in the middle of its password), to the end of the line.
+        // Hides a URL's credentials: from the colon after the user to the last @ of the line, or to the end of the line
+        // where no @ follows (a URL cut off inside its password).
         let mut from = 0;
         while let Some(scheme) = find("://", from) {
             let start = scheme + 3;
@@ -61,7 +61,7 @@ impl Mask {
             };
             let end = match end {
                 Some(end) => end,
-                // `host:port` without credentials is worth showing.
+                // Shows `host:port` of a URL without credentials.
                 None if lower[colon + 1..]
                     .iter()
                     .take_while(|c| c.is_ascii_digit())
@@ -92,7 +92,7 @@ impl Mask {
         Self(chars)
     }
 
-    /// The characters to show, each with the number (from 0) of the character of the line it stands for.
+    /// Returns the characters to show, each with the number (from 0) of its character in the line.
     pub(crate) fn shown(&self) -> Vec<(char, usize)> {
         let mut out = Vec::with_capacity(self.0.len());
         let mut hidden = false;

@@ -1,4 +1,4 @@
-//! A tenant's name: the stem of its file.
+//! A tenant's name, which is the stem of its file.
 
 use std::{fmt, path::Path};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Diagnostic, Invalid, invalid::shown};
 
-/// Longest name, in bytes: `brokkr:` + 8 hex digits + `:` + name must fit the 63 bytes of an `application_name`.
+/// The longest name, in bytes: `brokkr:` + 8 hex digits + `:` + name must fit the 63 bytes of an `application_name`.
 pub const MAX_NAME: usize = 47;
 
 /// The name of a tenant: `[a-z0-9][a-z0-9-]{0,46}`.
@@ -15,10 +15,11 @@ pub const MAX_NAME: usize = 47;
 pub struct TenantName(String);
 
 impl TenantName {
-    /// Takes `text` as a name.
+    /// Parses a tenant's name.
     ///
     /// # Errors
-    /// When it is empty, too long, begins with a hyphen or holds anything but lower-case letters, digits and hyphens.
+    /// When the text is empty, too long, begins with a hyphen, or has other characters than lower-case letters, digits
+    /// and hyphens.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let refuse = |why: &str| {
             let error = Invalid::new(format!("{} is not a tenant's name: {why}", shown(text)));
@@ -46,7 +47,7 @@ impl TenantName {
         Ok(Self(text.to_owned()))
     }
 
-    /// The name of the tenant whose file is at `path`: the file name without `.toml`.
+    /// Returns the name of the tenant whose file is at `path`: the file name without `.toml`.
     ///
     /// # Errors
     /// A diagnostic at `PATH:1:1` when the stem is not a tenant's name.
@@ -65,7 +66,7 @@ impl TenantName {
         })
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! A block of IP addresses, as an operator writes it.
+//! A block of IP addresses, written by an operator.
 
 use std::{fmt, net::IpAddr};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, invalid::shown};
 
-/// Addresses that share their first bits: `10.0.0.0/8`, `fd00::/8`, or one address alone.
+/// Addresses that share their first bits: `10.0.0.0/8`, `fd00::/8`, or a single address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Network {
@@ -15,10 +15,11 @@ pub struct Network {
 }
 
 impl Network {
-    /// Reads `ADDRESS/BITS`, or an address alone.
+    /// Parses `ADDRESS/BITS`, or a single address.
     ///
     /// # Errors
-    /// When it is neither, or has bits set that the block does not fix: `10.0.0.1/8` is more likely a slip than a wish.
+    /// When the text is neither, or when bits after the first BITS are set, because `10.0.0.1/8` is probably a typing
+    /// error.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let bad = || {
             Invalid::new(format!("{} is not a network", shown(text)))
@@ -30,7 +31,7 @@ impl Network {
         };
         let first: IpAddr = address.parse().map_err(|_| bad())?;
         let bits = match bits {
-            // `parse` alone would take a sign.
+            // `u8::parse` alone would accept a sign.
             Some(bits) if bits.bytes().all(|b| b.is_ascii_digit()) => {
                 bits.parse().map_err(|_| bad())?
             }
@@ -53,7 +54,8 @@ impl Network {
         Ok(network)
     }
 
-    /// Whether the address is one of them. An IPv4 address written as IPv6 (`::ffff:10.0.0.1`) is that IPv4 address.
+    /// Returns true when the block contains the address. An IPv4 address in IPv6 form (`::ffff:10.0.0.1`) counts as
+    /// IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.first.is_ipv4() && masked(address, self.bits) == self.first
@@ -64,7 +66,7 @@ fn width(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-/// The address with all but its first bits cleared.
+/// Clears all bits of the address except the first.
 fn masked(address: IpAddr, bits: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {

@@ -1,4 +1,4 @@
-//! How many connections a tenant may hold.
+//! The number of connections that a tenant may hold.
 
 use std::fmt;
 
@@ -6,23 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::Invalid;
 
-/// Most connections a tenant may hold, everything counted: 2 to 1000.
+/// The largest number of connections that a tenant may hold in all: 2 to 1000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct PoolSize(u32);
 
 impl PoolSize {
-    /// What a tenant gets that says nothing, as in the reference.
+    /// The pool of a tenant whose file sets none, as in the reference.
     pub const DEFAULT: Self = Self(50);
-    /// The start needs two at once: one holds the lock, one runs the migrations.
+    /// The smallest pool: a start holds the lock on one connection and runs the migrations on another.
     pub const MIN: u32 = 2;
-    /// More is a mistake: no PostgreSQL server works well with so many from one client.
+    /// The largest pool, because no PostgreSQL server works well with more connections from one client.
     pub const MAX: u32 = 1000;
 
-    /// Takes a number of connections.
-    ///
-    /// # Errors
-    /// When it is not within 2 to 1000.
+    /// Makes a pool size, which must be within 2 to 1000.
     pub fn new(connections: u32) -> Result<Self, Invalid> {
         if (Self::MIN..=Self::MAX).contains(&connections) {
             Ok(Self(connections))
@@ -38,7 +35,7 @@ impl PoolSize {
         }
     }
 
-    /// The number of connections.
+    /// Returns the number of connections.
     pub fn get(self) -> u32 {
         self.0
     }

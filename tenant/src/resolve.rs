@@ -1,4 +1,4 @@
-//! Layers into one effective configuration.
+//! Merges layers into one effective configuration.
 
 mod merged;
 
@@ -16,36 +16,36 @@ use crate::{
 };
 use merged::Merged;
 
-/// Who will run the broker; some rules differ.
+/// The way the broker is run, on which some rules depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// A person or a plain unit: `http.listen` is `0.0.0.0:3000` unless said otherwise, and port 0 is allowed.
+    /// By a person or a plain unit: `http.listen` defaults to `0.0.0.0:3000`, and port 0 is allowed.
     Alone,
-    /// The supervisor: `http.listen` must be said, and its port with it.
+    /// By the supervisor: `http.listen` must be set, with a fixed port.
     Supervised,
 }
 
-/// Most connections at work at once unless the file says otherwise. More only queue up inside the server.
+/// The default limit of connections that work at once, because more only queue up inside the server.
 const MAX_WORKING: u32 = 8;
 
-/// Longest content of a `url_file`, bytes.
+/// The largest content of a `url_file`, in bytes.
 const MAX_URL_FILE: u64 = 64 << 10;
 
-/// An effective configuration and where each value of it came from.
+/// An effective configuration and the origin of each of its values.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     /// The effective configuration.
     pub config: BrokerConfig,
-    /// What is set without effect, in the order of the layers.
+    /// Warnings about settings without effect, in the order of the layers.
     pub warnings: Vec<Diagnostic>,
-    /// Other files the configuration refers to: when one changes, so may the configuration.
+    /// The other files that the configuration refers to. A change of such a file may change the configuration.
     pub files: Vec<PathBuf>,
     origins: BTreeMap<String, Origin>,
     home: Origin,
 }
 
 impl Resolved {
-    /// A configuration that no file speaks for just now: `who` says where it was found.
+    /// Wraps a configuration that comes from no file; `who` names its source in messages.
     pub fn found(config: BrokerConfig, who: &'static str) -> Self {
         Self {
             config,
@@ -56,12 +56,13 @@ impl Resolved {
         }
     }
 
-    /// Where the value of a dotted key came from; `None` for a key nobody set that has no default.
+    /// Returns the origin of a dotted key's value; `None` for a key without value and default.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.origins.get(key)
     }
 
-    /// An error about the value of `key`: at the key, or at line 1, column 1 of the tenant's file when no file says it.
+    /// Makes an error about the value of `key`: at the key, or at line 1, column 1 of the tenant's file where no file
+    /// sets the key.
     pub fn diagnostic(
         &self,
         key: &str,
@@ -75,7 +76,7 @@ impl Resolved {
         Diagnostic::at(origin, message, hint)
     }
 
-    /// The dotted key the database URL came from: `database.url` or `database.url_file`.
+    /// Returns the dotted key that gave the database URL: `database.url` or `database.url_file`.
     pub fn url_key(&self) -> &'static str {
         if self.origins.contains_key("database.url") {
             "database.url"
@@ -85,11 +86,11 @@ impl Resolved {
     }
 }
 
-/// Merges layers, lowest first (the built-in defaults are below them all), into an effective configuration.
+/// Merges layers, lowest first, above the built-in defaults.
 ///
 /// # Errors
-/// Every problem of every layer and of what they make together. It also names the other files that were read or
-/// missing, since a change of one may mend it.
+/// Every problem of every layer and of their combination. Also names the other files that were read or are missing,
+/// because a change of such a file may remove an error.
 pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     let mut problems = Diagnostics::default();
     for layer in layers {
@@ -98,7 +99,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     if layers.iter().any(|layer| layer.unreadable) {
         return Err(problems);
     }
-    // The tenant's own file is the highest; what is missing is missing there.
+    // The highest file is the tenant's own, so errors about missing keys point there.
     let file = layers.iter().rev().find_map(|layer| layer.source.clone());
     let home = |key: &str| home(file.as_ref(), key);
 
@@ -251,7 +252,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
             cors,
             telemetry,
         },
-        // No errors are among them here.
+        // The list holds only warnings here, because errors returned above.
         warnings: problems.list,
         files,
         origins: merged.origins(),
@@ -259,7 +260,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     })
 }
 
-/// The sections that nothing else depends on.
+/// The sections that no other section depends on.
 struct Sections {
     log: LogConfig,
     limits: LimitsConfig,
@@ -271,7 +272,7 @@ struct Sections {
     telemetry: TelemetryConfig,
 }
 
-/// Where something that is missing is missing: at the beginning of the tenant's file, or in the environment.
+/// Returns the place of an error about a missing key: the beginning of the tenant's file, or the environment.
 fn home(file: Option<&Arc<Source>>, key: &str) -> Origin {
     match file {
         Some(source) => Origin::File(source.clone(), 0..0),
@@ -282,7 +283,7 @@ fn home(file: Option<&Arc<Source>>, key: &str) -> Origin {
     }
 }
 
-/// The URL, and the file it was read from. `None`: the reason is in `problems` by now.
+/// Returns the URL and the file it was read from; `None` after adding the reason to `problems`.
 fn database_url(
     merged: &mut Merged<'_>,
     home: &Origin,
@@ -323,7 +324,7 @@ fn database_url(
                 .map_err(|_| refuse("it is not UTF-8".to_owned(), Some(hint.to_owned())))
         })
         .and_then(|text| {
-            // Editors leave a line end, and some a byte order mark.
+            // Removes the line end that editors write, and the byte order mark of some.
             let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
             let text = text.trim_end_matches(['\r', '\n']);
             DatabaseUrl::parse(text).map_err(|error| refuse(error.message, error.hint))

@@ -1,4 +1,4 @@
-//! A tenant's schema: the one place where a text becomes a name that is put into SQL.
+//! A tenant's schema. Only this module turns a text into a name that is put into SQL.
 
 mod reserved;
 
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, invalid::shown};
 
-/// Longest name, in bytes: PostgreSQL cuts longer ones silently, and two tenants could then meet in one schema.
+/// The longest name, in bytes. PostgreSQL silently cuts longer names, so two tenants could share a schema.
 pub const MAX_SCHEMA: usize = 63;
 
-/// The name of a schema, folded to lower case once, here, and quoted in every statement after that.
+/// The name of a schema, folded to lower case when it is parsed and quoted in every statement.
 ///
-/// Letters, digits and underscores; first a letter; 1 to 63 bytes; no reserved word of PostgreSQL 14 to 18, nothing that
-/// begins with `pg_`, not `information_schema`.
+/// Letters, digits and underscores; first a letter; 1 to 63 bytes; no reserved word of PostgreSQL 14 to 18, no name
+/// that begins with `pg_`, not `information_schema`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SchemaName(String);
 
 impl SchemaName {
-    /// Takes `text` as a schema's name and folds it (ASCII letters to lower case, as PostgreSQL folds unquoted names).
+    /// Parses a schema's name and folds its ASCII letters to lower case, as PostgreSQL folds unquoted names.
     ///
     /// # Errors
-    /// When it breaks one of the rules above; the hint is a name that does not, where one can be derived.
+    /// When the name breaks a rule of this type. The hint suggests a valid name where possible.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         Self::check(text).map_err(|why| {
             let error = Invalid::new(format!("{} is not a schema's name: {why}", shown(text)));
@@ -70,24 +70,24 @@ impl SchemaName {
         Ok(Self(folded))
     }
 
-    /// `public`, the single-tenant default.
+    /// Returns `public`, the default of a single tenant.
     pub fn public() -> Self {
         Self("public".to_owned())
     }
 
-    /// Whether this is the single-tenant default.
+    /// Returns true for `public`.
     pub fn is_public(&self) -> bool {
         self.0 == "public"
     }
 
-    /// The folded name, unquoted.
+    /// Returns the folded name, unquoted.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name as an SQL identifier, quoted: `"tenant_acme"`.
+    /// Returns the name as a quoted SQL identifier: `"tenant_acme"`.
     pub fn quoted(&self) -> String {
-        // No character that would need escaping is ever accepted.
+        // A valid name has no character that needs escaping.
         format!("\"{}\"", self.0)
     }
 }
@@ -96,7 +96,7 @@ fn allowed(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// A name that is accepted and looks like `text`.
+/// Returns a valid name similar to `text`.
 fn suggestion(text: &str) -> Option<String> {
     let mut better = String::new();
     for c in text.chars().take(4 * MAX_SCHEMA) {
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn the_list_of_words_is_sorted_and_whole() {
         assert!(reserved::RESERVED.is_sorted());
-        // 77 reserved and 23 that can be functions or types in 15, and `system_user`.
+        // 77 reserved words and 23 that can be functions or types in 15, and `system_user`.
         assert_eq!(reserved::RESERVED.len(), 101);
     }
 

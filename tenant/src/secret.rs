@@ -1,24 +1,24 @@
-//! A text that must not be seen: not in a log, an error, a `Debug` print or a serialised structure.
+//! A text that must not appear in a log, an error, a `Debug` print or a serialised structure.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What is shown in a secret's place.
+/// The text shown in place of a secret.
 pub(crate) const REDACTED: &str = "***";
 
-/// A text that only [`Secret::expose`] gives away. `Debug`, `Display` and `Serialize` show `***`.
+/// A secret text. `Debug`, `Display` and `Serialize` show `***`; only [`Secret::expose`] returns the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text as a secret from here on.
+    /// Makes a secret of the text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text in the clear. Every use of it is a place to look at twice.
+    /// Returns the text in the clear. Review every use.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -1,6 +1,7 @@
-//! Every key of a tenant's file (and of a broker's own, which is the same), in one table.
+//! The table of all keys in the file of a tenant or of a broker that runs alone.
 //!
-//! To add one: a line here, a field in `config.rs`, a line in `resolve.rs`. A key that does nothing yet is [`Key::idle`].
+//! A new key needs a line here, a field in `config.rs` and a line in `resolve.rs`. A key without effect is
+//! [`Key::idle`].
 
 use crate::keys::{Key, Keys, Kind};
 
@@ -8,11 +9,11 @@ const SECOND: u64 = 1000;
 const HOUR: u64 = 3_600_000;
 const MAX: i64 = i64::MAX;
 
-/// The keys of a tenant's file. `[agent]` is the agents' own section, which deployments share with the broker's file.
+/// The keys of a tenant's file. Deployments share the file with agents, so their section `[agent]` is accepted.
 pub static KEYS: Keys = Keys::new(TABLE).with_foreign(&["agent"]);
 
 const TABLE: &[Key] = &[
-    // No default URL: a broker that guesses its database serves somebody else's.
+    // Has no default, because a broker that guesses its database may use another tenant's.
     Key::new("database.url", Kind::Url, None),
     Key::new("database.url_file", Kind::Path, None),
     Key::new("database.schema", Kind::Schema, Some("public")),
@@ -22,7 +23,7 @@ const TABLE: &[Key] = &[
         Kind::Duration(10, 10 * 60 * SECOND),
         Some("5s"),
     ),
-    // Absent: the smaller of pool_size and 8.
+    // Defaults to the smaller of pool_size and 8.
     Key::new("database.max_working", Kind::Int(1, 1000), None),
     Key::new(
         "database.statement_timeout",
@@ -103,14 +104,14 @@ const TABLE: &[Key] = &[
         Kind::Int(0, 100_000),
         Some("30"),
     ),
-    // Nothing inside the operator's network is reachable by a webhook unless the operator says so.
+    // By default webhooks cannot reach networks that are not public.
     Key::new("webhooks.allowed_networks", Kind::Networks, Some("")),
-    // Empty: any.
+    // Empty allows every port.
     Key::new("webhooks.allowed_ports", Kind::Ports, Some("")),
     Key::new("pak.prefix", Kind::NoUnderscore, Some("brokkr")),
     Key::new("pak.short_token_prefix", Kind::NoUnderscore, Some("BR")),
     Key::new("pak.short_token_length", Kind::Int(1, 64), Some("8")),
-    // Bytes before base58. Fewer than 16 could be guessed.
+    // Random bytes before base58; fewer than 16 could be guessed.
     Key::new("pak.long_token_length", Kind::Int(16, 128), Some("24")),
     Key::idle("pak.rng", Kind::Ignored, None),
     Key::idle("pak.digest", Kind::Ignored, None),
@@ -119,7 +120,7 @@ const TABLE: &[Key] = &[
         Kind::List,
         Some("http://localhost:3001"),
     ),
-    // PATCH besides the usual ones: the API uses it.
+    // Includes PATCH, because the API uses it.
     Key::new(
         "cors.allowed_methods",
         Kind::List,

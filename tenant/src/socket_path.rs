@@ -1,4 +1,4 @@
-//! Makes the path of a Unix socket short enough for the kernel, whatever folder it is in.
+//! Shortens the path of a Unix socket to the length that the kernel accepts.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,16 +9,16 @@ use std::{
 
 use crate::MAX_UNIX_PATH;
 
-/// A path to bind a Unix socket to, or to reach it by: valid in this process, while this lives.
+/// A path to bind or reach a Unix socket, valid in this process while this value lives.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
-    /// The folder, open: a longer path goes through it.
+    /// The open folder, through which a longer path goes.
     _folder: Option<File>,
 }
 
 impl SocketPath {
-    /// The path itself where a socket's address has room for it; otherwise the same name in `/proc/self/fd`.
+    /// Returns the path itself if it fits a socket's address, otherwise the same name in `/proc/self/fd`.
     ///
     /// # Errors
     /// When the path is too long and its folder cannot be opened.
@@ -48,7 +48,7 @@ impl SocketPath {
         }
     }
 
-    /// The path. Borrowed, because the folder must be open while it is used.
+    /// Returns the path, borrowed because the folder must stay open while the path is used.
     pub fn as_path(&self) -> &Path {
         &self.path
     }

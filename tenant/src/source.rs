@@ -1,4 +1,4 @@
-//! One file's text, read safely: whatever lies at a path, reading it neither blocks nor fills the memory.
+//! Reads a file's text with bounded time and memory, for any kind of file at the path.
 
 use std::{
     fmt,
@@ -11,10 +11,10 @@ use std::{
 
 use crate::{Diagnostic, diagnostic::Snippet, mask::Mask};
 
-/// Largest file that is read, in bytes. A configuration is a few hundred.
+/// The largest file that is read, in bytes. A configuration has a few hundred.
 pub const MAX_FILE: u64 = 1 << 20;
 
-/// A text and where it came from. `Debug` shows the path only: the text may hold passwords.
+/// A text and its path. `Debug` shows the path only, because the text may hold passwords.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     path: PathBuf,
@@ -22,10 +22,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// A text that is already there.
+    /// Makes a source of a text in memory.
     pub fn new(path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
         let text = text.into();
-        // A byte order mark is no part of the text; columns count without it, as editors do.
+        // Removes a byte order mark, because editors count columns without it.
         let text = match text.strip_prefix('\u{feff}') {
             Some(rest) => rest.to_owned(),
             None => text,
@@ -48,7 +48,7 @@ impl Source {
                 let at = error.utf8_error().valid_up_to();
                 let bytes = error.into_bytes();
                 let hint = advice_on_encoding(&bytes);
-                // The bad bytes become one replacement character each, all of them after `at`.
+                // Each bad sequence becomes one replacement character, and all of them come after `at`.
                 let source = Self {
                     path: path.to_owned(),
                     text: String::from_utf8_lossy(&bytes).into_owned(),
@@ -63,23 +63,23 @@ impl Source {
         }
     }
 
-    /// Where the text came from.
+    /// Returns the path of the text.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder relative paths in this file are taken from, absolute where the current folder is known.
+    /// Returns the folder for relative paths in this file, absolute if the current folder is known.
     pub fn folder(&self) -> PathBuf {
         let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
         path.parent().map(Path::to_path_buf).unwrap_or_default()
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// An error at a place in this text (a range of bytes).
+    /// Makes an error at a place in this text (a range of bytes).
     pub fn diagnostic(
         &self,
         span: Range<usize>,
@@ -109,7 +109,7 @@ impl Source {
     }
 }
 
-/// Tells how to mend a file that is not UTF-8.
+/// Returns a hint for a file that is not UTF-8.
 pub(crate) fn advice_on_encoding(bytes: &[u8]) -> &'static str {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         "the file is UTF-16; save it as UTF-8"
@@ -118,7 +118,7 @@ pub(crate) fn advice_on_encoding(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// The last character boundary at or before `at`.
+/// Returns the last character boundary at or before `at`.
 fn floor(text: &str, at: usize) -> usize {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {
@@ -133,7 +133,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Why a file was not read.
+/// An error in reading a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
     #[error("it is {0}, not a regular file")]
@@ -165,7 +165,7 @@ impl ReadError {
     }
 }
 
-/// At most `most` bytes of the regular file at `path`; a larger one is refused without being read.
+/// Reads at most `most` bytes of the regular file at `path`; refuses a larger file without reading it.
 pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     let metadata = std::fs::metadata(path).map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_ok() {
@@ -174,8 +174,8 @@ pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
             ReadError::Io(error)
         }
     })?;
-    // Looked at before it is opened, for opening some devices does something; and again after, for it may have
-    // been exchanged between. O_NONBLOCK: opening a FIFO would wait for a writer.
+    // Checks the type before opening, because opening some devices has effects, and again after, because the file may
+    // be replaced in between. O_NONBLOCK, because opening a FIFO would wait for a writer.
     regular(&metadata)?;
     let file: File = OpenOptions::new()
         .read(true)
@@ -188,7 +188,7 @@ pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
         return Err(ReadError::TooLarge);
     }
     let mut bytes = Vec::new();
-    // It may grow while it is read.
+    // Limits the read, because the file may grow meanwhile.
     file.take(most + 1)
         .read_to_end(&mut bytes)
         .map_err(ReadError::Io)?;

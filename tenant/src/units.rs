@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them in files.
+//! Sizes and durations as written in files.
 
 use std::{fmt, time::Duration};
 
@@ -6,26 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, invalid::shown};
 
-/// A number of bytes, written as an integer and `K`, `M` or `G` (powers of 1024), or bytes without a letter.
+/// A number of bytes, written as an integer with `K`, `M` or `G` (powers of 1024) or without a letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// Takes a number of bytes.
+    /// Makes a size of a number of bytes.
     pub fn bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub fn get(self) -> u64 {
         self.0
     }
 
-    /// Takes a size as written: `262144`, `256K`, `256M`, `1G`.
-    ///
-    /// # Errors
-    /// When it is not an integer followed by nothing, `K`, `M` or `G`, or is more than 2^64 - 1 bytes.
+    /// Parses a size: `262144`, `256K`, `256M`, `1G`. The largest is 2^64 - 1 bytes.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let refuse = |why: &str| {
             Invalid::new(format!("{} is not a size: {why}", shown(text)))
@@ -58,10 +55,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Takes a duration as written: an integer and `ms`, `s`, `m` or `h`.
-///
-/// # Errors
-/// When it has no unit, an unknown one, or is longer than 2^64 - 1 milliseconds.
+/// Parses a duration: an integer with `ms`, `s`, `m` or `h`. The longest is 2^64 - 1 milliseconds.
 pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
     let refuse = |why: &str| {
         Invalid::new(format!("{} is not a duration: {why}", shown(text)))
@@ -83,7 +77,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
         .ok_or_else(|| refuse("it is too long"))
 }
 
-/// A duration as it would be written, in the largest unit that holds it exactly; below a millisecond nothing is kept.
+/// Formats a duration in the largest unit that holds it exactly; fractions of a millisecond are dropped.
 pub fn format_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (factor, unit) in [(3_600_000, "h"), (60_000, "m"), (1000, "s")] {
@@ -101,7 +95,7 @@ fn split(text: &str) -> (&str, &str) {
     )
 }
 
-/// `u64::from_str` would also take `+5`.
+/// Parses digits only, because `u64::from_str` would also accept `+5`.
 fn integer(text: &str) -> Option<u64> {
     if text.is_empty() {
         None
@@ -110,7 +104,7 @@ fn integer(text: &str) -> Option<u64> {
     }
 }
 
-/// Durations in JSON, as text, so that what the supervisor hands over reads like a file.
+/// Durations in JSON, as text in the form of the file.
 pub(crate) mod duration_text {
     use super::{Duration, format_duration, parse_duration};
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

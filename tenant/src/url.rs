@@ -1,7 +1,7 @@
-//! A tenant's database: a PostgreSQL URL as libpq writes it, read by us.
+//! A tenant's database, as a PostgreSQL URL in libpq's form.
 //!
-//! Read here and not by the driver, because what the URL says decides more than one connection: which server a
-//! tenant counts on, what TLS has to prove, what may be shown to people. What we do not implement is refused by name.
+//! This crate reads the URL instead of the driver, because the budget, the TLS checks and messages need its parts.
+//! Options that are not implemented are refused by name.
 
 mod options;
 mod parse;
@@ -19,7 +19,7 @@ use crate::{Invalid, Secret, secret::REDACTED};
 /// The port of a URL without one.
 pub const DEFAULT_PORT: u16 = 5432;
 
-/// Where the server is.
+/// The address of the server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
     /// A host name or an IP address (an IPv6 address without brackets).
@@ -28,7 +28,7 @@ pub enum Host {
     Unix(PathBuf),
 }
 
-/// What TLS has to do, as libpq means it.
+/// The mode of TLS, as in libpq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SslMode {
     /// Never TLS.
@@ -39,12 +39,12 @@ pub enum SslMode {
     Require,
     /// TLS, and the certificate's chain must lead to a trusted root.
     VerifyCa,
-    /// TLS, chain and host name.
+    /// TLS, with the certificate's chain and host name verified.
     VerifyFull,
 }
 
 impl SslMode {
-    /// The word of `sslmode=`.
+    /// Returns the word for `sslmode=`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Disable => "disable",
@@ -56,27 +56,27 @@ impl SslMode {
     }
 }
 
-/// What `channel_binding=` asks for.
+/// The use of channel binding, as in `channel_binding=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChannelBinding {
-    /// Never.
+    /// Never use it.
     Disable,
-    /// If the server offers it.
+    /// Use it if the server offers it.
     Prefer,
-    /// Nothing else is accepted.
+    /// Refuse a connection without it.
     Require,
 }
 
-/// TCP keepalives as the URL asks for them; what is `None` is left to whoever connects.
+/// The TCP keepalives that the URL asks for; `None` leaves the choice to the connecting code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Keepalives {
     /// `keepalives=0` turns them off.
     pub enabled: Option<bool>,
-    /// `keepalives_idle`: quiet time before the first.
+    /// `keepalives_idle`: the quiet time before the first keepalive.
     pub idle: Option<Duration>,
-    /// `keepalives_interval`: time between two.
+    /// `keepalives_interval`: the time between two keepalives.
     pub interval: Option<Duration>,
-    /// `keepalives_count`: how many unanswered ones end the connection.
+    /// `keepalives_count`: the number of unanswered keepalives that ends the connection.
     pub count: Option<u32>,
 }
 
@@ -98,79 +98,79 @@ pub struct DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Takes a URL as libpq reads it: `postgres://user:password@host:port/database?option=value`.
+    /// Parses a URL in libpq's form: `postgres://user:password@host:port/database?option=value`.
     ///
-    /// Without a host it is the Unix socket in `/var/run/postgresql`, without a port 5432, without a user the
-    /// user this program runs as, without a database the user's name. The environment (`PGUSER` …) is not read.
+    /// The defaults are the Unix socket in `/var/run/postgresql`, port 5432, the user that this program runs as, and
+    /// the database with the user's name. The environment (`PGUSER` …) is not read.
     ///
     /// # Errors
-    /// When it is not such a URL, names several hosts, or names an option that is not implemented (the message
-    /// names it). No message ever holds the URL or a part of it that could be the password.
+    /// When the text is not such a URL, names several hosts, or names an option that is not implemented. No message
+    /// holds the URL or a part of it that could be the password.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         parse::parse(text)
     }
 
-    /// The server's host.
+    /// Returns the server's host.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The server's port; also part of a Unix socket's name.
+    /// Returns the server's port, which is also part of a Unix socket's name.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The role to log in as.
+    /// Returns the role to log in as.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// The role's password.
+    /// Returns the role's password.
     pub fn password(&self) -> Option<&Secret> {
         self.password.as_ref()
     }
 
-    /// The database.
+    /// Returns the name of the database.
     pub fn dbname(&self) -> &str {
         &self.dbname
     }
 
-    /// What TLS has to do. Over a Unix socket there is no TLS, as in libpq.
+    /// Returns the mode of TLS. Over a Unix socket there is no TLS, as in libpq.
     pub fn ssl_mode(&self) -> SslMode {
         self.ssl_mode
     }
 
-    /// The file of trusted root certificates; `None`: the system's.
+    /// Returns the file of trusted root certificates; `None` means the system's.
     pub fn ssl_root_cert(&self) -> Option<&Path> {
         self.ssl_root_cert.as_deref()
     }
 
-    /// What `channel_binding=` asks for; `None`: not said.
+    /// Returns the use of channel binding; `None` if the URL does not set it.
     pub fn channel_binding(&self) -> Option<ChannelBinding> {
         self.channel_binding
     }
 
-    /// The URL's own `application_name`. Brokers and supervisor do not use it: theirs is how connections are counted.
+    /// Returns the URL's own `application_name`. Both programs set another, because connections are counted by it.
     pub fn application_name(&self) -> Option<&str> {
         self.application_name.as_deref()
     }
 
-    /// The URL's `connect_timeout`; `None` also for 0, which in libpq is for ever.
+    /// Returns the URL's `connect_timeout`; `None` also for 0, which in libpq means no limit.
     pub fn connect_timeout(&self) -> Option<Duration> {
         self.connect_timeout
     }
 
-    /// The URL's `tcp_user_timeout`; `None` also for 0, which is the kernel's default.
+    /// Returns the URL's `tcp_user_timeout`; `None` also for 0, which means the kernel's default.
     pub fn tcp_user_timeout(&self) -> Option<Duration> {
         self.tcp_user_timeout
     }
 
-    /// The URL's keepalives.
+    /// Returns the URL's keepalives.
     pub fn keepalives(&self) -> Keepalives {
         self.keepalives
     }
 
-    /// The same database as another role.
+    /// Changes the role and its password.
     #[must_use]
     pub fn with_user(mut self, user: impl Into<String>, password: Option<Secret>) -> Self {
         self.user = user.into();
@@ -178,26 +178,26 @@ impl DatabaseUrl {
         self
     }
 
-    /// The same server and role, another database.
+    /// Changes the database.
     #[must_use]
     pub fn with_dbname(mut self, dbname: impl Into<String>) -> Self {
         self.dbname = dbname.into();
         self
     }
 
-    /// The same URL with a relative `sslrootcert` taken from `base`.
+    /// Resolves a relative `sslrootcert` against `base`.
     #[must_use]
     pub fn within(mut self, base: &Path) -> Self {
         self.ssl_root_cert = self.ssl_root_cert.map(|path| base.join(path));
         self
     }
 
-    /// The URL for people: everything but the password, which is `***`.
+    /// Returns the URL for display, with `***` for the password.
     pub fn redacted(&self) -> String {
         self.write(Some(REDACTED))
     }
 
-    /// The URL with the password in the clear. Reads back as an equal URL.
+    /// Returns the URL with the password in the clear; parsing it gives an equal URL.
     pub fn expose(&self) -> String {
         let password = self
             .password
@@ -218,7 +218,7 @@ impl DatabaseUrl {
                 url.push_str(&format!("[{host}]:{}", self.port))
             }
             Host::Tcp(host) => url.push_str(&format!("{}:{}", encode(host), self.port)),
-            // The port of a Unix socket has no place before the path where there is no host.
+            // Without a host the port of a Unix socket has no place before the path; it is written as an option.
             Host::Unix(_) => {}
         }
         url.push('/');
@@ -233,7 +233,7 @@ impl DatabaseUrl {
     }
 }
 
-/// Percent-encodes everything that could mean something in a URL; what is left is also safe in a shell.
+/// Percent-encodes every character with a meaning in a URL or a shell.
 fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -273,7 +273,7 @@ impl Serialize for DatabaseUrl {
 
 impl<'de> Deserialize<'de> for DatabaseUrl {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Not `try_from`: the text must not be echoed by serde.
+        // Reads a text first, because `try_from` would let serde echo it.
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).map_err(serde::de::Error::custom)
     }

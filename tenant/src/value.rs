@@ -1,4 +1,4 @@
-//! A value as found, and as the kind of its key makes it.
+//! Values as read from a source, and as their key's kind converts them.
 
 use std::{path::Path, path::PathBuf, time::Duration};
 
@@ -26,15 +26,15 @@ pub enum Value {
     Listen(Listen),
     Pool(PoolSize),
     Secret(Secret),
-    /// Said, and not used.
+    /// A value that is set but not used.
     Ignored,
 }
 
-/// A value as it stands in a file or in the environment.
+/// A value in a file or in the environment.
 #[derive(Clone)]
 pub(crate) enum Raw<'t> {
     Text(&'t str),
-    /// From the environment, where all is text.
+    /// A value from the environment, where all values are text.
     Env(&'t str),
     Bool(bool),
     Int(Option<i64>),
@@ -59,7 +59,7 @@ impl Raw<'_> {
 }
 
 impl Kind {
-    /// Reads `raw` as this kind; relative paths are taken from `base`.
+    /// Converts `raw` to this kind; relative paths start at `base`.
     pub(crate) fn read(self, raw: &Raw<'_>, base: &Path) -> Result<Value, Invalid> {
         let wrong = |wanted: &str, example: &str| {
             let what = if matches!(raw, Raw::Env(_)) {
@@ -72,7 +72,7 @@ impl Kind {
         };
         let text = match raw {
             Raw::Text(text) => Some(*text),
-            // Kubernetes and shells take variables from files, with the line end that an editor leaves there.
+            // Kubernetes and shells fill variables from files, which may end with an editor's line end.
             Raw::Env(text) => Some(text.trim_end_matches(['\r', '\n'])),
             _ => None,
         };
@@ -111,7 +111,7 @@ impl Kind {
             Self::Float(min, max) => {
                 let number = match (raw, env) {
                     (Raw::Float(number), _) => *number,
-                    // Exact for every number within the limits anyone would set.
+                    // The conversion is exact for all numbers within the limits in use.
                     (Raw::Int(number), _) => number.map(|n| n as f64),
                     (_, Some(text)) => text.parse().ok(),
                     _ => return wrong("a number", "0.1"),
@@ -209,7 +209,7 @@ impl Kind {
 
     fn read_text(self, text: &str, base: &Path) -> Result<Value, Invalid> {
         match self {
-            // Other programs spell a level in capitals.
+            // Ignores case, because other programs write levels in capitals.
             Self::Choice(words) => match words
                 .iter()
                 .find(|word| word.eq_ignore_ascii_case(text.trim()))
@@ -249,11 +249,11 @@ impl Kind {
             Self::Url => DatabaseUrl::parse(text).map(|url| Value::Url(Box::new(url.within(base)))),
             Self::Listen => Listen::parse(text)?.within(base).map(Value::Listen),
             Self::SecretHex(digits) => {
-                // The text is a secret: it is in no message.
+                // No message holds the text, because it is a secret.
                 if text.is_empty()
                     || (text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit()))
                 {
-                    // Hashes are compared as lower-case text.
+                    // Lower case, because hashes are compared as lower-case text.
                     Ok(Value::Secret(Secret::new(text.to_ascii_lowercase())))
                 } else {
                     Err(
@@ -289,8 +289,8 @@ fn out_of(min: i64, max: i64) -> Invalid {
     Invalid::new("is out of range").hint(hint)
 }
 
-/// Finds the folder of credentials: the one that systemd names to a service, else, in a shell, the one of the
-/// supervisor's unit, so that `check` reads what the service reads.
+/// Returns the folder of credentials that systemd gave to this service. In a shell it is the folder of the supervisor's
+/// unit, so that `check` reads the same files as the service.
 fn credentials_directory() -> Option<PathBuf> {
     const OF_THE_UNIT: &str = "/run/credentials/brokkr-supervisor.service";
     let named = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -387,7 +387,7 @@ mod tests {
         let file = |text| Kind::Choice(&["info", "warn"]).read(&Raw::Text(text), base);
         assert_eq!(file("WARN").unwrap(), Value::Text("warn".into()));
         assert!(file("WARM").is_err());
-        // In a file a line end is a character like any other.
+        // In a file a line end is part of the value.
         let in_file = Kind::Url.read(&Raw::Text("postgres://u@h/d\n"), base);
         assert!(in_file.is_err());
     }

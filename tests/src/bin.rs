@@ -1,4 +1,4 @@
-//! The two binaries, beside the test's own executable.
+//! Paths of the programs under test, and running them.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Path of `brokkr-broker`.
+/// Returns the path of `brokkr-broker`.
 ///
 /// # Panics
 /// When it is not built.
@@ -14,7 +14,7 @@ pub fn broker() -> PathBuf {
     beside("brokkr-broker")
 }
 
-/// Path of `brokkr-supervisor`.
+/// Returns the path of `brokkr-supervisor`.
 ///
 /// # Panics
 /// When it is not built.
@@ -22,16 +22,17 @@ pub fn supervisor() -> PathBuf {
     beside("brokkr-supervisor")
 }
 
-/// Path of `trivial-broker`: it speaks the instance protocol and does nothing, for a millisecond of processor time.
+/// Returns the path of `trivial-broker`, a broker that speaks the instance protocol and does nothing else. It costs a
+/// millisecond of processor time.
 ///
 /// # Panics
-/// When it is not built: tests of this crate build it.
+/// When it is not built. Tests of this crate build it.
 pub fn trivial_broker() -> PathBuf {
     beside("trivial-broker")
 }
 
 fn beside(name: &str) -> PathBuf {
-    // BROKKR_TESTS_BIN points at binaries of another place, installed ones say.
+    // BROKKR_TESTS_BIN names another folder of binaries, for example the installed ones.
     let folder = std::env::var_os("BROKKR_TESTS_BIN").map_or_else(
         || {
             // target/debug/deps/test-1234, target/release/examples/figures -> target/debug, target/release
@@ -49,22 +50,22 @@ fn beside(name: &str) -> PathBuf {
     path
 }
 
-/// How a command ended.
+/// The result of a command that has ended.
 #[derive(Debug, Clone)]
 pub struct Ran {
-    /// The exit code; none when a signal ended it.
+    /// The exit code; `None` when a signal ended the command.
     pub code: Option<i32>,
-    /// What it printed.
+    /// The text on standard output.
     pub stdout: String,
-    /// What it complained of.
+    /// The text on standard error.
     pub stderr: String,
 }
 
 impl Ran {
-    /// Its standard output, which must be all it said: exit code 0.
+    /// Returns the standard output of a command that succeeded.
     ///
     /// # Panics
-    /// When it failed.
+    /// When the exit code is not 0.
     pub fn ok(self) -> String {
         assert_eq!(
             self.code,
@@ -77,20 +78,20 @@ impl Ran {
     }
 }
 
-/// Runs a program to its end, without input, and fails when it takes longer than a minute.
+/// Runs a program without input until it ends, for at most a minute.
 ///
 /// # Panics
-/// When it cannot be started or does not end.
+/// When the program cannot be started or does not end.
 pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = A>) -> Ran {
     let mut command = Command::new(program);
     command.args(args);
     run_command(command, Duration::from_secs(60))
 }
 
-/// As [`run`], with a command made by hand and a bound of its own.
+/// Runs `command` without input until it ends, for at most `bound`.
 ///
 /// # Panics
-/// When it cannot be started or does not end within `bound`.
+/// When the program cannot be started or does not end.
 pub fn run_command(mut command: Command, bound: Duration) -> Ran {
     let shown = format!("{command:?}");
     let mut child = command
@@ -99,7 +100,7 @@ pub fn run_command(mut command: Command, bound: Duration) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|e| panic!("cannot start {shown}: {e}"));
-    // Threads, so that a full pipe never blocks the program.
+    // Read in threads, otherwise a full pipe would block the program.
     let out = reader(child.stdout.take());
     let err = reader(child.stderr.take());
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! One broker alone, as under a plain unit: it binds for itself and tells readiness to `NOTIFY_SOCKET`.
+//! A single broker that runs without a supervisor: it binds its own listener and reports readiness to `NOTIFY_SOCKET`.
 
 use crate::bin::{self, Ran, run_command};
 use crate::http::{Addr, Api};
@@ -15,7 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// What a broker alone is started with.
+/// The configuration of a broker that is not started yet.
 #[derive(Debug)]
 pub struct Draft {
     place: Place,
@@ -25,14 +25,14 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Sets a key of its file to a value in TOML's writing.
+    /// Sets a key of the broker's file to a TOML value.
     #[must_use]
     pub fn set(mut self, key: &str, toml: &str) -> Self {
         self.file.set(key, toml);
         self
     }
 
-    /// Takes a key out of its file.
+    /// Removes a key from the broker's file.
     #[must_use]
     pub fn unset(mut self, key: &str) -> Self {
         self.file.unset(key);
@@ -46,7 +46,7 @@ impl Draft {
         self
     }
 
-    /// Sets the pool's size.
+    /// Sets the size of the pool.
     #[must_use]
     pub fn pool(self, size: u32) -> Self {
         self.set("database.pool_size", &size.to_string())
@@ -59,10 +59,10 @@ impl Draft {
         self
     }
 
-    /// Runs `brokkr-broker ARGS` with this configuration to its end.
+    /// Runs `brokkr-broker ARGS` with this configuration until it ends.
     ///
     /// # Panics
-    /// When it does not end within a minute.
+    /// When the command does not end within a minute.
     pub fn run(&self, args: &[&str]) -> Ran {
         let mut command = Command::new(bin::broker());
         self.equip(&mut command);
@@ -70,10 +70,10 @@ impl Draft {
         run_command(command, Duration::from_secs(60))
     }
 
-    /// Starts it and does not wait.
+    /// Starts the broker without waiting for readiness.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the broker cannot be started.
     pub fn spawn(self) -> Broker {
         let notify = UnixDatagram::bind(self.place.join("notify")).unwrap();
         notify
@@ -96,10 +96,10 @@ impl Draft {
         }
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the broker and waits until it is ready.
     ///
     /// # Panics
-    /// When it ends or is not ready within 30 s.
+    /// When the broker ends or is not ready within 30 s.
     pub fn start(self) -> Broker {
         let broker = self.spawn();
         broker.wait_ready();
@@ -121,7 +121,7 @@ impl Draft {
     }
 }
 
-/// A running `brokkr-broker serve`; killed when dropped.
+/// A running `brokkr-broker serve`, killed when dropped.
 #[derive(Debug)]
 pub struct Broker {
     draft: Draft,
@@ -130,7 +130,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker of database `brokkr` on `server`, with schema `tenant_alone`, a pool of five and a port of its own.
+    /// Returns a draft for database `brokkr` on `server`, with schema `tenant_alone`, a pool of five and a free port.
     pub fn on(server: &PgServer) -> Draft {
         let place = Place::new();
         let port = ports::free();
@@ -154,7 +154,7 @@ impl Broker {
     /// Waits for `READY=1`.
     ///
     /// # Panics
-    /// When it ends first or takes longer than 30 s.
+    /// When the broker ends first or takes longer than 30 s.
     pub fn wait_ready(&self) {
         until(Duration::from_secs(30), "READY=1 of a broker alone", || {
             let mut datagram = [0; 4096];
@@ -172,15 +172,15 @@ impl Broker {
         });
     }
 
-    /// Where it listens.
+    /// Returns the address on which the broker listens.
     pub fn addr(&self) -> Addr {
         Addr::port(self.draft.port)
     }
 
-    /// Its admin PAK of the first start.
+    /// Returns the admin PAK that the broker wrote at its first start.
     ///
     /// # Panics
-    /// When there is none.
+    /// When there is no admin PAK.
     pub fn admin_pak(&self) -> String {
         let path = self.state_dir().join("admin.pak");
         fs::read_to_string(&path)
@@ -189,22 +189,22 @@ impl Broker {
             .to_owned()
     }
 
-    /// Its API as admin.
+    /// Returns a client of the broker's API with the admin PAK.
     pub fn api(&self) -> Api {
         Api::new(self.addr(), self.admin_pak())
     }
 
-    /// Its state folder.
+    /// Returns the state folder.
     pub fn state_dir(&self) -> PathBuf {
         self.draft.place.join("state")
     }
 
-    /// Its file.
+    /// Returns the path of the broker's file.
     pub fn config_file(&self) -> PathBuf {
         self.draft.config_file()
     }
 
-    /// Sets a key of its file while it runs. It is not told.
+    /// Sets a key of the broker's file without telling the running broker.
     ///
     /// # Panics
     /// When the file cannot be written.
@@ -213,17 +213,17 @@ impl Broker {
         self.write_config(&self.draft.file.render());
     }
 
-    /// Puts a text in the place of its file, in one step.
+    /// Replaces the broker's file with `text` by a rename.
     ///
     /// # Panics
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn write_config(&self, text: &str) {
         let beside = self.draft.place.join("broker.toml.new");
         fs::write(&beside, text).unwrap();
         fs::rename(beside, self.config_file()).unwrap();
     }
 
-    /// Its pid.
+    /// Returns the broker's pid.
     pub fn pid(&self) -> i32 {
         i32::try_from(
             self.child
@@ -234,7 +234,7 @@ impl Broker {
         .unwrap()
     }
 
-    /// Everything it has written.
+    /// Returns everything that the broker has logged.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.draft.place.join("log")).unwrap_or_default())
             .into_owned()
@@ -245,7 +245,7 @@ impl Broker {
         self.draft.run(args)
     }
 
-    /// How it ended, if it did.
+    /// Returns the exit status if the broker has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child
             .lock()
@@ -254,15 +254,15 @@ impl Broker {
             .unwrap()
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the broker.
     pub fn signal(&self, signal: Signal) {
         procs::signal(self.pid(), signal);
     }
 
-    /// SIGTERM, then waits for its end.
+    /// Sends SIGTERM and waits until the broker ends.
     ///
     /// # Panics
-    /// When it does not end within 30 s.
+    /// When the broker does not end within 30 s.
     pub fn stop(&self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         until(

@@ -1,18 +1,18 @@
-//! Random faults against a host under load, and the account of what its clients saw.
+//! Random faults against a host under load, with an account of everything that its clients saw.
 //!
-//! | part | what it is |
+//! | part | content |
 //! |---|---|
-//! | [`plan`] | which faults in which order, from a seed: the same seed, the same plan |
-//! | [`fault`] | what each fault does to the host, and how it is undone; [`server`] those of PostgreSQL |
-//! | [`world`] | the host under test, and waiting until it is whole again |
-//! | [`client`] | one client of one tenant: asks, checks every answer, remembers every write; [`clients`] all of them |
-//! | [`ledger`] | what a client was promised, and whether the tenant's data keeps it |
-//! | [`excuse`] | what may fail, and why: connections in the hands of a killed process, 503 while a server is away |
-//! | [`account`] | what was seen: answers, excused failures, violations |
+//! | [`plan`] | the faults and their order, derived from a seed: the same seed gives the same plan |
+//! | [`fault`] | the effect of each fault on the host and its end; [`server`] has the faults of PostgreSQL |
+//! | [`world`] | the host under test, and waiting until it has recovered |
+//! | [`client`] | a client of one tenant: checks every answer, remembers every write; [`clients`] runs all |
+//! | [`ledger`] | the writes of a client, and the check that the tenant's data has them |
+//! | [`excuse`] | the failures that are allowed: connections of a killed process, 503 while a server is away |
+//! | [`account`] | the result: answers, excused failures, violations |
 //!
-//! Four things are violations ([`account::Kind`]) and must never happen. Everything else that did not go well has an excuse
-//! that is looked up, not assumed: a connection that broke was, by the kernel's own table, held by a process the test had
-//! killed; an answer 503 says when to come again, and came while a fault that allows it was in force.
+//! Four kinds of violation ([`account::Kind`]) must never happen. Every other failure needs an excuse that is verified:
+//! a broken connection must be, by the kernel's own table, held by a process that the test had killed; an answer 503
+//! must have Retry-After and must come while a fault that allows it was in force.
 
 pub mod account;
 pub mod client;

@@ -1,4 +1,4 @@
-//! What systemd would hear: the other end of the supervisor's `NOTIFY_SOCKET`.
+//! The receiving end of the supervisor's `NOTIFY_SOCKET`, in place of systemd.
 
 use crate::Host;
 use std::os::unix::net::UnixDatagram;
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often it looks whether it is to end.
+/// Interval at which the listener checks for its end.
 const STEP: Duration = Duration::from_millis(20);
 
-/// Everything the supervisor has said, and when.
+/// Everything that the supervisor has notified, with its time.
 #[derive(Debug, Clone)]
 pub struct Ear {
     heard: Arc<Mutex<Vec<(Instant, String)>>>,
@@ -17,7 +17,7 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// Listens to `host`, whose supervisor is not started yet. With `watchdog` it wants to hear of it that often.
+    /// Listens to `host`, whose supervisor is not started yet. `watchdog` is the interval of `WATCHDOG_USEC`.
     ///
     /// # Panics
     /// When the socket cannot be made.
@@ -34,7 +34,7 @@ impl Ear {
             deaf: Arc::default(),
         };
         let listening = ear.clone();
-        // A thread, so that the socket never fills and nothing is lost.
+        // A thread reads all the time, otherwise the socket could fill and lose messages.
         std::thread::spawn(move || listening.listen(&socket));
         ear
     }
@@ -51,7 +51,7 @@ impl Ear {
         }
     }
 
-    /// Every line that begins with `key`, without it: `heard("STATUS=")`.
+    /// Returns every line that begins with `key`, without the key: `heard("STATUS=")`.
     pub fn heard(&self, key: &str) -> Vec<(Instant, String)> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard

@@ -23,7 +23,7 @@ use std::process::Child;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// What a host is made with.
+/// The configuration of a host that is not built yet.
 #[derive(Debug)]
 pub struct Builder {
     pg: Option<pg::Options>,
@@ -32,34 +32,34 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Options of its server.
+    /// Sets the options of the server.
     #[must_use]
     pub fn pg(mut self, options: pg::Options) -> Self {
         self.pg = Some(options);
         self
     }
 
-    /// Its server is down at first.
+    /// Leaves the server down at first.
     #[must_use]
     pub fn server_down(mut self) -> Self {
         self.down = true;
         self
     }
 
-    /// No server of its own: the supervisor runs the embedded one, or tenants name theirs.
+    /// Omits the server: the supervisor runs the embedded PostgreSQL, or the tenants name their own servers.
     #[must_use]
     pub fn without_server(mut self) -> Self {
         self.pg = None;
         self
     }
 
-    /// The supervisor runs the embedded PostgreSQL.
+    /// Lets the supervisor run the embedded PostgreSQL.
     #[must_use]
     pub fn embedded(self) -> Self {
         self.without_server().set("postgres.embedded", "true")
     }
 
-    /// Sets a key of `supervisor.toml` to a value in TOML's writing.
+    /// Sets a key of `supervisor.toml` to a TOML value.
     #[must_use]
     pub fn set(mut self, key: &str, toml: &str) -> Self {
         self.keys.push((key.into(), toml.into()));
@@ -105,7 +105,8 @@ impl Builder {
     }
 }
 
-/// Folders, `supervisor.toml`, perhaps a server, perhaps a running supervisor. Everything ends when it is dropped.
+/// The folders, `supervisor.toml`, and optionally a server and a running supervisor. All processes end when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Host {
     server: Option<PgServer>,
@@ -113,13 +114,13 @@ pub struct Host {
     child: Mutex<Option<Child>>,
     program: Mutex<PathBuf>,
     circumstances: Mutex<Circumstances>,
-    // Last: the folder goes when every process has.
+    // The last field: the folder is removed after every process has ended.
     place: Place,
 }
 
 impl Host {
-    /// A host with a server of 100 connections, as PostgreSQL comes. The supervisor starts with the first
-    /// [`Host::up`] or tenant's `up`.
+    /// Makes a host with a server of 100 connections, PostgreSQL's default. The supervisor starts with the first
+    /// [`Host::up`] or a tenant's `up`.
     #[allow(
         clippy::new_without_default,
         reason = "starting a server is no default"
@@ -128,7 +129,7 @@ impl Host {
         Self::builder().build()
     }
 
-    /// A host made otherwise.
+    /// Returns a builder for a host with other settings.
     pub fn builder() -> Builder {
         Builder {
             pg: Some(pg::Options::new()),
@@ -137,42 +138,42 @@ impl Host {
         }
     }
 
-    /// The host's server.
+    /// Returns the host's server.
     ///
     /// # Panics
-    /// When it has none of its own.
+    /// When the host has no server of its own.
     pub fn server(&self) -> &PgServer {
         self.server
             .as_ref()
             .expect("this host has no server of its own")
     }
 
-    /// Its folder: everything but the server is below it.
+    /// Returns the host's folder, which holds everything but the server.
     pub fn root(&self) -> &Path {
         self.place.path()
     }
 
-    /// `supervisor.toml`.
+    /// Returns the path of `supervisor.toml`.
     pub fn config(&self) -> PathBuf {
         self.place.join("supervisor.toml")
     }
 
-    /// `tenants_dir`.
+    /// Returns the path of `tenants_dir`.
     pub fn tenants_dir(&self) -> PathBuf {
         self.place.join("tenants.d")
     }
 
-    /// `state_dir`.
+    /// Returns the path of `state_dir`.
     pub fn state_dir(&self) -> PathBuf {
         self.place.join("state")
     }
 
-    /// `runtime_dir`.
+    /// Returns the path of `runtime_dir`.
     pub fn runtime_dir(&self) -> PathBuf {
         self.place.join("run")
     }
 
-    /// Sets a key of `supervisor.toml`; it is read at the next start or reload.
+    /// Sets a key of `supervisor.toml`, which takes effect at the next start or reload.
     pub fn set(&self, key: &str, toml: &str) -> &Self {
         self.file
             .lock()
@@ -192,34 +193,34 @@ impl Host {
         set_mode(&self.config(), 0o600);
     }
 
-    /// A tenant to be: `host.tenant("acme").pool(10).up()`. Its schema is `tenant_NAME`, its port free, its pool 5.
+    /// Returns a draft of a tenant: `host.tenant("acme").pool(10).up()`. Its schema is `tenant_NAME`, its port free,
+    /// its pool 5.
     pub fn tenant(&self, name: &str) -> Draft<'_> {
         Draft::new(self, name)
     }
 
-    /// A tenant whose file is there already.
+    /// Returns a tenant whose file exists already.
     pub fn known(&self, name: &str) -> Tenant<'_> {
         Tenant::known(self, name)
     }
 
-    /// Puts a script in place of the broker, which can misbehave for one tenant; before [`Host::up`].
+    /// Installs a script in place of the broker that can misbehave for single tenants. Call it before [`Host::up`].
     pub fn wrap_broker(&self) -> Wrapper {
         Wrapper::install(self)
     }
 
-    /// Puts a broker that does nothing in place of the broker; before [`Host::up`].
+    /// Installs the trivial broker in place of the broker. Call it before [`Host::up`].
     pub fn trivial_brokers(&self) -> &Self {
         let program = bin::trivial_broker().display().to_string();
         self.set("broker", &crate::toml_text::quoted(&program))
     }
 
-    /// Everything the supervisor and, through it, the brokers have written: JSON lines, and what came before
-    /// logging began.
+    /// Returns the output of the supervisor and of its brokers: JSON lines, and any text from before logging began.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.place.join("log")).unwrap_or_default()).into_owned()
     }
 
-    /// The JSON lines of the merged stream.
+    /// Returns the JSON lines of the log.
     pub fn log_lines(&self) -> Vec<serde_json::Value> {
         self.log()
             .lines()
@@ -227,7 +228,7 @@ impl Host {
             .collect()
     }
 
-    /// In how many lines of the log this stands.
+    /// Returns the number of log lines whose message contains `what`.
     pub fn said(&self, what: &str) -> usize {
         let lines = self.log_lines().into_iter();
         lines
@@ -235,7 +236,7 @@ impl Host {
             .count()
     }
 
-    /// Runs `brokkr-supervisor ARGS --config …` to its end.
+    /// Runs `brokkr-supervisor ARGS --config …` until it ends.
     pub fn command(&self, args: &[&str]) -> Ran {
         let config = self.config().display().to_string();
         let mut all = args.to_vec();
@@ -243,7 +244,7 @@ impl Host {
         bin::run(bin::supervisor(), all)
     }
 
-    /// `status --format json`.
+    /// Runs `status --format json`.
     ///
     /// # Panics
     /// When the supervisor does not answer.
@@ -251,21 +252,21 @@ impl Host {
         Status::parse(&self.command(&["status", "--format", "json"]).ok())
     }
 
-    /// `status --format json`, when the supervisor answers.
+    /// Runs `status --format json`; returns `None` when the supervisor does not answer.
     pub fn try_status(&self) -> Option<Status> {
         let ran = self.command(&["status", "--format", "json"]);
         (ran.code == Some(0)).then(|| Status::parse(&ran.stdout))
     }
 
-    /// `reload`, which waits until all has settled.
+    /// Runs `reload`, which waits until every tenant has settled.
     pub fn reload(&self) -> Ran {
         self.command(&["reload"])
     }
 
-    /// Waits until `want` is satisfied with the status, and gives that.
+    /// Waits until `want` accepts the status, and returns that status.
     ///
     /// # Panics
-    /// When it is not within `bound`: what was seen last is shown.
+    /// When this takes longer than `bound`; the message has the last status.
     pub fn wait(&self, bound: Duration, what: &str, want: impl Fn(&Status) -> bool) -> Status {
         until_ok(bound, what, || {
             let status = self
@@ -279,7 +280,7 @@ impl Host {
         })
     }
 
-    /// Processes started for this host that run: brokers, the embedded server, the supervisor; and socket files.
+    /// Returns the processes of this host that still run, and its socket files.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> = self.processes().into_iter().map(procs::describe).collect();
         left.extend(
@@ -292,7 +293,7 @@ impl Host {
 
     fn processes(&self) -> Vec<i32> {
         let mut pids = procs::naming(&format!("{}/", self.place.path().display()));
-        // Environment and descriptors of a broker are root's alone to read; its lock file names it too.
+        // Only root may read the environment and descriptors of a broker; its lock file names the broker too.
         let locks = fs::read_dir(self.runtime_dir().join("instances"));
         for lock in locks.into_iter().flatten().flatten() {
             let text = fs::read_to_string(lock.path()).unwrap_or_default();
@@ -312,7 +313,7 @@ impl Host {
         pids
     }
 
-    /// Pids of its brokers, from the kernel and not from the supervisor.
+    /// Returns the pids of the host's brokers, as the kernel lists them.
     pub fn broker_pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self
             .processes()
@@ -354,14 +355,14 @@ impl Drop for Host {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // Brokers of a killed supervisor, and whatever a failed test left.
+        // Brokers of a killed supervisor, and anything that a failed test left running.
         for pid in self.processes() {
             procs::signal(pid, Signal::SIGKILL);
         }
     }
 }
 
-/// Socket files below a folder.
+/// Returns the socket files below a folder.
 fn sockets(folder: &Path) -> Vec<PathBuf> {
     use std::os::unix::fs::FileTypeExt;
     let mut found = Vec::new();

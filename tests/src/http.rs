@@ -1,4 +1,4 @@
-//! A blocking HTTP/1.1 client whose connections can be held by hand.
+//! A blocking HTTP/1.1 client whose connections a test can hold open.
 
 use serde_json::Value;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Where somebody listens.
+/// The address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Addr {
     /// `127.0.0.1:3001`
@@ -18,13 +18,13 @@ pub enum Addr {
 }
 
 impl Addr {
-    /// Reads it as a tenant file writes it.
+    /// Parses an address as a tenant file writes it.
     pub fn parse(text: &str) -> Self {
         text.strip_prefix("unix:")
             .map_or_else(|| Self::Tcp(text.into()), |path| Self::Unix(path.into()))
     }
 
-    /// Loopback and a port.
+    /// Returns a loopback address with this port.
     pub fn port(port: u16) -> Self {
         Self::Tcp(format!("127.0.0.1:{port}"))
     }
@@ -41,7 +41,7 @@ impl fmt::Display for Addr {
 
 /// A connected stream of either kind.
 pub(crate) trait Wire: Read + Write + Send + fmt::Debug {
-    /// Bounds every read from now on.
+    /// Sets the timeout of every later read.
     fn bound_reads(&self, bound: Duration) -> io::Result<()>;
 }
 
@@ -57,21 +57,21 @@ impl Wire for UnixStream {
     }
 }
 
-/// One answer.
+/// An answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// Header names in lower case, in order.
+    /// The headers in order, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body, put together from chunks if it came so.
+    /// The body, joined from its chunks where it was chunked.
     pub body: Vec<u8>,
-    /// From the first byte sent to the last received.
+    /// Time from the first byte sent to the last byte received.
     pub took: Duration,
 }
 
 impl Response {
-    /// The first header of that name.
+    /// Returns the first header of this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -79,37 +79,37 @@ impl Response {
             .map(|(_, v)| v.as_str())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON.
+    /// Returns the body as JSON.
     ///
     /// # Panics
-    /// When it is none.
+    /// When the body is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{} is not JSON ({e}): {}", self.status, self.text()))
     }
 
-    /// Whether the server closes after this answer.
+    /// Returns true when the server closes the connection after this answer.
     pub fn closes(&self) -> bool {
         self.header("connection")
             .is_some_and(|v| v.eq_ignore_ascii_case("close"))
     }
 
-    /// Itself, when the status is the one wanted.
+    /// Returns the answer itself when it has this status.
     ///
     /// # Panics
-    /// When it is another.
+    /// When the status is another.
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text());
         self
     }
 }
 
-/// One connection; requests on it follow one another.
+/// A connection; requests on it follow one another.
 #[derive(Debug)]
 pub struct Connection {
     wire: BufReader<Box<dyn Wire>>,
@@ -117,18 +117,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects; every read and write is bounded by thirty seconds.
-    ///
-    /// # Errors
-    /// As the socket says.
+    /// Connects; every read and write is limited to thirty seconds.
     pub fn open(addr: &Addr) -> io::Result<Self> {
         Self::open_within(addr, Duration::from_secs(30))
     }
 
-    /// Connects, with a bound of its own for every read and write.
-    ///
-    /// # Errors
-    /// As the socket says.
+    /// Connects; every read and write is limited to `bound`.
     pub fn open_within(addr: &Addr, bound: Duration) -> io::Result<Self> {
         let mut port = None;
         let wire: Box<dyn Wire> = match addr {
@@ -156,7 +150,7 @@ impl Connection {
         })
     }
 
-    /// The port at this end of it, over TCP: which connection this is, in the eyes of the kernel.
+    /// Returns the local port of a TCP connection, by which the kernel's table identifies it.
     pub fn own_port(&self) -> Option<u16> {
         self.port
     }
@@ -164,7 +158,7 @@ impl Connection {
     /// Sends a request and reads its answer; the connection stays open unless the server closes it.
     ///
     /// # Errors
-    /// As the socket says, or when what comes is not HTTP.
+    /// When the connection fails or the answer is not HTTP.
     pub fn request(
         &mut self,
         method: &str,
@@ -179,10 +173,7 @@ impl Connection {
         Ok(response)
     }
 
-    /// Sends a request only.
-    ///
-    /// # Errors
-    /// As the socket says.
+    /// Sends a request without reading the answer.
     pub fn send(
         &mut self,
         method: &str,
@@ -204,20 +195,17 @@ impl Connection {
         wire.flush()
     }
 
-    /// Sends bytes as they are: half a request, say.
-    ///
-    /// # Errors
-    /// As the socket says.
+    /// Sends bytes as they are, for example half a request.
     pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         let wire = self.wire.get_mut();
         wire.write_all(bytes)?;
         wire.flush()
     }
 
-    /// Reads one answer.
+    /// Reads an answer.
     ///
     /// # Errors
-    /// As the socket says, or when what comes is not HTTP.
+    /// When the connection fails or the answer is not HTTP.
     pub fn receive(&mut self, without_body: bool) -> io::Result<Response> {
         let line = self.line()?;
         let status = line
@@ -273,10 +261,10 @@ impl Connection {
         Ok(response)
     }
 
-    /// Whether the server has closed: waits for it until the connection's bound.
+    /// Waits until the server closes the connection and returns true; returns false when bytes arrive instead.
     ///
     /// # Errors
-    /// As the socket says, the bound running out included.
+    /// When the connection fails or its time limit ends.
     pub fn is_closed(&mut self) -> io::Result<bool> {
         match self.wire.fill_buf() {
             Ok(bytes) => Ok(bytes.is_empty()),
@@ -285,7 +273,7 @@ impl Connection {
         }
     }
 
-    /// The stream, and what has been read of it beyond the last answer.
+    /// Returns the stream and the bytes that were read beyond the last answer.
     pub(crate) fn into_wire(self) -> (Box<dyn Wire>, Vec<u8>) {
         let read = self.wire.buffer().to_vec();
         (self.wire.into_inner(), read)
@@ -307,10 +295,7 @@ impl Connection {
     }
 }
 
-/// One request on a connection of its own.
-///
-/// # Errors
-/// As [`Connection::open`] and [`Connection::request`].
+/// Sends a request on a new connection.
 pub fn request(
     addr: &Addr,
     method: &str,
@@ -323,25 +308,22 @@ pub fn request(
     Connection::open(addr)?.request(method, path, &all, body)
 }
 
-/// `GET` on a connection of its own.
-///
-/// # Errors
-/// As [`request`].
+/// Sends `GET` on a new connection.
 pub fn get(addr: &Addr, path: &str) -> io::Result<Response> {
     request(addr, "GET", path, &[], None)
 }
 
-/// A tenant's API, `/api/v1`, with one PAK.
+/// A client of a tenant's API, `/api/v1`, with one PAK.
 #[derive(Debug, Clone)]
 pub struct Api {
-    /// Where it listens.
+    /// The address of the tenant.
     pub addr: Addr,
-    /// Sent as `Authorization: Bearer`; nothing is sent when empty.
+    /// The PAK, sent as `Authorization: Bearer`; an empty PAK is not sent.
     pub pak: String,
 }
 
 impl Api {
-    /// At `addr`, as the principal of `pak`.
+    /// Makes a client of `addr` with `pak`.
     pub fn new(addr: Addr, pak: impl Into<String>) -> Self {
         Self {
             addr,
@@ -349,7 +331,7 @@ impl Api {
         }
     }
 
-    /// The same tenant, another principal.
+    /// Returns a client of the same tenant with another PAK.
     #[must_use]
     pub fn with_pak(&self, pak: impl Into<String>) -> Self {
         Self {
@@ -358,7 +340,7 @@ impl Api {
         }
     }
 
-    /// `GET /api/v1PATH`.
+    /// Sends `GET /api/v1PATH`.
     ///
     /// # Panics
     /// When there is no answer.
@@ -366,7 +348,7 @@ impl Api {
         self.call("GET", path, None)
     }
 
-    /// `DELETE /api/v1PATH`.
+    /// Sends `DELETE /api/v1PATH`.
     ///
     /// # Panics
     /// When there is no answer.
@@ -374,7 +356,7 @@ impl Api {
         self.call("DELETE", path, None)
     }
 
-    /// `POST /api/v1PATH` with a JSON body.
+    /// Sends `POST /api/v1PATH` with a JSON body.
     ///
     /// # Panics
     /// When there is no answer.
@@ -382,7 +364,7 @@ impl Api {
         self.call("POST", path, Some(body))
     }
 
-    /// `PUT /api/v1PATH` with a JSON body.
+    /// Sends `PUT /api/v1PATH` with a JSON body.
     ///
     /// # Panics
     /// When there is no answer.
@@ -390,7 +372,7 @@ impl Api {
         self.call("PUT", path, Some(body))
     }
 
-    /// Any call with a JSON body or none.
+    /// Sends any request with a JSON body or none.
     ///
     /// # Panics
     /// When there is no answer.
@@ -399,10 +381,7 @@ impl Api {
             .unwrap_or_else(|e| panic!("{method} {path} at {}: {e}", self.addr))
     }
 
-    /// Any call with a JSON body or none.
-    ///
-    /// # Errors
-    /// As [`request`].
+    /// Sends any request with a JSON body or none.
     pub fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Response> {
         let bytes = body.map(Value::to_string);
         self.try_bytes(
@@ -413,10 +392,7 @@ impl Api {
         )
     }
 
-    /// Any call with any body.
-    ///
-    /// # Errors
-    /// As [`request`].
+    /// Sends any request with any body.
     pub fn try_bytes(
         &self,
         method: &str,

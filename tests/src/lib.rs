@@ -1,6 +1,6 @@
 //! The vocabulary of the whole-system tests.
 //!
-//! A test says what an operator or a client would see, with the two real binaries, a PostgreSQL of its own and
+//! A test checks behaviour that an operator or a client sees, with the two real binaries, its own PostgreSQL and
 //! nothing mocked:
 //!
 //! ```no_run
@@ -11,26 +11,26 @@
 //! assert_eq!(host.leftovers(), Vec::<String>::new());
 //! ```
 //!
-//! | module | what it gives |
+//! | module | content |
 //! |---|---|
 //! | [`place`] | a short temporary folder; processes that cannot outlive the test |
 //! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time; [`wait::SetAtEnd`] |
-//! | [`ports`] | loopback ports nobody else is given |
+//! | [`ports`] | loopback ports that no other test is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
-//! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and ask |
-//! | [`seed`](mod@seed) | seeds of random tests: fixed, unless new ones are asked for |
-//! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut |
-//! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections can be held by hand |
-//! | [`broker`] | [`Broker`]: one broker alone |
+//! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and query |
+//! | [`seed`](mod@seed) | seeds of random tests: fixed, unless new seeds are asked for |
+//! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut connections |
+//! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections a test can hold open |
+//! | [`broker`] | [`Broker`]: a single broker without a supervisor |
 //! | [`ear`] | [`Ear`]: systemd's end of `NOTIFY_SOCKET` |
 //! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
-//! | [`load`] | [`Load`]: clients that ask over and over and count what they saw |
+//! | [`load`] | [`Load`]: clients that repeat a request and count the results |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
 //! | [`machine`] | [`Machine`](machine::Machine): a host that a real systemd runs |
 //! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |
 //!
-//! Everything is blocking on purpose: a test reads from top to bottom. Do not call it from inside an async runtime.
-//! All of it panics with a sentence when something cannot be done; a test has nothing better to do with an error.
+//! Everything is blocking, so that a test reads from top to bottom; do not call it inside an async runtime. Every
+//! function panics with a sentence when it fails, because a test has no better use for an error.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! Clients that ask one thing over and over until they are told to stop, and count what they saw.
+//! Clients that repeat one request until they are stopped, and count the results.
 
 use crate::http::{Addr, Connection};
 use std::collections::BTreeMap;
@@ -7,21 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What the clients of one [`Load`] saw.
+/// The results of the clients of a [`Load`].
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// Answers by status.
+    /// Number of answers by status.
     pub answers: BTreeMap<u16, u64>,
-    /// Connections nobody accepted.
+    /// Number of refused connections.
     pub refused: u64,
-    /// Requests sent on a fresh connection that got no whole answer, with the reason.
+    /// Reasons of the requests on a fresh connection that got no complete answer.
     pub lost: Vec<String>,
-    /// The slowest answer.
+    /// The duration of the slowest answer.
     pub slowest: Duration,
 }
 
 impl Seen {
-    /// How many answers had this status.
+    /// Returns the number of answers with this status.
     pub fn count(&self, status: u16) -> u64 {
         self.answers.get(&status).copied().unwrap_or(0)
     }
@@ -44,7 +44,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// `clients` of them ask `GET path`, each request on a connection of its own or all on kept ones.
+    /// Starts `clients` clients that send `GET path`, on a kept connection or on a new connection for each request.
     pub fn start(addr: &Addr, path: &str, pak: &str, clients: usize, keep_alive: bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let clients = (0..clients)
@@ -61,10 +61,10 @@ impl Load {
         Self { stop, clients }
     }
 
-    /// Ends them and says what they saw.
+    /// Ends the clients and returns their results.
     ///
     /// # Panics
-    /// When a client did.
+    /// When a client has panicked.
     pub fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         let mut seen = Seen::default();
@@ -108,7 +108,7 @@ fn client(addr: &Addr, path: &str, pak: &str, keep_alive: bool, stop: &AtomicBoo
                     kept = Some(connection);
                 }
             }
-            // A kept connection may be closed while it is idle, as HTTP allows: the client asks again.
+            // HTTP allows a server to close an idle connection: the client sends the request again.
             Err(_) if !fresh => {}
             Err(e) => seen
                 .lost

@@ -1,4 +1,4 @@
-//! A host that a real systemd runs, as its operator sees it: commands, the journal, our unit, its files.
+//! A host that a real systemd runs, as its operator sees it: commands, the journal, the unit, its files.
 
 use crate::bin::{self, Ran, run_command};
 use crate::host::Status;
@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// What `make install` installs, in `stage` of this place, with these files in `/etc/brokkr`.
+/// Runs `make install` into the folder `stage` of this place, with these files in `/etc/brokkr`.
 ///
 /// # Panics
-/// When it cannot be installed.
+/// When the installation fails.
 pub fn stage(place: &Place, configuration: &[(&str, &str)]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut make = Command::new("make");
@@ -43,10 +43,10 @@ pub fn stage(place: &Place, configuration: &[(&str, &str)]) {
     }
 }
 
-/// Version of the systemd that is booted: this machine's, or what `tests/systemd/newer` has fetched.
+/// Returns the version of the booted systemd: this machine's, or the version that `tests/systemd/newer` has fetched.
 ///
 /// # Panics
-/// When neither says.
+/// When the version cannot be read.
 pub fn systemd_version() -> u32 {
     let version = match std::env::var_os("BROKKR_TESTS_SYSTEMD") {
         Some(newer) => fs::read_to_string(Path::new(&newer).join("systemd-version")).unwrap(),
@@ -64,16 +64,16 @@ pub fn systemd_version() -> u32 {
 /// A machine whose systemd is up.
 #[derive(Debug)]
 pub struct Machine {
-    /// Where its files are, seen from here.
+    /// The machine's root folder, seen from the test.
     root: PathBuf,
-    /// What goes before a command that is to run in it.
+    /// The command prefix that enters the machine.
     enter: Vec<String>,
-    /// How many times slower than others it may be.
+    /// The factor by which the machine may be slower than others.
     slowness: u32,
 }
 
 impl Machine {
-    /// That of which `init` is the first process.
+    /// Returns the machine whose first process is `init`.
     pub fn of(init: i32) -> Self {
         let enter = ["nsenter", "-t", &init.to_string(), "-a"].map(str::to_owned);
         Self {
@@ -83,7 +83,7 @@ impl Machine {
         }
     }
 
-    /// The one this test runs on, so many times slower than others.
+    /// Returns the machine on which the test itself runs, `slowness` times slower than others.
     pub fn own(slowness: u32) -> Self {
         Self {
             root: "/".into(),
@@ -92,15 +92,15 @@ impl Machine {
         }
     }
 
-    /// So many seconds, or more where it is slow.
+    /// Returns this number of seconds, times the slowness.
     pub fn bound(&self, seconds: u64) -> Duration {
         Duration::from_secs(seconds) * self.slowness
     }
 
-    /// Asks until the answer is `Ok`, and gives it.
+    /// Asks until the answer is `Ok`, and returns its value.
     ///
     /// # Panics
-    /// When it never is within so many seconds, or more where it is slow: with what was seen last and our unit's journal.
+    /// When this takes longer than `seconds` times the slowness; the message has the last error and the unit's journal.
     pub fn wait<T, E: Display>(
         &self,
         seconds: u64,
@@ -119,10 +119,10 @@ impl Machine {
         })
     }
 
-    /// Runs a command in it.
+    /// Runs a command in the machine.
     ///
     /// # Panics
-    /// When it cannot be started or does not end.
+    /// When the command cannot be started or does not end.
     pub fn run(&self, command: &[&str]) -> Ran {
         let words = self.enter.iter().map(String::as_str);
         let mut words = words.chain(command.iter().copied());
@@ -135,15 +135,15 @@ impl Machine {
         run_command(whole, self.bound(180))
     }
 
-    /// A file of the machine, seen from here.
+    /// Returns the path of a machine's file, seen from the test.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// What a command of the machine prints, which must end well.
+    /// Returns the output of a command of the machine that must succeed.
     ///
     /// # Panics
-    /// When it does not.
+    /// When the command fails.
     pub fn ok(&self, command: &[&str]) -> String {
         let ran = self.run(command);
         assert_eq!(
@@ -155,7 +155,7 @@ impl Machine {
         ran.stdout
     }
 
-    /// The last lines of our unit.
+    /// Returns the last journal lines of the unit.
     pub fn journal(&self) -> String {
         self.run(&[
             "journalctl",
@@ -168,20 +168,20 @@ impl Machine {
         .stdout
     }
 
-    /// Main process of our unit.
+    /// Returns the main pid of the unit.
     ///
     /// # Panics
-    /// When systemd does not say.
+    /// When systemd does not tell it.
     pub fn main_pid(&self) -> String {
         self.ok(&["systemctl", "show", "-P", "MainPID", "brokkr-supervisor"])
             .trim()
             .to_owned()
     }
 
-    /// Waits until every tenant is ready and there are so many.
+    /// Waits until there are this many tenants and all are ready.
     ///
     /// # Panics
-    /// When they are not in time.
+    /// When they are not ready in time.
     pub fn ready(&self, tenants: usize) -> Status {
         self.wait(60, &format!("{tenants} tenants to be ready"), || {
             let ran = self.run(&["brokkr-supervisor", "status", "--format", "json"]);
@@ -197,7 +197,7 @@ impl Machine {
         })
     }
 
-    /// Messages in the journal with `TENANT=name`.
+    /// Returns the journal's messages with `TENANT=name`.
     ///
     /// # Panics
     /// When the journal cannot be read.
@@ -219,7 +219,7 @@ impl Machine {
         .collect()
     }
 
-    /// What `status` says with this configuration, if it can be asked.
+    /// Returns the status with this configuration, if the supervisor answers.
     pub fn status_of(&self, config: &str) -> Option<Status> {
         let command = [
             "brokkr-supervisor",
@@ -248,7 +248,7 @@ impl Machine {
         })
     }
 
-    /// Waits until the supervisor has said this.
+    /// Waits until the supervisor has logged `what`.
     ///
     /// # Panics
     /// When it does not in time.
@@ -256,7 +256,7 @@ impl Machine {
         self.says_again(what, 0);
     }
 
-    /// Waits until our unit's journal has this more often than `before`, which is what [`Machine::times_said`] gave.
+    /// Waits until the journal has `what` more often than `before`, a number from [`Machine::times_said`].
     ///
     /// # Panics
     /// When it does not in time.
@@ -268,12 +268,12 @@ impl Machine {
         });
     }
 
-    /// How many messages of our unit's journal have this in them.
+    /// Returns the number of the unit's journal messages that contain `what`.
     ///
     /// # Panics
     /// When the journal cannot be read.
     pub fn times_said(&self, what: &str) -> usize {
-        // All of it is looked through: what brokers say meanwhile may be more than anybody would print.
+        // Search the whole journal, because brokers may log more than any fixed number of lines.
         let found = self.run(&[
             "journalctl",
             "--no-pager",
@@ -285,16 +285,16 @@ impl Machine {
             "-u",
             "brokkr-supervisor",
         ]);
-        // 1: none.
+        // Exit code 1 means no match.
         assert!(matches!(found.code, Some(0 | 1)), "{found:?}");
         let lines = found.stdout.lines();
         lines.filter(|line| line.contains(what)).count()
     }
 
-    /// How many descriptors systemd keeps for the unit.
+    /// Returns the number of descriptors that systemd keeps for the unit.
     ///
     /// # Panics
-    /// When systemd does not say.
+    /// When systemd does not tell it.
     pub fn stored(&self) -> usize {
         let count = self.ok(&[
             "systemctl",
@@ -306,10 +306,10 @@ impl Machine {
         count.trim().parse().unwrap()
     }
 
-    /// Waits until systemd has been told this of the state of our unit, and shows it (`systemctl status`).
+    /// Waits until systemd shows this status text of the unit (`systemctl status`).
     ///
     /// # Panics
-    /// When it is not in time.
+    /// When it does not in time.
     pub fn shows(&self, what: &str) {
         let ask = ["systemctl", "show", "-P", "StatusText", "brokkr-supervisor"];
         self.wait(60, &format!("systemd to show {what:?}"), || {
@@ -322,7 +322,7 @@ impl Machine {
         });
     }
 
-    /// Waits until systemd keeps exactly so many.
+    /// Waits until systemd keeps exactly `stored` descriptors.
     ///
     /// # Panics
     /// When it does not in time.
@@ -333,7 +333,7 @@ impl Machine {
         });
     }
 
-    /// How many brokers run.
+    /// Returns the number of running brokers.
     pub fn broker_count(&self) -> usize {
         let processes = self.processes();
         processes
@@ -342,7 +342,7 @@ impl Machine {
             .count()
     }
 
-    /// Processes of user brokkr.
+    /// Returns the processes of user brokkr.
     pub fn processes(&self) -> String {
         self.run(&["pgrep", "-u", "brokkr", "-a"]).stdout
     }

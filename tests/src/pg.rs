@@ -1,7 +1,7 @@
 //! A PostgreSQL server of the test's own.
 //!
-//! `initdb` runs once for each version and user; servers start from a copy of what it made (0.1 s). All copies have the
-//! same system identifier, as cloned machines have, so tests notice code that takes it alone for a server's name.
+//! `initdb` runs once for each version and user; servers start from a copy of its data folder (0.1 s). All copies have
+//! the same system identifier, as cloned machines have, so tests notice code that takes it alone as a server's id.
 
 mod cluster;
 
@@ -21,7 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// What a server is started with.
+/// The options of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
     max_connections: u32,
@@ -42,7 +42,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// PostgreSQL's own default of 100 connections, without fsync.
+    /// Returns PostgreSQL's default of 100 connections, without fsync.
     pub fn new() -> Self {
         Self::default()
     }
@@ -54,22 +54,22 @@ impl Options {
         self
     }
 
-    /// Adds a setting, given on the command line and so above the configuration file.
+    /// Adds a setting on the command line, which overrides the configuration file.
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.push((key.into(), value.into()));
         self
     }
 
-    /// Gives it a disk of this many megabytes beside its own, to be filled ([`PgServer::small_disk`]): a tmpfs that only the
-    /// server sees, and that goes with it. Needs root.
+    /// Adds a disk of this many megabytes to be filled ([`PgServer::small_disk`]): a tmpfs that only the server sees
+    /// and that ends with it. Needs root.
     #[must_use]
     pub fn small_disk(mut self, megabytes: u32) -> Self {
         self.small_disk = Some(megabytes);
         self
     }
 
-    /// Replaces `pg_hba.conf`: everybody is trusted without it.
+    /// Replaces `pg_hba.conf`; the default trusts every connection.
     #[must_use]
     pub fn hba(mut self, text: &str) -> Self {
         self.hba = Some(text.into());
@@ -79,7 +79,7 @@ impl Options {
 
 /// A server on a Unix socket and a loopback port; killed and removed when dropped.
 ///
-/// Superuser `postgres`; a role `brokkr` without any privilege but owning database `brokkr`. Connections are trusted.
+/// Its superuser is `postgres`; role `brokkr` has no privilege but owns database `brokkr`. Connections are trusted.
 #[derive(Debug)]
 pub struct PgServer {
     place: Place,
@@ -89,25 +89,25 @@ pub struct PgServer {
 }
 
 impl PgServer {
-    /// Starts one with the defaults.
+    /// Starts a server with the default options.
     ///
     /// # Panics
-    /// When there are no server binaries or it does not start.
+    /// When there are no server binaries or the server does not start.
     pub fn start() -> Self {
         Self::with(Options::new())
     }
 
-    /// Starts one.
+    /// Starts a server with these options.
     ///
     /// # Panics
-    /// When there are no server binaries or it does not start.
+    /// When there are no server binaries or the server does not start.
     pub fn with(options: Options) -> Self {
         let server = Self::unpack(options);
         server.resume_service();
         server
     }
 
-    /// All that [`PgServer::with`] does but starting it: a server that is down when the test begins.
+    /// Prepares a server without starting it, for a test that begins while the server is down.
     ///
     /// # Panics
     /// When there are no server binaries.
@@ -118,8 +118,8 @@ impl PgServer {
         Self::over(place, options)
     }
 
-    /// Puts what every server begins with into `folder`, owners and all: there a test program that is moved beside it
-    /// finds it made.
+    /// Copies the initial data folder with its owners into `folder`, where a test program that is moved beside it finds
+    /// it.
     ///
     /// # Panics
     /// When there are no server binaries.
@@ -172,14 +172,14 @@ impl PgServer {
     /// Starts the server (again) and waits until it answers.
     ///
     /// # Panics
-    /// When it does not within 30 s.
+    /// When the server does not answer within 30 s.
     pub fn resume_service(&self) {
         let mut child = self
             .child
             .lock()
             .unwrap_or_else(|broken| broken.into_inner());
         assert!(child.is_none(), "the server runs already");
-        // A killed server's lock files name a pid that may be somebody else's by now.
+        // The lock file of a killed server may name a pid that another process has by now.
         let _ = fs::remove_file(self.data_dir().join("postmaster.pid"));
         let log = File::options()
             .create(true)
@@ -242,10 +242,10 @@ impl PgServer {
         command
     }
 
-    /// The folder of its small disk: as the server names it, and as the test reaches it.
+    /// Returns the folder of the small disk, as the server names it and as the test reaches it.
     ///
     /// # Panics
-    /// When it is stopped.
+    /// When the server is stopped.
     pub fn small_disk(&self) -> (PathBuf, PathBuf) {
         let disk = self.place.join("disk");
         let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
@@ -253,12 +253,12 @@ impl PgServer {
         (disk, reached)
     }
 
-    /// Stops it as an operator does (`fast`: sessions are ended), and waits.
+    /// Stops the server as an operator does (`fast`: sessions are terminated), and waits.
     pub fn stop(&self) {
         self.end(Signal::SIGINT);
     }
 
-    /// Ends it at once, backends and all (`immediate`: the next start recovers), and waits.
+    /// Kills the server with all backends (`immediate`: the next start recovers), and waits.
     pub fn crash(&self) {
         self.end(Signal::SIGQUIT);
     }
@@ -283,13 +283,13 @@ impl PgServer {
         }
     }
 
-    /// [`PgServer::stop`] and start again.
+    /// Stops the server as [`PgServer::stop`] does, and starts it again.
     pub fn restart(&self) {
         self.stop();
         self.resume_service();
     }
 
-    /// Stops postmaster and every backend where they are (SIGSTOP): the network is up and nothing answers.
+    /// Freezes the postmaster and every backend (SIGSTOP): connections stay open and nothing answers.
     pub fn freeze(&self) {
         self.signal_all(self.pid(), Signal::SIGSTOP);
     }
@@ -299,7 +299,7 @@ impl PgServer {
         self.signal_all(self.pid(), Signal::SIGCONT);
     }
 
-    /// Signals the postmaster and its children; backends are in sessions of their own.
+    /// Sends a signal to the postmaster and to each child, because backends have sessions of their own.
     fn signal_all(&self, postmaster: i32, signal: Signal) {
         procs::signal(postmaster, signal);
         for backend in procs::children(postmaster) {
@@ -307,7 +307,7 @@ impl PgServer {
         }
     }
 
-    /// Whether the postmaster runs.
+    /// Returns true while the postmaster runs.
     pub fn running(&self) -> bool {
         let mut child = self
             .child
@@ -318,10 +318,10 @@ impl PgServer {
             .is_some_and(|server| server.try_wait().is_ok_and(|ended| ended.is_none()))
     }
 
-    /// The postmaster's pid.
+    /// Returns the postmaster's pid.
     ///
     /// # Panics
-    /// When it is stopped.
+    /// When the server is stopped.
     pub fn pid(&self) -> i32 {
         let child = self
             .child
@@ -330,17 +330,17 @@ impl PgServer {
         i32::try_from(child.as_ref().expect("the server is stopped").id()).unwrap()
     }
 
-    /// Its TCP port on 127.0.0.1.
+    /// Returns the server's TCP port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The folder of its Unix socket.
+    /// Returns the folder of the server's Unix socket.
     pub fn socket_dir(&self) -> PathBuf {
         self.place.path().to_path_buf()
     }
 
-    /// Its data folder.
+    /// Returns the data folder.
     pub fn data_dir(&self) -> PathBuf {
         self.place.join("data")
     }
@@ -349,15 +349,15 @@ impl PgServer {
         self.place.join("log")
     }
 
-    /// Everything it has logged.
+    /// Returns the whole log.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
 
-    /// What it has logged after the first `read` bytes, in whole lines; `read` is moved on.
+    /// Returns the whole lines that were logged after the first `read` bytes, and advances `read`.
     ///
     /// # Panics
-    /// When its log cannot be read.
+    /// When the log cannot be read.
     pub fn log_since(&self, read: &mut u64) -> String {
         let mut file = File::open(self.log_path()).unwrap();
         file.seek(SeekFrom::Start(*read)).unwrap();
@@ -372,12 +372,12 @@ impl PgServer {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// A URL to it over TCP.
+    /// Returns a URL of the server over TCP.
     pub fn url(&self, database: &str, user: &str) -> String {
         format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// A URL to it over its Unix socket.
+    /// Returns a URL of the server over its Unix socket.
     pub fn unix_url(&self, database: &str, user: &str) -> String {
         format!(
             "postgres://{user}@/{database}?host={}&port={}",
@@ -386,27 +386,24 @@ impl PgServer {
         )
     }
 
-    /// A connection as superuser to database `brokkr`.
+    /// Connects to database `brokkr` as superuser.
     ///
     /// # Panics
-    /// When there is none to be had.
+    /// When the connection fails.
     pub fn client(&self) -> Client {
         self.client_as("brokkr", "postgres")
     }
 
-    /// A connection.
+    /// Connects to a database.
     ///
     /// # Panics
-    /// When there is none to be had.
+    /// When the connection fails.
     pub fn client_as(&self, database: &str, user: &str) -> Client {
         self.try_client(database, user)
             .unwrap_or_else(|e| panic!("cannot connect to {database} as {user}: {e}"))
     }
 
-    /// A connection, if it can be had.
-    ///
-    /// # Errors
-    /// What `postgres` says.
+    /// Connects to a database.
     pub fn try_client(&self, database: &str, user: &str) -> Result<Client, postgres::Error> {
         postgres::Config::new()
             .host("127.0.0.1")
@@ -421,14 +418,14 @@ impl PgServer {
     /// Runs statements as superuser in database `brokkr`.
     ///
     /// # Panics
-    /// When one fails.
+    /// When a statement fails.
     pub fn sql(&self, statements: &str) {
         self.client()
             .batch_execute(statements)
             .unwrap_or_else(|e| panic!("{statements}: {e}"));
     }
 
-    /// Makes a role that can log in, with the options of `CREATE ROLE` given (`"CONNECTION LIMIT 5"`).
+    /// Makes a role that can log in, with these options of `CREATE ROLE` (`"CONNECTION LIMIT 5"`).
     pub fn role(&self, name: &str, options: &str) {
         self.sql(&format!("CREATE ROLE \"{name}\" LOGIN {options}"));
     }
@@ -438,7 +435,7 @@ impl PgServer {
         self.sql(&format!("CREATE DATABASE \"{name}\" OWNER \"{owner}\""));
     }
 
-    /// Sessions of brokers and supervisors of this host: their application names begin with `brokkr:`.
+    /// Returns the sessions of this host's brokers and supervisor, whose application names begin with `brokkr:`.
     pub fn sessions_of_ours(&self) -> Vec<String> {
         self.client()
             .query(
@@ -459,7 +456,7 @@ impl Drop for PgServer {
     }
 }
 
-/// The user PostgreSQL runs as when this is root, which it refuses to be: `postgres`, or else nobody.
+/// Returns the user of the server when the test runs as root, which PostgreSQL refuses: `postgres`, or else uid 65534.
 pub fn postgres_user() -> Option<(u32, u32)> {
     if !crate::place::is_root() {
         return None;

@@ -10,23 +10,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Once, OnceLock};
 
-/// Marks a folder as ours, so that sweeping never removes anything else.
+/// A file that marks the folders of tests, so that sweeping removes no other folder.
 const MARK: &str = ".brokkr-tests";
 
 /// A folder `/tmp/bkt-PID-N`, removed when dropped.
 ///
-/// Short, because Unix socket paths end at 107 bytes; mode 0755, because PostgreSQL runs as another user.
-/// What a killed test left behind is removed by the next one: the name tells whether its process still lives.
+/// Its path is short because Unix socket paths end at 107 bytes; its mode is 0755 because PostgreSQL runs as another
+/// user. A later test removes the folder of a killed test, because the name shows that its process has ended.
 #[derive(Debug)]
 pub struct Place {
     path: PathBuf,
 }
 
 impl Place {
-    /// A new empty folder.
+    /// Makes a new empty folder.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// When the folder cannot be made.
     #[allow(clippy::new_without_default, reason = "making a folder is no default")]
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -38,26 +38,26 @@ impl Place {
             .mode(0o755)
             .create(&path)
             .unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
-        // The umask may have taken what the postgres user needs.
+        // The umask may have removed permissions that the postgres user needs.
         set_mode(&path, 0o755);
         fs::write(path.join(MARK), "").unwrap();
         Self { path }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A path inside it.
+    /// Returns a path inside the folder.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
     }
 
-    /// A new folder inside it.
+    /// Makes a new folder inside the folder.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// When the folder cannot be made.
     pub fn folder(&self, name: &str, mode: u32) -> PathBuf {
         let path = self.path.join(name);
         fs::create_dir_all(&path).unwrap();
@@ -68,7 +68,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // BROKKR_TESTS_KEEP=1 leaves everything for a look after a failure.
+        // BROKKR_TESTS_KEEP=1 keeps every folder, for a look at a failed test.
         if std::env::var_os("BROKKR_TESTS_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.path);
         }
@@ -78,13 +78,13 @@ impl Drop for Place {
 /// Sets the mode of a file.
 ///
 /// # Panics
-/// When it cannot.
+/// When the mode cannot be set.
 pub fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Removes folders of tests that were killed, and what still runs in them.
+/// Removes the folders of killed tests, and kills the processes that still run in them.
 fn sweep() {
     let Ok(entries) = fs::read_dir("/tmp") else {
         return;
@@ -102,7 +102,7 @@ fn sweep() {
         let ours = fs::metadata(entry.path().join(MARK))
             .is_ok_and(|m| m.uid() == nix::unistd::getuid().as_raw());
         if ours && !Path::new(&format!("/proc/{pid}")).exists() {
-            // Brokers of a supervisor that the test had killed just then live on without it.
+            // The brokers of a supervisor that such a test had killed still run.
             for pid in procs::naming(&format!("{}/", entry.path().display())) {
                 procs::signal(pid, Signal::SIGKILL);
             }
@@ -111,23 +111,23 @@ fn sweep() {
     }
 }
 
-/// Whether this is root.
+/// Returns true when the test runs as root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// What a process gets when the test's own process dies, however it dies.
+/// The signal that a process gets when the test's own process ends in any way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtDeath {
     /// SIGTERM: a supervisor drains its brokers.
     Term,
-    /// SIGQUIT: PostgreSQL ends at once and takes its backends along.
+    /// SIGQUIT: PostgreSQL ends at once with all its backends.
     Quit,
     /// SIGKILL.
     Kill,
 }
 
-/// A command that runs `program` through `setpriv`, so that it dies with the test, and as `user` if one is given.
+/// Returns a command that runs `program` through `setpriv`, so that it ends with the test; as `user` if given.
 pub fn mortal(program: &Path, at_death: AtDeath, user: Option<(u32, u32)>) -> Command {
     let mut command = Command::new("setpriv");
     command.args([
@@ -153,8 +153,8 @@ type Job = (Command, Sender<std::io::Result<Child>>);
 
 /// Starts a process from a thread that lives as long as this whole program.
 ///
-/// The kernel's parent-death signal follows the *thread* that forked: a server started by one test and shared by
-/// others would die with the first.
+/// The kernel sends the parent-death signal when the forking *thread* ends: a server that several tests share would
+/// otherwise end with the first test.
 ///
 /// # Panics
 /// When the program cannot be started.

@@ -1,7 +1,7 @@
-//! Loopback ports nobody else is given.
+//! Loopback ports that no other test is given.
 //!
-//! Below the range the kernel takes for outgoing connections, so no client's own port can be in the way; and locked
-//! by a file for as long as this process lives, so that tests of two programs never share one.
+//! The ports are below the kernel's range for outgoing connections, so no client's port can collide. A file lock that
+//! lives as long as this process keeps the tests of two programs from sharing a port.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -10,10 +10,10 @@ use std::sync::Mutex;
 
 static HELD: Mutex<Option<HashMap<u16, File>>> = Mutex::new(None);
 
-/// A TCP port that is free on every address now and is this process's until it ends.
+/// Returns a TCP port that is free on every address and stays reserved for this process.
 ///
 /// # Panics
-/// When none is found.
+/// When no port is free.
 pub fn free() -> u16 {
     let folder = std::path::Path::new("/tmp/bkt-ports");
     let _ = fs::create_dir_all(folder);
@@ -31,7 +31,7 @@ pub fn free() -> u16 {
         if lock.try_lock().is_err() {
             continue;
         }
-        // 0.0.0.0 is refused when any address holds the port.
+        // Binding 0.0.0.0 fails when any address holds the port.
         if TcpListener::bind(("0.0.0.0", port)).is_ok() {
             held.insert(port, lock);
             return port;

@@ -1,29 +1,29 @@
-//! What `/proc` says of processes.
+//! Reads the state of processes from `/proc`.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 
-/// Sends `signal`; a process that is gone already is no failure.
+/// Sends `signal`; it is no failure when the process has ended.
 pub fn signal(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
-/// Whether it runs: there, and not a zombie.
+/// Returns true when the process exists and is not a zombie.
 pub fn alive(pid: i32) -> bool {
     state(pid).is_some_and(|s| s != 'Z' && s != 'X')
 }
 
-/// The letter of its state: R, S, D, T, Z.
+/// Returns the letter of the process's state: R, S, D, T, Z.
 pub fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// A figure of `/proc/PID/status`: `VmRSS` in KiB, `Threads`.
+/// Returns a figure of `/proc/PID/status`: `VmRSS` in KiB, `Threads`.
 ///
 /// # Panics
-/// When it has gone, or there is no such figure.
+/// When the process has ended, or there is no such figure.
 pub fn figure(pid: i32, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     text.lines()
@@ -34,16 +34,16 @@ pub fn figure(pid: i32, key: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {key} in /proc/{pid}/status"))
 }
 
-/// Processor time it has used, in hundredths of a second.
+/// Returns the processor time that the process has used, in hundredths of a second.
 ///
 /// # Panics
-/// When it has gone.
+/// When the process has ended.
 pub fn ticks(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let (_, fields) = stat
         .rsplit_once(')')
         .unwrap_or_else(|| panic!("no process {pid}"));
-    // Fields 14 and 15 of the whole line.
+    // Fields 14 and 15 of the whole line: utime and stime.
     fields
         .split_ascii_whitespace()
         .skip(11)
@@ -52,7 +52,7 @@ pub fn ticks(pid: i32) -> u64 {
         .sum()
 }
 
-/// Its parent.
+/// Returns the parent's pid.
 pub fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?
@@ -63,12 +63,12 @@ pub fn parent(pid: i32) -> Option<i32> {
         .ok()
 }
 
-/// Its argument vector.
+/// Returns the argument vector.
 pub fn arguments(pid: i32) -> Vec<String> {
     split_nul(format!("/proc/{pid}/cmdline"))
 }
 
-/// Its environment, where it may be read.
+/// Returns the environment, where it may be read.
 pub fn environment(pid: i32) -> Vec<String> {
     split_nul(format!("/proc/{pid}/environ"))
 }
@@ -82,7 +82,7 @@ fn split_nul(path: String) -> Vec<String> {
         .collect()
 }
 
-/// Every process there is.
+/// Returns the pids of all processes.
 pub fn all() -> Vec<i32> {
     fs::read_dir("/proc")
         .into_iter()
@@ -92,7 +92,7 @@ pub fn all() -> Vec<i32> {
         .collect()
 }
 
-/// Its children.
+/// Returns the pids of the children.
 pub fn children(pid: i32) -> Vec<i32> {
     all()
         .into_iter()
@@ -100,8 +100,8 @@ pub fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// Processes that run and name `needle` in their arguments, their environment or an open file: everything that was
-/// started for one folder, whoever is its parent now.
+/// Returns the running processes that name `needle` in their arguments, their environment or an open file. These are
+/// all processes started for one folder, under any parent.
 pub fn naming(needle: &str) -> Vec<i32> {
     let own = std::process::id();
     all()
@@ -117,7 +117,7 @@ pub fn naming(needle: &str) -> Vec<i32> {
         .collect()
 }
 
-/// What its descriptors lead to, where that may be read.
+/// Returns the targets of the process's descriptors, where they may be read.
 pub fn open_files(pid: i32) -> Vec<String> {
     fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
@@ -134,7 +134,7 @@ pub fn open_files(pid: i32) -> Vec<String> {
         .collect()
 }
 
-/// One line that tells a person which process this is.
+/// Returns one line that describes the process to a person.
 pub fn describe(pid: i32) -> String {
     format!(
         "{pid} ({}) {}",
@@ -143,7 +143,7 @@ pub fn describe(pid: i32) -> String {
     )
 }
 
-/// Whether every thread of it is stopped: it does nothing more until it is continued.
+/// Returns true when every thread of the process is stopped, so that it does nothing until it is continued.
 pub fn stands_still(pid: i32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return true;

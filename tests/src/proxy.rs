@@ -1,9 +1,9 @@
 //! A network between the programs and their server that misbehaves as networks do.
 //!
-//! A TCP proxy on a loopback port. It can *hold* (everything is acknowledged and nothing passed on: a load balancer that
-//! has lost its other side), be a *black hole* (no packet arrives, none is acknowledged, new connections included: a cable
-//! that was pulled), or *cut* (every connection is reset). The black hole is a packet filter on the proxy's own sockets, so
-//! the kernel of the other side sees what it would see, and neither root nor a namespace is needed.
+//! It is a TCP proxy on a loopback port. It can *hold* (everything is acknowledged and nothing forwarded, as by a load
+//! balancer that has lost its other side), be a *black hole* (no packet arrives or is acknowledged, for new connections
+//! too, as with a pulled cable), or *cut* (every connection is reset). The black hole is a packet filter on the proxy's
+//! own sockets: the peer's kernel sees exactly such a network, and neither root nor a namespace is needed.
 
 use crate::ports;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often an idle proxy looks whether it is to end.
+/// Interval at which an idle proxy checks for its end.
 const STEP: Duration = Duration::from_millis(20);
-/// `BPF_RET | BPF_K` with 0: take nothing of any packet.
+/// `BPF_RET | BPF_K` with 0: drop every packet.
 const TAKE_NOTHING: (u16, u32) = (0x06, 0);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +42,12 @@ struct Open {
 }
 
 impl Open {
-    /// Whether this is one of its ends.
+    /// Returns true when `end` is one of the connection's two ends.
     fn is(&self, end: &TcpStream) -> bool {
         let peer = end.peer_addr().ok();
         let of = |socket: socket2::SockRef<'_>| socket.peer_addr().ok()?.as_socket();
         let server = self.server.as_ref().and_then(|s| {
-            // The other side's address is the same for all of them.
+            // Compare the local address, because all connections have the same server address.
             (s.local_addr().ok() == end.local_addr().ok()).then_some(())
         });
         (peer.is_some() && of((&self.client).into()) == peer) || server.is_some()
@@ -60,7 +60,7 @@ impl State {
         mute.any(|open| ends.iter().any(|end| open.is(end)))
     }
 
-    /// It has ended: its descriptors are the last that keep it open.
+    /// Drops an ended connection, because its descriptors here are the last that keep it open.
     fn forget(&mut self, client: &TcpStream) {
         self.open.retain(|open| !open.is(client));
     }
@@ -74,7 +74,7 @@ struct Shared {
     ending: AtomicBool,
 }
 
-/// The proxy; ends when dropped.
+/// The proxy; it ends when dropped.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -82,10 +82,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// One on a free port, which passes everything on to `port` of this host.
+    /// Starts a proxy on a free port, which forwards to `port` of this host.
     ///
     /// # Panics
-    /// When it cannot listen.
+    /// When the proxy cannot listen.
     pub fn to(port: u16) -> Self {
         let own = ports::free();
         let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
@@ -111,32 +111,32 @@ impl Proxy {
         Self { port: own, shared }
     }
 
-    /// Its port on 127.0.0.1.
+    /// Returns the proxy's port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A URL through it.
+    /// Returns a URL that leads through the proxy.
     pub fn url(&self, database: &str, user: &str) -> String {
         format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Acknowledges everything and passes nothing on.
+    /// Acknowledges everything and forwards nothing from now on.
     pub fn hold(&self) {
         self.enter(Mode::Hold);
     }
 
-    /// Loses every packet.
+    /// Loses every packet from now on.
     pub fn black_hole(&self) {
         self.enter(Mode::BlackHole);
     }
 
-    /// Passes everything on again, what was held included.
+    /// Forwards everything again, held bytes included.
     pub fn forward(&self) {
         self.enter(Mode::Forward);
     }
 
-    /// Resets every connection. New ones are made as before.
+    /// Resets every connection; new connections work as before.
     pub fn cut(&self) {
         let all = std::mem::take(&mut self.shared.lock().open);
         for open in all {
@@ -148,26 +148,26 @@ impl Proxy {
         }
     }
 
-    /// Every connection there is now stays open, is acknowledged, and never hears a word again: what a load balancer does
-    /// that has forgotten its other side.
+    /// Silences every present connection for good: it stays open and is acknowledged, as by a load balancer that has
+    /// forgotten its other side.
     pub fn forget(&self) {
         for open in &mut self.shared.lock().open {
             open.mute = true;
         }
     }
 
-    /// New connections go to another port of this host, as after a failover; open ones stay where they are.
+    /// Leads new connections to another port of this host, as after a failover; open connections stay.
     pub fn lead_to(&self, port: u16) {
         self.shared.lock().to = (Ipv4Addr::LOCALHOST, port).into();
     }
 
-    /// How many connections were opened since `since`.
+    /// Returns the number of connections opened since `since`.
     pub fn opened_since(&self, since: Instant) -> usize {
         let state = self.shared.lock();
         state.opened.iter().filter(|at| **at >= since).count()
     }
 
-    /// How many connections were opened from `since` on and before `before`.
+    /// Returns the number of connections opened from `since` on and before `before`.
     pub fn opened_between(&self, since: Instant, before: Instant) -> usize {
         let state = self.shared.lock();
         let opened = state.opened.iter();
@@ -178,7 +178,7 @@ impl Proxy {
         let mut state = self.shared.lock();
         state.mode = mode;
         let swallow = mode == Mode::BlackHole;
-        // The listener first: a connection it makes inherits its filter.
+        // The listener first, because a connection that it accepts inherits its filter.
         filter(&self.shared.listener, swallow);
         for open in &state.open {
             filter(&open.client, swallow);
@@ -203,7 +203,7 @@ fn filter(socket: &Socket, swallow: bool) {
             .attach_filter(&[SockFilter::new(code, 0, 0, k)])
             .unwrap();
     } else {
-        // Fails where there is none.
+        // Fails where there is no filter.
         let _ = socket.detach_filter();
     }
 }
@@ -217,7 +217,7 @@ impl Shared {
         self.ending.load(Ordering::Relaxed)
     }
 
-    /// Waits until something may be passed on between these. False: the proxy ends.
+    /// Waits until bytes may be forwarded between these ends; returns false when the proxy ends.
     fn may_pass(&self, ends: &[&TcpStream]) -> bool {
         let mut state = self.lock();
         while (state.mode != Mode::Forward || state.is_mute(ends)) && !self.ending() {
@@ -238,7 +238,7 @@ fn accept(shared: &Arc<Shared>) {
         };
         let mut state = shared.lock();
         filter(&client, state.mode == Mode::BlackHole);
-        // Inherited from the listener.
+        // The timeout is inherited from the listener.
         let _ = client.set_read_timeout(None);
         state.opened.push(Instant::now());
         let Ok(kept) = client.try_clone() else {
@@ -262,7 +262,7 @@ fn serve(shared: &Arc<Shared>, client: Socket) {
     }
     let to = shared.lock().to;
     let Ok(server) = TcpStream::connect(to) else {
-        // Nobody behind it: reset, which is as near to refused as a proxy can be.
+        // No server behind the proxy: reset the connection, the nearest that a proxy can come to refusing.
         let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
         shared.lock().forget(&client);
         return;
@@ -274,7 +274,7 @@ fn serve(shared: &Arc<Shared>, client: Socket) {
     let known = state.open.iter_mut().find(|o| o.is(&client));
     match (known, server.try_clone()) {
         (Some(known), Ok(kept)) => known.server = Some(kept),
-        // Cut meanwhile.
+        // The connection was cut meanwhile.
         _ => return,
     }
     drop(state);

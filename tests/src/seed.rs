@@ -1,7 +1,7 @@
-//! Seeds of tests that choose at random: the same on every machine, unless a new one is asked for.
+//! Seeds of random tests: the same on every machine, unless a new seed is asked for.
 
-/// Reads the seed from an environment variable: a number is that seed, `random` deals a new one, and without the variable
-/// it is `fixed`. Prints it, so that the run can be repeated.
+/// Returns the seed in an environment variable: a number is that seed, `random` a new seed; without the variable it is
+/// `fixed`. Prints the seed so that the run can be repeated.
 ///
 /// # Panics
 /// When the variable holds anything else.

@@ -1,16 +1,15 @@
-//! Writing TOML files key by key, without two tables of one name.
+//! Writes TOML files key by key, each table once.
 
 use std::collections::BTreeMap;
 
-/// `section.key` to the text of its value, as TOML writes it.
+/// Maps `section.key` to its TOML value.
 #[derive(Debug, Clone, Default)]
 pub struct TomlText {
     tables: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl TomlText {
-    /// Sets `key` (`database.pool_size`; `tenants_dir` at the top) to `value` in TOML's own writing
-    /// (`10`, `"text"`, `true`).
+    /// Sets `key` (`database.pool_size`; `tenants_dir` at the top) to a TOML value (`10`, `"text"`, `true`).
     pub fn set(&mut self, key: &str, value: impl Into<String>) -> &mut Self {
         let (table, key) = key.rsplit_once('.').unwrap_or(("", key));
         self.tables
@@ -25,7 +24,7 @@ impl TomlText {
         self.set(key, quoted(value.as_ref()))
     }
 
-    /// Takes `key` away.
+    /// Removes `key`.
     pub fn unset(&mut self, key: &str) -> &mut Self {
         let (table, key) = key.rsplit_once('.').unwrap_or(("", key));
         if let Some(keys) = self.tables.get_mut(table) {
@@ -34,10 +33,10 @@ impl TomlText {
         self
     }
 
-    /// The file.
+    /// Returns the text of the file.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        // "" sorts first, as keys without a table must.
+        // "" sorts first, as TOML requires of keys without a table.
         for (table, keys) in self.tables.iter().filter(|(_, keys)| !keys.is_empty()) {
             if !table.is_empty() {
                 text.push_str(&format!("\n[{table}]\n"));
@@ -50,7 +49,7 @@ impl TomlText {
     }
 }
 
-/// A TOML basic string.
+/// Returns a TOML basic string.
 pub fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How often a state is looked at. Looking may start a process, so not more often.
+/// Interval between two looks at a state; not shorter, because a look may start a process.
 const STEP: Duration = Duration::from_millis(20);
 
-/// Asks until there is an answer, and gives it.
+/// Asks until there is an answer, and returns it.
 ///
 /// # Panics
-/// When there is none within `bound`: the message names `what` and the time.
+/// When there is none within `bound`; the message has `what` and the time.
 pub fn until<T>(bound: Duration, what: impl Display, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -26,10 +26,10 @@ pub fn until<T>(bound: Duration, what: impl Display, mut ask: impl FnMut() -> Op
     }
 }
 
-/// As [`until`], for questions that can say what they saw instead; the last thing seen is in the panic.
+/// Asks until the answer is `Ok`, and returns its value.
 ///
 /// # Panics
-/// When `ask` is never `Ok` within `bound`.
+/// When there is none within `bound`; the message has the last error.
 pub fn until_ok<T, E: Display>(
     bound: Duration,
     what: impl Display,
@@ -48,11 +48,10 @@ pub fn until_ok<T, E: Display>(
     }
 }
 
-/// Looks again and again for `span` and fails at the first time it is not so: for "nothing happens", which no state
-/// can show.
+/// Checks again and again for `span` that nothing happens, which no single state can show.
 ///
 /// # Panics
-/// When `ask` is `Err` once.
+/// At the first `Err`.
 pub fn holds_for<E: Display>(
     span: Duration,
     what: impl Display,
@@ -70,14 +69,14 @@ pub fn holds_for<E: Display>(
     }
 }
 
-/// Sets a flag when it goes, also by a panic: loops of other threads that end by the flag end then too, and a
-/// [`std::thread::scope`] that waits for them does not wait for ever.
+/// Sets a flag when dropped, also by a panic. Loops in other threads that check the flag then end, otherwise a
+/// [`std::thread::scope`] would wait for them for ever.
 #[derive(Debug)]
 #[must_use = "it sets the flag when it goes, which is now"]
 pub struct SetAtEnd<'f>(&'f AtomicBool);
 
 impl<'f> SetAtEnd<'f> {
-    /// Sets this one.
+    /// Makes a guard for this flag.
     pub fn of(flag: &'f AtomicBool) -> Self {
         Self(flag)
     }

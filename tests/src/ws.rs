@@ -1,4 +1,4 @@
-//! A blocking WebSocket client: frames are `{"type", "body"}`, as everywhere in the product.
+//! A blocking WebSocket client; frames are `{"type", "body"}` as everywhere in the product.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::time::{Duration, Instant};
@@ -10,24 +10,24 @@ use tungstenite::{Error, Message, WebSocket};
 
 use crate::http::{Addr, Connection, Response, Wire};
 
-/// The key of RFC 6455's example, and the answer that proves it was read.
+/// The key of RFC 6455's example, and the answer that proves that the server read it.
 const KEY: (&str, &str) = ("dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
 
-/// How long a frame may take that must come.
+/// Longest wait for a frame that must come.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What can come over a socket.
+/// The result of reading from a socket.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Came {
     /// A text frame.
     Frame(Value),
-    /// A close frame with this code (1005 without one), or an end without any (1006).
+    /// A close frame with this code (1005 without a code), or an end without a close frame (1006).
     End(u16),
-    /// Nothing in the time given.
+    /// Nothing within the given time.
     Nothing,
 }
 
-/// An open socket. It answers pings whenever something is read.
+/// An open socket, which answers pings during every read.
 #[derive(Debug)]
 pub struct Socket {
     socket: WebSocket<Box<dyn Wire>>,
@@ -36,10 +36,10 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket as the holder of a PAK.
+    /// Opens a socket with a PAK.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the socket is refused.
     pub fn open(addr: &Addr, path: &str, pak: &str) -> Self {
         let bearer = format!("Bearer {pak}");
         Self::ask(addr, path, &[("Authorization", &bearer)])
@@ -52,18 +52,18 @@ impl Socket {
     /// The answer, when it is not 101.
     ///
     /// # Panics
-    /// When there is no answer, or it is no WebSocket's.
+    /// When there is no answer, or its handshake is wrong.
     pub fn ask(addr: &Addr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
         Self::try_ask(addr, path, headers).unwrap_or_else(|e| panic!("GET {path} at {addr}: {e}"))
     }
 
-    /// As [`Self::ask`], where a broker may be gone.
+    /// Asks for a socket as [`Self::ask`] does, where a broker may be gone.
     ///
     /// # Errors
-    /// As the connection says; inside, the answer when it is not 101.
+    /// The outer error when the connection fails; the inner error is the answer when it is not 101.
     ///
     /// # Panics
-    /// When the answer is no WebSocket's.
+    /// When the handshake of the answer is wrong.
     pub fn try_ask(
         addr: &Addr,
         path: &str,
@@ -92,7 +92,7 @@ impl Socket {
     /// Sends a frame.
     ///
     /// # Panics
-    /// When it cannot be sent.
+    /// When the frame cannot be sent.
     pub fn send(&mut self, kind: &str, body: &Value) {
         self.text(json!({ "type": kind, "body": body }).to_string());
     }
@@ -100,31 +100,25 @@ impl Socket {
     /// Sends any text.
     ///
     /// # Panics
-    /// When it cannot be sent.
+    /// When the text cannot be sent.
     pub fn text(&mut self, text: String) {
         self.message(Message::Text(text.into()))
             .unwrap_or_else(|e| panic!("cannot send: {e}"));
     }
 
     /// Sends any message.
-    ///
-    /// # Errors
-    /// As the socket says.
     pub fn message(&mut self, message: Message) -> tungstenite::Result<()> {
         self.socket.send(message)
     }
 
     /// Sends bytes as they are, which need not be a frame.
-    ///
-    /// # Errors
-    /// As the socket says.
     pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         let wire = self.socket.get_mut();
         wire.write_all(bytes)?;
         wire.flush()
     }
 
-    /// Waits for what comes next, at most `bound`. Pings and pongs are nobody's business.
+    /// Waits at most `bound` for a frame or the end; pings and pongs are skipped.
     pub fn within(&mut self, bound: Duration) -> Came {
         let until = Instant::now() + bound;
         loop {
@@ -141,7 +135,7 @@ impl Socket {
                     return Came::Frame(frame);
                 }
                 Ok(Message::Close(frame)) => {
-                    // The answer to it is sent by the next read, which finds the end.
+                    // The next read sends the answer to the close frame, and finds the end.
                     let _ = self.socket.read();
                     return Came::End(frame.map_or(1005, |CloseFrame { code, .. }| code.into()));
                 }
@@ -152,7 +146,7 @@ impl Socket {
         }
     }
 
-    /// The next frame.
+    /// Returns the next frame.
     ///
     /// # Panics
     /// When none comes.
@@ -164,10 +158,10 @@ impl Socket {
         }
     }
 
-    /// The body of the next frame, which must be of this type.
+    /// Returns the body of the next frame, which must be of this type.
     ///
     /// # Panics
-    /// When another or none comes.
+    /// When another frame or none comes.
     #[track_caller]
     pub fn expect(&mut self, kind: &str) -> Value {
         let mut frame = self.frame();
@@ -175,7 +169,7 @@ impl Socket {
         frame["body"].take()
     }
 
-    /// The body of the next frame of this type that is as wanted; others are passed over.
+    /// Returns the body of the next frame of this type that `want` accepts; skips other frames.
     ///
     /// # Panics
     /// When none comes in time.
@@ -191,10 +185,10 @@ impl Socket {
         panic!("no {kind} as wanted within {SOON:?}");
     }
 
-    /// The code it is closed with; frames before that are passed over.
+    /// Waits for the close and returns its code; skips frames before it.
     ///
     /// # Panics
-    /// When it is not closed.
+    /// When the socket is not closed.
     #[track_caller]
     pub fn end(&mut self) -> u16 {
         loop {
@@ -206,17 +200,17 @@ impl Socket {
         }
     }
 
-    /// Checks that no frame comes for a while.
+    /// Checks that no frame comes for `span`.
     ///
     /// # Panics
-    /// When one does, or the socket ends.
+    /// When a frame comes or the socket ends.
     #[track_caller]
     pub fn silent(&mut self, span: Duration) {
         assert_eq!(self.within(span), Came::Nothing);
     }
 }
 
-/// The time given for a read is over.
+/// Returns true when the read has timed out.
 fn waits(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

@@ -1,4 +1,4 @@
-//! Nobody dies with the supervisor: it is killed, and the next one goes on with every broker as it is.
+//! Brokers outlive their supervisor: it is killed, and the next supervisor adopts every broker as it is.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -40,7 +40,7 @@ fn brokers_of_a_killed_supervisor_are_taken_over_with_the_same_pids_under_load()
     running.sort_unstable();
     assert_eq!(host.broker_pids(), running);
 
-    // They are supervised as before: logs, replacement, crash, stop.
+    // The adopted brokers are supervised as before: logs, replacement, crash, stop.
     acme.api().get("/agents").expect(200);
     host.command(&["restart", "acme"]).ok();
     let second = acme.replaced(pids[0]).pid.unwrap();
@@ -121,7 +121,7 @@ fn a_file_that_is_bad_just_then_stops_nobody_and_one_that_has_gone_does() {
     assert_eq!(status.pid, Some(pid));
 }
 
-/// Nearly all that a pipe holds (64 KiB), in lines of 64 bytes.
+/// 960 lines of 64 bytes, nearly all that a pipe holds (64 KiB).
 const WAITING: usize = 960;
 
 #[test]
@@ -129,7 +129,7 @@ fn log_lines_that_waited_in_the_pipe_are_read_by_the_next_supervisor() {
     let host = Host::new();
     let wrapper = host.wrap_broker();
     let (go, written) = (host.root().join("go"), host.root().join("written"));
-    // Beside the broker: writes lines on demand, with nobody there to read them.
+    // A process beside the broker writes lines on demand while no supervisor reads them.
     wrapper.first(
         "acme",
         &format!(
@@ -143,7 +143,7 @@ fn log_lines_that_waited_in_the_pipe_are_read_by_the_next_supervisor() {
     let acme = host.tenant("acme").up();
     let pid = acme.pid();
     host.kill();
-    // Nobody reads now, so this opening of the pipe stands for the store of systemd, which holds its end.
+    // This open end of the pipe stands for systemd's store, which holds the pipe's end while no supervisor reads.
     let held = std::fs::File::open(format!("/proc/{pid}/fd/2")).unwrap();
     std::fs::write(&go, "").unwrap();
     until(
@@ -210,7 +210,8 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
     let host = Host::new();
     host.own_supervisor();
     let wrapper = host.wrap_broker();
-    // Beside the broker: numbered lines, a hundred a second, the first half of each long before the second.
+    // A process beside the broker writes a hundred numbered lines a second, the first half of each long before the
+    // second.
     wrapper.first(
         "acme",
         "(i=0; while kill -0 $PPID; do i=$((i+1)); printf 'line %d ' $i; sleep 0.01; echo \"of acme's\"; done) >&2 &",
@@ -248,7 +249,7 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
         assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
     }
 
-    // Each line is there once, whole and in order.
+    // Each line arrives once, complete and in order.
     let numbers: Vec<u32> = host
         .log_lines()
         .into_iter()
@@ -267,7 +268,7 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
     let expected: Vec<u32> = (1..=numbers.len() as u32).collect();
     assert_eq!(numbers, expected);
 
-    // Its brokers are its children still: how one ends is known at once.
+    // The brokers are still the supervisor's children, so it learns at once how a broker ends.
     procs::signal(pids[0], Signal::SIGKILL);
     assert_eq!(acme.replaced(pids[0]).restarts, 1);
     assert_eq!(host.said("its broker has ended: killed by SIGKILL"), 1);
@@ -301,7 +302,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
         });
         assert_eq!((acme.pid(), acme.status().state.as_str()), (pid, "ready"));
     }
-    // One that understands, and then cannot be executed: the old one serves on in the same process.
+    // A program that understands the state but cannot be executed: the old supervisor goes on in the same process.
     host.upgrade_supervisor(
         "case $2 in --check-state) rm -f $0; echo 'brokkr-state understood'; exit 0;; esac",
     );
@@ -314,7 +315,7 @@ fn a_program_that_does_not_understand_what_it_would_be_handed_is_not_executed() 
     let old = pid;
     host.command(&["restart", "acme"]).ok();
     acme.replaced(old);
-    // And back to a good one.
+    // Install a good program again.
     host.upgrade_supervisor("exec $BROKKR_REAL \"$@\"");
     host.succeed();
     until(
@@ -371,14 +372,14 @@ fn a_socket_whose_path_was_removed_is_bound_anew_when_taken_over_and_at_a_restar
     let second = acme.replaced(first).pid.unwrap();
     assert_eq!(answers().unwrap(), 200);
 
-    // While it runs: as soon as somebody does something about it.
+    // While the supervisor runs, the next command binds the removed socket anew.
     std::fs::remove_file(&path).unwrap();
     assert!(answers().is_err());
     host.command(&["restart", "acme"]).ok();
     assert_eq!(answers().unwrap(), 200);
     let third = acme.replaced(second).pid.unwrap();
 
-    // The new socket is as good as the one before: the next supervisor has it too.
+    // The next supervisor adopts the new socket too.
     host.kill();
     host.up();
     let status = acme.becomes("ready");
@@ -403,7 +404,7 @@ fn a_broker_whose_private_socket_has_gone_is_replaced_by_overlap_and_never_taken
             std::fs::remove_file(path).unwrap();
         }
     }
-    // As long as it cannot be replaced it serves on, though no probe reaches it.
+    // The broker serves on as long as it cannot be replaced, though no probe reaches it.
     host.server().stop();
     host.up();
     brokkr_tests::holds_for(
@@ -416,7 +417,7 @@ fn a_broker_whose_private_socket_has_gone_is_replaced_by_overlap_and_never_taken
     );
     host.server().resume_service();
     assert_eq!(acme.replaced(old).restarts, 0);
-    // It drains, and goes by itself.
+    // The old broker drains and ends by itself.
     until(Duration::from_secs(8), "the old one to be gone", || {
         (!procs::alive(old)).then_some(())
     });

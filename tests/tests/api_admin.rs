@@ -1,4 +1,4 @@
-//! The audit log as the admin reads it, and who holds a PAK.
+//! The audit log as the admin reads it, and the list of PAK holders.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,8 +24,8 @@ impl World {
             .json()
     }
 
-    /// Action and actor's kind, id and name of every entry about something, oldest first; those of one transaction, which
-    /// have one time, by their names.
+    /// Returns action and actor's kind, id and name of every entry about a resource, oldest first. Entries of one
+    /// transaction have the same time and are sorted by their names.
     fn who_did(&self, resource: &str) -> Vec<(String, String, Value, Value)> {
         let page = self.audit(&format!("?resource_id={resource}&limit=1000"));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -47,7 +47,7 @@ impl World {
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    /// Writes entries of its own making, a second apart, the first at noon.
+    /// Inserts entries a second apart, the first at noon.
     fn entries(&self, actions: &[&str]) {
         for (second, action) in actions.iter().enumerate() {
             let at = format!("2020-05-01T12:00:{second:02}.000001Z");
@@ -61,7 +61,7 @@ impl World {
         }
     }
 
-    /// The actions of the test's own entries that a query finds, oldest first, and how many there are in all.
+    /// Returns the actions of the inserted entries that a query finds, oldest first, and their total number.
     fn found(&self, query: &str) -> (Vec<String>, i64) {
         let page = self.audit(&format!("?resource_type=test&{query}"));
         let mut actions: Vec<String> = page["logs"]

@@ -1,4 +1,4 @@
-//! Agents, as a client sees them: what is stored, what is refused and how, and what races cannot do.
+//! Agents, as a client sees them: storage, refusals, and races.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

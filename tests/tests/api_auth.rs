@@ -1,4 +1,4 @@
-//! Who is calling, and what is said to a request that cannot be read, before anything is done.
+//! Authentication, and the answers to requests that cannot be read.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -207,7 +207,7 @@ fn a_large_body_is_read_from_a_known_caller_only() {
             "POST /api/v1/stacks HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{authorization}Content-Length: {}\r\n\r\n",
             body.len()
         );
-        // The answer comes with not a byte of the body sent.
+        // The answer comes before any byte of the body is sent.
         connection.raw(head.as_bytes()).unwrap();
         assert_eq!(connection.receive(false).unwrap().status, 401);
     }

@@ -1,4 +1,4 @@
-//! Bodies made to cost more than they weigh, or never to end.
+//! Bodies that cost more memory than their size, or that never end.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,7 +12,7 @@ mod world;
 use brokkr_tests::Connection;
 use world::{World, refused};
 
-/// The most memory the process has ever had, in MiB.
+/// Returns the peak memory of the process in MiB.
 fn peak(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
@@ -70,7 +70,7 @@ fn bodies_that_stall_take_no_room_from_others() {
         held.push(begin("Transfer-Encoding: chunked", "1\r\n{\r\n"));
         held.push(begin("Content-Length: 4194304", ""));
     }
-    // Those that announced much have the room for some seconds and lose it; one that came waits no longer than that.
+    // The bodies that announced a large size keep their room for some seconds and lose it; this body waits no longer.
     let yaml = format!("a: {}", "x".repeat(100_000));
     let path = format!("/stacks/{stack}/deployment-objects");
     let answer = generator

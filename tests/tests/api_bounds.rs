@@ -1,4 +1,4 @@
-//! Lists that grow without anybody's doing have an end, and its clients never notice: they look at the newest.
+//! Lists that grow without limit are cut, and their clients do not notice because they look at the newest rows.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -90,13 +90,13 @@ fn events_with_long_messages_are_listed_up_to_a_number_of_bytes() {
     );
 }
 
-/// The server may take its time; what is looked at is what happens to answers that are there.
+/// Long timeouts, because the test looks at finished answers and the server may take its time.
 const PATIENT: &[(&str, &str)] = &[
     ("database.acquire_timeout", "\"60s\""),
     ("http.request_timeout", "\"60s\""),
 ];
 
-/// Puts objects of this many bytes on the scene's stack, past the API.
+/// Inserts objects of this many bytes on the scene's stack, past the API.
 fn stored(scene: &Served, bytes: usize, number: usize) {
     let insert = format!(
         "INSERT INTO deployment_objects (stack_id, yaml_content, yaml_checksum) \
@@ -106,7 +106,7 @@ fn stored(scene: &Served, bytes: usize, number: usize) {
     scene.world.sql().batch_execute(&insert).unwrap();
 }
 
-/// The most memory the broker has ever had, in MiB.
+/// Returns the peak memory of the broker in MiB.
 fn peak(world: &World) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", world.broker.pid())).unwrap();
     let line = status
@@ -177,7 +177,7 @@ fn clients_that_never_read_their_large_answers_do_not_fill_the_memory() {
             connection
         })
         .collect();
-    // Twelve answers of 15 MiB are more than all of them together may hold; the later ones hear so at once.
+    // Twelve answers of 15 MiB exceed the limit of all answers together; the later ones are refused at once.
     until(
         Duration::from_secs(25),
         "somebody to be told to come back",

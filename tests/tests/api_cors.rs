@@ -1,4 +1,4 @@
-//! What a page of another origin may do: what `[cors]` says, and with what needs no PAK everything.
+//! A page of another origin may do what `[cors]` allows, and may read everything that needs no PAK.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,7 +23,7 @@ fn as_admin(world: &World) -> String {
     format!("Bearer {}", world.admin.pak)
 }
 
-/// The header's words, in order, in lower case.
+/// Returns the header's words in order and in lower case.
 fn words(answer: &Response, name: &str) -> Vec<String> {
     let mut words: Vec<String> = answer
         .headers
@@ -58,7 +58,7 @@ fn fault_17_a_page_may_do_what_the_configuration_says_and_no_other_page_may() {
     assert_eq!(words(&allowed, "vary"), ["origin"]);
     assert!(words(&allowed, "access-control-expose-headers").contains(&"x-request-id".to_owned()));
 
-    // A page must be able to read why it was refused.
+    // A page must be able to read the reason of a refusal.
     let refusal = call(&world, "GET", agents, &[("Origin", PAGE)]);
     let _ = refused(&refusal, 401, "unauthorized");
     assert_eq!(refusal.header("access-control-allow-origin"), Some(PAGE));
@@ -131,7 +131,7 @@ fn a_preflight_is_answered_without_a_pak() {
         );
     }
     let _ = refused(&ask("/api/v1/nothing", PAGE), 404, "not_found");
-    // What is no preflight is a request like any other.
+    // Any other OPTIONS request is an ordinary request.
     let _ = refused(
         &call(&world, "OPTIONS", "/api/v1/agents", &[("Origin", PAGE)]),
         401,

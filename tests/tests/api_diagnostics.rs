@@ -1,4 +1,4 @@
-//! Diagnostics, as the admin who asks and the agent who answers see them.
+//! Diagnostics, as the asking admin and the answering agent see them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -49,7 +49,7 @@ impl Asked {
         &self.served.agent.api
     }
 
-    /// Asks the agent about the object, with more in the body.
+    /// Asks the agent about the object, with more fields in the body.
     fn try_ask(&self, more: Value) -> Response {
         let mut body = json!({ "agent_id": self.served.agent.id });
         for (key, value) in more.as_object().unwrap() {
@@ -87,20 +87,19 @@ impl Asked {
         shown["request"]["status"].as_str().unwrap().to_owned()
     }
 
-    /// Moves a request's times.
+    /// Sets columns of a request.
     fn set(&self, request: &str, assignments: &str) {
         let update = format!("UPDATE diagnostic_requests SET {assignments} WHERE id = '{request}'");
         self.served.world.sql().batch_execute(&update).unwrap();
     }
 
-    /// How many minutes a request is open.
     fn minutes_open(&self, request: &Value) -> i32 {
         let ask = "SELECT (extract(epoch FROM expires_at - created_at) / 60)::int FROM diagnostic_requests WHERE id::text = $1";
         let row = self.served.world.sql().query_one(ask, &[&id(request)]);
         row.unwrap().get(0)
     }
 
-    /// Has the sweep run as soon as its interval allows.
+    /// Makes the sweep run as soon as its interval allows.
     fn wake(&self) {
         let _ = self
             .admin()
@@ -194,7 +193,7 @@ fn a_request_is_about_a_live_object_and_for_a_live_agent() {
         404,
         "agent_not_found",
     );
-    // Who asks decides whom; the agent need not serve the object's stack.
+    // The admin may ask any agent; it need not serve the object's stack.
     let stranger = world.agent("stranger");
     let _ = ask(&asked.object, &stranger.id, Value::Null).expect(201);
     for bad in [0, -1, 1441, i64::MAX, i64::MIN] {

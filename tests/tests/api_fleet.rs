@@ -1,4 +1,4 @@
-//! The fleet, as measured and as it changes.
+//! The records of the fleet and their changes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,7 +26,6 @@ use served::Served;
 use sockets::SOON;
 use world::{Party, World, refused};
 
-/// The agent's record among all.
 fn record(world: &World, agent: &Party) -> Value {
     let fleet = world.admin.get("/fleet").expect(200).json();
     let found = fleet
@@ -92,7 +91,7 @@ fn pending_objects_are_the_incremental_target_state() {
     world.label_agent(agent, "x");
     let labelled = world.stack(&served.generator);
     world.label_stack(&labelled, "x");
-    // Targeted and labelled alike: one stack all the same.
+    // A stack that is both targeted and labelled counts once.
     world.label_stack(&served.stack, "x");
     let _ = world.object(&labelled, "b: 1");
     assert_eq!(pending(), 2);
@@ -118,7 +117,7 @@ fn work_orders_health_and_heartbeats_are_counted_for_their_own_agent() {
     let object = served.object("a: 1");
     world.label_agent(agent, "builder");
     let mut sql = world.sql();
-    // Straight into the tables: each has an area of the API of its own, with its own tests.
+    // Rows go into the tables directly, because their areas of the API have tests of their own.
     sql.batch_execute(&format!(
         "WITH made AS (
              INSERT INTO work_orders (work_type, yaml_content, status, claimed_by, claimed_at, claim_timeout_seconds,
@@ -243,7 +242,7 @@ fn subscribers_see_agents_come_beat_and_go_by_rest_and_by_socket() {
     let beaten = fleet.find("fleet_update", of(&other));
     assert_eq!(beaten["k8s_api_latency_ms"], 9);
     assert_eq!(beaten["heartbeat_age_seconds"], 0);
-    // Fault 38: a heartbeat over the socket is as good.
+    // Fault 38: a heartbeat over the socket counts too.
     socket.send(
         "heartbeat",
         &json!({ "k8s_reachable": false, "k8s_api_latency_ms": null }),
@@ -268,7 +267,7 @@ fn counters_that_change_by_themselves_are_sent_by_the_sweep_and_nothing_else_is(
     let (world, agent) = (&served.world, &served.agent);
     let _ = world.agent("unchanged");
     let mut fleet = world.watch();
-    // The first sweep only learns: nothing comes of it, nor of the next if nothing changed.
+    // The first sweep only learns the counters and sends nothing; nor does a later sweep without changes.
     fleet.silent(Duration::from_secs(1));
     let _ = served.object("a: 1");
     let began = Instant::now();
@@ -282,7 +281,7 @@ fn counters_that_change_by_themselves_are_sent_by_the_sweep_and_nothing_else_is(
     fleet.silent(Duration::from_secs(1));
 }
 
-/// The statements a call made; its checkout's `SET`, and who is calling (asked once a second at the most), left out.
+/// Returns the statements of a call, without its checkout's `SET` and the authentication (at most once a second).
 fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
     call();
     let before = server.log().len();
@@ -290,7 +289,7 @@ fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
     said_since(server, before)
 }
 
-/// Statements since the server's log was so long.
+/// Returns the statements logged after this length of the log.
 fn said_since(server: &PgServer, before: usize) -> Vec<String> {
     let log = server.log();
     let said = log[before..].lines().filter_map(|line| {
@@ -324,7 +323,7 @@ fn fault_51_the_fleet_is_one_statement_and_a_heartbeat_asks_for_none_of_it() {
         drop(served.world.admin.get(&filtered).expect(200))
     });
     assert_eq!(asked.len(), 1, "{asked:#?}");
-    // Nobody watches: a heartbeat is one statement, and nothing follows it.
+    // Without watchers a heartbeat is one statement, and nothing follows.
     let before = server.log().len();
     beat(&served.agent);
     holds_for(Duration::from_millis(300), "one statement", || {
@@ -333,7 +332,7 @@ fn fault_51_the_fleet_is_one_statement_and_a_heartbeat_asks_for_none_of_it() {
             .then_some(())
             .ok_or_else(|| format!("{beats:#?}"))
     });
-    // Somebody watches: many heartbeats at once share a few statements.
+    // With a watcher, many heartbeats at once share a few statements.
     let mut fleet = served.world.watch();
     let before = server.log().len();
     for _ in 0..50 {
@@ -384,6 +383,7 @@ fn fault_51_a_fleet_with_a_history_is_as_fast_as_one_without() {
     let pending = |record: &Value| record["pending_object_count"].as_i64().unwrap();
     assert_eq!(fleet.iter().map(pending).max(), Some(11));
     assert_eq!(fleet.iter().map(pending).sum::<i64>(), 2000 * 11 + 1);
-    // Two thousand agents, a thousand stacks, a hundred thousand events: whoever begins anew for each agent takes longer.
+    // Two thousand agents, a thousand stacks, a hundred thousand events: a query that starts over for each agent takes
+    // longer.
     assert!(took < Duration::from_secs(2), "{took:?}");
 }

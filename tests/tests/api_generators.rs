@@ -12,7 +12,7 @@ mod world;
 use serde_json::{Value, json};
 use world::{Party, World, ids, refused};
 
-/// What `PUT` wants: a whole generator.
+/// Returns a whole generator, as `PUT` wants it.
 fn whole(generator: &Party, name: &str) -> Value {
     json!({
         "id": generator.id, "created_at": "2000-01-01T00:00:00+02:00", "updated_at": "2000-01-01T00:00:00Z",

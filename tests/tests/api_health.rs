@@ -1,4 +1,4 @@
-//! The health of what agents have applied, as they report it and the admin sees it.
+//! The health of applied objects, as agents report it and the admin sees it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,7 +23,6 @@ use world::{Party, World, id, ids, refused};
 const NOBODY: &str = "00000000-0000-0000-0000-000000000001";
 const NOON: &str = "2024-05-01T12:00:00Z";
 
-/// One entry of a batch.
 fn says(object: &str, status: &str, checked_at: &str) -> Value {
     json!({ "id": object, "status": status, "checked_at": checked_at })
 }
@@ -52,7 +51,7 @@ impl Served {
         shown
     }
 
-    /// What this agent is known to have said last of an object.
+    /// Returns the last known status of an object by this agent.
     fn said(&self, object: &str) -> Option<String> {
         let shown = self.of_object(object);
         let records = shown["health_records"].as_array().unwrap();
@@ -71,7 +70,7 @@ impl Served {
         shown
     }
 
-    /// Another agent that serves the stack.
+    /// Makes another agent that serves the stack.
     fn second(&self) -> Party {
         let agent = self.world.agent("second");
         self.world.register(&agent, &self.generator);
@@ -227,7 +226,7 @@ fn fault_15_health_is_believed_only_from_an_agent_that_serves_the_stack_or_did_w
         let _ = refused(&report(api, agent, &batch), 403, "agent_not_associated");
     }
     assert_eq!((served.said(&own), served.said(&foreign)), (None, None));
-    // An object that does not exist is told before one that is somebody else's.
+    // A missing object is reported before an object of another agent.
     let unknown = [
         says(&foreign, "failing", NOON),
         says(NOBODY, "failing", NOON),

@@ -1,4 +1,4 @@
-//! What is the same for every request: its id, its log line, methods, sizes, slow clients.
+//! Behaviour that all requests share: id, log line, methods, sizes, slow clients.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,7 +24,7 @@ fn as_admin(world: &World) -> String {
     format!("Bearer {}", world.admin.pak)
 }
 
-/// The header's words, in order, in lower case.
+/// Returns the header's words in order and in lower case.
 fn words(answer: &Response, name: &str) -> Vec<String> {
     let mut words: Vec<String> = answer
         .headers
@@ -67,7 +67,6 @@ fn every_answer_says_what_its_request_was_called() {
     assert_eq!(answer.header("x-request-id"), Some("x"));
 }
 
-/// The access log's lines so far.
 fn access_log(world: &World) -> Vec<Value> {
     world
         .broker
@@ -245,7 +244,7 @@ fn fault_48_a_mistyped_path_is_not_found() {
 fn fault_20_no_caller_can_add_a_series() {
     let world = World::new();
     let scrape = || call(&world, "GET", "/metrics", &[]).expect(200).text();
-    // What is read from the database now and then appears with its first reading, whoever calls.
+    // Gauges from the database appear with its first reading, which no request causes.
     until(Duration::from_secs(30), "the first reading", || {
         scrape().contains("\nbrokkr_stacks_total ").then_some(())
     });
@@ -284,7 +283,7 @@ fn a_body_beyond_the_limit_is_413_and_the_last_of_its_connection() {
     for announced in [true, false] {
         let mut connection = Connection::open(&world.admin.addr).unwrap();
         if announced {
-            // It is refused by what it says; sent anyway, as clients do that do not wait.
+            // The announced size is refused; the body is sent all the same, as by clients that do not wait.
             let body = vec![b' '; too_much];
             connection
                 .send("POST", "/api/v1/agents", &headers, Some(&body))
@@ -309,7 +308,7 @@ fn a_body_beyond_the_limit_is_413_and_the_last_of_its_connection() {
         assert!(answer.closes(), "announced: {announced}");
         assert!(connection.is_closed().unwrap());
     }
-    // What nobody knows is not read either, and its sender is told.
+    // A body for an unknown path is not read either, and its sender gets an answer.
     let mut connection = Connection::open(&world.admin.addr).unwrap();
     let body = vec![b' '; 4 << 20];
     connection
@@ -391,7 +390,7 @@ fn what_is_too_long_or_no_http_is_told_so_in_json() {
 fn a_client_that_takes_http_2_for_granted_is_told_in_http_1() {
     let world = World::new();
     let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    // Whole, and with a pause in its middle.
+    // Send the preface in one piece, and in two.
     for first in [preface.len(), 7] {
         let mut connection = Connection::open(&world.admin.addr).unwrap();
         connection.raw(&preface[..first]).unwrap();

@@ -1,5 +1,5 @@
-//! What the audit log, health and diagnostics cost when there is much of it: every statement finds its rows by an index.
-//! Seen in the plans that the server itself logs.
+//! Every statement on the audit log, health and diagnostics finds its rows by an index among many rows. The plans are
+//! taken from the server's own log.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +17,7 @@ use brokkr_tests::{Api, Broker, PgServer, until};
 use serde_json::json;
 use world::World;
 
-/// A statement's plan for any parameters is made when it has been run five times with plans of its own.
+/// Calls of each operation: PostgreSQL makes a generic plan after five runs with custom plans.
 const OFTEN: usize = 8;
 
 /// 100,000 rows in each large table: 200 agents that serve 500 stacks of 200 objects each.
@@ -71,7 +71,7 @@ fn the_audit_log_health_and_diagnostics_are_looked_up_by_index_among_a_hundred_t
     let mut id = id;
     let (agent, stack, object) = (id("a1"), id("s1"), id("o1000"));
     let begin = server.log().len();
-    // With one sweep of everything that has ended, a look around at its start, and the calls below.
+    // The broker's start sweeps everything that has ended and checks once for due work; then come the calls below.
     let broker = Broker::on(&server)
         .schema(&world.schema)
         .set("broker.diagnostic_max_age_hours", "27")
@@ -131,7 +131,7 @@ fn the_audit_log_health_and_diagnostics_are_looked_up_by_index_among_a_hundred_t
     let _ = broker.stop();
     let log = server.log();
     let log = &log[begin..];
-    // Counting all that there is reads all that there is; how often, is the gauges' own business and test.
+    // Counting all rows reads all rows; the gauges have a test of their own for how often they do.
     let plans: Vec<&str> = log
         .split(" plan:")
         .skip(1)

@@ -1,4 +1,4 @@
-//! What is made of templates, as a client sees it.
+//! Objects made from templates, as a client sees them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +30,7 @@ fn instantiate(api: &Api, stack: &str, template: &str, parameters: &Value) -> Re
     )
 }
 
-/// A generator, its stack and the means to make objects of templates.
+/// A generator and its stack, to make objects from templates.
 struct Scene {
     world: World,
     generator: Party,
@@ -93,7 +93,7 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     assert_eq!((kept.0, kept.1), (id(&made), 1));
     assert_eq!(serde_json::from_str::<Value>(&kept.2).unwrap(), parameters);
     assert_eq!(kept.3, object["sequence_id"].to_string());
-    // The version before stays what it was, and usable.
+    // The previous version stays unchanged and usable.
     let path = format!("/templates/{}", id(&made));
     let change = json!({ "template_content": "b: 2", "parameters_schema": "{}" });
     let next = scene.generator.api.put(&path, &change).expect(200).json();
@@ -135,7 +135,7 @@ fn what_can_be_wrong_with_an_instantiation_is_told_in_its_order() {
     );
     let stack = format!("/stacks/{}", scene.stack);
     scene.world.label_stack(&scene.stack, "tier:web");
-    // The right key alone is not enough.
+    // A matching key with another value is not enough.
     let other = json!({ "stack_id": scene.stack, "key": "k", "value": "w" });
     let _ = api
         .post(&format!("{stack}/annotations"), &other)
@@ -226,7 +226,7 @@ fn fault_40_what_is_rendered_must_be_an_object_like_any_other() {
         let answer = scene.made(&made, &json!({ "out": bad }));
         let _ = refused(&answer, 400, "invalid_deployment_object");
     }
-    // Through the same door as a direct object: in the stack's order, and in the agents' target state.
+    // A rendered object is stored like a direct object: in the stack's order, and in the agents' target state.
     let agent = scene.world.agent("a");
     scene.world.register(&agent, &scene.generator);
     scene.world.target(&agent, &scene.stack);

@@ -1,4 +1,4 @@
-//! What `/metrics` says of the tenant's data, and what saying it costs.
+//! The values of the tenant's data in `/metrics`, and the cost of reading them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,7 +26,7 @@ fn scrape(world: &World) -> String {
         .text()
 }
 
-/// The value of the one series that begins so.
+/// Returns the value of the first series with this beginning.
 fn value(text: &str, series: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.starts_with(series))?;
     line.rsplit(' ').next()?.parse().ok()
@@ -42,7 +42,7 @@ fn totals_are_true_follow_within_a_minute_and_cost_one_reading_in_thirty_seconds
             .matches("FROM deployment_objects WHERE deleted_at IS NULL),")
             .count()
     };
-    // The first reading needs nobody who asks; before it nothing is claimed.
+    // The first reading comes without a scrape; before it there are no values.
     until(Duration::from_secs(10), "the first reading", || {
         value(&scrape(&world), "brokkr_stacks_total ")
     });
@@ -77,7 +77,7 @@ fn totals_are_true_follow_within_a_minute_and_cost_one_reading_in_thirty_seconds
     }
     let _ = world.admin.delete(&format!("/stacks/{gone}")).expect(204);
 
-    // A storm of scrapes changes nothing about when the next reading is.
+    // Many scrapes do not bring the next reading forward.
     let text = until(Duration::from_secs(60), "the second reading", || {
         let text = scrape(&world);
         (value(&text, "brokkr_stacks_total ") == Some(1.0)).then_some(text)
@@ -89,7 +89,7 @@ fn totals_are_true_follow_within_a_minute_and_cost_one_reading_in_thirty_seconds
     );
     assert_eq!(readings(), 2);
     assert_eq!(value(&text, "brokkr_active_agents "), Some(1.0));
-    // Three, and the marker of the deleted stack.
+    // Three objects, and the marker of the deleted stack.
     assert_eq!(value(&text, "brokkr_deployment_objects_total "), Some(4.0));
     let age = |id: &str, name: &str| {
         let series = format!(
@@ -107,7 +107,7 @@ fn totals_are_true_follow_within_a_minute_and_cost_one_reading_in_thirty_seconds
         "{text}"
     );
 
-    // Nobody writes: scraped or not, nothing is read.
+    // Without writes nothing is read, scraped or not.
     let settled = readings();
     holds_for(Duration::from_secs(3), "no reading", || {
         let _ = scrape(&world);

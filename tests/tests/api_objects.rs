@@ -1,4 +1,4 @@
-//! Deployment objects, as a client sees them: what is stored, and in which order.
+//! Deployment objects, as a client sees them: their storage and their order.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -22,7 +22,7 @@ use world::{id, ids, refused};
 fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
     let served = Served::new();
     let path = format!("/stacks/{}/deployment-objects", served.stack);
-    // SHA-256 of exactly these bytes, carriage return and missing last line end included.
+    // SHA-256 of exactly these bytes, with the carriage return and without a final line end.
     let yaml = "a: 1\r\n---\nb: \"é\"";
     let checksum = "e41f7a1f7cbf5cd0572045106498bb56c94b0d7e377f158b3f1e74e57a3a6f3a";
     let json = served
@@ -212,7 +212,7 @@ fn sixteen_writers_on_one_stack_never_make_its_highest_number_go_back() {
                     )
                     .unwrap();
                 seen.push(row.get::<_, i64>(0));
-                // The newest is all there is to see: nothing with a lower number may appear after it.
+                // No object with a lower number may appear after the newest has been seen.
                 let below: i64 = sql
                     .query_one(
                         "SELECT count(*) FROM deployment_objects WHERE sequence_id <= $1",

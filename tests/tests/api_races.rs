@@ -1,4 +1,4 @@
-//! Two clients at once: whoever loses is told so, and nothing is done twice or half.
+//! Two clients at once: the loser is told, and nothing is done twice or half.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,10 +16,9 @@ use brokkr_tests::Response;
 use serde_json::json;
 use world::{World, ids};
 
-/// Rounds of each race: enough that both orders come up.
+/// Rounds of each race: enough that both orders occur.
 const ROUNDS: usize = 20;
 
-/// Runs both at the same moment.
 fn race<A: Send, B: Send>(
     one: impl FnOnce() -> A + Send,
     two: impl FnOnce() -> B + Send,

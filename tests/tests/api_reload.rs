@@ -1,4 +1,5 @@
-//! The configuration read again while the broker runs: asked for, by a changed file, and not at all under a supervisor.
+//! The configuration is read again while the broker runs: by request, after a change of the file, and never under a
+//! supervisor.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,7 +24,7 @@ fn reload(api: &Api) -> Value {
         .json()
 }
 
-/// What a reload says has changed: key, old value, new value.
+/// Returns the changes in an answer to a reload: key, old value, new value.
 fn changes(answer: &Value) -> Vec<(String, String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     answer["changes"]
@@ -44,7 +45,7 @@ fn change(key: &str, old: &str, new: &str) -> (String, String, String) {
     (key.to_owned(), old.to_owned(), new.to_owned())
 }
 
-/// Whether the log tells of a request of this path; it does at `debug`.
+/// Returns true when the log has a line for this path, as it does at `debug`.
 fn tells_of(broker: &Broker, path: &str) -> bool {
     let told = format!("path=/api/v1{path}");
     broker.log().lines().any(|line| line.contains(&told))
@@ -139,7 +140,7 @@ fn what_can_change_changes_and_what_cannot_is_named() {
 #[test]
 fn fault_47_a_changed_log_level_is_the_one_in_effect() {
     let mut world = World::with(&[("log.level", "\"info\"")]);
-    // Lines come in order: once the second request is told of, the first would have been.
+    // Lines come in order: after the second request's line, the first request's line can no longer come.
     for (level, path) in [("debug", "/stacks"), ("trace", "/agents")] {
         let _ = world.admin.get("/paks").expect(200);
         world.broker.change("log.level", &format!("\"{level}\""));
@@ -261,7 +262,7 @@ fn a_change_behind_a_link_is_read_by_itself_and_variables_may_end_with_a_line_en
             broker.log().contains(what).then_some(())
         });
     };
-    // As Kubernetes mounts a file: a link to a file in a folder that is a link itself.
+    // As Kubernetes mounts a file: a link to a file in a folder that is itself a link.
     point(&store.join("..data"), "1");
     point(&file, "store/..data/broker.toml");
     said("new_value=1 old_value=3600");

@@ -1,6 +1,6 @@
-//! A hundred thousand rows in every table: no operation reads a whole table that it does not have to give, and none makes
-//! more statements because there are more rows. Operations and tables that are added are covered by being in the
-//! permission matrix and in a migration.
+//! No operation reads a whole table that it need not return, and none makes more statements because of more rows. Every
+//! table has a hundred thousand rows. New operations and tables are covered through the permission matrix and the
+//! migrations.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -34,16 +34,17 @@ use world::World;
 
 const ROWS: i64 = 100_000;
 
-/// For one answer, on a machine that does other things too.
+/// Longest wait for an answer, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Rows that belong to the fixture's own agent, generator, stack, …
+/// Number of rows that belong to the fixture's own agent, generator, stack, …
 const OWN_ROWS: i64 = 40;
 
-/// The same for both brokers.
+/// The same key for both brokers.
 const KEY: &str = "\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"";
 
-/// What may read a whole table, which, and why: an operation, or a piece of a statement that whoever issues it shares.
+/// The allowed reads of whole tables: an operation, or a part of a statement that several operations share; the tables;
+/// the reason.
 const WHOLE: &[(&str, &[&str], &str)] = &[
     (
         "GET /agents as admin",
@@ -112,10 +113,10 @@ const WHOLE: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// What a broker does by itself after its start.
+/// The name of a broker's own work after its start.
 const BACKGROUND: &str = "(background)";
 
-/// One call of the matrix by one principal.
+/// A call of the matrix by one principal.
 struct Call {
     method: &'static str,
     path: &'static str,
@@ -124,7 +125,7 @@ struct Call {
 }
 
 impl Call {
-    /// Every call that succeeds.
+    /// Returns every call that succeeds.
     fn all() -> Vec<Call> {
         let mut all = Vec::new();
         for (operation, body, _, answers) in matrix::rows() {
@@ -154,7 +155,7 @@ impl Call {
         self.method != "GET" && self.path != "/auth/pak"
     }
 
-    /// Makes it; the size of the answer. Whatever it takes: how long that is, is not what is looked at.
+    /// Makes the call without a time limit and returns the size of the answer.
     fn make(&self, fixture: &Fixture) -> usize {
         let api = &fixture.callers[self.column];
         let (path, body) = (fixture.fill(self.path), fixture.fill(self.body));
@@ -175,11 +176,11 @@ impl Call {
     }
 }
 
-/// Statements and size of the answer of a call that reads.
+/// The statements of a reading call, and the size of its answer.
 type Cost = (Vec<String>, usize);
 
-/// What every call that reads costs. Work in the background may get between any two of its statements, so a call that
-/// seems to cost more than it did is made again.
+/// Returns the cost of every reading call. A call that seems to cost more than before is made again, because background
+/// work may run between its statements.
 fn reads(
     server: &PgServer,
     fixture: &Fixture,
@@ -192,7 +193,7 @@ fn reads(
         .map(|call| {
             let name = call.name();
             let enough = before.map_or(1, |before| before[&name].0.len());
-            // The first authenticates and prepares.
+            // The first call authenticates and prepares.
             let size = call.make(fixture);
             let mut fewest = Vec::new();
             for attempt in 0..3 {
@@ -201,7 +202,7 @@ fn reads(
                 let work = Work::since(server, log);
                 look(&name, &work);
                 let mut statements = work.statements;
-                // Who is calling is looked up again after a while, whatever is asked.
+                // The authentication is repeated after a while with any call.
                 statements.retain(|text| !text.contains("credentials_epoch FROM brokkr_meta"));
                 if attempt == 0 || statements.len() < fewest.len() {
                     fewest = statements;
@@ -283,7 +284,8 @@ fn fault_56_at_a_hundred_thousand_rows_every_statement_goes_by_an_index_and_ther
     );
 }
 
-/// The reads that make more statements than with few rows. Most have more to give, or this would show nothing.
+/// Returns the reads that make more statements than with few rows. Most must have larger answers, otherwise the
+/// comparison would show nothing.
 fn more_statements(
     few: &BTreeMap<String, Cost>,
     many: &BTreeMap<String, Cost>,
@@ -313,7 +315,7 @@ fn more_statements(
         .collect()
 }
 
-/// What has been looked at.
+/// The plans that were checked.
 #[derive(Default)]
 struct Seen {
     large: Vec<String>,
@@ -343,7 +345,7 @@ impl Seen {
     }
 }
 
-/// Looks at what a broker does by itself: its look around, and what that finds to do.
+/// Checks the broker's own work after its start until there is no more of it.
 fn until_quiet(server: &PgServer, log: &mut u64, seen: &mut Seen) {
     let mut looked = false;
     let mut quiet = 0;

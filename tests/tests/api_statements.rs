@@ -1,4 +1,4 @@
-//! How many statements an operation costs, counted in the server's own log.
+//! The number of statements of each operation, counted in the server's own log.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,9 +14,9 @@ use brokkr_tests::pg::Options;
 use serde_json::json;
 use world::World;
 
-/// The statements a call made, left out its checkout's `SET` and what authentication asks once a second.
+/// Returns the statements of a call, without its checkout's `SET` and the authentication (once a second).
 fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
-    // The first call authenticates and prepares; what is counted is the usual one.
+    // The first call authenticates and prepares, so the second call is counted.
     call();
     let before = server.log().len();
     call();

@@ -1,4 +1,4 @@
-//! Target state and what agents report, as an agent sees them.
+//! Target state and agents' reports, as an agent sees them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! What agents send of their clusters, as it is stored, read and forgotten.
+//! Telemetry of agents' clusters: storing, reading and removing it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,13 +24,13 @@ use served::Served;
 use sockets::{SOON, k8s_event, line};
 use world::{World, refused};
 
-/// The answer to a question about a stack, as its owner.
+/// Returns the answer to a question about a stack, asked by its owner.
 fn ask(served: &Served, what: &str) -> Value {
     let path = format!("/stacks/{}/{what}", served.stack);
     served.generator.api.get(&path).expect(200).json()
 }
 
-/// The texts of the stack's log, newest first, once there are so many.
+/// Returns the lines of the stack's log, newest first, once there are `count`.
 fn lines(served: &Served, query: &str, count: usize) -> Vec<String> {
     until(SOON, format!("{count} lines"), || {
         let answer = ask(served, &format!("logs{query}"));
@@ -113,7 +113,7 @@ fn the_window_and_the_number_of_rows_are_clamped_and_nonsense_is_refused() {
     let oldest = newest["lines"][29]["created_at"].as_str().unwrap();
     assert_eq!(newest["retention"]["oldest_available_ts"], oldest);
     assert_eq!(count(&format!("?since={oldest}")), 30);
-    // Five thousand at the most, five hundred unless asked for.
+    // At most five thousand lines, and five hundred by default.
     let fill = "INSERT INTO agent_pod_logs (agent_id, stack_id, namespace, pod, container, ts, line)
          SELECT $1::text::uuid, $2::text::uuid, 'n', 'p', 'c', now(), n::text FROM generate_series(1, 6000) AS n";
     sql.execute(fill, &[&served.agent.id, &served.stack])
@@ -150,7 +150,7 @@ fn telemetry_of_a_foreign_stack_is_counted_by_reason_and_warned_of_once() {
         socket.send("k8s_event", &k8s_event(agent, &foreign, "Lost"));
     }
     socket.send("pod_log_line", &line(&other, &served.stack, "not its own"));
-    // Another connection of the same agent is the same agent.
+    // A second connection of the same agent counts as the same agent.
     let mut again = world.connect(agent);
     again.send("pod_log_line", &line(agent, &foreign, "lost"));
     let dropped = |reason: &str| {
@@ -218,7 +218,7 @@ fn a_thousand_lines_are_a_few_statements() {
         .filter(|l| l.contains("INSERT INTO agent_pod_logs"));
     let inserts = inserts.count();
     assert!((1..=8).contains(&inserts), "{inserts} statements");
-    // And no question for each line whether the agent serves the stack.
+    // No query for each line checks that the agent serves the stack.
     let questions = said.iter().filter(|l| l.contains("stack_departures"));
     assert!(questions.count() <= 2);
     assert!(log.contains("set_config('synchronous_commit', 'off', true)"));
@@ -272,12 +272,13 @@ fn lines_wait_for_a_lost_database_and_a_flood_is_dropped_with_a_gap() {
     socket.send("pod_log_line", &line(agent, &served.stack, "before"));
     let _ = lines(&served, "", 1);
     let _ = tail.expect("pod_log_line");
-    // The test's server commits without waiting: what has been made so far must survive.
+    // The test's server commits without waiting for the disk, so a checkpoint keeps all rows so far.
     server.sql("CHECKPOINT");
     server.crash();
     socket.send("pod_log_line", &line(agent, &served.stack, "during"));
     assert_eq!(tail.expect("pod_log_line")["line"], "during");
-    // More than the broker keeps for a database that is away: it neither keeps all of it nor makes the agent wait for long.
+    // More lines than the broker keeps while the database is away: it drops some, and does not hold the agent up for
+    // long.
     let text = "x".repeat(15 * 1024);
     let began = Instant::now();
     let reader = std::thread::spawn(move || {
@@ -287,7 +288,7 @@ fn lines_wait_for_a_lost_database_and_a_flood_is_dropped_with_a_gap() {
     for _ in 0..2000 {
         socket.send("pod_log_line", &line(agent, &served.stack, &text));
     }
-    // The gap is told with what comes after it.
+    // The gap is reported with the next line after it.
     until(SOON, "the gap to be told", || {
         if reader.is_finished() {
             return Some(());
@@ -342,7 +343,7 @@ fn what_is_older_than_six_hours_is_removed_and_counted() {
            FROM unnest(ARRAY[0, 7]) AS h"
     ))
     .unwrap();
-    // A broker looks around as it starts.
+    // A broker removes old rows when it starts.
     let broker = Broker::on(&server).schema(&schema).start();
     let mut left = |table: &str| -> i64 {
         let ask = format!("SELECT count(*) FROM {table}");
@@ -383,7 +384,7 @@ fn reading_a_stacks_history_looks_at_no_others() {
         (row.get(0), row.get(1))
     };
     let (whole, _) = scans();
-    // A session tells its figures when it has been idle for a while, or ends.
+    // A session reports its statistics when it has been idle for a while or ends.
     let (now, by_index) = until(SOON, "the server's counters", || {
         let _ = ask(&served, "logs");
         let seen = scans();

@@ -26,7 +26,6 @@ fn create(api: &Api, name: &str, content: &str) -> Value {
         .json()
 }
 
-/// A tenant with a generator.
 struct Scene {
     world: World,
     generator: Party,
@@ -79,7 +78,7 @@ fn every_change_is_a_new_row_with_the_next_number() {
         one.api.post("/templates", &body).expect(201).json()["version"],
         3
     );
-    // Another owner's numbers are its own, the system's too.
+    // The version numbers of another owner are independent, and so are the system's.
     assert_eq!(
         two.api.post("/templates", &body).expect(201).json()["version"],
         1
@@ -89,7 +88,7 @@ fn every_change_is_a_new_row_with_the_next_number() {
         (&system["version"], &system["generator_id"]),
         (&json!(1), &Value::Null)
     );
-    // The admin's change of a generator's template stays the generator's.
+    // A generator's template stays the generator's after the admin changes it.
     let third = world.admin.put(&path, &change).expect(200).json();
     assert_eq!(
         (&third["version"], &third["generator_id"]),

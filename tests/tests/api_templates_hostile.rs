@@ -1,4 +1,4 @@
-//! Templates and schemas written to do harm: refused or ended in time, and the broker goes on.
+//! Hostile templates and schemas are refused or ended in time, and the broker goes on.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +18,6 @@ use brokkr_tests::{Api, Response, until};
 use serde_json::{Value, json};
 use world::{World, id, refused};
 
-/// The deadline of a request.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn create(api: &Api, content: &str, schema: &Value) -> Response {
@@ -35,7 +34,7 @@ fn instantiate(api: &Api, stack: &str, template: &str, parameters: &Value) -> Re
     )
 }
 
-/// Answered in time, with this refusal.
+/// Checks that the answer came in time and is this refusal.
 #[track_caller]
 fn in_time(answer: &Response, code: &str) -> Value {
     assert!(answer.took < DEADLINE, "{:?}", answer.took);
@@ -159,7 +158,7 @@ fn a_hostile_template_is_ended_and_the_broker_answers_meanwhile() {
     .iter()
     .map(|content| id(&create(&generator.api, content, &json!({})).expect(201).json()))
     .collect();
-    // All at once, more than once: more than the broker works on together.
+    // All at once and repeatedly: more than the broker renders at the same time.
     let done = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
         let looks = scope.spawn(|| {
@@ -192,7 +191,7 @@ fn a_hostile_template_is_ended_and_the_broker_answers_meanwhile() {
     });
     let log = world.broker.log();
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
-    // Nothing is left: the next one is rendered at once.
+    // All renderings have ended: the next starts at once.
     let good = id(&create(&generator.api, "a: {{ l | length }}", &json!({}))
         .expect(201)
         .json());

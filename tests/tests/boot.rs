@@ -1,4 +1,4 @@
-//! A host that boots with many tenants: slots are kept, the server is not overrun, and systemd hears how far it is.
+//! Booting a host with many tenants: slots are respected, the server is not overrun, and systemd is told the progress.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,14 +13,14 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Trivial tenants; `BROKKR_TESTS_BOOT=300` for a whole host.
+/// Returns the number of trivial tenants; `BROKKR_TESTS_BOOT=300` for a whole host.
 fn many() -> usize {
     std::env::var("BROKKR_TESTS_BOOT").map_or(60, |n| n.parse().expect("a number"))
 }
 
 const PARALLELISM: usize = 4;
 const REFUSED: usize = 3;
-/// Longer than a busy machine keeps anybody waiting.
+/// Longer than any delay of a busy machine.
 const WATCHDOG: Duration = Duration::from_secs(4);
 
 #[test]
@@ -33,7 +33,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
         .build();
     let wrapper = host.wrap_broker();
     let starts = host.root().join("starts");
-    // A tenth of a second each, as a start with a schema to look at takes; both ends of it are noted.
+    // Each start takes a tenth of a second, as long as a start that checks a schema; its begin and end are noted.
     let script = format!(
         "echo + >> {starts}; sleep 0.1; echo - >> {starts}; exec {trivial} serve",
         starts = starts.display(),
@@ -106,7 +106,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
         .filter_map(|line| line.split(['/', ',']).next())
         .collect();
     assert!(seen.len() > many / 4, "too few steps: {seen:?}");
-    // The unit is up when everything has been judged, not when the last broker is.
+    // The unit is up when every tenant has been judged, not when the last broker is ready.
     let up = ear.heard("READY=1")[0].0.duration_since(began);
     assert!(up < took, "{up:?} of {took:?}");
     println!(
@@ -114,7 +114,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
         took.as_secs_f64(),
         up.as_secs_f64()
     );
-    // systemd would not have ended it at any time, and it goes on.
+    // The pings never came too late for systemd, and they continue.
     let pings = until(Duration::from_secs(60), "several pings", || {
         let pings = ear.heard("WATCHDOG=1");
         (pings.len() > 3).then_some(pings)
@@ -161,8 +161,9 @@ fn brokers_that_start_together_do_not_overrun_their_server() {
             most.load(Ordering::Relaxed)
         );
     });
-    // A start holds two: one for the lock, one for the work. The prober looks with two and keeps one. A start is over
-    // when its broker is ready: a slow machine's server may still list one session of it when the next one begins.
+    // A start holds two connections: one for the lock, one for the work. The prober connects with two and keeps one. A
+    // start is over when its broker is ready: a slow server may still list one of its sessions when the next start
+    // begins.
     let most = most.load(Ordering::Relaxed);
     assert!(most > PARALLELISM, "the test no longer sees them: {most}");
     assert!(most <= 3 * PARALLELISM + 3, "{most} connections");

@@ -18,7 +18,7 @@ use world::{World, id, refused, server, unique};
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// What stands behind a label at the start of a line.
+/// Returns the text after a label at the start of a line.
 #[track_caller]
 fn labelled<'a>(output: &'a str, label: &str) -> &'a str {
     let mut found = output
@@ -31,7 +31,8 @@ fn labelled<'a>(output: &'a str, label: &str) -> &'a str {
     value
 }
 
-/// That a command failed: nothing on standard output, `Error: …` on standard error, in which all of this is.
+/// Checks that a command failed with nothing on standard output, and `Error: …` with all of these texts on standard
+/// error.
 #[track_caller]
 fn failed(ran: &Ran, code: i32, said: &[&str]) {
     assert_eq!(ran.code, Some(code), "{ran:?}");
@@ -47,7 +48,7 @@ fn create_agent(world: &World, name: &str, more: &[&str]) -> Ran {
     world.broker.run(&[&args, more].concat())
 }
 
-/// Details of the audit entries about this resource, by action.
+/// Returns the details of a resource's audit entries, by action.
 fn audited(world: &World, resource: &str) -> Vec<(String, Value)> {
     world
         .sql()
@@ -143,7 +144,7 @@ fn an_agent_that_cannot_be_created_is_told_why_and_leaves_nothing() {
         [count(&world, "agents"), count(&world, "audit_log")],
         [agents, audits]
     );
-    // A name is free again when its holder has gone.
+    // The name of a deleted agent is free again.
     let path = format!("/agents/{}", labelled(&there, "ID"));
     let _ = world.admin.delete(&path).expect(204);
     let _ = create_agent(&world, "web", &[]).ok();
@@ -202,7 +203,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
             .broker
             .run(&["rotate", kind, "--uuid", &party.id])
             .ok();
-        // Asked without a pause, so that the broker's memory of the old one is as fresh as it can be.
+        // Requests without a pause keep the broker's cached authentication as fresh as possible.
         let began = std::time::Instant::now();
         until(LONG, "the old PAK to be refused", || {
             let answer = party.api.get(&path);
@@ -328,7 +329,7 @@ fn fault_01_a_command_makes_no_schema_and_writes_into_no_other() {
     sql.batch_execute(&format!("CREATE SCHEMA {schema} AUTHORIZATION brokkr"))
         .unwrap();
     failed(&draft.run(&create), 78, &[&schema, "is not up to date"]);
-    // Migrated, but never started: there is no system generator yet.
+    // Migrated but never started, so there is no system generator yet.
     let _ = draft.run(&["migrate"]).ok();
     let made = draft.run(&["create", "agent", "--name", "a", "--cluster-name", "c"]);
     assert!(made.stderr.starts_with("Warning: "), "{made:?}");

@@ -1,5 +1,5 @@
-//! A tenant never holds more than its pool and two of its server, whatever happens to its brokers and whatever its clients
-//! leave behind: counted on the server, all the while.
+//! A tenant never holds more connections than its pool and two, even when brokers are killed and clients leave
+//! statements behind. The connections are counted on the server all the time.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,12 +18,12 @@ use std::time::Duration;
 
 const POOL: u32 = 10;
 
-/// What a tenant may hold while instances come and go.
+/// Returns the number of connections that a tenant may hold while instances are replaced.
 fn most(pool: u32) -> i64 {
     i64::from(pool) + 2
 }
 
-/// Counts a tenant's connections on the server, over and over.
+/// Counts a tenant's connections on the server repeatedly.
 struct Count {
     over: Arc<AtomicBool>,
     now: Arc<AtomicI64>,
@@ -67,21 +67,21 @@ impl Count {
         );
     }
 
-    /// The most there ever were.
+    /// Ends the counting and returns the largest count.
     fn most(mut self) -> i64 {
         self.over.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
 }
 
-/// The server's processes for tenants of this host.
+/// Returns the pids of the server's backends for tenants of this host.
 fn backends(host: &Host) -> BTreeSet<i32> {
     let shown = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%acme'";
     let rows = host.server().client().query(shown, &[]).unwrap();
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// A tenant whose every statement on agents waits for as long as it may, and clients that ask for them.
+/// Starts a tenant whose statements on agents all wait until their timeout, and clients that send them.
 fn stuck<'h>(host: &'h Host, pool: u32, timeout: &str) -> (Tenant<'h>, postgres::Client, Load) {
     let acme = host
         .tenant("acme")
@@ -125,13 +125,14 @@ fn what_a_killed_broker_left_counts_when_its_supervisor_is_killed_too() {
     host.kill();
     host.up();
     assert_eq!(acme.becomes("ready").pid, second);
-    // Nor does a broker that died with its supervisor leave its pool to be taken twice.
+    // The pool of a broker that ended with its supervisor is counted too.
     host.kill();
     let left = backends(&host);
     procs::signal(second.unwrap(), Signal::SIGKILL);
     host.up();
     let _ = acme.replaced(second.unwrap());
-    // When all that has gone, it has its whole pool again; the table is locked still, so that all of it is used.
+    // After those backends have ended, the tenant has its whole pool again; the table is still locked, so all of it is
+    // used.
     until(Duration::from_secs(30), "what was left to be gone", || {
         backends(&host).is_disjoint(&left).then_some(())
     });
@@ -155,7 +156,7 @@ fn kills_in_a_row_leave_no_more_than_one_does() {
             procs::signal(old, Signal::SIGKILL);
             let _ = acme.replaced(old);
         }
-        // Nor does a replacement add to what the last of them has left.
+        // A replacement does not add connections to those that the last broker has left.
         let old = acme.pid();
         host.command(&["restart", "acme"]);
         let _ = acme.replaced(old);

@@ -1,4 +1,5 @@
-//! One tenant that crashes over and over is nobody else's trouble; one whose configuration is wrong is not tried in vain.
+//! A tenant that crashes over and over does not affect the others, and a tenant whose configuration is wrong is not
+//! retried in vain.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,14 +14,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Two hundred with the bad one.
+/// Two hundred tenants with the bad tenant.
 const GOOD: usize = 199;
 
 #[test]
 fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
     let host = Host::builder()
         .pg(pg::Options::new().max_connections(600))
-        // One slot: whoever held it for nothing would be seen.
+        // A single slot shows every needless hold of it.
         .set("start.parallelism", "1")
         .build();
     let wrapper = host.wrap_broker();
@@ -42,7 +43,7 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
     let before = procs::figure(host.pid(), "VmRSS");
     let neighbour = Load::start(&good[1].addr(), "/healthz", "", 1, false);
 
-    // It crashes at once, and says so at great length.
+    // The broker crashes at once, with long messages.
     let tries = host.root().join("tries");
     let long = "my configuration was eaten by the dog, ".repeat(10);
     wrapper.first(
@@ -65,7 +66,7 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
             .any(|w| w.contains("eaten by the dog"))
     );
 
-    // A newcomer and a replacement need the slot.
+    // A new tenant and a replacement need the slot.
     let ordered = Instant::now();
     host.command(&["restart", "t0"]).ok();
     wrapper.first("late", &trivial);
@@ -93,7 +94,7 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
     );
     assert!((4..=30).contains(&lines), "{lines} tries");
     assert!(growth < 48 * 1024, "{growth} KiB");
-    // The probes of two hundred and the answers to this test are in it.
+    // The time includes the probes of two hundred brokers and the answers to this test.
     assert!(used < took / 2, "{used:?} of one processor in {took:?}");
     assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
     assert!(seen.count(200) > 0 && seen.answers.len() == 1, "{seen:?}");
@@ -109,7 +110,7 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
         assert_eq!(shown.pid, Some(*pid), "{shown:?}");
     }
     assert_eq!(status.tenant("t0").unwrap().restarts, 0);
-    // Lines of nobody else are lost for it.
+    // No line of another tenant is dropped.
     let lost = host.log_lines().into_iter().find(|line| {
         line["tenant"] != "bad"
             && line["message"]
@@ -119,7 +120,7 @@ fn one_crash_loop_among_many_tenants_costs_the_others_nothing() {
     assert_eq!(lost, None);
 }
 
-/// A tenant whose broker says that its configuration is at fault, and notes each try.
+/// A tenant whose broker exits with a configuration error and notes each try.
 struct Misconfigured<'h> {
     host: &'h Host,
     wrapper: &'h Wrapper,
@@ -131,7 +132,7 @@ impl Misconfigured<'_> {
         count(&self.host.root().join("tries"))
     }
 
-    /// What `mend` does is answered by one more try, and no more than that.
+    /// Checks that `mend` leads to exactly one more try.
     fn is_tried_again(&self, what: &str, mend: impl FnOnce()) {
         let before = self.tries();
         mend();
@@ -211,7 +212,7 @@ fn starts_that_wait_for_a_lock_keep_nobody_else_from_starting_and_are_tried_anew
         .build();
     let acme = host.tenant("acme").up();
     let old = acme.pid();
-    // As another start on the same schema would, for longer than anybody waits.
+    // Holds the lock as another start on the same schema would, longer than any start waits.
     let mut another = host.server().client();
     another
         .batch_execute("CREATE SCHEMA held; CREATE TABLE held.brokkr_lock ()")
@@ -233,7 +234,7 @@ fn starts_that_wait_for_a_lock_keep_nobody_else_from_starting_and_are_tried_anew
     });
     procs::signal(acme.pid(), nix::sys::signal::Signal::SIGKILL);
     acme.replaced(old);
-    // It is not waited for without end either: what it waits for is said, and it is tried anew.
+    // The wait is limited: the reason is reported, and the start is tried again.
     let status = held.wait("given up for now", |t| t.state == "backoff");
     let reason = status.reason.unwrap();
     assert!(

@@ -1,4 +1,4 @@
-//! What `make run` does once everything is built, seen by the person who typed it.
+//! `make run` after the build, as the person at the terminal sees it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 #[test]
 fn the_demo_says_what_to_try_and_ctrl_c_leaves_no_process_and_no_socket() {
-    // A checkout of its own, with ports nobody else has.
+    // A copy of the checkout with ports of its own.
     let place = Place::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     for folder in ["tests/demo", "tenants.d"] {
@@ -89,7 +89,7 @@ fn the_demo_says_what_to_try_and_ctrl_c_leaves_no_process_and_no_socket() {
         "{shown}"
     );
 
-    // Ctrl-C goes to everything in the foreground.
+    // Ctrl-C reaches every process in the foreground.
     killpg(group, Signal::SIGINT).unwrap();
     let status = until(Duration::from_secs(60), "the demo to end", || {
         demo.try_wait().unwrap()

@@ -1,4 +1,4 @@
-//! The embedded PostgreSQL in trouble: brokers are looked after all the same.
+//! Failures of the embedded PostgreSQL: its brokers are supervised all the same.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-/// Far more than anything here takes.
+/// Far more than any step here takes.
 const BOUND: Duration = Duration::from_secs(90);
 
 fn postmaster(host: &Host) -> Option<i32> {
@@ -44,7 +44,7 @@ fn an_initdb_that_was_interrupted_is_begun_anew() {
     fs::create_dir(&bin).unwrap();
     let real = pg::bin_dir();
     std::os::unix::fs::symlink(real.join("postgres"), bin.join("postgres")).unwrap();
-    // As initdb begins; what it stands still before is the power cut.
+    // Begins as initdb does and then stands still, as if the power had failed.
     let script = "#!/bin/sh\necho 15 > $2/PG_VERSION\nmkdir $2/base $2/global\necho $$ > $2/begun\nexec sleep 1000\n";
     fs::write(bin.join("initdb"), script).unwrap();
     for path in [&bin, &bin.join("initdb")] {
@@ -141,7 +141,7 @@ fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
     );
     assert_eq!(acme.becomes("ready").pid, Some(pid));
     assert_eq!(postmaster(), server);
-    // What it says is heard by whoever keeps it now.
+    // The supervisor that adopted the server reads its log.
     procs::signal(server, Signal::SIGHUP);
     until(Duration::from_secs(10), "its log", || {
         (host.said("received SIGHUP, reloading configuration files") == 1).then_some(())
@@ -174,7 +174,7 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
             .any(|n| n.contains("no longer asks for"))
     });
     assert!(file.exists());
-    // It is heard as long as it runs: a server whose pipe is full says no word more, and does nothing either.
+    // The log is read as long as the server runs, because a server whose pipe is full stops working.
     let socket = host.runtime_dir().join("postgres");
     let url = format!("host={} user=brokkr dbname=brokkr", socket.display());
     let talk = std::thread::spawn(move || {
@@ -189,7 +189,7 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
         talk.is_finished().then_some(())
     });
     talk.join().unwrap();
-    // Ended by somebody: then there is nothing left to be said of it.
+    // The notice ends once the server is stopped by hand.
     let text = std::fs::read_to_string(&file).unwrap();
     let postmaster = text.lines().next().unwrap().parse().unwrap();
     procs::signal(postmaster, Signal::SIGINT);
@@ -212,7 +212,7 @@ fn a_killed_server_is_started_again_though_a_statement_of_it_would_run_for_ever(
     let url = format!("host={} user=brokkr dbname=brokkr", socket.display());
     let mut client = Client::connect(&url, NoTls).unwrap();
     let endless = std::thread::spawn(move || {
-        // It looks at nothing while it runs.
+        // This statement never checks for interrupts.
         client.batch_execute("DO $$ DECLARE n bigint := 0; BEGIN LOOP n := n + 1; END LOOP; END $$")
     });
     until(BOUND, "the statement to run", || {

@@ -1,4 +1,4 @@
-//! What the supervisor itself costs in the long run: memory, descriptors, threads, files.
+//! The long-term cost of the supervisor itself: memory, descriptors, threads, files.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,12 +13,12 @@ use serde_json::json;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// Restarts; `BROKKR_TESTS_RESTARTS=100000` for the long run.
+/// Returns the number of restarts; `BROKKR_TESTS_RESTARTS=100000` for the long run.
 fn many() -> usize {
     std::env::var("BROKKR_TESTS_RESTARTS").map_or(400, |n| n.parse().expect("a number"))
 }
 
-/// Kept per tenant and filled before it is measured: the last lines of its log.
+/// Restarts before the first measurement, which fill each tenant's buffer of last log lines.
 const WARM_UP: usize = 500;
 
 struct Driven<'h> {
@@ -27,7 +27,7 @@ struct Driven<'h> {
 }
 
 impl Driven<'_> {
-    /// `start` or `restart` of every tenant, answered when it has settled.
+    /// Sends `start` or `restart` for every tenant; the answer comes when all have settled.
     fn order(&self, order: &str) {
         let body = json!({ "selection": "all", "order": order });
         let answer = http::request(
@@ -60,7 +60,7 @@ impl Driven<'_> {
             .collect()
     }
 
-    /// Every tenant's broker is replaced by overlap, then killed and started again.
+    /// Replaces every tenant's broker by overlap, then kills it and starts it again.
     fn round(&self, tenants: &[Tenant<'_>]) {
         self.order("restart");
         let pids = self.pids(tenants);
@@ -71,7 +71,7 @@ impl Driven<'_> {
             let now = self.pids(tenants);
             now.iter().all(|pid| !pids.contains(pid)).then_some(())
         });
-        // Tried at once, for `start` begins the count of failures anew.
+        // Tried at once, because `start` resets the count of failures.
         self.order("start");
     }
 
@@ -120,7 +120,7 @@ fn after_hundreds_of_restarts_the_supervisor_is_as_large_as_before() {
         host: &host,
         control: Addr::Unix(host.runtime_dir().join("control.sock")),
     };
-    // Two restarts of each tenant a round.
+    // Each round restarts every tenant twice.
     let rounds = |restarts: usize| restarts.div_ceil(2 * TENANTS);
     for _ in 0..rounds(WARM_UP) {
         it.round(&tenants);
@@ -136,14 +136,15 @@ fn after_hundreds_of_restarts_the_supervisor_is_as_large_as_before() {
         began.elapsed().as_secs_f64(),
         it.figures()
     );
-    // What has just ended is still being tidied up.
+    // The last ended instances are still being cleaned up.
     let after = until(Duration::from_secs(10), "things to settle", || {
         let now = it.figures();
         (now.descriptors <= before.descriptors && now.files <= before.files).then_some(now)
     });
     assert!(after.threads <= before.threads + 2, "{before:?} {after:?}");
     assert_eq!(after.children, TENANTS, "{before:?} {after:?}");
-    // A leak of two kilobytes a restart is seen here, one of thirty bytes in a hundred thousand; an allocator's mood is not.
+    // The bound shows a leak of two kilobytes a restart here, and of thirty bytes in a hundred thousand restarts; the
+    // allocator's variation stays below it.
     let growth = after.memory.saturating_sub(before.memory);
     assert!(
         growth < 800 + many as u64 / 50,

@@ -1,4 +1,4 @@
-//! Brokers that die, hang, exit at once or never become ready: one tenant's misfortune is nobody else's.
+//! Brokers that die, hang, exit at once or never become ready: no other tenant is affected.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,7 +24,7 @@ fn a_killed_broker_is_replaced_and_no_connection_is_refused() {
     assert_eq!(status.restarts, 1);
     let seen = load.stop();
     assert_eq!(seen.refused, 0, "{seen:?}");
-    // Only what the killed process had in its hands.
+    // Only requests that the killed process held are lost.
     assert!(seen.lost.len() <= 4, "{seen:?}");
     assert!(
         seen.count(200) > 0 && seen.answers.keys().all(|s| *s == 200),
@@ -48,7 +48,7 @@ fn a_frozen_broker_is_found_by_its_probes_and_replaced() {
     assert_eq!(status.restarts, 1);
     assert!(!procs::alive(acme_pid));
     assert_eq!(acme.get("/healthz").status, 200);
-    // What its threads were doing was noted before it was killed.
+    // The state of its threads was logged before it was killed.
     let log = host.log();
     assert!(
         log.contains("acme") && log.to_lowercase().contains("hung"),
@@ -73,7 +73,7 @@ fn a_broker_that_exits_at_once_is_tried_again_with_growing_pauses_and_its_last_w
     assert!(words.contains("the dog ate my configuration"), "{status:?}");
     assert_eq!((acme.pid(), acme.status().restarts), (pid, 0));
     assert_eq!(acme.get("/healthz").status, 200);
-    // Nobody is left in a state that costs: at most one process of it at a time.
+    // At most one process of the failing tenant at a time.
     assert!(host.broker_pids().len() <= 2);
 
     wrapper.heal("globex");
@@ -104,7 +104,7 @@ fn a_broker_that_says_configuration_is_not_tried_in_a_loop() {
             n => Err(format!("{n} tries")),
         }
     });
-    // Not its configuration, but an operator's word.
+    // The operator's command ends the wait; the configuration is unchanged.
     wrapper.heal("acme");
     host.command(&["restart", "acme"]);
     acme.becomes("ready");
@@ -260,7 +260,7 @@ fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_aft
         host.command(&["stop", "globex"]).ok();
         host.command(&["start", "globex"]).ok();
         assert!(host.command(&["tenant", "list"]).ok().contains("globex"));
-        // Without the last good one the folders are known all the same, and nothing that goes into tenants' files.
+        // Without the last good file the folders are still known, but the defaults of tenants' files are not.
         std::fs::rename(&last_good, host.root().join("away")).unwrap();
         host.command(&["stop", "globex"]).ok();
         host.command(&["start", "globex"]).ok();
@@ -271,7 +271,7 @@ fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_aft
     globex.becomes("ready");
     assert_eq!(host.broker_pids().len(), 2);
     host.kill();
-    // Nobody to be asked: the mistake is what is wrong.
+    // Without a supervisor, the command reports the mistake itself.
     let asked = host.command(&["status"]);
     assert_eq!(asked.code, Some(78), "{asked:?}");
     let swept = host.command(&["sweep"]);
@@ -302,7 +302,7 @@ fn a_lock_nobody_can_explain_ends_no_broker_that_was_taken_over_and_lets_nothing
     assert_eq!(host.broker_pids(), [pid]);
     acme.api().get("/agents").expect(200);
 
-    // What was asked for meanwhile comes to pass once nobody is in the way.
+    // The pending replacement happens once the lock is free.
     drop(lock);
     host.reload();
     assert_eq!(acme.replaced(pid).restarts, 0);
@@ -326,7 +326,7 @@ fn a_removed_control_socket_is_put_back_and_a_removed_lock_file_lets_nobody_in()
         "{second:?}"
     );
     assert_eq!((acme.pid(), acme.status().restarts), (pid, 0));
-    // Nor does it keep the next one out once it has gone.
+    // The restored lock does not keep the next supervisor out once this supervisor has ended.
     host.kill();
     host.up();
     assert_eq!(acme.becomes("ready").pid, Some(pid));
@@ -339,7 +339,7 @@ fn a_removed_runtime_folder_is_made_again_and_its_brokers_are_replaced_by_overla
     let pid = acme.pid();
     let load = Load::start(&acme.addr(), "/healthz", "", 2, false);
     std::fs::remove_dir_all(host.runtime_dir()).unwrap();
-    // No second supervisor is what is missing.
+    // The command must not advise to start a second supervisor.
     let asked = host.command(&["status"]);
     assert!(
         asked.code == Some(0) || asked.stderr.contains("makes it again within seconds"),
@@ -351,7 +351,7 @@ fn a_removed_runtime_folder_is_made_again_and_its_brokers_are_replaced_by_overla
     assert_eq!(acme.replaced(pid).restarts, 0);
     let seen = load.stop();
     assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
-    // It is locked as the first one was, and holds all that the next supervisor needs.
+    // The new folder is locked as the first was, and holds everything that the next supervisor needs.
     let second = host.command(&["run"]);
     assert!(
         second.stderr.contains("another brokkr-supervisor"),

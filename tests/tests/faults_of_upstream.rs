@@ -1,5 +1,5 @@
-//! Faults that the broker whose contract this one keeps was found to have, each numbered as in the list of them, and shown
-//! to be absent here. Those that belong to one resource are in that resource's file; `structure` sees that none is missing.
+//! Faults found in the upstream broker, shown to be absent here. Each has its number in the list of upstream's faults.
+//! The faults of one resource are in that resource's file; `structure` checks that none is missing.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -70,7 +70,7 @@ fn fault_05_the_first_pak_is_written_for_its_owner_alone_and_follows_no_link() {
     let mode = std::fs::metadata(&key).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(!std::path::Path::new("/tmp/brokkr-keys").exists());
-    // Somebody puts a link where the next PAK is to be written.
+    // A link stands where the next PAK will be written.
     let bait = broker.state_dir().join("bait");
     std::fs::write(&bait, "untouched").unwrap();
     std::fs::remove_file(&key).unwrap();
@@ -101,7 +101,7 @@ fn fault_06_a_started_broker_opens_no_more_connections_than_it_needs() {
 fn fault_07_an_unknown_pak_costs_one_checkout_and_one_look() {
     let server = PgServer::with(Options::new().set("log_statement", "all"));
     let world = World::on(&server, &[]);
-    // So many that no more of them are written down: what is left is the cost of looking.
+    // Enough attempts that no more are recorded: the rest is the cost of authentication.
     let stranger = world.admin.with_pak("brokkr_BRnobody_11111111111111111111");
     for _ in 0..70 {
         let _ = stranger.get("/agents").expect(401);
@@ -152,7 +152,7 @@ fn fault_14_an_agent_changes_nothing_but_its_name_cluster_and_status() {
         assert_eq!(after[key], before[key], "{key}");
     }
     assert_eq!(after["status"], "ACTIVE");
-    // Its own PAK still opens its door, and its own door only.
+    // The agent's own PAK still works, and only for the agent itself.
     let _ = agent.api.get(&path).expect(200);
     let other = world.agent("b");
     let _ = refused(

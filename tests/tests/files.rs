@@ -1,4 +1,4 @@
-//! Tenant files dropped, changed, broken, repaired and removed, in an order no person would think of.
+//! Tenant files are written, changed, broken, repaired and removed in random order.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,7 +20,7 @@ const BROKEN: [&str; 4] = [
     "\u{0}",
 ];
 
-/// What a tenant should be: the pool of the last good file it had, and whether the file is good now.
+/// The expected state of a tenant: the pool of its last good file, and whether its file is good now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Model {
     pool: Option<u32>,
@@ -44,7 +44,7 @@ fn fifty_random_changes_of_files_end_in_the_right_set_of_processes() {
         let pool = dice.u32(3..8);
         let good = host.tenant(name).listen(listen).pool(pool).text();
         match (models.get(name).copied(), dice.u8(..4)) {
-            // Dropped, changed, repaired: a rename, or written where it is.
+            // A good file, new or changed: renamed into place, or written in place.
             (_, 0 | 1) => {
                 println!("{step}: {name} has a pool of {pool}");
                 if dice.bool() {
@@ -60,7 +60,7 @@ fn fifty_random_changes_of_files_end_in_the_right_set_of_processes() {
                     },
                 );
             }
-            // Broken. What counts is whether a good one was read before.
+            // A broken file; the tenant keeps running if a good file was read before.
             (model, 2) => {
                 println!("{step}: {name} is broken");
                 if let Some(Model {
@@ -118,7 +118,7 @@ fn fifty_random_changes_of_files_end_in_the_right_set_of_processes() {
         status.tenants.iter().all(|t| t.restarts == 0),
         "{status:#?}"
     );
-    // What runs on an old file says so.
+    // A tenant that runs on an old file reports it as pending.
     for (name, _) in models.iter().filter(|(_, m)| m.pool.is_some() && !m.good) {
         assert!(
             status.tenant(name).unwrap().pending.is_some(),
@@ -149,7 +149,7 @@ fn a_file_that_is_briefly_invalid_or_gone_never_stops_a_running_tenant() {
     acme.wait("as before", |t| t.pending.is_none());
 
     acme.remove_file();
-    // Far shorter than the two seconds a removal takes to count, on a slow machine too.
+    // Far shorter than the two seconds after which a removal counts, also on a slow machine.
     holds_for(Duration::from_millis(300), "acme runs on", || {
         runs_on(&acme)
     });
@@ -177,7 +177,7 @@ fn a_change_without_effect_replaces_nothing_and_one_with_effect_only_its_own_ten
     assert_eq!((status.pool_size, status.restarts), (Some(7), 0));
     assert_eq!(globex.pid(), globex_pid);
 
-    // What only the supervisor makes something of replaces nobody, and is told all the same.
+    // A change that concerns only the supervisor replaces no broker and is reported all the same.
     let (acme_pid, text) = (acme.pid(), acme.read_file());
     for (enabled, becomes) in [("false", "stopped"), ("true", "ready")] {
         acme.replace_file(&format!("{text}\n[supervision]\nenabled = {enabled}\n"));
@@ -240,7 +240,7 @@ fn removing_most_files_at_once_is_held_until_it_is_confirmed() {
     let pids: Vec<i32> = tenants.iter().map(Tenant::pid).collect();
     let aside = host.root().join("aside");
     std::fs::create_dir(&aside).unwrap();
-    // In one scan: the folder is put aside as a whole and comes back with one file.
+    // In one scan: the folder is moved away as a whole and comes back with one file.
     std::fs::rename(host.tenants_dir(), aside.join("old")).unwrap();
     std::fs::create_dir(host.tenants_dir()).unwrap();
     std::fs::copy(aside.join("old/a.toml"), host.tenants_dir().join("a.toml")).unwrap();
@@ -299,14 +299,14 @@ fn a_tenant_that_has_gone_has_no_admin_pak_to_show_but_a_folder_that_is_named() 
         gone.stderr.contains("no tenant acme any more") && gone.stderr.contains("tenants/acme"),
         "{gone:?}"
     );
-    // It comes back to what it had.
+    // A tenant that comes back has its old data.
     host.tenant("acme").up();
     assert_eq!(host.command(&["pak", "acme"]).ok(), pak);
     let never = host.command(&["pak", "nobody"]);
     assert!(!never.stderr.contains("any more"), "{never:?}");
 }
 
-/// Changes the pool of a tenant by `write`, and waits until the change has been noticed by itself.
+/// Changes a tenant's pool by `write`, and waits until the supervisor notices the change without a command.
 fn noticed(tenant: &Tenant<'_>, pool: u32, write: impl FnOnce(&str)) {
     let old = tenant.pid();
     let text = tenant.read_file();
@@ -327,7 +327,7 @@ fn a_change_behind_a_link_is_noticed_whichever_part_of_the_way_to_it_changes() {
     let acme = host.tenant("acme").write();
     let globex = host.tenant("globex").write();
     let initech = host.tenant("initech").write();
-    // A plain link, a link over a folder that is a link itself as Kubernetes makes them, and a second name.
+    // A plain link, a link through a folder that is itself a link as in Kubernetes, and a hard link.
     std::fs::rename(acme.file(), store.join("l.toml")).unwrap();
     symlink("../store/l.toml", acme.file()).unwrap();
     std::fs::rename(globex.file(), store.join("..1/g.toml")).unwrap();
@@ -354,7 +354,7 @@ fn a_change_behind_a_link_is_noticed_whichever_part_of_the_way_to_it_changes() {
     noticed(&initech, 6, |text| {
         std::fs::write(store.join("other-name"), text).unwrap();
     });
-    // A link to nothing becomes a tenant when its target does.
+    // A dangling link becomes a tenant when its target appears.
     symlink("../later/h.toml", host.known("hooli").file()).unwrap();
     let hooli = host.known("hooli");
     hooli.becomes("refused");
@@ -375,7 +375,7 @@ fn a_renamed_tenant_keeps_its_schema_and_so_its_admin_pak() {
     assert_eq!(new.pak(), pak);
     assert!(!old.state_dir().exists(), "it belongs to newco now");
 
-    // Where the folder cannot be told to be its own, the folder that may be is named.
+    // When the state folder cannot be identified as the tenant's own, the likely folder is named.
     std::fs::create_dir(old.state_dir()).unwrap();
     std::fs::rename(
         new.state_dir().join("admin.pak"),
@@ -392,7 +392,7 @@ fn a_renamed_tenant_keeps_its_schema_and_so_its_admin_pak() {
 
 #[test]
 fn a_runtime_folder_too_deep_for_sockets_costs_no_tenant_anything() {
-    // Deep enough that neither the control socket nor any tenant's fits into an address of 107 bytes.
+    // So deep that neither the control socket nor a tenant's socket fits into an address of 107 bytes.
     let deep = "d".repeat(60);
     let host = Host::builder()
         .set("runtime_dir", &format!("\"run/{deep}/{deep}\""))
@@ -401,7 +401,7 @@ fn a_runtime_folder_too_deep_for_sockets_costs_no_tenant_anything() {
     host.command(&["check"]).ok();
     let tenant = host.tenant(&name).up();
     let pid = tenant.pid();
-    // Probed and told things over its socket, by this supervisor and by the next.
+    // This supervisor and the next reach the broker over its socket.
     host.kill();
     host.up();
     tenant.becomes("ready");

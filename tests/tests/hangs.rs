@@ -1,5 +1,4 @@
-//! Brokers that live and do not answer, and hosts that stand still: which of the two it is, how soon it is seen, and what is
-//! left to look at afterwards.
+//! Hung brokers and stalled hosts: telling the two apart, finding a hang in time, and keeping evidence of it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_millis(400);
-/// `[health] failures` as it comes.
+/// The default of `[health] failures`.
 const FAILURES: u32 = 3;
 
 fn probed_often() -> Builder {
@@ -26,7 +25,7 @@ fn probed_often() -> Builder {
         .set("health.timeout", "\"400ms\"")
 }
 
-/// How long until a hang is found: what the operator has set, and what this machine is late with everything just now.
+/// Returns the time within which a hang is found: the configured time, plus the machine's present delay.
 fn found_within(host: &Host) -> Duration {
     let start = Instant::now();
     host.status();
@@ -57,7 +56,7 @@ fn a_stopped_broker_is_found_in_time_and_the_state_of_its_threads_is_in_status()
     assert!(found < bound, "found after {found:?} of {bound:?}");
     assert_eq!(status.restarts, 1);
     let exit = status.last_exit.unwrap();
-    // T: stopped, each of them.
+    // T: every thread is stopped.
     assert!(
         exit.contains("hung") && exit.contains("brokkr-broker: T"),
         "{exit}"
@@ -88,13 +87,13 @@ fn a_broker_whose_event_loop_has_died_is_found_and_replaced_too() {
     let status = acme.replaced(deaf);
     assert!(found < bound + Duration::from_secs(2), "{found:?}");
     let exit = status.last_exit.unwrap();
-    // S: asleep, where a stopped one has T.
+    // S: asleep, unlike the T of a stopped thread.
     assert!(exit.contains("hung") && exit.contains(": S"), "{exit}");
     assert_eq!(status.restarts, 1);
     assert_eq!(globex.status().restarts, 0);
 }
 
-/// Cores below the tenant's state folder.
+/// Returns the core files in the tenant's state folder.
 fn cores(tenant: &Tenant<'_>) -> Vec<PathBuf> {
     std::fs::read_dir(tenant.state_dir())
         .unwrap()
@@ -118,7 +117,7 @@ fn a_hung_broker_leaves_a_core_where_the_operator_wants_one_and_nowhere_else() {
     }
     let host = probed_often().build();
     let acme = host.tenant("acme").up();
-    // Whatever ends it: the memory of a tenant's broker is not for the disk.
+    // No signal leaves a core by default, because a broker's memory does not belong on disk.
     let pid = acme.pid();
     procs::signal(pid, Signal::SIGABRT);
     let exit = acme.replaced(pid).last_exit.unwrap();
@@ -156,7 +155,7 @@ fn a_host_that_stands_still_replaces_nobody() {
     });
     let pids: Vec<i32> = tenants.iter().map(Tenant::pid).collect();
 
-    // Everybody misses probes together.
+    // All brokers miss probes together.
     for pid in &pids {
         procs::signal(*pid, Signal::SIGSTOP);
     }
@@ -182,7 +181,7 @@ fn a_host_that_stands_still_replaces_nobody() {
         s.all("ready") && s.notices.iter().all(|notice| !notice.contains("stalled"))
     });
 
-    // The supervisor itself stood still, and one broker with it for a while longer.
+    // The supervisor itself stood still, and one broker stays stopped for a while longer.
     procs::signal(pids[0], Signal::SIGSTOP);
     procs::signal(host.pid(), Signal::SIGSTOP);
     until(
@@ -222,7 +221,7 @@ fn brokers_that_all_hang_for_long_are_replaced_one_at_a_time() {
         procs::signal(*pid, Signal::SIGSTOP);
     }
     let stopped = Instant::now();
-    // Ten times as long as it takes to find one, and then one after the other.
+    // Ten times the time to find a hang, and then one replacement after the other.
     let found = INTERVAL * FAILURES + TIMEOUT;
     let status = host.wait(
         15 * found + Duration::from_secs(30),

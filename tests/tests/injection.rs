@@ -1,4 +1,4 @@
-//! Whatever a caller or an operator writes where a name belongs is an error or is stored as it is: never executed.
+//! Hostile text from a caller or an operator is an error or is stored as it is, and is never executed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +16,7 @@ use brokkr_tests::{Broker, until};
 use serde_json::{Value, json};
 use world::{World, id, refused, server};
 
-/// What has broken other programs. None holds more than 64 characters or a NUL.
+/// Texts that have broken other programs. None has more than 64 characters or a NUL.
 const HOSTILE: &[&str] = &[
     "'; DROP TABLE agents; --",
     "\"; DROP SCHEMA public CASCADE; --",
@@ -34,12 +34,12 @@ const HOSTILE: &[&str] = &[
     "💣';--",
 ];
 
-/// Percent-encodes everything, so that a path segment stays one.
+/// Percent-encodes every byte, so that the text stays one path segment.
 fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// How many rows each table holds, and that each is there.
+/// Returns the number of rows of each table, and so checks that the tables exist.
 fn tables(world: &World) -> Vec<(String, i64)> {
     let mut sql = world.sql();
     let names: Vec<String> = sql

@@ -1,4 +1,4 @@
-//! One stream; every line knows its tenant; a flood costs the one who makes it.
+//! One log stream: every line names its tenant, and a flood costs only its own tenant.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +19,7 @@ fn of<'a>(lines: &'a [Value], tenant: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// How many lines the stream says were dropped.
+/// Returns the number of lines that the stream reports as dropped.
 fn dropped(messages: &[&str]) -> u64 {
     messages
         .iter()
@@ -39,7 +39,7 @@ fn two_hundred_thousand_lines_of_one_tenant_disturb_no_line_of_another() {
     const TICKS: usize = 300;
     let host = Host::new();
     let wrapper = host.wrap_broker();
-    // Both write on the broker's own pipe, and the broker runs beside them.
+    // Both scripts write to the broker's own pipe, and the broker runs beside them.
     wrapper.first(
         "quiet",
         &format!(
@@ -48,7 +48,7 @@ fn two_hundred_thousand_lines_of_one_tenant_disturb_no_line_of_another() {
     );
     wrapper.first(
         "noisy",
-        // Line by line: the pipe has a second writer, the broker itself.
+        // Line by line, because the broker writes to the same pipe.
         &format!(
             "(stdbuf -oL seq -f 'flood %.0f' 0 {last} >&2) &",
             last = FLOOD - 1
@@ -89,7 +89,7 @@ fn two_hundred_thousand_lines_of_one_tenant_disturb_no_line_of_another() {
         numbers.len(),
         dropped(&loud)
     );
-    // Nor do they push the other's out of what a person is shown.
+    // The flood does not push the other tenant's lines out of `logs`.
     let shown = |args: &[&str]| -> Vec<Value> {
         let logs = ["logs", "-n", "200", "--format", "json"];
         let text = host.command(&[&logs[..], args].concat()).ok();
@@ -140,7 +140,7 @@ fn what_is_not_json_is_wrapped_and_a_long_line_is_cut() {
     );
     assert!(of(&lines, "acme").contains(&"to standard output"));
 
-    // A broker's own lines keep what they say of themselves.
+    // A broker's own lines keep their own fields.
     let own = lines
         .iter()
         .find(|l| {

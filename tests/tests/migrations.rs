@@ -1,5 +1,5 @@
-//! A schema of any earlier version, with data in every table it had, is brought up to date by a start and loses nothing;
-//! and a schema that is newer than a broker is served by it until the schema says that it must not be.
+//! A schema of any earlier version is migrated at a start and keeps the data of every table. A broker serves a newer
+//! schema until the schema refuses it.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -28,19 +28,17 @@ use permissions::fixture::Fixture;
 use permissions::matrix;
 use world::{World, server, unique};
 
-/// Rows of data in every table.
 const ROWS: i64 = 30;
 
-/// What the secrets of webhooks are kept with, so that a schema that has some is not refused.
+/// The key of the webhooks' secrets, without which a schema that has some is refused.
 const KEY: &str = "\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"";
 
-/// A released file of migrations.
 struct Migration {
     version: i32,
     sql: String,
 }
 
-/// The files of the repository, oldest first.
+/// Returns the migrations of the repository, oldest first.
 fn migrations() -> Vec<Migration> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
     let mut all: Vec<Migration> = std::fs::read_dir(folder)
@@ -59,14 +57,15 @@ fn migrations() -> Vec<Migration> {
     all
 }
 
-/// The broker's own record of its migrations, from a schema that it has made.
+/// Returns a schema that the broker has migrated, with the broker's own record of its migrations.
 fn reference(server: &PgServer) -> String {
     let world = World::on(server, &[]);
     let _ = world.broker.stop();
     world.schema
 }
 
-/// A schema as the broker of that version left it: its migrations, its record of them, and what its first start made.
+/// Makes a schema as the broker of that version left it: its migrations, its record of them, and the rows of its first
+/// start.
 fn schema_at(
     server: &PgServer,
     reference: &str,
@@ -107,7 +106,6 @@ fn schema_at(
     (schema, pak)
 }
 
-/// Every row of a table, by these columns.
 fn rows(client: &mut postgres::Client, table: &str, columns: &[String]) -> Vec<String> {
     let columns = columns.join(", ");
     let sql = format!("SELECT ROW({columns})::text FROM {table} ORDER BY 1");
@@ -174,7 +172,7 @@ fn every_earlier_version_is_brought_up_to_date_with_its_data_in_place() {
     }
 }
 
-/// Everything that can be read can be read, of old rows and of new ones.
+/// Checks that old and new rows can be read through every reading operation.
 fn works(world: World) {
     let listed = world.admin.get("/generators").expect(200).json();
     assert!(listed.as_array().unwrap().len() as i64 > ROWS);
@@ -200,7 +198,7 @@ fn a_schema_with_additive_migrations_of_a_newer_broker_is_served() {
              INSERT INTO refinery_schema_history VALUES (99, 'from_the_future', now()::text, '4711')",
         )
         .unwrap();
-    // The one that runs goes on: it names the columns it reads.
+    // The running broker goes on, because its statements name their columns.
     let _ = world.admin.get("/agents").expect(200);
     let older = Broker::on(server()).schema(&world.schema).start();
     let api = world.admin.clone();
@@ -217,7 +215,7 @@ fn a_schema_that_needs_a_newer_broker_says_so_and_nothing_is_touched() {
     let all = migrations();
     let newest = all.last().unwrap().version;
     let reference = reference(server());
-    // One that is up to date but for what is unknown here, and one that this broker would have something to do in.
+    // A schema that has all migrations known here, and a schema that this broker would have to migrate.
     for version in [newest, all[0].version] {
         let (schema, _) = schema_at(server(), &reference, &all, version);
         let mut client = server().client();

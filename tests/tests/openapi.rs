@@ -1,5 +1,5 @@
-//! The OpenAPI document, as somebody who has it would use it. That it says what the published one says is looked at by
-//! `rust-client`; that answers are as it says, by `schemathesis.rs`.
+//! Uses the OpenAPI document as a client's author would. `rust-client` compares it with the published document,
+//! `schemathesis.rs` checks answers against it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,7 +28,7 @@ fn the_document_is_served_without_a_pak_and_is_what_the_command_prints() {
         served.json(),
         serde_json::from_str::<Value>(&printed).unwrap()
     );
-    // There is no page that shows it.
+    // No page shows the document.
     for path in ["/swagger-ui", "/docs", "/docs/"] {
         let nothing = http::get(&world.broker.addr(), path).unwrap().expect(404);
         assert_eq!(nothing.json()["code"], "not_found", "{path}");
@@ -45,7 +45,7 @@ fn the_document_is_printed_without_any_configuration() {
     assert_eq!(document["openapi"], "3.1.0");
 }
 
-/// The only keys that an answer may lack: every other optional key is there as null.
+/// The only keys that an answer may lack; every other optional key is null.
 const MAY_BE_ABSENT: [&str; 7] = [
     "AuditLog.ip_address",
     "AuditLog.user_agent",
@@ -62,7 +62,7 @@ fn every_documented_key_is_one_that_answers_are_checked_for() {
     let document: Value = serde_json::from_str(&printed).unwrap();
     let mut compared = 0;
     for (name, mut checked) in shapes::all() {
-        // The document's name for an entry.
+        // The document's name of an entry.
         let name = if name == "AuditLogEntry" {
             "AuditLog"
         } else {
@@ -103,7 +103,7 @@ fn every_documented_operation_is_there_and_answers_as_documented() {
                 .collect::<Vec<_>>()
                 .join("/");
             let documented = &operation["responses"];
-            // Nobody, then the admin with things that do not exist.
+            // Without a PAK, and then as admin with ids that do not exist.
             for (api, pak) in [(world.nobody(), "no PAK"), (world.admin.clone(), "admin")] {
                 let answer = api.call(&method.to_uppercase(), &nobodys, None);
                 if documented.get(answer.status.to_string()).is_none() {

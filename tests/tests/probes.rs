@@ -1,4 +1,4 @@
-//! What it costs a tenant to be looked after.
+//! The cost of supervision for a tenant.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use brokkr_tests::{Host, pg};
@@ -21,7 +21,7 @@ fn probes_of_an_idle_broker_ask_its_server_nothing() {
     };
     let at_ready = statements();
     assert!(at_ready > 0, "the start itself is not in the log");
-    // Forty probes later.
+    // After forty probes.
     acme.wait("ready for two seconds", |t| {
         t.uptime_s.is_some_and(|s| s > 2.0)
     });

@@ -1,4 +1,4 @@
-//! The published Python client walks supervised tenants, unmodified.
+//! The published Python client runs unmodified against supervised tenants.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use brokkr_tests::Host;
 
-/// The interpreter of the virtual environment that `make test` puts the client in.
+/// Returns the interpreter of the virtual environment in which `make test` installs the client.
 fn python() -> PathBuf {
     let python = std::env::var_os("BROKKR_TESTS_PYTHON").map_or_else(
         || {
@@ -59,7 +59,7 @@ fn the_published_python_client_walks_two_supervised_tenants_at_once() {
         );
         assert!(ran.status.success(), "{out}\n{err}");
         println!("{}", out.lines().last().unwrap_or_default());
-        // As many as the client has: the walk itself sees to it that none is forgotten.
+        // The number of operations of the client; the walk itself checks that it calls each.
         assert!(out.ends_with("walk: 96 operations\n"), "{out}");
     }
     assert!(tenants.iter().all(|tenant| tenant.status().restarts == 0));

@@ -1,5 +1,5 @@
-//! A newcomer that would take from those already there is refused, with the place in its file and what to do; who runs
-//! is left alone.
+//! A new tenant that would take anything from running tenants is refused, with the place in its file and advice;
+//! running tenants are unaffected.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,8 +10,8 @@
 
 use brokkr_tests::{Host, PgServer, Tenant, pg};
 
-/// That `newcomer` is refused for a reason with all of `words`, which begins with a place in its file, and that
-/// `runner` still is the process it was.
+/// Checks that `newcomer` is refused and that `runner` is still the same process. The reason must contain all of
+/// `words` and begin with a place in the newcomer's file.
 fn refused(newcomer: &Tenant<'_>, words: &[&str], runner: &Tenant<'_>, pid: i32) {
     let status = newcomer.becomes("refused");
     let reason = status.reason.unwrap();
@@ -43,7 +43,7 @@ fn fault_02_the_same_schema_in_another_case_is_taken() {
     let copy = host.tenant("copycat").schema("Tenant_ACME").write();
     refused(&copy, &["tenant_acme", "acme"], &acme, pid);
 
-    // It is told apart from a repaired one.
+    // A repaired file is admitted.
     host.tenant("copycat").schema("tenant_copycat").up();
     assert_eq!(acme.pid(), pid);
 }
@@ -61,7 +61,7 @@ fn the_same_schema_by_another_url_to_the_same_database_is_taken() {
         .write();
     refused(&copy, &["tenant_acme", "acme"], &acme, pid);
 
-    // In another database it is another schema.
+    // The same schema name in another database is another schema.
     host.server().database("second", "brokkr");
     host.tenant("copycat")
         .schema("tenant_acme")
@@ -97,7 +97,7 @@ fn with_default_pools_on_a_default_server_the_second_tenant_is_refused_with_numb
         pid,
     );
 
-    // A smaller one behind it is still admitted.
+    // A smaller tenant after it is still admitted.
     let small = host.tenant("small").pool(5).up();
     let status = host.status();
     let server = &status.servers[0];
@@ -113,14 +113,14 @@ fn with_default_pools_on_a_default_server_the_second_tenant_is_refused_with_numb
     );
     assert_eq!(small.status().server.as_deref(), Some(server.id.as_str()));
 
-    // `check` says the same, in its table, and finds a problem.
+    // `check` says the same in its table and reports a problem.
     let check = host.command(&["check"]);
     assert_eq!(check.code, Some(1), "{check:?}");
     let said = format!("{}{}", check.stdout, check.stderr);
     for word in ["globex", "94", "max_connections"] {
         assert!(said.contains(word), "{word} is not in: {said}");
     }
-    // A pool that fits is admitted as soon as it is written.
+    // A pool that fits is admitted as soon as the file is written.
     globex.replace_file(&host.tenant("globex").pool(20).text());
     globex.becomes("ready");
     assert_eq!(acme.pid(), pid);
@@ -144,7 +144,7 @@ fn an_admitted_tenant_keeps_its_place_over_a_restart_of_the_supervisor() {
     last_by_name.becomes("ready");
     first_by_name.becomes("refused");
 
-    // Its file gone, its place is free.
+    // The place of a removed file is free.
     last_by_name.remove_file();
     first_by_name.becomes("ready");
     last_by_name.is_gone();
@@ -172,7 +172,7 @@ fn a_pool_raised_beyond_the_budget_is_pending_and_the_old_one_runs_on() {
     let pending = status.pending.unwrap();
     assert!(pending.contains("25"), "{pending}");
 
-    // Room is made: it is taken.
+    // The pending change takes the room as soon as there is some.
     globex.remove_file();
     let status = acme.wait("ready with 25", |t| {
         t.state == "ready" && t.pool_size == Some(25)
@@ -197,7 +197,7 @@ fn what_is_no_tenant_file_is_named_and_harms_nobody() {
         "[database]\nschemma = \"tenant_typo\"\n",
     )
     .unwrap();
-    // Not tenants at all.
+    // Files that are not tenants.
     std::fs::write(folder.join(".hidden.toml"), "nonsense").unwrap();
     std::fs::write(folder.join("acme.toml~"), "nonsense").unwrap();
     for name in ["folder", "dangling", "latin1", "empty", "huge", "typo"] {
@@ -250,7 +250,7 @@ fn a_crash_hands_neither_schema_nor_address_to_a_tenant_that_wants_them() {
             });
         }
         assert_eq!(globex.pid(), before, "the {key} was not given away");
-        // Nor by a new start of the supervisor: acme runs, globex is told why it does not.
+        // A new start of the supervisor does not either: acme runs, and globex is refused with the reason.
         if key == "listen" {
             assert!(host.stop().success());
             host.up();
@@ -302,7 +302,7 @@ fn a_tenant_that_is_added_and_refused_leaves_no_file_and_the_reason_is_said() {
 fn what_add_and_remove_say_is_of_their_own_tenant() {
     let host = Host::new();
     host.tenant("acme").up();
-    // Others that do not run, for every kind of reason.
+    // Other tenants that do not run, one for every kind of reason.
     let nowhere = host.server().url("nowhere", "brokkr");
     host.tenant("lost").url(&nowhere).write();
     host.tenant("broken")
@@ -343,7 +343,7 @@ fn what_add_and_remove_say_is_of_their_own_tenant() {
         (Some(0), "removed globex\n", "")
     );
 
-    // What is wrong with its own it says.
+    // The command reports faults of its own tenant.
     let add = [&add[..], &["--url", &nowhere]].concat();
     let added = host.command(&add);
     assert_eq!(
@@ -365,7 +365,7 @@ fn a_reload_names_every_tenant_that_does_not_run_and_why() {
     host.tenant("b2")
         .url(&server.url("brokkr", "stranger"))
         .write();
-    // The first one hears of them as new, the second one as they are.
+    // The first reload reports them as new, the second as unchanged.
     for _ in 0..2 {
         let ran = host.reload();
         assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -379,7 +379,7 @@ fn a_reload_names_every_tenant_that_does_not_run_and_why() {
     }
 }
 
-/// The advice in a reason or a line of `check`: from `pool_size` or `no pool_size` on.
+/// Returns the advice in a reason or in a line of `check`: the text from `pool_size` or `no pool_size` on.
 fn advice(text: &str) -> String {
     let at = text
         .find("pool_size = ")
@@ -387,7 +387,7 @@ fn advice(text: &str) -> String {
     text[at..].lines().next().unwrap().trim().to_owned()
 }
 
-/// The number after `what` in an advice.
+/// Returns the number after `what` in an advice.
 fn number(advice: &str, what: &str) -> u32 {
     let (_, rest) = advice
         .split_once(what)
@@ -401,7 +401,7 @@ fn every_command_gives_the_same_advice_and_following_it_helps() {
     let host = Host::new();
     let acme = host.tenant("acme").pool(5).up();
     let taken = acme.status().listen.unwrap();
-    // They run on with what they had, and that counts, whatever their files ask for now.
+    // Both run on with their old pools, which count, although their files ask for other values now.
     for name in ["bolt", "core"] {
         let runner = host.tenant(name).pool(7).up();
         let conflicting = host.tenant(name).pool(7).listen(&taken).text();
@@ -420,7 +420,7 @@ fn every_command_gives_the_same_advice_and_following_it_helps() {
         assert_eq!(advice(problem.unwrap()), said, "{check:?}");
         assert!(host.reload().stderr.contains(&said));
         assert!(host.log().contains(&said), "{said} is not in the log");
-        // The table adds up to it.
+        // The table adds up to the same sum.
         let cell = |what: &str| {
             let mut lines = check.stdout.lines().map(str::trim);
             let line = lines.find(|line| line.starts_with(what)).unwrap();
@@ -440,7 +440,7 @@ fn every_command_gives_the_same_advice_and_following_it_helps() {
     big.replace_file(&host.tenant("big").pool(pool + 1).text());
     big.wait("to ask for too much", |t| t.pending.is_some());
 
-    // The other half of the advice, where more than one limit is met.
+    // The other half of the advice, where more than one limit is reached.
     big.remove_file();
     big.is_gone();
     let server = host.server();
@@ -483,7 +483,7 @@ fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
     assert!(pools.is_some_and(|l| l.ends_with(" 105")), "{said}");
     assert_eq!(acme.pid(), pid);
 
-    // Nobody says whether it runs.
+    // Without a supervisor it is unknown whether the tenant runs.
     host.known("new").remove_file();
     host.stop();
     let check = host.command(&["check"]);
@@ -493,7 +493,7 @@ fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
 
 #[test]
 fn a_tenant_that_was_to_move_to_a_full_server_while_nobody_ran_is_refused_and_keeps_its_place() {
-    // The servers of tests are copies of one another; two of different origin are needed here.
+    // The tests' servers are copies of one another; two of different origin are needed here.
     let host = Host::builder()
         .embedded()
         .set("postgres.max_connections", "100")
@@ -512,7 +512,7 @@ fn a_tenant_that_was_to_move_to_a_full_server_while_nobody_ran_is_refused_and_ke
         "{reason}"
     );
     globex.becomes("ready");
-    // Its place is where it was.
+    // The tenant's place is kept.
     let hopeful = host.tenant("hopeful").pool(75).write();
     let reason = hopeful.becomes("refused").reason.unwrap();
     assert!(reason.contains("70 are free"), "{reason}");

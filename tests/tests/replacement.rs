@@ -1,4 +1,4 @@
-//! A tenant's instance is replaced while it is in use, and nobody notices.
+//! A tenant's instance is replaced while it is in use, and no client notices.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,7 +24,7 @@ fn an_idle_keep_alive_connection_gets_one_more_answer_that_closes_it() {
 
     let restart = std::thread::scope(|scope| {
         let ran = scope.spawn(|| host.command(&["restart", "acme"]));
-        // The new one serves while the old one waits for its idle connection.
+        // The new broker serves while the old broker waits for its idle connection.
         acme.replaced(old);
         let last = ask().unwrap();
         assert_eq!((last.status, last.closes()), (200, true), "{last:?}");
@@ -111,7 +111,7 @@ fn a_replacement_that_does_not_become_ready_is_given_up_and_the_old_one_serves_o
     assert_eq!((status.state.as_str(), status.pid), ("ready", Some(old)));
     assert!(status.pending.is_some(), "{status:?}");
     assert_eq!(acme.get("/healthz").status, 200);
-    // Whoever reads warnings only hears of it.
+    // A reader of warnings alone is told too.
     let warned = until(Duration::from_secs(10), "a warning", || {
         host.log_lines().into_iter().find(|line| {
             let text = line["message"].as_str().unwrap_or_default();
@@ -131,7 +131,7 @@ fn a_program_that_does_not_work_is_tried_again_by_itself() {
     let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
     let old = tenants.each_ref().map(|tenant| tenant.pid());
     let tries = host.root().join("tries");
-    // Nothing on disk changes when it works at last.
+    // The program begins to work without a change on disk.
     wrapper.install_again(&format!(
         "echo >> {tries}; [ $(wc -l < {tries}) -gt 6 ] || exit 3",
         tries = tries.display()
@@ -154,7 +154,7 @@ fn a_replacement_that_lives_and_is_not_ready_in_time_is_ended_and_the_old_one_se
     let wrapper = host.wrap_broker();
     let acme = host.tenant("acme").up();
     let old = acme.pid();
-    // For replacements only: a first start on a busy machine may take longer.
+    // Shortened for the replacements only, because a first start on a busy machine may take longer.
     host.kill();
     host.set("start.timeout", "\"1s\"").up();
     assert_eq!(acme.becomes("ready").pid, Some(old));
@@ -188,7 +188,7 @@ fn a_request_in_flight_when_its_broker_is_told_to_stop_is_answered() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let old = acme.pid();
-    // A request whose body is not all there yet is in flight for as long as the client likes.
+    // A request with an incomplete body is in flight for as long as the client likes.
     let body = br#"{"name":"slow","cluster_name":"berlin"}"#;
     let mut connection = Connection::open(&acme.addr()).unwrap();
     let head = format!(
@@ -245,7 +245,7 @@ fn a_sink_that_reads_nothing_for_ten_seconds_slows_nobody_and_the_drops_are_coun
     }
     assert!(host.status().tenants.iter().all(|t| t.restarts == 0));
 
-    // Read at last, and until the end: the stream says how many are missing, and whose.
+    // Read the whole stream: it reports how many lines are missing, and of which tenant.
     let (said, heard) = std::sync::mpsc::channel();
     let reading = std::thread::spawn(move || {
         let mut lines = 0;
@@ -317,11 +317,11 @@ fn a_link_to_the_program_or_another_owner_replaces_no_instance_and_an_upgrade_re
     shell(
         "ln brokkr-broker link; chown $(id -u):$(id -g) brokkr-broker; chmod 700 brokkr-broker; chmod 755 brokkr-broker",
     );
-    // Looks at everything, and takes another program for new at once.
+    // A reload would notice a new program at once.
     host.command(&["reload"]).ok();
     assert_eq!((acme.pid(), changes()), (old, 0));
 
-    // As dpkg does it, as people copy, in place, and only another time.
+    // Upgrades as dpkg does them, as a person copies, in place, and by a new time alone.
     let mut old = old;
     for (n, upgrade) in [
         "cp brokkr-broker new; echo '# second' >>new; ln brokkr-broker backup; mv new brokkr-broker; rm backup",

@@ -1,4 +1,4 @@
-//! `restart --all`: through every tenant, a few at a time, and no further than the first that cannot be restarted.
+//! `restart --all` goes through all tenants, a few at a time, and stops at the first that cannot be restarted.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,8 +1,8 @@
-//! Schemathesis reads our OpenAPI document and asks for everything in it, in every way it can think of: no answer may be a
-//! failure of ours, and none other than the document says.
+//! Schemathesis tests every operation of the OpenAPI document with generated requests: no answer may be a server error
+//! or differ from the document.
 //!
-//! First the admin, who finds nothing behind the ids that are made up; then a generator and an agent, who are given the ids
-//! of things there are.
+//! The first caller is the admin, whose made-up ids name nothing; then come a generator and an agent with ids of
+//! existing rows.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,13 +27,13 @@ use brokkr_tests::{Place, http};
 use serde_json::{Value, json};
 use served::Served;
 
-/// Any number will do; another one asks other questions.
+/// Any number will do; another number generates other requests.
 const SEED: &str = "20240229";
-/// Seconds for each of the three.
+/// Seconds for each of the three callers.
 const EACH: &str = "20";
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 
-/// The program in the virtual environment that `make test` puts it in.
+/// Returns the program in the virtual environment in which `make test` installs it.
 fn schemathesis() -> PathBuf {
     let program = std::env::var_os("BROKKR_TESTS_SCHEMATHESIS").map_or_else(
         || {
@@ -53,14 +53,14 @@ fn schemathesis() -> PathBuf {
     program
 }
 
-/// Something there is: the beginning of its paths, and its id.
+/// An existing resource: the beginning of its paths, and its id.
 type Thing<'a> = (&'a str, &'a str);
 
-/// What the fuzzer is told besides: who calls, and what stands for ids in paths.
+/// Returns the fuzzer's configuration: the caller's PAK, and the ids in paths.
 fn configuration(pak: &str, things: &[Thing<'_>]) -> String {
     let mut text = format!("headers = {{ Authorization = \"Bearer {pak}\" }}\n");
     for (path, id) in things {
-        // The first parameter of the path, which has not the same name everywhere.
+        // The first parameter of the path, whose name differs between operations.
         for name in ["id", "agent_id", "stack_id"] {
             write!(
                 text,
@@ -72,7 +72,7 @@ fn configuration(pak: &str, things: &[Thing<'_>]) -> String {
     text
 }
 
-/// Asks as this caller until the time is up, without the operations that would end the caller.
+/// Sends requests as this caller until the time is up, without the operations in `not` that would end the caller.
 fn asks(scene: &Served, who: &str, pak: &str, things: &[Thing<'_>], not: &[&str]) {
     let place = Place::new();
     let file = place.join("schemathesis.toml");
@@ -114,12 +114,11 @@ fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// What the admin makes there; its id.
 fn made(scene: &Served, path: &str, body: &Value) -> String {
     world::id(&scene.world.admin.post(path, body).expect(201).json())
 }
 
-/// The operations that have succeeded at least once, from the broker's own count.
+/// Returns the operations that have succeeded at least once, from the broker's own metrics.
 fn succeeded(scene: &Served) -> BTreeSet<String> {
     let metrics = http::get(&scene.world.broker.addr(), "/metrics").unwrap();
     let text = metrics.expect(200).text();
@@ -135,7 +134,7 @@ fn succeeded(scene: &Served) -> BTreeSet<String> {
         .collect()
 }
 
-/// How many operations the document has.
+/// Returns the number of operations in the document.
 fn documented(scene: &Served) -> usize {
     let served = http::get(&scene.world.broker.addr(), "/docs/openapi.json").unwrap();
     let document = served.expect(200).json();
@@ -151,7 +150,7 @@ fn nothing_that_can_be_asked_is_answered_otherwise_than_the_document_says() {
     let scene = Served::new();
     asks(&scene, "admin", &scene.world.admin.pak, &[], &[]);
 
-    // Made now: the admin may have deleted whoever was there before.
+    // Made only now, because the admin may have deleted earlier rows.
     let scene = Served::of(scene.world);
     let object = scene.object("kind: Namespace");
     let (agent, generator) = (scene.agent.clone(), scene.generator.clone());
@@ -176,11 +175,11 @@ fn nothing_that_can_be_asked_is_answered_otherwise_than_the_document_says() {
     let log = scene.world.broker.log();
     let broken: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-    // Still there, and still who they were.
+    // The callers still exist, and their PAKs still work.
     for party in [agent, generator] {
         let _ = party.api.call("POST", "/auth/pak", None).expect(200);
     }
-    // It has not only been refused.
+    // Enough operations have succeeded, so the fuzzer was not only refused.
     let (succeeded, documented) = (succeeded(&scene).len(), documented(&scene));
     println!("{succeeded} of {documented} operations succeeded at least once");
     assert!(succeeded * 2 > documented, "{succeeded} of {documented}");

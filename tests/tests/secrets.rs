@@ -1,4 +1,4 @@
-//! PAKs and passwords are nowhere but where they must be.
+//! PAKs and passwords appear only where they must.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 const PASSWORD: &str = "Corr3ct-Horse-Battery";
 
-/// Files below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -69,7 +68,7 @@ fn paks_and_passwords_are_in_no_environment_argument_log_status_or_file_but_admi
     let agent = acme.api().with_pak(&agent_pak);
     let id = made["agent"]["id"].as_str().unwrap();
     agent.post(&format!("/agents/{id}/heartbeat"), &json!({}));
-    // Wrong ones are secrets too: they may be right somewhere else.
+    // A wrong password or PAK is secret too, because it may be right elsewhere.
     let wrong_pak = format!("{}x", acme.pak());
     assert_eq!(acme.api().with_pak(&wrong_pak).get("/agents").status, 401);
     let wrong_password = "Wrong-Horse-Battery";
@@ -103,7 +102,7 @@ fn paks_and_passwords_are_in_no_environment_argument_log_status_or_file_but_admi
     for pid in procs::all() {
         for name in ["environ", "cmdline"] {
             let path = format!("/proc/{pid}/{name}");
-            // Not the test's own: nothing in it is a secret of the host.
+            // The test's own process is skipped, because its environment has no secret of the host.
             check(&path, &fs::read(&path).unwrap_or_default());
         }
     }
@@ -141,7 +140,7 @@ fn paks_and_passwords_are_in_no_environment_argument_log_status_or_file_but_admi
             .trim(),
         acme.pak()
     );
-    // Nor in what the server keeps of statements and rows: PAKs are hashed there.
+    // The server's statements and rows have no PAK either, because PAKs are stored as hashes.
     let mut client = server.client();
     for row in client
         .query("SELECT query FROM pg_stat_activity", &[])

@@ -1,4 +1,4 @@
-//! What `check` says of servers as they are found: one, two, limited, behind a pooler, a standby, absent.
+//! The verdicts of `check` on servers: one, two, limited, behind a pooler, a standby, absent.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,12 +13,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// `check`, which must find no problem; its tables.
+/// Returns the tables of a `check` that finds no problem.
 fn fits(host: &Host) -> String {
     host.command(&["check"]).ok()
 }
 
-/// `check`, which must find problems, with all of `words` in what it says.
+/// Runs a `check` that must find problems, with all of `words` in its output.
 fn complains(host: &Host, words: &[&str]) -> Ran {
     let check = host.command(&["check"]);
     assert_eq!(check.code, Some(1), "{check:?}");
@@ -32,7 +32,6 @@ fn complains(host: &Host, words: &[&str]) -> Ran {
     check
 }
 
-/// How many servers the tables are of.
 fn tables(output: &str) -> usize {
     output
         .lines()
@@ -284,7 +283,7 @@ fn tenants_that_swap_addresses_before_they_ever_ran_do_not_wait_for_each_other()
     }
 }
 
-/// Tenants `a` to `m`, a role and a database for each, pool 2.
+/// Writes tenants `a` to `m` with pool 2, each with its own role and database.
 fn thirteen(host: &Host) -> Vec<brokkr_tests::Tenant<'_>> {
     let names = ('a'..='m').map(String::from);
     names
@@ -297,7 +296,7 @@ fn thirteen(host: &Host) -> Vec<brokkr_tests::Tenant<'_>> {
         .collect()
 }
 
-/// Sessions of a role, as many as it may have.
+/// Opens as many sessions of a role as its limit allows.
 fn take_all(server: &PgServer, role: &str) -> Vec<postgres::Client> {
     let mut taken = Vec::new();
     while let Ok(client) = server.try_client(role, role) {
@@ -366,7 +365,8 @@ fn a_server_that_one_role_may_not_name_is_one_server_and_one_budget() {
         let url = host.server().url(name, name);
         host.tenant(name).pool(80).url(&url).write()
     };
-    // The one that may not name it has run alone first: it keeps its place when the server gets its name.
+    // The tenant whose role may not read the server's identifier ran alone first; it keeps its place when the server is
+    // identified.
     let c = tenant("c");
     host.up();
     c.becomes("ready");
@@ -437,7 +437,7 @@ fn a_schema_that_the_role_may_not_use_or_that_another_broker_made_is_told_before
     for name in ["old", "theirs", "new"] {
         assert!(line(name).contains("cannot start"), "{}", check.stdout);
     }
-    // What is said helps.
+    // Following the advice solves the problem.
     host.server()
         .sql("ALTER SCHEMA tenant_theirs OWNER TO brokkr; GRANT CREATE ON DATABASE brokkr TO poor");
     host.tenant("old").schema("tenant_other").write();

@@ -1,4 +1,4 @@
-//! A stop lasts as long as what is in flight, and systemd hears that it goes on.
+//! A stop lasts until the requests in flight are answered, and systemd is told that it continues.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +17,7 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     let host = Host::builder().set("stop.grace", "\"50s\"").build();
     let ear = Ear::to(&host, None);
     let acme = host.tenant("acme").up();
-    // A request whose body is not all there yet is in flight for as long as the client likes.
+    // A request with an incomplete body is in flight for as long as the client likes.
     let body = br#"{"name":"slow","cluster_name":"berlin"}"#;
     let mut connection = Connection::open(&acme.addr()).unwrap();
     let head = format!(
@@ -28,7 +28,7 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     );
     connection.raw(head.as_bytes()).unwrap();
     connection.raw(&body[..10]).unwrap();
-    // On its way into the broker before that is told to stop: it is accepted in order.
+    // The broker accepts connections in order, so it has accepted the request before it is told to stop.
     assert_eq!(acme.get("/healthz").status, 200);
     assert_eq!(ear.heard("EXTEND_TIMEOUT_USEC="), []);
 
@@ -44,7 +44,7 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     assert!(host.running(), "it waits for the request");
     assert_eq!(ear.heard("STOPPING=1").len(), 1);
     for pair in extended.windows(2) {
-        // Each is asked for before the one before it has run out.
+        // Each extension is requested before the previous has run out.
         let asked = Duration::from_micros(pair[0].1.parse().unwrap());
         assert!(pair[1].0 - pair[0].0 < asked, "{extended:?}");
     }
@@ -53,12 +53,12 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     assert_eq!(answer.status, 201, "{answer:?}");
     assert!(host.wait_ended().success());
     ear.end();
-    // Only the test's own end of the socket.
+    // The test's own end of the notification socket is all that is left.
     let own = host.root().join("systemd").display().to_string();
     assert_eq!(host.leftovers(), [own]);
 }
 
-/// `stop acme`, which waits for a request in flight; once the supervisor has the order.
+/// Starts `stop acme`, which waits for a request in flight, and returns when the supervisor has the order.
 fn stopping(host: &Host, orders: usize) -> Child {
     let stop = Command::new(brokkr_tests::bin::supervisor())
         .args(["stop", "acme", "--config"])

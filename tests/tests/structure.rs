@@ -35,7 +35,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Lines of code, without comments and without what only tests see.
+/// Returns numbered lines of code, without comments and test modules.
 fn code<'a>(name: &str, text: &'a str) -> Vec<(usize, &'a str)> {
     if name.ends_with("/tests.rs") || name.contains("/tests/") {
         return Vec::new();
@@ -50,7 +50,7 @@ fn code<'a>(name: &str, text: &'a str) -> Vec<(usize, &'a str)> {
 
 #[test]
 fn only_instance_spawns_or_kills() {
-    // What starts or signals a process, in the standard library, nix, libc and the system calls themselves.
+    // The ways to start or signal a process in the standard library, nix, libc and system calls.
     let words = [
         "Command::new",
         "process::Command",
@@ -73,11 +73,11 @@ fn only_instance_spawns_or_kills() {
     for (name, text) in sources("supervisor/src") {
         let own =
             name == "supervisor/src/instance.rs" || name.starts_with("supervisor/src/instance/");
-        // Plays with processes that are numbers.
+        // The simulation's processes are only numbers.
         if name.starts_with("supervisor/src/simulation") {
             continue;
         }
-        // Holds the system calls behind safe functions; who calls them is looked at like everybody else.
+        // These files wrap the system calls in safe functions; their callers are checked like all other code.
         let calls = name == "supervisor/src/sys.rs" || name.starts_with("supervisor/src/sys/");
         for (number, line) in code(&name, &text) {
             if words.iter().any(|word| line.contains(word)) {
@@ -89,7 +89,7 @@ fn only_instance_spawns_or_kills() {
             }
         }
     }
-    // The safe functions of sys.rs that start or signal are for instance/ alone, too.
+    // Only instance/ may call the functions of sys.rs that start or signal a process.
     let sys = fs::read_to_string(root().join("supervisor/src/sys.rs")).unwrap();
     let doers: Vec<&str> = sys
         .split("pub(crate) fn ")
@@ -169,7 +169,7 @@ fn the_pure_parts_know_no_clock_no_input_and_no_async() {
 
 #[test]
 fn the_supervisor_decides_nothing_by_the_time_of_day() {
-    // A clock that is set jumps, and nobody may be restarted, waited for or given up because of it.
+    // The time of day jumps when the clock is set, and no restart, wait or timeout may depend on it.
     let mut asked = 0;
     for (name, text) in sources("supervisor/src") {
         let says = name.starts_with("supervisor/src/logs");
@@ -227,7 +227,7 @@ fn broker_and_supervisor_never_depend_on_each_other_and_tenant_on_nothing_of_our
     }
 }
 
-/// The connections of the pool, which names it itself.
+/// The crate of the pool's connections, exempt from the check below.
 const OF_THE_POOL: &str = "r2d2_postgres";
 
 #[test]
@@ -249,7 +249,7 @@ fn every_declared_dependency_is_used_by_its_member() {
         let own = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
         let mut text = String::new();
         for (name, source) in sources(member) {
-            // The client's crate lies in the tests' folder and is a member of its own.
+            // The client's crate lies in the tests' folder but is a member of its own.
             if member != "tests" || !name.starts_with("tests/rust-client") {
                 text.push_str(&source);
             }
@@ -274,7 +274,7 @@ fn every_declared_dependency_is_used_by_its_member() {
     assert_eq!(unused, Vec::<String>::new(), "of no member");
 }
 
-/// The names that lines of a list of dependencies begin with.
+/// Returns the names at the beginning of the lines of a dependency list.
 fn names(list: &str) -> impl Iterator<Item = String> {
     list.lines().filter_map(|line| {
         let end = line.find(['.', ' ', '='])?;
@@ -285,14 +285,14 @@ fn names(list: &str) -> impl Iterator<Item = String> {
 
 #[test]
 fn the_published_client_is_a_dependency_of_its_own_tests_alone() {
-    // Its licence is not ours, and what it brings (another HTTP client, OpenSSL) is not wanted here.
+    // The client has another licence and brings unwanted dependencies (another HTTP client, OpenSSL).
     for folder in ["broker", "supervisor", "tenant", "pg", "tests"] {
         let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
         for name in ["brokkr-client", "brokkr-rust-client-tests", "rust-client"] {
             assert!(!manifest.contains(name), "{folder}/Cargo.toml names {name}");
         }
     }
-    // And by no detour: nothing that the lock file gives a product crate leads there.
+    // No product crate depends on the client indirectly either, according to the lock file.
     let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
     let packages: Vec<&str> = lock.split("[[package]]").collect();
     let named = |name: &str| {
@@ -315,7 +315,7 @@ fn the_published_client_is_a_dependency_of_its_own_tests_alone() {
             let list = package
                 .split_once("dependencies = [")
                 .map_or("", |(_, l)| l);
-            // A version beside the name only tells two of one name apart; both are looked at.
+            // A version after the name only separates packages of one name; both are checked.
             next.extend(
                 list.split('"')
                     .skip(1)
@@ -383,8 +383,8 @@ fn the_book_knows_every_key() {
     }
 }
 
-/// Rows of the list of upstream's faults that are marked as grave or as trouble in operation and touch the API. Row 4, the
-/// fixed listen address, is not among them: where a broker listens is tried all over these tests.
+/// Rows of the list of upstream's faults that are marked as severe or operational and concern the API. Row 4, the fixed
+/// listen address, is left out because all these tests use other addresses.
 const FAULTS: &str = "01 02 03 05 06 07 08 09 10 10a 11 12 13 14 15 16 17 18 19 20 22 24 25 26 27 28 29 30 31 35 36 37 38 39 \
                       40 41 49 50 51 52 53 54 55 56 57";
 

@@ -1,4 +1,4 @@
-//! SIGUSR2 and what comes in its way: the program that takes over ends when it is told to, and one that could not go on is
+//! SIGUSR2 and its obstacles: the program that takes over obeys a signal to end, and a program that could not go on is
 //! not executed.
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// In how many of the stream's lines this stands.
+/// Returns the number of log lines whose message contains `what`.
 fn said(host: &Host, what: &str) -> usize {
     let lines = host.log_lines().into_iter();
     lines
@@ -21,7 +21,7 @@ fn said(host: &Host, what: &str) -> usize {
         .count()
 }
 
-/// Looks without a pause until this is said once more: what comes next takes a few milliseconds.
+/// Polls without a pause until the log has `what` after `from`, because the next step takes only milliseconds.
 fn soon_says(host: &Host, what: &str, from: usize) {
     let until = Instant::now() + Duration::from_secs(30);
     while !host.log()[from..].contains(what) {
@@ -35,7 +35,7 @@ fn a_signal_to_end_is_heeded_whenever_it_comes_after_one_to_take_over() {
     host.own_supervisor();
     host.trivial_brokers();
     let acme = host.tenant("acme").up();
-    // From the question to long after the next program has begun.
+    // From the check of the program until long after the next program has begun.
     let moments = [
         "asking the program on disk",
         "takes this process over",
@@ -79,7 +79,7 @@ fn what_is_wrong_beside_the_brokers_does_not_end_a_supervisor_that_holds_them() 
             let ready = lines.filter(|line| line["tenant"] == "acme" && line["state"] == "ready");
             (ready.count() == 2).then_some(())
         });
-        // It supervises without: a broker that ends is started again.
+        // The supervisor works without its control socket: a broker that ends is started again.
         procs::signal(pid, Signal::SIGKILL);
         until(Duration::from_secs(30), "another instance", || {
             let pids = host.broker_pids();
@@ -93,7 +93,7 @@ fn what_is_wrong_beside_the_brokers_does_not_end_a_supervisor_that_holds_them() 
     let status = host.status();
     let notice = |what: &str| status.notices.iter().any(|n| n.contains(what));
     assert!(notice("nobody knows who was stopped"), "{status:?}");
-    // It was not running, so nobody can say that it was not stopped.
+    // The tenant was not running, so it may have been stopped by the operator.
     globex.becomes("stopped");
     until(Duration::from_secs(10), "the list written anew", || {
         (fs::read_to_string(&stopped).ok()? == "globex\n").then_some(())

@@ -49,7 +49,7 @@ fn an_agent_of_one_tenant_is_not_in_the_other_and_paks_open_only_their_own() {
         200
     );
 
-    // And in the server: the row is in acme's table alone.
+    // The server has the row in acme's table alone.
     let mut client = host.server().client();
     let count = |client: &mut postgres::Client, schema: &str| -> i64 {
         let ask = format!("SELECT count(*) FROM {schema}.agents WHERE name = 'edge-1'");
@@ -123,7 +123,7 @@ fn a_supervisor_with_the_embedded_server_needs_nothing_else() {
             .contains("edge-1")
     );
 
-    // A name that is taken is said by the server too, and is no failure of it.
+    // The server logs a name that is taken as an error too, but it is no failure.
     acme.api()
         .post(
             "/agents",
@@ -179,7 +179,7 @@ fn the_next_supervisor_waits_for_the_lock_of_one_that_is_dying() {
     let lock = host.runtime_dir().join("supervisor.lock");
     let held = std::fs::File::open(lock).unwrap();
     held.try_lock().unwrap();
-    // As long as the kernel may take to end a process that has been killed.
+    // As long as the kernel may take to end a killed process.
     let dying = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         drop(held);

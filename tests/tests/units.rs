@@ -1,4 +1,4 @@
-//! What `make install` puts where, and that systemd has not a word to say about the units.
+//! The places of the installed files, and units about which systemd reports nothing.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -75,10 +75,10 @@ fn the_units_of_another_prefix_name_its_binaries_and_systemd_has_nothing_to_say(
         println!("skipped: no systemd-analyze");
         return;
     }
-    // With a prefix the binaries named in the units are there, so that nothing has to be overlooked.
+    // With a prefix the units' binaries exist, so every report of systemd counts.
     let place = Place::new();
     let prefix = place.join("p").display().to_string();
-    // Staged below the same folder, and linked to where the units say it is.
+    // Staged below the same folder, and linked from the path in the units.
     install(place.path(), &prefix);
     let staged = place.join(prefix.trim_start_matches('/'));
     std::os::unix::fs::symlink(staged, &prefix).unwrap();

@@ -1,5 +1,5 @@
-//! The tools of the other tests are what they say they are: a server that stops, freezes and replicates; ports nobody
-//! else gets; a client that keeps a connection.
+//! Tests of the test tools: a server that stops, freezes and replicates; unique ports; a client that keeps a
+//! connection.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The agents' channel: who may open it, what it carries either way, and how it ends.
+//! The agents' channel: its permissions, its frames in both directions, and its end.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,7 +24,7 @@ use sockets::{AGENT, SOON, addr, line};
 use tungstenite::Message;
 use world::{World, event, refused};
 
-/// The status and code of a handshake as the holder of a PAK.
+/// Returns the status of a handshake with this PAK.
 fn handshake(world: &World, pak: &str, more: &[(&str, &str)]) -> u16 {
     let bearer = format!("Bearer {pak}");
     let mut headers = more.to_vec();
@@ -54,7 +54,7 @@ fn the_channel_is_for_agents_and_for_nothing_but_a_header() {
     assert_eq!(handshake(&world, "", &protocol), 401);
     assert_eq!(handshake(&world, &agent.pak, &[]), 101);
 
-    // As the agent writes it and as the Rust client does, and nothing is negotiated.
+    // With the headers of the published agent and of the Rust client, no subprotocol is negotiated.
     let bare = [
         ("Authorization", agent.pak.as_str()),
         ("Sec-WebSocket-Protocol", "brokkr.v1"),
@@ -141,7 +141,7 @@ fn a_heartbeat_is_that_of_the_connection_whatever_it_says() {
     let world = World::new();
     let (agent, other) = (world.agent("a"), world.agent("b"));
     let mut socket = world.connect(&agent);
-    // Another's id, a latency that is none, no body of the right kind: an agent is alive whatever it says.
+    // A foreign id, an invalid latency, a body of another type: each counts as a heartbeat of the connection's agent.
     socket.send(
         "heartbeat",
         &json!({ "agent_id": other.id, "sent_at": "x" }),
@@ -165,7 +165,7 @@ fn a_heartbeat_is_that_of_the_connection_whatever_it_says() {
     assert!(second["k8s_reported_at"].is_string());
 }
 
-/// Everything announced from now on, whoever takes it from the outbox meanwhile.
+/// Copies every event from now on, because the broker removes events from the outbox.
 fn announced(world: &World) -> postgres::Client {
     let mut sql = world.sql();
     let schema = &world.schema;
@@ -198,7 +198,7 @@ fn fault_38_an_event_over_the_socket_is_announced_as_by_rest_and_a_repeated_succ
     let mut sql = announced(world);
     let object = served.object("a: 1");
     let mut socket = world.connect(agent);
-    // As the agent sends it: an id that is none and times of its own.
+    // As the agent sends it: with a nil id and its own times.
     let mut success = event(agent, &object, "SUCCESS");
     let body = success.as_object_mut().unwrap();
     body.insert(
@@ -339,7 +339,7 @@ fn fault_13_a_rotated_agents_socket_is_closed_and_what_it_still_sends_is_not_tak
             .call("POST", &format!("/agents/{}/rotate-pak", agent.id), None)
             .expect(200)
             .json();
-        // It ignores the close and goes on.
+        // The agent ignores the close and goes on.
         for _ in 0..20 {
             let _ = socket.message(Message::Text(frame("heartbeat", &json!({}))));
             let _ = socket.message(Message::Text(frame(
@@ -400,7 +400,7 @@ fn a_pak_rotated_by_another_process_ends_the_socket_at_the_next_heartbeat() {
     socket.send("heartbeat", &json!({ "k8s_reachable": true }));
     assert_eq!(socket.end(), 1008);
     assert!(shown(&world, &agent)["last_heartbeat"].is_null());
-    // And the authentication cache has forgotten it too.
+    // The authentication cache has dropped the PAK too.
     assert_eq!(handshake(&world, &agent.pak, &[]), 401);
 }
 
@@ -416,7 +416,7 @@ fn a_pak_rotated_by_a_command_ends_its_silent_sockets_as_soon_as_anybody_asks_an
     }
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Any request sees that PAKs have died.
+        // Any request notices rotated PAKs.
         scope.spawn(|| {
             for _ in 0..300 {
                 if stop.load(std::sync::atomic::Ordering::Relaxed) {
@@ -483,7 +483,7 @@ fn draining_closes_every_socket_stores_what_came_in_and_ends_long_before_its_gra
     assert_eq!(tail.end(), 1012);
     drop((socket, tail));
     until(SOON, "the broker to end", || world.broker.ended());
-    // The third never answered its close frame; alone, a broker has 20 s.
+    // The third socket never answers its close frame; a broker without a supervisor has 20 s.
     assert!(
         began.elapsed() < Duration::from_secs(12),
         "{:?}",

@@ -1,4 +1,4 @@
-//! The subscribers' channels: who may open them, what comes over them, and that nobody waits for a slow one.
+//! The subscribers' channels: their permissions and frames, and slow subscribers, which delay no other.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,7 +26,7 @@ use world::{World, refused};
 
 const UNKNOWN: &str = "11111111-1111-4111-8111-111111111111";
 
-/// The answer to a handshake with these subprotocols: its status, and the one selected.
+/// Returns the status of a handshake with these subprotocols, and the selected subprotocol.
 fn offer(world: &World, path: &str, protocols: &str) -> (u16, Option<String>) {
     let headers = [("Sec-WebSocket-Protocol", protocols)];
     match Socket::ask(&addr(world), path, &headers) {
@@ -106,7 +106,7 @@ fn a_browser_offers_its_pak_as_a_subprotocol_and_never_sees_it_again() {
     );
     let admin = format!("brokkr.pak.{}, brokkr.v1", world.admin.pak);
     assert_eq!(offer(world, "/api/v1/fleet/live", &admin), (101, v1));
-    // A header, where there is one, decides.
+    // A header, where present, decides.
     let both = [
         ("Authorization", "nonsense"),
         ("Sec-WebSocket-Protocol", pak.as_str()),
@@ -209,7 +209,7 @@ fn fault_15_telemetry_counts_only_for_stacks_the_agent_serves_and_in_its_own_nam
         .get(0);
     assert_eq!(stored, 1);
 
-    // Whoever is targeted now is heard of soon, although it was refused a moment ago.
+    // A newly targeted agent is accepted soon, although it was refused a moment ago.
     world.register(&stranger, &served.generator);
     world.target(&stranger, &served.stack);
     until(SOON, "the new agent's line", || {
@@ -226,7 +226,7 @@ fn fault_15_telemetry_counts_only_for_stacks_the_agent_serves_and_in_its_own_nam
 fn a_subscriber_that_lags_is_told_what_it_missed_and_delays_nobody() {
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);
-    // It opens its channel and does not read.
+    // The subscriber opens its channel and does not read.
     let mut tail = world.tail(&served.stack, &world.admin.pak);
     let mut socket = world.connect(agent);
     let text = "x".repeat(8 * 1024);
@@ -329,7 +329,7 @@ fn a_restart_under_the_supervisor_closes_the_agents_socket_and_the_next_instance
         (connected() == Some(1)).then_some(())
     });
     again.send("heartbeat", &json!({}));
-    // The deaf one never answers its close frame: the old instance ends all the same, by itself.
+    // The silent agent never answers its close frame: the old instance still ends by itself.
     until(Duration::from_secs(30), "the old instance to end", || {
         (!brokkr_tests::procs::alive(old)).then_some(())
     });

@@ -1,5 +1,5 @@
-//! What one agent's record, a push and a stack's history cost when there is much of everything: each finds its rows by an
-//! index. Seen in the plans that the server itself logs.
+//! An agent's record, a push and a stack's history find their rows by an index among many rows. The plans are taken
+//! from the server's own log.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,11 +17,10 @@ use brokkr_tests::pg::Options;
 use serde_json::json;
 use world::World;
 
-/// A statement's plan for any parameters is made when it has been run five times with plans of its own.
+/// Calls of each operation: PostgreSQL makes a generic plan after five runs with custom plans.
 const OFTEN: usize = 8;
 
-/// 100,000 rows in each large table: 1,000 agents and 10,000 stacks, every one of them labelled and annotated, the agents
-/// targeted.
+/// 100,000 rows in each large table: 1,000 agents and 10,000 stacks, all labelled and annotated, the agents targeted.
 const ROWS: &str = "
     INSERT INTO generators (id, name) VALUES (md5('g')::uuid, 'many');
     INSERT INTO agents (id, name, cluster_name) SELECT md5('a' || n)::uuid, 'many-' || n, 'c' FROM generate_series(1, 1000) n;
@@ -74,7 +73,7 @@ fn one_agents_record_a_push_and_a_history_find_their_rows_by_index() {
     let begin = server.log().len();
     sql.batch_execute("ALTER ROLE brokkr SET auto_explain.log_min_duration = 0")
         .unwrap();
-    // New sessions have it.
+    // New sessions have the setting.
     sql.batch_execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'brokkr'",
     )

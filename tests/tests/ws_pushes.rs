@@ -1,4 +1,4 @@
-//! What connected agents are told without asking: that what they should have has changed.
+//! Pushes to connected agents: their target state has changed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -41,7 +41,7 @@ fn an_agent_is_told_of_its_targets() {
 
     let nil = "00000000-0000-0000-0000-000000000000";
     let register = format!("/generators/{}/register", generator.id);
-    // Whether or not it was registered.
+    // Whether or not the agent was registered.
     for _ in 0..2 {
         let _ = agent
             .api
@@ -105,7 +105,7 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
     }
     assert_eq!(world.target_state(&agents[1], "")[0], world::id(&object));
 
-    // Its end is told to those who served it, who find the marker.
+    // The deletion is pushed to the agents that served the stack, which then find its marker.
     let _ = world.admin.delete(&format!("/stacks/{stack}")).expect(204);
     for socket in &mut open[..3] {
         let told = socket.expect("stack_changed");

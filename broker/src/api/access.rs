@@ -1,4 +1,4 @@
-//! Who may do what, as far as the principal and the path alone decide it.
+//! Access rules that depend only on the principal and the path.
 
 use axum::http::StatusCode;
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::store::generators::Generator;
 use crate::store::stacks::{self, Stack};
 
-/// The admin alone; else 403 `admin_required`.
+/// Requires the admin; otherwise 403 `admin_required`.
 pub(super) fn admin(principal: Principal) -> Result<(), Error> {
     match principal {
         Principal::Admin => Ok(()),
@@ -20,7 +20,7 @@ pub(super) fn admin(principal: Principal) -> Result<(), Error> {
     }
 }
 
-/// The admin, or this agent itself; else 403 `agent_pak_mismatch`.
+/// Requires the admin or this agent; otherwise 403 `agent_pak_mismatch`.
 pub(super) fn admin_or_agent(principal: Principal, agent: Uuid) -> Result<(), Error> {
     match principal {
         Principal::Admin => Ok(()),
@@ -28,7 +28,7 @@ pub(super) fn admin_or_agent(principal: Principal, agent: Uuid) -> Result<(), Er
     }
 }
 
-/// This agent itself, not even the admin; else 403 `agent_pak_mismatch`.
+/// Requires this agent, not even the admin; otherwise 403 `agent_pak_mismatch`.
 pub(super) fn agent_itself(principal: Principal, agent: Uuid) -> Result<(), Error> {
     if principal == Principal::Agent(agent) {
         return Ok(());
@@ -39,7 +39,7 @@ pub(super) fn agent_itself(principal: Principal, agent: Uuid) -> Result<(), Erro
     ))
 }
 
-/// The admin, or this generator itself; else 403 with this code.
+/// Requires the admin or this generator; otherwise 403 with this code.
 pub(super) fn admin_or_generator(
     principal: Principal,
     generator: Uuid,
@@ -52,7 +52,7 @@ pub(super) fn admin_or_generator(
     }
 }
 
-/// A live stack that the caller may change: 404 `stack_not_found` before 403 `stack_not_owned`.
+/// Returns a live stack that the caller may change: 404 `stack_not_found` comes before 403 `stack_not_owned`.
 pub(super) fn owned_stack(
     db: &mut impl Sql,
     principal: Principal,
@@ -61,7 +61,7 @@ pub(super) fn owned_stack(
     owned(principal, stacks::get(db, id)?)
 }
 
-/// As [`owned_stack`], held until the end of the transaction.
+/// Same as [`owned_stack`], with the stack locked until the end of the transaction.
 pub(super) fn owned_stack_locked(
     db: &mut impl Sql,
     principal: Principal,
@@ -76,22 +76,19 @@ fn owned(principal: Principal, stack: Option<Stack>) -> Result<Stack, Error> {
     Ok(stack)
 }
 
-/// 404 `stack_not_found`.
 pub(super) fn no_stack() -> Error {
     Error::not_found("stack_not_found", "there is no such stack")
 }
 
-/// 404 `agent_not_found`.
 pub(super) fn no_agent() -> Error {
     Error::not_found("agent_not_found", "there is no such agent")
 }
 
-/// 404 `generator_not_found`.
 pub(super) fn no_generator() -> Error {
     Error::not_found("generator_not_found", "there is no such generator")
 }
 
-/// 403 `agent_not_associated`, for an agent that reports on what it does not serve.
+/// 403 `agent_not_associated`, for an agent that reports on an object that it does not serve.
 pub(super) fn not_associated() -> Error {
     Error::forbidden(
         "agent_not_associated",
@@ -109,7 +106,7 @@ pub(super) fn no_object_to_report_on(constraint: &'static str) -> Error {
     .detail("constraint", constraint)
 }
 
-/// Refuses a caller that is not the admin a look at a system generator.
+/// Refuses a system generator to callers other than the admin.
 pub(super) fn tenant_only(principal: Principal, generator: &Generator) -> Result<(), Error> {
     if generator.is_system && principal != Principal::Admin {
         return Err(system_generator());
@@ -117,7 +114,6 @@ pub(super) fn tenant_only(principal: Principal, generator: &Generator) -> Result
     Ok(())
 }
 
-/// 403 `system_generator_not_a_tenant`.
 pub(super) fn system_generator() -> Error {
     Error::forbidden(
         "system_generator_not_a_tenant",

@@ -1,4 +1,4 @@
-//! The audit log, and the configuration.
+//! Audit log and configuration reload.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -19,12 +19,11 @@ use crate::hot::Change;
 use crate::reload;
 use crate::store::audit_log::{self, Action, AuditLogEntry, Filter};
 
-/// Entries in an answer if nobody says.
+/// Default number of entries in an answer.
 const LIMIT: i64 = 100;
-/// And at most.
+/// Largest number of entries in an answer.
 const MOST: i64 = 1000;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(audit_logs, reload_config))]
 pub(super) struct Doc;
@@ -35,35 +34,35 @@ pub(super) fn routes() -> Router<App> {
         .route("/admin/config/reload", post(plain(reload_config)))
 }
 
-/// Which entries are wanted: those to which all of it applies.
+/// Filters of the audit log: an entry must match all of them.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Wanted {
     /// `admin`, `agent`, `generator` or `system`.
     #[param(nullable)]
     actor_type: Option<String>,
-    /// The agent or generator.
+    /// Id of the agent or generator that acted.
     #[param(nullable)]
     actor_id: Option<Uuid>,
-    /// What was done; with `*` at its end, everything that begins so.
+    /// Action; with `*` at its end, every action with this prefix.
     #[param(nullable)]
     action: Option<String>,
-    /// The kind of thing it was done to.
+    /// Kind of the resource that the action changed.
     #[param(nullable)]
     resource_type: Option<String>,
-    /// The thing.
+    /// Id of that resource.
     #[param(nullable)]
     resource_id: Option<Uuid>,
-    /// Not before this.
+    /// Earliest time.
     #[param(nullable)]
     from: Option<DateTime<Utc>>,
-    /// Before this.
+    /// Time before which the entries lie.
     #[param(nullable)]
     to: Option<DateTime<Utc>>,
-    /// How many: 100 if absent, 1000 at most.
+    /// Largest number of entries: 100 if absent, 1000 at most.
     #[param(nullable)]
     limit: Option<i64>,
-    /// How many of the newest to leave out.
+    /// Number of newest entries to skip.
     #[param(nullable)]
     offset: Option<i64>,
 }
@@ -95,14 +94,14 @@ impl Wanted {
     }
 }
 
-/// A part of the audit log.
+/// A page of the audit log.
 #[derive(Serialize, ToSchema)]
 struct AuditLogListResponse {
     /// The entries, newest first.
     logs: Vec<AuditLogEntry>,
-    /// How many there are in all to which the filters apply.
+    /// Number of all entries that match the filters.
     total: i64,
-    /// How many are here.
+    /// Number of entries in this page.
     count: usize,
     /// The limit in effect.
     limit: i64,
@@ -142,16 +141,16 @@ fn audit_logs(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     })
 }
 
-/// What reading the configuration again has changed.
+/// Result of a configuration reload.
 #[derive(Serialize, ToSchema)]
 struct ConfigReloadResponse {
-    /// When.
+    /// Time of the reload.
     reloaded_at: DateTime<Utc>,
-    /// What is in effect now and was not before.
+    /// Settings that the reload changed.
     changes: Vec<Change>,
-    /// True: a failure is an error answer.
+    /// Always true: a failure is an error answer.
     success: bool,
-    /// What else there is to know.
+    /// Remarks, such as changes that need a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
@@ -182,7 +181,7 @@ fn reload_config(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         )
     })?;
     let (changes, needs_restart) = (pending.changes.clone(), pending.needs_restart.clone());
-    // First the entry, then the change: a change that nobody can look up must not be.
+    // The entry is written before the change, because no change may happen without an entry.
     let audit = Audit::new(Actor::Admin, "config.reloaded", "config", None)
         .details(json!({ "changes": changes }));
     emit(db, &[audit], &[])?;

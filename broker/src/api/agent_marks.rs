@@ -16,7 +16,6 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::store::agent_marks as marks;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(
     labels,
@@ -45,7 +44,7 @@ pub(super) fn routes() -> Router<App> {
         )
 }
 
-/// 400 `agent_id_mismatch` unless body and path speak of the same agent.
+/// Refuses with 400 `agent_id_mismatch` when body and path name different agents.
 pub(super) fn same_agent(path: Uuid, body: Uuid) -> Result<(), Error> {
     if path == body {
         return Ok(());

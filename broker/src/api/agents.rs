@@ -1,4 +1,4 @@
-//! Agents: finding, creating, changing, deleting, rotating the PAK, and the heartbeat.
+//! Agents: search, create, change, delete, rotate the PAK, and heartbeats.
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -20,7 +20,6 @@ use crate::enrol::{self, By};
 use crate::error::Error;
 use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, search, create, show, update, remove, rotate, heartbeat))]
 pub(super) struct Doc;
@@ -28,7 +27,7 @@ pub(super) struct Doc;
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/agents", get(plain(list)).post(with_body(create)))
-        // With the slash at its end this is another operation: the search.
+        // The path with a slash at its end is another operation: the search.
         .route("/agents/", get(plain(search)))
         .route(
             "/agents/{id}",
@@ -158,7 +157,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&agents::get(db, id)?.ok_or_else(access::no_agent)?)
 }
 
-/// Takes any JSON; only text under these keys counts, and only these columns are written.
+/// Takes any JSON; only text under the keys `name`, `cluster_name` and `status` is used.
 #[utoipa::path(
     put, path = "/agents/{id}", operation_id = "update_agent", tag = "agents",
     params(("id" = Uuid, Path)),
@@ -201,7 +200,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&agent)
 }
 
-/// 204 whether or not there was such an agent; recorded only if there was.
+/// Answers 204 even when there was no such agent; only a real deletion is recorded.
 #[utoipa::path(
     delete, path = "/agents/{id}", operation_id = "delete_agent", tag = "agents",
     params(("id" = Uuid, Path)),
@@ -264,7 +263,7 @@ struct Heartbeat {
     k8s_api_latency_ms: Option<i32>,
 }
 
-/// Whatever cannot be read in the body counts as no body: an agent is alive whatever it says.
+/// Ignores a body that cannot be read, because the request alone shows that the agent is alive.
 #[utoipa::path(
     post, path = "/agents/{id}/heartbeat", operation_id = "record_heartbeat", tag = "agents",
     params(("id" = Uuid, Path)),
@@ -289,7 +288,7 @@ fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         call.app.live.fleet_changed(id);
         return Ok(Reply::no_content());
     }
-    // Known to the cache, but deleted by another process since.
+    // The cache still knew the agent, but another process has deleted it.
     call.app.auth.forget(call.principal);
     Err(Error::unauthorized())
 }

@@ -1,4 +1,4 @@
-//! `POST /auth/pak`: who a PAK belongs to.
+//! `POST /auth/pak`: returns the holder of a PAK.
 
 use axum::Router;
 use axum::routing::post;
@@ -13,7 +13,6 @@ use crate::auth::Principal;
 use crate::db::Conn;
 use crate::error::Error;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(verify))]
 pub(super) struct Doc;
@@ -22,7 +21,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/auth/pak", post(plain(verify)))
 }
 
-/// Exactly one of the first three says who it is.
+/// Holder of the PAK: exactly one of the first three fields is set.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AuthResponse)]
 struct Identity {

@@ -1,7 +1,7 @@
-//! A request's body, from the wire to one piece of memory, and whose it may be.
+//! Reads a request's body into memory, within limits that depend on the caller.
 //!
-//! What an unknown caller sends is read up to [`SMALL`]. More is read for a known caller only, into a room that all large
-//! bodies share, and only while it keeps coming: a body that stalls gives its room back long before its time is over.
+//! At most [`SMALL`] bytes are read before the caller is authenticated. Larger bodies share `ROOM`, and must keep
+//! arriving: a body that stalls is refused long before its time is over, so that it releases its room.
 
 use std::time::Duration;
 
@@ -15,34 +15,34 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::wording;
 use crate::error::Error;
 
-/// Most bytes read before anybody knows who sends them.
+/// Largest number of bytes read from an unauthenticated caller.
 const SMALL: usize = 8 * 1024;
 
-/// Longest a body may take to arrive.
+/// Longest time for a body to arrive.
 const WHOLE: Duration = Duration::from_secs(30);
 
-/// A body that holds room must bring this much in this time.
+/// Least progress of a body that holds room: this many bytes in this time.
 const PACE: (usize, Duration) = (128 * 1024, Duration::from_secs(3));
 
-/// What all larger bodies that are being read or worked on may hold together, in KiB. Those beyond wait, and are
-/// answered 503 when they have waited as long as for a connection.
+/// Memory for all larger bodies that are being read or handled, in KiB. Further bodies wait, and are refused with 503
+/// after the time that a request may wait for a connection.
 static ROOM: Semaphore = Semaphore::const_new(64 * 1024);
 
 /// A body that is being read.
 pub(super) struct Arriving {
     body: Body,
     have: BytesMut,
-    /// Most bytes this operation takes.
+    /// Largest number of bytes that the operation takes.
     most: usize,
     announced: Option<u64>,
     until: Instant,
 }
 
-/// How far a body has come.
+/// Result of reading before authentication.
 pub(super) enum Read {
-    /// All of it is there.
+    /// The whole body.
     Whole(Bytes),
-    /// There is more, for a known caller.
+    /// The start of a larger body; the rest is read for an authenticated caller.
     More(Arriving),
 }
 
@@ -57,10 +57,10 @@ impl Arriving {
         }
     }
 
-    /// Reads what may be read of anybody.
+    /// Reads the part of a body that an unauthenticated caller may send.
     ///
     /// # Errors
-    /// 413, 408, or 400 when it ends early.
+    /// 413, 408, or 400 when the body ends early.
     pub(super) async fn of_anybody(mut self) -> Result<Read, Error> {
         if self
             .announced
@@ -82,10 +82,11 @@ impl Arriving {
         Ok(Read::More(self))
     }
 
-    /// Reads the rest of a known caller's body. The permit is its room: to be kept for as long as the bytes are.
+    /// Reads the rest of an authenticated caller's body. Hold the permit as long as the bytes: it is their share of
+    /// `ROOM`.
     ///
     /// # Errors
-    /// 413, 408, 400 when it ends early, or 503 when no room came free within `patience`.
+    /// 413, 408, 400 when the body ends early, or 503 when no room became free within `patience`.
     pub(super) async fn of_known(
         mut self,
         patience: Duration,
@@ -120,7 +121,7 @@ impl Arriving {
 
     fn take(&mut self, frame: Result<hyper::body::Frame<Bytes>, axum::Error>) -> Result<(), Error> {
         let frame = frame.map_err(|_| super::call::bad_request("the body ended early"))?;
-        // Trailers say nothing to us.
+        // Trailers are ignored.
         let Ok(data) = frame.into_data() else {
             return Ok(());
         };
@@ -132,15 +133,15 @@ impl Arriving {
     }
 }
 
-/// Takes a small body that nobody asked for, so that its connection can go on after it.
+/// Reads and drops a small unwanted body, so that its connection can be reused.
 pub(super) async fn discard(headers: &HeaderMap, body: Body) {
     if announced(headers).is_some_and(|length| length <= SMALL as u64) {
         let _ = Arriving::new(headers, body, SMALL).of_anybody().await;
     }
 }
 
-/// Refuses a body with a content encoding, of which the broker undoes none. The answer says which it is, and is told once
-/// the caller is known.
+/// Returns the error for a body with a content encoding, because the broker decodes none. The caller answers it after
+/// authentication.
 pub(super) fn encoded(headers: &HeaderMap) -> Option<Error> {
     let encoding = headers
         .get_all(header::CONTENT_ENCODING)
@@ -161,9 +162,9 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
         .and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
-/// Says what keeps `bytes` from being JSON, and how to mend what the parser's words would not explain.
+/// Explains why `bytes` are not JSON, with a remedy where the parser's message would not help.
 pub(super) fn wrong_with_json(bytes: &[u8], error: &serde_json::Error) -> String {
-    // Editors and shells on Windows put these at the beginning of a file; they are invisible in most.
+    // Editors and shells on Windows put these invisible marks at the start of a file.
     if bytes.starts_with(b"\xef\xbb\xbf") {
         "it begins with a byte order mark (EF BB BF); send UTF-8 without one".to_owned()
     } else if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {

@@ -1,4 +1,4 @@
-//! One request, from the socket to the handler and back.
+//! Runs one request, from the socket to the handler and back.
 
 use std::pin::Pin;
 use std::time::Instant;
@@ -23,31 +23,31 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::pak::{self, Pak};
 
-/// Largest body of most requests; clients may count on 2 MiB.
+/// Largest body of most requests, in bytes; clients may rely on 2 MiB.
 const BODY: usize = 4 * 1024 * 1024;
 
-/// Largest body of those that bring whole bundles.
+/// Largest body of requests that carry whole bundles, in bytes.
 const BUNDLE: usize = 16 * 1024 * 1024;
 
-/// The work of one operation. Plain functions only, so that nothing is captured but what the request says.
+/// Work of an operation; a plain function, so that it captures nothing but the request.
 pub(super) type Work = fn(&Call, &mut Conn) -> Result<Reply, Error>;
 
-/// A captured request of an authenticated caller.
+/// A request of an authenticated caller.
 #[derive(Clone)]
 pub(super) struct Call {
-    /// The process's state: configuration, authentication cache, PAKs.
+    /// State of the process: configuration, authentication cache, PAKs.
     pub(super) app: App,
-    /// Who is calling.
+    /// Authenticated caller.
     pub(super) principal: Principal,
     request: Captured,
-    /// When it had arrived.
+    /// Moment at which the request had arrived.
     began: Instant,
 }
 
-/// What a request says, before anybody knows who says it.
+/// Content of a request before authentication.
 #[derive(Clone)]
 struct Captured {
-    /// HEAD: routes of GET answer it too, and it changes nothing.
+    /// True for HEAD: GET routes answer HEAD too, and it must change nothing.
     only_looks: bool,
     headers: HeaderMap,
     uri: Uri,
@@ -55,20 +55,19 @@ struct Captured {
     body: Result<Bytes, Error>,
 }
 
-/// A successful answer, built where the work is done so that serialising is not the event loop's work.
+/// A successful answer, serialised on the thread that does the work, so that the event loop need not.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// A JSON body.
+    /// JSON body.
     Json(StatusCode, Vec<u8>),
-    /// A stored YAML text, byte for byte.
+    /// Stored YAML text, byte for byte.
     Yaml(String),
-    /// No body.
     Empty(StatusCode),
-    /// To be made without the connection, which somebody else can use meanwhile; see [`Reply::later`].
+    /// Answer that is made without the connection, which other requests can use meanwhile; see [`Reply::later`].
     Later(Later),
 }
 
-/// An answer still to be made.
+/// An answer that has yet to be made.
 pub(super) struct Later(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>);
 
 impl std::fmt::Debug for Later {
@@ -78,28 +77,28 @@ impl std::fmt::Debug for Later {
 }
 
 impl Reply {
-    /// 200 with a JSON body.
+    /// Returns 200 with a JSON body.
     pub(super) fn ok(body: &impl Serialize) -> Result<Self, Error> {
         Self::json(StatusCode::OK, body)
     }
 
-    /// 201 with a JSON body.
+    /// Returns 201 with a JSON body.
     pub(super) fn created(body: &impl Serialize) -> Result<Self, Error> {
         Self::json(StatusCode::CREATED, body)
     }
 
-    /// 202 with a JSON body.
+    /// Returns 202 with a JSON body.
     pub(super) fn accepted(body: &impl Serialize) -> Result<Self, Error> {
         Self::json(StatusCode::ACCEPTED, body)
     }
 
-    /// 204.
+    /// Returns 204.
     pub(super) fn no_content() -> Self {
         Self::Empty(StatusCode::NO_CONTENT)
     }
 
-    /// An answer that takes time but no connection: what the handler does on its connection ends here, and this runs on the
-    /// event loop.
+    /// Returns an answer that takes time but no connection: the handler releases its connection, and `answer` runs on
+    /// the event loop.
     pub(super) fn later(
         answer: impl Future<Output = Result<Self, Error>> + Send + 'static,
     ) -> Self {
@@ -123,26 +122,26 @@ impl IntoResponse for Reply {
             Self::Json(status, json) => (status, typed("application/json"), json).into_response(),
             Self::Yaml(yaml) => (typed("application/yaml"), yaml).into_response(),
             Self::Empty(status) => status.into_response(),
-            // Made by `run`, once; what comes then is not put off again.
+            // `run` resolves this variant once; an answer deferred again is a bug.
             Self::Later(_) => Error::internal().into_response(),
         }
     }
 }
 
-/// An operation as a route's handler.
+/// An operation as the handler of a route.
 #[derive(Clone, Copy)]
 pub(super) struct Operation {
     work: Work,
-    /// Most bytes of body, if it takes one.
+    /// Largest number of bytes of the body; `None` for an operation without a body.
     body: Option<usize>,
 }
 
-/// An operation that takes no body; one that comes anyway counts for nothing.
+/// Makes an operation that takes no body; a body that comes anyway is dropped.
 pub(super) fn plain(work: Work) -> Operation {
     Operation { work, body: None }
 }
 
-/// An operation that takes a body, at most [`BODY`] bytes.
+/// Makes an operation that takes a body of at most [`BODY`] bytes.
 pub(super) fn with_body(work: Work) -> Operation {
     Operation {
         work,
@@ -150,7 +149,7 @@ pub(super) fn with_body(work: Work) -> Operation {
     }
 }
 
-/// An operation that takes a whole bundle, at most [`BUNDLE`] bytes.
+/// Makes an operation that takes a bundle of at most [`BUNDLE`] bytes.
 pub(super) fn with_bundle(work: Work) -> Operation {
     Operation {
         work,
@@ -166,7 +165,7 @@ impl Handler<(), App> for Operation {
     }
 }
 
-/// Answers a known path asked with an unknown method: 401 comes first here too.
+/// Answers a known path with an unknown method; authentication comes first here too.
 pub(super) async fn method_not_allowed(State(app): State<App>, request: Request) -> Response {
     let refuse = plain(|_, _| {
         Err(Error::new(
@@ -178,7 +177,7 @@ pub(super) async fn method_not_allowed(State(app): State<App>, request: Request)
     run(app, request, refuse).await
 }
 
-/// Captures a request, and does the rest on one connection.
+/// Captures a request, and runs the operation on one connection.
 async fn run(app: App, request: Request, operation: Operation) -> Response {
     let (mut parts, body) = request.into_parts();
     let path = match RawPathParams::from_request_parts(&mut parts, &app).await {
@@ -189,7 +188,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         Err(RawPathParamsRejection::InvalidUtf8InPathParam(_)) => {
             Err(bad_request("the path is not UTF-8"))
         }
-        // A route without parameters.
+        // The route has no parameters.
         Err(_) => Ok(Vec::new()),
     };
     if !parts.headers.contains_key(header::AUTHORIZATION) {
@@ -208,7 +207,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         Some(_) if let Some(refused) = body::encoded(&request.headers) => {
             request.body = Err(refused);
         }
-        // Whoever has nothing that could be a PAK is told so, whatever is in the body.
+        // Without a well-formed PAK the body is not read, because the answer is 401.
         Some(most) if is_pak(&request.headers) => {
             match Arriving::new(&request.headers, body, most)
                 .of_anybody()
@@ -219,7 +218,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
                     Ok((known, permit)) => (request, room) = (known, permit),
                     Err(refused) => return refused.into_response(),
                 },
-                // Told later: who is calling comes first.
+                // Answered later, because authentication comes first.
                 Err(error) => request.body = Err(error),
             }
         }
@@ -247,7 +246,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
                 Ok(Reply::Later(Later(answer))) => answer.await.into_response(),
                 done => done.into_response(),
             };
-            // What is put off holds the body as well.
+            // A deferred answer holds the body too.
             drop(room);
             let mut response = large::held(answer);
             // For the access log.
@@ -258,7 +257,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
     }
 }
 
-/// Reads the rest of a body that is not small: nobody's but a known caller's, and only so much at a time.
+/// Authenticates the caller of a large body, and reads the rest of the body.
 async fn admit(
     app: &App,
     request: Captured,
@@ -283,19 +282,19 @@ async fn admit(
     }
 }
 
-/// Whether what came as a PAK has the form of one.
+/// Returns true when the Authorization header has the form of a PAK.
 fn is_pak(headers: &HeaderMap) -> bool {
     headers
         .get(header::AUTHORIZATION)
         .is_some_and(|value| auth::pak_hash(value.as_bytes()).is_some())
 }
 
-/// 400 for what cannot be read at all.
+/// Makes a 400 for a request that cannot be read.
 pub(super) fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::bad_request("bad_request", message)
 }
 
-/// Who is calling, or 401.
+/// Returns the caller, or 401.
 fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principal, Error> {
     let Some(value) = request.headers.get(header::AUTHORIZATION) else {
         return Err(Error::unauthorized());
@@ -314,7 +313,7 @@ fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principa
 }
 
 impl Call {
-    /// Another step on a connection, from within [`Reply::later`]. Not begun when the request's time is over.
+    /// Runs a further step on a connection, from within [`Reply::later`]; refused when the request's time is over.
     pub(super) async fn step(
         self,
         work: impl FnOnce(&Self, &mut Conn) -> Result<Reply, Error> + Send + 'static,
@@ -329,8 +328,8 @@ impl Call {
         .await
     }
 
-    /// Works on a connection, on which a HEAD can only read. A GET that does more than read asks [`Self::only_looks`]; one
-    /// that forgets to answers its HEAD with 500, and the permission matrix sees that.
+    /// Runs work on a connection, which is read-only for a HEAD. A GET operation that writes must check
+    /// [`Self::only_looks`], otherwise its HEAD answers 500; the tests of the permission matrix detect that.
     fn work(
         &self,
         conn: &mut Conn,
@@ -342,13 +341,13 @@ impl Call {
         work(self, conn)
     }
 
-    /// Whether this is a HEAD.
+    /// Returns true when the request is a HEAD.
     pub(super) fn only_looks(&self) -> bool {
         self.request.only_looks
     }
 
-    /// 503 once the request's time is over: its caller has been or will be told that nothing came of it, so nothing may be
-    /// written any more.
+    /// Returns 503 once the request's time is over. Nothing may be written then, because the caller is told that the
+    /// request failed.
     pub(super) fn in_time(&self) -> Result<(), Error> {
         if self.began.elapsed() < self.app.config.http.request_timeout {
             return Ok(());
@@ -364,7 +363,7 @@ impl Call {
         }
     }
 
-    /// A new PAK in the configured format.
+    /// Mints a PAK in the configured format.
     pub(super) fn mint(&self) -> Result<Pak, Error> {
         let pak = &self.app.config.pak;
         let format = pak::Format {
@@ -379,7 +378,7 @@ impl Call {
         })
     }
 
-    /// A path parameter as text, percent-decoded.
+    /// Returns a path parameter as text, percent-decoded.
     pub(super) fn path(&self, name: &str) -> Result<&str, Error> {
         let params = self
             .request
@@ -389,39 +388,38 @@ impl Call {
         params
             .iter()
             .find_map(|(key, value)| (key == name).then_some(value.as_str()))
-            // Routes and handlers are written side by side; a name that is in none of them is our mistake.
+            // A name that the route does not have is a bug of the handler.
             .ok_or_else(Error::internal)
     }
 
-    /// A path parameter as a UUID, else 400.
+    /// Returns a path parameter as a UUID; otherwise 400.
     pub(super) fn uuid(&self, name: &str) -> Result<Uuid, Error> {
         Uuid::parse_str(self.path(name)?)
             .map_err(|_| bad_request(format!("`{name}` in the path is not a UUID")))
     }
 
-    /// The path parameter `id`.
     pub(super) fn id(&self) -> Result<Uuid, Error> {
         self.uuid("id")
     }
 
-    /// The query, else 400.
+    /// Parses the query; otherwise 400.
     pub(super) fn query<T: DeserializeOwned>(&self) -> Result<T, Error> {
         Query::try_from_uri(&self.request.uri)
             .map(|Query(query)| query)
             .map_err(|error| bad_request(wording::of_query(&error.body_text())))
     }
 
-    /// A header's value, if it is there and is text.
+    /// Returns a header's value, if it is present and text.
     pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
         self.request.headers.get(name)?.to_str().ok()
     }
 
-    /// The body as it came, else 400, 408 or 413.
+    /// Returns the body as received; otherwise 400, 408 or 413.
     pub(super) fn body(&self) -> Result<&Bytes, Error> {
         self.request.body.as_ref().map_err(Error::clone)
     }
 
-    /// The body as JSON. 415 when it does not say that it is, 400 when it is not, 422 when it is another shape.
+    /// Parses the body as JSON: 415 for another content type, 400 when it is not JSON, 422 when its shape is wrong.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         if !self.header(header::CONTENT_TYPE).is_some_and(is_json) {
             return Err(Error::new(
@@ -435,13 +433,13 @@ impl Call {
 }
 
 impl Call {
-    /// The body as JSON of any shape, of bounded size in memory.
+    /// Parses the body as JSON of any shape, with bounded memory.
     pub(super) fn value(&self) -> Result<serde_json::Value, Error> {
         self.json().map(|Bounded(value)| value)
     }
 }
 
-/// Reads JSON: 400 when it is none, 422 when it has another shape.
+/// Parses JSON: 400 when it is not JSON, 422 when its shape is wrong.
 pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Error::new(
@@ -456,7 +454,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> 
     })
 }
 
-/// `application/json` or `application/…+json`, whatever its parameters.
+/// Returns true for `application/json` and `application/…+json`, with any parameters.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     let essence = essence.to_ascii_lowercase();

@@ -1,19 +1,19 @@
-//! Rules for single values. They come after existence: what is wrong with a value is told last.
+//! Checks of single values. They run after the checks of existence, so that a missing resource is reported first.
 
 use chrono::{DateTime, Utc};
 
 use crate::error::Error;
 use crate::store;
 
-/// Most characters in a name.
+/// Largest number of characters in a name.
 pub(super) const NAME: usize = 255;
-/// Most characters in a label, or in a key or value of an annotation.
+/// Largest number of characters in a label, or in a key or value of an annotation.
 pub(super) const MARK: usize = 64;
 
-/// Refuses what no column can hold: a NUL byte, or more than `most` characters. 422 `invalid_value`.
+/// Refuses a NUL byte or more than `most` characters, because no column holds them: 422 `invalid_value`.
 pub(super) fn storable(what: &str, value: &str, most: usize) -> Result<(), Error> {
     no_nul(what, value)?;
-    // Bytes first: they are counted already, and a text with few bytes has few characters.
+    // The length in bytes is compared first because it is known and never smaller than the number of characters.
     if value.len() > most && value.chars().count() > most {
         return Err(Error::invalid_value(format!(
             "{what} may have at most {most} characters"
@@ -22,7 +22,7 @@ pub(super) fn storable(what: &str, value: &str, most: usize) -> Result<(), Error
     Ok(())
 }
 
-/// Refuses a NUL byte, which PostgreSQL's text cannot hold. 422 `invalid_value`.
+/// Refuses a NUL byte, because PostgreSQL's text cannot hold it: 422 `invalid_value`.
 pub(super) fn no_nul(what: &str, value: &str) -> Result<(), Error> {
     if value.contains('\0') {
         return Err(Error::invalid_value(format!("{what} contains a NUL byte")));
@@ -30,7 +30,7 @@ pub(super) fn no_nul(what: &str, value: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a time that no column, or no RFC 3339 text, can hold. 422 `invalid_value`.
+/// Refuses a time that no column, or no RFC 3339 text, can hold: 422 `invalid_value`.
 pub(super) fn time(what: &str, value: DateTime<Utc>) -> Result<(), Error> {
     if store::storable_time(value) {
         return Ok(());
@@ -40,7 +40,7 @@ pub(super) fn time(what: &str, value: DateTime<Utc>) -> Result<(), Error> {
     )))
 }
 
-/// Refuses what is empty after trimming: 400 with this code.
+/// Refuses a value that is empty after trimming: 400 with this code.
 pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
     if value.trim().is_empty() {
         return Err(Error::bad_request(
@@ -51,7 +51,7 @@ pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(
     Ok(())
 }
 
-/// Refuses what no label can be: blank, or with white space in it. 400 `invalid_label`.
+/// Refuses a label that is blank or contains white space: 400 `invalid_label`.
 pub(super) fn label(value: &str) -> Result<(), Error> {
     not_blank("a label", value, "invalid_label")?;
     if value.contains(char::is_whitespace) {
@@ -63,7 +63,7 @@ pub(super) fn label(value: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a key or value that cannot be one of an annotation. Values may be empty and hold white space.
+/// Refuses an invalid key or value of an annotation. A value may be empty and contain white space.
 pub(super) fn annotation(key: &str, value: &str) -> Result<(), Error> {
     not_blank("`key`", key, "invalid_annotation")?;
     storable("`key`", key, MARK)?;

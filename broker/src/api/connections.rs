@@ -1,4 +1,4 @@
-//! `GET /admin/ws/connections`: which agents are connected to this process.
+//! `GET /admin/ws/connections`: lists the agents that are connected to this process.
 
 use axum::Router;
 use axum::routing::get;
@@ -14,7 +14,6 @@ use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list))]
 pub(super) struct Doc;
@@ -23,25 +22,25 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/admin/ws/connections", get(plain(list)))
 }
 
-/// The open sockets of one process.
+/// Open sockets of one process.
 #[derive(Serialize, ToSchema)]
 struct WsConnectionsResponse {
-    /// How many agents are connected.
+    /// Number of connected agents.
     connected_agents: usize,
-    /// Their sockets, the longest connected first.
+    /// Sockets of the agents, the longest connected first.
     connections: Vec<WsConnectionInfo>,
-    /// How many subscribers the stacks' live channels have, all together.
+    /// Number of subscribers of all stacks' live channels.
     live_subscribers: usize,
 }
 
-/// One agent's socket.
+/// Socket of one agent.
 #[derive(Serialize, ToSchema)]
 struct WsConnectionInfo {
     agent_id: Uuid,
     connected_since: DateTime<Utc>,
-    /// Frames received that could be read.
+    /// Number of frames received that could be read.
     messages_in: u64,
-    /// Frames sent.
+    /// Number of frames sent.
     messages_out: u64,
 }
 

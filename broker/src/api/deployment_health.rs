@@ -1,4 +1,4 @@
-//! What agents report about the health of what they applied, and the admin's views of it.
+//! Health reports of agents about the objects that they applied, and the admin's views of them.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -16,7 +16,6 @@ use crate::error::{Error, ErrorResponse};
 use crate::live::Live;
 use crate::store::health::{self, Outcome, Record, Report, Status};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(update, of_object, of_stack))]
 pub(super) struct Doc;
@@ -28,52 +27,52 @@ pub(super) fn routes() -> Router<App> {
         .route("/stacks/{id}/health", get(plain(of_stack)))
 }
 
-/// What an agent says of the objects it has applied.
+/// Health report of an agent about the objects that it has applied.
 #[derive(Deserialize, ToSchema)]
 struct HealthStatusUpdate {
     /// One entry for each object.
     deployment_objects: Vec<DeploymentObjectHealthUpdate>,
 }
 
-/// What an agent says of one object.
+/// Health of one object, as reported by an agent.
 #[derive(Deserialize, ToSchema)]
 struct DeploymentObjectHealthUpdate {
-    /// The object.
+    /// Id of the object.
     id: Uuid,
     /// `healthy`, `degraded`, `failing` or `unknown`.
     status: String,
-    /// The figures behind it.
+    /// Details of the status.
     summary: Option<HealthSummary>,
-    /// When the agent looked.
+    /// Time of the agent's check.
     checked_at: DateTime<Utc>,
 }
 
-/// The figures behind a status.
+/// Details of a status.
 #[derive(Deserialize, Serialize, ToSchema)]
 struct HealthSummary {
-    /// Pods that are ready.
+    /// Number of ready pods.
     pods_ready: i32,
-    /// Pods there are.
+    /// Number of all pods.
     pods_total: i32,
-    /// What is wrong, as `ImagePullBackOff`.
+    /// Problems, such as `ImagePullBackOff`.
     conditions: Vec<String>,
-    /// Each resource.
+    /// Health of each resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     resources: Option<Vec<ResourceHealth>>,
 }
 
-/// How one resource does.
+/// Health of one Kubernetes resource.
 #[derive(Deserialize, Serialize, ToSchema)]
 struct ResourceHealth {
-    /// Its kind, as `Deployment`.
+    /// Kind, such as `Deployment`.
     kind: String,
-    /// Its name.
+    /// Name.
     name: String,
-    /// Its namespace.
+    /// Namespace.
     namespace: String,
-    /// Whether it is ready.
+    /// True when the resource is ready.
     ready: bool,
-    /// More about it.
+    /// Further details.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
@@ -112,7 +111,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Ok(Reply::Empty(StatusCode::OK))
 }
 
-/// Stores what an agent reports, by REST or over its socket, all of it or nothing.
+/// Stores an agent's reports, sent by REST or over its socket; stores all of them or none.
 pub(crate) fn take(
     live: &Live,
     db: &mut Conn,
@@ -146,7 +145,7 @@ fn checked(update: DeploymentObjectHealthUpdate) -> Result<Report, Error> {
     report_on(update.id, &update.status, summary, update.checked_at)
 }
 
-/// A report that can be stored; else 422 `invalid_health_record`.
+/// Makes a report that can be stored; otherwise 422 `invalid_health_record`.
 pub(crate) fn report_on(
     object: Uuid,
     status: &str,
@@ -162,15 +161,15 @@ pub(crate) fn report_on(
     })
 }
 
-/// How an object does, and who says so.
+/// Health of an object, with the reports of its agents.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeploymentHealthResponse)]
 struct ObjectHealth {
-    /// The object.
+    /// Id of the object.
     deployment_object_id: Uuid,
-    /// What each agent says, newest first.
+    /// Latest report of each agent, newest first.
     health_records: Vec<Record>,
-    /// The worst of it.
+    /// Worst of the reported statuses.
     overall_status: &'static str,
 }
 
@@ -204,30 +203,30 @@ fn of_object(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     })
 }
 
-/// How a stack does.
+/// Health of a stack.
 #[derive(Serialize, ToSchema)]
 #[schema(as = StackHealthResponse)]
 struct StackHealth {
-    /// The stack.
+    /// Id of the stack.
     stack_id: Uuid,
-    /// The worst of its objects.
+    /// Worst status of its objects.
     overall_status: &'static str,
-    /// Its live objects that anything is said of, newest first.
+    /// Live objects of the stack that have a report, newest first.
     deployment_objects: Vec<DeploymentObjectHealthSummary>,
 }
 
-/// How many agents say what of an object.
+/// Number of agents that report each status of an object.
 #[derive(Serialize, ToSchema)]
 struct DeploymentObjectHealthSummary {
-    /// The object.
+    /// Id of the object.
     id: Uuid,
-    /// The worst of it.
+    /// Worst of the reported statuses.
     status: &'static str,
-    /// Agents that say `healthy`.
+    /// Number of agents that report `healthy`.
     healthy_agents: usize,
-    /// Agents that say `degraded`.
+    /// Number of agents that report `degraded`.
     degraded_agents: usize,
-    /// Agents that say `failing`.
+    /// Number of agents that report `failing`.
     failing_agents: usize,
 }
 

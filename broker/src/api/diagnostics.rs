@@ -1,8 +1,8 @@
 //! Diagnostics on demand: the admin asks an agent about an object, the agent claims the request and answers it once.
 //!
-//! Any agent may be asked about any object: it is the admin who asks, and what the agent finds is the admin's to see. A
-//! request that nobody claimed in time cannot be claimed any more, whether or not the sweep has been there; an answer to
-//! one that was claimed in time is taken as long as the sweep has not given it up.
+//! Any agent may be asked about any object, because only the admin asks and sees the answer. An expired request cannot
+//! be claimed, even before the sweep has ended it. The answer to a request that was claimed in time is accepted until
+//! the sweep ends the request.
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -19,12 +19,11 @@ use crate::db::{Conn, Sql};
 use crate::error::{Error, ErrorResponse};
 use crate::store::diagnostics::{self, Answer, Findings, Request};
 
-/// Minutes a request is open for if nobody says.
+/// Default lifetime of a request, in minutes.
 const OPEN_FOR: i64 = 60;
-/// The longest it may be open.
+/// Longest lifetime of a request, in minutes.
 const LONGEST: i64 = 1440;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(create, pending, show, claim, submit))]
 pub(super) struct Doc;
@@ -41,15 +40,15 @@ pub(super) fn routes() -> Router<App> {
         .route("/diagnostics/{id}/result", post(with_body(submit)))
 }
 
-/// What to ask whom.
+/// Question of the admin to an agent.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = CreateDiagnosticRequest)]
 struct NewRequest {
-    /// The agent that is to answer.
+    /// Id of the agent that must answer.
     agent_id: Uuid,
-    /// Who asks.
+    /// Name of the person or system that asks.
     requested_by: Option<String>,
-    /// How long the request is open: 1 to 1440 minutes, 60 if absent.
+    /// Lifetime of the request: 1 to 1440 minutes, 60 if absent.
     retention_minutes: Option<i64>,
 }
 
@@ -129,13 +128,13 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&diagnostics::pending(db, agent)?)
 }
 
-/// A request and what was found.
+/// A request with its answer.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DiagnosticResponse)]
 struct Shown {
     /// The request.
     request: Request,
-    /// What its agent found; null until it has answered.
+    /// Answer of the agent; null until the agent has answered.
     result: Option<Findings>,
 }
 
@@ -193,17 +192,17 @@ fn claim(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&claimed)
 }
 
-/// What the agent found.
+/// Answer of an agent.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = SubmitDiagnosticResult)]
 struct NewFindings {
-    /// The pods' statuses, as JSON text.
+    /// Statuses of the pods, as JSON text.
     pod_statuses: String,
-    /// What the cluster says has happened, as JSON text.
+    /// Events of the cluster, as JSON text.
     events: String,
-    /// The ends of the pods' logs, as JSON text.
+    /// Last lines of the pods' logs, as JSON text.
     log_tails: Option<String>,
-    /// When the agent looked.
+    /// Time at which the agent collected the data.
     collected_at: DateTime<Utc>,
 }
 
@@ -263,7 +262,7 @@ fn submit(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::created(&findings)
 }
 
-/// A request of the caller's: the agent that was asked, or the admin where it may stand in.
+/// Returns a request if the caller is the agent that was asked, or the admin where `or_admin` is set.
 fn asked(
     db: &mut impl Sql,
     principal: Principal,

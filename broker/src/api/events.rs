@@ -1,4 +1,4 @@
-//! What agents report, and the admin's view of it.
+//! Events that agents report, and the admin's view of them.
 
 use axum::Router;
 use axum::routing::get;
@@ -18,7 +18,6 @@ use crate::error::Error;
 use crate::store::association;
 use crate::store::events::{self, Report};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(of_agent, report, list, show))]
 pub(super) struct Doc;
@@ -48,7 +47,7 @@ fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&events::of_agent(db, id)?)
 }
 
-/// A report as an agent sends it, by REST or over its socket. What else it says (an id, times) is not taken.
+/// A report of an agent, by REST or over its socket. Other fields that the agent sends (an id, times) are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = NewAgentEvent)]
 pub(crate) struct NewEvent {
@@ -74,7 +73,7 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::created(&take(db, id, &new)?)
 }
 
-/// Checks and stores what an agent reports, and announces it if it is news.
+/// Checks and stores an agent's report, and emits an event if the report is new.
 pub(crate) fn take(db: &mut Conn, agent: Uuid, new: &NewEvent) -> Result<events::Event, Error> {
     check::storable("`event_type`", &new.event_type, 50)?;
     check::storable("`status`", &new.status, 10)?;
@@ -93,7 +92,7 @@ pub(crate) fn take(db: &mut Conn, agent: Uuid, new: &NewEvent) -> Result<events:
     };
     db.transaction(|tx| {
         let (event, is_new) = events::insert(tx, &report)?;
-        // A success said again is not news: it was announced when it was said first.
+        // A repeated success emits nothing, because its first report did.
         if is_new {
             let name = if report.is_success() {
                 "deployment.applied"

@@ -1,4 +1,4 @@
-//! The fleet, as measured: no verdicts. Live, it comes over a socket ([`super::sockets`]).
+//! Measured state of the fleet, without verdicts. The live form is a socket ([`super::sockets`]).
 
 use axum::Router;
 use axum::routing::get;
@@ -16,10 +16,9 @@ use crate::live;
 use crate::store::events::{self, Event};
 use crate::store::fleet::{self, Record};
 
-/// Events shown with one agent's record.
+/// Number of newest events in one agent's record.
 const RECENT: i64 = 20;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, show))]
 pub(super) struct Doc;
@@ -35,11 +34,11 @@ struct Filter {
     pak_id: Option<Uuid>,
 }
 
-/// An agent's record and its newest events.
+/// Record of an agent with its newest events.
 #[derive(Serialize, ToSchema)]
 struct AgentFleetStatusResponse {
     record: Record,
-    /// At most 20, newest first.
+    /// At most 20 events, newest first.
     recent_events: Vec<Event>,
 }
 

@@ -1,4 +1,4 @@
-//! Generators.
+//! Operations on generators.
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -20,7 +20,6 @@ use crate::error::Error;
 use crate::store::generators::{self, Generator};
 use crate::store::stacks;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, create, show, update, remove, rotate))]
 pub(super) struct Doc;
@@ -102,8 +101,8 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&generators::get(db, id)?.ok_or_else(access::no_generator)?)
 }
 
-/// A whole generator, of which name, description and `is_active` count. The others are read so that a caller who leaves
-/// one out is told.
+/// A whole generator, of which only name, description and `is_active` are used. The other fields are parsed so that a
+/// body without them is refused.
 #[derive(Deserialize)]
 #[allow(dead_code, reason = "required of the caller, honoured by nobody")]
 struct Replacement {
@@ -136,7 +135,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let invalid = valid(&new.name, description);
     let generator = db.transaction(|tx| {
         if let Err(error) = invalid {
-            // Existence is told before what is wrong with a value.
+            // A missing generator is reported before an invalid value.
             generators::get(tx, id)?.ok_or_else(no_row)?;
             return Err(error);
         }
@@ -150,12 +149,13 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&generator)
 }
 
-/// Here, unlike anywhere else, an unknown generator has the code of a missing row.
+/// Makes the 404 of an update, which has the code `not_found`, unlike the 404 of other operations.
 fn no_row() -> Error {
     Error::not_found("not_found", "there is no such generator")
 }
 
-/// Deletes the generator and its stacks. Their markers stay live, so that every agent that served them hears of it.
+/// Deletes the generator and its stacks. Their deletion markers stay live, so that every agent that served them sees
+/// them.
 #[utoipa::path(
     delete, path = "/generators/{id}", operation_id = "delete_generator", tag = "generators",
     params(("id" = Uuid, Path)),

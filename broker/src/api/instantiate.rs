@@ -1,7 +1,7 @@
-//! A template and its parameters become a deployment object.
+//! Instantiates a template: template and parameters become a deployment object.
 //!
-//! Three steps: what is needed is read on a connection, rendered without one, and stored on another. What was read may have
-//! changed meanwhile, so stack and template are looked at again in the transaction that adds object, provenance and event.
+//! Three steps: read the template on a connection, render it without a connection, and store the object on another
+//! connection. Stack and template may change in between, so the transaction that adds the object reads them again.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -23,10 +23,9 @@ use crate::store::template_marks::{self, Missing};
 use crate::store::templates;
 use crate::template;
 
-/// Largest body: a value of JSON takes many times the memory of its text.
+/// Largest body, in bytes; less than for other requests because parsed JSON takes many times the memory of its text.
 const MAX_BODY: usize = 2 * 1024 * 1024;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(instantiate))]
 pub(super) struct Doc;
@@ -97,7 +96,7 @@ fn instantiate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     }))
 }
 
-/// 422 `template_stack_mismatch`, and what is missing.
+/// Makes the 422 `template_stack_mismatch`, with the missing labels and annotations.
 fn mismatch(missing: Missing) -> Error {
     let pairs: Vec<Value> = missing
         .annotations

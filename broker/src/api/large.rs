@@ -1,9 +1,9 @@
-//! Large answers in memory: how much of them clients may leave there by reading slowly.
+//! Bounds the memory of large answers that wait for slow clients.
 //!
-//! An answer is built whole, on a blocking thread, and there are only as many of these as connections to the database. But
-//! once built it waits for its client. So what is larger than [`SMALL`] counts against [`ROOM`] until it has been handed to
-//! the connection, which takes it in pieces as the client reads; when there is no room the answer is dropped again, and its
-//! client told to come back.
+//! An answer is built whole on a blocking thread, so at most one answer per database connection is being built. A
+//! finished answer waits for its client. An answer larger than [`SMALL`] therefore takes its size from [`ROOM`] until
+//! it has been handed to the connection, which takes it in pieces as the client reads. Without room the answer is
+//! dropped and the client gets 503.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -16,17 +16,17 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::error::Error;
 
-/// An answer up to this size is held for nothing: the kernel takes most of it at once.
+/// Largest size of an answer that takes no room, in bytes: the kernel takes most of it at once.
 const SMALL: u64 = 256 * 1024;
 
-/// Handed to the connection at once.
+/// Number of bytes handed to the connection at once.
 const PIECE: usize = 64 * 1024;
 
-/// What all large answers that wait for their clients may hold together, in KiB. One that is larger takes all of it.
+/// Memory for all large answers that wait for their clients, in KiB. A larger answer takes all of it.
 const ROOM: u32 = 128 * 1024;
 static FREE: Semaphore = Semaphore::const_new(ROOM as usize);
 
-/// The answer, holding its room; or 503 when there is none.
+/// Returns the answer holding its room, or 503 when there is no room.
 pub(super) fn held(response: Response) -> Response {
     let size = response.body().size_hint().exact().unwrap_or(0);
     if size <= SMALL {
@@ -52,10 +52,10 @@ pub(super) fn held(response: Response) -> Response {
     }
 }
 
-/// A body that comes in pieces and holds its room until the last has been taken.
+/// A body that is sent in pieces and holds its room until the last piece has been taken.
 struct Held {
     body: Body,
-    /// What the body has given and nobody has taken yet.
+    /// Data that the body has yielded and the connection has not taken yet.
     piece: Bytes,
     left: u64,
     _room: SemaphorePermit<'static>,
@@ -74,7 +74,7 @@ impl HttpBody for Held {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                // Trailers: nobody sends any.
+                // Trailers are dropped; no handler sends them.
                 Some(Ok(frame)) => this.piece = frame.into_data().unwrap_or_default(),
             }
         }

@@ -1,4 +1,4 @@
-//! Deployment objects: submitted once, never changed, read by those who apply them.
+//! Deployment objects: generators submit them, agents apply them, and they never change.
 
 mod yaml;
 
@@ -23,7 +23,6 @@ use crate::store::association;
 use crate::store::objects::{self, Object as DeploymentObject};
 use crate::store::stacks::Stack;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, create, show))]
 pub(super) struct Doc;
@@ -37,7 +36,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/deployment-objects/{id}", get(plain(show)))
 }
 
-/// The types that mean YAML, in exactly this spelling.
+/// Content types of YAML; they match in exactly this spelling.
 const YAML_TYPES: [&str; 3] = ["application/yaml", "text/yaml", "application/x-yaml"];
 
 #[utoipa::path(
@@ -61,7 +60,7 @@ struct Options {
     deletion_marker: bool,
 }
 
-/// What is to be stored, and whether as a marker.
+/// A submitted object: YAML text, with the flag of a deletion marker.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = CreateDeploymentObjectRequest)]
 struct Submission {
@@ -74,7 +73,7 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::bad_request("invalid_deployment_object", message)
 }
 
-/// Reads either form of the body. Whatever is wrong with it is 400 here, whatever the content type.
+/// Reads the body as YAML or JSON. Every error is a 400 here, for any content type.
 fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
     let bytes = call.body()?;
     let kind = call.header(header::CONTENT_TYPE).unwrap_or_default();
@@ -96,7 +95,7 @@ fn submission(call: &Call, options: &Options) -> Result<Submission, Error> {
     Ok(submission)
 }
 
-/// Refuses what is no object that an agent could apply. A large text waits for a turn to be looked at.
+/// Refuses YAML that an agent could not apply. A large text waits for its turn to be checked.
 pub(super) async fn applicable(yaml: String) -> Result<String, Error> {
     if yaml.contains('\0') {
         return Err(invalid("the YAML contains a NUL byte"));
@@ -109,7 +108,8 @@ pub(super) async fn applicable(yaml: String) -> Result<String, Error> {
     }
 }
 
-/// The SHA-256 of a text, in lower-case hex: over the bytes as they came, for clients compare it with that of their copy.
+/// Returns the SHA-256 of a text in lower-case hex, over the bytes as received, because clients compare it with the
+/// checksum of their copy.
 pub(super) fn checksum(text: &str) -> String {
     Sha256::digest(text.as_bytes())
         .iter()
@@ -117,7 +117,7 @@ pub(super) fn checksum(text: &str) -> String {
         .collect()
 }
 
-/// Adds an object to a live stack and leaves its event.
+/// Adds an object to a live stack and emits its event.
 pub(super) fn add(
     tx: &mut Tx<'_>,
     stack: Uuid,
@@ -139,7 +139,7 @@ pub(super) fn add(
     Ok(object)
 }
 
-/// Tells the connected agents that serve a stack of its new object. Call it after the commit.
+/// Notifies the connected agents that serve the stack of its new object. Call it after the commit.
 pub(super) fn announce(call: &Call, db: &mut Conn, stack: &Stack) {
     push::stack_changed(call, db, stack);
 }

@@ -1,7 +1,8 @@
-//! The OpenAPI document: each resource describes its own operations beside its handlers; here they become one.
+//! The OpenAPI document, merged from the parts that stand beside the handlers.
 //!
-//! Served at `/docs/openapi.json` without a PAK, and printed by `brokkr-broker openapi`. It is made when first asked for:
-//! most brokers are never asked, and it is larger than everything else an idle one holds.
+//! The document is served at `/docs/openapi.json` without a PAK, and printed by `brokkr-broker openapi`. It is built at
+//! the first request, because most brokers never get that request and the document is larger than the rest of an idle
+//! broker's memory.
 
 pub(in crate::api) mod answers;
 mod models;
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::error::{Error, ErrorResponse};
 
-/// What the whole document says besides its operations.
+/// Root of the document: title, server and the shape of errors.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "brokkr-broker", description = "One tenant's Brokkr broker: hands Kubernetes objects to agents in many clusters."),
@@ -32,7 +33,7 @@ use crate::error::{Error, ErrorResponse};
 )]
 struct Root;
 
-/// The document of this broker's API.
+/// Builds the document of this broker's API.
 pub fn document() -> Document {
     let mut document = Root::openapi();
     for part in [
@@ -73,15 +74,15 @@ pub fn document() -> Document {
     document
 }
 
-/// The document as JSON.
+/// Returns the document as JSON.
 ///
 /// # Errors
-/// When it cannot be serialised, which would be a mistake of ours.
+/// When the document cannot be serialised, which would be a bug.
 pub fn json() -> serde_json::Result<String> {
     serde_json::to_string_pretty(&document())
 }
 
-/// `GET /docs/openapi.json`.
+/// Serves `GET /docs/openapi.json`.
 pub async fn serve() -> Response {
     static JSON: LazyLock<Option<Bytes>> =
         LazyLock::new(|| match serde_json::to_vec(&document()) {

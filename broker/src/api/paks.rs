@@ -1,4 +1,4 @@
-//! Who holds a PAK.
+//! Lists the holders of PAKs.
 
 use axum::Router;
 use axum::routing::get;
@@ -11,7 +11,6 @@ use crate::db::Conn;
 use crate::error::{Error, ErrorResponse};
 use crate::store::paks::{self, PakSummary};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list))]
 pub(super) struct Doc;

@@ -1,7 +1,8 @@
-//! Hints to connected agents that what they should have may have changed. They look at the type and ask by REST at once.
+//! Sends hints to connected agents that their target state may have changed. Agents look only at the type and poll by
+//! REST at once.
 //!
-//! Sent after the commit. Who is to be told is one statement, and none while no agent is connected here; a hint that cannot
-//! be sent is a poll's delay and never fails the request.
+//! Hints are sent after the commit. The receivers are found by one statement, or none when no agent is connected here.
+//! A hint that cannot be sent only delays the agent until its next poll, so it never fails the request.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -11,27 +12,26 @@ use crate::db::{Conn, DbError};
 use crate::store::association;
 use crate::store::stacks::Stack;
 
-/// To every connected agent that serves the stack: it, its objects or what it is matched by changed.
+/// Tells every connected agent that serves the stack that the stack, its objects, labels or annotations changed.
 pub(super) fn stack_changed(call: &Call, db: &mut Conn, stack: &Stack) {
     let agents = who_serves(call, db, stack.id);
     tell(call, &agents, stack);
 }
 
-/// The connected agents that serve a stack.
+/// Returns the connected agents that serve a stack.
 pub(super) fn who_serves(call: &Call, db: &mut Conn, stack: Uuid) -> Vec<Uuid> {
     of_connected(call, |connected| {
         association::agents_serving(db, stack, connected)
     })
 }
 
-/// Tells these agents of a stack.
 pub(super) fn tell(call: &Call, agents: &[Uuid], stack: &Stack) {
     for agent in agents {
         call.app.live.push(*agent, "stack_changed", stack);
     }
 }
 
-/// To every connected agent that served a stack when it was deleted: its marker waits for them.
+/// Tells every connected agent that served a stack at its deletion, because its deletion marker waits for them.
 pub(super) fn stack_deleted(call: &Call, db: &mut Conn, stack: &Stack) {
     let agents = of_connected(call, |connected| {
         association::departing(db, &[stack.id], connected)
@@ -39,7 +39,7 @@ pub(super) fn stack_deleted(call: &Call, db: &mut Conn, stack: &Stack) {
     tell(call, &agents, stack);
 }
 
-/// As [`stack_deleted`], of many stacks at once: to each agent one hint that names none of them.
+/// Same as [`stack_deleted`] for many stacks: each agent gets one hint, without a stack.
 pub(super) fn stacks_deleted(call: &Call, db: &mut Conn, stacks: &[Uuid]) {
     let agents = of_connected(call, |connected| {
         association::departing(db, stacks, connected)
@@ -49,7 +49,7 @@ pub(super) fn stacks_deleted(call: &Call, db: &mut Conn, stacks: &[Uuid]) {
     }
 }
 
-/// To one agent: which stacks it serves changed, in a way that no target says.
+/// Tells one agent that the stacks it serves changed for a reason other than a new target.
 pub(super) fn target_changed(call: &Call, agent: Uuid) {
     let nil = Uuid::nil();
     let body = json!({ "id": nil, "agent_id": agent, "stack_id": nil });

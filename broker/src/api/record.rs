@@ -1,4 +1,4 @@
-//! What a request leaves behind besides its rows: audit entries with their true actor, and refused PAKs.
+//! Records of requests besides their rows: audit entries with the true actor, and refused PAKs.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::auth::Principal;
 use crate::db::Conn;
 use crate::emit::{self, Actor, Audit};
 
-/// Most refused PAKs written down in one [`WINDOW`]: anybody can produce them, and each is a row.
+/// Largest number of refused PAKs recorded per [`WINDOW`], because anyone can cause such a row.
 const REFUSALS: u32 = 60;
-/// See [`REFUSALS`].
+/// Length of a window of [`REFUSALS`].
 const WINDOW: Duration = Duration::from_secs(60);
-/// Most bytes kept of a header that an unknown caller sent.
+/// Largest number of bytes stored of a header from an unknown caller.
 const HEADER: usize = 512;
 
-/// An audit entry of what this caller did.
+/// Makes an audit entry for an action of this caller.
 pub(super) fn audit(
     principal: Principal,
     action: &'static str,
@@ -28,12 +28,12 @@ pub(super) fn audit(
     Audit::new(principal.into(), action, resource_type, Some(resource))
 }
 
-/// Notes that somebody came with a PAK that is none. Beyond [`REFUSALS`] in a [`WINDOW`] nothing is written, and the next
-/// entry says how many were left out. The answer is 401 whether or not it could be noted.
+/// Records a request with an invalid PAK. Beyond [`REFUSALS`] per [`WINDOW`] nothing is written, and the next entry has
+/// the number of omitted requests. The answer is 401 even when recording fails.
 pub(super) fn refused_pak(db: &mut Conn, path: &str, headers: &HeaderMap) {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::new());
     let left_out = {
-        // A count cannot be left half-changed by a panic.
+        // A panic cannot leave a count half-changed.
         let mut quota = QUOTA
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -57,12 +57,12 @@ pub(super) fn refused_pak(db: &mut Conn, path: &str, headers: &HeaderMap) {
     }
 }
 
-/// The first [`HEADER`] bytes, or a little less where that would split a character.
+/// Returns the first [`HEADER`] bytes, cut at a character boundary.
 fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(HEADER)].to_owned()
 }
 
-/// How many refusals this window has seen.
+/// Number of refusals in the current window.
 #[derive(Debug)]
 struct Quota {
     began: Option<Instant>,
@@ -77,7 +77,8 @@ impl Quota {
         }
     }
 
-    /// Whether one more may be written down, and how many were not in the window before.
+    /// Counts a refusal. When it may be recorded, returns the number of refusals that the previous window omitted if
+    /// this starts a window, otherwise 0.
     fn take(&mut self, now: Instant) -> Option<u32> {
         let fresh = self
             .began

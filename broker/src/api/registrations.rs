@@ -1,4 +1,4 @@
-//! Registrations: an agent consents to serve a generator, and may take that back.
+//! Registrations: an agent consents to serve a generator, and may withdraw the consent.
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -18,7 +18,6 @@ use crate::error::Error;
 use crate::store::registrations::{self, Registration};
 use crate::store::{agents, generators};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(of_agent, with_generator, register, deregister))]
 pub(super) struct Doc;
@@ -75,8 +74,8 @@ struct Whom {
     agent_id: Option<Uuid>,
 }
 
-/// Which agent a request is about: the caller itself, or the one the admin names. The generator's existence is told before
-/// what the admin forgot.
+/// Returns the agent of the request: the calling agent, or the agent that the admin names. A missing generator is
+/// reported before a missing `agent_id`.
 fn subject(call: &Call, db: &mut impl Sql, generator: Uuid, whom: &Whom) -> Result<Uuid, Error> {
     if matches!(call.principal, Principal::Generator(_)) {
         return Err(Error::forbidden(
@@ -122,7 +121,7 @@ fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::created(&registration)
 }
 
-/// 204 whether or not it was registered; recorded only if it was.
+/// Answers 204 even when the agent was not registered; only a real removal is recorded.
 #[utoipa::path(
     delete, path = "/generators/{id}/register", operation_id = "deregister_agent", tag = "generators",
     params(("id" = Uuid, Path)),

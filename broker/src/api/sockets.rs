@@ -1,7 +1,7 @@
-//! The WebSocket routes: who may open which, and the upgrade. What happens on an open socket is [`crate::live`]'s.
+//! WebSocket routes: authorisation and upgrade. An open socket is served by [`crate::live`].
 //!
-//! In the order of every other operation: who is calling (401), the path (400), whether that caller may (403); then whether
-//! it is an upgrade at all (400), and whether there is room (503). None of this is in the OpenAPI document.
+//! The checks come in the same order as for other operations: authentication (401), path (400), permission (403); then
+//! the upgrade itself (400) and room for the socket (503). The routes are not in the OpenAPI document.
 
 use axum::Router;
 use axum::extract::rejection::RawPathParamsRejection;
@@ -22,31 +22,31 @@ use crate::live::{self, Guest, Place, Seat, Whose};
 use crate::pak::PakHash;
 use crate::store::stacks;
 
-/// Largest frame of an agent: a line or an event is far below, and a summary of health fits.
+/// Largest frame of an agent, in bytes: log lines and events are far smaller, and a health summary fits.
 const AGENT_FRAME: usize = 1024 * 1024;
-/// Largest frame of a subscriber, none of which is read.
+/// Largest frame of a subscriber, in bytes; subscribers' frames are ignored.
 const SUBSCRIBER_FRAME: usize = 16 * 1024;
-/// What a socket reads and writes at once. It holds both for as long as it lives, so they are small.
+/// Size of a socket's read and write buffers, in bytes; small because both live as long as the socket.
 const BUFFER: usize = 8 * 1024;
 
-/// The subprotocol that carries a PAK, for clients that cannot set headers. It is never echoed.
+/// Prefix of the subprotocol that carries a PAK, for clients that cannot set headers. It is never echoed.
 const PAK_PROTOCOL: &str = "brokkr.pak.";
-/// The subprotocol that is selected when it is offered.
+/// Subprotocol that is selected when the client offers it.
 const PROTOCOL: &str = "brokkr.v1";
 
-/// The subscribers' routes, relative to `/api/v1`.
+/// Returns the subscribers' routes, relative to `/api/v1`.
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/stacks/{id}/live", get(stack))
         .route("/fleet/live", get(fleet))
 }
 
-/// The agents' route, relative to `/internal`.
+/// Returns the agents' route, relative to `/internal`.
 pub(super) fn agent_route() -> Router<App> {
     Router::new().route("/ws/agent", get(agent))
 }
 
-/// What an upgrade is made of, if it is one.
+/// The request's upgrade, or the reason why the request is no upgrade.
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 async fn agent(
@@ -88,7 +88,7 @@ async fn stack(
     let admitted = admit(&app, headers, uri, credential, move |db, principal| {
         let id = id?;
         match principal {
-            // Even of a stack that is not there (yet).
+            // The admin may also watch a stack that does not exist yet.
             Principal::Admin => Ok(Whose::Stack(id)),
             Principal::Generator(generator)
                 if stacks::get(db, id)?.is_some_and(|s| s.generator_id == generator) =>
@@ -122,7 +122,7 @@ async fn fleet(
     })
 }
 
-/// Selects our subprotocol if it was offered, and no other.
+/// Selects `PROTOCOL` if the client offers it, and no other subprotocol.
 fn select(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
     upgrade.protocols([PROTOCOL])
 }
@@ -131,7 +131,7 @@ fn authorization(headers: &HeaderMap) -> Option<Vec<u8>> {
     Some(headers.get(header::AUTHORIZATION)?.as_bytes().to_vec())
 }
 
-/// The PAK in the first offered subprotocol that carries one.
+/// Returns the PAK in the first offered subprotocol that carries a PAK.
 fn offered_pak(headers: &HeaderMap) -> Option<Vec<u8>> {
     headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -152,10 +152,10 @@ fn stack_id(params: Result<RawPathParams, RawPathParamsRejection>) -> Result<Uui
         .ok_or_else(|| Error::bad_request("bad_request", "`id` in the path is not a UUID"))
 }
 
-/// Who is calling, and what for if they may.
+/// The authenticated caller with the permission or its refusal; the outer error is a failed authentication.
 type Admitted = Result<(Principal, Result<Guest, Error>), Error>;
 
-/// Opens the channel to whoever may have it.
+/// Opens the socket for a permitted caller; otherwise answers the error.
 fn answer(admitted: Admitted, open: impl FnOnce(Guest) -> Response) -> Response {
     match admitted {
         Ok((principal, admitted)) => {
@@ -168,7 +168,7 @@ fn answer(admitted: Admitted, open: impl FnOnce(Guest) -> Response) -> Response 
     }
 }
 
-/// Finds out who is calling and what for, on one connection.
+/// Authenticates and authorises the caller on one connection.
 async fn admit<F>(
     app: &App,
     headers: HeaderMap,
@@ -182,7 +182,7 @@ where
     let Some(credential) = credential else {
         return Err(Error::unauthorized());
     };
-    // Before the look-up: see `live::serve`.
+    // Read before the look-up of the PAK: see `live::serve`.
     let deaths = app.live.deaths();
     let cache = app.auth.clone();
     app.db
@@ -205,7 +205,7 @@ where
         .await
 }
 
-/// Upgrades, or says why not.
+/// Upgrades the request, or answers why not.
 fn open(
     app: App,
     place: Option<Extension<Place>>,

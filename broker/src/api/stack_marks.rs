@@ -17,7 +17,6 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::store::{association, stack_marks as marks, stacks};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(
     labels,
@@ -46,7 +45,8 @@ pub(super) fn routes() -> Router<App> {
         )
 }
 
-/// Who may look: the admin (at unknown stacks too), the owner, and every agent that serves the stack.
+/// Requires a caller that may see the stack: the admin (also for unknown stacks), the owner, or an agent that serves
+/// it.
 fn visible(call: &Call, db: &mut Conn, id: Uuid) -> Result<(), Error> {
     if call.principal == Principal::Admin {
         return Ok(());
@@ -81,7 +81,7 @@ fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&marks::labels(db, id)?)
 }
 
-/// The body is a JSON string.
+/// Takes a JSON string as the body.
 #[utoipa::path(
     post, path = "/stacks/{id}/labels", operation_id = "stacks_add_label", tag = "stacks",
     params(("id" = Uuid, Path)),
@@ -119,7 +119,7 @@ fn remove_label(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let (id, label) = (call.id()?, call.path("label")?);
     let stack = access::owned_stack(db, call.principal, id)?;
     check::no_nul("the label", label)?;
-    // Whom it was for is known only before it is gone.
+    // The agents that serve the stack through this label are known only before its removal.
     let served = push::who_serves(call, db, id);
     if marks::remove_label(db, id, label)? {
         push::tell(call, &served, &stack);

@@ -1,4 +1,4 @@
-//! Stacks.
+//! Operations on stacks.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -19,7 +19,6 @@ use crate::emit::{Event, emit};
 use crate::error::Error;
 use crate::store::stacks::{self, Stack};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, create, show, update, remove))]
 pub(super) struct Doc;
@@ -76,7 +75,7 @@ fn other_generator() -> Error {
     )
 }
 
-/// As the foreign key would say it; a deleted generator is as good as none.
+/// Makes the same error as the foreign key does, because a deleted generator counts as missing.
 fn unknown_generator() -> Error {
     Error::new(
         StatusCode::UNPROCESSABLE_ENTITY,
@@ -144,7 +143,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&access::owned_stack(db, call.principal, id)?)
 }
 
-/// A whole stack, of which name and description count.
+/// A whole stack, of which only name and description are used.
 #[derive(Deserialize)]
 #[allow(dead_code, reason = "required of the caller, honoured by nobody")]
 struct Replacement {

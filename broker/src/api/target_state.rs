@@ -1,4 +1,4 @@
-//! What an agent serves and should have applied.
+//! Stacks that an agent serves, and objects that it should have applied.
 
 use axum::Router;
 use axum::routing::get;
@@ -16,7 +16,6 @@ use crate::store::association::{self, Mode};
 use crate::store::objects::Object as DeploymentObject;
 use crate::store::stacks::Stack;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(stacks, target_state))]
 pub(super) struct Doc;
@@ -47,8 +46,9 @@ struct Asked {
     mode: Option<String>,
 }
 
-/// Without a mode the configured one, which is full unless somebody changed it: the published agent asks without one and
-/// removes from its cluster whatever is missing from the answer. An unknown mode is incremental.
+/// Returns the objects that the agent should have applied. An absent mode means the configured mode. Its default is
+/// full, because the published agent asks without a mode and removes objects that the answer lacks. An unknown mode
+/// means incremental.
 #[utoipa::path(
     get, path = "/agents/{id}/target-state", operation_id = "get_target_state", tag = "agents",
     params(

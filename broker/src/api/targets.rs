@@ -1,4 +1,4 @@
-//! Targets: telling an agent explicitly to serve a stack.
+//! Targets: explicit assignments of stacks to agents.
 
 use axum::Router;
 use axum::routing::{delete, get};
@@ -16,7 +16,6 @@ use crate::db::{Conn, Sql};
 use crate::error::Error;
 use crate::store::targets;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, add, remove))]
 pub(super) struct Doc;
@@ -45,8 +44,8 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&targets::list(db, id)?)
 }
 
-/// The stack is live, the caller owns it (or is the admin), and the agent has consented to its owner: not even the admin
-/// gets past that, not even to remove.
+/// Requires a live stack, a caller that owns it (or the admin), and an agent registered with its generator. The
+/// registration is required of the admin too, and also to remove a target.
 fn permitted(db: &mut impl Sql, call: &Call, agent: Uuid, stack: Uuid) -> Result<(), Error> {
     let standing = targets::standing(db, agent, stack)?.ok_or_else(access::no_stack)?;
     match call.principal {

@@ -1,4 +1,4 @@
-//! What a stack's agents saw in their clusters, for as long as it is kept. Live, it comes over a socket
+//! Stored telemetry of a stack: events and log lines that its agents saw. The live form is a socket
 //! ([`super::sockets`]).
 
 use axum::Router;
@@ -15,16 +15,15 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::store::telemetry::{self, RETENTION_SECONDS};
 
-/// Rows in an answer, unless asked otherwise.
+/// Default number of rows in an answer.
 const USUAL: i64 = 500;
-/// Most rows in an answer.
+/// Largest number of rows in an answer.
 const MOST: i64 = 5000;
 
-/// Where to keep what is to be kept.
+/// Advice on long-term storage.
 const HINT: &str = "Kept for hours only. Ship logs and events to a log store of your own (Loki, OpenSearch, Datadog, a \
                     cloud's logging service) to keep them.";
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(events, logs))]
 pub(super) struct Doc;
@@ -46,23 +45,23 @@ impl Window {
         self.limit.unwrap_or(USUAL).clamp(1, MOST)
     }
 
-    /// The retention hides what is older anyway, and not every year fits the column.
+    /// Bounds the start to the years 1970 to 9999, because not every year fits the column.
     fn since(&self) -> Option<DateTime<Utc>> {
         let since = self.since.filter(|since| since.year() >= 1970)?;
         Some(since.min(DateTime::<Utc>::MAX_UTC.with_year(9999).unwrap_or(since)))
     }
 }
 
-/// How long telemetry is kept, and what there is of it.
+/// Retention of telemetry.
 #[derive(Serialize, ToSchema)]
 struct RetentionInfo {
-    /// Longest that anything is kept.
+    /// Longest retention.
     retention_ceiling_seconds: u64,
-    /// How long it is kept for this stack.
+    /// Retention for this stack.
     effective_retention_seconds: u64,
-    /// When the oldest row of this answer came in.
+    /// Time at which the oldest row of this answer was stored.
     oldest_available_ts: Option<DateTime<Utc>>,
-    /// Where to keep what is to be kept.
+    /// Advice on long-term storage.
     long_term_sink_hint: &'static str,
 }
 
@@ -77,14 +76,14 @@ impl RetentionInfo {
     }
 }
 
-/// The kept events of a stack.
+/// Stored events of a stack.
 #[derive(Serialize, ToSchema)]
 struct K8sEventHistoryResponse {
     retention: RetentionInfo,
     events: Vec<telemetry::Event>,
 }
 
-/// The kept log lines of a stack.
+/// Stored log lines of a stack.
 #[derive(Serialize, ToSchema)]
 struct PodLogHistoryResponse {
     retention: RetentionInfo,

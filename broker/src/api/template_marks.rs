@@ -1,4 +1,4 @@
-//! Labels and annotations of templates: what a stack must have for the template to be used on it.
+//! Labels and annotations of templates. A stack must have all of them for the template to be used on it.
 
 use axum::Router;
 use axum::routing::{delete, get};
@@ -16,7 +16,6 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::store::template_marks as marks;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(
     labels,
@@ -63,7 +62,7 @@ fn labels(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&marks::labels(db, id)?)
 }
 
-/// The body is a JSON string.
+/// Takes a JSON string as the body.
 #[utoipa::path(
     post, path = "/templates/{id}/labels", operation_id = "templates_add_label", tag = "templates",
     params(("id" = Uuid, Path)),
@@ -160,8 +159,8 @@ fn remove_annotation(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ))
 }
 
-/// Refuses with this code what is blank, longer than 64 bytes or not in one piece. Values are held to it as labels are:
-/// unlike a stack's, a template's annotation has no value that is empty.
+/// Refuses a value that is blank, longer than 64 bytes or contains white space, with this code. Unlike a stack's
+/// annotation, a template's annotation must not have an empty value.
 fn word(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
     check::not_blank(what, value, code)?;
     if value.contains(char::is_whitespace) {

@@ -1,4 +1,4 @@
-//! Templates: who may see and change which, and what one must be to be kept.
+//! Templates: access rules, and checks of new versions.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -20,7 +20,6 @@ use crate::error::Error;
 use crate::store::templates::{self, NewTemplate, Template};
 use crate::template::{self, Refusal};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, create, show, update, remove))]
 pub(super) struct Doc;
@@ -36,7 +35,6 @@ pub(super) fn routes() -> Router<App> {
         )
 }
 
-/// 403 `templates_not_accessible`.
 fn not_for_agents() -> Error {
     Error::forbidden(
         "templates_not_accessible",
@@ -44,7 +42,8 @@ fn not_for_agents() -> Error {
     )
 }
 
-/// A live template that the caller may read: 404 `template_not_found` before 403 `template_not_accessible`.
+/// Returns a live template that the caller may read: 404 `template_not_found` comes before 403
+/// `template_not_accessible`.
 pub(super) fn readable(
     db: &mut impl Sql,
     principal: Principal,
@@ -53,7 +52,7 @@ pub(super) fn readable(
     let template = templates::get(db, id)?.ok_or_else(no_template)?;
     let readable = match principal {
         Principal::Admin => true,
-        // No owner: the system's, for every generator.
+        // A template without owner is a system template, which every generator may read.
         Principal::Generator(id) => template.generator_id.is_none_or(|owner| owner == id),
         Principal::Agent(_) => false,
     };
@@ -66,7 +65,7 @@ pub(super) fn readable(
     ))
 }
 
-/// A live template that the caller may change: 404 `template_not_found` before 403 `template_not_owned`.
+/// Returns a live template that the caller may change: 404 `template_not_found` comes before 403 `template_not_owned`.
 pub(super) fn owned(db: &mut impl Sql, principal: Principal, id: Uuid) -> Result<Template, Error> {
     let template = templates::get(db, id)?.ok_or_else(no_template)?;
     let owned = match principal {
@@ -108,7 +107,7 @@ struct CreateTemplateRequest {
     name: String,
     description: Option<String>,
     template_content: String,
-    /// A JSON Schema, as text.
+    /// JSON Schema, as text.
     parameters_schema: String,
 }
 
@@ -116,7 +115,7 @@ struct CreateTemplateRequest {
 struct UpdateTemplateRequest {
     description: Option<String>,
     template_content: String,
-    /// A JSON Schema, as text.
+    /// JSON Schema, as text.
     parameters_schema: String,
 }
 
@@ -154,7 +153,7 @@ fn create(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
     }))
 }
 
-/// A version that is about to be added.
+/// A template version that is about to be added.
 struct Draft {
     generator_id: Option<Uuid>,
     name: String,
@@ -164,7 +163,7 @@ struct Draft {
 }
 
 impl Draft {
-    /// Checks what can be wrong with it besides its name, as far as that costs nothing.
+    /// Runs the cheap checks of every field except the name.
     fn valid(&self) -> Result<(), Error> {
         if let Some(description) = &self.description {
             check::not_blank("`description`", description, "invalid_template")?;
@@ -184,7 +183,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Checks the rest, without a connection.
+    /// Checks content and schema in depth, without a connection.
     async fn checked(self) -> Result<Self, Error> {
         template::in_turn(move || template::check(&self.content, &self.schema).map(|()| self))
             .await
@@ -192,7 +191,7 @@ impl Draft {
     }
 }
 
-/// What a caller is told of a template, or of what comes of it.
+/// Makes the error that tells a caller why a template or its rendering was refused.
 pub(super) fn refused(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Syntax(text) => Error::bad_request("invalid_template_syntax", text),
@@ -212,7 +211,7 @@ pub(super) fn refused(refusal: Refusal) -> Error {
     }
 }
 
-/// Adds a version, with its audit entry. The version it follows must still be there, and the caller's.
+/// Adds a version, with its audit entry. The previous version must still exist, and the caller must own it.
 fn add(
     call: &Call,
     db: &mut Conn,
@@ -255,7 +254,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&readable(db, call.principal, id)?)
 }
 
-/// A new row with the next number and an id of its own, under the same name and owner. The old one stays as it is.
+/// Adds a version with the next number and a new id, under the same name and owner. The previous version is unchanged.
 #[utoipa::path(
     put, path = "/templates/{id}", operation_id = "update_template", tag = "templates",
     params(("id" = Uuid, Path)),

@@ -1,4 +1,4 @@
-//! JSON of any shape, with a bound: a few bytes of text make some hundred of memory each.
+//! Parses JSON of any shape, with a bound on its memory: a few bytes of text can take hundreds of bytes in memory.
 
 use std::cell::Cell;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Most values in one document, those inside others counted too.
+/// Largest number of values in a document, including nested values.
 const MOST: u32 = 20_000;
 
 /// A document of at most [`MOST`] values.
@@ -18,7 +18,7 @@ impl<'de> de::Deserialize<'de> for Bounded {
     }
 }
 
-/// One value, and how many more there may be.
+/// Parser of one value, with the number of values that the document may still hold.
 #[derive(Clone, Copy)]
 struct Part<'a>(&'a Cell<u32>);
 

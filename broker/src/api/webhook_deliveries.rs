@@ -1,4 +1,4 @@
-//! Deliveries: the admin's lists of them, and what agents fetch and report.
+//! Deliveries: the admin's lists, and the deliveries that agents fetch and report.
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -24,10 +24,9 @@ use crate::webhook::endpoint::{Clear, Field};
 use crate::webhook::outcome::{Next, Outcome};
 use crate::webhook::settle;
 
-/// Deliveries an agent is given at once.
+/// Largest number of deliveries given to an agent at once.
 const PENDING: i64 = 10;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(of_subscription, feed, pending, report))]
 pub(super) struct Doc;
@@ -40,7 +39,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/agents/{agent_id}/webhooks/pending", get(plain(pending)))
 }
 
-/// Which part of a list of deliveries.
+/// Filter and page of a list of deliveries.
 #[derive(Deserialize)]
 struct ListDeliveriesQuery {
     status: Option<String>,
@@ -117,7 +116,7 @@ fn feed(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&deliveries::feed(db, query.page(200)?)?)
 }
 
-/// A delivery for an agent to make, with all it needs.
+/// A delivery for an agent to make, with all data for it.
 #[derive(Serialize, ToSchema)]
 struct PendingWebhookDelivery {
     id: Uuid,
@@ -147,8 +146,8 @@ impl PendingWebhookDelivery {
     }
 }
 
-/// Gives an agent deliveries to make, which are then its own for a time. To the admin, and to a HEAD, it only shows them: looking
-/// must not keep them from the agent.
+/// Claims deliveries for an agent, which then holds them for a limited time. The admin and a HEAD only see them,
+/// because a look must not keep them from the agent.
 #[utoipa::path(
     get,
     path = "/agents/{agent_id}/webhooks/pending",
@@ -171,7 +170,7 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         tracing::error!(%error, "no webhook key");
         Error::internal()
     })?;
-    // Without a key nothing can be given away, so nothing is taken.
+    // Without a key no endpoint can be decrypted, so nothing is claimed.
     let Some(key) = key else {
         return Reply::ok(&Vec::<PendingWebhookDelivery>::new());
     };
@@ -192,7 +191,7 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&given)
 }
 
-/// Ends a delivery whose endpoint cannot be read.
+/// Marks a delivery dead because its endpoint cannot be decrypted.
 fn bury(call: &Call, db: &mut Conn, taken: &Taken, field: Field) -> Result<(), Error> {
     call.app.metrics.webhooks.count(field, Carrier::Agent);
     call.app.webhooks.say_unreadable(taken.held.subscription_id);
@@ -200,7 +199,7 @@ fn bury(call: &Call, db: &mut Conn, taken: &Taken, field: Field) -> Result<(), E
     Ok(())
 }
 
-/// How an agent's delivery went.
+/// Result of a delivery that an agent made.
 #[derive(Deserialize, ToSchema)]
 struct DeliveryResultRequest {
     success: bool,

@@ -1,4 +1,4 @@
-//! Webhook subscriptions: who wants to hear of what, and where.
+//! Webhook subscriptions: event types, endpoint and filters.
 
 mod request;
 mod test;
@@ -21,7 +21,6 @@ use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::{Sealed, lane};
 use request::{CreateWebhookRequest, UpdateWebhookRequest};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, create, event_types, show, update, remove, test::test))]
 pub(super) struct Doc;
@@ -39,7 +38,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/webhooks/{id}/test", post(plain(test::test)))
 }
 
-/// What there is to subscribe to, in the order the API tells it.
+/// Event types that can be subscribed to, in the order of the API.
 const EVENT_TYPES: [&str; 12] = [
     "agent.registered",
     "agent.deregistered",
@@ -55,12 +54,11 @@ const EVENT_TYPES: [&str; 12] = [
     "workorder.failed",
 ];
 
-/// 404 `webhook_not_found`.
 pub(super) fn no_webhook() -> Error {
     Error::not_found("webhook_not_found", "there is no such webhook subscription")
 }
 
-/// The key to seal with, or 500: why there is none is for the operator.
+/// Returns the key that encrypts endpoints, or 500; the reason is logged for the operator only.
 fn sealing_key(call: &Call) -> Result<Key, Error> {
     call.app.webhooks.sealing_key().map_err(|error| {
         tracing::error!(%error, "no webhook key");
@@ -234,7 +232,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Ok::<_, Error>(changed)
     })?;
     if new.enabled == Some(true) {
-        // What waited while it was disabled can go.
+        // Deliveries that waited while the subscription was disabled can go out now.
         call.app.jobs.wake(Job::Webhooks);
     }
     Reply::ok(&changed)

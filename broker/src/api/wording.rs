@@ -1,6 +1,6 @@
-//! What the reader of JSON and of queries says, in the words of whoever wrote them: it speaks of Rust's types.
+//! Rewords parser errors of JSON and queries for callers, because the parsers name Rust's types.
 
-/// Rust's names of what may be expected, and what people call that.
+/// Rust's names of expected types, with the words for callers.
 const TYPES: [(&str, &str); 15] = [
     ("u8", "a whole number, not below zero"),
     ("u16", "a whole number, not below zero"),
@@ -19,7 +19,7 @@ const TYPES: [(&str, &str); 15] = [
     ("a formatted UUID string", "a UUID"),
 ];
 
-/// What is there instead. The text itself stays: it is the caller's own.
+/// Serde's names of found values, with the words for callers. The value itself stays, because the caller sent it.
 const FOUND: [(&str, &str); 7] = [
     ("map", "an object"),
     ("sequence", "a list"),
@@ -30,10 +30,10 @@ const FOUND: [(&str, &str); 7] = [
     ("boolean ", ""),
 ];
 
-/// What is wrong with a body.
+/// Returns the error of a body in words for callers.
 pub(super) fn of_json(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // Where: a line and a column, except where a value was read that is in memory already.
+    // A value that was parsed from memory has no line and column.
     let at = match (error.line(), error.column()) {
         (0, _) => String::new(),
         (line, column) => format!(" at line {line} column {column}"),
@@ -42,7 +42,7 @@ pub(super) fn of_json(error: &serde_json::Error) -> String {
     format!("{}{at}", plain(what))
 }
 
-/// What is wrong with a query.
+/// Returns the error of a query in words for callers.
 pub(super) fn of_query(text: &str) -> String {
     let text = text
         .strip_prefix("Failed to deserialize query string: ")
@@ -80,7 +80,7 @@ fn plain(text: &str) -> String {
 }
 
 fn wanted(name: &str) -> &str {
-    // `struct CreateAgentRequest`, `tuple struct X with 2 elements`: how we call them is nobody's business.
+    // `struct CreateAgentRequest`, `tuple struct X with 2 elements`: callers need not know the broker's type names.
     if name.contains("struct ") {
         return "an object";
     }

@@ -1,4 +1,4 @@
-//! The log of work orders that ended.
+//! Log of work orders that have ended.
 
 use axum::Router;
 use axum::routing::get;
@@ -14,7 +14,6 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::store::work_order_log::{self, Entry};
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, show))]
 pub(super) struct Doc;

@@ -1,4 +1,4 @@
-//! Work orders: created for agents, claimed by one of them, completed, or tried again.
+//! Work orders: the admin creates them for agents, and an agent claims and completes each; a failed order is retried.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -23,10 +23,9 @@ use crate::jobs::Job;
 use crate::store::work_order_log::{self, Entry};
 use crate::store::work_orders::{self, New, WorkOrder};
 
-/// Most characters in a type of work.
+/// Largest number of characters in a work type.
 const WORK_TYPE: usize = 50;
 
-/// This resource in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(list, create, show, remove, pending, claim, complete))]
 pub(super) struct Doc;
@@ -70,7 +69,7 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::ok(&work_orders::list(db, status, work_type)?)
 }
 
-/// Whom an order is for: an agent that has any of these.
+/// Targets of an order: agents that match any of these.
 #[derive(Default, Deserialize, ToSchema)]
 #[schema(as = WorkOrderTargeting)]
 struct Targeting {
@@ -89,7 +88,7 @@ struct NewOrder {
     claim_timeout_seconds: Option<i32>,
     #[schema(nullable = false)]
     targeting: Option<Targeting>,
-    /// The older way to name agents; they are added to those of `targeting`.
+    /// Legacy list of agents; they are added to those of `targeting`.
     target_agent_ids: Option<Vec<Uuid>>,
 }
 
@@ -118,7 +117,7 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             "an order needs an agent, a label or an annotation that it is for",
         ));
     }
-    // What no agent can be called by is left out without a word: clients rely on it.
+    // Labels and annotations that no agent can have are dropped silently, because clients rely on that.
     let labels: Vec<&str> = labels
         .iter()
         .map(String::as_str)
@@ -163,8 +162,8 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     Reply::created(&order)
 }
 
-/// The agents that are in either list. One that is twice in the same list is the caller's mistake; one that is in both was
-/// named in the old and in the new way.
+/// Returns the union of both lists. An agent twice in one list is an error of the caller; an agent in both lists is
+/// allowed, because clients may send the old and the new field.
 fn agents(mut listed: Vec<Uuid>, legacy: Vec<Uuid>) -> Result<Vec<Uuid>, Error> {
     let distinct: HashSet<Uuid> = listed.iter().copied().collect();
     let also: HashSet<Uuid> = legacy.iter().copied().collect();
@@ -316,7 +315,7 @@ fn claim(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 struct Outcome {
     success: bool,
     message: Option<String>,
-    /// Whether trying again may help, after a failure.
+    /// True when a retry may help after a failure.
     #[serde(default = "yes")]
     retryable: bool,
 }
@@ -325,17 +324,17 @@ fn yes() -> bool {
     true
 }
 
-/// The body of 202.
+/// Body of the 202 answer.
 #[derive(Serialize)]
 struct Scheduled {
     status: &'static str,
 }
 
-/// What became of a completed order.
+/// Result of completing an order.
 enum Ending {
-    /// It is in the log.
+    /// The order has ended and is in the log.
     Final(Entry),
-    /// It failed, and is tried again.
+    /// The order has failed and will be retried.
     Retry,
 }
 
@@ -388,7 +387,7 @@ fn not_claimed() -> Error {
     )
 }
 
-/// Ends an order that is held locked, or puts it aside for a retry.
+/// Ends a locked order, or schedules its retry.
 fn end(
     tx: &mut Tx<'_>,
     by: Principal,

@@ -1,8 +1,8 @@
-//! Who held which hash a moment ago: positive answers only, for a bounded time, in bounded space.
+//! Cache of the principal behind each PAK hash. Only valid PAKs are cached, for a bounded time and in bounded space.
 //!
-//! Every answer is kept with the schema's epoch of credentials at that moment, and believed only while that is the epoch
-//! now. "Now" is what somebody read less than [`CONFIRMED_FOR`] ago; after that, the next to ask goes to the schema, and
-//! confirms the epoch for all.
+//! Each entry stores the schema's epoch of credentials at its reading, and is valid only while that epoch is the
+//! current one. The current epoch is the epoch read less than [`CONFIRMED_FOR`] ago; after that, the next request reads
+//! the schema and confirms the epoch for all entries.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use super::Principal;
 use crate::pak::PakHash;
 
-/// Most entries held.
+/// Largest number of entries.
 const CAPACITY: usize = 10_000;
 
-/// How long the epoch read last is taken for the epoch now: as long may a PAK that died elsewhere live on here.
+/// Time for which an epoch counts as current after its reading. A PAK that another process revoked stays valid here no
+/// longer than this.
 pub const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 
-/// Shared by every request of the process. When full, the older half is dropped.
+/// Cache shared by every request of the process. When full, the older half is dropped.
 #[derive(Clone, Debug)]
 pub struct Cache {
     inner: Arc<Inner>,
@@ -33,19 +34,19 @@ struct Inner {
 struct State {
     entries: Generations,
     confirmed: Option<Confirmed>,
-    /// What was asked before this moment confirms nothing.
+    /// Moment of the latest invalidation; an epoch asked for before it is ignored.
     forgot: Option<Instant>,
 }
 
-/// The epoch, and a moment at which it was that.
+/// The epoch, and the moment at which the schema was asked for it.
 #[derive(Clone, Copy, Debug)]
 struct Confirmed {
     epoch: i64,
     asked: Instant,
 }
 
-/// Two maps instead of an order of age: new entries go to `young`; when that holds half the capacity it becomes `old` and
-/// the previous `old` is dropped. Every operation is constant in time and nothing is ever scanned.
+/// The entries in two maps, instead of an order by age. New entries go to `young`; when it holds half the capacity it
+/// becomes `old` and the previous `old` is dropped. Every operation takes constant time, except an invalidation.
 #[derive(Debug, Default)]
 struct Generations {
     young: HashMap<PakHash, Entry>,
@@ -60,7 +61,7 @@ struct Entry {
 }
 
 impl Cache {
-    /// A cache whose entries live this long. Zero switches it off.
+    /// Creates a cache whose entries live for `lifetime`. Zero switches the cache off.
     pub fn new(lifetime: Duration) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -70,7 +71,7 @@ impl Cache {
         }
     }
 
-    /// Who holds this hash, if that was found out recently and no PAK has died since.
+    /// Returns the principal that holds this hash, if the entry is fresh and no PAK has been revoked since its reading.
     pub fn get(&self, hash: &PakHash) -> Option<Principal> {
         self.get_at(hash, Instant::now())
     }
@@ -86,10 +87,10 @@ impl Cache {
         (entry.epoch == confirmed.epoch && entry.expires > now).then_some(entry.principal)
     }
 
-    /// Takes this for the epoch of a moment after `asked`, which is when the schema was asked for it.
+    /// Sets the current epoch; `asked` is the moment at which the schema was asked for it.
     pub fn confirm(&self, epoch: i64, asked: Instant) {
         let mut state = self.state();
-        // An answer that was overtaken by a later question, or by an invalidation, says nothing about now.
+        // An answer is ignored when a later question or an invalidation overtook it.
         let overtaken = state.confirmed.is_some_and(|known| known.asked > asked)
             || state.forgot.is_some_and(|forgot| forgot > asked);
         if !overtaken {
@@ -97,12 +98,12 @@ impl Cache {
         }
     }
 
-    /// The epoch read last, if it has been read since something was forgotten.
+    /// Returns the epoch read last, if it was read since the latest invalidation.
     pub fn epoch(&self) -> Option<i64> {
         self.state().confirmed.map(|confirmed| confirmed.epoch)
     }
 
-    /// Remembers who holds a hash, as read in one snapshot with this epoch.
+    /// Stores the principal that holds a hash, as read in one snapshot with this epoch.
     pub fn insert(&self, hash: PakHash, principal: Principal, epoch: i64) {
         if self.inner.lifetime.is_zero() {
             return;
@@ -120,9 +121,9 @@ impl Cache {
         entries.young.insert(hash, entry);
     }
 
-    /// Forgets what is known of this principal, and believes nothing of others until the schema has been asked again. Call
-    /// it after the death of its PAK has been committed: in this process it is dead from then on, and what a request that
-    /// runs beside this one has read before the commit is not believed either.
+    /// Removes the entries of this principal, and trusts no other entry until the epoch has been read again. Call it
+    /// after the revocation of the PAK has been committed: this process then refuses the PAK at once, and ignores an
+    /// epoch that a concurrent request read before the commit.
     pub fn forget(&self, principal: Principal) {
         let mut state = self.state();
         let of_another = |_: &PakHash, entry: &mut Entry| entry.principal != principal;
@@ -132,7 +133,7 @@ impl Cache {
         state.forgot = Some(Instant::now());
     }
 
-    /// Nothing under this lock can panic half-way, so a poisoned state is still whole.
+    /// A poisoned state is consistent, because nothing under this lock can panic half-way.
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner
             .state

@@ -1,4 +1,4 @@
-//! `create`: an agent or a generator, whose PAK is printed once.
+//! `create`: creates an agent or a generator and prints its PAK once.
 
 use std::fmt::Write;
 
@@ -11,21 +11,21 @@ use crate::db::{DbError, Single, Tx};
 use crate::enrol::{self, By, Refusal};
 use crate::store::{agents, generators, registrations};
 
-/// Most characters in a name.
+/// Largest number of characters in a name.
 const NAME: usize = 255;
 
-/// What to create.
+/// Kinds of principal that can be created.
 #[derive(Subcommand)]
 pub(super) enum What {
-    /// An agent, registered with the system generator and with those named
+    /// An agent, registered with the system generator and the given generators
     Agent {
         /// Its name, unique within the cluster
         #[arg(long)]
         name: String,
-        /// The cluster it works in
+        /// Cluster that the agent works in
         #[arg(long)]
         cluster_name: String,
-        /// Generators to register it with, separated by commas
+        /// Generators to register the agent with, separated by commas
         #[arg(long, value_name = "ID", value_delimiter = ',')]
         generator_ids: Vec<String>,
     },
@@ -34,13 +34,12 @@ pub(super) enum What {
         /// Its name
         #[arg(long)]
         name: String,
-        /// What it is for
+        /// Its description
         #[arg(long)]
         description: Option<String>,
     },
 }
 
-/// Runs it.
 pub(super) fn run(instance: &Instance, what: &What) -> Result<(), Exit> {
     match what {
         What::Agent {
@@ -72,7 +71,7 @@ fn agent(
         let system = generators::system(tx)?.map(|generator| generator.id);
         let with = registrations::of_agent(tx, agent.id)?;
         let mut with: Vec<Uuid> = with.iter().map(|r| r.generator_id).collect();
-        // The system first, then as they were named.
+        // The system generator comes first, then the generators in the order of the flag.
         with.sort_by_key(|id| (Some(*id) != system, wanted.iter().position(|w| w == id)));
         Ok::<_, Refusal>((agent, system, with))
     });
@@ -147,7 +146,7 @@ fn valid(instance: &Instance, flag: &str, name: &str) -> Result<(), Exit> {
     Ok(())
 }
 
-/// What to say of a refusal: of a taken name, who has it.
+/// Explains a refusal; when the name is taken, names the agent or generator that has it.
 fn taken(
     instance: &Instance,
     db: &mut Single,
@@ -158,7 +157,7 @@ fn taken(
     match &refusal {
         Refusal::Db(error) if error.constraint() == Some(unique) => match db.transaction(holder) {
             Ok(Some(reason)) => wrong(instance, reason),
-            // Gone again in the meantime.
+            // The holder of the name has been deleted in the meantime.
             Ok(None) => lost(instance, error),
             Err(error) => lost(instance, &error),
         },

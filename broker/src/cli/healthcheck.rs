@@ -1,4 +1,4 @@
-//! `healthcheck`: asks the broker of this configuration, for containers that have no HTTP client.
+//! `healthcheck`: probes the broker of this configuration, for containers that have no HTTP client.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use brokkr_tenant::Listen;
 
-/// Longer than the broker's own look at its database takes.
+/// Longest wait for an answer; longer than the broker's own probe of its database takes.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks `/readyz` on the configured address. The error says what the answer was.
+/// Requests `/readyz` at the configured address. The error holds the answer.
 pub(super) fn run(listen: &Listen) -> Result<(), String> {
     let answer = ask(listen).map_err(|error| format!("{listen}: {error}"))?;
     let status = answer.lines().next().unwrap_or_default();
@@ -41,12 +41,12 @@ fn ask(listen: &Listen) -> std::io::Result<String> {
 fn exchange(mut stream: impl Read + Write) -> std::io::Result<String> {
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    // An answer of ours is short; whatever else listens there need not be read to its end.
+    // A broker's answer is short; the limit guards against another program at this address.
     stream.take(16 * 1024).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// "Every address" cannot be connected to everywhere; loopback is one of them.
+/// Replaces the unspecified address by loopback, because not every platform can connect to the unspecified address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

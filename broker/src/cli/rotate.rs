@@ -1,4 +1,4 @@
-//! `rotate`: replaces a PAK by a new one.
+//! `rotate`: replaces a PAK by a new PAK.
 
 use clap::Subcommand;
 use uuid::Uuid;
@@ -10,18 +10,18 @@ use crate::db::{Single, Tx};
 use crate::enrol::{self, By, Refusal};
 use crate::pak::PakHash;
 
-/// Whose PAK.
+/// Holders whose PAK can be rotated.
 #[derive(Subcommand)]
 pub(super) enum What {
-    /// The administrator's; prints the new one and replaces admin.pak
+    /// The administrator's PAK; prints the new PAK and replaces admin.pak
     Admin,
-    /// An agent's
+    /// An agent's PAK
     Agent {
         /// The agent's id
         #[arg(long, value_name = "ID")]
         uuid: String,
     },
-    /// A generator's
+    /// A generator's PAK
     Generator {
         /// The generator's id
         #[arg(long, value_name = "ID")]
@@ -29,10 +29,9 @@ pub(super) enum What {
     },
 }
 
-/// The broker's promise about a dead PAK (`auth/cache.rs`).
+/// The time is the bound that `auth/cache.rs` guarantees.
 const OLD_PAK: &str = "The old PAK is dead: a running broker refuses it within a second.\n";
 
-/// Runs it.
 pub(super) fn run(instance: &Instance, what: &What) -> Result<(), Exit> {
     match what {
         What::Admin => admin(instance),

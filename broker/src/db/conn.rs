@@ -1,4 +1,4 @@
-//! One connection, as handlers and stores see it: statements by their text, transactions by closure.
+//! One checked-out connection as handlers and stores use it: statements by their text, transactions by closure.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,24 @@ use super::error::{DbError, spoils_connection, stale_statement};
 use super::manager::{Live, Manager};
 use super::signs::Signs;
 
-/// The statements of a store. Every text is prepared once per connection and kept by its `&'static str`.
+/// Runs a store's statements. Each text is prepared once per connection, and the statement is kept by its `&'static
+/// str`.
 pub trait Sql {
-    /// All rows of a query.
+    /// Returns all rows of a query.
     fn query(
         &mut self,
         sql: &'static str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, DbError>;
 
-    /// Runs a statement; the number of rows it touched.
+    /// Runs a statement and returns the number of rows that it changed.
     fn execute(
         &mut self,
         sql: &'static str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DbError>;
 
-    /// The first row, if there is one.
+    /// Returns the first row, if there is one.
     fn query_opt(
         &mut self,
         sql: &'static str,
@@ -35,10 +36,10 @@ pub trait Sql {
         Ok(self.query(sql, params)?.into_iter().next())
     }
 
-    /// Notes that what is being written has left events for subscribers; see [`Conn::take_wrote_events`].
+    /// Notes that the current work has stored events for subscribers; see [`Conn::take_wrote_events`].
     fn wrote_events(&mut self);
 
-    /// The first row of a query that always has one.
+    /// Returns the first row of a query that always has a row.
     fn query_one(
         &mut self,
         sql: &'static str,
@@ -49,7 +50,7 @@ pub trait Sql {
     }
 }
 
-/// A checked-out connection: alive, and looking at the tenant's schema.
+/// A checked-out connection, whose `search_path` is the tenant's schema.
 pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
     wrote: bool,
@@ -78,17 +79,17 @@ impl Conn {
         }
     }
 
-    /// From here to the end of this checkout nothing can be changed, whatever a statement says: the server sees to it.
+    /// Makes the server refuse every change from now until the end of this checkout.
     pub fn only_reads(&mut self) {
         self.only_reads = true;
     }
 
-    /// Returns what this checkout has shown of the server and the schema.
     pub(super) fn signs(&self) -> &Signs {
         &self.signs
     }
 
-    /// Prepares statements on the server without running them: fails at the first that names what is not there.
+    /// Prepares statements without running them. Fails at the first statement that names a missing table, column or
+    /// function.
     pub(super) fn try_statements(
         &mut self,
         statements: impl IntoIterator<Item = &'static str>,
@@ -104,35 +105,35 @@ impl Conn {
         Ok(())
     }
 
-    /// Marks the connection as one to a server that is read-only, for [`Manager`] to judge.
+    /// Marks the connection's server as read-only, for [`Manager`] to judge.
     pub(super) fn mark_read_only(&mut self) {
         self.live.mark_read_only();
     }
 
-    /// Another connection in the place of this one, to whatever server takes writes now. This one stays if there is none.
+    /// Moves this checkout to a server that takes writes, if there is one.
     pub(super) fn move_on(&mut self) -> Result<(), DbError> {
         self.live.move_on()?;
         self.signs.unwritable = None;
         Ok(())
     }
 
-    /// Whether this checkout may have changed anything: it ran a transaction, or a statement for what it does.
+    /// Returns true when this checkout may have changed something: it committed a transaction or called `execute`.
     pub(super) fn wrote(&self) -> bool {
         self.wrote
     }
 
-    /// Whether anything committed on this checkout has left events for subscribers since this was last asked.
+    /// Returns true when this checkout has committed events for subscribers since the last call.
     pub fn take_wrote_events(&mut self) -> bool {
         std::mem::take(&mut self.wrote_events)
     }
 
-    /// Closes the connection after this checkout if it was opened for it: a look around once a minute must not leave a
-    /// connection behind in an idle broker.
+    /// Closes the connection after this checkout if it was opened for this checkout, because a check once a minute must
+    /// not leave a connection open in an idle broker.
     pub fn leave_nothing_behind(&mut self) {
         self.live.close_if_new();
     }
 
-    /// Marks the connection as not to be used again.
+    /// Marks the connection as unfit for further use.
     pub(super) fn spoil(&mut self) {
         self.live.spoil();
     }
@@ -140,9 +141,8 @@ impl Conn {
     /// Runs `work` in one transaction.
     ///
     /// # Errors
-    ///
-    /// What `work` returned, after rolling back; or why the transaction could not begin or commit. When a commit fails
-    /// with [`DbError::Unavailable`] it is not known whether it took place.
+    /// The error of `work`, after a rollback, or the reason why the transaction could not begin or commit. When a
+    /// commit fails with [`DbError::Unavailable`], the transaction may or may not have been committed.
     pub fn transaction<T, E: From<DbError>>(
         &mut self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
@@ -151,8 +151,8 @@ impl Conn {
             return Err(E::from(CHANGES_NOTHING));
         }
         let live = self.live.live().map_err(E::from)?;
-        // Stays set if anything below panics or fails before the end of the transaction is known: `has_broken` then
-        // throws the connection away, for `SET` would succeed inside a transaction that was left open.
+        // Stays set if the code below panics or fails before the transaction has surely ended: `has_broken` then closes
+        // the connection, because `SET` would succeed inside a transaction that was left open.
         live.spoiled = true;
         let tx = live.client.transaction().map_err(|e| E::from(e.into()))?;
         let mut tx = Tx {
@@ -181,7 +181,7 @@ impl Conn {
                 self.wrote |= result.is_ok();
                 self.wrote_events |= wrote_events && result.is_ok();
             }
-            // A commit refused by the server (a deferred constraint) has ended the transaction as well.
+            // A commit that the server refuses (a deferred constraint) also ends the transaction.
             Err(error) => {
                 live.spoiled = spoiled || spoils_connection(&error) || error.code().is_none();
                 self.signs.note(&error, None);
@@ -193,7 +193,8 @@ impl Conn {
         result
     }
 
-    /// Runs one statement, outside a transaction; on a stale prepared statement once more on a new connection.
+    /// Runs one statement outside a transaction. Repeats it once on a new connection if its prepared statement is
+    /// stale.
     fn run<T>(
         &mut self,
         sql: &'static str,
@@ -234,7 +235,7 @@ impl Conn {
             }
         });
         if let Err(error) = &result {
-            // The server is as it was: it was asked to refuse this.
+            // Says nothing about the server, because the transaction was opened as read-only.
             if self.only_reads && error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
                 return Err(CHANGES_NOTHING);
             }
@@ -244,11 +245,7 @@ impl Conn {
         Ok(result)
     }
 
-    /// The server process behind this connection. For tests and diagnostics.
-    ///
-    /// # Errors
-    ///
-    /// As any query.
+    /// Returns the pid of the server's process behind this connection, for tests and diagnostics.
     pub fn backend_pid(&mut self) -> Result<i32, DbError> {
         Ok(self.query_one("SELECT pg_backend_pid()", &[])?.get(0))
     }
@@ -281,7 +278,7 @@ impl Sql for Conn {
 }
 
 impl<'a> Tx<'a> {
-    /// Opens one on a connection that no pool holds.
+    /// Opens a transaction on a connection that belongs to no pool.
     pub(super) fn begin(
         client: &'a mut Client,
         statements: &'a mut HashMap<&'static str, Statement>,
@@ -295,7 +292,6 @@ impl<'a> Tx<'a> {
         })
     }
 
-    /// Makes what was done in it true.
     pub(super) fn commit(self) -> Result<(), postgres::Error> {
         self.tx.commit()
     }
@@ -316,8 +312,8 @@ impl<'a> Tx<'a> {
         };
         let result = statement.and_then(|statement| call(&mut self.tx, &statement));
         if let Err(error) = &result {
-            // A stale statement cannot be repeated inside a transaction that it has failed; the next request gets a
-            // connection that knows the tables as they are.
+            // A stale statement has failed this transaction and cannot be repeated in it. The next request gets a new
+            // connection, which prepares the statement anew.
             self.spoiled |= spoils_connection(error) || stale_statement(error);
             self.signs.note(error, Some(sql));
         }
@@ -347,15 +343,15 @@ impl Sql for Tx<'_> {
     }
 }
 
-/// What a write is told on a checkout that only reads.
+/// The answer to a write on a checkout that only reads.
 const CHANGES_NOTHING: DbError = DbError::Refused("a write, where nothing may be changed");
 
-/// One statement in a transaction in which the server refuses every write.
+/// Runs one statement in a transaction in which the server refuses every write.
 fn reading<T>(
     live: &mut Live,
     call: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
 ) -> Result<T, postgres::Error> {
-    // As in `Conn::transaction`: until the end of the transaction is known.
+    // Stays set until the transaction has surely ended, as in `Conn::transaction`.
     let was = std::mem::replace(&mut live.spoiled, true);
     live.client.batch_execute("START TRANSACTION READ ONLY")?;
     let result = call(&mut live.client);
@@ -364,9 +360,9 @@ fn reading<T>(
     result
 }
 
-/// Refuses texts that would open or end a transaction, or change the session, without the pool knowing.
+/// Refuses statements that would open or end a transaction, or change the session, without the pool knowing.
 ///
-/// Looked at once per text and connection, when it is prepared, so it costs nothing.
+/// Called only when a text is prepared, so it costs once per text and connection.
 fn refuse_session_control(sql: &str) -> Result<(), DbError> {
     const WORDS: [&str; 13] = [
         "begin",

@@ -1,28 +1,28 @@
-//! What can go wrong between a handler and its database, sorted by what the caller can do about it.
+//! Errors of database work, sorted by how the caller can react.
 
 use std::time::Duration;
 
 use postgres::error::SqlState;
 
-/// Why database work did not succeed.
+/// Reason why database work failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// No connection was free in time, the server is away, or it was lost under the work. Trying again later helps;
-    /// whether the lost work took effect is not known.
+    /// No connection was free in time, the server is away, or the connection was lost during the work. A retry may
+    /// succeed; the lost work may or may not have taken effect.
     #[error("database unavailable: {reason}")]
     Unavailable {
-        /// What a client is told to wait (`Retry-After`).
+        /// The time that a client is told to wait (`Retry-After`).
         retry_after: Duration,
-        /// For the log and for `/readyz`; holds no secret.
+        /// Reason for the log and for `/readyz`; holds no secret.
         reason: String,
     },
     /// The server refused the statement.
     #[error("database error: {}", describe(.0))]
     Postgres(#[source] postgres::Error),
-    /// The work panicked. Its connection was discarded, so nothing of it was committed.
+    /// The work panicked. Its connection was closed, so nothing was committed.
     #[error("database work panicked")]
     Panicked,
-    /// A statement's text would have changed the session or a transaction behind the pool's back.
+    /// The statement would have changed the session or a transaction without the pool knowing.
     #[error("statement refused: {0}")]
     Refused(&'static str),
     /// The pool could not be built.
@@ -31,7 +31,7 @@ pub enum DbError {
 }
 
 impl DbError {
-    /// An [`DbError::Unavailable`] with the usual one second to wait.
+    /// Returns [`DbError::Unavailable`] with the default `Retry-After` of one second.
     pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
         DbError::Unavailable {
             retry_after: Duration::from_secs(1),
@@ -39,7 +39,7 @@ impl DbError {
         }
     }
 
-    /// The server's code for what it refused, if it was the server that refused.
+    /// Returns the SQLSTATE, if the server refused the statement.
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             DbError::Postgres(error) => error.code(),
@@ -47,7 +47,7 @@ impl DbError {
         }
     }
 
-    /// The violated constraint or unique index, where the server names one.
+    /// Returns the violated constraint or unique index, if the server names it.
     pub fn constraint(&self) -> Option<&str> {
         match self {
             DbError::Postgres(error) => error.as_db_error().and_then(|e| e.constraint()),
@@ -55,7 +55,7 @@ impl DbError {
         }
     }
 
-    /// True when the same work may succeed a moment later.
+    /// Returns true when a retry may succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, DbError::Unavailable { .. })
     }
@@ -71,11 +71,12 @@ impl From<postgres::Error> for DbError {
     }
 }
 
-/// True when the error speaks of the server or the connection, not of the statement.
+/// Returns true when the error concerns the server or the connection, not the statement.
 ///
-/// Also a cancelled statement (57014): only the statement timeout set at connect cancels here, so it says "too busy".
-/// Also 25006: the server has become a standby, and work belongs on another one. Also class 53: it is out of connections,
-/// memory or disk, and will not be for ever.
+/// Includes three codes that could be read otherwise:
+/// - 57014 (cancelled): only the statement timeout cancels statements here, so the server is too busy.
+/// - 25006 (read-only): the server has become a standby, and another server may take the work.
+/// - class 53: the server is out of connections, memory or disk, which passes.
 pub(crate) fn server_lost(error: &postgres::Error) -> bool {
     match error.code() {
         Some(code) => {
@@ -85,16 +86,17 @@ pub(crate) fn server_lost(error: &postgres::Error) -> bool {
                 || code.code().starts_with("08")
                 || code.code().starts_with("53")
         }
-        // Without a code the server said nothing: closed, an I/O error or a timeout. Conversion errors and the like
-        // have no code either and are ours.
+        // An error without a code is a closed connection, an I/O error or a timeout. Errors of conversion have no code
+        // either, but they are bugs of the broker.
         None => error.is_closed() || is_io(error),
     }
 }
 
-/// True when the schema does not hold what a statement names: it was dropped, renamed or replaced, or the server is another.
+/// Returns true when the schema lacks something that a statement names, because it was dropped, renamed or replaced, or
+/// because the connection leads to another server.
 ///
-/// 42P01, 3F000, 42703 and 42883: no such table, schema, column or function. The broker's statements name its own only, and
-/// every one was there when it started.
+/// The codes are 42P01, 3F000, 42703 and 42883: no such table, schema, column or function. The broker's statements name
+/// only objects that existed when it started.
 pub(crate) fn schema_lost(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         *code == SqlState::UNDEFINED_TABLE
@@ -104,14 +106,14 @@ pub(crate) fn schema_lost(error: &postgres::Error) -> bool {
     })
 }
 
-/// 57P01 to 57P03: shutting down, crashed, starting up.
+/// Codes 57P01 to 57P03: shutting down, crashed, starting up.
 fn is_shutdown(code: &SqlState) -> bool {
     *code == SqlState::ADMIN_SHUTDOWN
         || *code == SqlState::CRASH_SHUTDOWN
         || *code == SqlState::CANNOT_CONNECT_NOW
 }
 
-/// True when a connection that has seen this error must not be used again.
+/// Returns true when the connection must not be used after this error.
 pub(crate) fn spoils_connection(error: &postgres::Error) -> bool {
     match error.code() {
         Some(code) => is_shutdown(code) || code.code().starts_with("08"),
@@ -119,8 +121,8 @@ pub(crate) fn spoils_connection(error: &postgres::Error) -> bool {
     }
 }
 
-/// 0A000 and 26000: the plan behind a prepared statement no longer fits the tables, or the statement is gone. A new
-/// connection knows neither; the statement itself was not executed.
+/// Codes 0A000 and 26000: the prepared statement no longer fits the tables, or it is gone. The statement was not
+/// executed, and a new connection prepares it anew.
 pub(crate) fn stale_statement(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         *code == SqlState::FEATURE_NOT_SUPPORTED || *code == SqlState::INVALID_SQL_STATEMENT_NAME
@@ -138,7 +140,7 @@ fn is_io(error: &postgres::Error) -> bool {
     false
 }
 
-/// The whole of it in one line: `postgres::Error` alone prints "db error" and keeps the rest for its source.
+/// Describes the error in one line, because `postgres::Error` alone prints "db error" and keeps the rest in its source.
 pub(crate) fn describe(error: &postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} ({})", db.message(), db.code().code()),

@@ -1,13 +1,14 @@
-//! Who may work on the database now: the async side of the pool.
+//! Limits how many requests work on the database at once: the async side of the pool.
 //!
-//! A *slot* is the right to use one connection. There are as many slots as connections are open (at least one), so a
-//! request that gets a slot finds an idle connection or opens the one it stands for. Slots are added one at a time, each
-//! only after somebody has waited [`GROW_AFTER`]: for short work, waiting for the connection that is there is faster
-//! than opening another, and a pool that opens fifty at the first burst ends with fifty backends fighting for two cores.
-//! Nor is one added while a connection is being opened: what everybody waits for then is that one.
+//! A *slot* is the right to use one connection. There are as many slots as open connections, and at least one, so a
+//! request with a slot finds an idle connection or opens a new connection.
 //!
-//! Nothing here blocks; the queue is as long as there are requests in flight, which the server bounds, and nobody
-//! stays in it longer than `acquire_timeout`.
+//! Slots are added one at a time, each after a request has waited [`GROW_AFTER`]. For short work, waiting for an open
+//! connection is faster than opening another, and fifty backends opened at the first burst would compete for two cores.
+//! No slot is added while a connection is being opened, because the waiting requests are waiting for that connection.
+//!
+//! Nothing here blocks a thread. The queue holds at most the requests in flight, which the broker's HTTP server bounds,
+//! and each waits at most `acquire_timeout`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +17,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// How long a request waits before another connection is opened on its behalf, and the least time between two.
+/// The time that a request waits before another slot is added, and the least time between two additions.
 pub(super) const GROW_AFTER: Duration = Duration::from_millis(10);
 
-/// See the module's comment.
+/// The slots of a pool, and the count of requests that wait for them.
 pub(super) struct Gate {
     slots: Arc<Semaphore>,
     state: Mutex<State>,
@@ -28,13 +29,12 @@ pub(super) struct Gate {
 }
 
 struct State {
-    /// Slots that exist, free or taken. Never 0.
+    /// Slots that exist, free or taken; at least 1.
     total: u32,
-    /// Most slots there may be: the cap on connections or the number that may work at once, whichever is less.
+    /// Most slots: the cap on connections or the number that may work at once, whichever is less.
     limit: u32,
-    /// When the last slot was added.
     grown: Option<Instant>,
-    /// Draining: no more slots, whatever the limit.
+    /// True while the pool drains: no slot is added.
     frozen: bool,
 }
 
@@ -59,25 +59,25 @@ impl Gate {
         })
     }
 
-    /// A connection is being opened until what this returns is dropped.
+    /// Counts a connection as being opened until the returned guard is dropped.
     pub(super) fn connecting(&self) -> Counted<'_> {
         Counted::new(&self.connecting)
     }
 
-    /// Waits for a slot until `until`. `None`: none came free in time.
+    /// Waits until `until` for a slot. Returns `None` when no slot came free in time.
     pub(super) async fn acquire(self: &Arc<Self>, until: Instant) -> Option<Slot> {
         if let Ok(permit) = self.slots.clone().try_acquire_owned() {
             return Some(self.slot(permit));
         }
         let _waiting = Counted::new(&self.waiting);
-        // One future for the whole wait: its place in the queue is kept across the timers below.
+        // One future for the whole wait, because a new future would lose its place in the queue.
         let acquire = self.slots.clone().acquire_owned();
         tokio::pin!(acquire);
         let mut wake = Instant::now() + GROW_AFTER;
         loop {
             tokio::select! {
                 biased;
-                // Cancel-safe: the pinned future is polled on, never recreated.
+                // Cancel-safe: the pinned future is polled again, never recreated.
                 permit = &mut acquire => return permit.ok().map(|permit| self.slot(permit)),
                 () = tokio::time::sleep_until(wake.min(until)) => {}
             }
@@ -89,11 +89,11 @@ impl Gate {
         }
     }
 
-    /// Adds a slot if it is time for one; says when to ask again.
+    /// Adds a slot if one is due. Returns the time until the next call.
     fn grow(&self, now: Instant) -> Duration {
         let mut state = self.lock();
         if state.frozen || state.total >= state.limit {
-            // Nothing to add until somebody changes the limit: ask rarely.
+            // No slot can be added until the limit changes, so ask rarely.
             return Duration::from_millis(250);
         }
         if self.connecting.load(Ordering::Relaxed) > 0 {
@@ -109,20 +109,20 @@ impl Gate {
         state.grown = Some(now);
         state.total += 1;
         drop(state);
-        // It goes to whoever has waited longest, which need not be the caller.
+        // The slot goes to the request that has waited longest, which may not be the caller.
         self.slots.add_permits(1);
         GROW_AFTER
     }
 
-    /// A connection was closed and `open` are left: unused slots beyond that number go too, so that the next one is
-    /// again opened only after a wait.
+    /// Removes unused slots beyond `open` after a connection was closed, so that the next connection is again opened
+    /// only after a wait.
     pub(super) fn shrink(&self, open: u32) {
         let mut state = self.lock();
         let least = open.max(1);
         self.forget(&mut state, least);
     }
 
-    /// Changes the most slots there may be. Those in use beyond it go as they come back.
+    /// Changes the largest number of slots. Slots in use beyond it are removed when they come back.
     pub(super) fn set_limit(&self, limit: u32) {
         let mut state = self.lock();
         state.limit = limit.max(1);
@@ -130,7 +130,7 @@ impl Gate {
         self.forget(&mut state, least);
     }
 
-    /// No more growth: from now on what is open must do.
+    /// Stops adding slots.
     pub(super) fn freeze(&self) {
         self.lock().frozen = true;
     }
@@ -141,14 +141,14 @@ impl Gate {
         state.total -= forgotten as u32;
     }
 
-    /// Slots that exist and slots in use.
+    /// Returns the number of slots that exist and the number in use.
     pub(super) fn figures(&self) -> (u32, u32) {
         let state = self.lock();
         let free = self.slots.available_permits() as u32;
         (state.total, state.total.saturating_sub(free))
     }
 
-    /// Requests waiting for a slot now.
+    /// Returns the number of requests that wait for a slot.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -161,7 +161,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is a few numbers, valid after any panic.
+        // A panic cannot leave these few numbers invalid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -181,7 +181,7 @@ impl Drop for Slot {
     }
 }
 
-/// Counts one for as long as it lives, also when a request is dropped.
+/// A guard that adds one to a counter for as long as it lives, so that a dropped request is not counted.
 pub(super) struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {

@@ -1,15 +1,15 @@
-//! How the pool opens, tests and throws away one connection.
+//! Opens, tests and closes the pool's connections.
 //!
-//! r2d2 opens connections on its helper thread, repeats a failed attempt for ever, and tells the waiting request nothing
-//! but that time ran out. So [`Manager::connect`] never fails: a failed attempt is handed to the waiting request as a
-//! [`Slotted`] without a connection, which carries the reason and is thrown away at once. And because r2d2 queues one
-//! attempt for every request that waited, `connect` makes none when nobody waits any more: after an outage there is one
-//! new connection, not fifty.
+//! r2d2 opens connections on its helper thread, repeats a failed attempt for ever, and tells the waiting request only
+//! that time ran out. So [`Manager::connect`] never fails: after a failed attempt the waiting request gets a
+//! [`Slotted`] without a connection, which carries the reason and is dropped at once. r2d2 also queues one attempt for
+//! every request that waited, so `connect` makes no attempt when no request waits any more; otherwise an outage would
+//! end with fifty new connections.
 //!
-//! A server that is stopped, or something in between that has lost its other side, accepts a connection and never says a
-//! word. No timeout of the driver's ends that, so an attempt runs on a thread of its own and is given up after
-//! [`OPEN_TIMEOUT`]; the few that may hang at once are counted ([`shared`]). The connection itself is opened, tried and
-//! found closed by `r2d2_postgres` ([`Login`]).
+//! A stopped server, or a proxy that has lost its server, accepts a connection and never answers. No timeout of the
+//! driver ends that, so each attempt runs on a thread of its own and is given up after [`OPEN_TIMEOUT`]; at most a few
+//! may hang at once ([`shared`]). `r2d2_postgres` logs in, tests the connection and notices that it is closed
+//! ([`Login`]).
 
 mod login;
 mod shared;
@@ -31,30 +31,32 @@ pub use shared::Away;
 pub(super) use shared::Shared;
 use shared::{Counted, Opening, give_up};
 
-/// How long a connection lives at most. Each gets a random lifetime between three quarters of this and all of it, so
-/// that connections opened together do not end together.
+/// The longest lifetime of a connection. Each connection gets a random lifetime between three quarters of this and all
+/// of it, so that connections opened together do not end together.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-/// Reaching the server and logging in may take so long.
+/// The longest time to reach the server and log in.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens and judges connections to one tenant's schema.
 #[derive(Clone)]
 pub(super) struct Manager(Arc<Recipe>);
 
-/// What it takes to open a connection; shared with every connection, which may have to reconnect.
+/// The parameters for opening a connection, shared with every connection because it may have to reconnect.
 pub(super) struct Recipe {
     pub(super) url: DatabaseUrl,
     pub(super) application_name: String,
     pub(super) login: OnceLock<Login>,
-    /// `SET search_path TO "tenant_x", pg_temp`: sent at every checkout, the only text that ever names a path.
+    /// `SET search_path TO "tenant_x", pg_temp`, sent at every checkout.
     pub(super) set_path: String,
-    /// Sent once, when a connection is opened; its one row is the server's process for it, whatever stands in between.
+    /// SQL sent once after a connection is opened. Its one row is the pid of the backend, which is right even behind a
+    /// proxy.
     pub(super) settings: String,
     pub(super) shared: Arc<Shared>,
 }
 
-/// What r2d2 keeps: a connection, or why there is none. Boxed, because r2d2 reserves room for the largest pool.
+/// The item that r2d2 keeps: a connection, or the reason why there is none. Boxed, because r2d2 reserves memory for the
+/// largest number of items.
 pub(super) struct Slotted(Box<Inner>);
 
 struct Inner {
@@ -71,11 +73,11 @@ enum State {
     Failed(Failed),
 }
 
-/// An attempt that led to no connection.
+/// A failed attempt to open a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
     pub(super) at: Instant,
-    /// `None`: no attempt was made, because nobody seemed to need it. Says nothing about the server.
+    /// `None`: no attempt was made, because no request needed it. Says nothing about the server.
     pub(super) reason: Option<String>,
 }
 
@@ -83,22 +85,21 @@ pub(super) struct Failed {
 pub(super) struct Live {
     pub(super) client: Client,
     pub(super) statements: HashMap<&'static str, Statement>,
-    /// Must not be used again.
+    /// True when the connection must not be used again.
     pub(super) spoiled: bool,
-    /// The server has refused a write on it, being read-only.
+    /// True once the server has refused a write on this connection because it is read-only.
     read_only: bool,
-    /// [`Shared::moves`] when it was opened.
+    /// [`Shared::moves`] at the time of opening.
     moves: u64,
-    /// Times it has been checked out.
     checkouts: u64,
     expires: Instant,
-    // After the client: it is closed before it stops being counted.
+    // Declared after the client, so that the connection is closed before it stops being counted.
     _counted: Counted,
 }
 
-/// The statement of every checkout.
+/// Returns the statement that every checkout runs.
 pub(super) fn set_path(schema: &SchemaName) -> String {
-    // pg_temp last: unlisted it would be searched first, and a temporary table would hide the tenant's.
+    // pg_temp is listed last: unlisted it would be searched first, and a temporary table would hide the tenant's.
     format!("SET search_path TO {}, pg_temp", schema.quoted())
 }
 
@@ -109,7 +110,8 @@ impl Manager {
 }
 
 impl Recipe {
-    /// Made by the first connection, kept for all: certificates and the like are read once, and only if needed.
+    /// Returns the login that all connections share. Built on first use, so that certificates are read once and only if
+    /// needed.
     fn login(&self) -> Result<&Login, ConnectError> {
         if let Some(login) = self.login.get() {
             return Ok(login);
@@ -124,8 +126,8 @@ impl Recipe {
         let mut counted =
             Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
         let moves = self.shared.moves.load(Ordering::Relaxed);
-        // `postgres` builds a runtime per connection and panics when descriptors run out. On r2d2's helper thread that
-        // would lose the attempt without telling anybody.
+        // `postgres` builds a runtime per connection and panics when descriptors run out. Uncaught, the panic would end
+        // the attempt without a reason for the waiting request.
         let opened = catch_unwind(AssertUnwindSafe(|| self.login()?.connect()));
         let mut client = match opened {
             Ok(Ok(client)) => client,
@@ -158,8 +160,8 @@ impl Recipe {
     }
 }
 
-/// [`Recipe::open`] within [`OPEN_TIMEOUT`]. An attempt that is given up goes on by itself, and is closed when it comes to
-/// something after all.
+/// Runs [`Recipe::open`] within [`OPEN_TIMEOUT`]. An attempt that was given up goes on in its thread, and closes its
+/// connection if it succeeds later.
 fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
     let shared = &recipe.shared;
     if let Some(reason) = shared.hold_back() {
@@ -175,7 +177,7 @@ fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
         .spawn(move || {
             let result = attempt.open();
             drop(opening);
-            // Nobody waits any more: the connection is closed here.
+            // If the attempt was given up, the connection is dropped and closed here.
             let _ = done.send(result);
         })
         .map_err(|error| format!("no thread to connect on: {error}"))?;
@@ -183,13 +185,13 @@ fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
         give_up(shared, &settled);
         Err(format!("no answer within {OPEN_TIMEOUT:?}"))
     })?;
-    // Seen with our own eyes; the supervisor may be the one that has gone.
+    // This connection proves that the server answers. The supervisor may have died before it could say so.
     shared.away.send_if_modified(|away| away.take().is_some());
     Ok(live)
 }
 
 impl Slotted {
-    /// The connection, if there is one.
+    /// Returns the connection, or the reason why there is none as an error.
     pub(super) fn live(&mut self) -> Result<&mut Live, DbError> {
         match &mut self.0.state {
             State::Live(live) => Ok(live),
@@ -202,7 +204,7 @@ impl Slotted {
         }
     }
 
-    /// Why there is no connection, if there is none.
+    /// Returns the failed attempt, if there is no connection.
     pub(super) fn failed(&self) -> Option<&Failed> {
         match &self.0.state {
             State::Live(_) => None,
@@ -210,7 +212,7 @@ impl Slotted {
         }
     }
 
-    /// Returns true when it must not be used again.
+    /// Returns true when the connection must not be used again.
     pub(super) fn is_spoiled(&self) -> bool {
         match &self.0.state {
             State::Live(live) => live.spoiled,
@@ -218,29 +220,29 @@ impl Slotted {
         }
     }
 
-    /// Marks it as not to be used again: it is closed when it is dropped.
+    /// Marks the connection as unfit for further use, so that it is closed when dropped.
     pub(super) fn spoil(&mut self) {
         if let State::Live(live) = &mut self.0.state {
             live.spoiled = true;
         }
     }
 
-    /// [`Self::spoil`], if this is its first checkout.
+    /// Calls [`Self::spoil`] if this is the connection's first checkout.
     pub(super) fn close_if_new(&mut self) {
         if let State::Live(live) = &mut self.0.state {
             live.spoiled |= live.checkouts <= 1;
         }
     }
 
-    /// Marks it as one to a server that is read-only.
+    /// Marks the connection's server as read-only.
     pub(super) fn mark_read_only(&mut self) {
         if let State::Live(live) = &mut self.0.state {
             live.read_only = true;
         }
     }
 
-    /// Whether it has been left behind on a server that is read-only, while the pool writes to another; or, where the pool
-    /// has found out that it can write again (`writes`), whether it could not.
+    /// Returns true when the connection must be replaced: it was opened before the pool moved to another server, or its
+    /// server refused a write and the pool can write again (`writes`).
     pub(super) fn is_left_behind(&self, writes: bool) -> bool {
         match &self.0.state {
             State::Live(live) => {
@@ -251,9 +253,11 @@ impl Slotted {
         }
     }
 
-    /// Replaces the connection by one to a server that takes writes, if there is one: every other of the pool is left
-    /// behind then. Opened beside this one, which goes on being read from where there is none; if there is no room for two,
-    /// and others to read from, this one is closed first.
+    /// Replaces the connection by a connection to a server that takes writes. Every other connection of the pool then
+    /// counts as left behind.
+    ///
+    /// The new connection is opened before this connection is closed, so that reads go on if no server takes writes.
+    /// Only if the cap leaves no room for both, and other connections can serve reads, this connection is closed first.
     pub(super) fn move_on(&mut self) -> Result<(), DbError> {
         let shared = self.0.recipe.shared.clone();
         let cap = shared.cap.load(Ordering::Relaxed) as u32;
@@ -271,8 +275,8 @@ impl Slotted {
         Ok(())
     }
 
-    /// Replaces the connection by a fresh one, with its path set. The old one is closed first, so that at no time
-    /// more are open than may be.
+    /// Replaces the connection by a new connection and sets its path. Closes the old connection first, so that the cap
+    /// is never exceeded.
     pub(super) fn reconnect(&mut self) -> Result<(), DbError> {
         self.0.state = State::Failed(Failed {
             at: Instant::now(),
@@ -286,7 +290,7 @@ impl Slotted {
     }
 }
 
-/// Returns true when the session may be in any state: lost, or left in a transaction that has failed (class 25).
+/// Returns true when the session's state is unknown: lost, or left in a failed transaction (class 25).
 fn leaves_unknown(error: &postgres::Error) -> bool {
     let in_transaction = error
         .code()
@@ -298,7 +302,7 @@ impl ManageConnection for Manager {
     type Connection = Slotted;
     type Error = DbError;
 
-    /// Never fails: see the module's comment.
+    /// Never fails; the module's documentation says why.
     fn connect(&self) -> Result<Slotted, DbError> {
         let shared = &self.0.shared;
         let needed = shared.wanted.load(Ordering::Relaxed) > 0
@@ -320,15 +324,15 @@ impl ManageConnection for Manager {
         })))
     }
 
-    /// Sets the path. One round trip is both: the connection lives, and it looks at this tenant's schema only. Only where
-    /// the server refuses it, a second one tells whether the connection lives.
+    /// Sets the path. This one round trip proves that the connection works and sees only this tenant's schema. Only if
+    /// the server refuses, a second round trip tests the connection.
     fn is_valid(&self, slotted: &mut Slotted) -> Result<(), DbError> {
         let live = slotted.live()?;
         live.checkouts += 1;
         let Err(error) = live.client.batch_execute(&self.0.set_path) else {
             return Ok(());
         };
-        // A server that refuses for want of memory or time refuses a new connection too: the one that lives is kept.
+        // A server that lacks memory or time would refuse a new connection too, so a live connection is kept.
         let login = self.0.login.get();
         let lives = !leaves_unknown(&error)
             && login.is_some_and(|login| login.is_valid(&mut live.client).is_ok());
@@ -336,7 +340,7 @@ impl ManageConnection for Manager {
         Err(DbError::unavailable(describe(&error)))
     }
 
-    /// Asked when a connection comes back: whether to throw it away.
+    /// Returns true when a connection that comes back must be closed.
     fn has_broken(&self, slotted: &mut Slotted) -> bool {
         let shared = &self.0.shared;
         let State::Live(live) = &mut slotted.0.state else {
@@ -346,7 +350,7 @@ impl ManageConnection for Manager {
             || self.0.login.get().is_none_or(|login| login.has_broken(&mut live.client))
             || (Instant::now() >= live.expires && !shared.must_do_with_what_is_open())
             || *shared.open.borrow() as usize > shared.cap.load(Ordering::Relaxed)
-            // Draining: kept only for somebody who is already waiting for it.
+            // While draining, a connection is kept only for a request that already waits.
             || (shared.draining.load(Ordering::Relaxed) && shared.gate.waiting() == 0)
     }
 }

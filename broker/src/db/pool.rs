@@ -1,4 +1,4 @@
-//! The pool itself: gate, r2d2 and blocking threads put together.
+//! The pool: combines the gate, r2d2 and blocking threads.
 
 mod checkout;
 mod trial;
@@ -19,46 +19,46 @@ use super::gate::{Gate, Slot};
 use super::manager::{Away, Manager, Recipe, Shared, set_path};
 use super::signs::LostSchema;
 
-/// After this long without use a connection is closed (checked every 30 s).
+/// The idle time after which a connection is closed (checked every 30 s).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a pool is built from.
+/// The settings of a pool.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the server is.
+    /// The server's URL.
     pub url: DatabaseUrl,
     /// The tenant's schema.
     pub schema: SchemaName,
-    /// As `pg_stat_activity` shows it.
+    /// The name that `pg_stat_activity` shows.
     pub application_name: String,
-    /// Most connections this pool may ever hold.
+    /// The largest number of connections that this pool may ever hold.
     pub pool_size: u32,
-    /// Most it may hold until told otherwise ([`Db::set_cap`]).
+    /// The largest number of connections until [`Db::set_cap`] changes it.
     pub connections: u32,
-    /// How long a request waits for a working connection.
+    /// The longest time that a request waits for a working connection.
     pub acquire_timeout: Duration,
-    /// Most connections working at once: more only queue up inside the server.
+    /// The largest number of connections that work at once, because more would only queue inside the server.
     pub max_working: u32,
-    /// The server ends a statement after this long.
+    /// The time after which the server cancels a statement.
     pub statement_timeout: Duration,
-    /// The server ends a session that leaves a transaction open for this long.
+    /// The time after which the server ends a session that leaves a transaction open.
     pub idle_in_transaction_timeout: Duration,
-    /// [`Db::run`] returns after this long, waiting included, whatever the work does.
+    /// The time after which [`Db::run`] returns, waiting included, even if the work still runs.
     pub deadline: Duration,
 }
 
-/// The state of a pool.
+/// A snapshot of the pool's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
-    /// Most connections it may hold.
+    /// The largest number of connections that the pool may hold.
     pub connections: u32,
-    /// Held now, those being opened included.
+    /// Connections that the pool holds, including those being opened.
     pub held: u32,
-    /// Of these in use.
+    /// Held connections that are in use.
     pub working: u32,
 }
 
-/// Handle to the tenant's database. Cheap to clone.
+/// A handle to the tenant's database. Cheap to clone.
 #[derive(Clone)]
 pub struct Db(Arc<Inner>);
 
@@ -68,26 +68,26 @@ struct Inner {
     shared: Arc<Shared>,
     options: Options,
     last: Mutex<Last>,
-    /// Since when the server takes no writes, and why; until a trial shows that it does again.
+    /// Time and reason of the last refused write; cleared by a successful trial.
     unwritable: Mutex<Option<(Instant, String)>>,
-    /// The schema does not hold what the broker's statements name; until a trial shows that it does again.
+    /// The schema that lacks something the broker's statements name; cleared by a successful trial.
     lost_schema: Mutex<Option<LostSchema>>,
-    /// A read-only server has refused a write, and nobody has looked for another since.
+    /// True once a read-only server has refused a write and no search for another server has begun.
     refused: AtomicBool,
-    /// Somebody looks for another, or has just done so.
+    /// True while a search for another server runs, and during the pause after it.
     looking: AtomicBool,
     writes: AtomicU64,
 }
 
-/// How the latest attempt to get a working connection ended.
+/// Result of the latest attempt to get a working connection.
 #[derive(Clone, Debug, Default)]
 pub enum Last {
-    /// Nobody has tried yet.
+    /// No attempt has been made yet.
     #[default]
     Unknown,
-    /// It worked, then.
+    /// The attempt succeeded at this time.
     Worked(Instant),
-    /// It did not, then, and why.
+    /// The attempt failed at this time, for this reason.
     Failed(Instant, String),
 }
 
@@ -98,11 +98,10 @@ impl Last {
 }
 
 impl Db {
-    /// Builds the pool. Opens nothing: the first request does.
+    /// Builds the pool without opening a connection.
     ///
     /// # Errors
-    ///
-    /// [`DbError::Setup`] when r2d2 refuses the numbers.
+    /// [`DbError::Setup`] when r2d2 refuses the settings.
     pub fn new(options: Options) -> Result<Self, DbError> {
         let cap = options.connections.max(1);
         let shared = Arc::new(Shared {
@@ -127,7 +126,8 @@ impl Db {
             settings: session_settings(&options),
             shared: shared.clone(),
         });
-        // One thread opens connections and closes idle ones; three, r2d2's default, would be three too many when idle.
+        // One thread opens connections and closes idle ones. r2d2's default of three would cost memory in an idle
+        // broker.
         let helper = ScheduledThreadPool::builder()
             .num_threads(1)
             .thread_name_pattern("db-pool")
@@ -137,10 +137,10 @@ impl Db {
             .max_size(options.pool_size.max(cap))
             .min_idle(Some(0))
             .idle_timeout(Some(IDLE_TIMEOUT))
-            // Each connection has its own, jittered; r2d2's would end them all together.
+            // Each connection has its own jittered lifetime; r2d2's would end them all together.
             .max_lifetime(None)
             .connection_timeout(checkout::CONNECTION_TIMEOUT)
-            // Done by `checkout`, which can also say why it failed.
+            // `checkout` tests the connection, because it can also report the reason of a failure.
             .test_on_check_out(false)
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .thread_pool(Arc::new(helper))
@@ -162,12 +162,11 @@ impl Db {
 
     /// Runs `work` on one connection, on a blocking thread.
     ///
-    /// When the caller stops waiting, work that has begun is finished all the same; work that has not is not begun.
+    /// When the caller stops waiting, work that has begun still runs to its end; other work never begins.
     ///
     /// # Errors
-    ///
-    /// What `work` returned, or, as `E`: [`DbError::Unavailable`] when there was no working connection within
-    /// `acquire_timeout` (no result, once the server is known to be away) or no result within the deadline,
+    /// The error of `work`, or, as `E`: [`DbError::Unavailable`] when there was no working connection within
+    /// `acquire_timeout`, no result within it while the server counts as away, or no result within the deadline;
     /// [`DbError::Panicked`].
     pub async fn run<T, E, F>(&self, work: F) -> Result<T, E>
     where
@@ -201,7 +200,7 @@ impl Db {
         let mut job =
             tokio::task::spawn_blocking(move || inner.job(slot, until.into_std(), started, work));
         match tokio::time::timeout_at(until, has_started).await {
-            // The sender was dropped: the checkout failed, and the job ends at once with the reason.
+            // A dropped sender means that the checkout failed; the job returns the reason.
             Ok(_) => {}
             Err(_) => {
                 let reason = format!("the server did not answer within {acquire_timeout:?}");
@@ -211,18 +210,18 @@ impl Db {
         }
         let mut away = self.0.shared.away.subscribe();
         let lost = async {
-            // What a server that has gone was working on will not come back; one that is only slow is waited for. The
-            // sender lives as long as we do, so this ends only by a verdict.
+            // Work on a server that is away never ends, but a slow server is waited for. `wait_for` cannot fail,
+            // because `self` keeps the sender alive.
             loop {
                 let _ = away.wait_for(Option::is_some).await;
                 tokio::time::sleep_until(until).await;
-                // The prober may have taken it back meanwhile, or a connection may have shown better.
+                // The prober may have withdrawn its verdict, or a new connection may have refuted it.
                 if away.borrow().is_some() {
                     return;
                 }
             }
         };
-        // Cancel-safe: the job goes on by itself whoever waits for it.
+        // Cancel-safe: the job runs on even when this future is dropped.
         let ended = tokio::select! {
             ended = tokio::time::timeout_at(began + self.0.options.deadline, &mut job) => ended,
             () = lost => {
@@ -243,23 +242,23 @@ impl Db {
         }
     }
 
-    /// Since when the server takes no writes though it answers, if that is so.
+    /// Returns time and reason of the last refused write, while the server answers but takes no writes.
     pub fn unwritable(&self) -> Option<(Instant, String)> {
         self.0.unwritable().clone()
     }
 
-    /// The supervisor's prober says that the server is away, and why, or that it is not. While it is, work that has begun
-    /// is not waited for beyond `acquire_timeout`, and hardly anybody tries to connect.
+    /// Stores the supervisor's verdict: the server is away, with the reason, or it is not. While it is away,
+    /// [`Db::run`] waits at most `acquire_timeout` for running work, and few requests try to connect.
     pub fn set_away(&self, away: Option<Away>) {
         self.0.shared.away.send_replace(away);
     }
 
-    /// Whether the supervisor's prober says that the server is away.
+    /// Returns true while the supervisor's prober says that the server is away.
     pub fn is_away(&self) -> bool {
         self.0.shared.away.borrow().is_some()
     }
 
-    /// How the latest checkout ended.
+    /// Returns the result of the latest checkout.
     pub fn last(&self) -> Last {
         self.0
             .last
@@ -268,12 +267,12 @@ impl Db {
             .clone()
     }
 
-    /// Grows whenever this process may have changed something in the schema.
+    /// Returns a counter that grows whenever this process may have changed something in the schema.
     pub fn writes(&self) -> u64 {
         self.0.writes.load(Ordering::Relaxed)
     }
 
-    /// The state of the pool now.
+    /// Returns the current state of the pool.
     pub fn figures(&self) -> Figures {
         let shared = &self.0.shared;
         Figures {
@@ -283,18 +282,18 @@ impl Db {
         }
     }
 
-    /// The server's processes for the connections that are open now.
+    /// Returns the pids of the backends of the open connections.
     pub fn backends(&self) -> BTreeSet<i32> {
         self.0.shared.backends().clone()
     }
 
-    /// Connections held, as it changes.
+    /// Returns a receiver of the number of connections held.
     pub fn held(&self) -> watch::Receiver<u32> {
         self.0.shared.open.subscribe()
     }
 
-    /// Changes the most connections the pool may hold; never beyond the larger of `pool_size` and `connections` it was
-    /// built with. What is idle beyond it is closed now, the rest when it comes back. Returns the new state.
+    /// Changes the largest number of connections, up to the larger of `pool_size` and `connections` at construction.
+    /// Idle connections beyond it are closed now, busy ones when they come back. Returns the new state.
     pub async fn set_cap(&self, connections: u32) -> Figures {
         let inner = self.0.clone();
         let cap = connections.clamp(1, inner.pool.max_size());
@@ -304,15 +303,16 @@ impl Db {
         self.figures()
     }
 
-    /// From now on: idle connections are closed at once, one that comes back is kept only while somebody waits for it,
-    /// and no other is opened while one can serve.
+    /// Begins to drain: closes idle connections at once, keeps a returned connection only for a request that waits, and
+    /// opens no other connection while one can serve.
     pub async fn drain(&self) {
         self.0.shared.draining.store(true, Ordering::Relaxed);
         self.0.shared.gate.freeze();
         self.close_idle(0).await;
     }
 
-    /// Closes idle connections until `keep` are left. On a blocking thread: closing says goodbye over the network.
+    /// Closes idle connections until at most `keep` are open. Runs on a blocking thread, because closing writes to the
+    /// network.
     async fn close_idle(&self, keep: u32) {
         let inner = self.0.clone();
         let closing = tokio::task::spawn_blocking(move || {
@@ -330,7 +330,7 @@ impl Db {
 }
 
 impl Inner {
-    /// The blocking side of [`Db::run`].
+    /// Runs the blocking side of [`Db::run`].
     fn job<T, E, F>(
         &self,
         slot: Slot,
@@ -342,7 +342,7 @@ impl Inner {
         F: FnOnce(&mut Conn) -> Result<T, E>,
         E: From<DbError>,
     {
-        // Dropped last: the connection is back before its slot is.
+        // Dropped last, so that the connection is back in the pool before its slot is free.
         let _slot = slot;
         let mut conn = Conn::new(self.checkout(until)?);
         if started.send(()).is_err() {
@@ -406,8 +406,8 @@ impl Inner {
 }
 
 impl Drop for Inner {
-    /// The last handle is often dropped on the event loop, where a connection must not be closed: saying goodbye blocks,
-    /// and the client panics rather than block there.
+    /// Closes idle connections on a thread of its own. The last handle is often dropped on the event loop, where
+    /// closing would block, and the client panics rather than block there.
     fn drop(&mut self) {
         let pool = self.pool.clone();
         let close = move || {
@@ -420,22 +420,23 @@ impl Drop for Inner {
             .spawn(close)
             .is_err()
         {
-            // No thread to be had: the process is at its limits or at its end, and the kernel closes what is left.
+            // No thread can be started, so the pool is leaked: the process is at its limits or ending, and the kernel
+            // closes its connections.
             std::mem::forget(self.pool.clone());
         }
     }
 }
 
-/// Most slots for a cap.
+/// Returns the number of slots for a cap.
 fn working(options: &Options, cap: u32) -> u32 {
     options.max_working.min(cap).max(1)
 }
 
-/// What every session of this broker is set to when it is opened (all known since PostgreSQL 14): what correctness rests
-/// on, then the tenant's timeouts.
+/// Returns the settings of every session, all known since PostgreSQL 14: those that correctness depends on, then the
+/// tenant's timeouts.
 ///
-/// No JIT: compiling a statement takes longer than any of ours runs. What works for a broker that was killed notices within a
-/// second, for whoever comes after it waits for that.
+/// JIT is off, because compiling a statement takes longer than any statement of the broker runs. A backend notices
+/// within a second that its broker was killed, because the next instance waits for that.
 fn session_settings(options: &Options) -> String {
     format!(
         "{} \

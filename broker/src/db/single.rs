@@ -1,4 +1,4 @@
-//! The one connection of a command that a person runs beside the broker, or without one.
+//! A single connection for a command that a person runs, with or without a running broker.
 
 use std::collections::HashMap;
 
@@ -8,21 +8,20 @@ use super::conn::Tx;
 use super::error::DbError;
 use super::start::{self, Plan, StartError};
 
-/// A connection outside any pool, closed when dropped. It looks at the tenant's schema, and that is up to date.
+/// A connection outside any pool, closed when dropped, to a tenant's schema that is up to date.
 pub struct Single {
     client: Client,
     statements: HashMap<&'static str, Statement>,
 }
 
 impl Single {
-    /// Opens it. Creates and migrates nothing.
+    /// Opens the connection. Creates and migrates nothing.
     ///
     /// # Errors
-    ///
-    /// [`StartError`]; [`StartError::Configuration`] when the schema is not there or not up to date.
+    /// [`StartError::Configuration`] when the schema is missing or not up to date; otherwise as for a start.
     pub fn open(plan: &Plan) -> Result<Self, StartError> {
         let mut client = start::open(plan)?;
-        // A person waits for it.
+        // Bounded, because a person waits for the command.
         client.batch_execute("SET statement_timeout = '30s'")?;
         Ok(Single {
             client,
@@ -33,15 +32,14 @@ impl Single {
     /// Runs `work` in one transaction.
     ///
     /// # Errors
-    ///
-    /// What `work` returned, after rolling back; or why the transaction could not begin or commit.
+    /// The error of `work`, after a rollback, or the reason why the transaction could not begin or commit.
     pub fn transaction<T, E: From<DbError>>(
         &mut self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut tx =
             Tx::begin(&mut self.client, &mut self.statements).map_err(|e| E::from(e.into()))?;
-        // Dropped without a commit, a transaction is rolled back.
+        // On an error `tx` is dropped without a commit, which rolls back.
         let result = work(&mut tx)?;
         tx.commit().map_err(|e| E::from(e.into()))?;
         Ok(result)

@@ -1,13 +1,13 @@
-//! Bringing a schema up to date before the first request: schema, migrations, first start.
+//! Brings a schema up to date before the first request: schema, migrations, first start.
 //!
-//! Two brokers may start on one schema at the same time (a replacement, two hosts by mistake). The lock between them is
-//! a table of the tenant's own, `brokkr_lock`: one connection holds it in an open transaction while another migrates.
-//! It is asked for with NOWAIT and asked again: a blocking waiter would queue up behind it. (An advisory lock would be
-//! simpler, but any other tenant on the database can hold its key.)
+//! Two brokers may start on one schema at the same time (a replacement, or two hosts by mistake). The lock between them
+//! is a table of the tenant's own, `brokkr_lock`: one connection holds it in an open transaction while another
+//! connection migrates. It is requested with NOWAIT in a loop, because a blocking request would wait in the server's
+//! lock queue. (An advisory lock would be simpler, but any other tenant of the database can hold its key.)
 //!
-//! When everything is up to date already, one connection looks and nothing is locked: that is how most starts go.
+//! Most starts find everything up to date: one connection looks, and nothing is locked.
 //!
-//! Nothing here is async; it runs on a blocking thread or in a command.
+//! Nothing here is async. It runs on a blocking thread or in a command.
 
 mod bootstrap;
 mod earlier;
@@ -36,62 +36,62 @@ mod embedded {
     refinery::embed_migrations!("../migrations");
 }
 
-/// How long a start waits for another's lock, unless told otherwise. Shorter than a start may take under the supervisor, so
-/// that the reason is told before that ends.
+/// The default time that a start waits for another start's lock. Shorter than the supervisor's default start timeout of
+/// 60 s, so that the reason is reported before that timeout ends the start.
 pub const PATIENCE: Duration = Duration::from_secs(50);
 
-/// How often a migration that gave way to running work is tried again before the start begins anew.
+/// The number of retries of a migration that gave way to running work, before the whole start begins again.
 const MIGRATION_TRIES: usize = 20;
 
-/// Between two of these.
+/// The pause between two of these retries.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a start needs to know.
+/// The settings of a start.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where the server is.
+    /// The server's URL.
     pub url: DatabaseUrl,
     /// The tenant's schema.
     pub schema: SchemaName,
-    /// As `pg_stat_activity` shows it.
+    /// The name that `pg_stat_activity` shows.
     pub application_name: String,
-    /// How an admin PAK is minted.
+    /// The format of a minted admin PAK.
     pub pak_format: Format,
-    /// `broker.pak_hash`: taken instead of minting one.
+    /// `broker.pak_hash`: used instead of minting a PAK.
     pub pak_hash: Option<PakHash>,
-    /// Where a minted admin PAK goes.
+    /// The file that receives a minted admin PAK.
     pub key_file: KeyFile,
-    /// Where the webhook key comes from.
+    /// The source of the webhook key.
     pub webhook_key: KeySource,
-    /// How long to wait while another start has the lock.
+    /// The longest wait for another start's lock.
     pub patience: Duration,
 }
 
-/// How far a start is.
+/// The current step of a start, reported only when more than a look is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Waiting for another broker's start on the same schema.
+    /// Waits for another broker's start on the same schema.
     WaitingForLock,
-    /// Applying migrations.
+    /// Applies migrations.
     Migrating,
-    /// A migration has given way to somebody's transaction, and is tried again.
+    /// Retries a migration that gave way to another transaction.
     MigratingAgain,
 }
 
-/// What a start has done.
+/// The result of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The schema's version now.
+    /// The schema's version after the start.
     pub version: i32,
-    /// Migrations applied by this start.
+    /// The number of migrations that this start applied.
     pub applied: usize,
 }
 
-/// Schema, migrations and first start, once. `step` hears when it takes longer than a look.
+/// Makes one attempt to create the schema, apply the migrations and do the first start. Reports each slow step to
+/// `step`.
 ///
 /// # Errors
-///
-/// [`StartError`]. Whatever it is, calling again is safe: what was done is kept, what was half done was rolled back.
+/// After any error a new call is safe: finished parts are kept, and unfinished parts were rolled back.
 pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     let mut client = connect(plan)?;
     let schema = Schema::look(&mut client, &plan.schema)?;
@@ -120,11 +120,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     Ok(outcome)
 }
 
-/// Schema and migrations only; the administrator is left to the first start.
-///
-/// # Errors
-///
-/// As [`start`].
+/// Creates and migrates the schema, but leaves the administrator to the first start.
 pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     let mut client = connect(plan)?;
     let schema = Schema::look(&mut client, &plan.schema)?;
@@ -143,10 +139,9 @@ pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> 
     Ok(outcome)
 }
 
-/// Stores a new admin hash (minting a PAK if none is configured) and replaces the key file. `Some`: the minted PAK.
+/// Stores a new admin hash, minting a PAK if none is configured, and replaces the key file. Returns the minted PAK.
 ///
 /// # Errors
-///
 /// [`StartError::Configuration`] when the schema has not been started yet.
 pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> {
     let mut client = open(plan)?;
@@ -183,8 +178,8 @@ pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> 
     Ok(minted)
 }
 
-/// Connects with no bound on a statement, because a migration takes as long as it takes. What it waits for is bounded, so
-/// that it never stands in the way of the instance that still serves this schema.
+/// Connects without a statement timeout, because a migration may take long. Waits for locks are bounded, so that a
+/// migration never blocks the instance that still serves this schema.
 fn connect(plan: &Plan) -> Result<Client, StartError> {
     let options = brokkr_pg::Options::new(plan.application_name.as_str())
         .read_write()
@@ -192,7 +187,7 @@ fn connect(plan: &Plan) -> Result<Client, StartError> {
     Ok(brokkr_pg::connect(&plan.url, &options)?)
 }
 
-/// A connection for a command, to a schema that has been started: it neither creates nor migrates one.
+/// Opens a connection for a command to a schema that has been started. Creates and migrates nothing.
 pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
     let mut client = connect(plan)?;
     let state = if !Schema::look(&mut client, &plan.schema)?.is_there() {
@@ -210,7 +205,7 @@ pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
     )))
 }
 
-/// The schema's version if every migration of this broker has been applied; `None` if something is to be done.
+/// Returns the schema's version if every migration of this broker has been applied, otherwise `None`.
 fn up_to_date(client: &mut Client) -> Result<Option<i32>, StartError> {
     let history = "SELECT to_regclass('refinery_schema_history') IS NOT NULL AND to_regclass('brokkr_meta') IS NOT NULL";
     if !client.query_one(history, &[])?.get::<_, bool>(0) {
@@ -252,7 +247,8 @@ fn newest(runner: &refinery::Runner) -> i32 {
 }
 
 fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
-    // Somebody else may have done it while this start waited for the lock; also refuses a schema from the future.
+    // Another start may have migrated while this start waited for the lock. This also refuses a schema that needs a
+    // newer broker.
     if let Some(version) = up_to_date(client)? {
         return Ok(Outcome {
             version,
@@ -261,10 +257,10 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
     }
     step(Step::Migrating);
     let runner = embedded::migrations::runner()
-        // One transaction for all, history included: a start that dies half-way leaves what was there.
+        // One transaction for all migrations and the history, so that a start that dies half-way changes nothing.
         .set_grouped(true)
         .set_abort_divergent(true)
-        // A schema that a newer broker has migrated further is fine, as long as `min_reader_version` allows it.
+        // A newer broker may have migrated the schema further, as far as `min_reader_version` allows.
         .set_abort_missing(false);
     let newest = newest(&runner);
     let mut tries = 0;
@@ -279,7 +275,8 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
                 });
             }
             Err(error) => match driver_error(&error) {
-                // `lock_timeout`: the serving instance was in the way for two seconds. Its transactions are short.
+                // `lock_timeout`: transactions of the serving instance blocked the migration for two seconds. They are
+                // short.
                 Some(cause) if contended(cause) && tries < MIGRATION_TRIES => {
                     tries += 1;
                     let reason = describe(cause);
@@ -293,7 +290,7 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
     }
 }
 
-/// The server's part in a failed migration, if it had one.
+/// Returns the server's error behind a failed migration, if there is one.
 fn driver_error(error: &refinery::Error) -> Option<&postgres::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -1,6 +1,6 @@
-//! Diagnostics: requests that nobody answered in time end, and those that have ended are forgotten.
+//! Diagnostics: ends requests that were not answered in time, and deletes requests that ended long ago.
 //!
-//! Runs when something is due, and at most once in `broker.diagnostic_cleanup_interval_seconds`.
+//! Runs when a request falls due, and at most once in `broker.diagnostic_cleanup_interval_seconds`.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::{Conn, DbError, Sql};
 
-/// Rows changed by one statement.
+/// Largest number of rows that one statement changes.
 const CHUNK: i64 = 1_000;
 
-/// When this process last swept.
+/// Moment at which this process last swept.
 static SWEPT: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// The columns of the look around: seconds until a request falls due, and the age of the oldest that has ended.
+/// Columns of the `look` statement: seconds until a request falls due, and age of the oldest request that has ended.
 macro_rules! due {
     () => {
         "(SELECT extract(epoch FROM min(expires_at) - now())::float8 FROM diagnostic_requests
@@ -28,7 +28,7 @@ macro_rules! due {
 }
 pub(super) use due;
 
-/// After how long there is something to do, from the row of a statement that has the columns above.
+/// Returns the time until the next sweep is due, from a row that has the columns of `due!`.
 pub(super) fn next(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
     let open: Option<f64> = row.try_get("diagnostics_due")?;
     let ended: Option<f64> = row.try_get("diagnostics_age")?;
@@ -43,14 +43,14 @@ pub(super) fn next(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
     }))
 }
 
-/// How long until the next sweep is allowed.
+/// Returns the time until the interval allows the next sweep.
 fn rest(app: &App) -> Duration {
     let interval = app.hot.get().diagnostic_cleanup_interval;
     let swept = *SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
     swept.map_or(Duration::ZERO, |at| interval.saturating_sub(at.elapsed()))
 }
 
-/// Does what is due.
+/// Sweeps if the interval allows it, and returns the time until the next sweep.
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     let rest = rest(app);
     if !rest.is_zero() {
@@ -70,12 +70,12 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     next(app, &row)
 }
 
-/// Ends what has expired and removes what has ended longer ago than `keep`, counted from its beginning. Whether that was
-/// all of it.
+/// Ends expired requests, and deletes ended requests that were created longer than `keep` ago. Returns true when no
+/// such request remains.
 ///
-/// Who is in the middle of claiming or answering a request holds its row: it is passed over, and looked at by the next sweep.
+/// A request that an agent is claiming or answering is skipped because its row is locked; the next sweep takes it.
 pub fn sweep(conn: &mut Conn, keep: Duration) -> Result<bool, DbError> {
-    // An array and not `id IN (…)`, for which the whole table would be read.
+    // An array, because `id IN (…)` would read the whole table.
     const END: &str = "\
         UPDATE diagnostic_requests
            SET status = CASE status WHEN 'pending' THEN 'expired' ELSE 'failed' END, completed_at = now()

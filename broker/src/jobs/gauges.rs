@@ -1,9 +1,10 @@
-//! Reads what `/metrics` shows of the database (`metrics::gauges`).
+//! Reads the values that `/metrics` shows of the database (`metrics::gauges`).
 //!
-//! At most every [`PERIOD`], only while somebody scrapes, and only when this process has written something since; what
-//! others write is found every [`STALE`] all the same. Once after the start nobody needs to have asked. Counting takes time
-//! in proportion to what is there, so a slow reading makes the next one wait: a hundredth of the time of one connection is
-//! all it may cost. A scrape itself reads nothing, so whoever scrapes without end changes none of that.
+//! The first reading is made at the start. Later readings are made while `/metrics` is scraped, at most every
+//! [`PERIOD`], when this process has written since the last reading, and every [`STALE`] otherwise, because other
+//! processes may have written. The time of a reading grows with the number of rows, so a slow reading delays the next:
+//! readings use at most one hundredth of one connection's time. A scrape itself reads nothing, so frequent scrapes cost
+//! no statements.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,28 +16,27 @@ use crate::db::DbError;
 use crate::pak::PUBLIC_HASH;
 use crate::store::gauges;
 
-/// Least time between two readings.
+/// Shortest time between two readings.
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// A reading this old is made again without a write of our own: another instance or a command may have written.
+/// Age at which a reading is repeated without a write by this process, because another process may have written.
 const STALE: Duration = Duration::from_secs(300);
 
-/// Who has not scraped for this long does not scrape.
+/// Time after the last scrape at which readings stop.
 const INTEREST: Duration = Duration::from_secs(300);
 
-/// A reading that took a second is followed by the next after this many.
+/// Pause after a reading, in multiples of the time that the reading took.
 const SHARE: u32 = 100;
 
-/// How often the log says again that the administrator's PAK is the public one.
+/// Time between two warnings that the administrator's PAK is the public default.
 const REMIND: Duration = Duration::from_secs(3600);
 
-/// What is known of the latest run.
 struct Latest {
-    /// The database's count of writes before the reading.
+    /// Number of writes that the database handle had counted before the reading.
     writes: u64,
-    /// No reading before this.
+    /// Earliest moment of the next reading.
     next: Option<Instant>,
-    /// When the log was last told of a public admin PAK.
+    /// Moment of the latest warning of a public admin PAK.
     warned: Option<Instant>,
 }
 
@@ -46,7 +46,7 @@ static LATEST: Mutex<Latest> = Mutex::new(Latest {
     warned: None,
 });
 
-/// Reads if there is somebody to read for, something new to read, and time to.
+/// Reads when `/metrics` is scraped, the data may have changed and the pause has passed.
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     let shown = &app.metrics.gauges;
     let wanted = shown.since_scrape().is_some_and(|ago| ago < INTEREST);
@@ -60,7 +60,7 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     if due {
         read(app).await?;
     }
-    // Without news it is looked again for them; that costs no statement.
+    // Without a change, check again after the period; the check costs no statement.
     let again = wanted.then(|| {
         Some(rest())
             .filter(|rest| !rest.is_zero())
@@ -92,14 +92,14 @@ async fn read(app: &App) -> Result<(), DbError> {
     Ok(())
 }
 
-/// How long no reading may be made yet.
+/// Returns the time until the next reading is allowed.
 fn rest() -> Duration {
     with_latest(|latest| latest.next).map_or(Duration::ZERO, |next| {
         next.saturating_duration_since(Instant::now())
     })
 }
 
-/// Warns of a public admin PAK, now and then. After how long to warn again.
+/// Warns of a public admin PAK once per `REMIND`. Returns the time until the next warning.
 fn remind(app: &App) -> Option<Duration> {
     if !app.metrics.gauges.default_admin_pak() {
         return None;
@@ -123,7 +123,7 @@ fn remind(app: &App) -> Option<Duration> {
     Some(REMIND)
 }
 
-/// Every change is one assignment, so a poisoned value is whole.
+/// A poisoned value is consistent, because every change is one assignment.
 fn with_latest<T>(look: impl FnOnce(&mut Latest) -> T) -> T {
     look(&mut LATEST.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,7 +1,8 @@
-//! The look around: once a minute, one statement that asks for all jobs together what will fall due.
+//! Once a minute, asks in one statement when the work of each job falls due.
 //!
-//! Each column is a number of seconds: the age of the oldest row of a table that is kept for a time, or how long until the
-//! next row falls due (negative when it has). Null: nothing there. Each is answered from one end of an index.
+//! Each column is a number of seconds: the age of the oldest row of a table with a retention, or the time until the
+//! next row falls due (negative when it is overdue). Null means that there is no such row. Each is answered from one
+//! end of an index.
 
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use super::{Job, diagnostics, retention, webhooks, work_orders};
 use crate::app::App;
 use crate::db::{DbError, Sql};
 
-/// Between two looks; jittered by a fifth either way, so that a thousand brokers do not look together.
+/// Time between two statements; jittered by a fifth either way, so that a thousand brokers do not ask together.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// A failed look is repeated after this.
+/// Time until a failed statement is repeated.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
 const LOOK: &str = concat!(
@@ -28,13 +29,13 @@ const LOOK: &str = concat!(
     diagnostics::due!()
 );
 
-/// The columns that are times until something falls due, and whose they are.
+/// Columns that hold the time until a row falls due, with their jobs.
 const DUE: [(&str, Job); 2] = [
     ("webhooks_due", Job::Webhooks),
     ("work_orders_due", Job::WorkOrders),
 ];
 
-/// Looks once at the start and then for ever.
+/// Asks once at the start and then every `EVERY`, until the broker drains.
 pub(super) async fn around(app: App) {
     loop {
         if app.health.is_draining() {
@@ -78,7 +79,7 @@ fn plan(app: &App, row: &Row) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Reads a column of seconds until something falls due.
+/// Reads a column of seconds; a negative value becomes zero.
 fn in_seconds(row: &Row, column: &str) -> Result<Option<Duration>, DbError> {
     let seconds: Option<f64> = row.try_get(column)?;
     Ok(seconds.map(|s| Duration::try_from_secs_f64(s.max(0.0)).unwrap_or(Duration::MAX)))

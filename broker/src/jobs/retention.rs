@@ -1,12 +1,11 @@
-//! Forgetting what is older than its retention.
+//! Deletes rows that are older than their retention.
 //!
-//! Runs when the oldest row of a table reaches its age, and at most once a period of the table's own. Rows go in chunks, each in a
-//! statement of its own on a connection of its own, so that requests come in between.
+//! Runs when the oldest row of a table reaches the retention, and at most once per period of the table. Rows are
+//! deleted in chunks, each in a statement of its own on a connection of its own, so that requests can run in between.
 //!
-//! Not everything that is old goes. That an agent has applied what its stack still wants is known from the agent's report
-//! of it: the newest success about a stack's newest object stays, however old, or the incremental target state would offer
-//! the object once more and subscribers would be told of it as news. Likewise an agent's last word on the health of such an
-//! object.
+//! Some old rows stay. An agent's newest success about the newest object of a stack stays, because it is the record
+//! that the agent has applied the object: without it the incremental target state would offer the object again, and
+//! subscribers would be sent it as new. An agent's last health report of such an object stays too.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -19,32 +18,32 @@ use crate::db::{Db, DbError, Sql};
 use crate::hot::days;
 use crate::store::telemetry::RETENTION_SECONDS;
 
-/// Rows deleted by one statement: a year's backlog must not become one long transaction.
+/// Largest number of rows that one statement deletes, so that a year's backlog does not become one long transaction.
 pub const CHUNK: i64 = 5_000;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Not configurable: a broker is no warehouse of logs.
+/// Retention of telemetry; it is fixed, because a broker is not meant to store logs.
 const TELEMETRY: Duration = Duration::from_secs(RETENTION_SECONDS as u64);
 
-/// A table whose rows are kept for a time.
+/// A table whose rows are deleted after a retention.
 ///
-/// Rows are named by an array and not by `id IN (…)`, for which the whole table would be read. Of two brokers that sweep at
-/// once each takes what the other does not hold.
+/// The statements name rows by an array, because `id IN (…)` would read the whole table. `SKIP LOCKED` lets two brokers
+/// sweep at once: each takes rows that the other does not hold.
 pub struct Kept {
-    /// The column of the look around that holds the age of its oldest row.
+    /// Column of the `look` statement that holds the age of the table's oldest row.
     age: &'static str,
-    /// Deletes rows older than `$1` seconds (double precision), at most `$2` of them.
+    /// Statement that deletes at most `$2` rows older than `$1` seconds (double precision).
     delete: &'static str,
-    /// How long rows are kept; zero keeps them for ever.
+    /// Retention of the rows; zero keeps them for ever.
     keep: fn(&App) -> Duration,
-    /// Least time between two runs.
+    /// Shortest time between two sweeps.
     period: Duration,
 }
 
-/// The columns of the look around.
+/// Columns of the `look` statement: age of the oldest row of each table.
 macro_rules! ages {
     () => {
         "(SELECT extract(epoch FROM now() - min(created_at))::float8 FROM audit_log) AS audit_log_age,
@@ -61,7 +60,7 @@ macro_rules! ages {
 }
 pub(super) use ages;
 
-/// Whether an object is what its stack wants now: live, and none of the stack's is newer.
+/// SQL condition: the object is live and no live object of its stack is newer.
 macro_rules! wanted {
     ($object:literal) => {
         concat!(
@@ -76,7 +75,8 @@ macro_rules! wanted {
     };
 }
 
-/// Telemetry's rows are many and never updated, so the place of a row serves to delete it and no index on its id is kept.
+/// Statement that deletes old rows by `ctid`: telemetry rows are never updated, so `ctid` is stable and no index on
+/// `id` is needed.
 macro_rules! delete_telemetry {
     ($table:literal) => {
         concat!(
@@ -89,7 +89,7 @@ macro_rules! delete_telemetry {
     };
 }
 
-/// The tables.
+/// Tables that are swept.
 pub const KEPT: [Kept; 8] = [
     Kept {
         age: "audit_log_age",
@@ -118,7 +118,7 @@ pub const KEPT: [Kept; 8] = [
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: HOUR,
     },
-    // Events that could not be turned into deliveries for so long are no news any more.
+    // Events that old are dropped even when they never became deliveries.
     Kept {
         age: "event_outbox_age",
         delete: "DELETE FROM event_outbox WHERE id = ANY (ARRAY (SELECT id FROM event_outbox \
@@ -145,7 +145,7 @@ pub const KEPT: [Kept; 8] = [
         keep: |app| app.hot.get().webhook_retention,
         period: HOUR,
     },
-    // What an agent said long ago of an object that has been replaced or deleted.
+    // Health reports about objects that have been replaced or deleted.
     Kept {
         age: "deployment_health_age",
         delete: concat!(
@@ -174,10 +174,10 @@ pub const KEPT: [Kept; 8] = [
     },
 ];
 
-/// When each of [`KEPT`] was last swept by this process.
+/// Moment at which this process last swept each table of [`KEPT`].
 static SWEPT: Mutex<[Option<Instant>; KEPT.len()]> = Mutex::new([None; KEPT.len()]);
 
-/// After how long the first of them is due, from the ages that the look around found.
+/// Returns the time until the first table is due, from the ages that the `look` statement read.
 pub(super) fn due(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
     let swept = *SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut first: Option<Duration> = None;
@@ -186,11 +186,11 @@ pub(super) fn due(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
         let due = kept.due((kept.keep)(app), age, swept.map(|at| at.elapsed()));
         first = first.into_iter().chain(due).min();
     }
-    // What falls due later than the next look is found by that.
+    // A later time is left to the next `look`.
     Ok(first.filter(|due| *due < 2 * MINUTE))
 }
 
-/// Sweeps every table whose turn it is.
+/// Sweeps every table whose period has passed.
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     for (index, kept) in KEPT.iter().enumerate() {
         let keep = (kept.keep)(app);
@@ -200,7 +200,7 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
         }
         let rows = kept.sweep(&app.db, keep).await?;
         app.metrics.sockets.swept(kept.table(), rows);
-        // Telemetry is swept every minute for as long as there is any: that is no news.
+        // Sweeps of telemetry are not logged, because they happen every minute.
         if rows > 0 && kept.period > MINUTE {
             tracing::info!(
                 rows,
@@ -208,34 +208,35 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
                 "rows past their retention removed"
             );
         }
-        // Also when there was nothing: a row that stays however old would otherwise be looked at again and again.
+        // Noted even when no row was deleted, otherwise an old row that must stay would cause a sweep at every look.
         SWEPT.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(Instant::now());
     }
     Ok(None)
 }
 
 impl Kept {
-    /// The table's name.
+    /// Returns the table's name.
     pub fn table(&self) -> &'static str {
         self.age.trim_end_matches("_age")
     }
 
-    /// After how long it is to be swept, if its oldest row has this age in seconds and the last sweep was so long ago.
+    /// Returns the time until the table is due; `age` is the age of its oldest row in seconds, `swept` the time since
+    /// the last sweep.
     fn due(&self, keep: Duration, age: Option<f64>, swept: Option<Duration>) -> Option<Duration> {
         let age = age.filter(|_| !keep.is_zero())?;
         let age = Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX);
         Some(keep.saturating_sub(age).max(self.rest(swept)))
     }
 
-    /// How long until it may be swept again.
+    /// Returns the time until the period allows the next sweep.
     fn rest(&self, swept: Option<Duration>) -> Duration {
         swept.map_or(Duration::ZERO, |ago| self.period.saturating_sub(ago))
     }
 
-    /// Removes what is older; the number of rows.
+    /// Deletes rows older than `keep`, chunk by chunk, and returns their number.
     ///
     /// # Errors
-    /// When a statement fails; what the ones before it removed is gone.
+    /// When a statement fails; rows deleted by earlier statements stay deleted.
     pub async fn sweep(&self, db: &Db, keep: Duration) -> Result<u64, DbError> {
         let delete = self.delete;
         let mut total = 0;

@@ -1,8 +1,8 @@
-//! Webhooks: events to deliveries, and deliveries out.
+//! Webhooks: turns events into deliveries, and sends deliveries.
 //!
-//! One run is short: events become deliveries, what is due again becomes pending, and as many deliveries are taken as may
-//! begin now. Each then goes its way as a task of its own ([`deliver`]), so one endpoint that hangs delays only what waits for
-//! its own lane. A task that ends makes room and calls for the next run.
+//! One run is short: it turns events into deliveries, makes due retries pending, and takes as many deliveries as may
+//! begin now. Each delivery is sent by a task of its own ([`deliver`]), so an endpoint that hangs delays only its own
+//! lane. When a task ends, it frees its slot and wakes the next run.
 
 mod deliver;
 
@@ -24,17 +24,17 @@ use crate::webhook::flights::LANE;
 use crate::webhook::outcome::Outcome;
 use crate::webhook::settle;
 
-/// Events turned into deliveries by one statement.
+/// Largest number of events that one statement turns into deliveries.
 const EVENTS: i64 = 200;
 
-/// Such statements in one run: requests come in between two runs.
+/// Largest number of such statements in one run, so that requests can run between two runs.
 const STATEMENTS: usize = 10;
 
-/// Deliveries made pending again by one statement, of each kind.
+/// Largest number of deliveries of each kind that one statement makes pending again.
 const RELEASED: i64 = 1000;
 
-/// The column of the look around: seconds until something falls due. Deliveries that wait for the broker are due now, wherever they
-/// come from: another instance that has ended, or a subscription that was enabled.
+/// Column of the `look` statement: seconds until a delivery falls due. A pending delivery for the broker is due now: it
+/// may have been left by an instance that ended, or its subscription was enabled.
 macro_rules! due {
     () => {
         "extract(epoch FROM least(
@@ -50,22 +50,22 @@ macro_rules! due {
 }
 pub(super) use due;
 
-/// A delivery about to go out.
+/// A delivery that is ready to be sent.
 struct Departure {
     taken: Taken,
     endpoint: Endpoint,
 }
 
-/// What a look at the database has found.
+/// Result of one run's database work.
 struct Round {
     departures: Vec<Departure>,
-    /// More could have been taken, or will be as soon as there is room.
+    /// True when more deliveries can be taken, now or once a slot is free.
     more: bool,
-    /// When something falls due by itself.
+    /// Time until the next delivery falls due without a wake.
     due: Option<Duration>,
 }
 
-/// Does what is due.
+/// Runs the database work and starts a task for each delivery; returns the time until the next run.
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     let hot = app.hot.get();
     if let Some(rest) = app.webhooks.rounds().begin(hot.webhook_delivery_interval) {
@@ -82,8 +82,9 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     }
     if round.more {
         app.webhooks.rounds().goes_on();
-        // With something under way the next run comes when that has made room: an endpoint that hangs must not keep this
-        // broker asking. What has landed since the look did not know that there is more.
+        // While deliveries are under way, the next run starts when one of them ends, so that an endpoint that hangs
+        // does not make this broker poll. A delivery that ended since the count above did not know of the remaining
+        // work, so run again.
         if flights.aloft() == 0 || flights.landings() != landed {
             return Ok(Some(Duration::ZERO));
         }
@@ -100,9 +101,9 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
         }
     }
     claims::release(conn, RELEASED)?;
-    // Asked before anything is taken: a failure after that would leave deliveries taken and nobody to deliver them.
+    // Read before deliveries are taken, because a failure after that would leave them taken but unsent.
     let due = claims::due(conn)?.map(|seconds| {
-        // What could not be done just now is for somebody else, or for a moment later.
+        // At least one second, because due work that this run left over is another instance's or must wait a moment.
         Duration::try_from_secs_f64(seconds.max(1.0)).unwrap_or(Duration::MAX)
     });
     let mut round = Round {
@@ -121,7 +122,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
     };
     let (lanes, counts) = app.webhooks.flights().lanes();
     let taken = claims::for_broker(conn, wanted, &lanes, &counts)?;
-    // A full lane may have more behind it; so may a full batch.
+    // More deliveries may wait behind a full lane or a full batch.
     round.more |= taken.len() as i64 == wanted || is_full(&lanes, &counts, &taken);
     for taken in taken {
         if let Some(departure) = open(app, conn, &key, taken) {
@@ -131,7 +132,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
     Ok(round)
 }
 
-/// Whether a lane is full with what was under way in it and what has been taken now.
+/// Returns true when the deliveries under way and those taken now fill a lane.
 fn is_full(lanes: &[Uuid], counts: &[i32], taken: &[Taken]) -> bool {
     let mut places: HashMap<Uuid, i32> =
         lanes.iter().copied().zip(counts.iter().copied()).collect();
@@ -141,7 +142,8 @@ fn is_full(lanes: &[Uuid], counts: &[i32], taken: &[Taken]) -> bool {
     places.values().any(|count| *count >= LANE)
 }
 
-/// The key to open endpoints with. A broker that has none takes no deliveries: whoever made the subscriptions has one.
+/// Returns the key that decrypts endpoints. A broker without a key takes no deliveries, because the broker that made
+/// the subscriptions has the key.
 fn key(app: &App, conn: &mut Conn) -> Result<Option<Key>, DbError> {
     static TOLD: AtomicBool = AtomicBool::new(false);
     let missing = match app.webhooks.opening_key() {
@@ -159,14 +161,14 @@ fn key(app: &App, conn: &mut Conn) -> Result<Option<Key>, DbError> {
     Ok(None)
 }
 
-/// A delivery whose endpoint can be read. One that cannot be is dead at once.
+/// Decrypts a delivery's endpoint. When that fails, marks the delivery dead and returns `None`.
 fn open(app: &App, conn: &mut Conn, key: &Key, taken: Taken) -> Option<Departure> {
     match Endpoint::open(key, &taken.sealed) {
         Ok(endpoint) => Some(Departure { taken, endpoint }),
         Err(field) => {
             app.metrics.webhooks.count(field, Carrier::Broker);
             app.webhooks.say_unreadable(taken.held.subscription_id);
-            // Its claim ends by itself if this fails, and it comes back.
+            // If this fails, the claim expires and the delivery becomes pending again.
             if let Err(error) = settle(conn, &taken.held, &Outcome::unreadable(field), None) {
                 tracing::warn!(%error, "a dead webhook delivery could not be written down");
             }

@@ -1,7 +1,7 @@
-//! Work orders: retries that are due and claims that went stale become pending again.
+//! Makes work orders pending again when their retry is due or their claim is stale.
 //!
-//! Claims and failures of this broker say themselves when their order is due ([`super::Jobs::due_in`]); those of another
-//! process are found by the look around.
+//! This broker's own claims and failures announce when their order is due ([`super::Jobs::due_in`]); those of another
+//! process are found by `look`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::db::DbError;
 use crate::store::work_orders::release;
 
-/// The column of the look around: seconds until something falls due.
+/// Column of the `look` statement: seconds until a work order falls due.
 macro_rules! due {
     () => {
         "(SELECT extract(epoch FROM min(due_at) - now())::float8 FROM work_orders) AS work_orders_due"
@@ -17,7 +17,7 @@ macro_rules! due {
 }
 pub(super) use due;
 
-/// Does what is due.
+/// Releases every order that is due, and returns the time until the next falls due.
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     loop {
         let released = app

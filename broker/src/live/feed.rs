@@ -1,8 +1,8 @@
-//! What the fleet's subscribers are sent: the record of every agent that changed, and now and then of those whose counters
-//! changed by themselves.
+//! Sends fleet subscribers the record of every agent that changed, and regularly of agents whose counters changed
+//! alone.
 //!
-//! Nobody subscribed: nothing runs and nothing is noted. Changes within a moment share one statement, so a fleet's
-//! heartbeats cost a few statements a second whatever their number.
+//! Without subscribers nothing runs and no change is noted. Changes within `GATHER` share one statement, so the
+//! heartbeats of a fleet of any size cost a few statements a second.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -18,12 +18,13 @@ use crate::app::App;
 use crate::db::DbError;
 use crate::store::fleet::{self, Counters, Record};
 
-/// How long changes are gathered. The statement is a large one: planning it takes some milliseconds, whoever is asked for.
+/// Time for which changes are gathered. The statement is large: planning it takes milliseconds, for any number of
+/// agents.
 const GATHER: Duration = Duration::from_millis(200);
-/// Between two looks at every agent's counters.
+/// Time between two comparisons of every agent's counters.
 const SWEEP: Duration = Duration::from_secs(20);
 
-/// Which agents changed since the last statement.
+/// Agents that changed since the last statement.
 #[derive(Debug, Default)]
 pub(super) struct Feed {
     changed: Mutex<HashSet<Uuid>>,
@@ -31,13 +32,14 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Notes an agent. At most every agent there is, and only while somebody is subscribed.
+    /// Notes that an agent changed. The caller notes changes only while the fleet has subscribers; the set holds each
+    /// agent once.
     pub(super) fn changed(&self, agent: Uuid) {
         self.lock().insert(agent);
         self.woken.notify_one();
     }
 
-    /// Somebody subscribed, or left.
+    /// Wakes the feed because a fleet subscriber came or left.
     pub(super) fn subscribed(&self) {
         self.woken.notify_one();
     }
@@ -51,7 +53,7 @@ impl Feed {
     }
 }
 
-/// Feeds for ever.
+/// Runs the feed for ever.
 pub(super) async fn keep(app: App) {
     let feed = &app.live.0.feed;
     loop {
@@ -59,15 +61,15 @@ pub(super) async fn keep(app: App) {
             feed.woken.notified().await;
         }
         watched(&app).await;
-        // What was noted for those who have left.
+        // Drops changes that were noted for subscribers that have left.
         drop(feed.take());
     }
 }
 
-/// Feeds while somebody is subscribed.
+/// Feeds while the fleet has subscribers.
 async fn watched(app: &App) {
     let mut known = HashMap::new();
-    // At once for the first time: it only learns what there is.
+    // The first sweep runs at once: it only learns the counters.
     let mut sweeps = interval_at(Instant::now(), SWEEP);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while app.live.is_watched() {
@@ -100,8 +102,8 @@ async fn tell(app: &App, known: &mut HashMap<Uuid, Counters>) -> Result<(), DbEr
     Ok(())
 }
 
-/// Sends the records of the agents whose counters are not what was seen last. An agent seen for the first time is only
-/// remembered: it says itself when it connects.
+/// Sends the records of the agents whose counters differ from the last sweep. An agent seen for the first time is only
+/// remembered, because its connection already causes a record.
 async fn sweep(app: &App, known: &mut HashMap<Uuid, Counters>) -> Result<(), DbError> {
     let mut records = app.db.run(fleet::list).await?;
     fill(&app.live, &mut records);
@@ -119,7 +121,7 @@ async fn sweep(app: &App, known: &mut HashMap<Uuid, Counters>) -> Result<(), DbE
     Ok(())
 }
 
-/// Adds to records what only this process knows: who is connected.
+/// Adds to each record the time since which its agent is connected, because only this process knows it.
 pub(crate) fn fill(live: &Live, records: &mut [Record]) {
     let connected = live.connected_since();
     for record in records {

@@ -1,7 +1,7 @@
-//! The frames as they are on the wire: `{"type": <snake_case>, "body": {…}}`, and what may be in them.
+//! Frames as they are on the wire: `{"type": <snake_case>, "body": {…}}`, and the limits of their contents.
 //!
-//! Telemetry is made storable here: what PostgreSQL cannot hold is replaced, what is too long is cut, so that one agent's
-//! line cannot fail the batch it is stored in.
+//! Telemetry is made storable here: characters that PostgreSQL cannot hold are replaced and long texts are cut, so that
+//! one line of an agent cannot fail the batch that stores it.
 
 use axum::extract::ws::Utf8Bytes;
 use chrono::{DateTime, Datelike, Utc};
@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::mailbox::Frame;
 use crate::api::events::NewEvent;
 
-/// Most bytes of a log line, or of an event's message.
+/// Largest number of bytes of a log line or of an event's message.
 const TEXT: usize = 16 * 1024;
-/// Most bytes of any other telemetry text: names in Kubernetes have at most 253.
+/// Largest number of bytes of any other telemetry text: names in Kubernetes have at most 253.
 const NAME: usize = 512;
 
-/// Every type of frame there is, and those that are none.
+/// Types of frame, with two more for unknown types and for invalid input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An agent is alive.
@@ -32,7 +32,7 @@ pub enum Kind {
     PodLogLine,
     /// Lines are missing.
     LogGap,
-    /// To an agent: there is a work order.
+    /// To an agent: it has a work order.
     WorkOrder,
     /// To an agent: its targets changed.
     TargetChanged,
@@ -42,12 +42,12 @@ pub enum Kind {
     FleetUpdate,
     /// A type of frame this broker does not know.
     Other,
-    /// What came in and is no frame.
+    /// Input that is not a frame.
     Invalid,
 }
 
 impl Kind {
-    /// All of them, in the order of their numbers.
+    /// Every kind, in the order of the variants.
     pub const ALL: [Kind; 12] = [
         Kind::Heartbeat,
         Kind::AgentEvent,
@@ -63,7 +63,7 @@ impl Kind {
         Kind::Invalid,
     ];
 
-    /// The type as the wire and the metrics name it.
+    /// Returns the type's name on the wire and in the metrics.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Heartbeat => "heartbeat",
@@ -81,7 +81,7 @@ impl Kind {
         }
     }
 
-    /// The kind with this name, or [`Kind::Other`].
+    /// Returns the kind with this name, or [`Kind::Other`].
     pub(super) fn named(name: &str) -> Self {
         Kind::ALL
             .into_iter()
@@ -96,7 +96,7 @@ struct Envelope<'a, T: Serialize> {
     body: &'a T,
 }
 
-/// A frame of a kind the broker knows.
+/// Returns a frame of a known kind.
 pub(super) fn downlink(kind: Kind, body: &impl Serialize) -> Frame {
     Frame {
         kind,
@@ -104,7 +104,7 @@ pub(super) fn downlink(kind: Kind, body: &impl Serialize) -> Frame {
     }
 }
 
-/// The text of a frame; empty (and logged) if the body cannot be JSON, which no body of ours is.
+/// Returns the text of a frame; empty, and logged, if the body cannot be serialised.
 pub(super) fn encode(name: &str, body: &impl Serialize) -> Utf8Bytes {
     match serde_json::to_string(&Envelope { r#type: name, body }) {
         Ok(text) => text.into(),
@@ -115,11 +115,11 @@ pub(super) fn encode(name: &str, body: &impl Serialize) -> Utf8Bytes {
     }
 }
 
-/// What an agent sends.
+/// A frame that an agent sends.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", content = "body", rename_all = "snake_case")]
 pub(super) enum Uplink {
-    /// Any JSON: an agent is alive whatever it says.
+    /// Any JSON: the frame shows that the agent is alive, with any content.
     Heartbeat(Value),
     AgentEvent(NewEvent),
     AgentHealth(HealthReport),
@@ -141,7 +141,7 @@ impl Uplink {
     }
 }
 
-/// The health of one object, as the REST API shows it: the summary is JSON in a string.
+/// Health of one object, as in the REST API: the summary is JSON in a string.
 #[derive(Debug, Deserialize)]
 pub(super) struct HealthReport {
     pub(super) agent_id: Uuid,
@@ -151,7 +151,7 @@ pub(super) struct HealthReport {
     pub(super) checked_at: DateTime<Utc>,
 }
 
-/// Something that happened in a cluster.
+/// A Kubernetes event.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct K8sEvent {
     pub(super) agent_id: Uuid,
@@ -164,7 +164,7 @@ pub(super) struct K8sEvent {
     pub(super) involved_object: InvolvedObject,
 }
 
-/// What it happened to.
+/// Object that the event is about.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct InvolvedObject {
     pub(super) api_version: String,
@@ -174,7 +174,6 @@ pub(super) struct InvolvedObject {
     pub(super) uid: Option<String>,
 }
 
-/// A line of a pod's log.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct PodLogLine {
     pub(super) agent_id: Uuid,
@@ -186,7 +185,7 @@ pub(super) struct PodLogLine {
     pub(super) line: String,
 }
 
-/// Lines that are missing.
+/// A gap in a pod's log.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct LogGap {
     pub(super) agent_id: Uuid,
@@ -196,7 +195,7 @@ pub(super) struct LogGap {
     pub(super) reason: GapReason,
 }
 
-/// Why lines are missing.
+/// Reason why lines are missing.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum GapReason {
@@ -206,7 +205,7 @@ pub(super) enum GapReason {
 }
 
 impl K8sEvent {
-    /// Replaces what cannot be stored and cuts what is too long.
+    /// Replaces characters that cannot be stored and cuts long texts.
     pub(super) fn tidy(&mut self) {
         tidy_time(&mut self.observed_at);
         tidy(&mut self.reason, NAME);
@@ -223,14 +222,14 @@ impl K8sEvent {
             .for_each(|text| tidy(text, NAME));
     }
 
-    /// Roughly what it holds in memory.
+    /// Returns the approximate size in memory.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.reason.len() + self.message.len() + self.event_type.len()
     }
 }
 
 impl PodLogLine {
-    /// Replaces what cannot be stored and cuts what is too long.
+    /// Replaces characters that cannot be stored and cuts long texts.
     pub(super) fn tidy(&mut self) {
         tidy_time(&mut self.ts);
         for text in [&mut self.namespace, &mut self.pod, &mut self.container] {
@@ -239,7 +238,7 @@ impl PodLogLine {
         tidy(&mut self.line, TEXT);
     }
 
-    /// Roughly what it holds in memory.
+    /// Returns the approximate size in memory.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>()
             + self.namespace.len()
@@ -249,7 +248,8 @@ impl PodLogLine {
     }
 }
 
-/// PostgreSQL's text holds no NUL; the cut is where a character begins. What was cut off is given back at once.
+/// Replaces NUL characters, which PostgreSQL's text cannot hold, and cuts the text at a character boundary. Releases
+/// the memory of the rest.
 fn tidy(text: &mut String, most: usize) {
     if text.contains('\0') {
         *text = text.replace('\0', "\u{fffd}");
@@ -260,7 +260,7 @@ fn tidy(text: &mut String, most: usize) {
     }
 }
 
-/// A clock that is that wrong says nothing, and not every year fits the column.
+/// Replaces a time outside the years 1970 to 9999 by now, because not every year fits the column.
 fn tidy_time(time: &mut DateTime<Utc>) {
     if !(1970..=9999).contains(&time.year()) {
         *time = Utc::now();

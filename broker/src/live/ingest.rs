@@ -1,8 +1,8 @@
-//! What is done with the frames of one agent.
+//! Handles the frames of one agent.
 //!
-//! Heartbeats, events and health do what the REST API does; the agent never learns how they went, so failures are logged.
-//! Telemetry goes to the stack's subscribers first and then to the recorder. It counts only for stacks the agent serves:
-//! one tenant's agents must not write into each other's stacks.
+//! Heartbeats, events and health reports have the same effect as in the REST API; failures are logged, because the
+//! agent gets no answer. Telemetry goes to the stack's subscribers first and then to the recorder. Telemetry is
+//! accepted only for stacks that the agent serves, because an agent must not write into another stack.
 
 mod served;
 
@@ -30,10 +30,10 @@ use crate::store::agents::{self, ClusterReport};
 use crate::store::telemetry;
 use served::Served;
 
-/// Dropped rows of one stack are told together, at most this often.
+/// Shortest time between two reports of rows dropped from one stack.
 const TELL_GAPS: Duration = Duration::from_secs(1);
 
-/// The reader's side of an agent's socket.
+/// Reader of an agent's socket.
 pub(super) struct Ingest {
     app: App,
     peer: Arc<Peer>,
@@ -42,7 +42,7 @@ pub(super) struct Ingest {
     gap: Option<Gap>,
 }
 
-/// Rows dropped in a row, all of one stack.
+/// Consecutive dropped rows of one stack.
 struct Gap {
     stack: Uuid,
     since: DateTime<Utc>,
@@ -61,7 +61,7 @@ impl Ingest {
         }
     }
 
-    /// Takes one frame. Returns when the next may come.
+    /// Handles one frame. Returns when the next frame may come.
     pub(super) async fn take(&mut self, text: &str) {
         if self.peer.is_revoked() {
             return;
@@ -123,7 +123,7 @@ impl Ingest {
                 self.peer.confirm();
                 self.app.live.fleet_changed(agent);
             }
-            // Deleted, or its PAK rotated, by another process.
+            // Another process has deleted the agent or rotated its PAK.
             Ok(false) => recheck::revoked(&self.app, &self.peer),
             Err(error) => self.failed(Kind::Heartbeat, &error.into()),
         }
@@ -152,7 +152,7 @@ impl Ingest {
         .await;
     }
 
-    /// Does what the REST API would do with a report, on a connection.
+    /// Runs the work of a REST report on a connection.
     async fn report<F>(&self, kind: Kind, work: F)
     where
         F: FnOnce(&mut Conn, Uuid) -> Result<(), Error> + Send + 'static,
@@ -162,7 +162,7 @@ impl Ingest {
             .app
             .db
             .run(move |db| {
-                // It may have died while this waited for a connection.
+                // The PAK may have been revoked while this waited for a connection.
                 if peer.is_revoked() {
                     return Ok(());
                 }
@@ -178,7 +178,7 @@ impl Ingest {
         }
     }
 
-    /// A refused report is the agent's own affair, a failed one the operator's.
+    /// Logs a refused report at debug, because the agent caused it, and a failed report as a warning to the operator.
     fn failed(&self, kind: Kind, error: &Error) {
         let (agent, kind, code) = (self.agent, kind.name(), error.code());
         if error.status().is_server_error() {
@@ -231,7 +231,7 @@ impl Ingest {
         self.keep(stack, row, size).await;
     }
 
-    /// Whether the agent serves a stack, as of a moment ago.
+    /// Returns true when the agent serves the stack; the answer may be up to 30 s old.
     async fn serves(&mut self, stack: Uuid) -> bool {
         let serves = self.served.ask(&self.app.db, self.agent, stack).await;
         if !serves {
@@ -240,7 +240,7 @@ impl Ingest {
         serves
     }
 
-    /// Counts a lost frame, and says so once an hour for this agent.
+    /// Counts a lost frame, and warns once an hour per agent.
     fn lost(&self, why: Loss, stack: Option<Uuid>) {
         self.app.metrics.sockets.lost(why, 1);
         if self.app.live.0.warned.is_due(self.agent) {
@@ -253,8 +253,7 @@ impl Ingest {
         }
     }
 
-    /// Hands a row to the recorder. What it has no room for is counted, and the stack's subscribers are told that the
-    /// history has a gap.
+    /// Hands a row to the recorder. A row without room is counted, and the stack's subscribers are sent a gap.
     async fn keep(&mut self, stack: Uuid, row: Row, size: usize) {
         let kept = self.app.live.0.recorder.take(row, size).await;
         let due = self
@@ -291,7 +290,7 @@ impl Ingest {
 }
 
 impl Drop for Ingest {
-    /// What was dropped last is told even if nothing came after it.
+    /// Reports the last dropped rows, even if no frame came after them.
     fn drop(&mut self) {
         self.tell_gap();
     }

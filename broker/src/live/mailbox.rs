@@ -1,8 +1,8 @@
-//! What waits to be sent on one socket: a bounded queue that never makes anybody wait.
+//! Bounded queue of the frames to be sent on one socket; adding a frame never blocks.
 //!
-//! Writers are handlers on blocking threads and the readers of other sockets; the one reader is the socket's own task. When
-//! it is full, something is lost, and which depends on whom it is for: an agent loses the newest hint (it polls anyway), a
-//! subscriber loses the oldest frame, and one of a stack is told how many.
+//! Handlers on blocking threads and readers of other sockets add frames; the socket's own task takes them. A full queue
+//! drops a frame: an agent's queue drops the newest hint, because the agent polls anyway; a subscriber's queue drops
+//! the oldest frame. A stack's subscriber is also sent the number of dropped frames.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,26 +14,26 @@ use uuid::Uuid;
 
 use super::frames::{self, GapReason, Kind, LogGap};
 
-/// Most frames that wait for an agent.
+/// Largest number of frames in an agent's queue.
 const CONTROL: usize = 64;
-/// Most frames that wait for a subscriber.
+/// Largest number of frames in a subscriber's queue.
 const TELEMETRY: usize = 1024;
-/// Most bytes that wait on one socket. One frame always fits: a hint must not be lost for its size alone.
+/// Largest number of bytes in a queue. An empty queue takes a frame of any size, because a large hint must not be lost.
 const BYTES: usize = 4 * 1024 * 1024;
 
-/// A frame ready to be sent. The text is shared by everybody it is sent to.
+/// A frame ready to be sent. All receivers share the text.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
-    /// For the counters.
+    /// Kind, for the counters.
     pub(crate) kind: Kind,
-    /// The JSON.
+    /// JSON text of the frame.
     pub(crate) text: Utf8Bytes,
 }
 
-/// Whom a mailbox is for: what happens when it is full.
+/// Receiver of a mailbox; decides which frame a full mailbox drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// This agent's control channel.
+    /// Control channel of this agent.
     Agent(Uuid),
     /// A subscriber of this stack.
     Stack(Uuid),
@@ -41,7 +41,7 @@ pub(crate) enum Whose {
     Fleet,
 }
 
-/// See the module's comment.
+/// Queue of one socket; see the module's comment.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     whose: Whose,
@@ -53,7 +53,7 @@ pub(crate) struct Mailbox {
 struct Waiting {
     frames: VecDeque<Frame>,
     bytes: usize,
-    /// Frames lost since the last one was taken out, and when the first of them was.
+    /// Number of frames lost since the last frame was taken; `since` is the time of the first loss.
     lost: u64,
     since: Option<DateTime<Utc>>,
 }
@@ -67,7 +67,7 @@ impl Mailbox {
         }
     }
 
-    /// Adds a frame, or loses one. From any thread.
+    /// Adds a frame or drops one, on any thread.
     pub(crate) fn put(&self, frame: Frame) {
         {
             let mut waiting = self.lock();
@@ -87,18 +87,18 @@ impl Mailbox {
         self.changed.notify_one();
     }
 
-    /// The next frame, waited for. Cancel-safe: a frame is taken out only to be returned at once.
+    /// Waits for the next frame and takes it. Cancel-safe: a frame is taken only to be returned at once.
     pub(crate) async fn next(&self) -> Frame {
         loop {
             if let Some(frame) = self.take() {
                 return frame;
             }
-            // A `put` since then has left a permit.
+            // A `put` since the check has left a permit.
             self.changed.notified().await;
         }
     }
 
-    /// The next frame, if there is one. What was lost is told before what came after it.
+    /// Takes the next frame, if any. Reports lost frames before the frames that came after them.
     pub(crate) fn take(&self) -> Option<Frame> {
         let mut waiting = self.lock();
         let lost = std::mem::take(&mut waiting.lost);
@@ -118,7 +118,7 @@ impl Mailbox {
         let frame = waiting.frames.pop_front()?;
         waiting.bytes -= frame.text.len();
         if waiting.frames.is_empty() {
-            // A burst's room is given back: there may be thousands of sockets.
+            // Releases a burst's memory, because there may be thousands of sockets.
             waiting.frames = VecDeque::new();
         }
         Some(frame)

@@ -1,11 +1,11 @@
-//! A connection's place among all that a broker may hold, and how a WebSocket keeps it.
+//! Connection slots of a broker, and the seat of a WebSocket, which keeps its connection's slot.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A connection's permit, and what counts the open ones.
+/// A connection's permit, with the counter of open connections.
 #[derive(Debug)]
 struct Counted {
     _permit: OwnedSemaphorePermit,
@@ -18,14 +18,14 @@ impl Drop for Counted {
     }
 }
 
-/// What every request finds in its extensions: the place of the connection it came on.
+/// Slot of a request's connection; every request has it in its extensions.
 #[derive(Clone, Debug)]
 pub struct Place {
     connection: Arc<Counted>,
     sockets: Arc<Semaphore>,
 }
 
-/// A place kept for as long as a WebSocket lives.
+/// Slot that is kept as long as a WebSocket lives.
 #[derive(Debug)]
 pub(crate) struct Seat {
     _connection: Arc<Counted>,
@@ -33,7 +33,7 @@ pub(crate) struct Seat {
 }
 
 impl Place {
-    /// A connection's permit, what counts the open ones, and what counts those of them that are WebSockets.
+    /// Creates a slot from the connection's permit, the counter of open connections and the limit of WebSockets.
     pub fn new(
         permit: OwnedSemaphorePermit,
         open: Arc<AtomicU32>,
@@ -49,8 +49,8 @@ impl Place {
         }
     }
 
-    /// Keeps the place for a WebSocket. `None`: as many as there may be are open; the rest is for requests, or a fleet of
-    /// agents could shut out the probes.
+    /// Keeps the slot for a WebSocket. Returns `None` when the limit of WebSockets is reached; the remaining slots are
+    /// for requests, otherwise a fleet of agents could shut out the probes.
     pub(crate) fn keep(&self) -> Option<Seat> {
         Some(Seat {
             _connection: self.connection.clone(),
@@ -73,7 +73,7 @@ mod tests {
             Place::new(permit, open.clone(), sockets.clone())
         };
         let mut seats: Vec<Seat> = (0..3).map(|_| connect().keep().unwrap()).collect();
-        // The connections' own ends are gone; their places are not.
+        // The connections' own handles are dropped; their permits are kept by the seats.
         assert_eq!(room.available_permits(), 1);
         assert_eq!(open.load(Ordering::Relaxed), 3);
         let request = connect();

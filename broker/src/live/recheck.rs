@@ -1,9 +1,9 @@
-//! PAKs that die elsewhere: another broker of the tenant, or a command, rotates or deletes, and this process is not told.
+//! Closes sockets whose PAK was revoked by another process: another broker of the tenant, or a command.
 //!
-//! Whoever authenticates here sees the schema's epoch of credentials, which rises with every PAK that dies: when it has,
-//! all open sockets are looked up, together, in one statement. A heartbeat over a socket compares the PAK's hash in its own
-//! statement. And a socket of which neither has said anything for a minute is looked up with the others like it. While
-//! nobody is connected nothing runs.
+//! Three checks find such PAKs. Every authentication reads the schema's epoch of credentials, which rises with every
+//! revoked PAK: when it has risen, one statement looks up all open sockets. A heartbeat over a socket compares the
+//! PAK's hash in its own statement. A socket confirmed by neither for a minute is looked up together with the others
+//! like it. Without open sockets nothing runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::db::DbError;
 use crate::live::Whose;
 use crate::store::credentials;
 
-/// How often it is looked, in memory alone, whether a PAK may have died.
+/// Time between two checks, in memory alone, for a possibly revoked PAK.
 const LOOK: Duration = Duration::from_secs(1);
-/// A PAK confirmed this recently is not looked up again without a reason; jittered by a fifth either way, so that a
-/// thousand brokers do not look together.
+/// Time for which a confirmed PAK needs no look-up; jittered by a fifth either way, so that a thousand brokers do not
+/// look together.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// Looks for ever.
+/// Checks for ever.
 pub(super) async fn keep(app: App) {
     let live = &app.live.0;
     let mut epoch = None;
@@ -61,7 +61,7 @@ fn jittered() -> Duration {
     FRESH.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
-/// Ends those whose PAK nobody holds.
+/// Closes the sockets whose PAK is revoked, and confirms the others.
 async fn look_up(app: &App, peers: &[Arc<Peer>]) -> Result<(), DbError> {
     if peers.is_empty() {
         return Ok(());
@@ -78,13 +78,13 @@ async fn look_up(app: &App, peers: &[Arc<Peer>]) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Whether a socket's PAK is alive now. What cannot be looked up is not.
+/// Returns true when a socket's PAK is valid now; false also when the look-up fails.
 pub(super) async fn is_alive(app: &App, peer: &Peer) -> bool {
     let hash = peer.hash.as_str().to_owned();
     matches!(dead(app, vec![hash]).await, Ok(dead) if dead.is_empty())
 }
 
-/// Ends a socket whose PAK was found dead, and forgets who it was of.
+/// Closes a socket whose PAK is revoked, and removes its agent from the authentication cache.
 pub(super) fn revoked(app: &App, peer: &Peer) {
     peer.end(Ending::Revoked);
     if let Whose::Agent(id) = peer.whose {
@@ -93,7 +93,7 @@ pub(super) fn revoked(app: &App, peer: &Peer) {
     }
 }
 
-/// Which of these hashes nobody holds, by their position, in order.
+/// Returns the indexes of the hashes that no principal holds, in ascending order.
 async fn dead(app: &App, hashes: Vec<String>) -> Result<Vec<usize>, DbError> {
     app.db.run(move |db| credentials::unheld(db, &hashes)).await
 }

@@ -1,9 +1,9 @@
-//! Telemetry on its way to its tables: gathered for a moment, then many rows in one statement.
+//! Stores telemetry: gathers rows for `GATHER`, then inserts many rows in one statement.
 //!
-//! The room for rows that wait is bounded in bytes, for all agents together. Whoever finds it full waits a little, which
-//! slows the agent down through its socket, and then drops; while the database is away nobody waits. A batch that the
-//! database could not take for want of a connection is tried again; one that it refuses is dropped, for it would be refused
-//! again.
+//! The memory for waiting rows is bounded in bytes, for all agents together. When it is full, a reader waits up to
+//! `PATIENCE`, which slows its agent down through the socket, and then drops the row; while the database is
+//! unavailable, readers do not wait. A batch is retried when the database had no connection for it, and dropped when
+//! the database refused it, because it would be refused again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,45 +17,45 @@ use crate::db::DbError;
 use crate::metrics::sockets::Loss;
 use crate::store::telemetry::{self, NewEvent, NewLine};
 
-/// All the room there is, in units of [`UNIT`] bytes.
+/// Memory for waiting rows, in units of [`UNIT`] bytes.
 const ROOM: usize = 8 * 1024;
-/// See [`ROOM`]. A row takes one unit at least, so this also bounds their number.
+/// Bytes in a unit of [`ROOM`]. A row takes at least one unit, so `ROOM` also bounds the number of rows.
 const UNIT: usize = 1024;
-/// Most rows in one statement.
+/// Largest number of rows in one statement.
 const ROWS: usize = 1000;
-/// How long rows are gathered.
+/// Time for which rows are gathered.
 const GATHER: Duration = Duration::from_millis(250);
 /// Longest wait for room.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two attempts while the database is away.
+/// Time between two attempts while the database is unavailable.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Longest that draining waits for the last rows.
+/// Longest wait of a drain for the last rows.
 const LAST: Duration = Duration::from_secs(2);
 
-/// A row and its share of the room.
+/// A row with its share of the room.
 type Waiting = (Row, OwnedSemaphorePermit);
 
-/// One row of either table.
+/// A row of one of the two tables.
 #[derive(Debug)]
 pub(super) enum Row {
     Event(NewEvent),
     Line(NewLine),
 }
 
-/// Where rows are put. See the module's comment.
+/// Handle through which readers add rows.
 #[derive(Debug)]
 pub(super) struct Recorder {
     room: Arc<Semaphore>,
     rows: mpsc::Sender<Waiting>,
-    /// Until [`record`] takes it.
+    /// Receiver of the rows, until [`record`] takes it.
     receiver: Mutex<Option<mpsc::Receiver<Waiting>>>,
-    /// The latest statement found no connection.
+    /// True when the latest statement found no connection.
     away: AtomicBool,
 }
 
 impl Recorder {
     pub(super) fn new() -> Self {
-        // As many as there is room for, so that a row with its share always finds a place.
+        // The channel is as long as the room is large, so that a row with its share always finds a place.
         let (rows, receiver) = mpsc::channel(ROOM);
         Self {
             room: Arc::new(Semaphore::new(ROOM)),
@@ -65,7 +65,7 @@ impl Recorder {
         }
     }
 
-    /// Takes a row of about `size` bytes. False: it was dropped.
+    /// Takes a row of about `size` bytes. Returns false when the row was dropped.
     pub(super) async fn take(&self, row: Row, size: usize) -> bool {
         let units = size.div_ceil(UNIT).clamp(1, ROOM) as u32;
         let room = self.room.clone();
@@ -80,14 +80,14 @@ impl Recorder {
         self.rows.try_send((row, share)).is_ok()
     }
 
-    /// Waits until everything taken so far is stored or dropped, for a bounded time.
+    /// Waits until every row taken so far is stored or dropped, for at most `LAST`.
     pub(super) async fn stored(&self) {
-        // The semaphore is never closed; what is not stored by then is lost with the process.
+        // The semaphore is never closed; rows not stored by then are lost with the process.
         let _ = timeout(LAST, self.room.acquire_many(ROOM as u32)).await;
     }
 }
 
-/// Records for ever.
+/// Stores rows for ever.
 pub(super) async fn record(app: App) {
     let recorder = &app.live.0.recorder;
     let receiver = recorder
@@ -105,7 +105,8 @@ pub(super) async fn record(app: App) {
     }
 }
 
-/// The next rows: as many as came within a moment of the first. None when there will be none.
+/// Returns the next rows: the first row, and the rows that came within `GATHER` after it. Empty when the channel is
+/// closed.
 async fn gather(app: &App, rows: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
     let mut batch = Vec::new();
     rows.recv_many(&mut batch, ROWS).await;
@@ -113,7 +114,7 @@ async fn gather(app: &App, rows: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
     while !batch.is_empty() && batch.len() < ROWS && !app.live.is_draining() {
         let most = ROWS - batch.len();
         let more = rows.recv_many(&mut batch, most);
-        // Cancel-safe: what was not received stays.
+        // Cancel-safe: rows that were not received stay in the channel.
         match timeout_at(until, more).await {
             Ok(1..) => {}
             Ok(0) | Err(_) => break,
@@ -149,7 +150,7 @@ async fn store(app: &App, batch: Vec<Waiting>) {
     }
 }
 
-/// Runs one statement, again and again while the database is away.
+/// Runs one statement, and repeats it while the database is unavailable.
 async fn until_stored<F, W>(app: &App, rows: usize, work: F)
 where
     F: Fn() -> W,

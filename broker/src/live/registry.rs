@@ -1,4 +1,4 @@
-//! Every open WebSocket of this process, by whose it is.
+//! Registry of every open WebSocket of this process, by agent, stack and fleet.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,40 +13,38 @@ use super::mailbox::{Mailbox, Whose};
 use crate::metrics::sockets::Sockets;
 use crate::pak::PakHash;
 
-/// Why the broker ends a socket with a close frame.
+/// Reason why the broker closes a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Its PAK is dead: nothing more is taken from it.
+    /// The socket's PAK is revoked: no further frames are handled.
     Revoked,
-    /// The same agent has connected anew.
+    /// The same agent has opened a newer socket.
     Replaced,
     /// The broker drains.
     Draining,
 }
 
-/// One open socket.
+/// An open socket.
 #[derive(Debug)]
 pub(super) struct Peer {
-    /// Tells it from an earlier or later socket of the same agent.
+    /// Distinguishes the socket from earlier and later sockets of the same agent.
     number: u64,
-    /// Whose it is.
     pub(super) whose: Whose,
-    /// The hash of the PAK it came with.
+    /// Hash of the PAK that opened the socket.
     pub(super) hash: PakHash,
-    /// Since when it is connected.
     pub(super) since: DateTime<Utc>,
-    /// What waits to be sent to it.
+    /// Frames that wait to be sent to the socket.
     pub(super) mailbox: Mailbox,
-    /// Frames received that could be read.
+    /// Number of frames received that could be read.
     pub(super) received: AtomicU64,
-    /// Frames sent.
+    /// Number of frames sent.
     pub(super) sent: AtomicU64,
     ending: watch::Sender<Option<Ending>>,
     checked: Mutex<Instant>,
 }
 
 impl Peer {
-    /// Ends it. The first reason stands.
+    /// Ends the socket. The first reason stands.
     pub(super) fn end(&self, why: Ending) {
         self.ending.send_if_modified(|ending| {
             let first = ending.is_none();
@@ -55,22 +53,22 @@ impl Peer {
         });
     }
 
-    /// The reason, once there is one.
+    /// Returns a receiver of the reason to end.
     pub(super) fn ending(&self) -> watch::Receiver<Option<Ending>> {
         self.ending.subscribe()
     }
 
-    /// Whether its PAK is known to be dead.
+    /// Returns true when the socket's PAK is known to be revoked.
     pub(super) fn is_revoked(&self) -> bool {
         *self.ending.borrow() == Some(Ending::Revoked)
     }
 
-    /// Its PAK was found alive just now.
+    /// Notes that the socket's PAK was found valid just now.
     pub(super) fn confirm(&self) {
         *self.checked() = Instant::now();
     }
 
-    /// When its PAK was last found alive.
+    /// Returns the moment at which the socket's PAK was last found valid.
     pub(super) fn confirmed(&self) -> Instant {
         *self.checked()
     }
@@ -80,7 +78,7 @@ impl Peer {
     }
 }
 
-/// See the module's comment. One lock, held for map operations only.
+/// The open sockets behind one lock, which is held for map operations only.
 #[derive(Debug)]
 pub(super) struct Registry {
     peers: Mutex<Peers>,
@@ -91,7 +89,7 @@ pub(super) struct Registry {
 #[derive(Debug, Default)]
 struct Peers {
     agents: HashMap<Uuid, Arc<Peer>>,
-    /// A stack without subscribers has no entry.
+    /// Subscribers by stack; a stack without subscribers has no entry.
     stacks: HashMap<Uuid, Vec<Arc<Peer>>>,
     fleet: Vec<Arc<Peer>>,
 }
@@ -105,7 +103,7 @@ impl Registry {
         }
     }
 
-    /// Adds a socket. An agent's earlier one is told to end.
+    /// Adds a socket, and ends the agent's earlier socket.
     pub(super) fn join(&self, whose: Whose, hash: PakHash) -> Arc<Peer> {
         let peer = Arc::new(Peer {
             number: self.next.fetch_add(1, Ordering::Relaxed),
@@ -138,7 +136,7 @@ impl Registry {
         peer
     }
 
-    /// Takes a socket out. An agent's newer one stays.
+    /// Removes a socket; an agent's newer socket stays.
     pub(super) fn leave(&self, peer: &Peer) {
         let mut peers = self.lock();
         match peer.whose {
@@ -164,12 +162,10 @@ impl Registry {
         self.count(&peers);
     }
 
-    /// An agent's socket.
     pub(super) fn agent(&self, id: Uuid) -> Option<Arc<Peer>> {
         self.lock().agents.get(&id).cloned()
     }
 
-    /// The sockets of all agents.
     pub(super) fn agents(&self) -> Vec<(Uuid, Arc<Peer>)> {
         let peers = self.lock();
         peers
@@ -179,28 +175,23 @@ impl Registry {
             .collect()
     }
 
-    /// Which agents are connected.
     pub(super) fn agent_ids(&self) -> Vec<Uuid> {
         self.lock().agents.keys().copied().collect()
     }
 
-    /// The subscribers of a stack.
     pub(super) fn of_stack(&self, id: Uuid) -> Vec<Arc<Peer>> {
         self.lock().stacks.get(&id).cloned().unwrap_or_default()
     }
 
-    /// The subscribers of the fleet.
     pub(super) fn of_fleet(&self) -> Vec<Arc<Peer>> {
         self.lock().fleet.clone()
     }
 
-    /// Whether there is no socket.
     pub(super) fn is_empty(&self) -> bool {
         let peers = self.lock();
         peers.agents.is_empty() && peers.stacks.is_empty() && peers.fleet.is_empty()
     }
 
-    /// Every socket.
     pub(super) fn all(&self) -> Vec<Arc<Peer>> {
         let peers = self.lock();
         let stacks = peers.stacks.values().flatten();

@@ -1,8 +1,8 @@
-//! One socket, from its upgrade to its end: a reader and a writer in one task.
+//! Serves one socket from its upgrade to its end: a reader and a writer in one task.
 //!
-//! The writer sends what its mailbox holds, pings, and closes. Nothing waits for a peer for ever: a write that takes long,
-//! or a ping that nothing answers, ends the socket. While the reader waits for the database the peer's frames wait in the
-//! kernel's buffers and then at the peer.
+//! The writer sends the frames of the mailbox, pings, and closes. No wait for the peer is unbounded: a slow write or an
+//! unanswered ping ends the socket. While the reader waits for the database, the peer's frames wait in the kernel's
+//! buffers and then at the peer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,25 +22,24 @@ use crate::app::App;
 use crate::metrics::sockets::Direction;
 use crate::pak::PakHash;
 
-/// Between two pings. A peer of which nothing is heard from one to the next is gone.
+/// Time between two pings. A peer that sends nothing between two pings is considered gone.
 const PING: Duration = Duration::from_secs(30);
-/// Longest that sending [`BATCH`] frames, or a ping, may take.
+/// Longest time to send [`BATCH`] frames or a ping.
 const WRITE: Duration = Duration::from_secs(10);
-/// Frames sent at once.
+/// Largest number of frames sent before a flush.
 const BATCH: usize = 64;
 
-/// Who has been let in.
+/// An authorised caller whose socket is about to open.
 #[derive(Debug)]
 pub(crate) struct Guest {
-    /// Whose the socket is to be.
     pub(crate) whose: Whose,
-    /// The hash of the PAK that opened it.
+    /// Hash of the PAK that opened the socket.
     pub(crate) hash: PakHash,
-    /// [`Live::deaths`] before that PAK was looked up.
+    /// Value of [`Live::deaths`] before that PAK was looked up.
     pub(crate) deaths: u64,
 }
 
-/// A socket's entry in the registry, for as long as it lives.
+/// A socket's entry in the registry, removed on drop.
 struct Membership {
     live: Live,
     peer: Arc<Peer>,
@@ -58,7 +57,7 @@ impl Membership {
         membership
     }
 
-    /// The fleet shows who is connected; its feed begins with its first subscriber.
+    /// Wakes the fleet's feed: it shows the connected agents, and runs only while it has subscribers.
     fn tell(&self) {
         match self.peer.whose {
             Whose::Agent(id) => self.live.fleet_changed(id),
@@ -75,13 +74,13 @@ impl Drop for Membership {
     }
 }
 
-/// Serves a socket until it ends. Its place among the connections is given back after that.
+/// Serves a socket until it ends, then releases its slot.
 pub(crate) async fn serve(app: App, socket: WebSocket, guest: Guest, seat: Seat) {
     let deaths = guest.deaths;
     let membership = Membership::new(&app.live, guest);
     let peer = membership.peer.clone();
-    // Whoever is revoked from now on is found in the registry. A PAK that died between its look-up and now was not: if any
-    // has, it is looked up again.
+    // A revocation from now on finds the socket in the registry. A PAK revoked between its look-up and now did not, so
+    // the socket is looked up again if any PAK was revoked since.
     if app.live.deaths() != deaths && !recheck::is_alive(&app, &peer).await {
         peer.end(Ending::Revoked);
     }
@@ -95,7 +94,7 @@ pub(crate) async fn serve(app: App, socket: WebSocket, guest: Guest, seat: Seat)
     drop(seat);
 }
 
-/// Who takes what the peer sends.
+/// Handler of the frames that the peer sends.
 enum Reader {
     Agent(Box<Ingest>),
     Nobody,
@@ -109,12 +108,12 @@ impl Reader {
     }
 }
 
-/// What the writer knows of the reader.
+/// State of the reader, as the writer sees it.
 #[derive(Default)]
 struct Heard {
-    /// Something came since the last ping.
+    /// True when a message came since the last ping.
     anything: AtomicBool,
-    /// The reader is at work, so what comes is not seen.
+    /// True while the reader handles a frame, because further messages are not seen then.
     busy: AtomicBool,
 }
 
@@ -140,7 +139,7 @@ async fn drive<S, E>(
                         heard.busy.store(false, Ordering::Relaxed);
                     }
                 }
-                // Too large, or no WebSocket frame.
+                // The message is too large or no WebSocket frame.
                 Some(Err(_)) => return Err(()),
                 None => return Ok(()),
             }
@@ -164,19 +163,19 @@ async fn drive<S, E>(
     ) {
         return;
     }
-    // What was sent before the peer saw the close is still taken (unless its PAK is dead); then its answer ends it. After
-    // what is no frame the reader has ended, and must not be asked again.
+    // Frames that the peer sent before it saw the close are still handled, unless its PAK is revoked; its answer then
+    // ends the socket. After an invalid frame the reader has ended and must not be polled again.
     if let Some(wait) = wait {
         let _ = timeout(wait, reading).await;
     }
 }
 
-/// Sends until the peer does not take it or is gone.
+/// Sends frames and pings until a write fails or a ping is not answered.
 async fn write<S>(sink: &mut S, peer: &Peer, live: &Live, heard: &Heard)
 where
     S: Sink<Message> + Unpin,
 {
-    // Somewhere in the first period: sockets that were opened together do not all ping together.
+    // The first ping comes at a random time in the first period, so that sockets opened together do not ping together.
     let first = Instant::now() + PING.mul_f64(fastrand::f64());
     let mut ticks = interval_at(first, PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -200,7 +199,7 @@ where
     }
 }
 
-/// Sends a frame and those that wait behind it.
+/// Sends a frame and the frames that wait behind it, up to [`BATCH`].
 async fn send<S>(sink: &mut S, first: Frame, peer: &Peer, live: &Live) -> Result<(), S::Error>
 where
     S: Sink<Message> + Unpin,
@@ -214,8 +213,8 @@ where
     sink.flush().await
 }
 
-/// Waits for a reason to close, and says how long the peer then has. While the spread of a drain is waited out, any other
-/// reason still counts at once.
+/// Waits for a reason to close, and returns it with the time that the peer has to answer. A revocation or replacement
+/// during the spread of a drain takes effect at once.
 async fn told(
     mut ending: watch::Receiver<Option<Ending>>,
     mut draining: watch::Receiver<Option<Drain>>,

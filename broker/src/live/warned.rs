@@ -1,4 +1,4 @@
-//! Which agents the log has named of late, so that a message which each frame could cause comes once an hour.
+//! Agents that the log has named recently, so that a warning that every frame could cause comes once an hour.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,22 +7,22 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// Between two warnings of one agent.
+/// Shortest time between two warnings of one agent.
 const AGAIN: Duration = Duration::from_secs(60 * 60);
 
-/// When the log named each agent. Outlives the agents' sockets, because an agent that connects anew is the same agent.
+/// Moment of each agent's latest warning. Outlives the sockets, so that a new connection causes no new warning.
 #[derive(Debug, Default)]
 pub(super) struct Warned(Mutex<HashMap<Uuid, Instant>>);
 
 impl Warned {
-    /// Tells whether a warning of this agent is due, and takes it as given then.
+    /// Returns true when a warning of this agent is due, and notes it as given.
     pub(super) fn is_due(&self, agent: Uuid) -> bool {
         let now = Instant::now();
         let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if named.get(&agent).is_some_and(|at| now - *at < AGAIN) {
             return false;
         }
-        // Only an agent that is new here makes the map grow, and then the old entries go.
+        // Only a new agent makes the map grow, so old entries are removed here.
         named.retain(|_, at| now - *at < AGAIN);
         named.insert(agent, now);
         true

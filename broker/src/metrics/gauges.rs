@@ -1,7 +1,8 @@
-//! Figures that only the database knows: how many agents, stacks and objects there are, and when agents were last heard of.
+//! Gauges from the database: the numbers of agents, stacks and objects, and the age of the agents' last heartbeats.
 //!
-//! A scrape shows what was last read and never waits (`jobs::gauges` reads). Who scrapes is noted here, so that nothing is
-//! read for nobody. Heartbeats are kept as points in time, so that ages go on growing between two reads.
+//! A scrape shows the latest reading and never waits (`jobs::gauges` reads). Each scrape is noted here, so that the job
+//! reads nothing while there are no scrapes. Heartbeats are kept as points in time, so that ages grow between two
+//! readings.
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,34 +13,35 @@ use uuid::Uuid;
 
 use super::{escape, header};
 
-/// Most agents whose heartbeat is shown: a series each is what a scraper pays for, and the oldest are those to look at.
+/// The largest number of agents whose heartbeat is shown, because each is a series of its own. The longest silent come
+/// first.
 pub const MOST_AGENTS: i64 = 1000;
 
-/// What was read at one moment.
+/// The result of one reading.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     /// Live agents whose status is `ACTIVE`.
     pub active_agents: i64,
     /// Live stacks.
     pub stacks: i64,
-    /// Live deployment objects, markers included.
+    /// Live deployment objects, deletion markers included.
     pub deployment_objects: i64,
-    /// The agents not heard of for longest, at most [`MOST_AGENTS`].
+    /// The longest silent agents, at most [`MOST_AGENTS`].
     pub heartbeats: Vec<Heartbeat>,
 }
 
-/// When an agent was last heard of.
+/// An agent's last heartbeat.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     /// The agent.
     pub agent: Uuid,
-    /// Its name.
+    /// The agent's name.
     pub name: String,
-    /// How long ago that was when it was read.
+    /// Age of the heartbeat at the time of the reading.
     pub age: Duration,
 }
 
-/// The latest reading, and for whom it is made.
+/// The latest reading, and the time of the last scrape.
 #[derive(Debug, Default)]
 pub struct Gauges(Mutex<State>);
 
@@ -51,37 +53,38 @@ struct State {
 }
 
 impl Gauges {
-    /// Somebody scrapes.
+    /// Notes a scrape.
     pub fn scraped(&self) {
         self.state().scraped = Some(Instant::now());
     }
 
-    /// How long ago somebody scraped, if anybody has.
+    /// Returns the time since the last scrape, if there was one.
     pub fn since_scrape(&self) -> Option<Duration> {
         self.state().scraped.map(|at| at.elapsed())
     }
 
-    /// How old the reading is, if there is one.
+    /// Returns the age of the reading, if there is one.
     pub fn age(&self) -> Option<Duration> {
         self.state().read.as_ref().map(|(at, _)| at.elapsed())
     }
 
-    /// Replaces the reading. What it no longer names is shown no longer.
+    /// Replaces the reading. Agents that it does not name are no longer shown.
     pub fn set(&self, reading: Reading) {
         self.state().read = Some((Instant::now(), reading));
     }
 
-    /// Whether the administrator's PAK is the one that everybody knows.
+    /// Notes whether the administrator's PAK is the public development one.
     pub fn set_default_admin_pak(&self, in_use: bool) {
         self.state().default_admin_pak = in_use;
     }
 
-    /// See [`Gauges::set_default_admin_pak`].
+    /// Returns true when the administrator's PAK is the public development one.
     pub fn default_admin_pak(&self) -> bool {
         self.state().default_admin_pak
     }
 
-    /// Appends them to the exposition text. What has not been read yet is left out: zero would be a lie.
+    /// Appends the gauges to the exposition text. Values that have not been read yet are left out, because zero would
+    /// be wrong.
     pub(super) fn render(&self, out: &mut String) {
         let state = self.state();
         let name = "brokkr_default_admin_pak_hash_in_use";
@@ -124,7 +127,7 @@ impl Gauges {
         }
     }
 
-    /// Every change is one assignment, so a poisoned state is whole.
+    /// A panic cannot leave the state half changed, because every change is one assignment.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,28 +1,28 @@
-//! Figures about WebSockets and what comes over them.
+//! Counters and gauges of WebSocket connections and of telemetry.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::live::Kind;
 
-/// The tables that telemetry is kept in, as a label names them.
+/// The tables that hold telemetry, as a label names them.
 pub const TELEMETRY_TABLES: [&str; 2] = ["agent_k8s_events", "agent_pod_logs"];
 
-/// Why telemetry of an agent is not kept.
+/// Reason why telemetry of an agent is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// The agent does not serve the stack it speaks of.
+    /// The agent does not serve the stack of the telemetry.
     NotAssociated,
-    /// It speaks in another agent's name.
+    /// The telemetry names another agent.
     OtherAgent,
-    /// There was no room to wait for the database.
+    /// The queue for the database was full.
     NoRoom,
-    /// The database refused it.
+    /// The database refused the telemetry.
     Refused,
 }
 
 impl Loss {
-    /// All of them, in order.
+    /// All reasons, in the order of their values.
     pub const ALL: [Loss; 4] = [
         Loss::NotAssociated,
         Loss::OtherAgent,
@@ -30,7 +30,7 @@ impl Loss {
         Loss::Refused,
     ];
 
-    /// The reason as a label and a log line name it.
+    /// Returns the reason's name in labels and log lines.
     pub fn name(self) -> &'static str {
         match self {
             Loss::NotAssociated => "not_associated",
@@ -41,23 +41,23 @@ impl Loss {
     }
 }
 
-/// Which way a frame went.
+/// Direction of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// To the broker.
+    /// Received by the broker.
     In,
-    /// From the broker.
+    /// Sent by the broker.
     Out,
 }
 
-/// See the module's comment. Every series there can be is known beforehand.
+/// The counters and gauges of WebSockets. The set of possible series is fixed.
 #[derive(Debug, Default)]
 pub struct Sockets {
     /// Agents connected now.
     pub agents: AtomicU64,
-    /// Subscribers of stacks now.
+    /// Subscribers of stacks connected now.
     pub live_subscribers: AtomicU64,
-    /// Subscribers of the fleet now.
+    /// Subscribers of the fleet connected now.
     pub fleet_subscribers: AtomicU64,
     frames: [[AtomicU64; Kind::ALL.len()]; 2],
     lost: [AtomicU64; Loss::ALL.len()],
@@ -71,12 +71,12 @@ impl Sockets {
         self.frames[direction as usize][kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts telemetry that is not kept.
+    /// Counts rows of telemetry that were not stored.
     pub fn lost(&self, why: Loss, rows: u64) {
         self.lost[why as usize].fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Counts one sweep of a table of telemetry; any other table is none of this.
+    /// Counts one sweep of a telemetry table; ignores any other table.
     pub fn swept(&self, table: &str, rows: u64) {
         if let Some(index) = TELEMETRY_TABLES.iter().position(|known| *known == table) {
             self.eviction_runs.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +84,6 @@ impl Sockets {
         }
     }
 
-    /// Adds its lines to the exposition text.
     pub(super) fn render(&self, out: &mut String) {
         let gauges = [
             (
@@ -103,7 +102,7 @@ impl Sockets {
                 &self.fleet_subscribers,
             ),
         ];
-        // Writing into a String cannot fail; the results are ignored for that reason.
+        // Results are ignored, because writing into a String cannot fail.
         for (name, help, value) in gauges {
             let value = value.load(Ordering::Relaxed);
             let _ = writeln!(

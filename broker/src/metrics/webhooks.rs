@@ -1,11 +1,11 @@
-//! Secrets of webhooks that could not be read: a key that was lost or changed.
+//! Counts webhook secrets that could not be decrypted, because the key was lost or changed.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::webhook::endpoint::Field;
 
-/// Who was to deliver.
+/// The party that was about to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// The broker.
@@ -22,12 +22,12 @@ const CARRIERS: [(Carrier, &str); 2] = [(Carrier::Broker, "broker"), (Carrier::A
 pub struct DecryptFailures([[AtomicU64; 2]; 2]);
 
 impl DecryptFailures {
-    /// One more.
+    /// Counts one failure.
     pub fn count(&self, field: Field, carrier: Carrier) {
         self.0[carrier as usize][field as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    // Writing into a String cannot fail; the results below are ignored for that reason.
+    // Results are ignored below, because writing into a String cannot fail.
     pub(super) fn render(&self, out: &mut String) {
         let name = "brokkr_webhook_decrypt_failures_total";
         let _ = writeln!(

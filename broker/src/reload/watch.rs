@@ -1,8 +1,9 @@
-//! The watch of a broker's own file: a change of it is a reload that nobody has to ask for.
+//! Watches the broker's own configuration file, and reloads it after each change.
 //!
-//! Folders are watched and not the file, because editors and Kubernetes put a new file in the place of the old one: the
-//! folder of the file, and of every link on the way to it. Only if the file is there at the start. `BROKKR_CONFIG_WATCHER_ENABLED` (`false` or `0`: no watch) and
-//! `BROKKR_CONFIG_WATCHER_DEBOUNCE_SECONDS` (5: so long after the first event the file is read).
+//! Folders are watched and not the file, because editors and Kubernetes replace the file: the folder of the file, and
+//! the folder of every link on the way to it. The watch starts only if the file exists at the start. Two variables
+//! change it: `BROKKR_CONFIG_WATCHER_ENABLED` (`false` or `0`: no watch) and `BROKKR_CONFIG_WATCHER_DEBOUNCE_SECONDS`
+//! (default 5: the time between the first event and the reading).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,15 +17,15 @@ use tokio::sync::mpsc;
 
 use crate::app::App;
 
-/// From the first event to the reading, unless the environment says otherwise.
+/// The default time between the first event and the reading.
 const DEBOUNCE: Duration = Duration::from_secs(5);
 
-/// Watches the file for as long as the process lives, if there is one to watch.
+/// Watches the configuration file for as long as the process lives, if there is a file and the watch is enabled.
 pub fn watch(app: &App) {
     let Some(file) = app.reloader.0.file.as_deref().filter(|_| enabled()) else {
         return;
     };
-    // One is enough: it says that something happened, never what.
+    // Capacity 1 is enough, because an event says only that something changed.
     let (happened, events) = mpsc::channel(1);
     match Watched::new(file, happened) {
         Ok(watched) => {
@@ -48,10 +49,10 @@ fn debounce() -> Duration {
         .map_or(DEBOUNCE, Duration::from_secs)
 }
 
-/// The names on the way to the file, which its watcher compares events with.
+/// The names on the way to the file; only events of these names matter.
 type Names = Arc<Mutex<BTreeSet<PathBuf>>>;
 
-/// The watcher, and the folders it watches.
+/// The file's watcher, and the folders that it watches.
 struct Watched {
     file: PathBuf,
     watcher: RecommendedWatcher,
@@ -69,7 +70,7 @@ impl Watched {
         let known = names.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if concerns(&known.lock().unwrap_or_else(PoisonError::into_inner), event) {
-                // Full: it is known already that something happened.
+                // A full channel already holds an event.
                 let _ = happened.try_send(());
             }
         })?;
@@ -83,7 +84,8 @@ impl Watched {
         Ok(watched)
     }
 
-    /// Watches the folder of every link on the way to the file, and the file's own. The way changes with every link.
+    /// Watches the folder of the file and of every link on the way to it. Called again after each event, because a
+    /// changed link changes the way.
     fn follow(&mut self) -> notify::Result<()> {
         let way = Way::to(&self.file);
         let parents = way.names.iter().filter_map(|name| name.parent());
@@ -104,11 +106,11 @@ impl Watched {
     }
 }
 
-/// Whether an event may mean that the file has become another. In doubt it may.
+/// Returns true when an event may mean that the file has changed; in doubt, true.
 fn concerns(names: &BTreeSet<PathBuf>, event: notify::Result<Event>) -> bool {
     let Ok(event) = event else { return true };
     match event.kind {
-        // Its own reading, among others.
+        // Ignores reads, including the broker's own.
         EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write) => false,
         _ => event.need_rescan() || event.paths.iter().any(|path| names.contains(path)),
     }
@@ -116,21 +118,22 @@ fn concerns(names: &BTreeSet<PathBuf>, event: notify::Result<Event>) -> bool {
 
 async fn keep(app: App, mut watched: Watched, mut events: mpsc::Receiver<()>) {
     let debounce = debounce();
-    // What was said last: an error that stays is told once.
+    // The last logged outcome, so that an error that stays is logged once.
     let mut told = String::new();
     while events.recv().await.is_some() {
-        // Not put off by further events: a file beside it that is written all the time must not silence this one.
+        // Further events do not extend the pause, otherwise a busy file in the same folder could delay the reload for
+        // ever.
         tokio::time::sleep(debounce).await;
         if app.health.is_draining() {
             break;
         }
         let _ = events.try_recv();
-        // Before the reading, so that a change in between is an event.
+        // Before the reading, so that a change in between causes another event.
         if let Err(error) = watched.follow() {
             tracing::warn!(%error, "the configuration file is not watched any more");
         }
         let reading = app.clone();
-        // A panic in it has been logged by the panic hook.
+        // The panic hook has logged a panic.
         if let Ok(outcome) = tokio::task::spawn_blocking(move || read(&reading)).await {
             if outcome != told && !outcome.is_empty() {
                 tracing::warn!("{outcome}");
@@ -140,7 +143,7 @@ async fn keep(app: App, mut watched: Watched, mut events: mpsc::Receiver<()>) {
     }
 }
 
-/// Reads and applies; what a person has to know of it, or nothing.
+/// Reads and applies the configuration. Returns a message for the log, or an empty text.
 fn read(app: &App) -> String {
     match app.reloader.read(app) {
         Err(problems) => {

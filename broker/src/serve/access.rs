@@ -1,8 +1,8 @@
-//! Around every request: its id, its line in the log, its count, and what a browser is told about it.
+//! The middleware around every request: its id, its log line, its metrics, and its CORS headers.
 //!
-//! One line per request: `debug`, or `warn` when the answer is 5xx. At the default level a healthy broker writes nothing
-//! per request; what it does is in the metrics and, for writes, in the audit log. A line has the route's template and who
-//! asked; never a path as it came, a query, or a PAK.
+//! Each request logs one line: `debug`, or `warn` when the answer is 5xx. So at the default level a healthy broker logs
+//! nothing per request; metrics and, for writes, the audit log show its work. A line has the route's template and the
+//! principal, but never the path as sent, the query or a PAK.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use crate::app::App;
 use crate::auth::Principal;
 use crate::metrics::UNMATCHED;
 
-/// Longest path and query. Well above the 8,000 bytes that every HTTP program should take.
+/// The longest path and query, well above the 8,000 bytes that RFC 9110 recommends to support.
 const MAX_URI: usize = 16 * 1024;
 
-/// The middleware around the whole public router.
+/// Observes every request of the public router.
 pub(super) async fn observe(
     State(app): State<App>,
     matched: Option<MatchedPath>,
@@ -79,7 +79,8 @@ fn is_too_long(request: &Request) -> bool {
         .is_some_and(|whole| whole.as_str().len() > MAX_URI)
 }
 
-/// Tells whether an HTTP/1.1 request lacks its Host header or has several, which RFC 9112 wants refused.
+/// Returns true when an HTTP/1.1 request lacks its Host header or has several; RFC 9112 demands to refuse such a
+/// request.
 fn has_no_host(request: &Request) -> bool {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     request.version() == Version::HTTP_11 && hosts != 1
@@ -97,7 +98,7 @@ fn starting() -> Response {
     response
 }
 
-/// What will be said of a request. Dropped unanswered when its client goes away first, and that is said too.
+/// The log line of a request. Dropping an unanswered line logs that the client went away first.
 struct Line<'a> {
     began: Instant,
     method: Method,
@@ -117,7 +118,7 @@ impl Line<'_> {
         let status = response.status();
         let (ms, request_id) = (self.took().as_micros() as f64 / 1000.0, text(self.id));
         let principal = Who(response.extensions().get());
-        // A probe's 503 is its answer, not a failure.
+        // A 503 to a probe is its answer, not a failure.
         if status.is_server_error() && *path != "/readyz" {
             tracing::warn!(
                 target: "access", %method, path, status = status.as_u16(), ms, request_id, %principal, "request"
@@ -140,12 +141,12 @@ impl Drop for Line<'_> {
     }
 }
 
-/// An id that was taken over is text, and so is one of our own.
+/// Returns the id as text; both accepted and generated ids are text.
 fn text(id: &HeaderValue) -> &str {
     id.to_str().unwrap_or_default()
 }
 
-/// Who asked, as far as anybody found out.
+/// The authenticated caller, if there is one.
 struct Who<'a>(Option<&'a Principal>);
 
 impl std::fmt::Display for Who<'_> {

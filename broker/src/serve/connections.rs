@@ -1,12 +1,12 @@
-//! Connections: accepting, serving, draining.
+//! Connections of clients: accepting, serving, draining.
 //!
-//! hyper's own graceful shutdown closes an idle keep-alive connection at once, and a client that is just about to send
-//! its next request on it loses that request. So draining has two phases ([`Phase`]): first every answer carries
-//! `Connection: close`, and idle connections stay open for one more request; only at the end of the grace is what is
-//! still idle closed.
+//! hyper's own graceful shutdown closes an idle keep-alive connection at once, so a client that is just sending its
+//! next request loses that request. So draining has two phases ([`Phase`]). First every answer carries
+//! `Connection: close`, and idle connections stay open for one more request. Only at the end of the grace are idle
+//! connections closed.
 //!
-//! How long a peer may take for each thing is in `wire`. While every connection there may be is open, those that ask
-//! nothing are closed for the sake of those that wait in the backlog.
+//! The time limits of a peer are in `wire`. While all connections are in use, idle ones are closed to make room for
+//! connections that wait in the backlog.
 
 use std::future::Future;
 use std::io;
@@ -33,24 +33,24 @@ use super::wire::Wire;
 use crate::live::Place;
 use crate::metrics::Metrics;
 
-/// Largest head of a request, path and query included. A PAK and a few headers of a proxy are a few hundred bytes.
+/// The largest head of a request, path and query included. A PAK and a proxy's headers take a few hundred bytes.
 const MAX_HEAD: usize = 32 * 1024;
 
-/// While others wait for a connection, one that was idle for this long is closed; they are looked for as often.
+/// The time after which an idle connection is closed while others wait.
 const IDLE_WHEN_FULL: Duration = Duration::from_secs(5);
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 
-/// After running out of descriptors or memory, until accepting is tried again.
+/// The pause before accepting again after descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What all connections are doing.
+/// The phase of all connections of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
-    /// Accept and serve.
+    /// Accepts and serves.
     Serving,
-    /// Accept no more; every answer is its connection's last.
+    /// Accepts no more; every answer is the last on its connection.
     Draining,
-    /// What is idle is closed.
+    /// Closes idle connections.
     Closing,
 }
 
@@ -59,20 +59,20 @@ pub(super) enum Phase {
 pub(super) struct Connections {
     router: Router,
     phase: watch::Receiver<Phase>,
-    /// One permit per connection. When all are taken, new ones wait in the backlog.
+    /// One permit per connection. Without a free permit, new connections wait in the backlog.
     room: Arc<Semaphore>,
     most: u32,
-    /// Those that are open. Permits are also taken by who waits: for the next connection, or for the last to end.
+    /// The number of open connections. The permits do not tell it, because waiting tasks hold permits too.
     open: Arc<AtomicU32>,
-    /// Rung while there is no room.
+    /// The signal to idle connections, sent every second while no permit is free.
     full: Arc<Notify>,
     metrics: Arc<Metrics>,
-    /// One permit per WebSocket: three of four connections at the most, so that there is always room for a request.
+    /// One permit per WebSocket: at most three of four connections, so that there is always room for a request.
     sockets: Arc<Semaphore>,
 }
 
 impl Connections {
-    /// At most `most` connections at once.
+    /// Returns a listener's connections, at most `most` at once.
     pub(super) fn new(
         router: Router,
         metrics: Arc<Metrics>,
@@ -96,7 +96,7 @@ impl Connections {
         let mut phase = self.phase.clone();
         let mut told = false;
         loop {
-            // Both arms are cancel-safe: a permit that was not taken and a connection that was not accepted stay.
+            // Both arms are cancel-safe: an untaken permit and an unaccepted connection stay.
             let accepted = tokio::select! {
                 biased;
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
@@ -116,7 +116,7 @@ impl Connections {
                 }
             }
         }
-        // Nobody else will serve what waits in the backlog of a socket of our own.
+        // Serve the backlog of a socket of our own, because no other process will.
         while listener.is_own() {
             let Some(Ok((stream, permit))) = now_or_never(self.next(&listener)).await else {
                 break;
@@ -133,7 +133,7 @@ impl Connections {
         Ok((listener.accept().await?, permit))
     }
 
-    /// Room for one more. Cancel-safe: a permit that was not taken stays.
+    /// Waits for a free connection permit. Cancel-safe, because an untaken permit stays.
     async fn make_room(&self) -> io::Result<OwnedSemaphorePermit> {
         loop {
             let acquire = self.room.clone().acquire_owned();
@@ -144,19 +144,19 @@ impl Connections {
         }
     }
 
-    /// Connections open now.
+    /// Returns the number of open connections.
     pub(super) fn open(&self) -> u32 {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Waits until the last connection has ended. Call once accepting has ended.
+    /// Waits until the last connection has ended. Call this once accepting has ended.
     pub(super) async fn ended(&self) {
         // The semaphore is never closed.
         let _ = self.room.acquire_many(self.most).await;
     }
 
     async fn serve<S: Stream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
-        // Goes with the connection, or with the WebSocket that it becomes.
+        // The place lives as long as the connection, or the WebSocket that it becomes.
         let place = Place::new(permit, self.open, self.sockets);
         let mut phase = self.phase.clone();
         let turn = Turn::new(self.phase, self.metrics);
@@ -168,14 +168,14 @@ impl Connections {
             async move { Ok::<_, std::convert::Infallible>(turn.answer(answer.await)) }
         });
         let connection = http1::Builder::new()
-            // `Wire` has a finer one.
+            // `Wire` has finer limits.
             .header_read_timeout(None)
             .max_header_size(MAX_HEAD)
             .serve_connection(TokioIo::new(Wire::new(stream, turn.clone())), service)
             .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
-            // A connection's end, good or bad, is the client's affair.
+            // Ignore errors of the connection because they concern only the client.
             _ = connection.as_mut() => return,
             _ = phase.wait_for(|phase| *phase == Phase::Closing) => {}
             () = in_the_way(&self.full, &turn) => {}
@@ -185,7 +185,7 @@ impl Connections {
     }
 }
 
-/// Waits until the connection is idle while others wait for one.
+/// Waits until the connection is idle while other connections wait.
 async fn in_the_way(full: &Notify, turn: &Turn) {
     loop {
         full.notified().await;
@@ -195,7 +195,7 @@ async fn in_the_way(full: &Notify, turn: &Turn) {
     }
 }
 
-/// Errors that concern the one connection that was to be accepted.
+/// Returns true for errors that concern only the connection being accepted.
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(
@@ -204,7 +204,7 @@ fn is_the_peers(error: &io::Error) -> bool {
     )
 }
 
-/// One poll.
+/// Polls the future once.
 async fn now_or_never<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
@@ -214,7 +214,7 @@ async fn now_or_never<F: Future>(future: F) -> Option<F::Output> {
     .await
 }
 
-/// A handler that panics answers 500; its connection, and everybody else's, goes on.
+/// Answers 500 when the handler panics, so that all connections go on.
 async fn unpanicked<F>(answer: F) -> Response<Body>
 where
     F: Future<Output = Result<Response<Body>, std::convert::Infallible>>,
@@ -223,7 +223,7 @@ where
     let polled = std::future::poll_fn(|cx| {
         match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Some),
-            // The panic hook has logged it. The future is not polled again.
+            // The panic hook has logged the panic. The future is not polled again.
             Err(_) => Poll::Ready(None),
         }
     })

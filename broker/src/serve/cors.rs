@@ -1,27 +1,28 @@
-//! What a page of another origin may do here: `cors.*` for the API, everything for what is public anyway (probes, metrics,
-//! the API's description).
+//! Cross-origin rules (CORS): `cors.*` for the API; every origin may read the public paths (probes, metrics, the API's
+//! description).
 //!
-//! The values can change while the broker runs, so they are looked at per request. Nothing here allows or refuses a request;
-//! it tells a browser what to do. Cookies play no part, so `*` is as safe as it is for any program that is no browser.
+//! The values can change while the broker runs, so each request reads them anew. This module refuses no request; it
+//! only tells browsers what pages may do. `*` gives a page no more than any other program has, because the broker uses
+//! no cookies.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use brokkr_tenant::CorsConfig;
 
-/// What a page may read of an answer besides what every page may.
+/// The headers of an answer that pages may read besides the standard ones.
 const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, retry-after");
 
-/// Whose rule applies.
+/// The part of the paths whose rule applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Area {
-    /// Paths that a PAK is needed for.
+    /// Paths that need a PAK.
     Api,
-    /// Everything else.
+    /// All other paths.
     Public,
 }
 
 impl Area {
-    /// Of a path.
+    /// Returns the area of a path.
     pub(super) fn of(path: &str) -> Self {
         if path.starts_with("/api/") || path.starts_with("/internal/") {
             Area::Api
@@ -31,14 +32,14 @@ impl Area {
     }
 }
 
-/// Whether it is a browser's question before the request itself. It carries no PAK and is answered without one.
+/// Returns true when the request is a browser's preflight, which carries no PAK and needs none.
 pub(super) fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::OPTIONS
         && headers.contains_key(header::ORIGIN)
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// The answer to a preflight.
+/// Returns the answer to a preflight.
 pub(super) fn preflight(area: Area, config: &CorsConfig, asked: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::OK;
@@ -57,7 +58,7 @@ pub(super) fn preflight(area: Area, config: &CorsConfig, asked: &HeaderMap) -> R
         Area::Api => list(&config.allowed_methods),
         Area::Public => Some(HeaderValue::from_static("GET, HEAD")),
     };
-    // `*` does not stand for `Authorization` in a browser, so what it asks for is said.
+    // Repeat the requested names, because in browsers `*` does not include `Authorization`.
     let any = area == Area::Public || config.allowed_headers.iter().any(|name| name == "*");
     let allowed = match asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
         Some(wanted) if any => Some(wanted.clone()),
@@ -79,7 +80,7 @@ pub(super) fn preflight(area: Area, config: &CorsConfig, asked: &HeaderMap) -> R
     response
 }
 
-/// Adds to an answer who may read it.
+/// Adds the headers that tell a browser which origin may read the answer.
 pub(super) fn allow(
     area: Area,
     config: &CorsConfig,
@@ -107,7 +108,7 @@ fn allow_origin(area: Area, config: &CorsConfig, asked: &HeaderMap, answer: &mut
         }
         return;
     }
-    // Said to everybody, so that no cache gives one origin's answer to another.
+    // Always vary by origin, otherwise a cache could give one origin's answer to another.
     answer.append(header::VARY, HeaderValue::from_static("origin"));
     let Some(origin) = origin else { return };
     let is_allowed = origin.to_str().is_ok_and(|text| {
@@ -119,7 +120,7 @@ fn allow_origin(area: Area, config: &CorsConfig, asked: &HeaderMap, answer: &mut
     }
 }
 
-/// As a header's value; none when there is nothing to say, or it cannot be said in one.
+/// Joins the words into a header's value. Returns `None` when the list is empty or the value is invalid.
 fn list(words: &[String]) -> Option<HeaderValue> {
     (!words.is_empty())
         .then(|| HeaderValue::from_str(&words.join(", ")).ok())

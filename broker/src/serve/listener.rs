@@ -1,7 +1,8 @@
-//! Listening sockets: inherited ones, or our own.
+//! Listening sockets, inherited or bound by the broker.
 //!
-//! An inherited socket is shared with whoever gave it and with the other instance: it is never shut down and never made
-//! blocking; dropping it closes only our descriptor. A socket of our own is closed when draining begins.
+//! The supervisor and the tenant's other instance share an inherited socket. So the broker never shuts it down and
+//! never makes it blocking; dropping it closes only this process's descriptor. A socket bound by the broker is closed
+//! when draining begins.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,16 +15,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::sys;
 
-/// As many connections as may wait to be accepted.
+/// The largest number of connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
 
 /// A listening socket.
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Socket,
-    /// Bound by us: nobody else serves what waits in its backlog.
+    /// True when this broker bound the socket, so that no other process serves its backlog.
     own: bool,
-    /// A Unix socket's path to be removed at the end; only of our own.
+    /// The path of a Unix socket that this broker bound; removed at the end.
     path: Option<PathBuf>,
 }
 
@@ -33,28 +34,29 @@ enum Socket {
     Unix(tokio::net::UnixListener),
 }
 
-/// One accepted connection.
+/// An accepted connection.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// What was passed by `LISTEN_FDS`.
+/// The sockets passed by `LISTEN_FDS`.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// The tenant's socket.
     pub http: Option<OwnedFd>,
-    /// Probes and orders.
+    /// The private socket, for probes and orders.
     pub private: Option<OwnedFd>,
 }
 
 impl Inherited {
-    /// Takes over the descriptors that `LISTEN_PID` says are for this process. Names other than `http` and `private`
-    /// are left alone; without any name, as under a plain socket unit, the first descriptor is the tenant's.
+    /// Takes over the descriptors that `LISTEN_PID` assigns to this process. Descriptors with names other than `http`
+    /// and `private` stay untouched; without any name, as under a plain socket unit, the first descriptor is the
+    /// tenant's.
     ///
-    /// Call once, before anything else opens a file.
+    /// Call once, before any other code opens a file.
     ///
     /// # Errors
     ///
-    /// When a descriptor that should be there is not.
+    /// When an announced descriptor is not open.
     pub fn from_env() -> io::Result<Self> {
         let mut inherited = Inherited::default();
         let var = |name: &str| std::env::var(name).ok();
@@ -83,11 +85,11 @@ impl Inherited {
 }
 
 impl Listener {
-    /// An inherited socket, TCP or Unix.
+    /// Wraps an inherited socket.
     ///
     /// # Errors
     ///
-    /// When it is not a listening socket of either kind.
+    /// When the descriptor is not a TCP or Unix listening socket.
     pub(super) fn inherited(fd: OwnedFd) -> io::Result<Self> {
         let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
         let socket = match address.family() {
@@ -115,11 +117,11 @@ impl Listener {
         })
     }
 
-    /// Binds the address.
+    /// Binds the address. Replaces a Unix socket on which no process answers.
     ///
     /// # Errors
     ///
-    /// When it cannot be bound. A Unix socket that nobody answers on is replaced; one that somebody answers on is in use.
+    /// When the address cannot be bound, or a process answers on the Unix socket.
     pub(super) async fn bind(listen: &Listen) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => {
@@ -148,12 +150,12 @@ impl Listener {
         }
     }
 
-    /// Whether it is ours alone.
+    /// Returns true when this broker bound the socket.
     pub(super) fn is_own(&self) -> bool {
         self.own
     }
 
-    /// Where it listens, for the log and for tests.
+    /// Returns the address, for the log and for tests.
     pub(super) fn address(&self) -> String {
         match &self.socket {
             Socket::Tcp(listener) => listener
@@ -171,16 +173,12 @@ impl Listener {
         }
     }
 
-    /// The next connection. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// As accept(2).
+    /// Accepts the next connection. Cancel-safe.
     pub(super) async fn accept(&self) -> io::Result<Box<dyn Stream>> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Answers are written whole; waiting for an acknowledgement first would only delay them.
+                // Answers are written whole, so waiting for an acknowledgement would only delay them.
                 let _ = stream.set_nodelay(true);
                 Ok(Box::new(stream))
             }
@@ -197,7 +195,7 @@ impl Drop for Listener {
     }
 }
 
-/// Removes a socket that a dead process has left. A file of another kind is somebody's, and stays.
+/// Removes a socket that a dead process has left; leaves files of other kinds.
 async fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

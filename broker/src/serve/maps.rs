@@ -1,19 +1,20 @@
-//! Finds files that this process executes and that are no longer on disk: after a library's upgrade, the old library.
+//! Detection of files that this process executes but that are no longer on disk, such as an old library after an
+//! upgrade.
 //!
-//! The supervisor cannot look for itself, because a broker is not dumpable.
+//! The broker reports these files because the supervisor cannot read the memory map of a process that is not dumpable.
 
 use std::collections::BTreeSet;
 
-/// Most files that are named; a process has few libraries.
+/// The largest number of files that are named; a process has few libraries.
 const MOST: usize = 16;
 
-/// Reads our own `/proc/self/maps`. `None` where that is not permitted.
+/// Reads `/proc/self/maps`. Returns `None` when that is not permitted.
 pub(super) fn deleted_files() -> Option<BTreeSet<String>> {
     Some(deleted(&std::fs::read_to_string("/proc/self/maps").ok()?))
 }
 
-/// The files behind executable mappings whose name has gone. Memory that only looks like a file (memfd, shared memory,
-/// devices) is left out.
+/// Returns the deleted files behind executable mappings. Ignores memory that only looks like a file (memfd, shared
+/// memory, devices).
 fn deleted(maps: &str) -> BTreeSet<String> {
     let files = maps.lines().filter_map(|line| {
         let mut fields = line.splitn(6, ' ');

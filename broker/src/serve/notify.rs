@@ -1,4 +1,4 @@
-//! What the broker says to whoever started it: datagrams in the manner of `sd_notify`.
+//! Notifications to the process that started the broker, as `sd_notify` sends them.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use brokkr_tenant::SocketPath;
 
-/// Sends to `NOTIFY_SOCKET`; without one it says nothing.
+/// The sender to `NOTIFY_SOCKET`; without that variable it sends nothing.
 #[derive(Debug)]
 pub(super) struct Notifier(Option<(UnixDatagram, Address)>);
 
-/// Where the other end is.
+/// The address of the receiver.
 #[derive(Debug)]
 struct Address {
     name: SocketAddr,
-    /// What a long path goes through.
+    /// The short form of a long path; it exists only as long as this value.
     _path: Option<SocketPath>,
 }
 
 impl Address {
-    /// Reads a path, or `@` and an abstract name.
+    /// Parses a path, or `@` and an abstract name.
     fn of(name: &[u8], path: &Path) -> io::Result<Self> {
         if let Some(name) = name.strip_prefix(b"@") {
             let name = SocketAddr::from_abstract_name(name)?;
@@ -54,8 +54,8 @@ impl Notifier {
         }
     }
 
-    /// Sends these lines as one datagram. Waits up to a second while the receiver's queue is full; what it does not
-    /// take by then is dropped and logged.
+    /// Sends these lines as one datagram. Waits up to a second while the receiver's queue is full, then drops and logs
+    /// the datagram.
     pub(super) async fn send(&self, lines: &[&str]) {
         let Some((socket, address)) = &self.0 else {
             return;
@@ -76,12 +76,12 @@ impl Notifier {
         tracing::warn!("a notification was dropped: the receiver does not read");
     }
 
-    /// `STATUS=`, one line.
+    /// Sends `STATUS=`, in one line.
     pub(super) async fn status(&self, status: &str) {
         self.send(&[&format!("STATUS={}", one_line(status))]).await;
     }
 
-    /// Says why the process is about to end with `code`.
+    /// Sends the exit code and the reason, before the process ends.
     pub(super) async fn exit(&self, code: u8, reason: &str) {
         self.send(&[
             &format!("EXIT_STATUS={code}"),
@@ -91,7 +91,7 @@ impl Notifier {
     }
 }
 
-/// An assignment ends at the line's end.
+/// Replaces line ends, because they would end the assignment.
 fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }

@@ -1,4 +1,4 @@
-//! The private socket: what the supervisor asks of, and tells, this one instance.
+//! The private socket: the supervisor's probes and orders to this instance.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use super::{maps, public};
 use crate::app::App;
 use crate::db::{Away, Figures};
 
-/// Everything the private socket answers.
+/// Returns the routes of the private socket.
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .route("/healthz", get(public::healthz))
@@ -34,9 +34,10 @@ struct Pool {
     connections: u32,
     held: u32,
     working: u32,
-    /// Which of the server's processes serve them: what it shows beyond these under this tenant's name is somebody else's.
+    /// The process ids of the server's backends that serve this instance. Other backends under the tenant's name belong
+    /// to other processes.
     backends: BTreeSet<i32>,
-    /// For a supervisor that has taken this instance over and was not told.
+    /// The phase, for a restarted supervisor that missed the notifications.
     phase: &'static str,
 }
 
@@ -66,7 +67,7 @@ struct SetPool {
 struct SetServer {
     up: bool,
     reason: Option<String>,
-    /// It answers, and only takes no writes. A supervisor older than the word does not say so.
+    /// True when the server answers but takes no writes. Older supervisors do not send this field.
     #[serde(default)]
     read_only: bool,
 }
@@ -99,7 +100,7 @@ async fn deleted_maps() -> Response {
     }
 }
 
-// Bodies are read whatever their content type says: there is one client, and it sends JSON.
+// Bodies are parsed without regard to their content type, because the only client sends JSON.
 
 async fn set_pool(State(app): State<App>, body: Bytes) -> Response {
     let wanted: SetPool = match serde_json::from_slice(&body) {

@@ -1,5 +1,5 @@
-//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1` and `/internal`; around every
-//! request is `access`.
+//! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1` and `/internal`. The `access`
+//! middleware surrounds every request.
 
 use axum::Router;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::jobs::Job;
 use crate::metrics;
 
-/// Everything the tenant's own address answers.
+/// Returns the routes of the tenant's own address.
 pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
@@ -31,7 +31,7 @@ pub(super) fn router(app: App, dropped: super::Dropped) -> Router {
         .with_state(app)
 }
 
-/// 200 as long as the event loop turns.
+/// Answers 200 as long as the event loop turns.
 pub(super) async fn healthz() -> &'static str {
     "OK"
 }
@@ -39,7 +39,7 @@ pub(super) async fn healthz() -> &'static str {
 async fn readyz(State(app): State<App>) -> Response {
     match app.health.ready(&app.db).await {
         Ok(()) => "Ready".into_response(),
-        // The reason names servers; it is for the log and the private socket.
+        // The reason names servers, so only the log and the private socket show it.
         Err(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
             [(header::RETRY_AFTER, HeaderValue::from_static("1"))],

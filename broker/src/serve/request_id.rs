@@ -1,24 +1,23 @@
-//! What a request is called: the caller's word for it if that is sane, else one of our own. It is in the answer, whatever
-//! the answer is, and in the access log.
+//! Request ids: the caller's id if it is valid, else a new id. Every answer and the access log carry the id.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The header, in request and answer.
 pub(super) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longest id that is taken over.
+/// The longest accepted id, in bytes.
 const LONGEST: usize = 128;
 
-/// The request's id as a header's value.
+/// Returns the request's id as a header's value.
 pub(super) fn of(headers: &HeaderMap) -> HeaderValue {
     match headers.get(HEADER) {
         Some(given) if is_sane(given.as_bytes()) => given.clone(),
-        // Hexadecimal digits and hyphens are a header's value.
+        // Hexadecimal digits and hyphens are valid in a header.
         _ => HeaderValue::from_str(&fresh()).unwrap_or(HeaderValue::from_static("none")),
     }
 }
 
-/// A new one. It has to be unique, not secret, so it does not cost a system call.
+/// Returns a new id. It must be unique but not secret, so it needs no system call.
 pub(super) fn fresh() -> String {
     let random = fastrand::u128(..).to_ne_bytes();
     uuid::Builder::from_random_bytes(random)
@@ -26,7 +25,7 @@ pub(super) fn fresh() -> String {
         .to_string()
 }
 
-/// Nothing that could be mistaken for something else in a log line, a shell or a web page.
+/// Returns true when no log line, shell or web page could misread the id.
 fn is_sane(id: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
     (1..=LONGEST).contains(&id.len()) && id.iter().all(allowed)

@@ -1,4 +1,4 @@
-//! Whose turn it is on a connection: what its bytes and its requests tell each other.
+//! The turn of a connection: the state that its bytes and its requests share.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use super::request_id;
 use super::wire::{HEAD, IDLE};
 use crate::metrics::Metrics;
 
-/// An answer of at most this many bytes goes to the connection in one piece.
+/// The largest answer in bytes that goes to the connection in one piece.
 const ONE_PIECE: u64 = 64 * 1024;
 
 /// Handle to the state of one connection. Cheap to clone.
@@ -30,29 +30,29 @@ pub(super) struct Turn {
 
 struct State {
     stage: Stage,
-    /// The latest request has a body whose end nobody has read.
+    /// True while the end of the latest request's body has not been read.
     unread: bool,
 }
 
 enum Stage {
-    /// The peer's: a request's head is to come, or the rest of one that has begun.
+    /// The peer's turn: a request's head is awaited, or has arrived in part.
     Head {
         since: Instant,
         until: Instant,
         begun: bool,
     },
-    /// Ours: a request is being worked on.
+    /// The broker's turn: a handler works on a request.
     Working,
-    /// An answer's body is on its way.
+    /// An answer's body is being handed over in pieces.
     Sending,
     /// An answer has been handed over whole.
     Sent,
-    /// No HTTP any more; the bounds are those of whoever took over.
+    /// The connection has left HTTP; the new protocol sets its own limits.
     Upgraded,
 }
 
 impl Turn {
-    /// Of a connection that has just been accepted.
+    /// Returns the state of a connection that has just been accepted.
     pub(super) fn new(phase: watch::Receiver<Phase>, metrics: Arc<Metrics>) -> Self {
         let since = Instant::now();
         let stage = Stage::Head {
@@ -70,7 +70,7 @@ impl Turn {
         }
     }
 
-    /// A request's head is complete.
+    /// Notes that a request's head is complete, and observes its body.
     pub(super) fn begin<B>(&self, request: Request<B>) -> Request<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -91,8 +91,8 @@ impl Turn {
         })
     }
 
-    /// Its answer, about to be handed over. It is the connection's last when the process drains, and when the request's body
-    /// is still on its way, of which hyper itself would say nothing.
+    /// Notes the answer to the request. Marks it as the connection's last when the process drains, and when the
+    /// request's body is still arriving, because hyper would not mark it then.
     pub(super) fn answer(&self, mut response: Response<Body>) -> Response<Body> {
         let mut state = self.lock();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -115,7 +115,7 @@ impl Turn {
         response.map(|body| Body::new(Answer { body, turn }))
     }
 
-    /// All that was written has been taken. Whether that was the end of an answer.
+    /// Notes that all written bytes have been sent. Returns true when they ended an answer.
     pub(super) fn flushed(&self) -> bool {
         let mut state = self.lock();
         if !matches!(state.stage, Stage::Sent) {
@@ -130,7 +130,7 @@ impl Turn {
         true
     }
 
-    /// The peer has sent something.
+    /// Notes that the peer has sent bytes.
     pub(super) fn heard(&self) {
         if let Stage::Head { until, begun, .. } = &mut self.lock().stage
             && !std::mem::replace(begun, true)
@@ -139,7 +139,7 @@ impl Turn {
         }
     }
 
-    /// Until when a request's head must be complete, and whether it has begun.
+    /// Returns the deadline of a request's head, and true if the head has begun.
     pub(super) fn deadline(&self) -> Option<(Instant, bool)> {
         match self.lock().stage {
             Stage::Head { until, begun, .. } => Some((until, begun)),
@@ -147,12 +147,12 @@ impl Turn {
         }
     }
 
-    /// Whether no request is being worked on or answered.
+    /// Returns true when no request is being worked on or answered.
     pub(super) fn awaits_a_head(&self) -> bool {
         matches!(self.lock().stage, Stage::Head { .. })
     }
 
-    /// How long nothing has been asked here, if nothing is.
+    /// Returns the time since the last request, if none is in progress.
     pub(super) fn idle(&self) -> Option<Duration> {
         match self.lock().stage {
             Stage::Head {
@@ -164,17 +164,17 @@ impl Turn {
         }
     }
 
-    /// Whether the peer may still be sending a body that nobody reads.
+    /// Returns true when the peer may still be sending a body that has not been read.
     pub(super) fn has_unread(&self) -> bool {
         self.lock().unread
     }
 
-    /// Whether the process is about to end.
+    /// Returns true once the drain closes idle connections.
     pub(super) fn is_closing(&self) -> bool {
         *self.phase.borrow() == Phase::Closing
     }
 
-    /// The answer, byte for byte, to something that no router has seen.
+    /// Returns the complete answer to bytes that never reach the router.
     pub(super) fn refuse(&self, status: StatusCode) -> Bytes {
         let (code, message) = match status {
             StatusCode::REQUEST_TIMEOUT => (
@@ -206,13 +206,13 @@ impl Turn {
         ))
     }
 
-    /// Every change is one assignment, so a poisoned state is whole.
+    /// Locks the state. A poisoned state is valid because every change is one assignment.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A request's body that tells when its end has been read.
+/// The body of a request; notes when its end has been read.
 struct Asked<B> {
     body: B,
     turn: Turn,
@@ -243,7 +243,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Asked<B> {
     }
 }
 
-/// An answer's body that tells when it has been handed over.
+/// The body of an answer; notes when it has been handed over.
 struct Answer {
     body: Body,
     turn: Turn,

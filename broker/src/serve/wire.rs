@@ -1,15 +1,15 @@
-//! The bytes of one connection, and how long its peer may take for each thing.
+//! The bytes of one connection, and the time limits of its peer.
 //!
 //! | the peer | has |
 //! |---|---|
-//! | has connected, or has begun a request, and owes the rest of its head | [`HEAD`] |
+//! | has connected, or has begun a request, and owes the rest of the head | [`HEAD`] |
 //! | is idle between two requests | [`IDLE`] |
-//! | takes no byte of an answer that waits for it | [`STALL`] |
-//! | still sends a body that nobody reads any more | [`LINGER`], while it sends |
+//! | takes no byte of a waiting answer | [`STALL`] |
+//! | still sends a body that the broker no longer reads | [`LINGER`], while it sends |
 //!
-//! hyper knows the first two only as one, so its own timeout is off. It also answers what is no HTTP by itself and without
-//! a body; no request is being worked on then, so that answer is known by its turn and replaced on its way out by one that
-//! has the body of every other error.
+//! hyper cannot tell the first two apart, so its own timeout is off. hyper also answers invalid HTTP by itself, without
+//! a body. The turn recognises that answer, because no request is being worked on; the wire then sends the usual JSON
+//! error instead.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -23,44 +23,45 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::turn::Turn;
 
-/// From the connection, or from the first byte of a later request, to the end of the request's head.
+/// The time from the connection, or from the first byte of a later request, to the end of the request's head.
 pub(super) const HEAD: Duration = Duration::from_secs(10);
 
-/// Between two requests. Longer than the pools of usual clients keep a connection, so that they close first.
+/// The time between two requests. It is longer than usual clients keep a connection in their pools, so that they close
+/// first.
 pub(super) const IDLE: Duration = Duration::from_secs(90);
 
-/// A peer that takes nothing for this long will not read its answer. What the kernel buffers counts as taken, so a slow
+/// The time after which a peer that takes no byte is cut off. Bytes in the kernel's buffers count as taken, so a slow
 /// reader is not cut off as long as it reads.
 const STALL: Duration = Duration::from_secs(30);
 
-/// Longest that a body is taken and thrown away, so that its sender gets to read why: closing on unread bytes resets the
-/// connection, and the answer would be lost with it.
+/// The longest time that an unwanted body is read and discarded, so that its sender can read the answer. Closing on
+/// unread bytes resets the connection, and the answer would be lost.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// A sender that is silent for this long after it was answered has read the answer or never will.
+/// The silence after which a sender has read its answer or never will.
 const LINGER_SILENCE: Duration = Duration::from_secs(2);
 
-/// What a client that takes HTTP/2 for granted sends first, up to the digit that makes it HTTP/2. hyper knows these bytes and
-/// closes without a word; with [`NO_VERSION`] in the place of the digit it refuses them as it refuses any other version.
+/// The first bytes of an HTTP/2 client, up to the version's digit. hyper knows these bytes and closes without an
+/// answer; with [`NO_VERSION`] in the place of the digit it refuses them like any other version.
 const PREFACE: &[u8] = b"PRI * HTTP/2";
 const NO_VERSION: u8 = b'9';
 
-/// A stream with these bounds; see the module's comment.
+/// A stream with these limits; see the module's documentation.
 pub(super) struct Wire<S> {
     inner: S,
     turn: Turn,
     reading: Alarm,
     writing: Alarm,
-    /// Until when the peer must have taken something; none while nothing waits for it.
+    /// The time by which the peer must take a byte; `None` while no byte waits.
     stalled: Option<Instant>,
-    /// What is left of an answer of our own in the place of hyper's.
+    /// The unsent rest of the answer that replaces hyper's.
     refusal: Option<Bytes>,
-    /// Set once our side has been shut: the end of the lingering, and of the present silence.
+    /// The end of the lingering and of the present silence, once the broker has shut its side.
     lingering: Option<(Instant, Instant)>,
     preface: Preface,
 }
 
-/// How far the first bytes of a connection are those of [`PREFACE`].
+/// The match of a connection's first bytes with [`PREFACE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preface {
     Begun(usize),
@@ -69,7 +70,7 @@ enum Preface {
 }
 
 impl Preface {
-    /// Looks at the next bytes that came, and replaces the digit.
+    /// Matches the next received bytes, and replaces the digit.
     fn look(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             let Preface::Begun(at) = *self else { return };
@@ -99,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// An error once the peer has taken nothing for [`STALL`].
+    /// Returns an error once the peer has taken no byte for [`STALL`].
     fn stall<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let until = *self.stalled.get_or_insert_with(|| Instant::now() + STALL);
         if self.writing.rings(until, cx) {
@@ -108,7 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Poll::Pending
     }
 
-    /// Whether what hyper writes is an answer of its own; it is replaced then.
+    /// Returns true when hyper writes an answer of its own, which the refusal then replaces.
     fn replaces(&mut self, written: &[u8]) -> bool {
         if self.refusal.is_none() {
             let own = self.turn.awaits_a_head().then(|| hypers_own(written));
@@ -168,7 +169,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
             return Poll::Pending;
         }
         if begun {
-            // One attempt: nothing was written before on behalf of this request, so there is room for it or nobody reads.
+            // Try once: no earlier bytes of this request's answer are buffered, so there is room unless the peer does
+            // not read.
             this.refusal = Some(this.turn.refuse(StatusCode::REQUEST_TIMEOUT));
             let _ = this.push_refusal(cx);
         }
@@ -221,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         if this.turn.flushed()
             && let Some((until, _)) = this.turn.deadline()
         {
-            // hyper does not look for the next request until it is woken, so the alarm is set here.
+            // Set the alarm here because hyper does not poll for the next request until it is woken.
             let _ = this.reading.rings(until, cx);
         }
         Poll::Ready(Ok(()))
@@ -249,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
                     }
                     this.lingering = Some((end, now + LINGER_SILENCE));
                 }
-                // The end of what the peer sends, or of the peer.
+                // The peer has closed its side, or the connection is broken.
                 Poll::Ready(_) => break,
                 Poll::Pending if this.turn.is_closing() => break,
                 Poll::Pending if this.reading.rings(end.min(silence), cx) => break,
@@ -260,7 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 }
 
-/// The status of an answer that hyper has made by itself.
+/// Returns the status if hyper made this answer by itself.
 fn hypers_own(written: &[u8]) -> Option<StatusCode> {
     let rest = written.strip_prefix(b"HTTP/1.")?.get(1..)?;
     let status = StatusCode::from_bytes(rest.strip_prefix(b" ")?.get(..3)?).ok()?;
@@ -271,12 +273,12 @@ fn timed_out(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
-/// A timer that is set only where it is looked at.
+/// A timer that is created at its first use.
 #[derive(Default)]
 struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
-    /// Whether it is that late; if not, the task is woken then.
+    /// Returns true when the time has come; otherwise sets the timer to wake the task then.
     fn rings(&mut self, at: Instant, cx: &mut Context<'_>) -> bool {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
         if sleep.deadline() != at {

@@ -1,4 +1,4 @@
-//! What an agent is matched by: labels and annotations.
+//! Labels and annotations of agents, which match them to stacks and work orders.
 
 use postgres::Row;
 use serde::Serialize;
@@ -17,7 +17,7 @@ pub struct Label {
     pub label: String,
 }
 
-/// An annotation of an agent. One value per key.
+/// An annotation of an agent. Each key has one value.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AgentAnnotation)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -49,10 +49,7 @@ impl Annotation {
     }
 }
 
-/// The labels of an agent, live or not.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the labels of an agent, also of a deleted agent.
 pub fn labels(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Label>, DbError> {
     const SQL: &str =
         "SELECT id, agent_id, label FROM agent_labels WHERE agent_id = $1 ORDER BY created_at, id";
@@ -62,26 +59,20 @@ pub fn labels(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Label>, DbError> {
 /// Adds a label.
 ///
 /// # Errors
-/// An unknown agent, a label it has already, or a failed statement.
+/// When the agent is unknown or has the label already.
 pub fn add_label(db: &mut impl Sql, agent: Uuid, label: &str) -> Result<Label, DbError> {
     const SQL: &str =
         "INSERT INTO agent_labels (agent_id, label) VALUES ($1, $2) RETURNING id, agent_id, label";
     Label::read(&db.query_one(SQL, &[&agent, &label])?)
 }
 
-/// Takes a label away. False when the agent did not have it.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes a label. Returns false when the agent did not have it.
 pub fn remove_label(db: &mut impl Sql, agent: Uuid, label: &str) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM agent_labels WHERE agent_id = $1 AND label = $2";
     Ok(db.execute(SQL, &[&agent, &label])? > 0)
 }
 
-/// The annotations of an agent, live or not.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the annotations of an agent, also of a deleted agent.
 pub fn annotations(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Annotation>, DbError> {
     const SQL: &str = "\
         SELECT id, agent_id, key, value FROM agent_annotations WHERE agent_id = $1 ORDER BY created_at, id";
@@ -91,7 +82,7 @@ pub fn annotations(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Annotation>, Db
 /// Adds an annotation.
 ///
 /// # Errors
-/// An unknown agent, a key it has already, or a failed statement.
+/// When the agent is unknown or has the key already.
 pub fn add_annotation(
     db: &mut impl Sql,
     agent: Uuid,
@@ -104,10 +95,7 @@ pub fn add_annotation(
     Annotation::read(&db.query_one(SQL, &[&agent, &key, &value])?)
 }
 
-/// Takes the annotation with this key away. False when the agent had none.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes the annotation with this key. Returns false when the agent had none.
 pub fn remove_annotation(db: &mut impl Sql, agent: Uuid, key: &str) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM agent_annotations WHERE agent_id = $1 AND key = $2";
     Ok(db.execute(SQL, &[&agent, &key])? > 0)

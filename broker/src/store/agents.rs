@@ -1,4 +1,4 @@
-//! Agents.
+//! Agents: create, read, change and delete them, and store their heartbeats.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -51,10 +51,7 @@ impl Agent {
     }
 }
 
-/// Every live agent.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every live agent.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Agent>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -64,21 +61,18 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Agent>, DbError> {
     super::all(db.query(SQL, &[])?, Agent::read)
 }
 
-/// What a generator sees when it lists agents.
+/// The agents that a generator sees, depending on its kind.
 #[derive(Debug)]
 pub enum ListedBy {
-    /// There is no such live generator.
+    /// The generator is unknown or deleted.
     NoGenerator,
-    /// It is a system generator.
+    /// The generator is a system generator.
     System,
-    /// The live agents registered with it.
+    /// The live agents registered with an ordinary generator.
     Tenant(Vec<Agent>),
 }
 
-/// The live agents registered with a generator, and what that generator is, in one statement.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live agents registered with a generator, and the generator's kind, in one statement.
 pub fn list_registered(db: &mut impl Sql, generator: Uuid) -> Result<ListedBy, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -106,10 +100,7 @@ pub fn list_registered(db: &mut impl Sql, generator: Uuid) -> Result<ListedBy, D
     }))
 }
 
-/// The live agent with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live agent with this id.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Agent>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -122,10 +113,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Agent>, DbError> {
         .transpose()
 }
 
-/// The live agent with exactly this name in exactly this cluster.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live agent with exactly this name in exactly this cluster.
 pub fn find(db: &mut impl Sql, name: &str, cluster: &str) -> Result<Option<Agent>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -138,10 +126,10 @@ pub fn find(db: &mut impl Sql, name: &str, cluster: &str) -> Result<Option<Agent
         .transpose()
 }
 
-/// Adds an agent, `INACTIVE`, with the hash of its PAK (lower-case hex).
+/// Adds an `INACTIVE` agent with the hash of its PAK (lower-case hex).
 ///
 /// # Errors
-/// A taken name, or a failed statement.
+/// When the name is taken.
 pub fn insert(
     db: &mut impl Sql,
     name: &str,
@@ -155,10 +143,10 @@ pub fn insert(
     Agent::read(&db.query_one(SQL, &[&name, &cluster, &pak_hash])?)
 }
 
-/// Changes the named columns of a live agent and no others, so that it cannot undo what is written beside it.
+/// Changes only the given columns of a live agent, so that it cannot undo a concurrent change of the others.
 ///
 /// # Errors
-/// A taken name, or a failed statement.
+/// When the name is taken.
 pub fn update(
     db: &mut impl Sql,
     id: Uuid,
@@ -179,9 +167,6 @@ pub fn update(
 }
 
 /// Replaces the hash of a live agent's PAK.
-///
-/// # Errors
-/// When the statement fails.
 pub fn set_pak_hash(db: &mut impl Sql, id: Uuid, pak_hash: &str) -> Result<Option<Agent>, DbError> {
     const SQL: &str = concat!(
         "UPDATE agents a SET pak_hash = $2 WHERE a.id = $1 AND a.deleted_at IS NULL RETURNING ",
@@ -193,10 +178,8 @@ pub fn set_pak_hash(db: &mut impl Sql, id: Uuid, pak_hash: &str) -> Result<Optio
         .transpose()
 }
 
-/// Marks a live agent and its events as deleted. The time of deletion, or `None` when there was no such live agent.
-///
-/// # Errors
-/// When the statement fails.
+/// Marks a live agent and its events as deleted. Returns the time of deletion, or `None` when there was no such live
+/// agent.
 pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<Option<DateTime<Utc>>, DbError> {
     const SQL: &str = "\
         WITH gone AS (UPDATE agents SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL
@@ -209,23 +192,20 @@ pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<Option<DateTime<Utc>>, DbEr
         .transpose()
 }
 
-/// What an agent may say of its cluster with a heartbeat.
+/// The state of its cluster that an agent may report with a heartbeat.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterReport {
-    /// The cluster's API server answered.
+    /// True when the cluster's API server answered.
     pub reachable: bool,
-    /// In how many milliseconds.
+    /// The time of the answer in milliseconds.
     pub latency_ms: Option<i32>,
 }
 
-/// Notes that a live agent was heard of now. False when there is no such live agent, or when it has another PAK than the
-/// one with this hash.
+/// Stores a heartbeat of a live agent. Returns false when there is no such live agent, or when its PAK no longer has
+/// this hash.
 ///
-/// One statement and one round trip; `synchronous_commit` is off for it alone: a heartbeat lost in a crash of the server is
-/// repeated at the next poll, and waiting for the disk is what a heartbeat would mostly cost.
-///
-/// # Errors
-/// When the statement fails.
+/// One statement and one round trip, with `synchronous_commit` off for it alone: waiting for the disk would be most of
+/// a heartbeat's cost, and a heartbeat lost in a crash of the server is repeated at the next poll.
 pub fn heartbeat(
     db: &mut impl Sql,
     id: Uuid,

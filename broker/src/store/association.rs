@@ -1,8 +1,8 @@
-//! Which stacks an agent serves, and what it should therefore have applied.
+//! Matches agents to stacks, and computes the objects that an agent should have applied.
 //!
-//! An agent serves a live stack when it is targeted at it, or when one of its labels equals one of the stack's, or one of
-//! its annotations equals one of the stack's in key and value; the last two only while it is registered with the stack's
-//! generator. Exact, case-sensitive, computed anew on each call, and always one statement.
+//! An agent serves a live stack when it is targeted at the stack, shares a label with it, or shares an annotation (key
+//! and value) with it. Labels and annotations count only while the agent is registered with the stack's generator.
+//! Matching is exact and case-sensitive, is computed anew on each call, and takes one statement.
 
 use uuid::Uuid;
 
@@ -10,9 +10,11 @@ use super::objects::{self, Object};
 use super::stacks::Stack;
 use crate::db::{DbError, Sql};
 
-/// The ids of the stacks agent `$1` serves, deleted ones among them (the reader joins `stacks` and looks).
+/// Selects the ids of the stacks that agent `$1` serves, deleted stacks included; the caller joins `stacks` to exclude
+/// them.
 ///
-/// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index.
+/// Three arms instead of one condition with OR, because each arm begins at the agent's own few rows and goes on by
+/// index.
 macro_rules! served {
     () => {
         "(SELECT t.stack_id FROM agent_targets t WHERE t.agent_id = $1
@@ -32,9 +34,9 @@ macro_rules! served {
     };
 }
 
-/// Whether agent `$1` serves a stack now, or did when it was deleted, as an expression; the stack is one too.
+/// Builds an expression that is true when agent `$1` serves a stack now, or served it when it was deleted.
 ///
-/// `OFFSET 0` keeps the planner from turning a look-up of one row into a hash of all rows there are for this agent.
+/// `OFFSET 0` keeps the planner from turning a look-up of one row into a hash of all the agent's rows.
 macro_rules! serving {
     ($stack:literal) => {
         concat!("(EXISTS (SELECT 1 FROM stacks s
@@ -54,10 +56,7 @@ macro_rules! serving {
 }
 pub(super) use serving;
 
-/// The live stacks an agent serves, by id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live stacks that an agent serves, ordered by id.
 pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
     const SQL: &str = concat!(
         "SELECT s.id, s.created_at, s.updated_at, s.deleted_at, s.name, s.description, s.generator_id
@@ -68,19 +67,14 @@ pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
     super::all(db.query(SQL, &[&agent])?, Stack::read)
 }
 
-/// Whether an agent serves a stack, now or (for a deleted stack) when it was deleted.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns true when an agent serves a stack now, or served it when it was deleted.
 pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbError> {
     const SQL: &str = concat!("SELECT ", serving!("$2"));
     Ok(db.query_one(SQL, &[&agent, &stack])?.try_get(0)?)
 }
 
-/// Who of these agents serves a stack now. From the stack's own few marks to the agents that have them.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns those of the given agents that serve a stack now. Goes from the stack's few labels and annotations to the
+/// agents that share them.
 pub fn agents_serving(
     db: &mut impl Sql,
     stack: Uuid,
@@ -107,10 +101,7 @@ pub fn agents_serving(
     super::all(db.query(SQL, &[&stack, &among])?, |row| Ok(row.try_get(0)?))
 }
 
-/// Who of these agents served any of these stacks when they were deleted.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns those of the given agents that served any of these stacks when they were deleted.
 pub fn departing(db: &mut impl Sql, stacks: &[Uuid], among: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
         SELECT DISTINCT agent_id FROM stack_departures WHERE agent_id = ANY ($2) AND stack_id = ANY ($1)";
@@ -120,20 +111,19 @@ pub fn departing(db: &mut impl Sql, stacks: &[Uuid], among: &[Uuid]) -> Result<V
     )
 }
 
-/// Which part of its target state an agent asks for.
+/// The part of its target state that an agent asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The newest object of every stack it serves.
+    /// The newest object of every stack that the agent serves.
     Full,
-    /// Of these, what it has not yet reported as a success.
+    /// Only the objects that the agent has not yet reported as a success.
     Incremental,
 }
 
-/// What an agent should have applied, newest first: of each live stack it serves the live object with the highest sequence
-/// id, and of each deleted stack it served the marker, until it has answered that.
+/// Returns the objects that an agent should have applied, newest first.
 ///
-/// # Errors
-/// When the statement fails.
+/// These are the live object with the highest sequence id of each live stack that it serves, and the deletion marker of
+/// each deleted stack that it served, until it has answered that marker.
 pub fn target_state(db: &mut impl Sql, agent: Uuid, mode: Mode) -> Result<Vec<Object>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",

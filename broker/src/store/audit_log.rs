@@ -1,4 +1,4 @@
-//! The audit log, as somebody reads it. (It is written by `emit`.)
+//! Reads the audit log, which `emit` writes.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// An entry as it was written.
+/// An entry of the audit log as it was written.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct AuditLog {
@@ -29,55 +29,55 @@ pub struct AuditLog {
     pub created_at: DateTime<Utc>,
 }
 
-/// An entry, and what its actor is called today.
+/// An entry with the current name of its actor.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AuditLogEntry {
     /// The entry.
     #[serde(flatten)]
     pub log: AuditLog,
-    /// `admin`, `system`, or the name of the agent or generator, a deleted one's too; null when there is none.
+    /// `admin`, `system`, or the name of the agent or generator, also of a deleted one; null when there is none.
     pub actor_name: Option<String>,
 }
 
-/// Which actions are meant.
+/// The actions that a filter selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// This one.
+    /// Exactly this action.
     Exactly(String),
-    /// All that begin so.
+    /// All actions with this prefix.
     Prefix(String),
 }
 
-/// Which entries are meant: all those to which everything that is set applies.
+/// The conditions that a selected entry must meet; unset fields are no condition.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// The kind of actor.
     pub actor_type: Option<String>,
     /// The actor.
     pub actor_id: Option<Uuid>,
-    /// What was done.
+    /// The action.
     pub action: Option<Action>,
-    /// The kind of thing it was done to.
+    /// The kind of resource.
     pub resource_type: Option<String>,
-    /// The thing.
+    /// The resource.
     pub resource_id: Option<Uuid>,
-    /// Not before this.
+    /// Earliest time, inclusive.
     pub from: Option<DateTime<Utc>>,
-    /// Before this.
+    /// Latest time, exclusive.
     pub to: Option<DateTime<Utc>>,
 }
 
-/// A part of the entries that are meant, newest first.
+/// One page of the selected entries, newest first.
 #[derive(Debug)]
 pub struct Page {
-    /// How many there are in all.
+    /// The number of all selected entries.
     pub total: i64,
-    /// These.
+    /// The entries of this page.
     pub entries: Vec<AuditLogEntry>,
 }
 
-/// All conditions, each only if its parameter is set, and the one that the look-up begins with, without an "only if": a
-/// plan made for any parameters can use an index for that one alone.
+/// Builds the conditions of a filter. Each applies only if its parameter is set, except `$first`, which always applies,
+/// because a plan made for any parameters can use an index only for an unconditional condition.
 macro_rules! meant {
     ($first:literal) => {
         concat!(
@@ -118,7 +118,7 @@ macro_rules! page {
 }
 
 impl Filter {
-    /// The statement that begins with what picks the fewest entries.
+    /// Returns the statement whose first condition usually selects the fewest entries.
     fn statement(&self) -> &'static str {
         match self {
             Self {
@@ -149,7 +149,7 @@ impl Filter {
     }
 }
 
-/// The first text that sorts after every text with this prefix, byte by byte; none for the empty prefix.
+/// Returns the first text that sorts after every text with this prefix, byte by byte; `None` for the empty prefix.
 fn after(prefix: &str) -> Option<String> {
     let mut chars: Vec<char> = prefix.chars().collect();
     while let Some(last) = chars.pop() {
@@ -162,10 +162,7 @@ fn after(prefix: &str) -> Option<String> {
     None
 }
 
-/// The entries that are meant, newest first, from `offset` on, `limit` at most.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the selected entries, newest first, at most `limit` from `offset` on.
 pub fn page(
     db: &mut impl Sql,
     mut filter: Filter,
@@ -176,7 +173,7 @@ pub fn page(
         Some(Action::Prefix(prefix)) => after(prefix),
         _ => None,
     };
-    // Every action begins with nothing.
+    // An empty prefix matches every action.
     filter.action = filter
         .action
         .filter(|action| *action != Action::Prefix(String::new()));
@@ -207,7 +204,7 @@ pub fn page(
     };
     let mut entries = Vec::with_capacity(rows.len());
     for row in &rows {
-        // A page without entries is one row that has the total alone.
+        // A page without entries is one row that holds only the total.
         if let Some(id) = row.try_get(1)? {
             entries.push(read(id, row)?);
         }

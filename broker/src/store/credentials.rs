@@ -1,36 +1,35 @@
-//! Who holds a PAK.
+//! Finds the holders of PAKs.
 
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// A candidate for the holder of a PAK, in the order in which they are to be considered.
+/// A possible holder of a PAK.
 #[derive(Debug)]
 pub enum Holder {
-    /// The admin role, whatever was asked for: the caller compares.
+    /// The admin role, always returned; the caller compares its hash.
     Admin {
         /// Lower-case hex SHA-256.
         pak_hash: String,
     },
-    /// A live agent with the hash asked for.
+    /// A live agent with the requested hash.
     Agent(Uuid),
-    /// A live generator with the hash asked for.
+    /// A live generator with the requested hash.
     Generator(Uuid),
 }
 
-/// The candidates for one PAK, and how old the answer is.
+/// The possible holders of one PAK, and the epoch of the answer.
 #[derive(Debug)]
 pub struct Candidates {
-    /// Rises whenever a PAK dies. Read in one snapshot with the holders: while it is the same, so are they.
+    /// A counter that rises whenever a PAK becomes invalid. It is read in the same snapshot as the holders, so the
+    /// holders are unchanged while it is unchanged.
     pub epoch: i64,
-    /// In the order in which they are to be considered.
+    /// The holders in the order in which to check them.
     pub holders: Vec<Holder>,
 }
 
-/// The admin role, then live agents, then live generators with this hash (lower-case hex), in one statement.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the admin role, then the live agents, then the live generators with this hash (lower-case hex), in one
+/// statement.
 pub fn candidates(db: &mut impl Sql, pak_hash: &str) -> Result<Candidates, DbError> {
     const SQL: &str = "\
         SELECT 0::int AS rank, NULL::uuid AS id, NULL::text AS pak_hash, credentials_epoch FROM brokkr_meta
@@ -63,11 +62,7 @@ pub fn candidates(db: &mut impl Sql, pak_hash: &str) -> Result<Candidates, DbErr
     Ok(found)
 }
 
-/// Which of these hashes nobody holds any more, by their position, in order, in one statement for any
-/// number of them.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the positions of the hashes that are no longer in use, in order, in one statement for any number of hashes.
 pub fn unheld(db: &mut impl Sql, pak_hashes: &[String]) -> Result<Vec<usize>, DbError> {
     const SQL: &str = "\
         SELECT asked.n FROM unnest($1::text[]) WITH ORDINALITY AS asked (pak_hash, n)

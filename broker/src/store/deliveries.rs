@@ -1,6 +1,7 @@
-//! Webhook deliveries: one event for one subscription, from being due to being over.
+//! Webhook deliveries: each sends one event to one subscription.
 //!
-//! [`fan_out`] makes them, [`claims`] takes them, [`settle`] ends an attempt; the rest is for the API to show.
+//! [`fan_out`] creates them, [`claims`] claims them for an attempt, and [`settle`] ends an attempt; the other functions
+//! read them for the API.
 
 pub mod claims;
 pub mod fan_out;
@@ -15,105 +16,105 @@ use uuid::Uuid;
 use crate::db::{DbError, Sql};
 use crate::webhook::outcome::Next;
 
-/// The states there are, as the API names them.
+/// All states of a delivery, as the API names them.
 pub const STATES: [&str; 5] = ["pending", "acquired", "success", "failed", "dead"];
 
 /// A delivery as its subscription's list shows it.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = WebhookDelivery)]
 pub struct Delivery {
-    /// Which one.
+    /// The delivery's id.
     pub id: Uuid,
-    /// Whose.
+    /// The subscription's id.
     pub subscription_id: Uuid,
-    /// What happened.
+    /// The type of the event.
     pub event_type: String,
-    /// The event, the same for every subscription that hears of it.
+    /// The event's id, which all deliveries of the event share.
     pub event_id: Uuid,
-    /// What is sent, JSON.
+    /// The body to send, JSON.
     pub payload: String,
-    /// Labels of the agents that may deliver it, as the subscription had them; none: the broker.
+    /// Labels of the agents that may deliver, copied from the subscription; null: the broker delivers.
     #[schema(value_type = Option<Vec<Option<String>>>)]
     pub target_labels: Option<Vec<String>>,
-    /// pending, acquired, success, failed or dead.
+    /// `pending`, `acquired`, `success`, `failed` or `dead`.
     pub status: String,
-    /// The agent that holds or has delivered it; null: the broker, or nobody.
+    /// The agent that holds or has sent the delivery; otherwise null.
     pub acquired_by: Option<Uuid>,
-    /// Until then it is somebody's.
+    /// End of the current claim.
     pub acquired_until: Option<DateTime<Utc>>,
-    /// Attempts so far.
+    /// The number of attempts so far.
     pub attempts: i32,
-    /// When the last one ended.
+    /// End of the last attempt.
     pub last_attempt_at: Option<DateTime<Utc>>,
-    /// When it is due again after a failure.
+    /// Time of the next attempt after a failure.
     pub next_retry_at: Option<DateTime<Utc>>,
-    /// Why the last attempt failed.
+    /// Reason why the last attempt failed.
     pub last_error: Option<String>,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: DateTime<Utc>,
-    /// When it was over.
+    /// Time at which the status became `success` or `dead`.
     pub completed_at: Option<DateTime<Utc>>,
 }
 
-/// A delivery as the list across subscriptions shows it: without what is sent.
+/// A delivery as the list across subscriptions shows it, without the payload.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = WebhookDeliveryFeedItem)]
 #[allow(missing_docs, reason = "as in Delivery")]
 pub struct FeedItem {
     pub id: Uuid,
     pub subscription_id: Uuid,
-    /// Its subscription's name; null when that is gone.
+    /// The subscription's name; null when it has been deleted.
     pub subscription_name: Option<String>,
     pub event_type: String,
     pub event_id: Uuid,
-    /// pending, acquired, success, failed or dead.
+    /// `pending`, `acquired`, `success`, `failed` or `dead`.
     pub status: String,
-    /// The agent that holds or has delivered it; null: the broker, or nobody.
+    /// The agent that holds or has sent the delivery; otherwise null.
     pub acquired_by: Option<Uuid>,
     pub attempts: i32,
     pub last_attempt_at: Option<DateTime<Utc>>,
     pub next_retry_at: Option<DateTime<Utc>>,
     pub last_error: Option<String>,
-    /// Labels of the agents that may deliver it; empty: the broker.
+    /// Labels of the agents that may deliver; empty: the broker delivers.
     pub target_labels: Vec<String>,
     pub created_at: DateTime<Utc>,
     pub completed_at: Option<DateTime<Utc>>,
 }
 
-/// Which part of a list.
+/// The requested part of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
-    /// Only those in this state.
+    /// The state to which the list is limited.
     pub status: Option<&'a str>,
-    /// At most so many.
+    /// The largest number of entries.
     pub limit: i64,
-    /// Without the first so many.
+    /// The number of entries to skip.
     pub offset: i64,
 }
 
-/// A delivery that somebody holds, as far as ending the attempt goes.
+/// A claimed delivery, with the values needed to end its attempt.
 #[derive(Clone, Debug)]
 pub struct Held {
-    /// Which one.
+    /// The delivery's id.
     pub id: Uuid,
-    /// The claim it is held by.
+    /// The id of its claim.
     pub claim: Uuid,
-    /// Whose.
+    /// The subscription's id.
     pub subscription_id: Uuid,
-    /// What happened.
+    /// The type of the event.
     pub event_type: String,
-    /// Attempts before this one.
+    /// The number of attempts before this attempt.
     pub attempts: i32,
-    /// Most attempts, of the subscription.
+    /// The subscription's largest number of attempts.
     pub max_retries: i32,
 }
 
-/// What an attempt's end has made of a delivery.
+/// The state of a delivery after an attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct Settled {
-    /// Attempts so far.
+    /// The number of attempts so far.
     pub attempts: i32,
-    /// When it is due again.
+    /// Time of the next attempt.
     pub next_retry_at: Option<DateTime<Utc>>,
 }
 
@@ -167,10 +168,7 @@ impl FeedItem {
     }
 }
 
-/// A subscription's deliveries, newest first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns a subscription's deliveries, newest first.
 pub fn of_subscription(
     db: &mut impl Sql,
     subscription: Uuid,
@@ -199,7 +197,7 @@ pub fn of_subscription(
 
 macro_rules! feed {
     ($filter:literal) => {
-        // The page first, by its index; names only for what is on it.
+        // Selects the page by its index first, and joins names only for its rows.
         concat!(
             "SELECT d.id, d.subscription_id, s.name, d.event_type, d.event_id, d.status, d.acquired_by, d.attempts,
                     d.last_attempt_at, d.next_retry_at, d.last_error, coalesce(d.target_labels, '{}'), d.created_at,
@@ -215,10 +213,7 @@ macro_rules! feed {
     };
 }
 
-/// The deliveries of all subscriptions, newest first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the deliveries of all subscriptions, newest first.
 pub fn feed(db: &mut impl Sql, page: Page<'_>) -> Result<Vec<FeedItem>, DbError> {
     const ANY: &str = feed!("");
     const IN_STATE: &str = feed!("WHERE status = $3");
@@ -229,10 +224,7 @@ pub fn feed(db: &mut impl Sql, page: Page<'_>) -> Result<Vec<FeedItem>, DbError>
     super::all(rows, FeedItem::read)
 }
 
-/// The delivery with this id, and the claim by which that agent holds it, if it does.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the delivery with this id if it exists, and inside that the agent's claim if the agent holds it.
 pub fn held_by(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<Option<Held>>, DbError> {
     const SQL: &str = "\
         SELECT d.id, CASE WHEN d.status = 'acquired' AND d.acquired_by = $2 THEN d.claim END, d.subscription_id,
@@ -255,10 +247,8 @@ pub fn held_by(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<Option
         .transpose()
 }
 
-/// Ends an attempt, if the claim still stands; `None` if it does not. Who delivered stays written down.
-///
-/// # Errors
-/// When the statement fails.
+/// Ends an attempt. Returns `None` when the claim is no longer valid. After a success `acquired_by` keeps the agent
+/// that delivered.
 pub fn settle(
     db: &mut impl Sql,
     held: &Held,

@@ -1,4 +1,4 @@
-//! Diagnostics: what the admin asks an agent about an object, and what the agent found.
+//! Diagnostics: the admin's requests to agents about objects, and the agents' results.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -25,7 +25,7 @@ pub struct Request {
     pub expires_at: DateTime<Utc>,
 }
 
-/// What an agent found. The texts are its own; it sends JSON in them.
+/// The result of an agent. The texts are stored as sent; agents send JSON.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = DiagnosticResult)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -75,19 +75,16 @@ impl Findings {
     }
 }
 
-/// Who a request can be about.
+/// The existence of a request's object and agent.
 #[derive(Clone, Copy, Debug)]
 pub struct Subjects {
-    /// The object is there and not deleted.
+    /// True when the object exists and is not deleted.
     pub object: bool,
-    /// So is the agent.
+    /// True when the agent exists and is not deleted.
     pub agent: bool,
 }
 
-/// Whether an object and an agent are there and live.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns which of an object and an agent are live.
 pub fn subjects(db: &mut impl Sql, object: Uuid, agent: Uuid) -> Result<Subjects, DbError> {
     const SQL: &str = "\
         SELECT EXISTS (SELECT 1 FROM deployment_objects WHERE id = $1 AND deleted_at IS NULL),
@@ -99,10 +96,10 @@ pub fn subjects(db: &mut impl Sql, object: Uuid, agent: Uuid) -> Result<Subjects
     })
 }
 
-/// Asks an agent about an object; it has that many minutes to answer.
+/// Adds a request to an agent about an object. It expires after `minutes`.
 ///
 /// # Errors
-/// An unknown object or agent, or a failed statement.
+/// When the object or agent is unknown.
 pub fn insert(
     db: &mut impl Sql,
     object: Uuid,
@@ -118,10 +115,7 @@ pub fn insert(
     Request::read(&db.query_one(SQL, &[&object, &agent, &requested_by, &minutes])?)
 }
 
-/// What an agent has been asked and may still claim, oldest first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the requests that an agent may still claim, oldest first.
 pub fn pending(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Request>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -132,10 +126,7 @@ pub fn pending(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Request>, DbError> 
     super::all(db.query(SQL, &[&agent])?, Request::read)
 }
 
-/// The request with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the request with this id.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -148,10 +139,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
         .transpose()
 }
 
-/// What was found for a request, once its agent has said so.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the result of a request, once its agent has sent it.
 pub fn findings(db: &mut impl Sql, request: Uuid) -> Result<Option<Findings>, DbError> {
     const SQL: &str = "\
         SELECT id, request_id, pod_statuses, events, log_tails, collected_at, created_at
@@ -162,10 +150,7 @@ pub fn findings(db: &mut impl Sql, request: Uuid) -> Result<Option<Findings>, Db
         .transpose()
 }
 
-/// Claims a request: of several who try, one. None when it is not pending any more, or nobody came for it in time.
-///
-/// # Errors
-/// When the statement fails.
+/// Claims a request, for one caller only. Returns `None` when the request is not pending or has expired.
 pub fn claim(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
     const SQL: &str = concat!(
         "UPDATE diagnostic_requests SET status = 'claimed', claimed_at = now()
@@ -178,7 +163,7 @@ pub fn claim(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
         .transpose()
 }
 
-/// What an agent hands in.
+/// The result that an agent sends.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Answer<'a> {
@@ -188,10 +173,7 @@ pub struct Answer<'a> {
     pub collected_at: DateTime<Utc>,
 }
 
-/// Completes a claimed request with what was found, both or neither. None when it is not claimed (any more).
-///
-/// # Errors
-/// When the statement fails.
+/// Completes a claimed request and stores its result, both or neither. Returns `None` when the request is not claimed.
 pub fn complete(
     db: &mut impl Sql,
     id: Uuid,

@@ -1,4 +1,4 @@
-//! What agents report about deployment objects.
+//! Events: the agents' reports about deployment objects.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -25,18 +25,18 @@ pub struct Event {
     pub message: Option<String>,
 }
 
-/// A report to be stored.
+/// A report to store.
 #[derive(Debug)]
 pub struct Report<'a> {
-    /// Who reports.
+    /// The reporting agent.
     pub agent: Uuid,
-    /// On which object.
+    /// The object that the report is about.
     pub object: Uuid,
-    /// What it did, at most 50 characters.
+    /// The action that the agent took, at most 50 characters.
     pub event_type: &'a str,
-    /// How it went, at most 10 characters; `SUCCESS` in any case means success.
+    /// The result, at most 10 characters; `SUCCESS` in any case means success.
     pub status: &'a str,
-    /// Anything it wants to say.
+    /// A free text of the agent.
     pub message: Option<&'a str>,
 }
 
@@ -63,16 +63,16 @@ impl Event {
 }
 
 impl Report<'_> {
-    /// Whether it reports a success.
+    /// Returns true when the agent reports a success.
     pub fn is_success(&self) -> bool {
         self.status.eq_ignore_ascii_case("SUCCESS")
     }
 
-    /// What makes two reports of success the same; `None` for any other report, which is always stored.
+    /// Returns a digest that equal reports of success share; `None` for any other report, which is always stored.
     fn success_digest(&self) -> Option<Vec<u8>> {
         self.is_success().then(|| {
             let mut digest = Sha256::new();
-            // Lengths first, so that no two triples run together into the same bytes.
+            // Hashes each length first, so that different triples never yield the same bytes.
             for part in [Some(self.event_type), Some(self.status), self.message] {
                 digest.update(
                     part.map_or(u64::MAX, |text| text.len() as u64)
@@ -85,8 +85,8 @@ impl Report<'_> {
     }
 }
 
-/// The newest live events that fulfil a condition, as many as a list may hold (`most_rows`,
-/// `most_bytes`), in this order.
+/// Selects the newest live events that meet a condition, in the given order, as many as a list may hold (`most_rows`,
+/// `most_bytes`).
 macro_rules! newest {
     ($condition:literal, $order:literal) => {
         concat!(
@@ -111,19 +111,13 @@ macro_rules! newest {
     };
 }
 
-/// The newest live events of an agent, newest first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest live events of an agent, newest first, as many as a list may hold.
 pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Event>, DbError> {
     const SQL: &str = newest!("agent_id = $1", "created_at DESC, id DESC");
     super::all(db.query(SQL, &[&agent])?, Event::read)
 }
 
-/// The newest live events of an agent, newest first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest live events of an agent, newest first, at most `most`.
 pub fn newest_of_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Event>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -133,19 +127,13 @@ pub fn newest_of_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<
     super::all(db.query(SQL, &[&agent, &most])?, Event::read)
 }
 
-/// The newest live events of all agents.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest live events of all agents, oldest first.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Event>, DbError> {
     const SQL: &str = newest!("true", "created_at, id");
     super::all(db.query(SQL, &[])?, Event::read)
 }
 
-/// The newest live events of the agents registered with a generator; none when it is unknown.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest live events of the agents registered with a generator, oldest first; none when it is unknown.
 pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Event>, DbError> {
     const SQL: &str = newest!(
         "agent_id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)",
@@ -154,10 +142,7 @@ pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Event>, D
     super::all(db.query(SQL, &[&generator])?, Event::read)
 }
 
-/// The live event with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live event with this id.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Event>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -170,19 +155,16 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Event>, DbError> {
         .transpose()
 }
 
-/// The object an agent wants to report on, as far as reporting goes.
+/// The object of a report, as far as reporting needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
-    /// Its stack.
+    /// The object's stack.
     pub stack: Uuid,
-    /// It is not deleted.
+    /// True when the object is not deleted.
     pub live: bool,
 }
 
-/// The object with this id, deleted or not.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the object with this id, deleted or not.
 pub fn subject(db: &mut impl Sql, object: Uuid) -> Result<Option<Subject>, DbError> {
     const SQL: &str = "SELECT stack_id, deleted_at IS NULL FROM deployment_objects WHERE id = $1";
     db.query_opt(SQL, &[&object])?
@@ -195,13 +177,16 @@ pub fn subject(db: &mut impl Sql, object: Uuid) -> Result<Option<Subject>, DbErr
         .transpose()
 }
 
-/// Stores a report, and takes it as the agent's answer if the object is the marker of a deleted stack. The event, and
-/// whether it is new: a success that says what an earlier success said is counted there, and that event is returned. Any
-/// report that is no success ends this: what succeeds after it is news. An ended event keeps a digest, which says that the
-/// object was applied once, with the event's id behind it, so that no later digest equals it.
+/// Stores a report. Returns the event, and true when the event is new.
+///
+/// A report on the deletion marker of a stack is also stored as the agent's answer to it.
+///
+/// A success that equals an earlier success only raises the earlier event's count, and that event is returned. Any
+/// report that is no success ends this, so the next success is a new event. The ended event keeps its digest, which
+/// says that the object was applied once, with the event's id appended, so that no later digest equals it.
 ///
 /// # Errors
-/// An unknown agent or object, or a failed statement.
+/// When the agent or object is unknown.
 pub fn insert(db: &mut impl Sql, report: &Report<'_>) -> Result<(Event, bool), DbError> {
     const SQL: &str = concat!(
         "WITH answered AS (

@@ -1,6 +1,6 @@
-//! The fleet, as measured: one record for each live agent, any number of them in one statement.
+//! Measures the fleet: one record for each live agent, for any number of agents in one statement.
 //!
-//! Everything is counted when it is asked for, and the cost is that of the agents asked for and of what they serve.
+//! Everything is counted on request, and the cost depends only on the requested agents and the objects that they serve.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -14,54 +14,54 @@ use crate::db::{DbError, Sql};
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = FleetAgentRecord)]
 pub struct Record {
-    /// Whose.
+    /// The agent's id.
     pub agent_id: Uuid,
     /// The agent's name.
     pub name: String,
-    /// The cluster it runs in.
+    /// The agent's cluster.
     pub cluster_name: String,
-    /// Its stored status.
+    /// The agent's stored status.
     pub status: String,
-    /// Whether it holds a socket to this process.
+    /// True while the agent holds a WebSocket to this process.
     pub ws_connected: bool,
-    /// Since when it does.
+    /// Start of that connection.
     pub connected_since: Option<DateTime<Utc>>,
-    /// When it was last heard of.
+    /// Time of the last heartbeat.
     pub last_heartbeat: Option<DateTime<Utc>>,
-    /// How long ago that was.
+    /// Age of the last heartbeat.
     pub heartbeat_age_seconds: Option<i64>,
-    /// Objects it should have applied and has not reported as a success.
+    /// Objects that the agent should have applied and has not reported as a success.
     pub pending_object_count: i64,
-    /// Work orders it could claim.
+    /// Pending work orders that the agent may claim.
     pub pending_work_orders: i64,
-    /// Work orders it has claimed.
+    /// Work orders that the agent has claimed.
     pub claimed_work_orders: i64,
-    /// When it last reported on an object.
+    /// Time of the agent's last report on an object.
     pub last_event_at: Option<DateTime<Utc>>,
-    /// How long ago that was.
+    /// Age of that report.
     pub seconds_since_last_event: Option<i64>,
-    /// Objects that it says are failing.
+    /// Objects that the agent reports as failing.
     pub health_failing: i64,
-    /// Objects that it says are degraded.
+    /// Objects that the agent reports as degraded.
     pub health_degraded: i64,
-    /// Whether its cluster's API server answered, as it last said.
+    /// True when the cluster's API server answered, by the agent's last report.
     pub k8s_reachable: Option<bool>,
-    /// In how many milliseconds.
+    /// The API server's time to answer, in milliseconds.
     pub k8s_api_latency_ms: Option<i64>,
 }
 
-/// The counts of a record that change without the agent saying so.
+/// The counts of a record that change without a report of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters([i64; 5]);
 
 impl Record {
-    /// Adds what only the process with the agent's socket knows.
+    /// Adds the start of the agent's WebSocket, which only this process knows.
     pub fn connected(&mut self, since: Option<DateTime<Utc>>) {
         self.ws_connected = since.is_some();
         self.connected_since = since;
     }
 
-    /// Its counters.
+    /// Returns the record's counts.
     pub fn counters(&self) -> Counters {
         Counters([
             self.pending_object_count,
@@ -95,17 +95,17 @@ impl Record {
     }
 }
 
-/// A clock that was set back makes nothing younger than now.
+/// Reads an age in seconds, at least 0 even after the server's clock was set back.
 fn age(row: &Row, column: usize) -> Result<Option<i64>, DbError> {
     let seconds: Option<i64> = row.try_get(column)?;
     Ok(seconds.map(|seconds| seconds.max(0)))
 }
 
-/// The records of the live agents that a condition on `a` selects.
+/// Selects the records of the live agents that meet a condition on `a`.
 ///
-/// Each count is a set of pairs (agent, thing) made once for all agents asked for, then grouped. One look per agent, however
-/// small, would begin anew with every table for each of them; so the server joins whole sets for the whole fleet, and goes
-/// by index for one agent.
+/// Each count groups a set of pairs (agent, thing) made once for all requested agents. A sub-query per agent would
+/// begin anew with every table for each of them; so the server joins whole sets for the whole fleet, and uses indexes
+/// for one agent.
 macro_rules! records {
     ($condition:literal) => {
         concat!(
@@ -196,19 +196,13 @@ macro_rules! records {
     };
 }
 
-/// Every live agent's record.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the record of every live agent.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Record>, DbError> {
     const SQL: &str = records!("true");
     super::all(db.query(SQL, &[])?, Record::read)
 }
 
-/// The records of the live agents registered with a generator; none when it is unknown.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the records of the live agents registered with a generator; none when it is unknown.
 pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Record>, DbError> {
     const SQL: &str = records!(
         "a.id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)"
@@ -216,10 +210,7 @@ pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Record>, 
     super::all(db.query(SQL, &[&generator])?, Record::read)
 }
 
-/// The records of those of these agents that are live.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the records of those of the given agents that are live.
 pub fn of_agents(db: &mut impl Sql, agents: &[Uuid]) -> Result<Vec<Record>, DbError> {
     const SQL: &str = records!("a.id = ANY ($1)");
     super::all(db.query(SQL, &[&agents])?, Record::read)

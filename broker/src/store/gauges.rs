@@ -1,4 +1,4 @@
-//! What `/metrics` shows: totals, and which agents have been silent for longest.
+//! Reads the database's part of `/metrics`: totals, and the longest silent agents.
 
 use std::time::Duration;
 
@@ -6,10 +6,7 @@ use crate::db::{DbError, Sql};
 use crate::metrics::gauges::{Heartbeat, MOST_AGENTS, Reading};
 use crate::pak::PUBLIC_HASH;
 
-/// Reads all of it; and whether the administrator's PAK is the public one.
-///
-/// # Errors
-/// When a statement fails.
+/// Returns the reading, and true when the administrator's PAK is the public development one.
 pub fn read(db: &mut impl Sql) -> Result<(Reading, bool), DbError> {
     const TOTALS: &str = "\
         SELECT (SELECT count(*) FROM agents WHERE deleted_at IS NULL AND status = 'ACTIVE'),

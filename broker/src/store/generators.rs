@@ -1,4 +1,4 @@
-//! Generators.
+//! Generators: create, read, change and delete them.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -49,10 +49,7 @@ impl Generator {
     }
 }
 
-/// Every live generator but the system's.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every live generator except the system generator.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Generator>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -62,10 +59,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Generator>, DbError> {
     super::all(db.query(SQL, &[])?, Generator::read)
 }
 
-/// The live generator with this id, the system's included.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live generator with this id, which may be the system generator.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -75,10 +69,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
     Generator::optional(db.query_opt(SQL, &[&id])?)
 }
 
-/// The live generator with exactly this name.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live generator with exactly this name.
 pub fn find(db: &mut impl Sql, name: &str) -> Result<Option<Generator>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -88,10 +79,7 @@ pub fn find(db: &mut impl Sql, name: &str) -> Result<Option<Generator>, DbError>
     Generator::optional(db.query_opt(SQL, &[&name])?)
 }
 
-/// The system generator every agent is registered with, if there is one yet.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the system generator, with which every agent is registered, if it exists yet.
 pub fn system(db: &mut impl Sql) -> Result<Option<Generator>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -101,10 +89,8 @@ pub fn system(db: &mut impl Sql) -> Result<Option<Generator>, DbError> {
     Generator::optional(db.query_opt(SQL, &[])?)
 }
 
-/// As [`get`], and nobody else changes or deletes it, or refers to it anew, until the end of the transaction.
-///
-/// # Errors
-/// When the statement fails.
+/// Does the same as [`get`], and locks the generator until the end of the transaction against change, deletion and new
+/// references.
 pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -114,10 +100,7 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbEr
     Generator::optional(db.query_opt(SQL, &[&id])?)
 }
 
-/// Whether every one of these ids is a live generator.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns true when each of these ids is a live generator.
 pub fn all_live(db: &mut impl Sql, ids: &[Uuid]) -> Result<bool, DbError> {
     const SQL: &str = "\
         SELECT count(*) = (SELECT count(DISTINCT wanted) FROM unnest($1::uuid[]) AS wanted)
@@ -128,7 +111,7 @@ pub fn all_live(db: &mut impl Sql, ids: &[Uuid]) -> Result<bool, DbError> {
 /// Adds a generator with the hash of its PAK (lower-case hex).
 ///
 /// # Errors
-/// A taken name, or a failed statement.
+/// When the name is taken.
 pub fn insert(
     db: &mut impl Sql,
     name: &str,
@@ -142,10 +125,10 @@ pub fn insert(
     Generator::read(&db.query_one(SQL, &[&name, &description, &pak_hash])?)
 }
 
-/// Changes a generator, deleted or not. Without a description the old one stays.
+/// Changes a generator, deleted or not. Without a description the old description stays.
 ///
 /// # Errors
-/// A taken name, or a failed statement.
+/// When the name is taken.
 pub fn update(
     db: &mut impl Sql,
     id: Uuid,
@@ -162,9 +145,6 @@ pub fn update(
 }
 
 /// Replaces the hash of a live generator's PAK.
-///
-/// # Errors
-/// When the statement fails.
 pub fn set_pak_hash(
     db: &mut impl Sql,
     id: Uuid,
@@ -177,10 +157,7 @@ pub fn set_pak_hash(
     Generator::optional(db.query_opt(SQL, &[&id, &pak_hash])?)
 }
 
-/// Marks a live generator as deleted. Its stacks are the caller's to delete, in the same transaction.
-///
-/// # Errors
-/// When the statement fails.
+/// Marks a live generator as deleted. The caller must delete its stacks in the same transaction.
 pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     const SQL: &str =
         "UPDATE generators SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL";

@@ -1,4 +1,4 @@
-//! What agents report about the health of the objects they have applied: one record for each agent and object.
+//! The health of applied objects as agents report it: one record for each agent and object.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -9,28 +9,28 @@ use uuid::Uuid;
 use super::association::serving;
 use crate::db::{DbError, Sql};
 
-/// How something does.
+/// The health of an object; a greater value is worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
-    /// Nobody can say.
+    /// The health is not known.
     Unknown,
-    /// As it should be.
+    /// The object works.
     Healthy,
-    /// It works, but not all of it.
+    /// The object works in part.
     Degraded,
-    /// It does not work.
+    /// The object does not work.
     Failing,
 }
 
 impl Status {
-    /// Reads the word, exactly.
+    /// Parses the API's word, case-sensitive.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Unknown, Self::Healthy, Self::Degraded, Self::Failing]
             .into_iter()
             .find(|status| status.as_str() == word)
     }
 
-    /// The word.
+    /// Returns the API's word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -40,13 +40,13 @@ impl Status {
         }
     }
 
-    /// The worst of several; unknown when there are none.
+    /// Returns the worst of several; `Unknown` when there are none.
     pub fn worst(all: impl IntoIterator<Item = Self>) -> Self {
         all.into_iter().max().unwrap_or(Self::Unknown)
     }
 }
 
-/// What an agent says of one object, checked: it can be stored.
+/// An agent's report about one object, checked so that it can be stored.
 #[derive(Clone, Debug)]
 pub struct Report {
     object: Uuid,
@@ -56,10 +56,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// Checks what an agent says; the summary is JSON text, but nobody reads it as such here.
+    /// Checks a report. The summary is JSON text, but it is not parsed here.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A message that names the invalid field.
     pub fn new(
         object: Uuid,
         status: &str,
@@ -83,30 +83,30 @@ impl Report {
     }
 }
 
-/// What became of an agent's reports: all of them, or none.
+/// The result of storing an agent's reports, all or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// They are stored.
+    /// All reports are stored.
     Stored {
-        /// The status of some object is another than before.
+        /// True when the status of at least one object has changed.
         news: bool,
     },
-    /// One is about an object that does not exist.
+    /// A report names an object that does not exist.
     UnknownObject,
-    /// One is about an object of a stack that the agent does not serve, now or when it was deleted.
+    /// A report names an object of a stack that the agent does not serve, now or when it was deleted.
     NotAssociated,
 }
 
-/// Takes an agent's reports, in one statement. Several about one object count as if they had come one after another.
+/// Stores an agent's reports in one statement. Of several reports about one object, the latest `checked_at` counts.
 ///
-/// A report that was checked before the one already known changes nothing: the two ways an agent has of reporting may
-/// overtake each other. Unless what is known claims to be from the future, so that a clock that was once wrong does not
-/// silence its agent.
+/// A report older than the stored record changes nothing, because an agent has two ways to report and they may overtake
+/// each other. A record from the future is always replaced, so that a clock that was once wrong does not silence its
+/// agent.
 ///
 /// # Errors
-/// An unknown agent, or a failed statement.
+/// When the agent is unknown.
 pub fn report(db: &mut impl Sql, agent: Uuid, reports: &[Report]) -> Result<Outcome, DbError> {
-    // In the order of the objects: two batches of one agent at once must not wait for each other in a circle.
+    // Ordered by object, so that two concurrent batches of one agent cannot deadlock.
     const SQL: &str = concat!(
         "WITH reported AS (
             SELECT DISTINCT ON (r.object) r.object, r.status, r.summary, r.checked_at
@@ -160,7 +160,7 @@ pub struct Record {
     pub deployment_object_id: Uuid,
     /// `healthy`, `degraded`, `failing` or `unknown`.
     pub status: String,
-    /// JSON, as text.
+    /// JSON as text.
     pub summary: Option<String>,
     pub checked_at: DateTime<Utc>,
     pub created_at: DateTime<Utc>,
@@ -182,10 +182,7 @@ impl Record {
     }
 }
 
-/// What every agent says of an object, newest first; nothing when it is unknown.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every agent's record about an object, newest first; none when it is unknown.
 pub fn of_object(db: &mut impl Sql, object: Uuid) -> Result<Vec<Record>, DbError> {
     const SQL: &str = "\
         SELECT id, agent_id, deployment_object_id, status, summary, checked_at, created_at, updated_at
@@ -193,21 +190,21 @@ pub fn of_object(db: &mut impl Sql, object: Uuid) -> Result<Vec<Record>, DbError
     super::all(db.query(SQL, &[&object])?, Record::read)
 }
 
-/// How many agents say what of an object.
+/// The numbers of agents by the health that they report for an object.
 #[derive(Clone, Copy, Debug)]
 pub struct Tally {
     /// The object.
     pub object: Uuid,
-    /// Agents that say `healthy`.
+    /// Agents that report `healthy`.
     pub healthy: usize,
-    /// Agents that say `degraded`.
+    /// Agents that report `degraded`.
     pub degraded: usize,
-    /// Agents that say `failing`.
+    /// Agents that report `failing`.
     pub failing: usize,
 }
 
 impl Tally {
-    /// The worst that is said.
+    /// Returns the worst reported status.
     pub fn status(&self) -> Status {
         let said = [
             (self.healthy, Status::Healthy),
@@ -221,10 +218,7 @@ impl Tally {
     }
 }
 
-/// The live objects of a stack that anything is said of, newest first; nothing when the stack is unknown.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live objects of a stack that have a report, newest first; none when the stack is unknown.
 pub fn of_stack(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Tally>, DbError> {
     const SQL: &str = "\
         SELECT o.id, count(*) FILTER (WHERE h.status = 'healthy'), count(*) FILTER (WHERE h.status = 'degraded'),

@@ -52,11 +52,7 @@ impl Object {
     }
 }
 
-/// The newest live objects of a stack, newest first: as many as a list may hold (`most_rows`,
-/// `most_bytes`). Clients look at the first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest live objects of a stack, newest first, as many as a list may hold (`most_rows`, `most_bytes`).
 pub fn list(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Object>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -78,10 +74,7 @@ pub fn list(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Object>, DbError> {
     super::all(db.query(SQL, &[&stack])?, Object::read)
 }
 
-/// The live object with this id and the owner of its stack, which may be deleted.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live object with this id and the generator of its stack, which may be deleted.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<(Object, Uuid)>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -94,13 +87,10 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<(Object, Uuid)>, DbErro
         .transpose()
 }
 
-/// Adds an object to a live stack; `None` when the stack is gone.
+/// Adds an object to a live stack. Returns `None` when the stack is gone.
 ///
-/// The number is taken only after the stack's row is held, and the row is held until the end of the transaction: of
-/// any number of writers on one stack, the one that commits last has the highest number.
-///
-/// # Errors
-/// When the statement fails.
+/// Locks the stack's row before taking the sequence id and until the end of the transaction, so that of all writers on
+/// one stack the last to commit has the highest sequence id.
 pub fn insert(
     db: &mut impl Sql,
     stack: Uuid,

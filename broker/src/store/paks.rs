@@ -1,4 +1,4 @@
-//! Who holds a PAK, as far as a person chooses among them: the generators.
+//! Lists the holders of PAKs that a person may choose from: the generators.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -6,19 +6,16 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// A holder of a PAK, to be chosen by name.
+/// A holder of a PAK, to choose by name.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PakSummary {
-    /// The generator's id, as `?pak_id=` takes it.
+    /// The generator's id, for `?pak_id=`.
     pub id: Uuid,
     /// The generator's name.
     pub name: String,
 }
 
-/// Every live generator that is not the system's own.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every live generator except the system generator.
 pub fn list(db: &mut impl Sql) -> Result<Vec<PakSummary>, DbError> {
     const SQL: &str = "\
         SELECT id, name FROM generators WHERE deleted_at IS NULL AND NOT is_system ORDER BY created_at, id";

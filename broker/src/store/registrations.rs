@@ -30,10 +30,7 @@ impl Registration {
     }
 }
 
-/// The registrations of an agent.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the registrations of an agent.
 pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Registration>, DbError> {
     const SQL: &str = "\
         SELECT id, agent_id, generator_id, registered_at FROM agent_generator_registrations
@@ -41,10 +38,7 @@ pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Registration>, DbE
     super::all(db.query(SQL, &[&agent])?, Registration::read)
 }
 
-/// The registrations with a generator.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the registrations with a generator.
 pub fn with_generator(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Registration>, DbError> {
     const SQL: &str = "\
         SELECT id, agent_id, generator_id, registered_at FROM agent_generator_registrations
@@ -52,10 +46,10 @@ pub fn with_generator(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Registra
     super::all(db.query(SQL, &[&generator])?, Registration::read)
 }
 
-/// Registers an agent with a generator. `None` when it is registered already.
+/// Registers an agent with a generator. Returns `None` when it is registered already.
 ///
 /// # Errors
-/// An unknown agent or generator, or a failed statement.
+/// When the agent or generator is unknown.
 pub fn add(
     db: &mut impl Sql,
     agent: Uuid,
@@ -71,10 +65,11 @@ pub fn add(
         .transpose()
 }
 
-/// Registers an agent with the system generator, if there is one, and with each of these. What is there already stays.
+/// Registers an agent with the system generator, if it exists, and with each of `generators`. Existing registrations
+/// stay.
 ///
 /// # Errors
-/// An unknown agent or generator, or a failed statement.
+/// When the agent or a generator is unknown.
 pub fn add_first(db: &mut impl Sql, agent: Uuid, generators: &[Uuid]) -> Result<(), DbError> {
     const SQL: &str = "\
         INSERT INTO agent_generator_registrations (agent_id, generator_id)
@@ -86,19 +81,16 @@ pub fn add_first(db: &mut impl Sql, agent: Uuid, generators: &[Uuid]) -> Result<
     Ok(())
 }
 
-/// Ends a registration and with it the agent's targets on that generator's live stacks. False when there was none. To be
-/// called inside a transaction.
-///
-/// # Errors
-/// When a statement fails.
+/// Ends a registration, and removes the agent's targets on the generator's live stacks. Returns false when there was no
+/// registration. Must run inside a transaction.
 pub fn remove(db: &mut impl Sql, agent: Uuid, generator: Uuid) -> Result<bool, DbError> {
     const REGISTRATION: &str =
         "DELETE FROM agent_generator_registrations WHERE agent_id = $1 AND generator_id = $2";
     const TARGETS: &str = "\
         DELETE FROM agent_targets t USING stacks s
          WHERE t.agent_id = $1 AND s.id = t.stack_id AND s.generator_id = $2 AND s.deleted_at IS NULL";
-    // The registration first: whoever is adding a target holds its row, so the second statement, whose snapshot is taken
-    // after that wait, sees their target too.
+    // Deletes the registration first, because a transaction that adds a target locks that row: the second statement's
+    // snapshot is taken after the wait, so it sees that target too.
     let ended = db.execute(REGISTRATION, &[&agent, &generator])? > 0;
     db.execute(TARGETS, &[&agent, &generator])?;
     Ok(ended)

@@ -1,4 +1,4 @@
-//! What a stack is matched by: labels and annotations.
+//! Labels and annotations of stacks, which match them to agents.
 
 use postgres::Row;
 use serde::Serialize;
@@ -18,7 +18,7 @@ pub struct Label {
     pub label: String,
 }
 
-/// An annotation of a stack. One value per key.
+/// An annotation of a stack. Each key has one value.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = StackAnnotation)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -50,10 +50,7 @@ impl Annotation {
     }
 }
 
-/// The labels of a stack, live or not.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the labels of a stack, also of a deleted stack.
 pub fn labels(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Label>, DbError> {
     const SQL: &str =
         "SELECT id, stack_id, label FROM stack_labels WHERE stack_id = $1 ORDER BY created_at, id";
@@ -63,7 +60,7 @@ pub fn labels(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Label>, DbError> {
 /// Adds a label.
 ///
 /// # Errors
-/// An unknown stack, a label it has already, or a failed statement.
+/// When the stack is unknown or has the label already.
 pub fn add_label(db: &mut impl Sql, stack: &Stack, label: &str) -> Result<Label, DbError> {
     const SQL: &str = "\
         INSERT INTO stack_labels (stack_id, generator_id, label) VALUES ($1, $2, $3)
@@ -71,19 +68,13 @@ pub fn add_label(db: &mut impl Sql, stack: &Stack, label: &str) -> Result<Label,
     Label::read(&db.query_one(SQL, &[&stack.id, &stack.generator_id, &label])?)
 }
 
-/// Takes a label away. False when the stack did not have it.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes a label. Returns false when the stack did not have it.
 pub fn remove_label(db: &mut impl Sql, stack: Uuid, label: &str) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM stack_labels WHERE stack_id = $1 AND label = $2";
     Ok(db.execute(SQL, &[&stack, &label])? > 0)
 }
 
-/// The annotations of a stack, live or not.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the annotations of a stack, also of a deleted stack.
 pub fn annotations(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Annotation>, DbError> {
     const SQL: &str = "\
         SELECT id, stack_id, key, value FROM stack_annotations WHERE stack_id = $1 ORDER BY created_at, id";
@@ -93,7 +84,7 @@ pub fn annotations(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Annotation>, Db
 /// Adds an annotation.
 ///
 /// # Errors
-/// An unknown stack, a key it has already, or a failed statement.
+/// When the stack is unknown or has the key already.
 pub fn add_annotation(
     db: &mut impl Sql,
     stack: &Stack,
@@ -106,10 +97,7 @@ pub fn add_annotation(
     Annotation::read(&db.query_one(SQL, &[&stack.id, &stack.generator_id, &key, &value])?)
 }
 
-/// Takes the annotation with this key away. False when the stack had none.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes the annotation with this key. Returns false when the stack had none.
 pub fn remove_annotation(db: &mut impl Sql, stack: Uuid, key: &str) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM stack_annotations WHERE stack_id = $1 AND key = $2";
     Ok(db.execute(SQL, &[&stack, &key])? > 0)

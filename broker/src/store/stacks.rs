@@ -1,4 +1,4 @@
-//! Stacks, and their deletion with everything that hangs on it.
+//! Stacks: create, read and change them, and delete them with their objects.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -42,10 +42,7 @@ impl Stack {
     }
 }
 
-/// Every live stack.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every live stack.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Stack>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -55,10 +52,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Stack>, DbError> {
     super::all(db.query(SQL, &[])?, Stack::read)
 }
 
-/// The live stacks of a generator; none when it is unknown.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live stacks of a generator; none when it is unknown.
 pub fn list_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Stack>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -68,10 +62,7 @@ pub fn list_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Stack>, DbError
     super::all(db.query(SQL, &[&generator])?, Stack::read)
 }
 
-/// The live stack with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live stack with this id.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -84,13 +75,11 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
         .transpose()
 }
 
-/// As [`get`], and no other writer of this stack, its objects, labels or targets goes on before the end of the transaction.
+/// Does the same as [`get`], and locks the stack against all other writers of its objects, labels and targets until the
+/// end of the transaction.
 ///
-/// The strongest lock, because it also stops those who only refer to the stack: an agent targeted at it while it is being
-/// deleted would otherwise be missing from its departures.
-///
-/// # Errors
-/// When the statement fails.
+/// Takes the strongest lock, which also blocks new references: an agent targeted at the stack during its deletion would
+/// otherwise be missing from its departures.
 pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -103,27 +92,26 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError>
         .transpose()
 }
 
-/// The ids of a generator's live stacks, each locked as by [`get_locked`], in one order for everybody.
-///
-/// # Errors
-/// When the statement fails.
+/// Locks a generator's live stacks as [`get_locked`] does, and returns their ids. Always locks in order of id, so that
+/// two callers cannot deadlock.
 pub fn lock_all_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
         SELECT id FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY id FOR UPDATE";
     super::all(db.query(SQL, &[&generator])?, |row| Ok(row.try_get(0)?))
 }
 
-/// Adds a stack. `None` when there is no such live generator.
+/// Adds a stack. Returns `None` when there is no such live generator.
 ///
 /// # Errors
-/// A taken name, or a failed statement.
+/// When the name is taken.
 pub fn insert(
     db: &mut impl Sql,
     name: &str,
     description: Option<&str>,
     generator: Uuid,
 ) -> Result<Option<Stack>, DbError> {
-    // The lock waits for a deletion under way and then finds no live generator: no live stack outlives its owner.
+    // The lock waits for a running deletion of the generator and then finds no live row, so no live stack outlives its
+    // generator.
     const SQL: &str = concat!(
         "INSERT INTO stacks (name, description, generator_id)
          SELECT $1, $2, g.id
@@ -137,10 +125,10 @@ pub fn insert(
         .transpose()
 }
 
-/// Changes a live stack. Without a description the old one stays.
+/// Changes a live stack. Without a description the old description stays.
 ///
 /// # Errors
-/// A taken name, or a failed statement.
+/// When the name is taken.
 pub fn update(
     db: &mut impl Sql,
     id: Uuid,
@@ -158,16 +146,14 @@ pub fn update(
         .transpose()
 }
 
-/// Marks these live stacks and their live objects as deleted, gives each its deletion marker, and notes every agent that
-/// served it, so that the marker reaches them. The time of deletion.
+/// Marks these live stacks and their live objects as deleted, adds a deletion marker to each stack, and notes every
+/// agent that served it, so that the marker reaches them. Returns the time of deletion.
 ///
-/// The caller holds the stacks' locks since an earlier statement of the same transaction: only so does this one, whose
-/// snapshot is younger, see every object committed before, and takes a marker's sequence id after all of theirs.
-///
-/// # Errors
-/// When the statement fails.
+/// The caller must have locked the stacks in an earlier statement of the same transaction. Only then does this
+/// statement's snapshot include every object committed before, and only then does the marker get a higher sequence id
+/// than all of them.
 pub fn delete_locked(db: &mut impl Sql, stacks: &[Uuid]) -> Result<DateTime<Utc>, DbError> {
-    // The checksum of a marker made here is the MD5 of nothing, which is what agents know it by.
+    // The checksum is the MD5 of the empty text, by which agents recognise a marker.
     const SQL: &str = "\
         WITH gone AS (
             UPDATE stacks SET deleted_at = now() WHERE id = ANY ($1) AND deleted_at IS NULL RETURNING id),

@@ -1,4 +1,4 @@
-//! Targets: stacks an agent is explicitly told to serve.
+//! Targets: stacks that an agent is explicitly told to serve.
 
 use postgres::Row;
 use serde::Serialize;
@@ -27,22 +27,19 @@ impl Target {
     }
 }
 
-/// What decides whether a target may be added or removed.
+/// The facts that decide if a target may be added or removed.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
-    /// Owner of the stack.
+    /// The generator that owns the stack.
     pub generator: Uuid,
-    /// The agent is registered with that owner.
+    /// True when the agent is registered with that generator.
     pub registered: bool,
 }
 
-/// How an agent stands to a live stack, or `None` when there is no such live stack.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns an agent's standing to a live stack, or `None` when there is no such live stack.
 pub fn standing(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<Option<Standing>, DbError> {
-    // The registration is held until the end of the transaction: an agent that leaves its generator meanwhile waits, and
-    // then takes the target with it.
+    // Locks the registration until the end of the transaction. An agent that leaves its generator meanwhile waits, and
+    // then removes this target too.
     const SQL: &str = "\
         SELECT s.generator_id,
                (SELECT r.id FROM agent_generator_registrations r
@@ -58,10 +55,7 @@ pub fn standing(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<Option<St
         .transpose()
 }
 
-/// The targets of an agent, live or not.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the targets of an agent, also of a deleted agent or stack.
 pub fn list(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Target>, DbError> {
     const SQL: &str = "SELECT id, agent_id, stack_id FROM agent_targets WHERE agent_id = $1 ORDER BY created_at, id";
     super::all(db.query(SQL, &[&agent])?, Target::read)
@@ -70,17 +64,14 @@ pub fn list(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Target>, DbError> {
 /// Adds a target.
 ///
 /// # Errors
-/// An unknown agent or stack, a target that is there already, or a failed statement.
+/// When the agent or stack is unknown, or the target exists already.
 pub fn add(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<Target, DbError> {
     const SQL: &str = "\
         INSERT INTO agent_targets (agent_id, stack_id) VALUES ($1, $2) RETURNING id, agent_id, stack_id";
     Target::read(&db.query_one(SQL, &[&agent, &stack])?)
 }
 
-/// Takes a target away. False when there was none.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes a target. Returns false when there was none.
 pub fn remove(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM agent_targets WHERE agent_id = $1 AND stack_id = $2";
     Ok(db.execute(SQL, &[&agent, &stack])? > 0)

@@ -1,6 +1,6 @@
-//! What happens in clusters, for a few hours: events and log lines, by stack.
+//! Telemetry of clusters, kept for a few hours: Kubernetes events and log lines by stack.
 //!
-//! Rows come in batches and are read newest first by the time they came in. The order within a batch is kept by a number.
+//! Rows arrive in batches and are read newest first by arrival. A number (`n`) keeps the order within a batch.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -11,13 +11,14 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// How long telemetry is kept, in seconds. The sweep of old rows goes by it too.
+/// The time for which telemetry is kept, in seconds. The sweep of old rows uses it too.
 pub const RETENTION_SECONDS: u32 = 6 * 60 * 60;
 
-/// Most bytes of text in one answer: five thousand of the longest lines would be more than a broker has.
+/// The largest number of bytes of text in one answer, because five thousand of the longest lines would exceed a
+/// broker's memory.
 const ANSWER: i64 = 16 * 1024 * 1024;
 
-/// An event as the API shows it.
+/// A Kubernetes event as the API shows it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AgentK8sEvent)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -34,7 +35,7 @@ pub struct Event {
     pub created_at: DateTime<Utc>,
 }
 
-/// A line as the API shows it.
+/// A log line as the API shows it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AgentPodLog)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -50,7 +51,7 @@ pub struct Line {
     pub created_at: DateTime<Utc>,
 }
 
-/// An event to be stored: its texts hold no NUL, its time fits the column.
+/// A Kubernetes event to store. Its texts hold no NUL, and its time fits the column.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct NewEvent {
@@ -64,7 +65,7 @@ pub struct NewEvent {
     pub involved_object: Value,
 }
 
-/// A line to be stored: its texts hold no NUL, its time fits the column.
+/// A log line to store. Its texts hold no NUL, and its time fits the column.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct NewLine {
@@ -110,10 +111,7 @@ impl Line {
     }
 }
 
-/// The newest events of a stack since a time, and since the retention.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest events of a stack, newest first, received at or after `since` and within the retention.
 pub fn events(
     db: &mut impl Sql,
     stack: Uuid,
@@ -140,10 +138,7 @@ pub fn events(
     )
 }
 
-/// The newest lines of a stack since a time, and since the retention.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest log lines of a stack, newest first, received at or after `since` and within the retention.
 pub fn lines(
     db: &mut impl Sql,
     stack: Uuid,
@@ -168,17 +163,15 @@ pub fn lines(
     )
 }
 
-/// As heartbeats, telemetry does not wait for the disk: what a crash of the server loses is a moment of logs.
+/// Turns `synchronous_commit` off for one statement, because a crash of the server would lose only a moment of
+/// telemetry.
 macro_rules! without_waiting {
     () => {
         "WITH commits AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS synchronous) "
     };
 }
 
-/// Stores events, in this order, in one statement.
-///
-/// # Errors
-/// When the statement fails.
+/// Stores events in this order, in one statement.
 pub fn insert_events(db: &mut impl Sql, events: &[NewEvent]) -> Result<(), DbError> {
     const SQL: &str = concat!(
         without_waiting!(),
@@ -208,10 +201,7 @@ pub fn insert_events(db: &mut impl Sql, events: &[NewEvent]) -> Result<(), DbErr
     Ok(())
 }
 
-/// Stores lines, in this order, in one statement.
-///
-/// # Errors
-/// When the statement fails.
+/// Stores log lines in this order, in one statement.
 pub fn insert_lines(db: &mut impl Sql, lines: &[NewLine]) -> Result<(), DbError> {
     const SQL: &str = concat!(
         without_waiting!(),

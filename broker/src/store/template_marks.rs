@@ -1,4 +1,4 @@
-//! What a template must find on a stack: labels and annotations.
+//! Labels and annotations of templates, which a stack must have too.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -19,7 +19,7 @@ pub struct Label {
     pub created_at: DateTime<Utc>,
 }
 
-/// An annotation of a template. One value per key.
+/// An annotation of a template. Each key has one value.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TemplateAnnotation)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -54,10 +54,7 @@ impl Annotation {
     }
 }
 
-/// The labels of a template.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the labels of a template.
 pub fn labels(db: &mut impl Sql, template: Uuid) -> Result<Vec<Label>, DbError> {
     const SQL: &str = "\
         SELECT id, template_id, label, created_at FROM template_labels WHERE template_id = $1 ORDER BY created_at, id";
@@ -67,7 +64,7 @@ pub fn labels(db: &mut impl Sql, template: Uuid) -> Result<Vec<Label>, DbError> 
 /// Adds a label.
 ///
 /// # Errors
-/// An unknown template, a label it has already, or a failed statement.
+/// When the template is unknown or has the label already.
 pub fn add_label(db: &mut impl Sql, template: Uuid, label: &str) -> Result<Label, DbError> {
     const SQL: &str = "\
         INSERT INTO template_labels (template_id, label) VALUES ($1, $2)
@@ -75,19 +72,13 @@ pub fn add_label(db: &mut impl Sql, template: Uuid, label: &str) -> Result<Label
     Label::read(&db.query_one(SQL, &[&template, &label])?)
 }
 
-/// Takes a label away. False when the template did not have it.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes a label. Returns false when the template did not have it.
 pub fn remove_label(db: &mut impl Sql, template: Uuid, label: &str) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM template_labels WHERE template_id = $1 AND label = $2";
     Ok(db.execute(SQL, &[&template, &label])? > 0)
 }
 
-/// The annotations of a template.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the annotations of a template.
 pub fn annotations(db: &mut impl Sql, template: Uuid) -> Result<Vec<Annotation>, DbError> {
     const SQL: &str = "\
         SELECT id, template_id, key, value, created_at FROM template_annotations
@@ -98,7 +89,7 @@ pub fn annotations(db: &mut impl Sql, template: Uuid) -> Result<Vec<Annotation>,
 /// Adds an annotation.
 ///
 /// # Errors
-/// An unknown template, a key it has already, or a failed statement.
+/// When the template is unknown or has the key already.
 pub fn add_annotation(
     db: &mut impl Sql,
     template: Uuid,
@@ -111,35 +102,29 @@ pub fn add_annotation(
     Annotation::read(&db.query_one(SQL, &[&template, &key, &value])?)
 }
 
-/// Takes the annotation with this key away. False when the template had none.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes the annotation with this key. Returns false when the template had none.
 pub fn remove_annotation(db: &mut impl Sql, template: Uuid, key: &str) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM template_annotations WHERE template_id = $1 AND key = $2";
     Ok(db.execute(SQL, &[&template, &key])? > 0)
 }
 
-/// What a template asks for and a stack does not have.
+/// The labels and annotations that a template requires and a stack lacks.
 #[derive(Debug, Default)]
 pub struct Missing {
-    /// Labels, in order.
+    /// Missing labels, sorted.
     pub labels: Vec<String>,
-    /// Key and value, in order.
+    /// Keys and values of missing annotations, sorted by key.
     pub annotations: Vec<(String, String)>,
 }
 
 impl Missing {
-    /// The template may be used for the stack.
+    /// Returns true when the stack lacks nothing, so the template may be used for it.
     pub fn is_nothing(&self) -> bool {
         self.labels.is_empty() && self.annotations.is_empty()
     }
 }
 
-/// What of a template's labels and annotations a stack lacks.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the labels and annotations of a template that a stack lacks.
 pub fn missing(db: &mut impl Sql, template: Uuid, stack: Uuid) -> Result<Missing, DbError> {
     const SQL: &str = "\
         SELECT l.label, NULL

@@ -1,4 +1,4 @@
-//! Templates: every change is a new row, numbered within its owner and name; and what was rendered from them.
+//! Templates, of which each change is a new version, and the record of objects rendered from them.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// How often a number that somebody else was faster to take is tried anew. Each try means that another writer of the
-/// same name has succeeded.
+/// The number of attempts to take the next version number. Each failed attempt means that another writer of the same
+/// name has succeeded.
 const ATTEMPTS: usize = 100;
 
 /// One version of a template as the API shows it.
@@ -21,7 +21,7 @@ pub struct Template {
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub deleted_at: Option<DateTime<Utc>>,
-    /// None: the system's.
+    /// The owner; null for the system's templates.
     pub generator_id: Option<Uuid>,
     pub name: String,
     pub description: Option<String>,
@@ -57,7 +57,7 @@ impl Template {
     }
 }
 
-/// What the caller decides of a new version.
+/// A new version of a template, before it has a number.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "as in `Template`")]
 pub struct NewTemplate<'a> {
@@ -69,10 +69,7 @@ pub struct NewTemplate<'a> {
     pub checksum: &'a str,
 }
 
-/// Every live template.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every live template.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Template>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -82,10 +79,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Template>, DbError> {
     super::all(db.query(SQL, &[])?, Template::read)
 }
 
-/// The live templates a generator may use: the system's, then its own.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live templates that a generator may use: the system's, then its own.
 pub fn list_for(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Template>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -100,10 +94,7 @@ pub fn list_for(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Template>, DbE
     super::all(db.query(SQL, &[&generator])?, Template::read)
 }
 
-/// The live template with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the live template with this id.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Template>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -116,14 +107,14 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Template>, DbError> {
         .transpose()
 }
 
-/// Adds a version: one more than the highest live one of this owner and name. `None` when somebody else took the number
-/// every single time.
+/// Adds a version, numbered after the highest live version of this owner and name. Returns `None` when other writers
+/// took the number in every attempt.
 ///
-/// There may be no row yet that could be locked, so the index decides. Who comes second waits for the first to commit,
-/// inserts nothing, and counts anew in its next statement, which sees the first one's row.
+/// The unique index decides between concurrent writers, because there may be no row yet to lock. The later writer waits
+/// for the first to commit, inserts nothing, and counts again in its next statement, which sees the first writer's row.
 ///
 /// # Errors
-/// An unknown generator, or a failed statement.
+/// When the generator is unknown.
 pub fn insert(db: &mut impl Sql, new: &NewTemplate<'_>) -> Result<Option<Template>, DbError> {
     const SQL: &str = concat!(
         "INSERT INTO stack_templates
@@ -156,19 +147,13 @@ pub fn insert(db: &mut impl Sql, new: &NewTemplate<'_>) -> Result<Option<Templat
 }
 
 /// Marks a live template as deleted. Other versions stay.
-///
-/// # Errors
-/// When the statement fails.
 pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     const SQL: &str =
         "UPDATE stack_templates SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL";
     Ok(db.execute(SQL, &[&id])? > 0)
 }
 
-/// Notes what an object was rendered from.
-///
-/// # Errors
-/// When the statement fails.
+/// Stores the template, version and parameters that an object was rendered from.
 pub fn rendered(
     db: &mut impl Sql,
     object: Uuid,

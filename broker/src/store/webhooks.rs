@@ -1,4 +1,4 @@
-//! Webhook subscriptions.
+//! Webhook subscriptions: create, read, change and delete them.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::db::{DbError, Sql};
 use crate::webhook::endpoint::Sealed;
 
-/// A subscription as the API shows it: of its URL and `Authorization` value only whether they are there.
+/// A subscription as the API shows it, without its URL and `Authorization` value, which are secret.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = WebhookResponse)]
 #[allow(missing_docs, reason = "the fields are the API's")]
@@ -18,7 +18,7 @@ pub struct Subscription {
     pub has_url: bool,
     pub has_auth_header: bool,
     pub event_types: Vec<String>,
-    /// Which events, by their data; null: all of them.
+    /// Conditions on an event's data; null: all events.
     pub filters: Option<Filters>,
     pub target_labels: Option<Vec<String>>,
     pub enabled: bool,
@@ -29,47 +29,47 @@ pub struct Subscription {
     pub created_by: Option<String>,
 }
 
-/// Which events a subscription hears of, by their data: what is set here must be there and equal.
+/// Conditions on an event's data: each value that is set must be present and equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = WebhookFilters)]
 pub struct Filters {
-    /// Events of this agent.
+    /// Only events of this agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<Uuid>,
-    /// Events of this stack.
+    /// Only events of this stack.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack_id: Option<Uuid>,
 }
 
-/// A subscription to be stored.
+/// A subscription to store.
 #[derive(Debug)]
 pub struct New<'a> {
-    /// Its name.
+    /// The subscription's name.
     pub name: &'a str,
-    /// Its secrets.
+    /// The sealed URL and `Authorization` value.
     pub sealed: &'a Sealed,
-    /// The name of its host.
+    /// The id of the endpoint's host.
     pub lane: Uuid,
     /// Patterns of event types.
     pub event_types: &'a [String],
-    /// Which events, by their data.
+    /// Conditions on an event's data.
     pub filters: Option<Filters>,
-    /// Labels of the agents that deliver; none: the broker.
+    /// Labels of the agents that deliver; `None`: the broker delivers.
     pub target_labels: Option<&'a [String]>,
-    /// Most attempts.
+    /// The largest number of attempts.
     pub max_retries: i32,
-    /// For one attempt.
+    /// The timeout of one attempt.
     pub timeout_seconds: i32,
-    /// Who made it.
+    /// The caller who created the subscription.
     pub created_by: &'a str,
 }
 
-/// What is to change. `None` leaves a value, `Some(None)` takes it away.
+/// The changes to a subscription. `None` keeps a value, `Some(None)` removes it.
 #[derive(Debug, Default)]
 #[allow(missing_docs, reason = "as in New")]
 pub struct Change<'a> {
     pub name: Option<&'a str>,
-    /// The sealed URL and the name of its host.
+    /// The sealed URL and the id of its host.
     pub url: Option<(&'a [u8], Uuid)>,
     pub auth_header: Option<Option<&'a [u8]>>,
     pub event_types: Option<&'a [String]>,
@@ -96,7 +96,7 @@ impl Subscription {
             has_url: true,
             has_auth_header: row.try_get(2)?,
             event_types: row.try_get(3)?,
-            // What cannot be read matches nothing, and is not shown as if it did.
+            // Filters that cannot be parsed match no event, so they are shown as none.
             filters: filters.and_then(|value| serde_json::from_value(value).ok()),
             target_labels: row.try_get(5)?,
             enabled: row.try_get(6)?,
@@ -109,21 +109,15 @@ impl Subscription {
     }
 }
 
-/// Holds off every other change of subscriptions until the end of the transaction. Each change begins with it: whether
-/// anybody is subscribed ([`note_interest`]) is decided by one at a time.
-///
-/// # Errors
-/// When the statement fails.
+/// Locks subscriptions against every other change until the end of the transaction. Each change begins with this lock,
+/// because concurrent changes would otherwise compute [`note_interest`] from outdated rows.
 pub fn lock(db: &mut impl Sql) -> Result<(), DbError> {
     const SQL: &str = "SELECT FROM brokkr_meta FOR NO KEY UPDATE";
     db.query(SQL, &[]).map(|_| ())
 }
 
-/// Events are written down from now on exactly if an enabled subscription exists. Ends each change, in a statement of its own
-/// so that it sees the change.
-///
-/// # Errors
-/// When the statement fails.
+/// Switches the recording of events on or off: on exactly while an enabled subscription exists. Ends each change, in a
+/// statement of its own so that it sees the change.
 pub fn note_interest(db: &mut impl Sql) -> Result<(), DbError> {
     const SQL: &str = "\
         WITH now AS (SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE enabled) AS wanted)
@@ -131,10 +125,7 @@ pub fn note_interest(db: &mut impl Sql) -> Result<(), DbError> {
     db.execute(SQL, &[]).map(|_| ())
 }
 
-/// Every subscription, disabled ones too, newest first.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns every subscription, disabled ones included, newest first.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Subscription>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -144,10 +135,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Subscription>, DbError> {
     super::all(db.query(SQL, &[])?, Subscription::read)
 }
 
-/// The subscription with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the subscription with this id.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Subscription>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -160,28 +148,19 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Subscription>, DbError>
         .transpose()
 }
 
-/// Whether there is one with this id.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns true when there is a subscription with this id.
 pub fn exists(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE id = $1)";
     Ok(db.query_one(SQL, &[&id])?.try_get(0)?)
 }
 
-/// Whether there is any that is enabled.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns true when any subscription is enabled.
 pub fn any_enabled(db: &mut impl Sql) -> Result<bool, DbError> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE enabled)";
     Ok(db.query_one(SQL, &[])?.try_get(0)?)
 }
 
-/// The secrets of a subscription, and how long one attempt may take, seconds.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the secrets of a subscription, and the timeout of one attempt in seconds.
 pub fn endpoint(db: &mut impl Sql, id: Uuid) -> Result<Option<(Sealed, i32)>, DbError> {
     const SQL: &str =
         "SELECT url, auth_header, timeout_seconds FROM webhook_subscriptions WHERE id = $1";
@@ -197,9 +176,6 @@ pub fn endpoint(db: &mut impl Sql, id: Uuid) -> Result<Option<(Sealed, i32)>, Db
 }
 
 /// Adds a subscription.
-///
-/// # Errors
-/// When the statement fails.
 pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<Subscription, DbError> {
     const SQL: &str = concat!(
         "INSERT INTO webhook_subscriptions (name, url, auth_header, lane, event_types, filters, target_labels, max_retries,
@@ -226,9 +202,6 @@ pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<Subscription, DbError>
 }
 
 /// Changes a subscription.
-///
-/// # Errors
-/// When the statement fails.
 pub fn update(
     db: &mut impl Sql,
     id: Uuid,
@@ -271,10 +244,7 @@ pub fn update(
     row.as_ref().map(Subscription::read).transpose()
 }
 
-/// Removes a subscription with its deliveries. Whether there was one.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes a subscription with its deliveries. Returns false when there was none.
 pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM webhook_subscriptions WHERE id = $1";
     Ok(db.execute(SQL, &[&id])? > 0)

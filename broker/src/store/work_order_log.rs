@@ -1,4 +1,4 @@
-//! The log of work orders that ended: one row each, with the order's id, and kept for ever.
+//! The log of ended work orders: one row per order, with the order's id, kept for ever.
 
 use chrono::{DateTime, Utc};
 use postgres::Row;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// Most entries in one list, whatever was asked for.
+/// The largest number of entries in one list.
 pub const MOST: i64 = 10_000;
 
 /// An entry as the API shows it.
@@ -17,7 +17,7 @@ pub const MOST: i64 = 10_000;
 #[schema(as = WorkOrderLog)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Entry {
-    /// The order's.
+    /// The work order's id.
     pub id: Uuid,
     pub work_type: String,
     pub created_at: DateTime<Utc>,
@@ -54,10 +54,7 @@ impl Entry {
     }
 }
 
-/// Takes an order out of the queue and writes down how it ended. The caller holds it locked.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes a work order from the queue and logs its result. The caller must have locked the order.
 pub fn finish(
     db: &mut impl Sql,
     order: Uuid,
@@ -78,7 +75,7 @@ pub fn finish(
     Entry::read(&db.query_one(SQL, &[&order, &success, &message])?)
 }
 
-/// What a list is narrowed to; all that is given must hold.
+/// The conditions of a list; each that is set must hold.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct Filter<'a> {
@@ -87,12 +84,9 @@ pub struct Filter<'a> {
     pub success: Option<bool>,
 }
 
-/// The entries that ended last first, at most `most` and at most [`MOST`].
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the entries that ended last, latest first, at most `most` and at most [`MOST`].
 pub fn list(db: &mut impl Sql, filter: Filter<'_>, most: i64) -> Result<Vec<Entry>, DbError> {
-    // One text for each set of filters, so that each is planned for the index that serves it.
+    // One text per set of filters, so that each is planned for its own index.
     macro_rules! sql {
         ($filter:literal) => {
             concat!(
@@ -127,10 +121,7 @@ pub fn list(db: &mut impl Sql, filter: Filter<'_>, most: i64) -> Result<Vec<Entr
     super::all(db.query(sql, &params)?, Entry::read)
 }
 
-/// The entry of this order.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the log entry of this work order.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Entry>, DbError> {
     const SQL: &str = concat!("SELECT ", columns!(), " FROM work_order_log WHERE id = $1");
     db.query_opt(SQL, &[&id])?

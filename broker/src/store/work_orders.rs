@@ -1,7 +1,8 @@
-//! Work orders: who they are for, who has claimed them, when they come back.
+//! Work orders: the agents that may claim them, their claims and their retries.
 //!
-//! An order is for an agent that it names, or that has one of its labels, or one of its annotations in key and value.
-//! `due_at` says when an order that is not pending becomes so by itself: `next_retry_after` of a retry, the end of a claim.
+//! An order is for the agents that it names, and for the agents that share a label with it or an annotation (key and
+//! value). `due_at` is the time at which an order becomes pending again by itself: `next_retry_after` of a retry, or
+//! the end of a claim.
 
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
 
-/// Longest pause before a retry: ten years. Doubling has no end, and the calendar has.
+/// The longest pause before a retry: ten years, because doubling without end would exceed the calendar.
 const LONGEST_PAUSE: f64 = 10.0 * 365.25 * 24.0 * 60.0 * 60.0;
 
-/// Most orders in one list.
+/// The largest number of orders in one list.
 const MOST: i64 = 10_000;
 
-/// Orders released by one statement.
+/// The largest number of orders that one statement releases.
 const CHUNK: i64 = 1_000;
 
 /// A work order as the API shows it.
@@ -31,7 +32,7 @@ pub struct WorkOrder {
     pub updated_at: DateTime<Utc>,
     pub work_type: String,
     pub yaml_content: String,
-    /// `PENDING`, `CLAIMED`, `RETRY_PENDING`; of one that is in the log, `COMPLETED` or `FAILED`.
+    /// `PENDING`, `CLAIMED` or `RETRY_PENDING`; `COMPLETED` or `FAILED` for an order in the log.
     pub status: String,
     pub claimed_by: Option<Uuid>,
     pub claimed_at: Option<DateTime<Utc>>,
@@ -51,11 +52,11 @@ macro_rules! columns {
     };
 }
 
-/// Creation and id of the oldest pending orders that are for agent `$1`, at most 1,000, and of one type if `$filter` says
-/// so.
+/// Selects creation time and id of the oldest pending orders for agent `$1`, at most 1,000, limited to a type by
+/// `$filter`.
 ///
-/// Three arms rather than one condition with OR: each begins at the agent's own few rows and goes on by index, oldest
-/// first, and ends where more cannot be in the answer: a label may be on every order there is.
+/// Three arms instead of one condition with OR, because each arm begins at the agent's own few rows and goes on by
+/// index, oldest first. Each arm has the limit too, because a label may be on every order.
 macro_rules! pending_for {
     ($filter:literal) => {
         concat!(
@@ -117,26 +118,26 @@ impl WorkOrder {
         row.as_ref().map(Self::read).transpose()
     }
 
-    /// Whether one more failure may be followed by a retry.
+    /// Returns true when a retry may follow one more failure.
     pub fn may_retry(&self) -> bool {
         self.retry_count < self.max_retries
     }
 
-    /// How long a retry after one more failure waits: the backoff, doubled with each failure, up to ten years.
+    /// Returns the pause after one more failure: the backoff, doubled with each failure, at most ten years.
     pub fn pause(&self) -> Duration {
         let failures = self.retry_count.saturating_add(1);
-        // Out of bounds is infinity here, and infinity is above the longest.
+        // An overflow yields infinity, which `clamp` turns into the longest pause.
         let seconds = f64::from(self.backoff_seconds) * 2_f64.powi(failures);
         Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_PAUSE))
     }
 
-    /// How long a claim is held before the order is given to others.
+    /// Returns the time after which a claim ends and the order is pending again.
     pub fn claim_timeout(&self) -> Duration {
         Duration::from_secs(u64::try_from(self.claim_timeout_seconds).unwrap_or(0))
     }
 }
 
-/// What an order is created from.
+/// The values of a new order.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
 pub struct New<'a> {
@@ -145,17 +146,17 @@ pub struct New<'a> {
     pub max_retries: i32,
     pub backoff_seconds: i32,
     pub claim_timeout_seconds: i32,
-    /// The agents it names.
+    /// The agents that the order names.
     pub agents: &'a [Uuid],
     pub labels: &'a [&'a str],
-    /// Keys and values of annotations, in the same order.
+    /// Keys and values of the annotations, in the same order.
     pub annotations: (&'a [&'a str], &'a [&'a str]),
 }
 
-/// Adds an order with all that it is for.
+/// Adds an order with its targets, labels and annotations.
 ///
 /// # Errors
-/// An unknown agent, an agent or label named twice, or a failed statement.
+/// When an agent is unknown, or an agent or label is named twice.
 pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<WorkOrder, DbError> {
     const SQL: &str = concat!(
         "WITH made AS (
@@ -192,16 +193,13 @@ pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<WorkOrder, DbError> {
     )?)
 }
 
-/// The newest orders first, at most ten thousand, of this status and type if given. An unknown status or type has none.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the newest orders, newest first, at most ten thousand, limited to a status and a type if given.
 pub fn list(
     db: &mut impl Sql,
     status: Option<&str>,
     work_type: Option<&str>,
 ) -> Result<Vec<WorkOrder>, DbError> {
-    // One text for each set of filters, so that each is planned for the index that serves it.
+    // One text per set of filters, so that each is planned for its own index.
     macro_rules! sql {
         ($filter:literal) => {
             concat!(
@@ -225,11 +223,8 @@ pub fn list(
     super::all(rows?, WorkOrder::read)
 }
 
-/// The pending orders that an agent may claim, of this type if given: the oldest first, at most 1,000. An agent takes the
-/// first, and asks again.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the oldest pending orders that an agent may claim, at most 1,000, limited to a type if given. That is
+/// enough, because an agent claims the first and asks again.
 pub fn pending(
     db: &mut impl Sql,
     agent: Uuid,
@@ -253,10 +248,7 @@ pub fn pending(
     super::all(rows?, WorkOrder::read)
 }
 
-/// The order with this id; of one that has ended, what the log still knows of it.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the order with this id. For an ended order, returns the values that the log holds.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -272,10 +264,8 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbError> {
     WorkOrder::optional(db.query_opt(SQL, &[&id])?)
 }
 
-/// The order with this id, and nobody else claims, completes, releases or deletes it before the end of the transaction.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the order with this id, and locks it until the end of the transaction against claim, completion, release and
+/// deletion.
 pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
@@ -285,14 +275,11 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbEr
     WorkOrder::optional(db.query_opt(SQL, &[&id])?)
 }
 
-/// Gives a pending order to a live agent that it is for. `None` when it is not pending (any more), not for that agent, or
-/// one of the two is not there. Of any number of agents at once, one gets it: the others wait for the row and then see it
+/// Claims a pending order for a live agent. Returns `None` when the order is not pending or not for that agent, or when
+/// the order or agent does not exist. Of concurrent agents one succeeds: the others wait for the row and then see it
 /// claimed.
-///
-/// # Errors
-/// When the statement fails.
 pub fn claim(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<WorkOrder>, DbError> {
-    // OFFSET 0 keeps the planner from turning a look-up of one order's few rows into a hash of all there are.
+    // OFFSET 0 keeps the planner from turning a look-up of one order's few rows into a hash of whole tables.
     const SQL: &str = concat!(
         "UPDATE work_orders w
             SET status = 'CLAIMED', claimed_by = $2, claimed_at = now(),
@@ -313,10 +300,7 @@ pub fn claim(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<WorkOrde
     WorkOrder::optional(db.query_opt(SQL, &[&id, &agent])?)
 }
 
-/// Notes a failure of an order that the caller holds locked, and puts it aside for [`WorkOrder::pause`].
-///
-/// # Errors
-/// When the statement fails.
+/// Stores a failure of an order that the caller has locked, and schedules its retry after [`WorkOrder::pause`].
 pub fn put_aside(
     db: &mut impl Sql,
     order: &WorkOrder,
@@ -334,31 +318,25 @@ pub fn put_aside(
     WorkOrder::read(&db.query_one(SQL, &[&order.id, &message, &order.pause().as_secs_f64()])?)
 }
 
-/// Removes an order, whatever its state. False when there is none.
-///
-/// # Errors
-/// When the statement fails.
+/// Removes an order in any state. Returns false when there was none.
 pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     const SQL: &str = "DELETE FROM work_orders WHERE id = $1";
     Ok(db.execute(SQL, &[&id])? > 0)
 }
 
-/// What one [`release`] has done.
+/// The result of one [`release`].
 #[derive(Clone, Copy, Debug)]
 pub struct Released {
-    /// Orders that became pending.
+    /// The number of orders that became pending.
     pub orders: i64,
-    /// Seconds until the next one is due.
+    /// Seconds until the next order is due.
     pub next: Option<f64>,
-    /// There may be more that are due already.
+    /// True when more orders may be due already.
     pub more: bool,
 }
 
-/// Makes orders pending whose retry is due or whose claim is stale. Those that somebody else is working on are left to
-/// them.
-///
-/// # Errors
-/// When the statement fails.
+/// Makes orders pending whose retry is due or whose claim has expired. Skips orders that another transaction has
+/// locked.
 pub fn release(db: &mut impl Sql) -> Result<Released, DbError> {
     const SQL: &str = "\
         WITH due AS (

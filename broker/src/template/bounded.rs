@@ -1,8 +1,8 @@
-//! A thread of its own, with a meter, for work whose size a stranger decides.
+//! A metered thread for work whose size an untrusted caller decides.
 //!
-//! The work calls [`spend`] wherever it may go on for long. When it has spent what it was given, used its processor time or
-//! come near the end of its stack, it is ended where it is by unwinding: the libraries in between would swallow an error,
-//! or collect it and go on. Unwinding this way calls no panic hook and prints nothing.
+//! The work calls [`spend`] wherever it may go on for long. Work that exceeds its allowance, its processor time or its
+//! stack is ended by unwinding, because the libraries in between would swallow an error or collect it and go on. This
+//! unwinding calls no panic hook and prints nothing.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -13,38 +13,39 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Semaphore;
 
-/// The name of these threads. What panics on one is a library that met what it did not foresee, and its message holds a
-/// stranger's text.
+/// The name of the metered threads. A panic on such a thread comes from a library, and its message may hold a caller's
+/// text.
 pub(crate) const THREAD: &str = "template";
 
-/// Most pieces of work of one kind at once: each may hold some hundred MiB for a moment, and the event loop needs a core as
-/// well.
+/// The largest number of pieces of work of one kind at once. Each may hold some hundred MiB for a moment, and the event
+/// loop needs a core too.
 const AT_ONCE: usize = 2;
-/// How long a piece of work waits for its turn.
+/// The time that a piece of work waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The stack of each.
+/// The stack size of each thread.
 const STACK: usize = 8 * 1024 * 1024;
-/// From here on nothing deeper is begun. What is left is for what recurses between two calls of [`spend`], which `scan` bounds.
+/// The stack depth from which nothing deeper begins. The rest is for recursion between two calls of [`spend`], which
+/// `scan` bounds.
 const DEEPEST: usize = STACK / 2;
-/// Processor time, not time on the clock: a busy machine must not make a template fail.
+/// The limit of processor time. Wall-clock time would let templates fail on a busy machine.
 const PROCESSOR: Duration = Duration::from_secs(1);
-/// Asking for the time costs a system call: once in so many bytes …
+/// The number of bytes after which the processor time is read again, because reading it costs a system call.
 const BYTES_UNWATCHED: u64 = 16 * 1024;
-/// … or so many calls of [`spend`].
+/// The number of calls of [`spend`] after which the processor time is read again.
 const CALLS_UNWATCHED: u32 = 8;
 
-/// Why work did not come to its end.
+/// Reason why work did not finish.
 #[derive(Debug)]
 pub(crate) enum Stopped {
-    /// It needed too much of something.
+    /// The work exceeded a limit.
     Limit(&'static str),
-    /// It panicked.
+    /// The work panicked.
     Panicked,
-    /// It was not begun.
+    /// The work was not begun.
     Busy,
 }
 
-/// What unwinds out of work that is ended.
+/// The payload that unwinds out of ended work.
 struct Ended(&'static str);
 
 #[derive(Clone, Copy)]
@@ -60,12 +61,12 @@ thread_local! {
     static METER: Cell<Option<Meter>> = const { Cell::new(None) };
 }
 
-/// Runs `work` with an allowance of bytes, and waits for it. Its caller has a turn of its [`Turns`].
+/// Runs `work` with an allowance of bytes, and waits for it. The caller holds a turn of [`Turns`].
 pub(super) fn run<T: Send>(allowance: u64, work: impl FnOnce() -> T + Send) -> Result<T, Stopped> {
     run_for(PROCESSOR, allowance, work)
 }
 
-/// As [`run`], with this much processor time.
+/// Runs as [`run`] does, with this much processor time.
 pub(crate) fn run_for<T: Send>(
     processor: Duration,
     allowance: u64,
@@ -98,7 +99,7 @@ pub(crate) fn run_for<T: Send>(
     })
 }
 
-/// Takes this much from the allowance, and ends the work if it has used up anything. Free outside [`run`].
+/// Takes bytes from the allowance, and ends the work when it exceeds a limit. Free outside [`run`].
 pub(crate) fn spend(bytes: usize) {
     let Some(mut meter) = METER.get() else {
         return;
@@ -122,24 +123,24 @@ pub(crate) fn spend(bytes: usize) {
     METER.set(Some(meter));
 }
 
-/// Ends the work, wherever it is.
+/// Ends the work by unwinding.
 pub(crate) fn stop(why: &'static str) -> ! {
     resume_unwind(Box::new(Ended(why)))
 }
 
-/// About where the stack has come to.
+/// Returns the approximate position of the stack.
 fn here() -> usize {
     let local = 0_u8;
     std::ptr::from_ref(black_box(&local)).addr()
 }
 
-/// What this thread has used so far.
+/// Returns the processor time that this thread has used.
 fn processor_time() -> Duration {
     // Cannot fail: every Linux has this clock.
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// The turns of one kind of work. They are waited for on the event loop, by those who hold neither a thread nor a connection.
+/// The turns of one kind of work. Callers wait for a turn on the event loop, without a thread or a connection.
 pub(crate) struct Turns(Semaphore);
 
 impl Turns {
@@ -147,8 +148,8 @@ impl Turns {
         Self(Semaphore::const_new(AT_ONCE))
     }
 
-    /// Does `work` on a blocking thread when its turn comes. It keeps the turn to its end, even if nobody waits for it any
-    /// longer.
+    /// Runs `work` on a blocking thread when its turn comes. The work keeps its turn to its end, even after the caller
+    /// has gone.
     pub(crate) async fn take<T: Send + 'static>(
         &'static self,
         work: impl FnOnce() -> T + Send + 'static,

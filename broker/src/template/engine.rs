@@ -1,4 +1,4 @@
-//! Tera without what reaches beyond a template, and with everything wrapped so that it counts.
+//! The Tera engine, without functions that reach beyond a template, and with every call metered.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -12,23 +12,23 @@ use unicode_segmentation::UnicodeSegmentation;
 use super::weight::NODE;
 use super::{OUTPUT, VALUE, bounded, filters, patterns, scan, weave, weight};
 
-/// See [`weave`].
+/// The name of the call that `weave` inserts into each body.
 pub(super) const TICK: &str = "!tick";
-/// See [`weave`].
+/// The name of the filter that `weave` adds to each value.
 pub(super) const WEIGH: &str = "!weigh";
-/// See [`weave`].
+/// The name of the filter that `weave` adds to each looped value.
 pub(super) const EACH: &str = "!each";
 
-/// What a template is called in Tera's messages. No suffix that Tera escapes for.
+/// The template's name in Tera's messages, without a suffix for which Tera escapes.
 const NAME: &str = "template";
 
-/// Most steps of Tera's parser, which tries a nested call four times a level. A text costs 5 for each byte, usual tags about
-/// 30. So many take half a second, and what they find some 20 MiB.
+/// The largest number of steps of Tera's parser, which tries a nested call four times per level. Text takes 5 steps per
+/// byte, usual tags about 30. This many steps take half a second and some 20 MiB.
 const STEPS: usize = 10_000_000;
 
 type Outcome<T> = tera::Result<T>;
 
-/// Everything but the template.
+/// Tera with everything but the template.
 static ENGINE: LazyLock<Tera> = LazyLock::new(|| {
     let mut tera = Tera::default();
     for filter in std::mem::take(&mut tera.filters) {
@@ -59,7 +59,7 @@ pub(super) fn parse(content: &str) -> Result<Template, String> {
         return Err("the template must not be blank".to_owned());
     }
     scan::check(content)?;
-    // For the whole process, in which nothing but Tera parses with it.
+    // The limit holds for the whole process, but only Tera parses with pest.
     pest::set_call_limit(NonZeroUsize::new(STEPS));
     let mut template =
         Template::new(NAME, None, content).map_err(|error| where_and_why(&say(&error)))?;
@@ -84,7 +84,7 @@ pub(super) fn render(content: &str, parameters: &Value) -> Result<String, String
     String::from_utf8(output.0).map_err(|error| error.to_string())
 }
 
-/// An error with its causes in one line. Which template it was is known.
+/// Formats an error with its causes in one line, without the name of the template.
 fn say(error: &Error) -> String {
     let mut said = Vec::new();
     let mut next: Option<&dyn std::error::Error> = Some(error);
@@ -98,7 +98,7 @@ fn say(error: &Error) -> String {
     said.join(": ")
 }
 
-/// A message of Tera's parser without the line it quotes, which may be the whole template.
+/// Shortens a message of Tera's parser by the line it quotes, which may be the whole template.
 fn where_and_why(said: &str) -> String {
     let part = |sign: &str| {
         said.lines()
@@ -113,7 +113,7 @@ fn where_and_why(said: &str) -> String {
     }
 }
 
-/// Rendered text, up to a size.
+/// Rendered text, up to [`OUTPUT`] bytes.
 struct Output(Vec<u8>);
 
 impl Write for Output {
@@ -130,7 +130,7 @@ impl Write for Output {
     }
 }
 
-/// One of Tera's filters, paid for.
+/// A metered filter of Tera.
 struct CountedFilter {
     name: String,
     filter: Arc<dyn Filter>,
@@ -146,7 +146,7 @@ impl Filter for CountedFilter {
     }
 }
 
-/// One of Tera's tests, paid for.
+/// A metered test of Tera.
 struct CountedTest(Arc<dyn Test>);
 
 impl Test for CountedTest {
@@ -156,7 +156,7 @@ impl Test for CountedTest {
     }
 }
 
-/// One of Tera's functions, paid for.
+/// A metered function of Tera.
 struct CountedFunction(Arc<dyn Function>);
 
 impl Function for CountedFunction {
@@ -168,7 +168,7 @@ impl Function for CountedFunction {
     }
 }
 
-/// Pays for what a call is given.
+/// Spends the weight of a call's arguments.
 fn pay<'a>(given: impl Iterator<Item = &'a Value>) {
     bounded::spend(NODE + given.map(weight::weigh).sum::<usize>());
 }
@@ -184,7 +184,8 @@ fn weigh(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
     Ok(value.clone())
 }
 
-/// What is looped over. A string becomes the list of its letters: Tera would look for each from the string's beginning.
+/// Prepares the value of a loop. A string becomes the list of its letters, because Tera would search for each letter
+/// from the string's beginning.
 fn each(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
     let Value::String(text) = value else {
         weight::spend(value);
@@ -200,7 +201,7 @@ fn each(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
     Ok(letters)
 }
 
-/// Tera's `range`, which has no bound, and none at all with a step of zero.
+/// Replaces Tera's `range`, which has no bound and does not end with a step of zero.
 fn range(args: &HashMap<String, Value>) -> Outcome<Value> {
     let number = |name: &str, otherwise| match args.get(name) {
         None => Ok(otherwise),
@@ -236,7 +237,7 @@ fn range(args: &HashMap<String, Value>) -> Outcome<Value> {
     Ok(numbers)
 }
 
-/// Tera's `matching`, whose expressions may be of any size.
+/// Replaces Tera's `matching`, whose expressions may be of any size.
 fn matching(value: Option<&Value>, args: &[Value]) -> Outcome<bool> {
     pay(value.into_iter().chain(args));
     let (Some(Value::String(text)), [Value::String(pattern)]) = (value, args) else {

@@ -1,4 +1,4 @@
-//! Filters whose result, or whose work, may be out of proportion to what they are given: foreseen before they are run.
+//! Checks ahead of filters whose result or work may be out of proportion to their arguments.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,13 @@ use tera::Error;
 use super::weight::{NODE, weigh};
 use super::{VALUE, bounded};
 
-/// Most bytes of text to take tags out of: Tera's expression for them looks ahead to the end of the line at each.
+/// The longest text for `striptags`, in bytes, because Tera's expression looks ahead to the end of the line at each
+/// tag.
 const TAGGED: usize = 16 * 1024;
-/// Most bytes of an attribute's name, a key or a date's format: each is gone through for every item.
+/// The longest attribute name, key or date format, in bytes, because each is read for every item.
 const NAME: usize = 256;
 
-/// Ends the work, or refuses, if this filter would do too much with these.
+/// Ends the work, or refuses, if this filter would do too much with these arguments.
 pub(super) fn foresee(
     filter: &str,
     value: &Value,
@@ -37,7 +38,7 @@ pub(super) fn foresee(
         }
         "split" => {
             let pattern = arg("pat").replace("\\n", "\n").replace("\\t", "\t");
-            // Each part is a value, and a piece of memory of its own.
+            // Each part is a value with an allocation of its own.
             grown(text.len(), text.matches(&pattern).count() + 1, 2 * NODE)
         }
         "striptags" if text.len() > TAGGED => VALUE + 1,
@@ -61,7 +62,7 @@ pub(super) fn foresee(
     }
 }
 
-/// So many bytes, and as often so many more.
+/// Returns the size of a text that grows by `more` bytes at each of `times` places.
 fn grown(bytes: usize, times: usize, more: usize) -> usize {
     bytes.saturating_add(times.saturating_mul(more))
 }

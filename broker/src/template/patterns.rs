@@ -1,18 +1,21 @@
-//! What a regular expression may cost: the engine's time is bounded by the size of the compiled expression times the length
-//! of the text, so that product is what is counted, and ahead.
+//! The cost of regular expressions, counted before the match.
+//!
+//! The engine's time is bounded by the size of the compiled expression times the length of the text, so that product
+//! counts.
 
 use regex::{Regex, RegexBuilder};
 
 use super::bounded;
 
-/// Sizes an expression may have, in bytes; what is larger than the last is refused.
+/// The size limits tried in turn for an expression, in bytes; larger expressions are refused.
 const SIZES: [usize; 4] = [8 << 10, 64 << 10, 512 << 10, 4 << 20];
-/// Most bytes of an expression's text.
+/// The longest expression, in bytes.
 pub(super) const TEXT: usize = 2048;
-/// The work of matching as bytes of the allowance: one unit of either is about a nanosecond.
+/// The units of matching work (size times text length) that count as one byte of the allowance; both take about a
+/// nanosecond.
 const PER_BYTE: usize = 64;
 
-/// Compiles an expression; also the size it is counted with.
+/// Compiles an expression. Returns it with the size that [`pay`] counts.
 pub(super) fn compile(pattern: &str) -> Result<(Regex, usize), String> {
     if pattern.len() > TEXT {
         return Err(format!(
@@ -31,7 +34,7 @@ pub(super) fn compile(pattern: &str) -> Result<(Regex, usize), String> {
     Err(error)
 }
 
-/// Pays for matching an expression of this size against that many bytes.
+/// Spends the cost of matching an expression of this size against that many bytes.
 pub(super) fn pay(size: usize, bytes: usize) {
     bounded::spend(size.saturating_mul(bytes) / PER_BYTE);
 }

@@ -1,17 +1,17 @@
-//! A look at a template's text before Tera parses it, at what makes Tera recurse: nested blocks, nested brackets, and chains
-//! of operators, which become trees as deep as they are long.
+//! A check of a template's text before Tera parses it, for causes of recursion: nested blocks, nested brackets, and
+//! chains of operators, which become trees as deep as they are long.
 //!
-//! It follows Tera's grammar where that matters (what is text, what a comment, what a string) and stops where a template
-//! stops being one: Tera will say so. It accepts much that Tera refuses, and nothing that is too deep for it.
+//! The scan follows Tera's grammar for text, comments and strings, and stops at invalid syntax, which Tera will refuse.
+//! It accepts much that Tera refuses, but nothing that is too deep for Tera.
 
-/// Blocks within blocks.
+/// The deepest nesting of blocks.
 const BLOCKS: usize = 50;
-/// Brackets within brackets, in one tag.
+/// The deepest nesting of brackets in one tag.
 const BRACKETS: usize = 30;
-/// Operators in one tag.
+/// The largest number of operators in one tag.
 const OPERATORS: usize = 200;
 
-/// Looks at the whole text.
+/// Checks the whole text.
 pub(super) fn check(content: &str) -> Result<(), String> {
     let mut rest = content;
     let mut open = 0_usize;
@@ -40,7 +40,7 @@ pub(super) fn check(content: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What follows the next `{{`, `{%` or `{#`, and which of them it was.
+/// Returns the kind of the next `{{`, `{%` or `{#`, and the text after it.
 fn next_start(text: &str) -> Option<(u8, &str)> {
     let bytes = text.as_bytes();
     let at = bytes
@@ -49,15 +49,15 @@ fn next_start(text: &str) -> Option<(u8, &str)> {
     Some((bytes[at + 1], &text[at + 2..]))
 }
 
-/// What follows the next `end`; nothing when there is none.
+/// Returns the text after the next `end`, or an empty text when there is none.
 fn after<'a>(text: &'a str, end: &str) -> &'a str {
     text.split_once(end).map_or("", |(_, after)| after)
 }
 
-/// White space, to Tera.
+/// White space in Tera's grammar.
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// The word a tag begins with.
+/// Returns the first word of a tag.
 fn first_word(inside: &str) -> &str {
     let word = inside.strip_prefix('-').unwrap_or(inside);
     let word = word.trim_start_matches(SPACE);
@@ -67,7 +67,7 @@ fn first_word(inside: &str) -> &str {
     &word[..end]
 }
 
-/// What follows `{% endraw %}`, nothing in between being looked at.
+/// Returns the text after `{% endraw %}`, without checking the text before it.
 fn after_raw(inside: &str) -> &str {
     let mut rest = after(inside, "%}");
     loop {
@@ -77,7 +77,7 @@ fn after_raw(inside: &str) -> &str {
             return rest;
         }
         if word == "endraw" {
-            // Nothing else may stand in it: `{% endraw x %}` is text.
+            // The tag must hold nothing else, because `{% endraw x %}` is text.
             let (_, tail) = rest.split_once(word).unwrap_or_default();
             let tail = tail.trim_start_matches(SPACE);
             let end = tail.strip_prefix('-').unwrap_or(tail);
@@ -88,7 +88,7 @@ fn after_raw(inside: &str) -> &str {
     }
 }
 
-/// Looks at one tag, whose start has been taken; what follows its end.
+/// Checks a tag from after its start, and returns the text after its end.
 fn tag<'a>(inside: &'a str, end: &str) -> Result<&'a str, String> {
     let bytes = inside.as_bytes();
     let (mut at, mut depth, mut operators) = (0, 0_usize, 0_usize);
@@ -98,7 +98,7 @@ fn tag<'a>(inside: &'a str, end: &str) -> Result<&'a str, String> {
         }
         match bytes[at] {
             quote @ (b'"' | b'\'' | b'`') => {
-                // No escapes in Tera: a string ends at the next quote of its kind.
+                // Tera has no escapes: a string ends at the next quote of its kind.
                 match bytes[at + 1..].iter().position(|byte| *byte == quote) {
                     Some(length) => at += 1 + length,
                     None => return Ok(""),
@@ -122,7 +122,7 @@ fn tag<'a>(inside: &'a str, end: &str) -> Result<&'a str, String> {
     Ok("")
 }
 
-/// Whether this word begins here. The grammar wants white space after it, not before.
+/// Returns true when this word begins here. Tera's grammar demands white space after the word, but not before it.
 fn is_word(bytes: &[u8], at: usize, word: &[u8]) -> bool {
     bytes[at..].starts_with(word)
         && bytes

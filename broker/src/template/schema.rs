@@ -1,9 +1,9 @@
-//! JSON Schema that fetches nothing and ends in time.
+//! JSON Schema validation that fetches nothing and ends in time.
 //!
-//! What could go on for long is of three kinds. One value can be checked against many subschemas, through references: their
-//! number is counted before the schema is compiled ([`prepare`]). Many values can each be checked many times: every
-//! subschema is given a keyword that counts while it is checked ([`Count`]). And matching an expression against a long
-//! text is one step that cannot be interrupted: that keyword pays for it ahead.
+//! Three kinds of work could take long. References can apply many subschemas to one value: [`prepare`] counts them
+//! before the schema is compiled. Many values can each be checked many times: every subschema gets a keyword that
+//! counts while it is checked ([`Count`]). And a match against a long text cannot be interrupted: that keyword pays for
+//! it ahead.
 
 mod prepare;
 
@@ -14,14 +14,14 @@ use serde_json::{Map, Value};
 use super::{bounded, patterns, weight};
 use prepare::COUNT;
 
-/// Most bytes of one compiled pattern.
+/// The largest compiled pattern, in bytes.
 const PATTERN: usize = 512 * 1024;
-/// Most problems that are listed.
+/// The largest number of listed problems.
 const PROBLEMS: usize = 50;
-/// What one problem holds in memory besides its path.
+/// The memory of one problem in bytes, besides its path.
 const PROBLEM: usize = 512;
 
-/// Compiles a schema. The draft is the one `$schema` names, else 7; `format` is asserted where that draft does.
+/// Compiles a schema. `$schema` names the draft, otherwise draft 7; `format` is asserted where that draft does.
 pub(super) fn compile(text: &str) -> Result<Validator, String> {
     let mut schema: Value =
         serde_json::from_str(text).map_err(|error| format!("the schema is not JSON: {error}"))?;
@@ -40,7 +40,7 @@ pub(super) fn compile(text: &str) -> Result<Validator, String> {
         .map_err(|error| within(&error))
 }
 
-/// Whether the parameters keep the schema: nothing, or what to ask for the [`problems`].
+/// Checks the parameters. Returns a validator for [`problems`] when they break the schema.
 pub(super) fn check(text: &str, parameters: &Value) -> Result<Option<Validator>, String> {
     if !weight::fits(parameters) {
         return Err("the parameters are too large or too deeply nested".to_owned());
@@ -49,7 +49,7 @@ pub(super) fn check(text: &str, parameters: &Value) -> Result<Option<Validator>,
     Ok((!validator.is_valid(parameters)).then_some(validator))
 }
 
-/// What is wrong with parameters, each with the place it is at.
+/// Lists the problems of the parameters, each with its place.
 pub(super) fn problems(validator: &Validator, parameters: &Value) -> Vec<String> {
     validator
         .iter_errors(parameters)
@@ -58,7 +58,7 @@ pub(super) fn problems(validator: &Validator, parameters: &Value) -> Vec<String>
         .collect()
 }
 
-/// An error with the place it is at.
+/// Formats an error with its place.
 fn within(error: &ValidationError<'_>) -> String {
     let text = prepare::without_counts(&error.to_string());
     match error.instance_path().as_str() {
@@ -67,7 +67,7 @@ fn within(error: &ValidationError<'_>) -> String {
     }
 }
 
-/// Retrieves nothing: neither a file nor a page, whatever a schema refers to.
+/// Refuses every retrieval of a file or a page.
 struct Nowhere;
 
 impl Retrieve for Nowhere {
@@ -76,16 +76,16 @@ impl Retrieve for Nowhere {
     }
 }
 
-/// The keyword put into every subschema: always kept, and paid for. Its name sorts before all others, so that it is paid
-/// for before they are looked at.
+/// The keyword put into every subschema: it always holds, and spends the cost of the check. Its name sorts before all
+/// others, so that it runs before them.
 struct Count {
-    /// Weight of the subschema's own keywords: what a value is compared with, and what an error quotes.
+    /// The weight of the subschema's own keywords: values are compared with them, and errors quote them.
     own: usize,
-    /// Most errors these can make.
+    /// The largest number of errors that these keywords can cause.
     errors: usize,
-    /// Size of `pattern`, compiled.
+    /// The compiled size of `pattern`.
     pattern: usize,
-    /// Sizes of the expressions of `patternProperties`, compiled, together.
+    /// The sum of the compiled sizes of `patternProperties`.
     names: usize,
 }
 
@@ -101,7 +101,7 @@ impl Count {
         };
         let (own, errors) = (number(0), number(1));
         let size = |pattern: &str| {
-            // As JSON Schema means these classes; close enough to say how large it gets.
+            // Use the ASCII classes of JSON Schema, which is close enough to estimate the size.
             let ascii = pattern
                 .replace("\\w", "[0-9A-Za-z_]")
                 .replace("\\d", "[0-9]");
@@ -121,7 +121,7 @@ impl Count {
     }
 
     fn pay(&self, value: &Value) {
-        // Comparing is quicker than keeping.
+        // Comparing costs an eighth, because it is quicker than copying.
         bounded::spend(weight::NODE + self.own / 8);
         match value {
             Value::String(text) => patterns::pay(self.pattern, text.len()),

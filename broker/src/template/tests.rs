@@ -1,4 +1,4 @@
-//! What templates and schemas can do, and what they cannot.
+//! Tests of the features and limits of templates and schemas.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::time::{Duration, Instant};
@@ -39,7 +39,8 @@ fn wrong(schema: &Value, parameters: &Value) -> Vec<String> {
     }
 }
 
-/// The refusal came soon: what is bounded is far below the deadline of a request, even unoptimised on a busy machine.
+/// Asserts that the work ends within 25 s: its limits are far below a request's deadline, even unoptimised on a busy
+/// machine.
 fn soon<T>(work: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let done = work();
@@ -220,7 +221,7 @@ fn a_hostile_template_is_refused_before_it_is_parsed_or_soon_after() {
         "{{ \"".repeat(many),
         "{#".repeat(many),
         "{% raw %}".repeat(many),
-        // Tera's own mistake: it panics on a list as a test's argument.
+        // A bug of Tera: it panics on a list as a test's argument.
         "{{ a is containing([1]) }}".to_owned(),
     ] {
         let _ = soon(|| no_syntax(&content));
@@ -259,7 +260,7 @@ fn a_hostile_template_is_ended_while_it_renders() {
         "{% for i in l %}{{ s is matching(\"[ab]*x[x]{3000}[cd]\") }}{% endfor %}",
         "{% for i in l %}{{ i ~ \"\" }}{% set a = \"a\" %}{{ a is matching(\"\\w{1,63}\") }}{% endfor %}",
         "{{ s is matching(\"x{1000}{1000}\") }}",
-        // Tera's own mistakes: these make it panic.
+        // Bugs of Tera: these templates make it panic.
         "{{ f + f }}",
         "{{ get_random(start=1, end=1) }}",
         "{{ 99999999999999999 | date }}",
@@ -459,7 +460,7 @@ fn a_hostile_schema_is_refused_or_ended() {
         .map(|n| if n % 7 < 3 { 'a' } else { 'b' })
         .collect();
     for (schema, parameters) in [
-        // Twice as many at every level of the value.
+        // Doubles the work at every level of the value.
         (
             json!({ "properties": { "a": { "$ref": "#" } }, "patternProperties": { "a": { "$ref": "#" } }, "type": "object" }),
             nested,

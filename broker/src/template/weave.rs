@@ -1,25 +1,25 @@
-//! What Tera has parsed, refused where it holds what templates may not use, and woven through with calls that count.
+//! Instrumentation of a parsed template: refuses forbidden features, and inserts calls that count.
 //!
-//! Every body (of a loop, a macro, a branch) begins with a call of [`TICK`] that pays for its text: no loop goes round
-//! without paying, whatever it does. Every expression that may hold more than a number ends with a call of [`WEIGH`], which
-//! pays for its value: no value is copied, kept or printed without paying. What is looped over goes through [`EACH`].
-//! The names of these calls are none that a template could write.
+//! Every body (of a loop, a macro, a branch) begins with a call of [`TICK`] that pays for its text, so no loop repeats
+//! without paying. Every expression that may hold more than a number ends with a call of [`WEIGH`] that pays for its
+//! value, so no value is copied, kept or printed without paying. The value of a loop goes through [`EACH`]. No template
+//! can write the names of these calls.
 
 use tera::Template;
 use tera::ast::{Expr, ExprVal, Forloop, FunctionCall, Node, WS};
 
 use super::engine::{EACH, TICK, WEIGH};
 
-/// Most operands of one `~`: all are held at once before their sum is weighed.
+/// The largest number of operands of one `~`, because all are held at once before their sum is weighed.
 const OPERANDS: usize = 16;
-/// Most `[` in one name: each is looked up and written into a copy of the whole.
+/// The largest number of `[` in one name, because Tera looks each up and writes it into a copy of the whole name.
 const INDICES: usize = 8;
-/// Strings up to this length are not weighed: there are no more of them than the template has text.
+/// The length up to which strings are not weighed, because the template's own text bounds their number.
 const SHORT: usize = 256;
 
 type Checked = Result<(), String>;
 
-/// Checks a template and weaves the calls into it.
+/// Checks a template and inserts the calls.
 pub(super) fn weave(template: &mut Template) -> Checked {
     if template.parent.is_some() || !template.imported_macro_files.is_empty() {
         return Err(alone());
@@ -28,7 +28,7 @@ pub(super) fn weave(template: &mut Template) -> Checked {
     for definition in template.macros.values_mut() {
         body(&mut definition.body)?;
     }
-    // Copies of what is in the tree; rendering takes these.
+    // These are copies of blocks in the tree; rendering uses them.
     for block in template.blocks.values_mut() {
         body(&mut block.body)?;
     }
@@ -109,7 +109,7 @@ fn expression(value: &mut Expr) -> Checked {
             macro_call.args.values_mut().try_for_each(expression)?;
             true
         }
-        // Its result is weighed where it is called.
+        // The called function weighs its result.
         ExprVal::FunctionCall(function) => {
             call(function)?;
             false
@@ -134,13 +134,13 @@ fn expression(value: &mut Expr) -> Checked {
     };
     value.filters.iter_mut().try_for_each(call)?;
     if weighed {
-        // Last: `default` counts only where it is the first.
+        // Add the call last, because `default` works only as the first filter.
         value.filters.push(woven(WEIGH));
     }
     Ok(())
 }
 
-/// Two sides of an operator, whose result is a number or a truth.
+/// Instruments both sides of an operator whose result is a number or a boolean.
 fn both(left: &mut Expr, right: &mut Expr) -> Result<bool, String> {
     expression(left)?;
     expression(right)?;
@@ -173,7 +173,7 @@ fn woven(name: &str) -> FunctionCall {
     }
 }
 
-/// Prints nothing.
+/// Returns a call of [`TICK`], which prints nothing.
 fn tick(text: usize) -> Node {
     let mut call = woven(TICK);
     let text = i64::try_from(text).unwrap_or(i64::MAX);

@@ -1,19 +1,19 @@
-//! What a value holds of memory, roughly.
+//! The approximate memory of a value.
 
 use serde_json::Value;
 
 use super::{DEPTH, VALUE, bounded};
 
-/// A value itself, wherever it stands.
+/// The bytes of a value itself, without its contents.
 pub(super) const NODE: usize = 32;
 
-/// The bytes of a value: 32 for each one in it and for each key, and those of the texts. Ends the work if it is nested
-/// too deeply: what clones, prints and drops it recurses.
+/// Returns the bytes of a value: 32 for each value and each key in it, plus its texts. Ends the work if the value is
+/// nested too deeply, because cloning, printing and dropping it recurse.
 pub(super) fn weigh(value: &Value) -> usize {
     weigh_at(value, DEPTH).unwrap_or_else(|| bounded::stop("a value is nested too deeply"))
 }
 
-/// [`weigh`]s, spends it, and ends the work if this one value is too large.
+/// Spends the weight of a value, and ends the work if the value is too large.
 pub(super) fn spend(value: &Value) {
     let weight = weigh(value);
     if weight > VALUE {
@@ -22,7 +22,7 @@ pub(super) fn spend(value: &Value) {
     bounded::spend(weight);
 }
 
-/// Whether a value that comes from outside may be worked with at all.
+/// Returns true when a value from outside is small enough to be used.
 pub(super) fn fits(value: &Value) -> bool {
     weigh_at(value, DEPTH).is_some_and(|weight| weight <= VALUE)
 }

@@ -1,9 +1,9 @@
-//! One HTTP request out: to an allowed address, within a time, with a bounded answer.
+//! The HTTP client of webhooks: one request to an allowed address, within a time limit, with a bounded answer.
 //!
-//! A connection is made for one request and closed after it. The name is resolved once, every address it has is judged
-//! ([`Policy`]), and only a judged one is connected to: a name that resolves otherwise a moment later changes nothing. A
-//! redirect goes through the same, and takes the `Authorization` value along only within its origin. No proxy is used,
-//! whatever the environment says.
+//! Each request has a connection of its own. The client resolves the name once, judges every address ([`Policy`]), and
+//! connects only to an allowed address, so a name that resolves otherwise a moment later changes nothing. A redirect
+//! goes through the same steps, and keeps the `Authorization` value only within its origin. The client uses no proxy,
+//! and ignores proxy variables of the environment.
 
 mod bounded;
 mod connect;
@@ -24,37 +24,37 @@ use super::target::Policy;
 use bounded::Bounded;
 use connect::Connector;
 
-/// Most redirects followed for one request.
+/// The largest number of redirects of one request.
 const REDIRECTS: usize = 5;
 
-/// Most bytes read of an answer's body, and of its head.
+/// The largest part read of an answer's body, and of its head, in bytes.
 const MOST: usize = 64 * 1024;
 
-/// Most bytes read of a connection: a body, a head, and whatever interim answers come before it.
+/// The largest number of bytes read of a connection: a body, a head, and the interim answers before them.
 const MOST_READ: usize = 2 * MOST;
 
-/// Once the status is known, this long for the body: it is for people, and the status stands without it.
+/// The time limit of the body once the status is known. The body is for people, and the status is valid without it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const USER_AGENT: &str = concat!("brokkr-broker/", env!("CARGO_PKG_VERSION"));
 
-/// Sends requests. What it holds is shared by all: the policy, and the trusted certificates once they are needed.
+/// The client that sends requests. All requests share the policy, and the trusted certificates once they are loaded.
 #[derive(Debug)]
 pub struct Client {
     connector: Connector,
 }
 
-/// What an endpoint answered.
+/// The answer of an endpoint.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Its status.
+    /// The status.
     pub status: StatusCode,
-    /// The beginning of its body.
+    /// The beginning of the body.
     pub body: Vec<u8>,
 }
 
 impl Answer {
-    /// At most that many characters of the body.
+    /// Returns at most this many characters of the body.
     pub fn beginning(&self, characters: usize) -> String {
         String::from_utf8_lossy(&self.body)
             .chars()
@@ -63,7 +63,7 @@ impl Answer {
     }
 }
 
-/// Why there was no answer. The texts name neither URL nor address.
+/// Reason why there was no answer. The texts name neither URL nor address.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each is what it says")]
 pub enum SendError {
@@ -92,17 +92,17 @@ pub enum SendError {
 }
 
 impl Client {
-    /// A client that goes where it may.
+    /// Returns a client that obeys this policy.
     pub fn new(policy: Policy) -> Self {
         Self {
             connector: Connector::new(policy),
         }
     }
 
-    /// Posts JSON to an endpoint; the answer, whatever its status.
+    /// Posts JSON to an endpoint, and returns the answer with any status.
     ///
     /// # Errors
-    /// When there is no answer within `timeout`, redirects included, or the target may not be reached.
+    /// When there is no answer within `timeout`, redirects included, or the policy forbids the target.
     pub async fn post(
         &self,
         endpoint: &Endpoint,
@@ -133,7 +133,7 @@ impl Client {
         Err(SendError::Redirects)
     }
 
-    /// One request and its answer, on a connection of its own; also where it redirects to.
+    /// Exchanges one request on a connection of its own. Returns the answer and its `Location`.
     async fn exchange(
         &self,
         url: &Url,
@@ -150,8 +150,8 @@ impl Client {
             let response = sender.send_request(request).await.map_err(failed)?;
             let (head, body) = response.into_parts();
             let location = head.headers.get(header::LOCATION).cloned();
-            // A redirect's body is read by nobody. And the caller's time ends a moment after the body's does, never before:
-            // an answer that has begun counts.
+            // Do not read a redirect's body. Otherwise stop reading a moment before the caller's deadline, so that an
+            // answer that has begun still counts.
             let body = if location.is_some() && head.status.is_redirection() {
                 Vec::new()
             } else {
@@ -163,7 +163,7 @@ impl Client {
         };
         let (mut conversation, mut connection) =
             (std::pin::pin!(conversation), std::pin::pin!(connection));
-        // The connection's future moves the bytes. When it ends, all that came is in the conversation's hands.
+        // The connection's future moves the bytes. After its end, the conversation already has all received bytes.
         tokio::select! {
             biased;
             done = &mut conversation => done,
@@ -172,7 +172,7 @@ impl Client {
     }
 }
 
-/// Between the end of a body's time and that of the whole request.
+/// The time between the end of reading a body and the deadline of the whole request.
 const LAST: Duration = Duration::from_millis(50);
 
 fn failed(error: hyper::Error) -> SendError {
@@ -213,7 +213,7 @@ fn request(
         .map_err(|error| SendError::Http(error.to_string()))
 }
 
-/// The beginning of a body: what has come when it ends, breaks off, is long enough, or its time is over.
+/// Reads a body until it ends, fails, reaches `MOST` bytes, or its time is over. Returns the bytes read so far.
 async fn read(mut body: Incoming, until: Instant) -> Vec<u8> {
     let mut read = Vec::new();
     while read.len() < MOST {

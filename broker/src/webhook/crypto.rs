@@ -1,9 +1,10 @@
-//! How a subscription's URL and `Authorization` value lie in the database.
+//! The stored form of a subscription's URL and `Authorization` value.
 //!
-//! A sealed value is the byte `0x01`, a nonce of 12 bytes, and what AES-256-GCM makes of the text, its tag at the end.
-//! Rows imported from very old brokers are read too and never written: the byte `0x00` if there is one, 16 bytes of nonce, and
-//! the text XORed with SHA-256(key, nonce) repeated. That form cannot tell a wrong key; what comes out must at least be
-//! text, and whoever uses it checks that it is a URL or a header.
+//! A sealed value is the byte `0x01`, a nonce of 12 bytes, and the AES-256-GCM ciphertext with its tag at the end.
+//!
+//! Rows imported from very old brokers are read too, but never written: the byte `0x00` if there is one, 16 bytes of
+//! nonce, and the text XORed with SHA-256(key, nonce) repeated. That form cannot detect a wrong key; the result must at
+//! least be text, and callers check that it is a URL or a header.
 
 use std::fmt;
 
@@ -27,20 +28,20 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Why a value was not sealed.
+/// Reason why a value was not sealed.
 #[derive(Debug, thiserror::Error)]
 #[error("the operating system gave no random bytes")]
 pub struct SealError;
 
-/// Why a value cannot be read: sealed with another key, or damaged.
+/// Reason why a value cannot be read: sealed with another key, or damaged.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it was sealed with another key, or is damaged")]
 pub struct OpenError;
 
 impl Key {
-    /// Reads 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits.
     pub fn parse(hex: &str) -> Option<Self> {
-        // All ASCII, so every pair of bytes below is a pair of characters.
+        // All digits are ASCII, so every pair of bytes below is a pair of characters.
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
@@ -52,17 +53,14 @@ impl Key {
         Some(Self(key))
     }
 
-    /// A new one.
-    ///
-    /// # Errors
-    /// When the operating system gives no random bytes.
+    /// Returns a new random key.
     pub fn generate() -> Result<Self, SealError> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|_| SealError)?;
         Ok(Self(key))
     }
 
-    /// As [`Key::parse`] reads it. For the key file and nothing else.
+    /// Returns the form that [`Key::parse`] reads, for the key file only.
     pub(super) fn to_hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -76,7 +74,7 @@ impl Key {
         getrandom::fill(&mut nonce).map_err(|_| SealError)?;
         let sealed = Aes256Gcm::new(&self.0.into())
             .encrypt(Nonce::from_slice(&nonce), text.as_bytes())
-            // Fails for texts of gigabytes only.
+            // Fails only for texts of gigabytes.
             .map_err(|_| SealError)?;
         let mut stored = Vec::with_capacity(1 + NONCE + sealed.len());
         stored.push(SEALED);
@@ -86,9 +84,6 @@ impl Key {
     }
 
     /// Reads a stored value.
-    ///
-    /// # Errors
-    /// When this is not the key it was sealed with.
     pub fn open(&self, stored: &[u8]) -> Result<String, OpenError> {
         let text = match stored.split_first() {
             Some((&SEALED, rest)) => {
@@ -98,7 +93,7 @@ impl Key {
                     .map_err(|_| OpenError)?
             }
             Some((&LEGACY, rest)) => self.open_legacy(rest)?,
-            // Before there was a first byte to say so.
+            // The oldest form has no first byte that marks it.
             _ => self.open_legacy(stored)?,
         };
         String::from_utf8(text).map_err(|_| OpenError)
@@ -115,7 +110,7 @@ impl Key {
             .collect())
     }
 
-    /// A name for an endpoint that says nothing about it, but is the same for the same one.
+    /// Returns a name for an endpoint. The name reveals nothing, but is the same for the same endpoint.
     pub fn lane(&self, endpoint: &str) -> Uuid {
         let digest = Sha256::new()
             .chain_update(self.0)
@@ -155,7 +150,7 @@ mod tests {
         assert_eq!(key("a").open(&one[..12]), Err(OpenError));
     }
 
-    /// The oldest form, made here by hand.
+    /// Makes a value in the oldest form.
     fn legacy(key: &Key, nonce: [u8; 16], text: &str) -> Vec<u8> {
         let mut hash = Sha256::new();
         hash.update(key.0);

@@ -1,4 +1,4 @@
-//! A subscription's endpoint in the clear: where to, and as whom.
+//! A subscription's decrypted endpoint: its URL and its credentials.
 
 use std::fmt;
 
@@ -8,16 +8,16 @@ use uuid::Uuid;
 
 use super::crypto::Key;
 
-/// What is wrong with the text of a URL.
+/// A problem of a URL's text.
 #[derive(Debug, PartialEq, Eq)]
 pub enum UrlError {
-    /// It begins with neither `http://` nor `https://`, in lower case.
+    /// The text begins with neither `http://` nor `https://`, in lower case.
     Scheme,
-    /// It is no URL with a host.
+    /// The text is no URL with a host.
     Form,
 }
 
-/// Which of a subscription's two secrets.
+/// One of the two secrets of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// The URL.
@@ -26,12 +26,12 @@ pub enum Field {
     AuthHeader,
 }
 
-/// The two secrets as they are stored.
+/// The two secrets, sealed for storage.
 #[derive(Clone)]
 pub struct Sealed {
-    /// The URL.
+    /// The sealed URL.
     pub url: Vec<u8>,
-    /// The `Authorization` value, if there is one.
+    /// The sealed `Authorization` value, if there is one.
     pub auth_header: Option<Vec<u8>>,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Sealed {
     }
 }
 
-/// The two secrets as they were given.
+/// The two secrets in clear text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Clear {
     /// The URL.
@@ -57,16 +57,16 @@ impl fmt::Debug for Clear {
 }
 
 impl Clear {
-    /// Reads what is stored.
+    /// Decrypts the stored secrets.
     ///
     /// # Errors
-    /// Which of the two cannot be read with this key.
+    /// The secret that cannot be read with this key.
     pub fn open(key: &Key, sealed: &Sealed) -> Result<Self, Field> {
         Opened::new(key, sealed).map(|opened| opened.clear)
     }
 }
 
-/// Both forms at once: only what can be used counts as read.
+/// Both secrets as text and as parsed values, so that secrets count as readable only if they can be used.
 struct Opened {
     clear: Clear,
     url: Url,
@@ -76,7 +76,7 @@ struct Opened {
 impl Opened {
     fn new(key: &Key, sealed: &Sealed) -> Result<Self, Field> {
         let text = key.open(&sealed.url).map_err(|_| Field::Url)?;
-        // The oldest form opens with any key; what comes out shows whether it was the right one.
+        // The oldest form opens with any key; only a valid URL shows that the key was right.
         let url = parse_url(&text).map_err(|_| Field::Url)?;
         let mut clear = Clear {
             url: text,
@@ -96,7 +96,7 @@ impl Opened {
     }
 }
 
-/// Where a webhook goes. No printed form shows it: a URL is often all there is to know.
+/// The target of a webhook. No printed form shows it, because the URL alone may give access.
 #[derive(Clone)]
 pub struct Endpoint {
     url: Url,
@@ -110,10 +110,10 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// Reads what is stored.
+    /// Decrypts the stored secrets.
     ///
     /// # Errors
-    /// Which of the two cannot be read with this key.
+    /// The secret that cannot be read with this key.
     pub fn open(key: &Key, sealed: &Sealed) -> Result<Self, Field> {
         let opened = Opened::new(key, sealed)?;
         Ok(Self {
@@ -131,10 +131,7 @@ impl Endpoint {
     }
 }
 
-/// Reads a URL as a subscription may have it.
-///
-/// # Errors
-/// What is wrong with it.
+/// Parses a subscription's URL.
 pub fn parse_url(text: &str) -> Result<Url, UrlError> {
     if !text.starts_with("http://") && !text.starts_with("https://") {
         return Err(UrlError::Scheme);
@@ -145,21 +142,21 @@ pub fn parse_url(text: &str) -> Result<Url, UrlError> {
     }
 }
 
-/// An `Authorization` value, if that text can be one.
+/// Returns an `Authorization` value, if the text is valid in a header.
 pub fn header(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-/// The name of this URL's host and port; see [`Key::lane`].
+/// Returns the lane of this URL's host and port; see [`Key::lane`].
 pub fn lane(key: &Key, url: &Url) -> Uuid {
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or_default();
     key.lane(&format!("{host}:{port}"))
 }
 
-/// `https://user:password@host/` is sent as every HTTP client sends it.
+/// Returns the `Authorization` value of `https://user:password@host/`, as every HTTP client sends it.
 fn basic(url: &Url) -> Option<HeaderValue> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
@@ -171,7 +168,7 @@ fn basic(url: &Url) -> Option<HeaderValue> {
     header(&format!("Basic {}", base64(&pair)))
 }
 
-/// Base64 with padding.
+/// Encodes in Base64 with padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -237,7 +234,7 @@ mod tests {
             Endpoint::open(&key(), &both).unwrap_err(),
             Field::AuthHeader
         );
-        // The oldest form under a wrong key: text, perhaps, but no URL.
+        // The oldest form under a wrong key may give text, but no URL.
         let garbage = sealed("no url", None);
         assert_eq!(Endpoint::open(&key(), &garbage).unwrap_err(), Field::Url);
     }

@@ -1,6 +1,6 @@
-//! Deliveries under way: how many at once, and how many of them to one host.
+//! Deliveries under way, limited in total and per host.
 //!
-//! A lane is a host ([`Key::lane`](super::crypto::Key::lane)). One that hangs fills its own few places and nobody else's.
+//! A lane is a host ([`Key::lane`](super::crypto::Key::lane)). A host that hangs fills only the few places of its lane.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// Most deliveries under way at once. Each is a socket and a few buffers.
+/// The largest number of deliveries at once. Each has a socket and a few buffers.
 pub const MOST: usize = 32;
 
-/// Most of them in one lane.
+/// The largest number of deliveries at once in one lane.
 pub const LANE: i32 = 4;
 
 /// The deliveries under way. Cheap to clone.
@@ -26,7 +26,7 @@ struct Shared {
     landings: AtomicU64,
 }
 
-/// One delivery under way, until it is dropped.
+/// A delivery under way, until it is dropped.
 #[derive(Debug)]
 pub struct Flight {
     shared: Arc<Shared>,
@@ -34,7 +34,7 @@ pub struct Flight {
 }
 
 impl Flights {
-    /// None yet.
+    /// Returns a state without deliveries.
     pub fn new() -> Self {
         Self(Arc::new(Shared {
             lanes: Mutex::default(),
@@ -43,17 +43,17 @@ impl Flights {
         }))
     }
 
-    /// How many more there may be now.
+    /// Returns the number of further deliveries that may begin now.
     pub fn free(&self) -> usize {
         MOST.saturating_sub(*self.0.aloft.borrow())
     }
 
-    /// The lanes in use and how many are in each.
+    /// Returns the lanes in use, and the number of deliveries in each.
     pub fn lanes(&self) -> (Vec<Uuid>, Vec<i32>) {
         self.0.lanes().iter().unzip()
     }
 
-    /// One more.
+    /// Begins a delivery.
     pub fn begin(&self, lane: Uuid) -> Flight {
         *self.0.lanes().entry(lane).or_default() += 1;
         self.0.aloft.send_modify(|aloft| *aloft += 1);
@@ -63,18 +63,18 @@ impl Flights {
         }
     }
 
-    /// Waits until there are none.
+    /// Waits until no delivery is under way.
     pub async fn landed(&self) {
-        // The sender is ours and lives.
+        // The wait cannot fail, because `self` holds the sender.
         let _ = self.0.aloft.subscribe().wait_for(|aloft| *aloft == 0).await;
     }
 
-    /// How many have landed so far: whether any has since the last look.
+    /// Returns the number of deliveries that have ended so far, so that a caller can see that more have.
     pub fn landings(&self) -> u64 {
         self.0.landings.load(Ordering::Relaxed)
     }
 
-    /// How many there are.
+    /// Returns the number of deliveries under way.
     pub fn aloft(&self) -> usize {
         *self.0.aloft.borrow()
     }

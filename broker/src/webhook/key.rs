@@ -1,7 +1,8 @@
-//! Where a tenant's webhook key comes from: `broker.webhook_encryption_key`, or else a file of the tenant's own.
+//! The sources of a tenant's webhook key: `broker.webhook_encryption_key`, or else a file of the tenant's own.
 //!
-//! The file is made by whoever first has something to seal. It gets its name by a hard link, which fails when the name is
-//! taken: of two instances that make it at once one wins, and both read what won. It is never written again.
+//! The first instance with a value to seal creates the file. The file gets its name by a hard link, which fails when
+//! the name is taken: of two instances that create it at once one wins, and both read the winner's key. The file is
+//! never written again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,35 +11,35 @@ use std::path::{Path, PathBuf};
 
 use super::crypto::{Key, SealError};
 
-/// What a tenant is told about its webhook key.
+/// The configured source of the webhook key.
 #[derive(Clone, Debug)]
 pub struct KeySource {
     configured: Option<Key>,
     folder: PathBuf,
 }
 
-/// Why there is no key.
+/// Reason why there is no key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read or written.
     #[error("{}: {error}", path.display())]
     File {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
-    /// The file holds something else.
+    /// The file holds no key.
     #[error("{} does not hold 64 hexadecimal digits", .0.display())]
     Malformed(PathBuf),
-    /// None could be made.
+    /// No key could be generated.
     #[error(transparent)]
     Randomness(#[from] SealError),
 }
 
 impl KeySource {
-    /// The configured key if there is one, else the file in this folder, the tenant's state folder.
+    /// Returns a source with the configured key if there is one, else the file in the tenant's state directory.
     pub fn new(configured: Option<Key>, folder: &Path) -> Self {
         Self {
             configured,
@@ -46,15 +47,15 @@ impl KeySource {
         }
     }
 
-    /// The file's path.
+    /// Returns the file's path.
     pub fn path(&self) -> PathBuf {
         self.folder.join("webhook.key")
     }
 
-    /// The key, if there is one.
+    /// Returns the key, if there is one.
     ///
     /// # Errors
-    /// When the file is there and cannot be used.
+    /// When the file exists but cannot be used.
     pub fn find(&self) -> Result<Option<Key>, KeyError> {
         if let Some(key) = &self.configured {
             return Ok(Some(key.clone()));
@@ -71,17 +72,14 @@ impl KeySource {
         }
     }
 
-    /// The key; one is made, and on the disk when this returns, if there is none.
-    ///
-    /// # Errors
-    /// When the file cannot be used or made.
+    /// Returns the key; if there is none, creates one and syncs it to disk.
     pub fn find_or_make(&self) -> Result<Key, KeyError> {
         if let Some(key) = self.find()? {
             return Ok(key);
         }
         let key = Key::generate()?;
         self.publish(&key).map_err(|error| self.failed(error))?;
-        // Somebody else's, if they were faster.
+        // Read the file again, because another instance may have been faster.
         self.find()?
             .ok_or_else(|| self.failed(io::ErrorKind::NotFound.into()))
     }
@@ -102,7 +100,7 @@ impl KeySource {
             .folder
             .join(format!(".webhook.key.{:016x}", fastrand::u64(..)));
         let written = self.write(&temporary, key);
-        // Left behind it would be one more place with a key in it, though nobody's.
+        // Remove the temporary file, otherwise an unused key would stay on disk.
         let removed = fs::remove_file(&temporary);
         written?;
         removed?;
@@ -110,7 +108,7 @@ impl KeySource {
     }
 
     fn write(&self, temporary: &Path, key: &Key) -> io::Result<()> {
-        // `create_new` follows no link and takes over no file that somebody else has put there.
+        // `create_new` follows no link and opens no existing file.
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)

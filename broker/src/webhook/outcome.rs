@@ -1,49 +1,49 @@
-//! What an attempt to deliver means: over, again later, or never again. No clock, no I/O.
+//! The meaning of a delivery attempt's result: delivered, retry later, or given up. No clock, no I/O.
 
 use std::time::Duration;
 
 use super::client::{Answer, SendError};
 use super::endpoint::Field;
 
-/// Characters of an endpoint's answer that are kept.
+/// The number of characters kept of an endpoint's answer.
 const KEPT: usize = 200;
 
-/// Most characters kept of what an agent reports.
+/// The largest number of characters kept of an agent's report.
 const REPORTED: usize = 1000;
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The endpoint took it.
+    /// The endpoint accepted the delivery.
     Delivered,
-    /// It did not.
+    /// The attempt failed.
     Failed(Failure),
 }
 
 /// An attempt that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Why, as `last_error` shows it.
+    /// The reason, as `last_error` shows it.
     pub error: String,
-    /// What the endpoint answered, if it did.
+    /// The endpoint's status, if it answered.
     pub status_code: Option<i32>,
-    /// Whether another attempt may end otherwise.
+    /// True when another attempt may succeed.
     pub retryable: bool,
 }
 
-/// What becomes of a delivery after an attempt.
+/// The next state of a delivery after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Delivered.
+    /// The delivery has succeeded.
     Success,
-    /// Another attempt after this long.
+    /// Another attempt follows after this long.
     Failed(Duration),
-    /// Given up.
+    /// The delivery is given up.
     Dead,
 }
 
 impl Next {
-    /// As the column `status` has it.
+    /// Returns the value of the column `status`.
     pub fn status(self) -> &'static str {
         match self {
             Next::Success => "success",
@@ -54,7 +54,7 @@ impl Next {
 }
 
 impl Outcome {
-    /// Of what the endpoint answered.
+    /// Returns the outcome of an endpoint's answer.
     pub fn of_answer(answer: &Answer) -> Self {
         if answer.status.is_success() {
             return Self::Delivered;
@@ -75,7 +75,7 @@ impl Outcome {
         })
     }
 
-    /// Of a request that had no answer.
+    /// Returns the outcome of a request without an answer.
     pub fn of_error(error: &SendError) -> Self {
         Self::Failed(Failure {
             error: storable(&error.to_string()),
@@ -84,7 +84,7 @@ impl Outcome {
         })
     }
 
-    /// Of a failure that an agent reports.
+    /// Returns the outcome of a failure that an agent reports.
     pub fn of_report(status_code: Option<i32>, error: Option<&str>) -> Self {
         let said = error.map(str::trim).filter(|text| !text.is_empty());
         let error = match (status_code.map(|code| format!("HTTP {code}")), said) {
@@ -101,7 +101,7 @@ impl Outcome {
         })
     }
 
-    /// Of a delivery that can never be sent, because its endpoint cannot be read.
+    /// Returns the outcome of a delivery that cannot be sent, because its endpoint cannot be read.
     pub fn unreadable(field: Field) -> Self {
         let error = match field {
             Field::Url => "the URL cannot be decrypted with this broker's key",
@@ -116,7 +116,7 @@ impl Outcome {
         })
     }
 
-    /// What comes after this, when `attempts` had been made before and there may be `cap` of them altogether.
+    /// Returns the next state, after `attempts` earlier attempts of at most `cap`.
     pub fn next(&self, attempts: i32, cap: i32) -> Next {
         match self {
             Self::Delivered => Next::Success,
@@ -125,7 +125,7 @@ impl Outcome {
                 if !failure.retryable || made >= cap {
                     Next::Dead
                 } else {
-                    // The cap is ten; more cannot be meant, and must not overflow.
+                    // Clamp against overflow; the configured cap is ten.
                     let seconds = 1_u64 << made.clamp(0, 20);
                     Next::Failed(Duration::from_secs(seconds))
                 }
@@ -134,7 +134,7 @@ impl Outcome {
     }
 }
 
-/// No answer, a busy or broken endpoint, and whatever is neither a success nor the endpoint's refusal.
+/// Returns true unless the endpoint refused the delivery (4xx); 408, 425 and 429 mean a busy endpoint.
 fn is_retryable(status_code: Option<i32>) -> bool {
     match status_code {
         Some(408 | 425 | 429) | None => true,
@@ -142,7 +142,7 @@ fn is_retryable(status_code: Option<i32>) -> bool {
     }
 }
 
-/// PostgreSQL stores no NUL, and an endpoint must not be able to fail the note about itself.
+/// Replaces NUL bytes because PostgreSQL stores none; otherwise an endpoint could make the record of its failure fail.
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -1,8 +1,8 @@
-//! When the webhook job may look at the database again.
+//! The rate limit of the webhook job's queries.
 //!
-//! The first event after a pause goes out at once. After a round began, the next begins `webhook_delivery_interval_seconds`
-//! later at the earliest, so that a steady trickle of events costs one round for many of them. A round that found more
-//! than it could take is not over: it goes on without a pause.
+//! The first event after a pause goes out at once. The next round begins at least `webhook_delivery_interval_seconds`
+//! after the start of the previous round, so that one round serves many events of a steady stream. A round that found
+//! more work than it could take continues without a pause.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ struct State {
 }
 
 impl Rounds {
-    /// Begins a round, or goes on with one; `Some`: not before that long.
+    /// Begins or continues a round. Returns the time to wait when it is too early.
     pub fn begin(&self, interval: Duration) -> Option<Duration> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut state.goes_on) {
@@ -36,13 +36,13 @@ impl Rounds {
         rest
     }
 
-    /// There is more to do than could be begun.
+    /// Notes that the round has more work than it could begin.
     pub fn goes_on(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.goes_on = true;
     }
 
-    /// Whether there is.
+    /// Returns true when the round has more work.
     pub fn is_going_on(&self) -> bool {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.goes_on

@@ -1,14 +1,15 @@
-//! Where a webhook may go.
+//! The policy of webhook targets.
 //!
-//! A subscription's URL is the tenant's; the network around the broker is the operator's. So nothing is reachable that is not
-//! public, unless `webhooks.allowed_networks` names it. What is judged is an address, never a name: the one that is then
-//! connected to. Addresses that carry another inside (IPv4 in IPv6, of whatever translation) are judged by that one.
+//! The tenant chooses a subscription's URL, but the network around the broker is the operator's. So only public
+//! addresses are reachable, and those that `webhooks.allowed_networks` names. The policy judges the address of the
+//! connection, never a name. An address that carries another address inside (IPv4 in IPv6, in any translation) is
+//! judged by the inner address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use brokkr_tenant::{Network, WebhooksConfig};
 
-/// What the operator allows.
+/// The targets that the operator allows.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     networks: Vec<Network>,
@@ -16,7 +17,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// As configured.
+    /// Returns the configured policy.
     pub fn new(config: &WebhooksConfig) -> Self {
         Self {
             networks: config.allowed_networks.clone(),
@@ -24,12 +25,12 @@ impl Policy {
         }
     }
 
-    /// Whether that port may be reached.
+    /// Returns true when the port may be reached.
     pub fn allows_port(&self, port: u16) -> bool {
         self.ports.is_empty() || self.ports.contains(&port)
     }
 
-    /// Whether that address may be reached.
+    /// Returns true when the address may be reached.
     pub fn allows(&self, address: IpAddr) -> bool {
         if self
             .networks
@@ -48,7 +49,7 @@ impl Policy {
     }
 }
 
-/// In none of the blocks of IANA's special-purpose registry that are not globally reachable, and no multicast.
+/// Returns true for addresses that are globally reachable by IANA's special-purpose registry, and not multicast.
 fn is_public(v4: Ipv4Addr) -> bool {
     let [a, b, c, _] = v4.octets();
     !matches!(
@@ -67,20 +68,20 @@ fn is_public(v4: Ipv4Addr) -> bool {
     )
 }
 
-/// In the unicast block that is handed out (2000::/3), and there in none of the blocks with another purpose.
+/// Returns true for addresses in the allocated unicast block (2000::/3) without a special purpose.
 fn is_public_v6(v6: Ipv6Addr) -> bool {
     match v6.segments() {
-        // Assignments of the protocol itself, Teredo (2001::/32) and benchmarks (2001:2::/48) among them.
+        // Protocol assignments, with Teredo (2001::/32) and benchmarks (2001:2::/48).
         [0x2001, second, ..] if second < 0x0200 => false,
         // Documentation.
         [0x2001, 0x0db8, ..] => false,
         [0x3fff, second, ..] if second < 0x1000 => false,
-        // The translators that are allowed for carry an IPv4 address and have been judged by it.
+        // `translated` has already judged allowed translations by their IPv4 address.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
 
-/// The IPv4 address that is reached by this one, if it is a form of writing or translating one.
+/// Returns the IPv4 address that this address maps or translates.
 fn translated(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     match v6.segments() {
         // ::ffff:a.b.c.d, mapped; ::ffff:0:a.b.c.d, translated
@@ -95,7 +96,7 @@ fn translated(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// The IPv4 address of a host that is reached through IPv4 (`…:0:5efe:a.b.c.d`, in any network).
+/// Returns the IPv4 address of an ISATAP host (`…:0:5efe:a.b.c.d`, in any network).
 fn isatap(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     match v6.segments() {
         [_, _, _, _, 0 | 0x0200, 0x5efe, high, low] => Some(joined(high, low)),

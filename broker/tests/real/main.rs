@@ -1,4 +1,4 @@
-//! The broker against a real PostgreSQL of the test's own: its pool, its start, its sockets.
+//! Tests of the broker against a real PostgreSQL server of their own: its pool, its start, its sockets.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,7 +23,7 @@ use brokkr_broker::webhook::key::KeySource;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use brokkr_tests::{PgServer, Place};
 
-/// The one-threaded event loop the broker has.
+/// Returns a one-threaded event loop, as the broker has.
 fn event_loop() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -65,12 +65,12 @@ fn plan(server: &PgServer, schema: &str, place: &Place) -> Plan {
     }
 }
 
-/// SQL as superuser, from a thread of its own: the blocking client must not be used on the event loop's.
+/// Runs SQL as superuser on a separate thread, because the blocking client must not run on the event loop.
 fn sql(server: &PgServer, statements: &str) {
     std::thread::scope(|scope| scope.spawn(|| server.sql(statements)).join()).unwrap();
 }
 
-/// The same for starting and stopping it.
+/// Runs work, such as starting or stopping the server, on a separate thread.
 fn aside(work: impl FnOnce() + Send) {
     std::thread::scope(|scope| scope.spawn(work).join()).unwrap();
 }

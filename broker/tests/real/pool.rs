@@ -1,4 +1,4 @@
-//! One closure, one connection: what the pool promises, seen from the server.
+//! Tests of the pool's guarantees, observed from the server.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -37,7 +37,8 @@ fn requests_one_after_another_share_one_connection_and_a_burst_grows_slowly() {
         }
         assert_eq!((pids.len(), db.figures().held), (1, 1));
 
-        // 200 short requests at once: whoever waits 10 ms gets another connection, one at a time, at most eight.
+        // Send 200 short requests at once: requests that wait 10 ms open another connection, one at a time, at most
+        // eight.
         let began = Instant::now();
         let mut burst = tokio::task::JoinSet::new();
         for _ in 0..200 {
@@ -198,7 +199,7 @@ fn a_connection_the_server_has_ended_is_replaced_before_the_next_request_notices
         assert_ne!(pid(&db).await, first);
         assert_eq!(db.figures().held, 1);
 
-        // Ended in the middle of its work: that one is lost, the next is not.
+        // A session that ends during its work loses that request, but not the next.
         let second = pid(&db).await;
         let lost = db
             .run(|conn| conn.query("SELECT pg_terminate_backend(pg_backend_pid())", &[]))
@@ -228,7 +229,8 @@ fn a_server_that_has_become_read_only_is_read_from_until_there_is_one_that_takes
             })
             .await;
         assert!(refused.unwrap_err().is_unavailable());
-        // New sessions take writes: the pool moves to one by itself, and closes what refused them.
+        // New sessions take writes: the pool opens a new session by itself, and closes the connection that refused
+        // writes.
         let deadline = Instant::now() + Duration::from_secs(10);
         while pid(&db).await == first {
             assert!(Instant::now() < deadline, "still on the old connection");
@@ -239,7 +241,7 @@ fn a_server_that_has_become_read_only_is_read_from_until_there_is_one_that_takes
         assert_eq!(write().await.unwrap(), 1);
         assert_eq!((db.figures().held, db.unwritable()), (1, None));
 
-        // Nobody takes writes: the connections there are stay, whatever is written, and are read from.
+        // No session takes writes: the connections stay and serve reads, even when writes fail.
         let held = pid(&db).await;
         let switch = |how: &str| {
             sql(&server, &format!("ALTER SYSTEM {how}"));
@@ -275,7 +277,7 @@ fn a_table_changed_under_a_prepared_statement_is_read_again_on_a_new_connection(
     sql(&server, "INSERT INTO tenant_pool.t VALUES (7)");
     event_loop().block_on(async {
         let db = pool(&server, |_| {});
-        // A star, which stores must not use, is the easiest way to a result that changes its shape.
+        // Use a star, which stores must not do, because its result easily changes shape.
         let read = || {
             db.run(|conn| -> Result<usize> {
                 Ok(conn.query_one("SELECT * FROM t", &[])?.columns().len())
@@ -292,7 +294,7 @@ fn a_table_changed_under_a_prepared_statement_is_read_again_on_a_new_connection(
             "reconnecting does not open a second one"
         );
 
-        // Inside a transaction it cannot be repeated; the request after it finds a fresh connection.
+        // Inside a transaction the statement cannot be repeated; the next request finds a fresh connection.
         sql(&server, "ALTER TABLE tenant_pool.t ADD COLUMN o int");
         let in_transaction = db
             .run(|conn| {
@@ -380,7 +382,7 @@ fn an_idle_pool_ends_with_no_connection() {
     let db = pool(&server, |_| {});
     loop_.block_on(pid(&db));
     assert_eq!(db.figures().held, 1);
-    // 30 s idle, looked at every 30 s.
+    // The pool looks every 30 s for connections idle for 30 s.
     until(
         Duration::from_secs(70),
         "the idle connection to be closed",
@@ -456,7 +458,7 @@ fn work_that_goes_on_is_given_up_only_while_the_server_is_said_to_be_away() {
             });
             has_begun.await.unwrap();
             let heard = async || {
-                // On this one thread whoever waits for the word has its turn.
+                // Yield on this single thread until the waiting task has run.
                 for _ in 0..10 {
                     tokio::task::yield_now().await;
                 }

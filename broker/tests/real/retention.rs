@@ -1,4 +1,4 @@
-//! What is forgotten, what is not, and how: the sweeps of retention and of diagnostics.
+//! Tests of the sweeps of retention and of diagnostics: removed rows, kept rows, and chunks.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{aside, event_loop, options, plan, sql};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A server with one tenant's schema, up to date, and a way to write into it.
+/// A server with one tenant's migrated schema.
 struct Schema {
     server: PgServer,
     name: &'static str,
@@ -34,7 +34,7 @@ impl Schema {
         );
     }
 
-    /// The answer to a question with one answer.
+    /// Runs a query with one value as its result.
     fn ask<T: for<'a> postgres::types::FromSql<'a> + Send>(&self, question: &str) -> T {
         let mut answer = None;
         aside(|| {
@@ -57,7 +57,7 @@ impl Schema {
         Db::new(options(&self.server, self.name)).unwrap()
     }
 
-    /// Sweeps a table of what is older than so many days.
+    /// Removes from a table the rows older than this many days.
     fn sweep(&self, table: &str, days: u32) -> u64 {
         let kept = KEPT.iter().find(|kept| kept.table() == table).unwrap();
         event_loop()
@@ -65,7 +65,8 @@ impl Schema {
             .unwrap()
     }
 
-    /// One agent that serves two stacks of a generator: `s`, with an old and a new object, and `d`, which is deleted.
+    /// Inserts an agent that serves two stacks of a generator: `s`, with an old and a new object, and `d`, which is
+    /// deleted.
     fn populate(&self) {
         self.write(
             "INSERT INTO agents (id, name, cluster_name) VALUES (agent(), 'a', 'c');
@@ -79,7 +80,7 @@ impl Schema {
         );
     }
 
-    /// Short names for ids.
+    /// Defines SQL functions for ids by name.
     fn with_names(self) -> Self {
         self.write(
             "CREATE FUNCTION named(name text) RETURNS uuid IMMUTABLE LANGUAGE sql AS 'SELECT md5(name)::uuid';
@@ -89,7 +90,7 @@ impl Schema {
         self
     }
 
-    /// What the agent has still to apply.
+    /// Counts the objects that the agent must still apply.
     fn incremental(&self) -> usize {
         let agent: Uuid = self.ask("SELECT agent()");
         let state = move |conn: &mut Conn| -> Result<usize, DbError> {
@@ -146,7 +147,7 @@ fn a_backlog_goes_in_chunks_also_when_two_brokers_sweep_at_once() {
         let (first, second) = (scope.spawn(sweep), scope.spawn(sweep));
         (first.join().unwrap(), second.join().unwrap())
     });
-    // The one may stop early at what the other holds; what is left then is the other's.
+    // A sweep may stop early at rows that the other sweep holds; the other sweep then removes the rest.
     assert_eq!(first + second, rows.unsigned_abs());
     assert_eq!(schema.texts("action", "audit_log"), Vec::<String>::new());
 }
@@ -188,7 +189,7 @@ fn old_events_go_but_what_an_agent_has_applied_is_not_offered_again() {
         ]
     );
     assert_eq!(schema.incremental(), 0);
-    // An agent that is deleted has its events marked as deleted, and nothing is offered to it.
+    // A deleted agent has its events marked as deleted, and gets no objects.
     schema.write("UPDATE agent_events SET deleted_at = now()");
     assert_eq!(schema.sweep("agent_events", 30), 1);
 }
@@ -227,7 +228,7 @@ fn a_broker_forgets_by_itself_and_zero_keeps_for_ever() {
         let left: i64 = schema.ask("SELECT count(*) FROM agent_events");
         (left == 0).then_some(())
     });
-    // The audit log comes before the events in every sweep.
+    // Every sweep removes the audit log before the events.
     let left: i64 = schema.ask("SELECT count(*) FROM audit_log WHERE action = 'ancient'");
     assert_eq!(left, 1, "{}", broker.log());
 }

@@ -1,4 +1,4 @@
-//! `brokkr-broker serve` as a process, alone: probes, drains, outages.
+//! Tests of `brokkr-broker serve` as a process of its own: probes, drains, outages.
 
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,7 @@ fn a_request_in_flight_is_answered_after_sigterm() {
     assert!(until(Duration::from_secs(5), "the end", || broker.ended()).success());
 }
 
-/// Bytes that wait in the kernel to be read at the end of a connection with this port.
+/// Returns the number of bytes that wait in the kernel to be read at the end of a connection with this port.
 fn unread(port: u16) -> u64 {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let own = format!(":{port:04X}");
@@ -117,7 +117,7 @@ fn a_client_that_does_not_read_its_answers_is_cut_at_the_end_of_the_grace() {
     let mut kept = Connection::open(&broker.addr()).unwrap();
     kept.raw(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2000))
         .unwrap();
-    // More than the kernel's buffers hold: when they are full, nothing comes any more.
+    // The answers exceed the kernel's buffers; full buffers receive nothing more.
     let port = kept.own_port().unwrap();
     let mut seen = (0, Instant::now());
     until(Duration::from_secs(30), "full buffers", || {
@@ -159,7 +159,7 @@ fn a_second_signal_ends_it_at_once() {
     until(Duration::from_secs(5), "the listener to be closed", || {
         Connection::open(&broker.addr()).err()
     });
-    // Of either kind, and also where the event loop would not see it.
+    // A second signal of either kind works, even while the event loop is blocked.
     broker.signal(Signal::SIGINT);
     let status = until(Duration::from_secs(2), "the end", || broker.ended());
     assert_eq!(status.code(), Some(1), "what was in flight is cut");

@@ -1,4 +1,4 @@
-//! Settings of a role or a database that would break the broker are not inherited; those that are the operator's stay.
+//! Tests of session settings: harmful settings of a role or database are overridden, the operator's own settings stay.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use brokkr_tests::{PgServer, Place};
 
 use crate::{event_loop, options, plan};
 
-/// What a role may set, and what a session of the broker has all the same.
+/// Settings of a role, each with its value and with the value in the broker's sessions.
 const HOSTILE: [(&str, &str, &str); 17] = [
     (
         "default_transaction_isolation",
@@ -68,7 +68,7 @@ fn a_role_cannot_change_what_the_broker_rests_on() {
             assert_eq!(shown(&db, name).await, ours, "{name}");
         }
 
-        // One row, written by all at once: no writer is told that another was first.
+        // All write one row at once: no writer gets a serialisation error.
         let mut writers = tokio::task::JoinSet::new();
         for _ in 0..200 {
             let db = db.clone();

@@ -1,4 +1,4 @@
-//! First start, later starts, starts that fail and starts that race.
+//! Tests of first starts, later starts, failing starts and racing starts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -101,7 +101,7 @@ fn a_tenant_without_a_schema_lives_in_public() {
 fn a_start_that_fails_after_the_commit_is_finished_by_the_next() {
     let (server, place) = (PgServer::start(), Place::new());
     let plan = plan(&server, "tenant_half", &place);
-    // The rename fails: a folder is where the file should be.
+    // The rename fails because a directory stands in the file's place.
     fs::create_dir_all(place.join("state/admin.pak/in-the-way")).unwrap();
     assert!(matches!(start(&plan, QUIET), Err(StartError::Failed(_))));
     let hash = stored(&server, "tenant_half");
@@ -118,7 +118,7 @@ fn a_start_that_fails_before_the_commit_leaves_no_administrator() {
     let plan = plan(&server, "tenant_early", &place);
     migrate(&plan, QUIET).unwrap();
     assert_eq!(count(&server, "tenant_early.admin_role"), 0);
-    // The last statement of the transaction fails.
+    // Make the last statement of the transaction fail.
     server.sql(
         "CREATE FUNCTION tenant_early.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$; \
          CREATE TRIGGER no BEFORE INSERT ON tenant_early.app_initialization FOR EACH ROW \

@@ -1,4 +1,4 @@
-//! `brokkr-broker serve` as a supervisor starts it: descriptors, datagrams, orders.
+//! Tests of `brokkr-broker serve` as a supervisor starts it: descriptors, datagrams, orders.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -153,7 +153,7 @@ fn a_supervised_broker_takes_its_sockets_obeys_orders_and_drains() {
         "Ready"
     );
 
-    // The prober's verdict is followed while nothing of the broker's own says otherwise.
+    // The broker follows the prober's verdict while its own connections do not contradict it.
     instance
         .private(
             "PUT",
@@ -181,7 +181,7 @@ fn a_supervised_broker_takes_its_sockets_obeys_orders_and_drains() {
         .private("PUT", "/pool", Some(r#"{"connections":0}"#))
         .expect(400);
 
-    // A request makes it hold a connection; draining gives it up and says so.
+    // A request makes the broker hold a connection; draining releases the connection and reports so.
     let mut kept = Connection::open(&instance.public()).unwrap();
     let pak = std::fs::read_to_string(instance.place.join("state/admin.pak")).unwrap();
     let agents = |c: &mut Connection| {
@@ -196,7 +196,7 @@ fn a_supervised_broker_takes_its_sockets_obeys_orders_and_drains() {
     agents(&mut kept).expect(200);
     let pool = instance.private("GET", "/pool", None).json();
     assert_eq!(pool["held"], 1);
-    // It names what serves it, as the server does.
+    // The broker names the backends that the server shows for it.
     let shown = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%' AND backend_type = 'client backend'";
     let rows = server.client().query(shown, &[]).unwrap();
     let shown: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
@@ -256,7 +256,7 @@ fn nothing_secret_and_no_stray_descriptor_is_left_in_the_process() {
     let instance = Instance::start(&server, 10);
     instance.hears("READY=1");
     let proc_ = PathBuf::from(format!("/proc/{}", instance.pid()));
-    // 5 was the configuration; whatever has that number now is something else.
+    // Descriptor 5 was the configuration, so the number may be in use for another file now.
     let fifth = std::fs::read_link(proc_.join("fd/5"));
     assert!(!fifth.is_ok_and(|target| target.display().to_string().contains("memfd")));
     for file in ["environ", "cmdline"] {

@@ -1,4 +1,4 @@
-//! Databases and schemas in which a broker can never work: refused at once, with the reason, and left as they are.
+//! Tests of unusable databases and schemas: the broker refuses at once with the reason, and changes nothing.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::plan;
 
 const QUIET: &dyn Fn(Step) = &|_| {};
 
-/// The reason for which both commands refuse, without a second try.
+/// Returns the reason for which both commands refuse, without a second try.
 fn refused(plan: &Plan) -> String {
     let began = Instant::now();
     let Err(StartError::Configuration(reason)) = start(plan, QUIET) else {
@@ -28,7 +28,7 @@ fn refused(plan: &Plan) -> String {
     reason
 }
 
-/// Everything in a schema.
+/// Returns the names and kinds of all relations in a schema.
 fn contents(server: &PgServer, schema: &str) -> Vec<String> {
     const CONTENTS: &str = "SELECT relname::text || relkind::text FROM pg_class WHERE relnamespace = $1::text::regnamespace ORDER BY 1";
     let rows = server.client().query(CONTENTS, &[&schema]).unwrap();
@@ -55,14 +55,14 @@ fn a_schema_of_another_role_is_refused_with_what_helps_and_that_helps() {
     let plan = plan(&server, "tenant_other", &place);
     let expected = "role \"brokkr\" may not use schema \"tenant_other\", which belongs to role \"Owner\": ALTER SCHEMA tenant_other OWNER TO brokkr";
     assert_eq!(refused(&plan), expected);
-    // It can be looked into, and nothing can be made in it.
+    // With USAGE the role can see the schema, but cannot create objects.
     server.sql("GRANT USAGE ON SCHEMA tenant_other TO brokkr");
     assert_eq!(refused(&plan), expected);
     assert!(contents(&server, "tenant_other").is_empty());
     server.sql(expected.rsplit_once(": ").unwrap().1);
     start(&plan, QUIET).unwrap();
 
-    // The schema is its own, and the tables are not.
+    // The role owns the schema, but not the tables.
     server.sql("ALTER TABLE tenant_other.refinery_schema_history OWNER TO \"Owner\"");
     let reason = refused(&plan);
     assert!(
@@ -180,7 +180,7 @@ fn a_schema_that_was_started_before_and_is_away_is_not_taken_for_a_new_one() {
     assert_eq!(start(&plan, QUIET).unwrap().applied, 0);
     assert_eq!(std::fs::read_to_string(plan.key_file.path()).unwrap(), pak);
 
-    // An operator who wants an empty schema says so, and the former PAK is kept.
+    // An operator who wants an empty schema removes the file `started`; the broker keeps the former PAK.
     server.sql("DROP SCHEMA tenant_away CASCADE");
     std::fs::remove_file(plan.key_file.path().with_file_name("started")).unwrap();
     let _ = start(&plan, QUIET).unwrap();

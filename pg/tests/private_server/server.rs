@@ -1,4 +1,4 @@
-//! A PostgreSQL server of our own, for one test.
+//! A private PostgreSQL server for one test.
 
 use std::{
     fs,
@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Certificates made for one test.
 pub(crate) struct Certificates {
     pub(crate) ca: PathBuf,
-    /// An authority that has signed nothing here.
+    /// An authority that has signed no certificate of the test.
     pub(crate) stranger: PathBuf,
     cert: PathBuf,
     key: PathBuf,
@@ -25,12 +24,12 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
-/// Says why a test does not run.
+/// Prints the reason why a test is skipped.
 fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
-/// The folder of the newest server programs.
+/// Returns the folder of the newest server programs.
 fn programs() -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .ok()?
@@ -42,7 +41,7 @@ fn programs() -> Option<PathBuf> {
     found.pop()
 }
 
-/// User and group the server runs as: it refuses to be root.
+/// Returns the user and group that the server runs as, because the server refuses to run as root.
 fn user() -> Option<(u32, u32)> {
     use std::os::unix::fs::MetadataExt;
     if fs::metadata("/proc/self").ok()?.uid() != 0 {
@@ -77,7 +76,8 @@ fn give(path: &Path) {
 }
 
 impl Server {
-    /// A server that listens, with TLS if it is given certificates. `None`: skipped, and said why.
+    /// Starts a server, with TLS when certificates are given. Returns `None`, and prints why, when the test must be
+    /// skipped.
     pub(crate) fn start(tls: Option<&Certificates>) -> Option<Self> {
         let Some(bin) = programs() else {
             skip("no PostgreSQL server is installed");
@@ -105,7 +105,8 @@ impl Server {
                 give(&to);
             }
         }
-        // Free a moment ago; a server that loses the race for it fails the test with its own words.
+        // Another process may take the port before the server binds it; the test then fails with the server's own
+        // error.
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -143,13 +144,12 @@ impl Server {
         Some(server)
     }
 
-    /// Ends the server and waits for it.
     pub(crate) fn stop(mut self) {
         self.end();
     }
 
     fn end(&mut self) {
-        // Its postmaster takes its children with it on SIGINT; a kill would leave them for a moment.
+        // SIGINT makes the postmaster end its children first; SIGKILL would leave them running for a moment.
         let pid = self.child.id().to_string();
         let _ = Command::new("kill").args(["-INT", &pid]).status();
         let _ = self.child.wait();
@@ -162,7 +162,8 @@ impl Drop for Server {
     }
 }
 
-/// An authority, a server's certificate for `localhost` signed by it, and an authority nobody knows.
+/// Makes an authority, a certificate for `localhost` signed by it, and a second authority without any signed
+/// certificate.
 pub(crate) fn certificates(dir: &Path) -> Option<Certificates> {
     let openssl = |args: &str| {
         let status = Command::new("openssl")

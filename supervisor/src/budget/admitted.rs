@@ -1,13 +1,13 @@
-//! The admitted list as text: `STATE_DIR/admitted`, one tenant a line in order of admission.
+//! Reads and writes the admitted list, `STATE_DIR/admitted`: one tenant a line, in order of admission.
 //!
-//! A line is `NAME POOL SERVER OID SCHEMA DATABASE LISTEN`: what the tenant was admitted with, so that a pool raised
-//! while the supervisor was away is seen as raised, and a schema or an address stays its owner's over a reboot. `OID`
-//! and `DATABASE` are the database as the server and as the URL name it; `-` is unknown. All but the name may be missing.
+//! A line is `NAME POOL SERVER OID SCHEMA DATABASE LISTEN`, as the tenant was admitted. Thus a pool raised while the
+//! supervisor was down is noticed, and a schema or an address stays its owner's over a reboot. `OID` and `DATABASE` are
+//! the database as the server and as the URL name it; `-` is unknown. All but the name may be missing.
 
 use super::{Seat, ServerId};
 use brokkr_tenant::{Listen, SchemaName, TenantName};
 
-/// One tenant that has been admitted.
+/// An admitted tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
     /// The tenant.
@@ -16,11 +16,11 @@ pub struct Admission {
     pub pool: u32,
     /// The server it was admitted on; `None` in a list written by hand.
     pub server: Option<ServerId>,
-    /// What it was admitted to for itself alone: nobody else gets it, whether an instance runs just now or not.
+    /// The schema and address it was admitted with. No other tenant gets them, even while no instance runs.
     pub seat: Option<Seat>,
 }
 
-/// The list as the file's text.
+/// Returns the list as text for the file.
 pub fn format_admitted(admitted: &[Admission]) -> String {
     let mut text = String::new();
     for admission in admitted {
@@ -34,8 +34,8 @@ pub fn format_admitted(admitted: &[Admission]) -> String {
     text
 }
 
-/// Reads the list from the file's text. Lines that are not an admission are left out and given back, each
-/// with its number from 1: a damaged line costs one tenant its place, never the others theirs.
+/// Reads the list from the file's text. Returns invalid lines separately, each with its number from 1, so that a
+/// damaged line costs only its own tenant the place.
 pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
     let mut admitted: Vec<Admission> = Vec::new();
     let mut bad = Vec::new();
@@ -45,7 +45,7 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
         if name.starts_with('#') {
             continue;
         }
-        // A name alone: admitted with whatever its file says.
+        // A name alone admits the tenant with the pool its file asks for.
         let pool = words.next().map_or(Ok(u32::MAX), str::parse);
         let server = words.next().map(ServerId::new);
         let rest: Vec<&str> = words.collect();
@@ -86,7 +86,7 @@ fn format_seat(seat: &Seat) -> String {
     )
 }
 
-/// The address comes last because the path of a Unix socket may hold spaces.
+/// Parses a seat. The address is last because the path of a Unix socket may contain spaces.
 fn parse_seat(server: &ServerId, words: &[&str]) -> Option<Seat> {
     let [oid, schema, spelled, listen @ ..] = words else {
         return None;

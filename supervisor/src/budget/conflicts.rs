@@ -1,7 +1,7 @@
-//! Who owns a schema or an address that two tenants want.
+//! Decides which tenant owns a schema or an address that two tenants want.
 //!
-//! What runs keeps what it has; then the admitted list decides, oldest first; then priority, then name. A
-//! tenant that is refused here claims neither its schema nor its address, so it stands in nobody's way.
+//! A running tenant keeps its own. Otherwise the admitted list decides, oldest first; then priority, then name. A
+//! tenant refused here claims neither its schema nor its address, so that it blocks no other tenant.
 
 use super::{Admission, ServerId};
 use brokkr_tenant::{Listen, SchemaName, TenantName};
@@ -10,49 +10,49 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// What one configuration of a tenant takes exclusively.
+/// The schema and address that a configuration needs for itself alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
-    /// Server and database OID its URL leads to; `None` until the prober has been there.
+    /// The server and the database's OID; `None` until the prober has been there.
     pub database: Option<(ServerId, u32)>,
-    /// Host, port and database as its URL spells them: all there is to compare until then.
+    /// Host, port and database as the URL spells them, compared until `database` is known.
     pub spelled: String,
-    /// Its schema.
+    /// The schema.
     pub schema: SchemaName,
-    /// Its address.
+    /// The address.
     pub listen: Listen,
 }
 
-/// One tenant at stake.
+/// A tenant's present and wanted seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stake {
     /// The tenant.
     pub tenant: TenantName,
     /// Order among newcomers: higher first.
     pub priority: i32,
-    /// What its instances have now.
+    /// Seats of its instances now.
     pub running: Vec<Seat>,
-    /// What its file wants; `None` when it wants nothing.
+    /// Seat that its file asks for; `None` when it wants nothing.
     pub wanted: Option<Seat>,
 }
 
-/// What is contested.
+/// The thing that two tenants want.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Contested {
     /// The same schema on the same database.
     Schema(SchemaName),
-    /// The same address: this one, as the owner has it.
+    /// The same address, as the owner spells it.
     Address(Listen),
 }
 
-/// A tenant refused because another has what it wants.
+/// A tenant refused because another owns its schema or address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
     /// The refused tenant.
     pub tenant: TenantName,
-    /// The tenant that keeps it.
+    /// The owner.
     pub owner: TenantName,
-    /// What.
+    /// The contested schema or address.
     pub contested: Contested,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// Every tenant whose wish is somebody else's already, with the first thing contested. `order` is the
+/// Returns every tenant whose schema or address another tenant owns, with the first conflict found. `order` is the
 /// admitted list, oldest first.
 pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, Conflict> {
     let place: BTreeMap<&TenantName, usize> = order
@@ -122,8 +122,7 @@ pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, 
     refused
 }
 
-/// Whose everything is, found by the part that must be equal: with a thousand tenants not everybody is compared
-/// with everybody.
+/// Owners of all seats, indexed by schema and by port or path, so that a thousand tenants are not compared pairwise.
 #[derive(Default)]
 struct Owned<'s> {
     by_schema: BTreeMap<&'s SchemaName, Vec<(&'s TenantName, &'s Seat)>>,
@@ -164,7 +163,7 @@ impl<'s> Owned<'s> {
     }
 }
 
-/// The port, or the path: different ones never meet.
+/// Returns the port or path of an address: addresses that differ in it never conflict.
 fn bucket(listen: &Listen) -> Result<u16, &Path> {
     match listen {
         Listen::Tcp(address) => Ok(address.port()),
@@ -175,13 +174,13 @@ fn bucket(listen: &Listen) -> Result<u16, &Path> {
 fn same_database(a: &Seat, b: &Seat) -> bool {
     match (&a.database, &b.database) {
         (Some(a), Some(b)) => a == b,
-        // One of them has not been seen. Spelled alike they are the same; spelled differently they may be
-        // yet, which is decided when the prober has been there, before the newcomer can start.
+        // One database is not known yet. Different spellings may still be the same database; that is decided after the
+        // prober has been there, before the newcomer can start.
         _ => a.spelled == b.spelled,
     }
 }
 
-/// Whether two addresses cannot both be bound.
+/// Returns true when the two addresses cannot both be bound.
 fn overlap(a: &Listen, b: &Listen) -> bool {
     match (a, b) {
         (Listen::Tcp(a), Listen::Tcp(b)) => a.port() == b.port() && same_interface(a, b),
@@ -190,7 +189,7 @@ fn overlap(a: &Listen, b: &Listen) -> bool {
     }
 }
 
-/// The unspecified address of either family takes the port on every address.
+/// Returns true when the addresses share an interface; the unspecified address of either family covers them all.
 fn same_interface(a: &SocketAddr, b: &SocketAddr) -> bool {
     let (a, b) = (a.ip().to_canonical(), b.ip().to_canonical());
     a == b || a.is_unspecified() || b.is_unspecified()

@@ -1,4 +1,4 @@
-//! Conflicts and budget together: who is refused for one reason must not stand in anybody's way for the other.
+//! Decides conflicts and budget together, because a tenant refused for one must not block others in the other.
 
 use super::{
     Admission, Claim, Conflict, Decision, Facts, Seat, ServerId, Stake, Verdict, Wanted, admit,
@@ -7,28 +7,28 @@ use super::{
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What one tenant puts before the judge.
+/// A tenant's claims.
 #[derive(Debug, Clone)]
 pub struct Party {
-    /// What it wants to have for itself alone, and has.
+    /// The schema and address it wants and has.
     pub stake: Stake,
-    /// What it claims of the budget.
+    /// The connections it claims.
     pub claim: Claim,
-    /// What it claims instead when somebody else has what it wants: the configuration it runs with, or nothing.
+    /// The connections it claims after losing a conflict: those of the configuration it runs, or none.
     pub fallback: Wanted,
 }
 
-/// Who is refused what, and what the budget says of the others.
+/// The conflicts and the budget's verdict.
 #[derive(Debug, Clone, Default)]
 pub struct Decided {
-    /// Tenants whose schema or address is somebody else's.
+    /// Tenants whose schema or address belongs to another tenant.
     pub conflicts: BTreeMap<TenantName, Conflict>,
-    /// The budget.
+    /// The budget's verdict.
     pub verdict: Verdict,
 }
 
-/// Judges everybody. A tenant that is refused claims neither schema nor address: whoever lost one to a tenant that
-/// then turns out to be over budget is tried again without it.
+/// Decides which tenants may run. A refused tenant claims neither schema nor address, so the conflicts of a tenant over
+/// budget are decided once more without it.
 pub fn decide(
     order: &[Admission],
     parties: &[Party],
@@ -40,13 +40,13 @@ pub fn decide(
         .filter_map(|admission| Some((&admission.tenant, admission.seat.as_ref()?)))
         .collect();
     let mut over_budget: BTreeSet<TenantName> = BTreeSet::new();
-    // Each round takes at least one more tenant out of the others' way, so there are no more rounds than tenants.
+    // Each round excludes at least one more tenant, so there are no more rounds than tenants.
     loop {
         let stakes: Vec<Stake> = parties
             .iter()
             .map(|party| {
                 let mut stake = party.stake.clone();
-                // Who was admitted keeps what it was admitted to while no instance runs: after a crash, over a reboot.
+                // An admitted tenant keeps its seat while no instance runs, after a crash and over a reboot.
                 if stake.wanted.is_some()
                     && let Some(seat) = seats.get(&stake.tenant)
                 {
@@ -84,7 +84,7 @@ pub fn decide(
     }
 }
 
-/// Writes down what each admitted tenant has for itself alone: what it asked for, where that was granted.
+/// Records each admitted tenant's seat: the seat it asked for if that was granted, else the old one.
 fn seat_the_admitted(
     verdict: &mut Verdict,
     parties: &[Party],
@@ -102,7 +102,7 @@ fn seat_the_admitted(
         let seat = match (wanted.get(&admission.tenant).copied(), had) {
             (Some(asked), None) if granted => Some(asked),
             (Some(asked), Some(had)) if granted => {
-                // While its server is away the database is known from the last time only.
+                // While the server is down, the database is known only from the old seat.
                 let same = asked.schema == had.schema
                     && asked.listen == had.listen
                     && asked.spelled == had.spelled;
@@ -201,7 +201,7 @@ mod tests {
         let decided = decide(&order, &greedy, &facts, 3);
         let names: Vec<_> = decided.conflicts.keys().map(TenantName::as_str).collect();
         assert_eq!(names, ["b"]);
-        // Once a has gone for good, b gets it.
+        // b gets the schema once a is removed.
         let decided = decide(&decided.verdict.admitted, &greedy[1..], &facts, 3);
         assert!(decided.conflicts.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Who is charged how much in which scope: the sums behind every verdict.
+//! Sums up the connections that each tenant is charged in each scope: server, database, role.
 
 use super::{
     Account, Admission, COMMAND, Claim, Facts, OWN, Place, REPLACEMENT, Remedy, Scope, ServerId,
@@ -9,21 +9,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type ByTenant = BTreeMap<TenantName, u32>;
 
-/// The books of one admission.
+/// The charges of one admission run.
 pub(super) struct Ledger<'f> {
     facts: &'f BTreeMap<ServerId, Facts>,
     headroom: u32,
-    /// What each tenant is charged, per scope: its largest pool there.
+    /// Connections charged to each tenant, by scope: its largest pool there.
     charged: BTreeMap<Key, ByTenant>,
-    /// What it was admitted with, on the server it was admitted on, where that is not charged already.
+    /// Admissions from the list that are not charged at a known place, by server.
     recorded: BTreeMap<ServerId, ByTenant>,
-    /// What it would be charged if everybody got what they want; only for advice.
+    /// Connections each tenant asks for, by scope; used only for advice.
     wished: BTreeMap<Key, ByTenant>,
-    /// Tenants of each database that are bound by its limit.
+    /// Tenants that each database's limit applies to.
     bound: BTreeMap<Key, BTreeSet<TenantName>>,
 }
 
-/// A scope as the books know it.
+/// Key of a scope.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Server(ServerId),
@@ -59,7 +59,7 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// Charges a tenant in every scope of a place, whether it fits or not.
+    /// Charges a tenant in every scope of a place, regardless of the limits.
     pub(super) fn charge(&mut self, tenant: &TenantName, place: &Place, connections: u32) {
         for key in Key::all(place) {
             if let Key::Role(server, role) = &key
@@ -76,7 +76,7 @@ impl<'f> Ledger<'f> {
             }
             raise(self.charged.entry(key).or_default(), tenant, connections);
         }
-        // What is charged where it lands needs no second entry from the list.
+        // This charge covers the tenant's recorded admission on the same server.
         if let Some(recorded) = self.recorded.get_mut(&place.server)
             && recorded
                 .get(tenant)
@@ -86,20 +86,20 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// Charges an admitted tenant what it was admitted with, or less if it wants less by now and is sure to get it.
+    /// Charges an admitted tenant its admission, or less if it now asks for less and will surely get it.
     pub(super) fn charge_admission(&mut self, claim: &Claim, admission: &Admission) {
         let Wanted::Pool { connections, at } = &claim.wanted else {
             return;
         };
         if let Some(place) = at
             && admission.server.as_ref().is_none_or(|server| *server == place.server)
-            // Database and role are not on the list: what runs tells them, and if nothing runs they are
-            // taken to be what they were.
+            // The list has neither database nor role: running instances show them; otherwise they are assumed
+            // unchanged.
             && (claim.held.is_empty() || claim.held.iter().any(|held| held.place == *place))
         {
             self.charge(&claim.tenant, place, admission.pool.min(*connections));
         } else if let Some(server) = &admission.server {
-            // Who wants to go elsewhere, or may, can be kept where it is, with all it has there.
+            // A tenant that moves, or may move, keeps its whole admission on the old server.
             raise(
                 self.recorded.entry(server.clone()).or_default(),
                 &claim.tenant,
@@ -108,7 +108,7 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// Notes what a tenant wants, for the advice in a refusal.
+    /// Notes the connections a tenant asks for, for the advice in a refusal.
     pub(super) fn note_wish(&mut self, claim: &Claim) {
         if let Wanted::Pool {
             connections,
@@ -125,7 +125,7 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// Whether this much is charged to the tenant already, in every scope of the place.
+    /// Returns true when the tenant is charged this much already, in every scope of the place.
     pub(super) fn covered(&self, claim: &Claim, place: &Place, connections: u32) -> bool {
         Key::all(place).iter().all(|key| {
             (place.superuser && !matches!(key, Key::Server(_)))
@@ -137,7 +137,7 @@ impl<'f> Ledger<'f> {
         })
     }
 
-    /// Whether the tenant's charge can be raised to `connections` in every scope of the place.
+    /// Checks that the tenant's charge can be raised to `connections` in every scope of the place.
     pub(super) fn fits(
         &self,
         tenant: &TenantName,
@@ -165,14 +165,14 @@ impl<'f> Ledger<'f> {
         Ok(())
     }
 
-    /// Whether PostgreSQL lets the tenant past the limit of a scope, because its role is a superuser.
+    /// Returns true when the scope's limit does not apply to the tenant, because its role is a superuser.
     fn is_exempt(&self, key: &Key, tenant: &TenantName, place: &Place) -> bool {
         place.superuser
             && match key {
                 Key::Server(_) => false,
                 Key::Role(..) => true,
-                // PostgreSQL lets a superuser past the limit but counts it against everybody else: exempt only where there
-                // is nobody else.
+                // PostgreSQL exempts a superuser from the database's limit but counts its connections against other
+                // roles. So it is exempt only if no other tenant is bound by the limit.
                 Key::Database(..) => self
                     .bound
                     .get(key)
@@ -180,7 +180,7 @@ impl<'f> Ledger<'f> {
             }
     }
 
-    /// Why an admitted tenant cannot get more from a server that is away.
+    /// Returns the shortage of an admitted tenant that wants more from a server that is down.
     pub(super) fn unseen(&self, claim: &Claim, admission: &Admission, needs: u32) -> Shortage {
         let server = admission
             .server
@@ -191,7 +191,7 @@ impl<'f> Ledger<'f> {
         self.shortage(&server, &claim.tenant, needs, bound)
     }
 
-    /// The accounts of every server with facts or a charge.
+    /// Returns the accounts of every server with facts or a charge.
     pub(super) fn accounts(&self) -> BTreeMap<ServerId, Account> {
         let charged = self.charged.keys().map(Key::server);
         let servers: BTreeSet<&ServerId> = self
@@ -210,7 +210,7 @@ impl<'f> Ledger<'f> {
         let key = Key::Server(server.clone());
         let committed = self.sum(&key).saturating_add(self.extra(&key));
         let capacity = self.limit(&key);
-        // Room for replacements must be there in every scope a replacement connects in.
+        // Replacements need room in every scope they connect in.
         let rooms = self
             .charged
             .keys()
@@ -233,7 +233,7 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// What a scope has to give; `None` where there is no limit, or none is known.
+    /// Returns the connections that a scope has to give; `None` without a known limit.
     fn limit(&self, key: &Key) -> Option<u32> {
         let facts = self.facts.get(key.server())?;
         match key {
@@ -243,8 +243,8 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// What is kept beside the pools: a replacement, a person's command, and our own connection where it
-    /// lands.
+    /// Returns the connections kept beside the pools: a replacement, a command and, in its own scopes, the supervisor's
+    /// connection.
     fn extra(&self, key: &Key) -> u32 {
         let own = self
             .facts
@@ -307,7 +307,7 @@ impl<'f> Ledger<'f> {
         self.sum(key).saturating_sub(self.charge_of(key, tenant))
     }
 
-    /// Sum up who asks for how much in a scope, and what is taken by tenants that ask for nothing any more.
+    /// Returns each tenant's wanted pool in a scope, or its charge if it asks for nothing there.
     fn demand(&self, key: &Key) -> ByTenant {
         let mut pools = self.wished.get(key).cloned().unwrap_or_default();
         for other in self.tenants(key) {
@@ -335,7 +335,7 @@ impl<'f> Ledger<'f> {
         }
     }
 
-    /// Compute what would let every tenant have what it asks for in one scope; `None` where there is no limit.
+    /// Computes a remedy with which every tenant gets its wanted pool in one scope; `None` without a limit.
     fn remedy(&self, key: &Key, tenant: &TenantName, needs: u32) -> Option<Remedy> {
         let capacity = self.limit(key)?;
         let extra = self.extra(key);
@@ -346,7 +346,7 @@ impl<'f> Ledger<'f> {
             .copied()
             .fold(0, u32::saturating_add)
             .saturating_add(extra);
-        // What the limit itself loses before tenants get anything stays lost when it is raised.
+        // Connections that are lost before tenants get any stay lost when the limit is raised.
         let lost = match (key, self.facts.get(key.server())) {
             (Key::Server(_), Some(facts)) => facts
                 .superuser_reserved
@@ -365,7 +365,7 @@ impl<'f> Ledger<'f> {
         })
     }
 
-    /// Say what is missing in the scope `key`, and what would help there and in the other scopes of `bound`.
+    /// Returns the shortage in the scope `key`, with remedies for all scopes of `bound`.
     fn shortage(&self, key: &Key, tenant: &TenantName, needs: u32, bound: &[Key]) -> Shortage {
         let scope = self.scope(key);
         let Some(capacity) = self.limit(key) else {

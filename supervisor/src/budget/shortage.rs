@@ -1,28 +1,28 @@
-//! Why something does not fit, in numbers, and what would.
+//! Explains a refusal in numbers, and computes remedies.
 
 use super::ServerId;
 use std::fmt;
 
-/// The smallest pool there is: one connection for work and one beside it.
+/// The smallest pool: one connection for work and one beside it.
 const SMALLEST_POOL: u32 = 2;
 
-/// Which limit was met.
+/// The limit that was reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// `max_connections`.
     Server(ServerId),
     /// `datconnlimit`.
     Database {
-        /// Its server.
+        /// The database's server.
         server: ServerId,
-        /// Its name.
+        /// The database's name.
         name: String,
     },
     /// `rolconnlimit`.
     Role {
-        /// Its server.
+        /// The role's server.
         server: ServerId,
-        /// Its name.
+        /// The role's name.
         role: String,
     },
 }
@@ -37,37 +37,37 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What is missing, in connections. Displays as one sentence with the numbers and the advice.
+/// The missing connections. Displays as one sentence with the numbers and the advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
-    /// The limit that was met.
+    /// The limit that was reached.
     pub scope: Scope,
     /// The pool wanted.
     pub needs: u32,
     /// The pool the tenant is charged already.
     pub has: u32,
-    /// Kept beside the pools: a replacement, our own connection, a command.
+    /// Connections kept beside the pools: for a replacement, the supervisor and a command.
     pub extra: u32,
-    /// What the scope has to give; `None` while its server has not been seen.
+    /// Connections the scope has to give; `None` while its server has not been seen.
     pub capacity: Option<u32>,
-    /// What is left for this tenant, what it has already included.
+    /// Connections free for this tenant, including those it is charged already.
     pub free: u32,
     /// `max_connections`, or the connection limit of the database or role.
     pub limit: u32,
-    /// What would help, for each limit that the pools as they are would exceed together.
+    /// A remedy for each limit that the wanted pools together exceed.
     pub remedies: Vec<Remedy>,
 }
 
-/// What would let everybody have what they ask for within one limit.
+/// Changes that let all tenants have their wanted pools within one limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remedy {
     /// The limit.
     pub scope: Scope,
-    /// Whether the pools as they are exceed it.
+    /// True when the wanted pools exceed the limit.
     pub short: bool,
-    /// The largest `pool_size` that, as everybody's most, fits everybody; `None` if there is none.
+    /// The largest `pool_size` with which all tenants fit if none has more; `None` if there is none.
     pub pool: Option<u32>,
-    /// The limit that fits the pools as they are.
+    /// The limit that fits the pools as wanted.
     pub limit: u32,
 }
 
@@ -98,13 +98,13 @@ impl Shortage {
         }
     }
 
-    /// The largest `pool_size` that fits everybody within every limit; `None` if there is none.
+    /// Returns the largest `pool_size` that fits all tenants within every limit; `None` if there is none.
     pub fn pool_that_fits(&self) -> Option<u32> {
         let pools: Option<Vec<u32>> = self.remedies.iter().map(|remedy| remedy.pool).collect();
         pools?.into_iter().min()
     }
 
-    /// What would fit, as a clause.
+    /// Returns the advice as a clause.
     pub fn advice(&self) -> String {
         let limits: Vec<String> = self.remedies.iter().map(Remedy::raise_limit).collect();
         let limits = limits.join(" and ");
@@ -142,7 +142,7 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// The largest most, such that pools cut to it fit into `room` together.
+/// Returns the largest pool size such that pools cut to it fit into `room` together.
 pub(super) fn pool_that_fits(pools: &[u32], room: u32) -> Option<u32> {
     let mut sorted = pools.to_vec();
     sorted.sort_unstable();

@@ -206,7 +206,7 @@ fn a_move_to_a_full_server_keeps_the_old_place() {
 fn a_place_kept_for_want_of_a_better_one_is_kept_whole_while_nothing_runs_in_it() {
     let facts = servers(&[("A", facts(100)), ("B", facts(12))]);
     let order = admit(&[], &[on_a("mover", 60)], &facts, 3).admitted;
-    // It wants less, elsewhere, where there is no room; and its broker has just crashed.
+    // The tenant wants less on another server, which is full, and its broker has just crashed.
     let mover = claim("mover", 10, Some(place("B", 1, "brokkr")));
     let verdict = admit(&order, &[mover, on_a("new", 50)], &facts, 3);
     assert!(matches!(decision(&verdict, "mover"), Decision::Keep(_)));
@@ -307,7 +307,7 @@ fn a_server_not_seen_yet_decides_nothing_and_costs_nobody_a_place() {
         3,
     );
     assert!(refusal(&verdict, "acme").contains("cannot be asked now"));
-    // Its URL is broken, but what it was admitted with stays counted.
+    // The tenant's URL is broken, but its admission stays counted.
     let verdict = admit(
         &first.admitted,
         &[claim("acme", 50, None), on_a("new", 50)],

@@ -1,8 +1,7 @@
-//! `check`: judges every file, schema, address and budget as `run` would, and changes nothing.
+//! `check` judges every file, schema, address and budget as `run` would, and changes nothing.
 //!
-//! Beside a running supervisor it uses what that one keeps in its state folder: who is admitted and who is
-//! stopped. Problems and warnings go to standard error, each problem beginning with its place; the sums to
-//! standard output.
+//! Beside a running supervisor, `check` reads that supervisor's state folder for the admitted and the stopped tenants.
+//! Problems and warnings go to standard error, each problem beginning with its place; the sums go to standard output.
 
 mod runs_on;
 mod table;
@@ -25,25 +24,25 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longer than the longest look, and than a hundred logins at one address that all hang.
+/// Time limit for asking all servers: longer than the longest probe, and than a hundred hanging logins at one address.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a new server reserves for superusers unless it is told otherwise; ours is not told.
+/// Connections that a new server reserves for superusers by default; the embedded server keeps the default.
 const EMBEDDED_RESERVE: u32 = 3;
 
-/// What is found, before it is printed.
+/// Findings of the check, before they are printed.
 #[derive(Debug, Default)]
 struct Findings {
     problems: Vec<String>,
     warnings: Vec<String>,
-    /// Tenants that want to run and whose file is good.
+    /// Tenants that should run and have a good file.
     wanted: BTreeMap<TenantName, Arc<TenantConfig>>,
-    /// Why the others do not run.
+    /// Reasons why other tenants with a good file do not run.
     idle: BTreeMap<TenantName, &'static str>,
-    /// Tenants whose file is bad.
+    /// Tenants with a bad file.
     bad: BTreeSet<TenantName>,
 }
 
-/// Judges, prints, and says with the exit status whether all is well.
+/// Judges the configuration, prints the findings, and returns failure if there is any problem.
 pub(crate) fn check(path: &Path, options: &cli::Check) -> ExitCode {
     let mut findings = Findings::default();
     let mut output = String::new();
@@ -53,7 +52,7 @@ pub(crate) fn check(path: &Path, options: &cli::Check) -> ExitCode {
     }
     let mut errors = io::stderr().lock();
     for warning in &findings.warnings {
-        // Nobody reads them: the exit status still says it.
+        // A write may fail because standard error is closed; the exit status still reports problems.
         let _ = writeln!(errors, "warning: {}", warning.trim_end());
     }
     for problem in &findings.problems {
@@ -175,7 +174,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
     })
 }
 
-/// The URL of tenants without one, if there is one.
+/// Returns the embedded server's URL for tenants without their own, if the server is configured.
 fn embedded_url(config: &Supervisor, findings: &mut Findings) -> Option<DatabaseUrl> {
     if !config.postgres.embedded {
         return None;
@@ -231,7 +230,7 @@ fn read_admitted(config: &Supervisor, findings: &mut Findings) -> Vec<Admission>
     match std::fs::read_to_string(&path) {
         Ok(text) => parse_admitted(&text).0,
         Err(error) => {
-            // Absent: nothing has run yet.
+            // The file is missing when no supervisor has run yet.
             if error.kind() != io::ErrorKind::NotFound {
                 findings.warnings.push(format!(
                     "{}: {error}; tenants are judged by priority and name, as if none were admitted yet",
@@ -260,7 +259,7 @@ fn ask(findings: &mut Findings) -> Arc<ServersView> {
             urls.iter()
                 .all(|url| *view.endpoint(url) != Endpoint::Unknown)
         };
-        // Late or not: what is known by then is judged.
+        // After a timeout, judge by the answers so far.
         let _ =
             runtime.block_on(async { tokio::time::timeout(PATIENCE, view.wait_for(known)).await });
         Ok(view.borrow().clone())
@@ -273,7 +272,7 @@ fn ask(findings: &mut Findings) -> Arc<ServersView> {
     })
 }
 
-/// The embedded server as it will be once it runs.
+/// Adds the embedded server with the values that it will have once it runs.
 fn with_embedded(view: &ServersView, url: &DatabaseUrl, max_connections: u32) -> ServersView {
     let server = ServerId::new("embedded");
     let place = Place {
@@ -342,13 +341,13 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
     }
 }
 
-/// Tenants whose broker could not work in its schema.
+/// Returns the tenants whose broker could not work in its schema.
 fn report_schemas(view: &ServersView, findings: &mut Findings) -> BTreeSet<TenantName> {
     let mut wanted: BTreeMap<DatabaseUrl, BTreeSet<SchemaName>> = BTreeMap::new();
     for config in findings.wanted.values() {
         let database = &config.broker().database;
         let endpoint = view.endpoint(&database.url);
-        // Of an embedded server that does not run yet nothing can be asked.
+        // An embedded server that does not run yet cannot be asked.
         let answers = endpoint
             .place()
             .and_then(|place| view.servers.get(&place.server))
@@ -378,7 +377,7 @@ fn report_schemas(view: &ServersView, findings: &mut Findings) -> BTreeSet<Tenan
     unusable
 }
 
-/// Tenants whose schema or address is taken, and which of the two.
+/// Returns the tenants whose schema or address is taken, and which of the two.
 fn report_conflicts(
     conflicts: BTreeMap<TenantName, Conflict>,
     findings: &mut Findings,
@@ -399,7 +398,7 @@ fn report_conflicts(
     refused
 }
 
-/// Whether the server of this tenant could not be asked.
+/// Returns true when the server of this tenant could not be asked.
 fn unseen(
     tenant: &TenantName,
     wanted: &BTreeMap<TenantName, Arc<TenantConfig>>,
@@ -411,7 +410,7 @@ fn unseen(
     })
 }
 
-/// Servers that have become smaller than what was admitted: nobody suffers for it, and nobody else is taken.
+/// Reports servers with less capacity than is admitted. Admitted tenants stay, but no further tenant is admitted.
 fn report_shrunk(verdict: &Verdict, findings: &mut Findings) {
     for (server, account) in &verdict.servers {
         if let Some(capacity) = account.capacity
@@ -427,7 +426,7 @@ fn report_shrunk(verdict: &Verdict, findings: &mut Findings) {
     }
 }
 
-/// A program that cannot be started, which every tenant would find out by itself.
+/// Reports a broker program that cannot be executed, because otherwise every tenant would fail to start.
 fn report_broker(config: &Supervisor, findings: &mut Findings) {
     let broker = &config.broker;
     let problem = match std::fs::metadata(broker) {

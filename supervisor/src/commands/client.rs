@@ -1,4 +1,4 @@
-//! The other end of the control socket.
+//! Client of the control socket.
 
 use super::Failure;
 use super::interrupt::Interrupt;
@@ -19,10 +19,9 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-/// A supervisor that is alive has begun to answer by then, unless it was asked to wait until all is settled.
+/// Time within which a live supervisor begins to answer, unless the request waits until all has settled.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks the supervisor.
 #[derive(Debug)]
 pub(super) struct Client {
     socket: PathBuf,
@@ -41,7 +40,7 @@ impl Client {
         })
     }
 
-    /// Whether somebody listens, or it is not for us to know.
+    /// Returns true when a supervisor listens on the socket, or when this user may not find out.
     pub(super) fn is_there(&self) -> bool {
         let connected = SocketPath::of(&self.socket)
             .and_then(|socket| std::os::unix::net::UnixStream::connect(socket.as_path()));
@@ -54,7 +53,7 @@ impl Client {
         }
     }
 
-    /// The whole answer to a GET.
+    /// Returns the whole answer to a GET.
     pub(super) fn get(&self, path: &str) -> Result<Bytes, Failure> {
         self.runtime.block_on(async {
             let asking = async {
@@ -67,7 +66,7 @@ impl Client {
         })
     }
 
-    /// Each piece of the answer to a GET as it comes, until the supervisor ends it.
+    /// Passes each piece of the answer to a GET to `take` as it comes, until the supervisor ends the answer.
     pub(super) fn stream(
         &self,
         path: &str,
@@ -88,7 +87,7 @@ impl Client {
         })
     }
 
-    /// Gives the answer to a POST, however long it takes, unless a signal ends the waiting.
+    /// Returns the answer to a POST, however long it takes, unless a signal ends the wait.
     pub(super) fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -124,7 +123,7 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.lost(&error))?;
-        // Ends with the runtime, or when the answer has been read.
+        // The task ends with the runtime, or when the answer has been read.
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -176,7 +175,7 @@ impl Client {
         ))
     }
 
-    /// Somebody listens there: to start another supervisor would be the wrong advice.
+    /// Reports a busy supervisor; the advice to start another supervisor would be wrong here.
     fn busy(&self) -> Failure {
         Failure::NotRunning(format!(
             "brokkr-supervisor does not answer on {} within {PATIENCE:?}: it is busy, or all its control connections are taken",
@@ -203,7 +202,7 @@ impl Client {
     }
 }
 
-/// The answer is none of those this program knows: the two are of different versions.
+/// Reports an answer that this program does not know, because the supervisor has a different version.
 pub(super) fn not_understood(error: &serde_json::Error) -> Failure {
     Failure::Problem(format!(
         "the supervisor's answer is not understood: {error}"

@@ -1,7 +1,7 @@
-//! Where the supervisor is, for those who ask it or sweep after it, when its file has gone bad: it may well run on.
+//! Finds the supervisor for a client or for `sweep` when its file has become bad, because the supervisor may run on.
 //!
-//! The last good file says all there is to know, but only root and the supervisor's own user may read it. Where it cannot
-//! be had, the folders may still stand in the file. Nothing is guessed: a file elsewhere than in its usual place is no
+//! The last good file holds the whole configuration, but only root and the supervisor's own user may read it. Without
+//! it, the folders may still be read from the bad file. No folder is guessed: a bad file outside the usual place is no
 //! reason to give orders to the supervisor of the usual folder.
 
 use super::run;
@@ -10,24 +10,24 @@ use crate::config::{self, Supervisor};
 use brokkr_tenant::Source;
 use std::path::{Path, PathBuf};
 
-/// The keys that say where things are; each on a line of its own, they are read whatever stands around them.
+/// Keys that name folders; each is read from its own line, even if other lines are bad.
 const FOLDERS: [&str; 3] = ["tenants_dir", "state_dir", "runtime_dir"];
 
-/// What is known of the supervisor's configuration.
+/// The supervisor's configuration, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The file's, or the last good one, or the folders alone over the defaults.
+    /// Configuration from the file, from the last good file, or from the folders alone over the defaults.
     pub(super) config: Supervisor,
-    /// Whether all of it is known, and not the folders alone.
+    /// True when the whole configuration is known, not only the folders.
     pub(super) whole: bool,
-    /// Every mistake of the file, if it has any.
+    /// Every problem of the file, if there is any.
     pub(super) problems: Option<String>,
 }
 
-/// Finds out what can be found out.
+/// Finds the supervisor's configuration, as far as it can be known.
 ///
 /// # Errors
-/// Every problem of the file, when not even the runtime folder is known.
+/// Every problem of the file, when even the runtime folder is unknown.
 pub(super) fn find(path: &Path) -> Result<Found, String> {
     let problems = match config::load(path) {
         Ok(config) => {
@@ -63,11 +63,11 @@ pub(super) fn find(path: &Path) -> Result<Found, String> {
     }
 }
 
-/// What the lines that name folders say.
+/// Configuration from only those lines of the file that name folders.
 struct Folders {
     config: Supervisor,
     named: Vec<&'static str>,
-    /// None of them is spoilt.
+    /// True when none of these lines is bad.
     sound: bool,
 }
 
@@ -78,7 +78,7 @@ impl Folders {
 }
 
 fn folders(path: &Path) -> Option<Folders> {
-    // Of a file that is not there nothing is known, which is no contradiction.
+    // A missing file names no folder, like an empty file.
     let text = match Source::read(path) {
         Ok(source) => source.text().to_owned(),
         Err(_) => String::new(),
@@ -101,7 +101,7 @@ fn folders(path: &Path) -> Option<Folders> {
             sound = false;
         }
     }
-    // Named twice, nobody knows which was meant.
+    // Fails for a folder that is named twice, because either value may be the intended value.
     let config = config::of(Source::new(path, good)).ok()?;
     Some(Folders {
         config,

@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM while a command waits for an order to be carried out: the first one ends the waiting and says that
-//! the order stands, a second one ends the process at once.
+//! Handles SIGINT and SIGTERM while a command waits for an order: the first signal ends the wait and the order stands,
+//! the second ends the process at once.
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
@@ -9,27 +9,24 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::io::AsyncReadExt;
 
-/// Exit status of a command that was interrupted, as shells have it for SIGINT.
+/// Exit status of an interrupted command, as shells use it for SIGINT.
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
 
-/// Waits for both signals from the moment it is made.
+/// Receiver of both signals, from its creation on.
 #[derive(Debug)]
 pub(super) struct Interrupt {
-    /// Every signal is a byte here.
+    /// Stream that receives a byte for every signal.
     arrived: tokio::net::UnixStream,
 }
 
 impl Interrupt {
-    /// Takes both signals over, for the rest of this process's life. Belongs to the event loop it is made in.
-    ///
-    /// # Errors
-    /// When the kernel refuses a handler or a descriptor.
+    /// Takes over both signals for the rest of this process's life. Must be used in the event loop that creates it.
     pub(super) fn new() -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
         reader.set_nonblocking(true)?;
         let told = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // Actions run in this order: the first signal finds the flag unset.
+            // Handlers run in this order, so the first signal finds the flag unset.
             let status = i32::from(EXIT_INTERRUPTED);
             flag::register_conditional_shutdown(signal, status, Arc::clone(&told))?;
             flag::register(signal, Arc::clone(&told))?;
@@ -42,7 +39,7 @@ impl Interrupt {
 
     /// Waits for the first signal. Cancel-safe: a byte is taken only when this returns.
     pub(super) async fn wait(&mut self) {
-        // The handlers hold the other end as long as this process lives, so that neither end nor error comes.
+        // The handlers hold the other end for the life of this process, so the read never ends or fails.
         if self.arrived.read_u8().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -1,4 +1,4 @@
-//! `logs`
+//! The command `logs`.
 
 use super::client::Client;
 use super::{Failure, say};

@@ -1,4 +1,4 @@
-//! `start`, `stop`, `restart`
+//! The commands `start`, `stop` and `restart`.
 
 use super::client::Client;
 use super::{Failure, harmless, say};
@@ -33,7 +33,7 @@ pub(super) fn order(
             say(line.as_bytes())?;
         } else {
             all_done = false;
-            // Nobody reads our complaints any more: the status says it too.
+            // A write may fail because standard error is closed; the exit status still reports the failure.
             let _ = io::stderr().write_all(line.as_bytes());
         }
     }

@@ -1,4 +1,4 @@
-//! `pak`
+//! The command `pak`.
 
 use super::client::Client;
 use super::{Failure, say};

@@ -1,4 +1,4 @@
-//! `reload`
+//! The command `reload`.
 
 use super::client::Client;
 use super::{EXIT_PROBLEM, Failure, complain, harmless, say};
@@ -9,24 +9,24 @@ pub(super) fn reload(client: &Client, confirm_removals: bool) -> Result<(), Fail
     tell(&ask(client, confirm_removals)?)
 }
 
-/// Reloads without a word; all has settled then.
+/// Reloads without printing, and returns when all has settled.
 pub(super) fn ask(client: &Client, confirm_removals: bool) -> Result<ReloadReport, Failure> {
     client.post("/v1/reload", &Reload { confirm_removals })
 }
 
-/// What changed, and every problem.
+/// Prints the changes and every problem.
 fn tell(report: &ReloadReport) -> Result<(), Failure> {
     say(changes(report).as_bytes())?;
     complain_of(&report.problems)
 }
 
-/// Prints problems; fails unless there are none.
+/// Prints the problems; fails if there are any.
 pub(super) fn complain_of(problems: &[String]) -> Result<(), Failure> {
     if problems.is_empty() {
         return Ok(());
     }
     for problem in problems {
-        // A problem may be several lines: the place, the source line, a hint.
+        // A problem may have several lines: the place, the source line, a hint.
         let lines: Vec<String> = problem.lines().map(harmless).collect();
         complain(&lines.join("\n"), EXIT_PROBLEM);
     }

@@ -1,4 +1,4 @@
-//! `run`: the daemon. Parse, lock, take over what an earlier one left, serve, wait for a signal, drain or leave.
+//! `run`, the daemon: parse, lock, take over what an earlier supervisor left, serve, wait for a signal, drain or leave.
 
 mod folders;
 mod kept;
@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// What the sink gets to take the last lines.
+/// Time limit for the sink to take the last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// A thread that has blocked once is there for the next who has to.
+/// Keep-alive time of blocking threads, long enough that they are always reused.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -41,13 +41,13 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),
     };
     let raised = crate::sys::raise_open_files();
-    // Raised already by the supervisor that has become this one, ours are no measure for brokers.
+    // The supervisor that executed this program had already raised the limits, so brokers get the limits in its index.
     let given = inherited
         .index
         .as_ref()
         .filter(|_| inherited.giver == Giver::Ourselves);
     let open_files = given.and_then(|index| index.open_files).unwrap_or(raised);
-    // Before there is a second thread.
+    // Block the signals before a second thread starts.
     if let Err(problem) = signals::hold_back() {
         let problem = format!("cannot hold back signals: {problem}");
         return super::complain(&problem, super::EXIT_PROBLEM);
@@ -79,10 +79,10 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
     code
 }
 
-/// `run --check-state`: for a supervisor that is about to execute this program in its place.
+/// Runs `run --check-state`, for a supervisor that is about to execute this program in its place.
 pub(crate) fn check_state(path: &Path) -> ExitCode {
     match could_take_over(path) {
-        // Unheard it counts for nothing.
+        // The answer counts only if the supervisor can read it.
         Ok(()) => match writeln!(std::io::stdout(), "{}", successor::UNDERSTOOD) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(super::EXIT_PROBLEM),
@@ -91,7 +91,7 @@ pub(crate) fn check_state(path: &Path) -> ExitCode {
     }
 }
 
-/// Tries what can be tried without changing anything: once executed, a program that cannot go on leaves nobody behind.
+/// Checks without any change that this program can take over, because after its execution there is no way back.
 fn could_take_over(path: &Path) -> Result<(), String> {
     let inherited = Inherited {
         giver: Giver::Ourselves,
@@ -103,45 +103,44 @@ fn could_take_over(path: &Path) -> Result<(), String> {
     folders::could_serve(&config)
 }
 
-/// What the file at `path` said when it was last good, if a copy is in `state_dir` and may be read.
+/// Returns the last good configuration for the file at `path`, if `state_dir` has a readable copy.
 pub(crate) fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
     kept::last_good(state_dir, path)
 }
 
-/// Takes the runtime folder, until what is returned is dropped.
-///
-/// # Errors
-/// Who has it.
+/// Takes the runtime folder until the returned value is dropped.
 pub(crate) fn take_over_folder(config: &Supervisor) -> Result<folders::Taken, String> {
     folders::prepare(config, None)
 }
 
-/// Where instances have their files.
+/// Returns the folder of the instances' files.
 pub(crate) fn instances(config: &Supervisor) -> PathBuf {
     folders::instances(config)
 }
 
-/// Serves, and serves on when another program was to take over and could not be executed after all.
+/// Serves, and serves again when another program should have taken over but could not be executed.
 fn turns(daemon: &serve::Daemon, mut inherited: Inherited) -> Result<(), String> {
     loop {
-        // One thread turns the loop: the fleet, the instances' tasks and the control socket are all short turns. What
-        // blocks (spawning, scanning, name resolution) runs on threads of its own.
+        // One thread runs the loop, because the fleet, the instances' tasks and the control socket take only short
+        // turns. Blocking work (spawning, scanning, name resolution) runs on threads of its own.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .thread_keep_alive(FOR_EVER)
             .build()
             .map_err(|error| format!("cannot make the event loop: {error}"))?;
-        // With one such thread there what blocks waits its turn on a host that is out of pids; without any it panics.
+        // Start one blocking thread now: on a host that is out of pids, later blocking work then waits for it instead
+        // of panicking.
         runtime.spawn_blocking(|| {});
         let ended = runtime.block_on(daemon.serve(inherited));
-        // A thread may hang in a file system or a name server; it must not keep the process.
+        // A thread may hang in a file system or a name server and must not keep the process.
         runtime.shutdown_timeout(LAST_LINES);
         let Ended::Left(mut estate, Some(successor)) = ended? else {
             return Ok(());
         };
-        // What was read of the pipes is not in them any more.
+        // Flush the lines already read from the pipes, because the next program cannot read them again.
         daemon.hub.flush(Instant::now() + LAST_LINES);
-        // One that was heard while we left is the next program's, or ours once more.
+        // Raise again a stop signal that came meanwhile, for the next program or, if its execution fails, for this
+        // program.
         daemon.ending.pass_on();
         let error = {
             let taken = daemon.taken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! `status`
+//! The command `status`.
 
 use super::client::{Client, not_understood};
 use super::{Failure, harmless, say};
@@ -24,7 +24,7 @@ pub(super) fn status(client: &Client, options: &Status) -> Result<(), Failure> {
     let mut partial = Vec::new();
     client.stream(&path, |piece| {
         partial.extend_from_slice(piece);
-        // Only the latest picture is worth drawing.
+        // Show only the latest snapshot.
         let Some(end) = memchr::memrchr(b'\n', &partial) else {
             return Ok(());
         };
@@ -62,7 +62,7 @@ fn show(options: &Status, answer: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// Every tenant a line, then every server, then what is wrong that is no tenant's.
+/// Formats one line per tenant, then one per server, then the notices.
 fn overview(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     if snapshot.tenants.is_empty() {
@@ -128,7 +128,6 @@ fn servers(snapshot: &Snapshot) -> String {
     lines(&servers)
 }
 
-/// All there is to know of one tenant.
 fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: Option<String>| {
@@ -204,7 +203,7 @@ fn reason(tenant: &TenantStatus) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    // A line a tenant, however narrow the terminal: grep, awk and eyes all count on it.
+    // Print one line per tenant on any terminal, because grep, awk and readers rely on it.
     table
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
@@ -223,7 +222,7 @@ fn right(table: &mut Table, columns: &[usize]) {
     }
 }
 
-/// The table without the spaces that end its lines.
+/// Returns the table without trailing spaces.
 fn lines(table: &Table) -> String {
     table
         .lines()
@@ -239,9 +238,9 @@ fn known(value: Option<impl ToString>) -> String {
     value.map_or_else(dash, |value| value.to_string())
 }
 
-/// Seconds as people say them: the two largest units.
+/// Formats seconds as people say them, in the two largest units.
 fn duration(seconds: f64) -> String {
-    // Durations are not negative, and nothing runs for longer than u64 seconds: saturating is right.
+    // Durations are never negative or beyond u64 seconds, so saturation is right.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

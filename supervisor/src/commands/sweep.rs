@@ -1,7 +1,7 @@
-//! `sweep`: ends what a supervisor has left, when it was to be a stop after all. The unit calls it (`ExecStopPost=`).
+//! `sweep` ends the brokers that a supervisor has left, if the unit is stopping. The unit calls it (`ExecStopPost=`).
 //!
-//! A supervisor that is told to go for a restart leaves its brokers, and one that is killed cannot help it. Whether the
-//! next one is going to come, systemd knows: with a stop queued behind a restart it does not.
+//! A supervisor leaves its brokers when it restarts or is killed. Only systemd knows whether another supervisor will
+//! come: a stop may be queued behind a restart.
 
 use super::found::{self, Found};
 use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run, say};
@@ -13,18 +13,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Brokers get no more than this to drain: systemd waits for us as long as `TimeoutStopSec=` says, and no word of ours
-/// makes it wait longer.
+/// Longest time for brokers to drain, because systemd waits `TimeoutStopSec=` for `sweep` and cannot be asked for more.
 const LONGEST_GRACE: Duration = Duration::from_secs(45);
 
-/// Ends every broker, and the embedded server last, unless another supervisor is going to come for them.
+/// Ends every broker, and the embedded server last, unless another supervisor will take them over.
 pub(crate) fn sweep(path: &Path) -> ExitCode {
     let found = match found::find(path) {
         Ok(found) => found,
         Err(problems) => return complain(&problems, EXIT_CONFIGURATION),
     };
     if let Some(problems) = &found.problems {
-        // Whoever is left is ended all the same.
+        // Brokers are ended even if the file is bad.
         complain(problems, EXIT_CONFIGURATION);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -51,8 +50,8 @@ pub(crate) fn sweep(path: &Path) -> ExitCode {
     }
 }
 
-/// Whether nobody is going to come. Called by a person (no result of a service), there is nothing to ask systemd; and
-/// where it cannot be asked, brokers are left alone unless the supervisor ran into the end of its time.
+/// Returns true when no supervisor will take over the brokers. Without a service's result a person called `sweep`, and
+/// systemd is not asked. If systemd cannot be asked, brokers are left alone unless the supervisor timed out.
 fn is_stop(result: Option<String>, job: Result<Option<String>, String>) -> bool {
     match (result, job) {
         (None, _) => true,
@@ -63,7 +62,7 @@ fn is_stop(result: Option<String>, job: Result<Option<String>, String>) -> bool 
 
 async fn end_all(found: &Found) -> Result<(), String> {
     let config = &found.config;
-    // Held to the end: nobody starts, and takes over what is being ended.
+    // Hold the lock to the end, so that no supervisor starts and takes over what is being ended.
     let _lock = run::take_over_folder(config)
         .map_err(|problem| format!("{problem} (what a supervisor runs is not swept)"))?;
     let grace = config.stop.grace.min(LONGEST_GRACE);
@@ -71,9 +70,9 @@ async fn end_all(found: &Found) -> Result<(), String> {
     let groups = Groups::detect(&config.runtime_dir);
     let swept = survivors::end_all(&folder, grace, &groups)
         .map_err(|error| format!("{}: {error}", folder.display()))?;
-    // Whatever they had started, and whatever that has done to get away.
+    // End also the processes that brokers started, even if they tried to detach.
     groups.end_all();
-    // Where it is not known whether there is one: one in our folder is ours.
+    // A folder-only configuration does not say whether a server is embedded; a server in our folder is ours.
     let server = (config.postgres.embedded || !found.whole) && embedded::end(config).await?;
     let _ = std::fs::remove_file(config.runtime_dir.join(crate::control::SOCKET));
     say_ended(swept.ended, server);
@@ -85,7 +84,7 @@ async fn end_all(found: &Found) -> Result<(), String> {
     }
 }
 
-/// Nothing for nobody: the unit calls it after every stop.
+/// Prints what was ended, or nothing, because the unit calls `sweep` after every stop.
 fn say_ended(brokers: usize, server: bool) {
     let brokers = match brokers {
         0 => None,
@@ -112,7 +111,7 @@ mod tests {
         assert!(is_stop(result("success"), job("stop")));
         assert!(!is_stop(result("success"), job("restart")));
         assert!(!is_stop(result("signal"), job("start")));
-        // Killed: systemd starts it again by itself.
+        // After a kill systemd starts the supervisor again by itself.
         assert!(!is_stop(result("signal"), Ok(None)));
         assert!(!is_stop(result("signal"), Err("no bus".into())));
         assert!(is_stop(result("timeout"), Err("no bus".into())));

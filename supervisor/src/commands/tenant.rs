@@ -1,4 +1,4 @@
-//! `tenant add`, `tenant remove`, `tenant list`
+//! The commands `tenant add`, `tenant remove` and `tenant list`.
 
 use super::client::{Client, not_understood};
 use super::{Failure, harmless, reload, say};
@@ -31,7 +31,7 @@ pub(super) fn tenant(
                 return Err(take_back(client, tenant, &written, &reason));
             }
             say(format!("added {tenant}\n").as_bytes())?;
-            // What is wrong with other tenants is not this one's: `reload` and `status` say it.
+            // Report only this tenant's problems; `reload` and `status` report those of other tenants.
             let problems = report.of_tenants.get(tenant.as_str());
             reload::complain_of(problems.map_or(&[], Vec::as_slice))
         }
@@ -56,7 +56,7 @@ pub(super) fn tenant(
                 status.state,
                 reason.unwrap_or_default()
             ))
-            // Such as removals that are held because they are many.
+            // For example removals that are held because there are too many.
             .chain(report.general().cloned())
             .collect();
             reload::complain_of(&problems)
@@ -64,7 +64,7 @@ pub(super) fn tenant(
     }
 }
 
-/// The supervisor does not see the file: it runs with another `tenants_dir`.
+/// Reports that the supervisor does not see the file, because it runs with another `tenants_dir`.
 fn unseen(tenant: &TenantName, path: &Path) -> Failure {
     Failure::Problem(format!(
         "tenant {tenant}: {} is written, and the supervisor does not know the tenant: restart it if its tenants_dir has changed",
@@ -83,7 +83,7 @@ fn unwritable(tenant: &TenantName, path: &Path, error: &io::Error) -> Failure {
     ))
 }
 
-/// Names, from the files themselves: what is wrong with one is for `check` to say.
+/// Prints the tenants' names from their files alone; `check` reports bad files.
 fn list(folder: &Path) -> Result<(), Failure> {
     let unreadable = |error: io::Error| {
         Failure::Problem(format!(
@@ -105,8 +105,8 @@ fn list(folder: &Path) -> Result<(), Failure> {
         .as_bytes())
 }
 
-/// What the supervisor says of the tenant. It alone knows whether a schema, an address or the budget is in the way, and
-/// decides when it sees the file.
+/// Returns the supervisor's status of the tenant. Only the supervisor knows whether schema, address or budget prevent
+/// the tenant, and it decides only when it sees the file.
 fn status_of(client: &Client, tenant: &TenantName) -> Result<Option<TenantStatus>, Failure> {
     let answer = client.get("/v1/status")?;
     let snapshot: Snapshot =
@@ -115,10 +115,10 @@ fn status_of(client: &Client, tenant: &TenantName) -> Result<Option<TenantStatus
     Ok(tenants.find(|status| status.name == tenant.as_str()))
 }
 
-/// Removes the file of a tenant that is refused; what that ends in.
+/// Removes the file of a refused tenant, and returns the failure to report.
 fn take_back(client: &Client, tenant: &TenantName, written: &Written, reason: &str) -> Failure {
     let reason = harmless(reason);
-    // Mended by somebody meanwhile, it is theirs.
+    // Keep a file that another user has replaced meanwhile.
     let ours = fs::metadata(&written.path).is_ok_and(|now| (now.dev(), now.ino()) == written.inode);
     if !ours {
         return Failure::Problem(format!("tenant {tenant} is refused: {reason}"));
@@ -139,22 +139,22 @@ fn take_back(client: &Client, tenant: &TenantName, written: &Written, reason: &s
 #[derive(Debug)]
 struct Written {
     path: PathBuf,
-    /// Device and number: which file it is.
+    /// Device and inode, which identify the file.
     inode: (u64, u64),
 }
 
-/// Writes the file, once it is known to be good, and never over another.
+/// Writes the file once it is known to be good, and never over another file.
 fn add(config: &Supervisor, options: &Add) -> Result<Written, Failure> {
     let tenant = &options.tenant;
     let path = file_of(&config.tenants_dir, tenant);
-    // A name with a dot in front is no tenant's.
+    // The supervisor ignores a file whose name begins with a dot.
     let early = config
         .tenants_dir
         .join(format!(".{tenant}.toml.{}", std::process::id()));
     let written = write(&early, &content(options)?)
         .map_err(|error| unwritable(tenant, &path, &error))
         .and_then(|()| judge(config, tenant, &early, &path))
-        // Unlike a rename this fails when there is one.
+        // Unlike a rename, a hard link fails when the file exists.
         .and_then(|()| {
             fs::hard_link(&early, &path).map_err(|error| match error.kind() {
                 ErrorKind::AlreadyExists => {
@@ -171,7 +171,7 @@ fn add(config: &Supervisor, options: &Add) -> Result<Written, Failure> {
                 inode,
             })
         });
-    // Left behind, it is no tenant's and the next `add` of this process number writes over it.
+    // If this fails, the supervisor ignores the file, and a later `add` with the same pid overwrites it.
     let _ = fs::remove_file(&early);
     written
 }
@@ -195,7 +195,7 @@ fn judge(
 ) -> Result<(), Failure> {
     let mut under = vec![config.defaults.clone()];
     if config.postgres.embedded {
-        // Whichever address the embedded server has, the tenant has a URL.
+        // The tenant gets a URL from the embedded server; its address does not matter here.
         let url = [("database.url", "postgres:///brokkr?host=/")];
         under.insert(0, Layer::from_pairs("the embedded server", url));
     }
@@ -213,7 +213,7 @@ fn content(options: &Add) -> Result<String, Failure> {
     let tenant = &options.tenant;
     let mut database = toml::Table::new();
     if let Some(url) = &options.url {
-        // What is wrong with it otherwise is said with the line it has in the file.
+        // Other errors in the URL are reported later, with their line in the file.
         if DatabaseUrl::parse(url).is_ok_and(|url| url.password().is_some()) {
             let text = "a password has no place in an argument: put the URL into a file and use --url-file";
             return Err(Failure::Problem(format!(

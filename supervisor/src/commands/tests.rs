@@ -1,4 +1,4 @@
-//! Clients against a socket that nobody, or somebody else, answers on.
+//! Tests of clients against a socket without a supervisor, or with another program behind it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;
@@ -32,7 +32,7 @@ fn without_a_supervisor_it_is_said_where_it_was_looked_for_and_how_to_start_it()
         assert_eq!(failure.code(), 69);
         assert_eq!(failure.to_string(), expected);
     }
-    // The file of one that was killed.
+    // A killed supervisor leaves its socket file behind.
     drop(UnixListener::bind(&socket).unwrap());
     assert_eq!(failure(dir.path(), "x status").to_string(), expected);
 }

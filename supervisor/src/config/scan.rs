@@ -1,4 +1,4 @@
-//! Reads `tenants_dir` into what should be. Files that have not changed are not read again.
+//! Scans `tenants_dir` for the wanted tenants. Files that have not changed are not read again.
 
 #[cfg(test)]
 mod tests;
@@ -12,21 +12,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A removal counts once the file has been absent for so long: an editor that moves a file away and writes it anew
-/// must not stop a tenant.
+/// The time for which a file must be absent before its tenant is removed, because some editors move a file away and
+/// write it anew.
 pub(crate) const REMOVAL_AFTER: Duration = Duration::from_secs(2);
-/// One scan that would remove more than half of more than so many tenants that run is held.
+/// A scan that would remove more than half of the running tenants is held, if more than this many run.
 const REMOVALS_HELD_ABOVE: usize = 4;
-/// Another broker program counts once its file has been the same for so long: a package writes, links and renames in
-/// steps, and each step alone must not replace every instance.
+/// The time for which a changed broker program must stay the same before it counts as new. A package writes, links and
+/// renames in steps, and each step alone must not replace every instance.
 const PROGRAM_QUIET: Duration = Duration::from_secs(1);
 
-/// What is wrong with a tenant's file, or with their folder.
+/// A problem with a tenant's file or with the folder of tenant files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileProblem {
-    /// On one line, each problem beginning with its place: for `status` and the log.
+    /// One line for `status` and the log, with each problem beginning with its place.
     pub(crate) brief: String,
-    /// With the source lines and what to write instead.
+    /// The full text, with source lines and hints.
     pub(crate) full: String,
 }
 
@@ -65,25 +65,25 @@ fn brief(problem: &Diagnostic) -> String {
     }
 }
 
-/// A tenant's configuration, or what is wrong with its file.
+/// A tenant's configuration, or the problem with its file.
 pub(crate) type FileState = Result<Arc<TenantConfig>, Arc<FileProblem>>;
 
-/// What should be, as far as files say: the latest state of every tenant's file.
+/// The wanted state according to the files: the latest state of every tenant's file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Desired {
-    /// Counts scans.
+    /// The number of scans so far.
     pub(crate) scan: u64,
-    /// Which broker program is on disk, once its file has been quiet; `None` while none has been seen.
+    /// The broker program on disk, once its file has been quiet; `None` until a program is found.
     pub(crate) broker: Option<Stamp>,
-    /// Whether the folder could be read, now or ever: until then nothing is known, not even that there is no tenant.
+    /// True once the folder could be read. Until then nothing is known, not even that there are no tenants.
     pub(crate) listed: bool,
-    /// Every tenant that has a file: its configuration, or what is wrong with the file.
+    /// Every tenant with a file.
     pub(crate) tenants: BTreeMap<TenantName, FileState>,
-    /// What is wrong and is no single tenant's.
+    /// Problems that concern no single tenant.
     pub(crate) problems: Vec<FileProblem>,
 }
 
-/// Which file, which content: what changes when either does.
+/// The identity and version of a file; differs when either changes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Stamp {
     device: u64,
@@ -95,7 +95,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// The file at `path`; `None` while there is none.
+    /// Returns the stamp of the file at `path`; `None` if there is no file.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let m = std::fs::metadata(path).ok()?;
         Some(Self {
@@ -107,25 +107,26 @@ impl Stamp {
         })
     }
 
-    /// Compares two stamps of a program: the change of an inode alone (a link, another owner, another mode) makes no new
-    /// program.
+    /// Returns true when two stamps are of the same program. A change of the inode alone (a link, another owner,
+    /// another mode) does not count.
     pub(crate) fn is_same_program(&self, other: &Self) -> bool {
         let key = |stamp: &Self| (stamp.device, stamp.inode, stamp.size, stamp.modified);
         key(self) == key(other)
     }
 }
 
-/// The broker's program on disk, as seen by scan after scan.
+/// The broker's program on disk, over several scans.
 #[derive(Debug, Default)]
 struct Program {
-    /// The last one that was quiet for long enough.
+    /// The last program that was quiet for long enough.
     settled: Option<Stamp>,
-    /// Another one, and since when the file is that one.
+    /// A newer program, and the time since which the file has stayed the same.
     newer: Option<(Stamp, Instant)>,
 }
 
 impl Program {
-    /// Takes note of the file as it is now, `None` while it is away or being written. Says when to look again.
+    /// Records the present file, or `None` while the file is missing or being written. Returns the time of the next
+    /// look.
     fn see(&mut self, seen: Option<Stamp>, now: Instant, at_once: bool) -> Option<Instant> {
         let newer = self.newer.take();
         let seen = seen?;
@@ -149,23 +150,23 @@ impl Program {
 
 #[derive(Debug, Clone)]
 struct Known {
-    /// Of the file itself and of every file it refers to.
+    /// The stamps of the file itself and of every file it refers to.
     stamps: Vec<(PathBuf, Option<Stamp>)>,
     referred: Referred,
     state: FileState,
     missing_since: Option<Instant>,
 }
 
-/// How to look.
+/// The options of a scan.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Look {
-    /// Absent files are removals at once, and another program is new at once: somebody asked for a reload.
+    /// True for a reload: an absent file is a removal at once, and another program is new at once.
     pub(crate) removals_at_once: bool,
-    /// Removals may be as many as they like.
+    /// True to carry out any number of removals.
     pub(crate) confirm_removals: bool,
 }
 
-/// What is known of the folder between scans.
+/// The knowledge kept between scans.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
     folder: PathBuf,
@@ -175,20 +176,20 @@ pub(crate) struct Scanner {
     known: BTreeMap<TenantName, Known>,
     scans: u64,
     listed: bool,
-    /// Which folder it is: another one in its place is not believed unasked.
+    /// The device and inode of the folder. Another folder in its place is accepted only by a reload.
     identity: Option<(u64, u64)>,
-    /// Removals that wait to be confirmed.
+    /// Tenants with a removal that waits for confirmation.
     held: BTreeSet<TenantName>,
-    /// Who runs, or is to: whose removal ends something.
+    /// Tenants that run or must run, so that their removal stops a broker.
     runs: BTreeSet<TenantName>,
 }
 
-/// The places outside the folder that decide what tenants are.
+/// The places outside the folder that decide the tenants' configurations.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Referred {
-    /// Entries of folders: a change of one may mean another file, or another content.
+    /// Entries of folders. A change of an entry may mean another file, or another content.
     pub(crate) names: BTreeSet<PathBuf>,
-    /// Files that may be written to under a name that no watched folder has.
+    /// Files that may change under a name in a folder that is not watched.
     pub(crate) aliased: BTreeSet<PathBuf>,
 }
 
@@ -207,26 +208,26 @@ impl Referred {
     }
 }
 
-/// Finds hard links, and files that are mounted where they are from another file system.
+/// Returns true for files with several hard links, and for files mounted from another file system.
 fn has_other_names(file: &Path) -> bool {
     let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
     std::fs::metadata(file)
         .is_ok_and(|found| found.nlink() > 1 || file.parent().and_then(device) != Some(found.dev()))
 }
 
-/// The outcome of a scan.
+/// The result of a scan.
 #[derive(Debug)]
 pub(crate) struct Scanned {
     pub(crate) desired: Desired,
-    /// When to look again because an absence will count as a removal then, or another program as new.
+    /// The time of the next look, when an absence counts as a removal or another program as new.
     pub(crate) again_at: Option<Instant>,
-    /// What matters beside the folder: the ways to tenant files that are links, to the files they refer to, to the folder
-    /// and to the broker.
+    /// The places to watch beside the folder: links on the way to tenant files, to the files they refer to, to the
+    /// folder and to the broker.
     pub(crate) referred: Referred,
 }
 
 impl Scanner {
-    /// A scanner of `folder`, with an eye on the program `broker`; `layers` lie under every tenant file, lowest first.
+    /// Makes a scanner of `folder` and of the program `broker`; `layers` lie under every tenant file, lowest first.
     pub(crate) fn new(folder: PathBuf, broker: PathBuf, layers: Vec<Layer>) -> Self {
         Self {
             folder,
@@ -236,15 +237,14 @@ impl Scanner {
         }
     }
 
-    /// A tenant that runs already. If its file is not there, that is a removal like any other: it counts after a while,
-    /// and not at all when it is one of too many.
+    /// Adds a tenant that already runs. If its file is absent, the usual rules of removal apply.
     pub(crate) fn know(&mut self, name: &TenantName, config: &Arc<TenantConfig>) {
         self.runs.insert(name.clone());
         let path = self.folder.join(format!("{name}.toml"));
         self.known.insert(
             name.clone(),
             Known {
-                // Any file that is there is another one than none.
+                // Differs from the stamp of any existing file, so the next scan reads the file.
                 stamps: vec![(path, None)],
                 referred: Referred::default(),
                 state: Ok(config.clone()),
@@ -253,12 +253,12 @@ impl Scanner {
         );
     }
 
-    /// Takes note of who runs or is to run: nobody is kept from removing the files of others, however many.
+    /// Sets the tenants that run or must run, because only their removals may be held.
     pub(crate) fn take_runners(&mut self, runs: BTreeSet<TenantName>) {
         self.runs = runs;
     }
 
-    /// Looks at the folder. `busy` files are being written and keep their last state. Blocks on the file system.
+    /// Scans the folder. `busy` files are being written and keep their last state. Blocks on the file system.
     pub(crate) fn scan(&mut self, now: Instant, look: Look, busy: &BTreeSet<PathBuf>) -> Scanned {
         self.scans += 1;
         let mut problems = Vec::new();
@@ -305,7 +305,7 @@ impl Scanner {
         }
     }
 
-    /// Every path that is, or claims to be, a tenant file.
+    /// Returns every path in the folder with the name of a tenant file.
     fn list(&mut self, look: Look) -> io::Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
         let folder = std::fs::metadata(&self.folder)?;
@@ -339,13 +339,13 @@ impl Scanner {
                 return;
             }
         }
-        // A link is being written when the file at its end is, wherever it leads by now.
+        // A link counts as busy while its target is being written.
         let mut referred = Referred::default();
         referred.add(path);
         if busy.contains(path) || !referred.names.is_disjoint(busy) {
             return;
         }
-        // Taken before the file is read: a change in between is seen by the next scan.
+        // Takes the stamps before reading, so that the next scan sees a change made meanwhile.
         let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
         let (state, files) = match TenantConfig::load(path, &self.layers) {
             Ok((config, files)) => (Ok(Arc::new(config)), files),
@@ -367,7 +367,7 @@ impl Scanner {
         );
     }
 
-    /// Forgets what has been absent for long enough; says when to look again for the rest.
+    /// Removes tenants whose files have been absent for long enough. Returns the time of the next look for the others.
     fn remove(
         &mut self,
         present: &BTreeSet<TenantName>,
@@ -389,7 +389,8 @@ impl Scanner {
                 again_at = Some(again_at.map_or(at, |earlier| earlier.min(at)));
             }
         }
-        // Held once, held until confirmed or back: fewer of them later are no reason to let the rest go.
+        // A held removal stays held until it is confirmed or the file returns, even when fewer removals are pending
+        // later.
         self.held
             .retain(|name| due.contains(name) && !look.confirm_removals);
         let counts = |name: &&TenantName| self.runs.contains(*name) || self.held.contains(*name);

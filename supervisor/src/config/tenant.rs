@@ -1,4 +1,4 @@
-//! One tenant's effective configuration, with the places its values came from.
+//! One tenant's effective configuration, with the origins of its values.
 
 use super::Stamp;
 use crate::handover::{Clear, Described};
@@ -9,26 +9,26 @@ use serde_json::value::RawValue;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Where a configuration comes from that no file speaks for.
+/// The origin of a configuration that comes from no file.
 const FOUND: &str = "the instance that was found running";
 
-/// A good tenant file, merged with what lies under it.
+/// A valid tenant file, merged with the layers under it.
 #[derive(Debug, Clone)]
 pub(crate) struct TenantConfig {
     resolved: Resolved,
-    /// Of the effective configuration; differs when any value does.
+    /// The digest of the effective configuration.
     pub(crate) digest: [u8; 32],
-    /// What the file asks for that has no effect.
+    /// Warnings about settings without effect.
     pub(crate) warnings: Vec<String>,
     clear: OnceLock<Clear>,
 }
 
 impl TenantConfig {
-    /// What an instance of an earlier supervisor runs: from what was left to us, else from its lock file, where its
-    /// secrets are masked. `None` when neither can be read.
+    /// Returns the configuration of an instance from an earlier supervisor: the complete configuration if it was handed
+    /// over, else that of the lock file, where secrets are masked. `None` when neither can be read.
     pub(crate) fn found(clear: Option<&Clear>, what: Option<&Described>) -> Option<Self> {
         let whole = clear.and_then(|clear| BrokerConfig::from_json(clear.0.get()));
-        // Where all of it is there the digest is made anew: this supervisor may make another of the same values.
+        // Computes the digest of a complete configuration again, because another version may compute another digest.
         let (config, digest) = match (whole, what) {
             (Some(config), _) => {
                 let digest = config.digest().0;
@@ -48,12 +48,12 @@ impl TenantConfig {
         })
     }
 
-    /// What an instance of it, started from `program`, says of itself to the next supervisor.
+    /// Describes an instance of this configuration, started from `program`, for the next supervisor.
     pub(crate) fn described(&self, program: Option<Stamp>) -> Described {
         Described::brief(self.broker(), Digest(self.digest), program)
     }
 
-    /// The effective configuration with its secrets in the clear, for a sealed memfd.
+    /// Returns the effective configuration with its secrets in the clear, only for a sealed memfd.
     pub(crate) fn clear(&self) -> Option<Clear> {
         if let Some(clear) = self.clear.get() {
             return Some(clear.clone());
@@ -62,10 +62,7 @@ impl TenantConfig {
         Some(self.clear.get_or_init(|| Clear(json.into())).clone())
     }
 
-    /// Reads and merges `path`; the paths are those of the files it refers to.
-    ///
-    /// # Errors
-    /// Every problem, each with its place.
+    /// Reads `path` and merges it with the layers `under` it. Also returns the files that the configuration refers to.
     pub(crate) fn load(path: &Path, under: &[Layer]) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
         let mut layers = under.to_vec();
         layers.push(Layer::from_file(path));
@@ -84,22 +81,21 @@ impl TenantConfig {
         ))
     }
 
-    /// The effective configuration.
     pub(crate) fn broker(&self) -> &BrokerConfig {
         &self.resolved.config
     }
 
-    /// Whether neither an instance nor its supervision would be any other by `other`.
+    /// Returns true when `other` would change neither the instance nor its supervision.
     pub(crate) fn same_effect(&self, other: &Self) -> bool {
         self.digest == other.digest && self.broker().supervision == other.broker().supervision
     }
 
-    /// A problem with the value of `key`, as one line that begins with its place.
+    /// Formats a problem with the value of `key` as one line that begins with its place.
     pub(crate) fn at(&self, key: &str, problem: &str) -> String {
         self.resolved.diagnostic(key, problem, None).headline()
     }
 
-    /// The same with another pool.
+    /// Returns the same configuration with another pool.
     pub(crate) fn with_pool(&self, pool: PoolSize) -> Self {
         let mut changed = self.clone();
         changed.clear = OnceLock::new();
@@ -111,7 +107,7 @@ impl TenantConfig {
     }
 }
 
-/// The 64 hexadecimal digits of a digest.
+/// Parses the 64 hexadecimal digits of a digest.
 fn digest_of(text: &str) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
     if text.len() != 2 * digest.len() || !text.is_ascii() {

@@ -1,4 +1,4 @@
-//! `GET /v1/logs`.
+//! Answers `GET /v1/logs`.
 
 use super::App;
 use super::peer::Peer;
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Lines given when the request does not say how many, and the most it may say.
+/// Number of lines given when the request names none, and the largest number that a request may name.
 const LINES: usize = 100;
 const MOST: usize = 100_000;
 
@@ -28,7 +28,7 @@ struct Query {
 }
 
 impl Query {
-    /// By hand, for `tenant` and `not` may come more than once.
+    /// Parses the query by hand, because `tenant` and `not` may occur more than once.
     fn parse(query: &str) -> Result<Self, Problem> {
         let mut parsed = Query {
             filter: Filter::default(),
@@ -68,7 +68,7 @@ impl Query {
     }
 }
 
-/// A yes or no in a query.
+/// Parses a yes or no in a query.
 pub(super) fn flag(value: &str) -> Option<bool> {
     match value {
         "1" | "true" | "" => Some(true),
@@ -77,7 +77,7 @@ pub(super) fn flag(value: &str) -> Option<bool> {
     }
 }
 
-/// Answers with lines, and goes on with what comes when asked to follow.
+/// Answers with the last lines, and with new lines as they come when asked to follow.
 pub(super) async fn lines(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
@@ -109,7 +109,7 @@ pub(super) async fn lines(
     } else {
         None
     };
-    // Megabytes of lines may become text here, which is no work for the event loop.
+    // Megabytes of lines may become text here, which would block the event loop.
     let gathered = tokio::task::spawn_blocking(move || {
         let (tail, subscription) = if query.follow {
             let (tail, subscription) = app.context.logs.follow(query.filter, query.lines);
@@ -166,7 +166,7 @@ fn follow(
 ) -> Body {
     let (mut feed, body) = stream::channel(permit);
     tokio::spawn(async move {
-        // Sent at once even when empty, so that the client has its answer's head.
+        // Send the tail at once, even when empty, so that the client receives the head of the answer.
         let mut bytes = tail;
         while feed.send(bytes).await {
             bytes = match feed.unless_gone(subscription.next()).await {
@@ -179,7 +179,7 @@ fn follow(
     body
 }
 
-/// What stands where lines are missing, in the form of a line.
+/// Returns a notice, in the form of a line, that `count` lines are missing here.
 fn lost(form: &Form, count: u64) -> Bytes {
     let text = format!("{count} lines came faster than they were read here, and are not shown");
     form.all(&[crate::logs::notice(&text)])

@@ -1,10 +1,9 @@
-//! The supervisor's own figures in Prometheus's text format.
+//! The supervisor's own metrics in Prometheus's text format.
 
 use crate::logs::Hub;
 use crate::status::{Snapshot, State};
 use std::fmt::Write;
 
-/// All figures, from one snapshot and the log's counters.
 pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> String {
     let mut text = Text::default();
     text.head("tenants", "gauge", "Tenants by state.");

@@ -1,4 +1,4 @@
-//! Reading a tenant's admin PAK, from a folder the tenant itself can write to.
+//! Reads a tenant's admin PAK from a folder that the tenant can write to.
 
 use brokkr_tenant::TenantName;
 use nix::errno::Errno;
@@ -9,18 +9,19 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// No PAK is longer, in bytes.
+/// Largest size of a PAK file in bytes.
 const LONGEST: u64 = 4096;
-/// Most paths in one message.
+/// Largest number of paths in one message.
 const NAMED: usize = 3;
 
-/// What is in `STATE_DIR/tenants/NAME/admin.pak`, without white space around it. `None`: there is none yet.
+/// Returns the trimmed text of `STATE_DIR/tenants/NAME/admin.pak`, or `None` when there is no such file yet.
 ///
 /// # Errors
-/// When it cannot be read, or is not a plain file of one name: a link would have us, who may be root, read another file.
+/// When the file cannot be read, or is not a plain file with a single name, because a link would make the supervisor,
+/// possibly as root, read another file.
 pub(super) fn read(state_dir: &Path, tenant: &TenantName) -> io::Result<Option<String>> {
     let folder = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    // Non-blocking, or a FIFO in its place would hold us for ever.
+    // A FIFO in the file's place would otherwise block the supervisor for ever.
     let plain = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let opened = open(&state_dir.join("tenants"), folder, Mode::empty())
         .and_then(|tenants| openat(&tenants, tenant.as_str(), folder, Mode::empty()))
@@ -55,7 +56,7 @@ pub(super) fn left_by_others(state_dir: &Path, is_tenant: impl Fn(&str) -> bool)
     left
 }
 
-/// Says where the admin PAK of a tenant may be whose schema had one before the tenant first started.
+/// Explains where the admin PAK of a tenant may be whose schema had one before the tenant first started.
 pub(super) fn is_elsewhere(tenant: &TenantName, left: &[PathBuf]) -> String {
     let mut paths: Vec<String> = left
         .iter()

@@ -1,4 +1,4 @@
-//! Who is at the other end, as the kernel says.
+//! Identity of the process at the other end of a control connection, as the kernel reports it.
 
 use super::socket::GROUP;
 use super::stall::Patience;
@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::fmt;
 use tokio::net::UnixStream;
 
-/// Who may talk to the supervisor.
+/// The user and group that may use the control API, beside root.
 #[derive(Debug, Clone)]
 pub(super) struct Permitted {
     own: Uid,
@@ -23,7 +23,7 @@ impl Permitted {
     }
 }
 
-/// A peer that may.
+/// A peer that may use the control API.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     uid: Uid,
@@ -32,8 +32,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// The peer of `stream`, or why it may not talk to us. The file's mode says the same; this holds as well where a
-    /// descriptor was handed on or the file's mode was changed.
+    /// Returns the peer of `stream`, or the reason for its refusal. The socket file's mode gives the same protection,
+    /// but not against a descriptor handed on to another process or a changed mode.
     pub(super) async fn of(stream: &UnixStream, permitted: &Permitted) -> Result<Self, String> {
         let cred = stream.peer_cred().map_err(|error| error.to_string())?;
         let uid = Uid::from_raw(cred.uid());
@@ -47,7 +47,7 @@ impl Peer {
             return Ok(peer);
         }
         if let Some(group) = permitted.group {
-            // The user database may be on the network.
+            // The lookup may block, because the user database may be on the network.
             let member = tokio::task::spawn_blocking(move || is_member(uid, gid, group)).await;
             if member.unwrap_or(false) {
                 return Ok(peer);

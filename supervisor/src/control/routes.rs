@@ -1,4 +1,4 @@
-//! Requests and their answers.
+//! Requests and answers of the control API.
 
 use super::peer::Peer;
 use super::{App, logs, metrics, pak, stream};
@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// Largest body: an order that names a few thousand tenants.
+/// Largest body in bytes: an order that names a few thousand tenants.
 const BODY: usize = 256 << 10;
-/// A request's body must be here by then.
+/// Time within which a request's body must arrive.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// The control API.
+/// Builds the router of the control API.
 pub(super) fn control(app: App) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -39,7 +39,6 @@ pub(super) fn control(app: App) -> Router {
         .with_state(app)
 }
 
-/// `/metrics` and nothing else.
 pub(super) fn metrics_only(app: App) -> Router {
     Router::new()
         .route("/metrics", get(figures))
@@ -48,7 +47,7 @@ pub(super) fn metrics_only(app: App) -> Router {
         .with_state(app)
 }
 
-/// 403 to everything.
+/// Builds a router that answers 403 to every request.
 pub(super) fn refused(why: String) -> Router {
     let answer = async move || Problem {
         status: StatusCode::FORBIDDEN,
@@ -57,7 +56,7 @@ pub(super) fn refused(why: String) -> Router {
     Router::new().fallback(answer)
 }
 
-/// An error as a client sees it.
+/// Error that a client receives.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -112,7 +111,7 @@ impl IntoResponse for Problem {
 }
 
 impl App {
-    /// A place among the streams.
+    /// Takes a slot for a streaming answer.
     pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.streams)
             .try_acquire_owned()
@@ -154,7 +153,7 @@ async fn status(
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// The snapshot, or the part of it that is about one tenant and its server.
+/// Returns the whole snapshot, or only the part about one tenant and its server.
 fn one_tenant(snapshot: &Snapshot, name: Option<&TenantName>) -> Snapshot {
     let Some(name) = name else {
         return snapshot.clone();
@@ -182,7 +181,7 @@ fn one_tenant(snapshot: &Snapshot, name: Option<&TenantName>) -> Snapshot {
     }
 }
 
-/// A snapshot a line: the latest whenever it has changed and the last one has been read.
+/// Streams one snapshot per line: the latest, whenever it has changed and the client has read the last.
 fn watch(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     name: Option<TenantName>,
@@ -193,7 +192,7 @@ fn watch(
         let mut last = Bytes::new();
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
-            // A snapshot is numbers and text with string keys: it has no way not to become JSON.
+            // A snapshot always becomes JSON, because it holds only numbers and text with string keys.
             let mut line =
                 serde_json::to_vec(&one_tenant(&snapshot, name.as_ref())).unwrap_or_default();
             line.push(b'\n');
@@ -205,7 +204,7 @@ fn watch(
             }
             match feed.unless_gone(snapshots.changed()).await {
                 Some(Ok(())) => {}
-                // The fleet has ended, or nobody watches any more.
+                // The fleet has ended, or the client has gone.
                 Some(Err(_)) | None => break,
             }
         }
@@ -213,15 +212,15 @@ fn watch(
     body
 }
 
-/// What `POST /v1/orders` takes.
+/// Body of `POST /v1/orders`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Orders {
-    /// For whom.
+    /// Tenants that the order is for.
     pub(crate) selection: Selection,
-    /// What.
+    /// Order to carry out.
     pub(crate) order: Order,
-    /// A restart goes on after a tenant that could not be restarted.
+    /// True when a restart goes on after a tenant that could not be restarted.
     #[serde(default)]
     pub(crate) keep_going: bool,
 }
@@ -249,18 +248,18 @@ async fn orders(
             }
         }
     }
-    // Asked by a task of its own: a client that goes away has not taken its order back.
+    // Send the order from a task of its own, so that it is carried out even if the client goes away.
     let fleet = app.context.fleet.clone();
     let settled =
         tokio::spawn(async move { fleet.order(selection, order, keep_going).await }).await;
     Ok(Json(settled.unwrap_or(Err(RequestError::Stopping))?).into_response())
 }
 
-/// What `POST /v1/reload` takes.
+/// Body of `POST /v1/reload`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Reload {
-    /// Carry out removals that were held because they were so many.
+    /// True to carry out removals that were held because there were too many of them.
     pub(crate) confirm_removals: bool,
 }
 
@@ -276,7 +275,7 @@ async fn reload(
     Ok(Json(settled.unwrap_or(Err(RequestError::Stopping))?).into_response())
 }
 
-/// A body of JSON, however its type is declared.
+/// Parses a JSON body, regardless of its declared content type.
 async fn body<T: DeserializeOwned>(request: Body) -> Result<T, Problem> {
     let reading = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(request, BODY)).await;
     let bytes = reading
@@ -305,7 +304,8 @@ async fn admin_pak(
     };
     match read {
         Ok(None) if !known => Err(Problem::no_tenant(&name)),
-        // Its database may be gone, or be another tenant's by now: whoever asks by this name should know.
+        // The tenant's database may be gone or belong to another tenant by now, so the client is told instead of given
+        // the PAK.
         _ if !known => {
             let folder = app.context.state_dir.join("tenants").join(name.as_str());
             Err(none(format!(

@@ -1,4 +1,4 @@
-//! The control socket's file: never there with other permissions than it should have, not for a moment.
+//! The control socket's file, which never has other permissions than it should, not even briefly.
 
 use brokkr_tenant::SocketPath;
 use nix::unistd::{Gid, Group, chown};
@@ -8,9 +8,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// Who may talk to the supervisor, beside root and its own user.
+/// Group whose members may use the control API, beside root and the supervisor's own user.
 pub(crate) const GROUP: &str = "brokkr";
-/// The file in the runtime folder.
+/// Name of the socket's file in the runtime folder.
 pub(crate) const NAME: &str = "control.sock";
 
 /// The bound control socket.
@@ -22,7 +22,7 @@ pub(super) struct Socket {
     warning: Option<String>,
 }
 
-/// The file; removed when dropped, unless it is somebody else's by now.
+/// The socket's file; removed when dropped, unless another file has replaced it.
 #[derive(Debug)]
 pub(super) struct Bound {
     path: PathBuf,
@@ -30,7 +30,7 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// Whether it is where it was put.
+    /// Returns true when the file is still where it was put.
     pub(super) fn is_there(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
     }
@@ -39,16 +39,16 @@ impl Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         if self.is_there() {
-            // Left behind, it is replaced by the next supervisor.
+            // If this fails, the next supervisor replaces the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 impl Socket {
-    /// Binds `runtime_dir/control.sock`, replacing what is there: only the holder of the runtime folder's lock may call
-    /// this. Mode 0660 and group `brokkr`, or 0600 where there is no such group or it is not ours to give: then
-    /// [`warning`](Self::warning) says so.
+    /// Binds `runtime_dir/control.sock`, replacing an old file: only the holder of the runtime folder's lock may call
+    /// this. The socket has mode 0660 and group `brokkr`, or mode 0600 where that group does not exist or this user may
+    /// not give files to it: then [`warning`](Self::warning) says so.
     ///
     /// # Errors
     /// When the folder cannot be written; the text names the path.
@@ -69,7 +69,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Why fewer people may use it than should.
+    /// Returns the reason why fewer users than intended may use the socket.
     pub(super) fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
@@ -82,8 +82,8 @@ impl Socket {
                 format!("cannot bind {}: {error}", path.display()),
             )
         };
-        // In a folder of its own that nobody else may enter: between `bind` and `chmod` the socket has whatever the
-        // umask leaves, and connecting then would outlast the `chmod`.
+        // Bind in a private folder: between `bind` and `chmod` the socket has the mode that the umask leaves, and a
+        // connection made then would outlast the `chmod`.
         let private = runtime_dir.join(format!(".c{}", std::process::id()));
         let early = private.join("s");
         let _ = fs::remove_dir_all(&private);
@@ -98,8 +98,7 @@ impl Socket {
 
     fn place(early: &Path, path: &Path, group: Option<Gid>) -> io::Result<Self> {
         let listener = UnixListener::bind(SocketPath::of(early)?.as_path())?;
-        // It has the group of whoever makes it. Under the unit that is the right one, and `chown` is none of the calls
-        // the unit permits.
+        // The file already has the right group under the unit, which does not permit `chown`.
         let has = fs::symlink_metadata(early)?.gid();
         let given =
             group.filter(|group| group.as_raw() == has || chown(early, None, Some(*group)).is_ok());
@@ -118,7 +117,7 @@ impl Socket {
         })
     }
 
-    /// The group it was given to.
+    /// Returns the group that the socket was given to.
     pub(super) fn group(&self) -> Option<Gid> {
         self.group
     }

@@ -1,4 +1,4 @@
-//! A stream that gives up on a peer that does not read.
+//! Stream that fails when its peer does not read for too long.
 
 use std::future::Future;
 use std::io;
@@ -10,17 +10,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// For an answer.
+/// Time limit for an ordinary answer.
 const SHORT: Duration = Duration::from_secs(30);
-/// For a stream that goes to a terminal somebody has stopped to read in peace.
+/// Time limit for a streaming answer, which a person may have paused in a terminal.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// How long a peer may not read. Shared with the request's handler.
+/// Time that a peer may spend without reading; shared with the request's handler.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Patience(Arc<AtomicBool>);
 
 impl Patience {
-    /// The answer is a stream.
+    /// Allows the long time, because the answer is a stream.
     pub(super) fn be_long(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -30,7 +30,7 @@ impl Patience {
     }
 }
 
-/// `S`, failing writes that have waited too long.
+/// Wraps `S` and fails writes that have waited too long.
 pub(super) struct Stall<S> {
     stream: S,
     patience: Patience,
@@ -48,7 +48,7 @@ impl<S> Stall<S> {
         }
     }
 
-    /// What a write came to, with the clock running while it is pending.
+    /// Passes on the result of a write, and runs the timer while the write is pending.
     fn watched<T>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! An answer that goes on: a task feeds it, the connection takes it, and neither is more than two pieces ahead.
+//! Streaming answers: a task sends pieces, the connection takes them, and at most two pieces wait between them.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -8,16 +8,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// The end of the task.
+/// The task's end of the stream.
 pub(super) struct Feed(mpsc::Sender<Bytes>);
 
 struct Taken {
     pieces: mpsc::Receiver<Bytes>,
-    /// Its place among the streams.
+    /// The stream's slot, released when the connection ends.
     _permit: OwnedSemaphorePermit,
 }
 
-/// A stream's two ends. `permit` is given back when the connection has done with it.
+/// Creates the two ends of a stream. The connection holds `permit` until it ends.
 pub(super) fn channel(permit: OwnedSemaphorePermit) -> (Feed, Body) {
     let (sender, pieces) = mpsc::channel(2);
     (
@@ -30,13 +30,13 @@ pub(super) fn channel(permit: OwnedSemaphorePermit) -> (Feed, Body) {
 }
 
 impl Feed {
-    /// False: nobody takes it any more.
+    /// Sends a piece; returns false once the client has gone.
     pub(super) async fn send(&mut self, piece: Bytes) -> bool {
         self.0.send(piece).await.is_ok()
     }
 
-    /// What `work` comes to, or `None` as soon as nobody takes it any more. `work` is dropped then, and lost with it is
-    /// only what this stream would have had.
+    /// Runs `work` and returns its result, or `None` as soon as the client has gone. `work` is dropped then, so it must
+    /// be of use to this stream only.
     pub(super) async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             () = self.0.closed() => None,

@@ -1,4 +1,4 @@
-//! The control API over a real socket, asked by hand and by a fleet that answers what the test says.
+//! Tests of the control API over a real socket, beside a fleet that gives the test's answers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;
@@ -120,7 +120,7 @@ impl Host {
         BufReader::new(stream)
     }
 
-    /// Status and body.
+    /// Returns the status code and the body.
     async fn get(&self, path: &str) -> (u16, String) {
         whole(
             self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"))
@@ -144,7 +144,7 @@ async fn whole(mut stream: BufReader<UnixStream>) -> (u16, String) {
     (head[9..12].parse().unwrap(), body.to_owned())
 }
 
-/// The next line of a stream's body that is JSON or text of ours, chunk sizes left out.
+/// Reads the stream's next line that contains `has`; other lines, such as chunk sizes, are skipped.
 async fn line(stream: &mut BufReader<UnixStream>, has: &str) -> String {
     let reading = async {
         loop {
@@ -205,7 +205,7 @@ async fn a_watched_status_is_a_line_for_each_change() {
 #[tokio::test]
 async fn orders_and_reloads_are_answered_when_settled() {
     let host = Host::up().await;
-    // For this thread only, which is the runtime's only one.
+    // The subscriber applies to this thread only, which is the runtime's only thread.
     let subscriber = tracing_subscriber::registry().with(host.hub.layer());
     let _logging = tracing::subscriber::set_default(subscriber);
     let (code, body) = host
@@ -249,7 +249,7 @@ async fn orders_and_reloads_are_answered_when_settled() {
         .post("/v1/reload", r#"{"confirm_removals":true}"#)
         .await;
     assert!(body.contains(r#""removed":["old"]"#), "{body}");
-    // Who asked is in the log, under the tenant.
+    // The tenant's log names the requester.
     let filter = crate::logs::Filter {
         tenants: vec![TenantName::parse("acme").unwrap()],
         ..Default::default()
@@ -300,7 +300,7 @@ async fn the_pak_is_given_only_where_there_is_one() {
     let host = Host::up().await;
     let (code, body) = host.get("/v1/pak/acme").await;
     assert_eq!(code, 404);
-    // It is ready, so its schema had one before.
+    // The tenant is ready, so its schema had a PAK before.
     assert!(body.contains("before acme first started"), "{body}");
     assert_eq!(host.get("/v1/pak/..%2Fx").await.0, 400);
     let own = host.dir.path().join("tenants/acme");
@@ -343,7 +343,7 @@ async fn silent_clients_keep_nobody_out_and_streams_are_bounded() {
     assert_eq!(host.get("/v1/status?watch=1").await.0, 503);
     assert_eq!(host.get("/v1/status").await.0, 200);
     streams.pop();
-    // The place is free as soon as the supervisor sees the end of the connection.
+    // The slot is free as soon as the supervisor sees the end of the connection.
     let start = std::time::Instant::now();
     loop {
         let mut stream = host

@@ -1,4 +1,4 @@
-//! The data folder: made once, and who is let in, written before every start.
+//! The data folder: created once, and its access rules, written before every start.
 
 use super::programs::Programs;
 use super::{NAME, SUPERUSER, unfinished};
@@ -7,12 +7,13 @@ use nix::unistd::{User, chown, geteuid};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// Whether there is a cluster. `initdb` writes `PG_VERSION` long before that is so.
+/// Returns true when the folder holds a whole cluster. `PG_VERSION` alone is no proof, because `initdb` writes it
+/// early.
 pub(super) fn is_made(data: &Path) -> bool {
     data.join("PG_VERSION").exists() && data.join("global/pg_control").exists()
 }
 
-/// Makes the data folder unless it is there, and writes who is let in. Blocks for a second or so the first time.
+/// Creates the data folder if it is missing, and writes the access rules. Blocks for about a second the first time.
 pub(super) fn prepare(
     programs: &Programs,
     data: &Path,

@@ -1,4 +1,4 @@
-//! Whose server it is, and the folders it needs: who owns them, and whether it can get there.
+//! The embedded server's user, and the folders that this user must own and reach.
 
 use brokkr_tenant::MAX_UNIX_PATH;
 use nix::unistd::{Uid, User, chown, geteuid};
@@ -9,12 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The name PostgreSQL gives its socket, at its usual port.
+/// Name that PostgreSQL gives its socket at the default port.
 pub(super) const SOCKET: &str = ".s.PGSQL.5432";
-/// Nobody's user, where there is no user `postgres`.
+/// Unprivileged uid and gid, used where there is no user `postgres`.
 const NOBODY: u32 = 65534;
 
-/// The user the server runs as: PostgreSQL refuses to be root's. `None`: as we are.
+/// Returns the server's user, because PostgreSQL refuses to run as root. `None` means the supervisor's own user.
 pub(super) fn server_user() -> Result<Option<(u32, u32)>, String> {
     if !geteuid().is_root() {
         return Ok(None);
@@ -25,8 +25,8 @@ pub(super) fn server_user() -> Result<Option<(u32, u32)>, String> {
     Ok(user.or(Some((NOBODY, NOBODY))))
 }
 
-/// Where its socket is: under the runtime folder, or where that is too deep for the path of a socket, in a folder of
-/// its own for that runtime folder.
+/// Returns the folder of the server's socket: under the runtime folder, or, where that path is too long for a socket, a
+/// folder in `/tmp` derived from the runtime folder.
 pub(super) fn socket_folder(runtime_dir: &Path) -> Result<PathBuf, String> {
     let usual = runtime_dir.join("postgres");
     if fits(&usual) {
@@ -50,14 +50,14 @@ fn fits(folder: &Path) -> bool {
     folder.join(SOCKET).as_os_str().len() <= MAX_UNIX_PATH
 }
 
-/// Makes a folder that only the server's user (and root) can enter.
+/// Creates a folder that only the server's user (and root) can enter.
 pub(super) fn own(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
     let said = |error: std::io::Error| format!("{}: {error}", folder.display());
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(said(error)),
         _ => {}
     }
-    // Under /tmp anybody may have been here first: a link, or a folder of theirs, is not taken.
+    // Under /tmp any user may have created the path first, so a link or another user's folder is refused.
     let found = std::fs::symlink_metadata(folder).map_err(said)?;
     let (uid, gid) = user.unwrap_or((geteuid().as_raw(), found.gid()));
     if !found.is_dir() || (found.uid() != uid && found.uid() != geteuid().as_raw()) {
@@ -73,7 +73,7 @@ pub(super) fn own(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String>
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(said)
 }
 
-/// Whether the server's user can get to `folder` through everything above it.
+/// Checks that the server's user can reach `folder` through every folder above it.
 pub(super) fn reachable(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
     let Some((uid, gid)) = user else {
         return Ok(());

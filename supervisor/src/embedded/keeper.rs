@@ -1,4 +1,4 @@
-//! Keeps the server: adopts or starts it, as often as it takes, until told to stop it.
+//! Adopts or starts the embedded server, and restarts it as often as needed, until told to stop it.
 
 use super::log::{self, LastLines};
 use super::{NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, end, folder, prepare, url_as};
@@ -14,39 +14,36 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-/// Between two looks whether it accepts connections, at first and at most.
+/// First and largest interval between two checks that the server accepts connections.
 const READY_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A server that has not let us in for so long is spoken of. One that recovers from a crash may take longer, and a
-/// paused one as long as it likes: it is waited for all the same.
+/// Time after which a server that accepts no connection is reported. The keeper waits on, because recovery from a crash
+/// may take longer and a paused server may take any time.
 const SLOW: Duration = Duration::from_secs(5);
-/// What the first start of all gets.
+/// Time limit of the very first start.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
-/// Between the end of a server and the next, at first and at most.
+/// First and largest delay between the end of a server and the next start.
 const RESTART: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// What the processes of a killed server get to be gone, and how often that is looked at.
+/// Time limit for the processes of a killed server to end, and the interval between two checks.
 const REMAINS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(50));
-/// Those that are still there so long after it has ended are told to end, the second time so that they must.
+/// Delays after which processes that still run after their server's end get each signal.
 const ORPHANS: [(Duration, Signal); 2] = [
     (Duration::from_secs(1), Signal::SIGQUIT),
     (Duration::from_secs(3), Signal::SIGKILL),
 ];
-/// What a server gets to answer that says it listens elsewhere.
+/// Time limit for an answer from a server that seems to listen elsewhere.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What it takes to have the server, and to have it again.
 pub(super) struct Keeper {
     config: Arc<Supervisor>,
     sockets: PathBuf,
     admin: DatabaseUrl,
-    /// The end of its standard error that was left to us, until it is used.
+    /// Read end of the adopted server's standard error, until it is used.
     log: Option<OwnedFd>,
     last_lines: Arc<LastLines>,
     now: watch::Sender<Now>,
 }
 
 impl Keeper {
-    /// # Errors
-    /// When the path of its socket would be too long anywhere.
     pub(super) fn new(
         config: Arc<Supervisor>,
         log: Option<OwnedFd>,
@@ -63,10 +60,7 @@ impl Keeper {
         })
     }
 
-    /// The first start of all, waited for. On failure nothing is left running.
-    ///
-    /// # Errors
-    /// What is in the way.
+    /// Starts the server for the first time and waits until it is ready. On failure no server is left running.
     pub(super) async fn first(&mut self) -> Result<Server, String> {
         let mut server = self.obtain().await?;
         let patience = tokio::time::sleep(FIRST_PATIENCE);
@@ -79,7 +73,7 @@ impl Keeper {
         Err(problem)
     }
 
-    /// Has the server until told to stop it. `server` is one that runs already.
+    /// Keeps a server running until told to stop it. `server` is the running server, if there is one.
     pub(super) async fn keep(
         mut self,
         mut server: Option<Server>,
@@ -112,13 +106,13 @@ impl Keeper {
             }
             wait = (wait * 2).min(RESTART.1);
         }
-        // One that was being stopped, or that could not be taken over, is not left behind.
+        // A server that was stopping, or that could not be adopted, must not be left running.
         if let Err(error) = end(&self.config).await {
             tracing::error!(target: "postgres", "{error}");
         }
     }
 
-    /// Stays with a server until it ends, and says how, or until it is to be stopped.
+    /// Watches a server. Returns the reason when the server ends, or `None` after an ordered stop.
     async fn attend(
         &self,
         mut server: Server,
@@ -130,7 +124,8 @@ impl Keeper {
             let mut settle = pin!(self.settle(server.pid()));
             let mut settled = false;
             loop {
-                // Every arm is cancel-safe or kept: a server that has ended stays so, and the order stays given.
+                // Each branch can be polled again: an ended server stays ended, the order stays, and `settle` outlives
+                // the loop.
                 tokio::select! {
                     _ = &mut *stopped => break None,
                     how = server.ended() => break Some(how),
@@ -147,13 +142,13 @@ impl Keeper {
         Some(self.ended(&how).await)
     }
 
-    /// What is said of a server that has ended.
+    /// Returns the message about a server that has ended.
     async fn ended(&self, how: &str) -> String {
         self.last_lines.complete().await;
         format!("the embedded server {how}: {}", self.last_lines)
     }
 
-    /// Says what is wrong, once, until something else is or nothing.
+    /// Reports a problem once, until the problem is solved or another problem takes its place.
     fn complain(&self, problem: &str) {
         let new = self.now.send_if_modified(|now| {
             let new = now.problem.as_deref() != Some(problem);
@@ -167,7 +162,8 @@ impl Keeper {
         }
     }
 
-    /// The server that runs on the data folder, else a new one. Nothing is awaited after that is started.
+    /// Adopts the server that runs on the data folder, else starts a new server. After the start there is no await, so
+    /// that cancelling this call cannot lose the new server.
     async fn obtain(&mut self) -> Result<Server, String> {
         let data = self.config.postgres.data_dir.clone();
         let found = Server::adopt(&data, self.log.take())
@@ -215,12 +211,13 @@ impl Keeper {
         log::follow(server, self.last_lines.clone())
     }
 
-    /// Waits until it lets us in and has all it needs, however long that takes.
+    /// Waits until the server accepts connections and has its role and database, however long that takes.
     async fn settle(&self, pid: i32) {
         let mut interval = READY_INTERVAL.0;
         let slow = Instant::now() + SLOW;
         loop {
-            // Not bounded, for a thread that waits for a paused server's answer cannot be called back: one is enough.
+            // No timeout, because a thread that waits for a paused server cannot be cancelled: a second thread would
+            // not help.
             let furnished = self.furnish();
             let mut furnished = pin!(furnished);
             let done = tokio::select! {
@@ -247,12 +244,12 @@ impl Keeper {
 
     async fn answers(&self) -> bool {
         let url = self.admin.clone();
-        // Bounded from outside: a stopped server accepts and says nothing.
+        // The timeout is outside, because a paused server accepts the connection but never answers.
         let asked = tokio::time::timeout(ANSWER, blocking(move || connect(&url).map(drop)));
         matches!(asked.await, Ok(Ok(())))
     }
 
-    /// The role and the database, unless they are there.
+    /// Creates the role and the database if they are missing.
     async fn furnish(&self) -> Result<(), String> {
         let url = self.admin.clone();
         blocking(move || {
@@ -279,14 +276,14 @@ impl Keeper {
     }
 }
 
-/// Whether the server that runs on `data` says that it does not listen in `sockets`.
+/// Returns true when the server that runs on `data` does not listen in `sockets`.
 fn is_elsewhere(data: &Path, sockets: &Path) -> bool {
     let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     says_elsewhere(&text, sockets) || (is_ready(&text) && !sockets.join(folder::SOCKET).exists())
 }
 
-/// The lines of a `postmaster.pid` that count here: the fourth is the port, the fifth the folder of its first Unix
-/// socket, the eighth how it is. They come one by one while it starts; what is not there yet says nothing.
+/// Reads the relevant lines of a `postmaster.pid`: the fourth is the port, the fifth the folder of the first Unix
+/// socket, the eighth the status. A starting server writes them one by one, so a missing line means nothing.
 fn says_elsewhere(text: &str, sockets: &Path) -> bool {
     let line = |number: usize| text.lines().nth(number - 1).map_or("", str::trim);
     let other_port = !line(4).is_empty() && line(4) != DEFAULT_PORT.to_string();
@@ -322,7 +319,7 @@ mod tests {
                 "7\n/data\n1\n5432\n/run/brokkr/postgres\n\n1 2\nstopping\n",
                 false,
             ),
-            // It starts, and has not said all yet.
+            // The server is starting and has not written all lines yet.
             ("", false),
             ("7\n", false),
             ("7\n/data\n1\n5432\n\n", false),

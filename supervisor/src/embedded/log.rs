@@ -1,4 +1,4 @@
-//! The server's log: read to the last line by a thread of its own, so that the server never waits for us.
+//! Reads the server's log in a thread of its own, so that the server never waits for the supervisor.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,21 +11,21 @@ use tracing::Level;
 
 use crate::instance::postgres::Server;
 
-/// A longer line is cut here, as brokers' lines are.
+/// Longest line in bytes; a longer line is cut, as brokers' lines are.
 const LONGEST: u64 = 16 * 1024;
-/// How many lines an error message repeats, and how far back: what is older has nothing to do with it.
+/// Number of last lines that an error message repeats, and their greatest age: older lines are unrelated to the error.
 const KEPT: usize = 5;
 const RECENT: Duration = Duration::from_secs(10);
 
-/// The last lines, for the error when it does not start.
+/// The server's last lines, for the error message when the server ends; the flag is true once all lines are read.
 #[derive(Debug, Default)]
 pub(super) struct LastLines(Mutex<VecDeque<(Instant, String)>>, AtomicBool);
 
-/// What the thread gets to read what a server that has ended wrote last, and how often that is looked at.
+/// Time limit for reading the last lines of an ended server, and the interval between two checks.
 const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(10));
 
 impl LastLines {
-    /// Waits until all is read of a server that has ended; a little while at most.
+    /// Waits until all lines of an ended server are read, one second at most.
     pub(super) async fn complete(&self) {
         let deadline = tokio::time::Instant::now() + LAST.0;
         while !self.1.load(Ordering::Acquire) && tokio::time::Instant::now() < deadline {
@@ -64,7 +64,7 @@ impl fmt::Display for LastLines {
     }
 }
 
-/// Starts the thread; it ends with the server.
+/// Starts the reading thread, which ends with the server.
 fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()> {
     last.begin();
     std::thread::Builder::new()
@@ -93,11 +93,8 @@ fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()
     Ok(())
 }
 
-/// Reads what a server says from now on, if its standard error is ours: a pipe that nobody reads stops the server at its
-/// sixty-fourth KiB.
-///
-/// # Errors
-/// When there is neither a descriptor nor a thread for it.
+/// Reads the server's log from now on, if the supervisor holds its pipe. A pipe that is not read stops the server after
+/// 64 KiB.
 pub(super) fn follow(server: &Server, last: Arc<LastLines>) -> Result<(), String> {
     let Some(pipe) = &server.left().log else {
         return Ok(());
@@ -107,10 +104,10 @@ pub(super) fn follow(server: &Server, last: Arc<LastLines>) -> Result<(), String
         .map_err(|error| format!("cannot read the server's log: {error}"))
 }
 
-/// What PostgreSQL puts before each line, its `log_line_prefix`.
+/// `log_line_prefix` of the server: the SQLSTATE before each line.
 pub(super) const PREFIX: &str = "%e ";
 
-/// A line without [`PREFIX`], and what that said: the SQLSTATE.
+/// Splits a line into the SQLSTATE from [`PREFIX`] and the rest.
 fn parted(line: &str) -> (&str, &str) {
     match line.split_at_checked(5) {
         Some((state, rest))
@@ -121,28 +118,29 @@ fn parted(line: &str) -> (&str, &str) {
         {
             (state, &rest[1..])
         }
-        // Said before it had read its settings, or the rest of a message of several lines.
+        // The server wrote this before it read its settings, or it continues a message of several lines.
         _ => ("", line),
     }
 }
 
-/// The level of a line that begins so.
+/// Returns the level of a line that begins with `word`.
 fn level(state: &str, word: &str) -> Option<Level> {
     match word {
         "LOG" | "HINT" | "DETAIL" | "STATEMENT" | "CONTEXT" | "INFO" | "NOTICE" => {
             Some(Level::INFO)
         }
         "WARNING" => Some(Level::WARN),
-        // A constraint that holds is no failure of the server: somebody wanted a name that is taken, and was told so.
+        // A violated constraint (SQLSTATE class 23) is no failure of the server: a client asked for a taken name and
+        // was refused.
         "ERROR" if state.starts_with("23") => Some(Level::INFO),
-        // It starts or ends, and says so to whoever asks meanwhile.
+        // The server is starting or stopping, and refuses a client for that reason (SQLSTATE 57P03).
         "FATAL" if state == "57P03" => Some(Level::INFO),
         "ERROR" | "FATAL" | "PANIC" => Some(Level::ERROR),
         _ => None,
     }
 }
 
-/// One line, with the level PostgreSQL begins it with.
+/// Logs one line at the level that PostgreSQL begins it with.
 fn say(state: &str, line: &str) {
     let (word, text) = line.split_once(':').unwrap_or(("", line));
     let text = text.trim_start();

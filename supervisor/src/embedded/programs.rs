@@ -1,18 +1,18 @@
-//! Where PostgreSQL's programs are.
+//! Finds PostgreSQL's programs.
 
 use std::path::{Path, PathBuf};
 
-/// What we run of PostgreSQL.
+/// Paths of the PostgreSQL programs that the supervisor runs.
 #[derive(Debug, Clone)]
 pub(super) struct Programs {
     pub(super) initdb: PathBuf,
     pub(super) postgres: PathBuf,
 }
 
-/// Where Debian puts them: a folder for each version.
+/// Folder where Debian installs PostgreSQL, with a subfolder per version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// Looks in the folder the operator named, else along PATH, else in Debian's folders, the newest first.
+/// Looks in the folder that the operator named, else along PATH, else in Debian's folders, the newest first.
 pub(super) fn find(bin_dir: Option<&Path>) -> Result<Programs, String> {
     if let Some(folder) = bin_dir {
         return both(folder).ok_or_else(|| {
@@ -33,8 +33,8 @@ pub(super) fn find(bin_dir: Option<&Path>) -> Result<Programs, String> {
     })
 }
 
-/// The first folder of PATH that leads to both. A link leads to where the programs really are, with their
-/// libraries and their other half.
+/// Returns the programs of the first folder in PATH that leads to both. Links are resolved, because the libraries and
+/// the other program are beside the real file.
 fn along(folders: impl Iterator<Item = PathBuf>) -> Option<Programs> {
     folders
         .filter_map(|folder| std::fs::canonicalize(folder.join("initdb")).ok())

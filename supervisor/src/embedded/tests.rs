@@ -4,7 +4,7 @@
     clippy::panic,
     reason = "tests"
 )]
-//! A real server in temporary folders.
+//! Tests with a real server in temporary folders.
 
 use super::{Embedded, Remark, blocking, connect, url};
 use crate::config::{self, Supervisor};
@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What is waited for takes a moment, and much longer on a machine that does ten things.
+/// Time limit for each wait, generous because the machine may be busy.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// Starts or adopts it, and waits until it lets tenants in.
+/// Starts or adopts the server, and waits until tenants can connect.
 async fn up(config: &Arc<Supervisor>) -> Embedded {
     let embedded = Embedded::start(config, BTreeMap::new(), false)
         .await
@@ -36,7 +36,7 @@ async fn is_up(embedded: &Embedded) {
     }
 }
 
-/// Waits until what is said of it is `wanted`.
+/// Waits until the reported problem is `wanted`.
 async fn says(remark: &mut Remark, wanted: impl Fn(Option<&str>) -> bool) {
     let wait = async {
         while !wanted(remark.problem().as_deref()) {
@@ -102,7 +102,7 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
     .await
     .unwrap();
 
-    // Killed: it is started again.
+    // After a kill the server is started again.
     let before = pid(&config).await;
     signal(before, Signal::SIGKILL);
     let began = Instant::now();
@@ -113,7 +113,7 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
-    // Left by its keeper: the next one adopts it.
+    // A server left by its keeper is adopted by the next keeper.
     let before = pid(&config).await;
     embedded.task.abort();
     let embedded = up(&config).await;
@@ -163,7 +163,7 @@ async fn it_lets_nobody_else_in() {
     };
     let (entered, said) = stranger("brokkr");
     assert!(!entered && said.contains("Permission denied"), "{said}");
-    // Even with the folder open, the kernel says who is calling.
+    // With the folder open, the kernel's peer credentials still keep the other user out.
     std::fs::set_permissions(
         &sockets,
         std::os::unix::fs::PermissionsExt::from_mode(0o755),
@@ -187,7 +187,7 @@ async fn what_postgresql_says_is_in_the_error_when_it_does_not_start() {
     let file = config.postgres.data_dir.join("postgresql.conf");
     let good = std::fs::read(&file).unwrap();
     std::fs::write(&file, "nonsense = on\n").unwrap();
-    // It is no reason to give up: what was made is waited for.
+    // An existing data folder is waited for, so a failing server is no reason to give up.
     let embedded = Embedded::start(&config, BTreeMap::new(), false)
         .await
         .unwrap();
@@ -243,7 +243,7 @@ async fn a_paused_server_is_kept_and_one_that_listens_elsewhere_is_replaced() {
     is_up(&embedded).await;
     assert_eq!(pid(&config).await, before);
 
-    // The same data folder, and another address.
+    // The data folder is the same, but the address differs.
     embedded.task.abort();
     let mut moved = (*config).clone();
     moved.runtime_dir = place.join("other");
@@ -265,7 +265,7 @@ async fn what_a_killed_server_left_is_waited_for() {
     let config = configured(&place);
     let embedded = up(&config).await;
     let before = pid(&config).await;
-    // A backend that does not notice the end of its postmaster: nobody can start before it has gone.
+    // A stopped backend does not notice the end of its postmaster, and no new server can start before it has gone.
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let (connected, is_connected) = tokio::sync::oneshot::channel();
     let url = embedded.url().unwrap().clone();
@@ -284,7 +284,7 @@ async fn what_a_killed_server_left_is_waited_for() {
     signal(backend, Signal::SIGSTOP);
     embedded.task.abort();
     signal(before, Signal::SIGKILL);
-    // It is our child, and nobody else's to reap.
+    // The postmaster is this process's child, so the test must reap it.
     let postmaster = nix::unistd::Pid::from_raw(before);
     blocking(move || nix::sys::wait::waitpid(postmaster, None).map_err(|e| e.to_string()))
         .await
@@ -299,7 +299,7 @@ async fn what_a_killed_server_left_is_waited_for() {
         assert!(began.elapsed() < BOUND, "nothing is made ready");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Everything is ready for a start, and this is all that is waited for.
+    // All is ready for a start, and the server waits only for this backend.
     signal(backend, Signal::SIGCONT);
     let remark = embedded.remark();
     while asked(embedded.url().unwrap(), "SELECT 'up'").await.is_err() {

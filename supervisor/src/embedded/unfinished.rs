@@ -1,5 +1,5 @@
-//! A data folder in the making: beside its place under another name, and renamed when it is whole, so that whatever
-//! interrupts it leaves nothing that could be taken for a cluster.
+//! Creates a data folder under a temporary name beside its place, and renames it when complete. An interruption
+//! therefore leaves nothing that looks like a cluster.
 
 use super::data::is_made;
 use super::folder;
@@ -14,22 +14,19 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What the name of the folder in the making ends with.
+/// Suffix of the temporary name.
 const SUFFIX: &str = ".initdb-unfinished";
-/// What an `initdb` that an earlier supervisor left gets to end, and how often that is looked at.
+/// Time limit for an `initdb` of an earlier supervisor to end, and the interval between two checks.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(50));
 
-/// Makes a cluster in `data`, which is none yet: `init` is given the folder to make it in, and the lock of whoever
-/// works there, to be held as long as any of its processes runs. Blocks.
-///
-/// # Errors
-/// What is in the way.
+/// Creates a cluster in `data`, which holds none yet. `init` gets the folder to fill and a lock on it, which its
+/// processes must hold as long as they run. Blocks.
 pub(super) fn make(
     data: &Path,
     user: Option<(u32, u32)>,
     init: impl FnOnce(&Path, OwnedFd) -> Result<(), String>,
 ) -> Result<(), String> {
-    // A link leads to where it really is, and there is what is beside it.
+    // Resolve a link first, because the temporary folder must be beside the real folder.
     let data = &fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
     let said = |error: io::Error| format!("{}: {error}", data.display());
     let above = data.parent().unwrap_or(Path::new("/"));
@@ -37,7 +34,7 @@ pub(super) fn make(
     let in_place = data.is_dir() && !can_be_replaced(data, above).map_err(said)?;
     let new = if in_place { data.clone() } else { beside(data) };
     let lock = lock(&new, data, user)?;
-    // Who held it may have finished.
+    // The former holder of the lock may have finished the cluster.
     if is_made(data) {
         return forget(data, &new);
     }
@@ -61,7 +58,7 @@ pub(super) fn make(
     }
     clear(&new).map_err(|error| format!("{}: {error}", new.display()))?;
     init(&new, lock.into())?;
-    // What is below has been written to disk by initdb; the name is ours to write.
+    // `initdb` has synced the folder's content; the rename must be synced here.
     fs::rename(&new, data)
         .and_then(|()| File::open(above)?.sync_all())
         .map_err(|error| {
@@ -79,7 +76,8 @@ fn beside(data: &Path) -> PathBuf {
     data.with_file_name(name)
 }
 
-/// Whether another folder can take the place of this one: not when something is mounted there, or when we may not write above it.
+/// Returns true when another folder can replace this folder: nothing is mounted there, and the folder above is
+/// writable.
 fn can_be_replaced(data: &Path, above: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mounted = mounts
@@ -90,8 +88,8 @@ fn can_be_replaced(data: &Path, above: &Path) -> io::Result<bool> {
     Ok(!mounted && !other && access(above, AccessFlags::W_OK).is_ok())
 }
 
-/// Makes the folder unless it is there, and takes it, which waits for an `initdb` at work in it. Its processes inherit the
-/// lock, so it lasts as long as they do, whatever has become of their supervisor.
+/// Creates the folder if it is missing and locks it, which waits for an `initdb` at work there. The processes of
+/// `initdb` inherit the lock, so it lasts as long as they do, even if their supervisor has ended.
 fn lock(new: &Path, data: &Path, user: Option<(u32, u32)>) -> Result<File, String> {
     let at_work = || [new, data].iter().any(|folder| !remains(folder).is_empty());
     let said = |error: io::Error| format!("{}: {error}", new.display());
@@ -100,7 +98,8 @@ fn lock(new: &Path, data: &Path, user: Option<(u32, u32)>) -> Result<File, Strin
         folder::own(new, user)?;
         let folder = File::open(new).map_err(said)?;
         match folder.try_lock() {
-            // One made by a supervisor from before this lock is told by its processes. One that is renamed meanwhile is another.
+            // An `initdb` without this lock, started by an older supervisor, is found by its processes. A folder that
+            // was renamed meanwhile is no longer at `new`.
             Ok(()) if !at_work() && is_at(&folder, new) => return Ok(folder),
             Ok(()) | Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(said(error)),
@@ -121,7 +120,7 @@ fn is_at(folder: &File, path: &Path) -> bool {
     })
 }
 
-/// Removes the folder in the making, which nobody needs; only while it is empty.
+/// Removes the temporary folder, which is no longer needed, if it is empty.
 fn forget(data: &Path, new: &Path) -> Result<(), String> {
     match fs::remove_dir(new) {
         Err(error) if new != data && error.kind() != ErrorKind::DirectoryNotEmpty => {
@@ -142,11 +141,11 @@ fn clear(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What is where the cluster is to be.
+/// State of the place where the cluster will be.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Nothing,
-    /// What an interrupted `initdb` leaves, and certainly nothing else: no file of any table.
+    /// Only files that an interrupted `initdb` leaves, and no file of any table.
     Unfinished,
     Something,
 }
@@ -167,7 +166,7 @@ fn found(data: &Path) -> io::Result<Found> {
             ]
             .contains(&name.as_str())
     };
-    // Until pg_control is there, which comes before the first table.
+    // Files in `pg_wal` until `initdb` writes `pg_control`, which comes before the first table.
     let first_wal = |name: &String| {
         ["archive_status", "summaries", "000000010000000000000001"].contains(&name.as_str())
             || name.starts_with("xlogtemp.")
@@ -186,7 +185,7 @@ fn found(data: &Path) -> io::Result<Found> {
     })
 }
 
-/// What is in a folder; nothing where there is none.
+/// Returns the names in a folder; none where there is no folder.
 fn names(folder: &Path) -> io::Result<Vec<String>> {
     match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -202,7 +201,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// What stands for initdb: makes what makes a cluster.
+    /// Stands in for `initdb`: creates the files that make a cluster.
     fn init(folder: &Path, _held: OwnedFd) -> Result<(), String> {
         assert!(names(folder).unwrap().is_empty());
         write(folder, "PG_VERSION");
@@ -243,7 +242,7 @@ mod tests {
             let data = data.clone();
             move || make(&data, None, |_, _| Err("made twice".to_owned()))
         });
-        // It finishes what it is at, and lets go.
+        // The other `initdb` finishes its work and releases the lock.
         init(&new, held.try_clone().unwrap().into()).unwrap();
         fs::rename(&new, &data).unwrap();
         drop(held);

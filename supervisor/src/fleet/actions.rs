@@ -1,4 +1,4 @@
-//! Carries a life's actions to the edge.
+//! Carries out the actions of each tenant's lifecycle.
 
 use super::Fleet;
 use super::entry::Entry;
@@ -10,7 +10,7 @@ use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
 use std::collections::BTreeSet;
 
 impl Fleet {
-    /// Gives one tenant's life an event and carries out what comes of it.
+    /// Gives a tenant's lifecycle an event and carries out the actions that follow.
     pub(super) fn feed(&mut self, now: Time, name: &TenantName, event: Event) {
         let mut queue = vec![event];
         while let Some(event) = queue.pop() {
@@ -19,7 +19,7 @@ impl Fleet {
             };
             let actions = entry.life.on(now, event);
             if self.leaving.is_some() {
-                // Begun now, it would be finished by nobody.
+                // The supervisor is leaving: an action begun now could not be finished.
                 continue;
             }
             for action in actions {
@@ -30,7 +30,7 @@ impl Fleet {
         self.changed();
     }
 
-    /// Carries out one action; what is known of its outcome at once comes back as an event.
+    /// Carries out one action, and returns the event that follows at once, if any.
     fn carry_out(&mut self, name: &TenantName, action: Action) -> Option<Event> {
         let entry = self.entries.get_mut(name)?;
         let config_of = |entry: &Entry, revision| entry.revisions.get(&revision).cloned();
@@ -123,15 +123,15 @@ impl Fleet {
         }
     }
 
-    /// Collect the backends of a tenant that the servers of these configurations show, as of `since` or later; `None` while
-    /// one of the servers is away or has not been asked since.
+    /// Returns the backends of a tenant that the servers of `of` have shown at `since` or later. `None` while a server
+    /// is down or was last sampled before `since`.
     fn shown_of(&self, name: &TenantName, since: Time, of: &[Revision]) -> Option<BTreeSet<i32>> {
         let entry = self.entries.get(name)?;
         let (_, accepted) = entry.accepted.as_ref()?;
         let view = self.view.borrow();
         let mut shown = BTreeSet::new();
         for revision in of {
-            // What an earlier supervisor started may run a configuration that this one does not know.
+            // An instance of an earlier supervisor may run a configuration that is unknown here.
             let config = entry.revisions.get(revision).unwrap_or(accepted);
             let url = &config.broker().database.url;
             let database = view.endpoint(url).place()?.database;
@@ -168,8 +168,7 @@ impl Fleet {
     }
 }
 
-/// The server whose slots a tenant takes: they are counted per server. One whose server is not known yet has no business
-/// asking for any.
+/// Returns the server whose start slots the tenant takes; empty while the server is unknown.
 pub(super) fn slot_key(entry: &Entry, view: &ServersView) -> String {
     entry
         .accepted

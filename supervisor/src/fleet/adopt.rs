@@ -1,4 +1,4 @@
-//! Takes over what an earlier supervisor left: each tenant is entered as it is, before anybody is judged.
+//! Takes over the instances and sockets of an earlier supervisor, before any tenant is judged.
 
 use super::entry::{Entry, Told};
 use super::{Fleet, policy};
@@ -9,11 +9,11 @@ use crate::{parties, sys};
 use brokkr_tenant::TenantName;
 use std::collections::BTreeMap;
 
-/// What a tenant has, when nobody knows what its instance was told: what a replacement starts with.
+/// Pool assumed for an adopted instance whose configuration is unknown.
 const UNKNOWN_POOL: u32 = crate::lifecycle::REPLACEMENT_CONNECTIONS;
 
 impl Fleet {
-    /// Enters every tenant that has an instance or a socket. Before anything else.
+    /// Enters every tenant that has an instance or a socket. Must run before any tenant is judged.
     pub(super) fn adopt(&mut self, finds: Finds) {
         let Finds {
             mut instances,
@@ -66,7 +66,7 @@ impl Fleet {
             listen.is_some_and(|listen| sockets.iter().any(|socket| socket.listen == *listen))
         };
         let open = found.iter().zip(&adopted).rev().find(|(f, _)| is_open(f));
-        // A socket without an instance that says whose it is, is some earlier configuration's.
+        // A socket that belongs to no known instance is recorded under revision 0, an unknown earlier configuration.
         let open = match open {
             Some((_, adopted)) => Some(adopted.spec.revision),
             None => (!sockets.is_empty()).then_some(Revision(0)),
@@ -95,7 +95,8 @@ impl Fleet {
         self.keep_place(name);
     }
 
-    /// Nobody knows who was stopped. Who runs was not, or was about to end; of everybody else it may be so.
+    /// Marks every tenant without a serving instance as stopped, because the list of stopped tenants is lost. A tenant
+    /// that runs cannot have been stopped by the operator; any other tenant may have been.
     pub(super) fn stop_who_does_not_run(&mut self) {
         for (name, entry) in &mut self.entries {
             if entry.life.current().is_none_or(|current| current.planned) {
@@ -106,7 +107,7 @@ impl Fleet {
         }
     }
 
-    /// A tenant whose instance serves keeps its place whatever became of the list.
+    /// Admits a tenant whose instance is running, even when the admitted list has lost the tenant.
     fn keep_place(&mut self, name: &TenantName) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;

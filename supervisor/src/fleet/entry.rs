@@ -1,11 +1,11 @@
-//! One tenant as the fleet holds it: its file, its configurations by revision, its life.
+//! One tenant as the fleet holds it: its file, its configurations by revision, its lifecycle.
 
 use crate::config::{FileProblem, FileState, TenantConfig};
 use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, Want};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What the lifecycle was told last, so that it is told again only when something changed.
+/// The latest facts given to the lifecycle, kept so that only changes are sent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Told {
     pub(super) want: Want,
@@ -14,32 +14,32 @@ pub(super) struct Told {
     pub(super) overlap: bool,
 }
 
-/// One tenant.
+/// A tenant's state in the fleet.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) life: Lifecycle,
-    /// Its file as last read; `None` once it has gone.
+    /// The tenant file as last read; `None` once the file is removed.
     pub(super) file: Option<FileState>,
-    /// Stopped by the operator.
+    /// True when the operator has stopped the tenant.
     pub(super) stopped: bool,
-    /// The configuration that is wanted now, the last one that was admitted.
+    /// The configuration that was admitted last, and that the tenant should run.
     pub(super) accepted: Option<(Revision, Arc<TenantConfig>)>,
     /// Every configuration that an instance may still run, or may have left connections of on its server.
     pub(super) revisions: BTreeMap<Revision, Arc<TenantConfig>>,
     last_revision: u64,
     pub(super) told: Option<Told>,
-    /// The instance's own word on what it is doing.
+    /// The instance's own `STATUS=` text.
     pub(super) status: Option<String>,
-    /// Files that this instance executes and that are no longer on disk.
+    /// Files that the instance executes and that are no longer on disk.
     pub(super) deleted_maps: Option<(InstanceId, Vec<String>)>,
     pub(super) last_words: Vec<String>,
-    /// How the last instance that ended unplanned did, and why.
+    /// Reason of the last unplanned exit.
     pub(super) last_exit: Option<String>,
-    /// The last instance that ended unplanned; its words are the last words.
+    /// The last instance that ended unplanned; `last_words` are from its log.
     pub(super) fallen: Option<InstanceId>,
-    /// Nothing of it is left: it may be dropped.
+    /// True when the tenant has no process and no file, and the entry may be dropped.
     pub(super) forgotten: bool,
-    /// Number of the last release of one of its sockets.
+    /// Number of the last release of a socket of this tenant.
     pub(super) release: u64,
     /// State and reason as last logged.
     pub(super) logged: Option<(crate::status::State, Option<String>)>,
@@ -66,30 +66,30 @@ impl Entry {
         }
     }
 
-    /// The configuration its file asks for, when the file is good.
+    /// Returns the configuration of the tenant file, if the file is valid.
     pub(super) fn asked(&self) -> Option<&Arc<TenantConfig>> {
         self.file.as_ref()?.as_ref().ok()
     }
 
-    /// Why its file is no good.
+    /// Returns the problem of the tenant file, if the file is invalid.
     pub(super) fn file_problem(&self) -> Option<&FileProblem> {
         self.file.as_ref()?.as_ref().err().map(Arc::as_ref)
     }
 
-    /// The configuration it is meant to run, whether an instance does just now or not.
+    /// Returns the configuration that the tenant should run, also while no instance runs.
     pub(super) fn meant(&self) -> Option<&Arc<TenantConfig>> {
         let told = self.told.as_ref()?;
         let (_, config) = self.accepted.as_ref()?;
         matches!(told.want, Want::Run(_)).then_some(config)
     }
 
-    /// Makes `config` the wanted one; the same effective configuration keeps its revision.
+    /// Makes `config` the wanted configuration. An effective configuration that is known already keeps its revision.
     pub(super) fn accept(&mut self, config: &Arc<TenantConfig>) -> Revision {
         let known = self
             .accepted
             .iter()
             .map(|(revision, known)| (revision, known));
-        // One that some instance runs, too: a file that changes back makes no new instance.
+        // Revisions of running instances count too: a file that changes back must not cause a new instance.
         let same = known
             .chain(&self.revisions)
             .find(|(_, known)| known.digest == config.digest)
@@ -98,13 +98,13 @@ impl Entry {
             self.last_revision += 1;
             Revision(self.last_revision)
         });
-        // Of two that are the same the newer one has the newer places in the file.
+        // Of two equal configurations the newer has the current line numbers of the file.
         self.accepted = Some((revision, config.clone()));
         self.revisions.insert(revision, config.clone());
         revision
     }
 
-    /// Takes note of what an instance of an earlier supervisor runs; where nobody knows it is like nothing else.
+    /// Records the configuration of an adopted instance. An unknown configuration gets a revision of its own.
     pub(super) fn know(&mut self, config: Option<&Arc<TenantConfig>>) -> Revision {
         match config {
             Some(config) => self.accept(config),
@@ -115,7 +115,7 @@ impl Entry {
         }
     }
 
-    /// Forgets configurations no instance runs any more, and of which nothing is left on a server.
+    /// Forgets configurations that no instance runs and that have no connections left on a server.
     pub(super) fn forget_old_revisions(&mut self) {
         let accepted = self.accepted.as_ref().map(|(revision, _)| *revision);
         let life = &self.life;
@@ -126,7 +126,7 @@ impl Entry {
         });
     }
 
-    /// The events that bring the lifecycle from what it was told to `told`.
+    /// Returns the events that bring the lifecycle's facts up to `told`.
     pub(super) fn news(&mut self, told: Told) -> Vec<Event> {
         let mut events = Vec::new();
         let before = self.told.as_ref();

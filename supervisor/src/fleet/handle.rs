@@ -1,4 +1,4 @@
-//! How the rest of the process talks to the fleet: by message, answered once; and by snapshot.
+//! Connects the rest of the process to the fleet: requests, each answered once, and snapshots.
 
 use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
@@ -7,64 +7,64 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// What an operator may ask of a tenant.
+/// An operator's order for a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// Run it; try at once if it is in `backoff`.
+    /// Run the tenant; in `backoff`, try at once.
     Start,
-    /// Drain it and keep it stopped, over restarts of the supervisor too.
+    /// Drain the tenant and keep it stopped, over restarts of the supervisor too.
     Stop,
-    /// Replace its instance by overlap.
+    /// Replace the tenant's instance by overlap.
     Restart,
 }
 
-/// Which tenants an order is for.
+/// The tenants that an order is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Selection {
     /// Every tenant that has a file.
     All,
-    /// These.
+    /// The tenants with these names.
     Names(Vec<TenantName>),
 }
 
-/// How an order ended for one tenant, once it had settled.
+/// Result of an order for one tenant, once the tenant has settled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The tenant.
     pub tenant: TenantName,
-    /// Whether what was asked for is so now.
+    /// True when the order was carried out.
     pub done: bool,
-    /// The state it settled in, and why.
+    /// The state in which the tenant settled, with the reason.
     pub message: String,
 }
 
-/// What a reload changed.
+/// Changes and problems that a reload found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
-    /// Tenants that were not there before.
+    /// Tenants whose file is new.
     pub added: Vec<String>,
     /// Tenants whose effective configuration changed.
     pub changed: Vec<String>,
-    /// Tenants whose file has gone.
+    /// Tenants whose file was removed.
     pub removed: Vec<String>,
-    /// Every problem found, each beginning `PATH:LINE:COLUMN: ` where it has a place.
+    /// Every problem found. A problem with a place in a file begins `PATH:LINE:COLUMN: `.
     pub problems: Vec<String>,
-    /// Those of them that are about one tenant, by its name.
+    /// The problems that concern one tenant, by the tenant's name.
     #[serde(default)]
     pub of_tenants: BTreeMap<String, Vec<String>>,
 }
 
 impl ReloadReport {
-    /// Note what is wrong with one tenant.
+    /// Adds a problem of one tenant.
     pub(super) fn complain(&mut self, tenant: &TenantName, problem: String) {
         self.problems.push(problem.clone());
         let of_tenant = self.of_tenants.entry(tenant.to_string());
         of_tenant.or_default().push(problem);
     }
 
-    /// The problems that are about no tenant: of the folder, of files that are no tenant's.
+    /// Returns the problems that concern no tenant, such as those of the folder.
     pub fn general(&self) -> impl Iterator<Item = &String> {
         let of_tenants: Vec<&String> = self.of_tenants.values().flatten().collect();
         let all = self.problems.iter();
@@ -75,36 +75,36 @@ impl ReloadReport {
 /// A message to the fleet.
 #[derive(Debug)]
 pub enum Request {
-    /// Carry out an order and answer when it has settled.
+    /// Carry out an order and answer when the tenants have settled.
     Order {
-        /// For whom.
+        /// The tenants the order is for.
         selection: Selection,
-        /// What.
+        /// The order.
         order: Order,
-        /// A restart goes on after a tenant that could not be restarted.
+        /// True when a restart goes on after a tenant that could not be restarted.
         keep_going: bool,
-        /// The answer.
+        /// Where the outcomes are sent.
         reply: oneshot::Sender<Result<Vec<Outcome>, RequestError>>,
     },
-    /// Read every file again and answer when all has settled.
+    /// Read every file again and answer when all tenants have settled.
     Reload {
-        /// Carry out removals that were held because they were so many.
+        /// Carry out removals that were held because there were so many at once.
         confirm_removals: bool,
-        /// The answer.
+        /// Where the report is sent.
         reply: oneshot::Sender<ReloadReport>,
     },
-    /// Answer at the next turn: the fleet still turns.
+    /// Answer in the next turn of the loop, which shows that the fleet is alive.
     Turn {
-        /// The answer.
+        /// Where the answer is sent.
         reply: oneshot::Sender<()>,
     },
 }
 
-/// Why a request was not carried out.
+/// Reason why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestError {
-    /// No file and no instance of that name.
+    /// The name belongs to no file and no instance.
     #[error("there is no tenant {0}: no such file in tenants_dir")]
     UnknownTenant(TenantName),
     /// The supervisor is ending.
@@ -114,7 +114,7 @@ pub enum RequestError {
     Stopping,
 }
 
-/// A cheap handle to the fleet.
+/// A handle to the fleet, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     snapshot: watch::Receiver<Arc<Snapshot>>,
@@ -122,27 +122,24 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A handle made of the two channels the fleet holds the other ends of.
+    /// Returns a handle over the fleet's channels.
     pub fn new(snapshot: watch::Receiver<Arc<Snapshot>>, requests: mpsc::Sender<Request>) -> Self {
         Self { snapshot, requests }
     }
 
-    /// The latest picture, with its ages as of now.
+    /// Returns the latest snapshot, with ages computed as of now.
     pub fn snapshot(&self) -> Snapshot {
         let latest = self.snapshot.borrow().clone();
         latest.aged()
     }
 
-    /// The latest picture, and to be woken by each newer one.
+    /// Returns a watch on the snapshots.
     pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshot.clone()
     }
 
-    /// Carries out `order` and waits until it has settled. A restart goes through its tenants a few at a time, and stops
-    /// at the first that could not be restarted unless told to keep going.
-    ///
-    /// # Errors
-    /// When a named tenant does not exist or the supervisor is ending.
+    /// Carries out `order` and waits until the tenants have settled. A restart goes through its tenants a few at a
+    /// time, and stops at the first that could not be restarted, unless `keep_going` is true.
     pub async fn order(
         &self,
         selection: Selection,
@@ -162,10 +159,7 @@ impl Handle {
         answer.await.map_err(|_| RequestError::Stopping)?
     }
 
-    /// Waits until the fleet has turned once more.
-    ///
-    /// # Errors
-    /// When it has ended.
+    /// Waits for the next turn of the fleet's loop.
     pub async fn turned(&self) -> Result<(), RequestError> {
         let (reply, answer) = oneshot::channel();
         self.requests
@@ -175,10 +169,7 @@ impl Handle {
         answer.await.map_err(|_| RequestError::Stopping)
     }
 
-    /// Reads every file again and waits until all has settled.
-    ///
-    /// # Errors
-    /// When the supervisor is ending.
+    /// Reads every file again and waits until all tenants have settled.
     pub async fn reload(&self, confirm_removals: bool) -> Result<ReloadReport, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.requests

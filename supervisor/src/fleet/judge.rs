@@ -1,4 +1,4 @@
-//! Turns files, instances and servers into what is wanted of each tenant. Pure: reads the fleet, changes nothing.
+//! Decides, from files, instances and servers, which configuration each tenant runs. Pure: changes nothing.
 
 use super::entry::Entry;
 use crate::budget::{
@@ -12,34 +12,33 @@ use brokkr_tenant::{PoolSize, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// What is wanted of one tenant.
+/// The decision for one tenant.
 #[derive(Debug, Clone)]
 pub(super) enum Ruling {
-    /// Run this; the second says what the file asks for beyond it, and why that is not so.
+    /// Run this configuration. The text says why the tenant file cannot be followed, if so.
     Run(Arc<TenantConfig>, Option<String>),
-    /// Do not run.
+    /// Do not run, for this reason.
     Refused(String),
-    /// Do not run: by the operator's or the file's own wish.
+    /// Do not run, because the operator or the file says so.
     Stopped(String),
-    /// Its file has gone.
+    /// The tenant file was removed.
     Gone,
 }
 
-/// The rulings and the budget behind them.
+/// The rulings, with the budget that they follow from.
 #[derive(Debug)]
 pub(super) struct Judgement {
     pub(super) rulings: BTreeMap<TenantName, Ruling>,
     pub(super) verdict: Verdict,
 }
 
-/// Judges everybody.
 pub(super) fn judge(
     entries: &BTreeMap<TenantName, Entry>,
     admitted: &[Admission],
     view: &ServersView,
     headroom: u32,
 ) -> Judgement {
-    // One that only waits for its server to be seen is not admitted: it has nothing yet that it could keep.
+    // A tenant that still waits for its server to be seen is not admitted yet, so it has no configuration to keep.
     let listed: BTreeSet<&TenantName> = admitted.iter().map(|a| &a.tenant).collect();
     let meant: BTreeMap<&TenantName, &Arc<TenantConfig>> = entries
         .iter()
@@ -85,7 +84,7 @@ pub(super) fn judge(
     Judgement { rulings, verdict }
 }
 
-/// The configuration to put before the budget, or why there is none.
+/// Returns the configuration to judge against the budget, or the ruling if there is none.
 fn candidate(
     entry: &Entry,
     meant: Option<&Arc<TenantConfig>>,
@@ -102,7 +101,7 @@ fn candidate(
     if entry.stopped {
         return Err(Ruling::Stopped("by the operator".into()));
     }
-    // What is wrong with the file stops nobody who is meant to run.
+    // A problem in its file never stops a tenant that already runs.
     let (problem, running) = match (file, conflict) {
         (Ok(config), None) => return Ok((config.clone(), None)),
         (Err(problem), _) => (problem.brief.clone(), meant),
@@ -120,9 +119,9 @@ fn candidate(
     }
 }
 
-/// What a tenant goes on with that cannot have what its file asks for: what it was meant to run; or, if it was admitted
-/// before this supervisor began, the file's configuration with the pool it was admitted with. `None` where either is on
-/// another server than its place is: what it was configured with there is not known any more.
+/// Returns the configuration that a tenant keeps when the budget refuses its file: the current one or, if the tenant
+/// was admitted before this supervisor began, the file's with the admitted pool. `None` if that configuration is on
+/// another server than the tenant was admitted on, because its configuration for that server is unknown.
 fn kept(
     name: &TenantName,
     file: &Arc<TenantConfig>,
@@ -143,7 +142,7 @@ fn kept(
     Some(match (meant, PoolSize::new(admission.pool)) {
         (Some(meant), _) => meant.clone(),
         (None, Ok(pool)) => Arc::new(file.with_pool(pool)),
-        // A list written by hand: admitted with whatever its file says.
+        // A list edited by hand may have no valid pool size: use the file's.
         (None, Err(_)) => file.clone(),
     })
 }

@@ -1,4 +1,4 @@
-//! Keeps systemd's descriptor store in step with the fleet: a little late, so that a storm of changes is one wish.
+//! Keeps systemd's descriptor store in step with the fleet. Updates are delayed, so that many changes make one update.
 
 use super::Fleet;
 use crate::handover::Estate;
@@ -11,34 +11,33 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// From a change to the store, at least and at most. Who is killed in between leaves less than everything; locks say the
-/// rest.
+/// The shortest and the longest delay between a change and the update of the store. After a crash within the delay the
+/// next supervisor finds the newest brokers by their locks.
 const LATE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// Orders wait no longer for systemd to close a socket that is not wanted any more.
+/// The longest time that orders wait for systemd to close a released socket.
 const CONFIRMED: Duration = Duration::from_secs(5);
-/// Looking at everything takes no more than this part of the loop's time, however many tenants there are.
+/// The delay grows with the time an update takes, so that updates take at most 1/20 of the loop's time.
 const PART: u32 = 20;
 
-/// What is needed to keep the store.
+/// Parts needed to keep the store.
 pub(crate) struct Keeping {
-    /// The way to systemd.
     pub(crate) notifier: Notifier,
-    /// How many descriptors it keeps for our unit.
+    /// The number of descriptors that systemd keeps for the unit.
     pub(crate) most: u32,
-    /// Descriptors of the embedded server, as of now.
+    /// Returns the current descriptors of the embedded server.
     pub(crate) embedded: Box<dyn Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send>,
 }
 
-/// The store, as the fleet keeps it.
+/// State of the store.
 pub(super) struct Kept {
     store: Store,
     choice: Choice,
     embedded: Box<dyn Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send>,
     due: Option<Instant>,
     late: Duration,
-    /// Number of the last release, and when it was asked for.
+    /// Number of the last release, and the time it was requested.
     released: (u64, Instant),
-    /// Number of the last release that is not waited for any more.
+    /// Releases up to this number are no longer waited for.
     given_up: u64,
 }
 
@@ -48,7 +47,7 @@ impl Kept {
     }
 }
 
-/// Waits until another release is over. Cancel-safe.
+/// Waits until another release is confirmed, or until the wait for the last release times out. Cancel-safe.
 pub(super) async fn released(store: &mut Option<Kept>) {
     let Some(kept) = store else {
         return std::future::pending().await;
@@ -66,7 +65,7 @@ pub(super) async fn released(store: &mut Option<Kept>) {
 }
 
 impl Fleet {
-    /// Begins to keep the store; what is in it, and what of that is in use.
+    /// Begins to keep the store. `there` lists the store's content, `claimed` the descriptors of it that are in use.
     pub(super) fn begin_to_keep(
         &mut self,
         keeping: Keeping,
@@ -93,7 +92,7 @@ impl Fleet {
         }
     }
 
-    /// Something that belongs into the store may have changed.
+    /// Schedules an update of the store.
     pub(super) fn keep_soon(&mut self) {
         if let Some(kept) = &mut self.store {
             let late = kept.late;
@@ -101,38 +100,38 @@ impl Fleet {
         }
     }
 
-    /// Numbers the release of a socket that was just closed here: its address is free once systemd has closed its copy too.
+    /// Numbers the release of a socket just closed here: its address is free once systemd has closed its copy too.
     pub(super) fn release(&mut self) -> u64 {
         let Some(kept) = &mut self.store else {
             return 0;
         };
-        // At once, unless there are so many tenants that looking at all of them takes its time.
+        // Update at once, except with so many tenants that an update itself takes long.
         let soon = Instant::now() + (kept.late - LATE.0);
         kept.due = Some(kept.due.map_or(soon, |due| due.min(soon)));
         kept.released = (kept.released.0 + 1, Instant::now());
         kept.released.0
     }
 
-    /// Whether the sockets of this release are closed everywhere.
+    /// Returns true when every copy of this release's sockets is closed.
     pub(super) fn is_released(&self, release: u64) -> bool {
         self.store
             .as_ref()
             .is_none_or(|kept| kept.is_released(release))
     }
 
-    /// Whether the sockets of every release are closed everywhere.
+    /// Returns true when every copy of all released sockets is closed.
     pub(super) fn all_released(&self) -> bool {
         self.store
             .as_ref()
             .is_none_or(|kept| kept.is_released(kept.released.0))
     }
 
-    /// When the store is to be brought in step.
+    /// Returns the time of the next update.
     pub(super) fn keep_at(&self) -> Option<Instant> {
         self.store.as_ref()?.due
     }
 
-    /// Brings the store in step, if that is due.
+    /// Updates the store if an update is due.
     pub(super) fn keep(&mut self) {
         if self.keep_at().is_none_or(|due| due > Instant::now()) {
             return;
@@ -159,7 +158,7 @@ impl Fleet {
         estate
     }
 
-    /// Brings the store in step for the last time, waits until systemd has heard it, and notes what is there then.
+    /// Updates the store a last time, waits until systemd has read it, and notes the store's content in `estate`.
     pub(super) async fn keep_last(&mut self, estate: &mut Estate) {
         let copy = Estate {
             index: estate.index.clone(),
@@ -175,7 +174,7 @@ impl Fleet {
         }
     }
 
-    /// What `status` says of tenants that are not stored.
+    /// Returns the notice for `status` about tenants that are not stored.
     pub(super) fn unstored(&self) -> Option<String> {
         let left_out = self.store.as_ref()?.choice.left_out();
         let first = left_out.first()?;

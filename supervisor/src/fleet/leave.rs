@@ -1,5 +1,5 @@
-//! Goes, and leaves every broker as it is: for the program that takes this one's place, or for the next supervisor that
-//! systemd starts.
+//! Ends the fleet and leaves every broker running: for a new program executed in this process, or for the next
+//! supervisor that systemd starts.
 
 use super::Fleet;
 use crate::handover::names::{Kind, Name};
@@ -13,46 +13,46 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// A process that is being started gets so long to exist; then it is left to be found by its lock.
+/// Longest wait for a process that is being started. If it appears later, the next supervisor finds it by its lock.
 const BEING_STARTED: Duration = Duration::from_secs(2);
-/// For the reader of logs to say where it stopped.
+/// Longest wait for the log reader to report where it stopped.
 const RELEASE: Duration = Duration::from_secs(2);
 
-/// How the fleet is told to end.
+/// A request that the fleet end.
 #[derive(Debug)]
 pub(crate) enum Quit {
     /// Drain every tenant.
     Drain,
-    /// Leave them to the next supervisor, which systemd starts.
+    /// Leave the brokers to the next supervisor, which systemd starts.
     Leave,
-    /// Leave them to this program, if it understands what is left.
+    /// Leave the brokers to this program, if it understands the state.
     Succeed(Successor),
-    /// There is no such program.
+    /// No usable program was found, for this reason.
     Refuse(String),
 }
 
-/// How the fleet has ended.
+/// Result of the fleet's end.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// Nothing runs any more.
+    /// Every broker has ended.
     Drained,
-    /// Everything runs on.
+    /// The brokers run on.
     Left(Box<Estate>, Option<Successor>),
 }
 
-/// On the way out.
+/// State of a fleet that is leaving.
 #[derive(Debug)]
 pub(super) struct Leaving {
     successor: Option<Successor>,
     until: Instant,
 }
 
-/// A successor that is being asked.
+/// The pending check of a successor's understanding of the state.
 #[derive(Debug, Default)]
 pub(super) struct Asking(Option<JoinHandle<Result<Successor, String>>>);
 
 impl Asking {
-    /// Its answer; never, while nobody is asked. Cancel-safe: what is not taken is asked for again.
+    /// Returns the successor's answer; never returns while no check is pending. Cancel-safe.
     pub(super) async fn answer(&mut self) -> Result<Successor, String> {
         let Some(asked) = &mut self.0 else {
             return std::future::pending().await;
@@ -64,7 +64,7 @@ impl Asking {
 }
 
 impl Fleet {
-    /// Whoever leaves does not turn back: the signal that says so is passed on to the program that comes after us.
+    /// Begins to end the fleet. Ignored if the fleet is already ending.
     pub(super) fn quit(&mut self, quit: Quit) {
         if self.stopping || self.leaving.is_some() {
             return;
@@ -83,7 +83,7 @@ impl Fleet {
         }
     }
 
-    /// The program that is to take our place has been asked.
+    /// Takes the successor's answer: leaves on success, else reports the problem and runs on.
     pub(super) fn succeed(&mut self, answer: Result<Successor, String>) {
         match answer {
             Ok(successor) if !self.stopping && self.leaving.is_none() => {
@@ -107,7 +107,7 @@ impl Fleet {
         });
     }
 
-    /// On the way out only what exists is still learnt; everything else is a fact for whoever comes after us.
+    /// Takes only reports about processes being started; the next supervisor finds out everything else itself.
     pub(super) fn take_last_report(&mut self, report: Report) {
         if matches!(
             report.what,
@@ -117,12 +117,12 @@ impl Fleet {
         }
     }
 
-    /// When to go at the latest; `None` while nobody goes.
+    /// Returns the latest time to leave; `None` while the fleet is not leaving.
     pub(super) fn leave_at(&self) -> Option<Instant> {
         self.leaving.as_ref().map(|leaving| leaving.until)
     }
 
-    /// Whether every process that was being started is there now.
+    /// Returns true when every process that was being started exists.
     pub(super) fn can_leave(&self) -> bool {
         let there = |name: &TenantName, instance: &Instance| {
             let passed = self.edge.passed(name, instance.id);
@@ -133,7 +133,7 @@ impl Fleet {
             .all(|(name, entry)| entry.life.instances().all(|i| there(name, i)))
     }
 
-    /// Lets go of everything.
+    /// Ends all parts of the fleet and returns the state for the next supervisor.
     pub(super) async fn leave(mut self) -> Ended {
         self.edge.cease_answering().await;
         let hub = self.edge.hub().clone();
@@ -147,7 +147,7 @@ impl Fleet {
         Ended::Left(Box::new(estate), successor)
     }
 
-    /// All that another supervisor needs. `carries`: in what line each log was left, by pid.
+    /// Returns the state that another supervisor needs. `carries` holds the position in each log, by pid.
     pub(super) fn estate(&self, carries: &BTreeMap<i32, Carry>) -> Estate {
         let mut index = Index {
             version: handover::VERSION,

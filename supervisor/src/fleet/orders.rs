@@ -1,4 +1,4 @@
-//! Requests of operators, from arrival to answer: each is answered once, when what it asked for has settled.
+//! Takes the operators' requests and answers each once, when its tenants have settled.
 
 use super::entry::Entry;
 use super::handle::{Order, Outcome, ReloadReport, Request, RequestError, Selection};
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// What is still to be answered.
+/// Requests that are not answered yet.
 #[derive(Default)]
 pub(super) struct Orders {
     waiting: Vec<Waiting>,
@@ -21,11 +21,11 @@ pub(super) struct Orders {
     scan_read: u64,
 }
 
-/// One order. A restart goes through its tenants a few at a time; everything else is told to all at once.
+/// An unanswered order. A restart is told to a few tenants at a time, any other order to all at once.
 struct Waiting {
-    /// Not told yet.
+    /// Tenants that are not told yet.
     todo: VecDeque<TenantName>,
-    /// Told, and not settled.
+    /// Tenants that are told and have not settled.
     active: Vec<TenantName>,
     settled: Vec<Outcome>,
     order: Order,
@@ -34,26 +34,26 @@ struct Waiting {
 }
 
 struct Reload {
-    /// What every file asked for before; of a bad one nothing.
+    /// Each tenant's configuration before the reload; `None` if the file was invalid.
     before: BTreeMap<TenantName, Option<Arc<TenantConfig>>>,
-    /// The scan to wait for, once it has been made.
+    /// Number of the scan to wait for, once known.
     scan: Option<u64>,
     reply: oneshot::Sender<ReloadReport>,
 }
 
 impl Orders {
-    /// The next rescan that has finished; never, while none is under way. Cancel-safe.
+    /// Returns the number of the next rescan that has finished; never returns while none is pending. Cancel-safe.
     pub(super) async fn reload_done(&mut self) -> Option<u64> {
         match self.rescans.join_next().await {
             Some(Ok(scan)) => Some(scan),
-            // A rescan that could not be made shows nothing new.
+            // The rescan failed, so it shows nothing new.
             Some(Err(_)) => Some(0),
             None => std::future::pending().await,
         }
     }
 
     pub(super) fn scanned(&mut self, scan: u64) {
-        // Rescans are answered in the order they were asked for, and a later one has seen all that an earlier one has.
+        // Rescans are answered in the order of the requests, and a later rescan includes an earlier one.
         if let Some(reload) = self.reloads.iter_mut().find(|r| r.scan.is_none()) {
             reload.scan = Some(scan);
         }
@@ -63,7 +63,7 @@ impl Orders {
         self.scan_read = scan;
     }
 
-    /// Nothing more will settle: the supervisor is stopping. Dropped replies say so.
+    /// Refuses all open requests, because nothing settles any more. A reload is refused by dropping its sender.
     pub(super) fn refuse_all(&mut self) {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.reply.send(Err(RequestError::Stopping));
@@ -86,7 +86,7 @@ impl Fleet {
                 reply,
             } => self.take_reload(confirm_removals, reply),
             Request::Turn { reply } => {
-                // Whoever asked may have gone.
+                // The client may have disconnected.
                 let _ = reply.send(());
             }
         }
@@ -106,7 +106,7 @@ impl Fleet {
         let names: VecDeque<TenantName> = match selection {
             Selection::All => {
                 let entries = self.entries.iter().filter(|(_, e)| e.file.is_some());
-                // Who does not run has nothing to replace, and was perhaps stopped on purpose.
+                // A tenant that does not run has nothing to restart, and may be stopped on purpose.
                 entries
                     .filter(|(_, e)| order != Order::Restart || e.meant().is_some())
                     .map(|(name, _)| name.clone())
@@ -130,7 +130,7 @@ impl Fleet {
         self.orders.waiting.push(waiting);
     }
 
-    /// Tells the order to as many tenants as may be under way at once. True when somebody was told.
+    /// Tells the order to as many tenants as may be under way at once. Returns true when a tenant was told.
     fn advance(&mut self, waiting: &mut Waiting) -> bool {
         let most = match waiting.order {
             Order::Restart => self.config.start.parallelism.max(1),
@@ -195,8 +195,8 @@ impl Fleet {
         }
     }
 
-    /// Answers whatever has settled; forgets whoever no longer listens, and with them what they have not begun. True when
-    /// a tenant was told something: everybody is to be looked at again.
+    /// Answers the requests that have settled, and drops those whose client has disconnected. Returns true when a
+    /// tenant was told something, so that the fleet must settle again.
     pub(super) fn answer_orders(&mut self) -> bool {
         let mut open = std::mem::take(&mut self.orders.waiting);
         open.retain(|waiting| !waiting.reply.is_closed());
@@ -227,10 +227,10 @@ impl Fleet {
         told
     }
 
-    /// As the life sees it; but what only waits for a server to be asked for the first time is under way.
+    /// Returns the lifecycle's own answer, but `None` while the tenant waits for a server that was never asked.
     fn settled(&self, entry: &Entry) -> Option<bool> {
         let settled = entry.life.settled()?;
-        // A view that the lives have not heard of yet may answer what they wait for.
+        // A view that the lifecycles have not been given yet may end the wait.
         let unheard = self.view.has_changed().unwrap_or(false);
         let unasked = unheard
             || entry.meant().is_some_and(|config| {
@@ -239,7 +239,7 @@ impl Fleet {
         (settled || !unasked).then_some(settled)
     }
 
-    /// Takes the outcomes there are. The first failure of a restart ends it, unless the operator wants it to go on.
+    /// Collects outcomes of tenants that have settled. A restart ends at its first failure, unless `keep_going` is set.
     fn collect(&self, waiting: &mut Waiting) {
         let order = waiting.order;
         let mut failed = None;
@@ -284,11 +284,11 @@ impl Fleet {
         if order == Order::Stop && !self.is_released(entry.release) {
             return None;
         }
-        // A bad file beside it is worth a word, and does not undo it.
+        // A restart succeeds even if the tenant's file is invalid; the message then names the problem.
         let restarted = order == Order::Restart && entry.life.is_as_ordered();
         let done = (settled || restarted) && stopped == (order == Order::Stop);
         let mut message = view.state.to_string();
-        // A replacement may wait for the same reason for which the tenant is not well.
+        // Leave out the reason of a waiting replacement where it repeats the tenant's own reason.
         let pending = view.pending.filter(|pending| {
             let reason = view.reason.as_deref();
             !reason.is_some_and(|reason| pending.ends_with(reason))

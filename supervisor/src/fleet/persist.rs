@@ -1,4 +1,4 @@
-//! What must survive a restart: the admitted list and the tenants stopped by the operator, one small file each.
+//! Stores the admitted list and the list of stopped tenants, one small file each, because both must survive a restart.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How soon a write that failed is tried again.
+/// Delay before a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// A text that is kept in a file, written off the event loop; only the latest matters.
+/// A text stored in a file. A task writes it off the event loop, and writes only the latest text.
 #[derive(Debug)]
 pub(crate) struct Kept {
     latest: watch::Sender<String>,
@@ -17,16 +17,16 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Keeps `path`, which now holds `text`.
+    /// Starts the writer of `path`, which now holds `text`.
     pub(crate) fn new(path: PathBuf, text: String) -> Self {
         let (latest, mut changes) = watch::channel(text);
         let writer = tokio::spawn(async move {
-            // A change made while one is written is seen by the next turn; the last one is written after the sender
-            // has gone too, for `changed` reports a value not seen yet before it reports the end.
+            // A change during a write is seen in the next turn. The last text is written even after the sender is
+            // dropped, because `changed` reports an unseen value before it reports the end.
             let mut failed = false;
             loop {
                 if failed {
-                    // Retried until the disk takes it; a newer text, or the end, is not waited out.
+                    // Wait before the retry, but not if there is a newer text or the sender is dropped.
                     let newer = tokio::time::timeout(RETRY, changes.changed()).await;
                     if matches!(newer, Ok(Err(_))) {
                         return;
@@ -50,7 +50,7 @@ impl Kept {
         Self { latest, writer }
     }
 
-    /// Takes a new text, if it is new.
+    /// Sets the text to write, if it differs.
     pub(crate) fn set(&self, text: String) {
         self.latest.send_if_modified(|old| {
             let changed = *old != text;
@@ -66,10 +66,7 @@ impl Kept {
     }
 }
 
-/// Replaces a file so that after a crash the old or the new content is there, whole.
-///
-/// # Errors
-/// What the file system said; the old content stays then.
+/// Replaces a file atomically: after a crash or an error it holds the whole old or the whole new content.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut temporary = path.as_os_str().to_owned();
@@ -81,10 +78,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
-/// The text of a file that may not be there yet.
-///
-/// # Errors
-/// When it is there and cannot be read.
+/// Returns the content of a file, or an empty text if the file does not exist.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

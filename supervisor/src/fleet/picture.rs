@@ -1,4 +1,4 @@
-//! Makes the picture `status` shows, and logs each change of state once.
+//! Publishes the snapshot that `status` shows, and logs each change of state once.
 
 use super::Fleet;
 use super::entry::Entry;
@@ -8,7 +8,6 @@ use brokkr_tenant::TenantName;
 use std::sync::Arc;
 
 impl Fleet {
-    /// Publishes the latest picture.
     pub(super) fn publish(&mut self) {
         self.stale = false;
         let tenants: Vec<TenantStatus> = self
@@ -150,7 +149,7 @@ impl Fleet {
     }
 }
 
-/// Says which brokers execute what is no longer on disk.
+/// Returns a notice that names brokers executing files that are no longer on disk.
 fn on_deleted_files(tenants: &[TenantStatus]) -> Option<String> {
     let mut old = tenants.iter().filter_map(|tenant| {
         let files = tenant.deleted_maps.as_ref()?;
@@ -169,7 +168,7 @@ fn on_deleted_files(tenants: &[TenantStatus]) -> Option<String> {
     ))
 }
 
-/// One line per change, not per try.
+/// Logs a tenant's state and reason, only if they changed since the last log line.
 fn log_change(name: &TenantName, entry: &mut Entry) {
     let View {
         state,

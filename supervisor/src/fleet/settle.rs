@@ -1,4 +1,4 @@
-//! From facts to a settled fleet: judge everybody, tell each life what changed, hand out slots, forget the gone.
+//! Reconciles the fleet with the facts: judges tenants, tells lifecycles, grants slots, forgets removed tenants.
 
 use super::Fleet;
 use super::actions::slot_key;
@@ -13,23 +13,23 @@ use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Judgements in one turn; a bound against a mistake here, not a limit anybody should meet.
+/// Most judgements in one turn; a guard against an endless loop, never reached in normal operation.
 const MOST_ROUNDS: usize = 8;
 
 /// Descriptors of one tenant while two instances overlap.
 const TENANT_DESCRIPTORS: usize = 12;
-/// Everything else: the log, the control socket and its clients, the probers, inotify.
+/// Descriptors of everything else: the log, the control socket and its clients, the probers, inotify.
 const OWN_DESCRIPTORS: usize = 128;
 
 impl Fleet {
-    /// Judges everybody and brings every life in step, until nothing changes any more.
+    /// Judges all tenants and gives every lifecycle its changes, until nothing changes any more.
     pub(super) fn settle(&mut self) {
         loop {
             self.settle_once();
             if self.stale {
                 self.publish();
             }
-            // A rolling restart tells the next tenant when one has settled, and each tenant is told once.
+            // Answering may tell the next tenant of a rolling restart. The loop ends because each tenant is told once.
             if !self.answer_orders() {
                 break;
             }
@@ -37,7 +37,7 @@ impl Fleet {
     }
 
     fn settle_once(&mut self) {
-        // Each round follows from the one before: who has gone leaves room for who was refused.
+        // A round may cause the next: a tenant that has gone leaves room for a refused tenant.
         for _ in 0..MOST_ROUNDS {
             if std::mem::take(&mut self.unjudged) && !self.stopping && self.desired.borrow().listed
             {
@@ -78,7 +78,7 @@ impl Fleet {
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };
-            // Nothing is started beside it; what was taken over is well all the same.
+            // Nothing may start beside a process that could not be ended; an adopted instance goes on regardless.
             let beside = entry.life.instances().next().is_some();
             if let (Some(left), Ruling::Run(_, pending)) = (&left, &mut ruling) {
                 if beside {
@@ -115,7 +115,7 @@ impl Fleet {
                 overlap,
             });
             entry.forget_old_revisions();
-            // Each instance hears of the server it runs on, which need not be the one its tenant's file names now.
+            // Tell each instance about the server it runs on, which the tenant's file may no longer name.
             for instance in entry.life.instances() {
                 let config = entry.revisions.get(&instance.revision);
                 let endpoint = config.map(|c| view.endpoint(&c.broker().database.url));
@@ -136,7 +136,7 @@ impl Fleet {
         }
     }
 
-    /// How many more tenants there are descriptors for, an overlap of each included.
+    /// Returns the number of further tenants for which there are descriptors, an overlap of each included.
     fn room_for_newcomers(&self) -> usize {
         let limit = usize::try_from(self.open_files).unwrap_or(usize::MAX);
         let most = limit.saturating_sub(OWN_DESCRIPTORS) / TENANT_DESCRIPTORS;
@@ -156,7 +156,7 @@ impl Fleet {
         )
     }
 
-    /// The URLs the probers are to look at: those the files ask for, and those instances still run on.
+    /// Tells the probers which URLs to probe: those in the files, and those that instances still use.
     fn want_urls(&self) {
         let mut urls = BTreeSet::new();
         for entry in self.entries.values() {
@@ -211,7 +211,7 @@ impl Fleet {
         }
     }
 
-    /// Hands out start slots, server by server, until none is left or nobody asks.
+    /// Grants start slots on each server until no slot is free or no tenant in the queue may take one.
     fn grant_slots(&mut self) {
         let now = self.now();
         let keys: Vec<String> = self.slots.keys().cloned().collect();
@@ -235,7 +235,7 @@ impl Fleet {
                 replacements,
                 inherited: inherited.get(&key).copied().unwrap_or_default(),
             };
-            // A tenant that does not use what it got gives it back at once; the bound ends a quarrel between two.
+            // A tenant that does not use its slot returns it at once; the bound ends an endless exchange.
             for _ in 0..self.entries.len().max(1) {
                 let Some(slots) = self.slots.get_mut(&key) else {
                     break;
@@ -274,7 +274,7 @@ impl Fleet {
     }
 }
 
-/// What an entry stands on: whether its server can be reached, and whether it has room for an overlap.
+/// Returns the reachability of the tenant's server, and true when the server has room for an overlap.
 fn ground(entry: &Entry, view: &ServersView, verdict: &Verdict) -> (Result<(), String>, bool) {
     let Some((_, config)) = &entry.accepted else {
         return (Err("not judged yet".into()), true);
@@ -287,7 +287,7 @@ fn ground(entry: &Entry, view: &ServersView, verdict: &Verdict) -> (Result<(), S
     (server, account.is_none_or(|account| account.overlap))
 }
 
-/// Whether the server of this configuration can be reached now, or why not.
+/// Returns the reason why the configuration's server is not reachable now, if so.
 fn reachable(config: &TenantConfig, view: &ServersView) -> Result<(), String> {
     match view.endpoint(&config.broker().database.url).problem() {
         Some(problem) => Err(problem.to_owned()),

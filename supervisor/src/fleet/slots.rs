@@ -1,12 +1,12 @@
-//! Start slots: how many brokers may start at once on one server, and how many of these beside a running instance.
+//! Start slots: limits how many brokers start at once on one server, and how many of them as replacements.
 
 use crate::lifecycle::{Lifecycle, SlotKind, Urgency};
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The slots of one server, given by urgency, and first come, first served among equals. Starts that have come to nothing
-/// before never take the last one: others are not to wait for them. What must wait for room in the budget lets starts behind it pass: a replacement, and what was admitted into room that
-/// more than one replacement was given before.
+/// The slots of one server, granted by urgency, then in order of arrival. Starts that failed before never take the last
+/// slot, so that other starts need not wait for them. A replacement, and a first start in room already promised to
+/// replacements, let the starts behind them pass while the budget has no room.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     held: BTreeMap<TenantName, Held>,
@@ -24,22 +24,22 @@ struct Asked {
 struct Held {
     kind: SlotKind,
     urgency: Urgency,
-    /// Its broker still starts.
+    /// True while the tenant's broker is starting.
     starting: bool,
 }
 
-/// How many there are.
+/// The numbers of slots to grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// `[start] parallelism`.
     pub(crate) starts: usize,
-    /// What the budget has room for.
+    /// Replacements at once that the budget has room for.
     pub(crate) replacements: usize,
-    /// What holds no slot, because it began under an earlier supervisor.
+    /// Starts and overlaps that began under an earlier supervisor and hold no slot.
     pub(crate) inherited: Inherited,
 }
 
-/// What was going on at a take-over and still is.
+/// Starts and overlaps that were going on at a take-over and still are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Inherited {
     pub(crate) starts: usize,
@@ -55,7 +55,7 @@ impl Inherited {
 }
 
 impl Slots {
-    /// Joins the queue. Who has a replacement's room keeps it meanwhile.
+    /// Joins the queue. A tenant that has the room of a replacement keeps that room meanwhile.
     pub(crate) fn ask(&mut self, tenant: &TenantName, kind: SlotKind, urgency: Urgency) {
         if self.held.get(tenant).is_some_and(|held| held.starting) {
             self.held.remove(tenant);
@@ -79,19 +79,18 @@ impl Slots {
         self.queue.retain(|asked| asked.tenant != *tenant);
     }
 
-    /// Whether it has a slot.
     pub(crate) fn holds(&self, tenant: &TenantName) -> bool {
         self.held.contains_key(tenant)
     }
 
-    /// It starts no more; if it is a replacement, it holds what it may hold of the budget until it gives its slot back.
+    /// Notes that the tenant's start is over. A replacement keeps its room in the budget until it gives the slot back.
     pub(crate) fn started(&mut self, tenant: &TenantName) {
         if let Some(held) = self.held.get_mut(tenant) {
             held.starting = false;
         }
     }
 
-    /// Whoever may start now.
+    /// Grants free slots and returns the tenants that may start now.
     pub(crate) fn grant(&mut self, limits: Limits) -> Vec<TenantName> {
         let mut granted = Vec::new();
         let held = |which: fn(&Held) -> bool| self.held.values().filter(|h| which(h)).count();
@@ -176,7 +175,7 @@ mod tests {
         slots.release(&name("d"));
         slots.release(&name("d"));
         assert!(slots.grant(limits).is_empty());
-        // Ready, and beside the one it replaces: it hinders no start, and no replacement has room yet.
+        // b is ready beside its old instance: it hinders no start, but no other replacement has room yet.
         slots.started(&name("b"));
         for (n, kind) in [
             ("f", SlotKind::Replacement),
@@ -189,7 +188,7 @@ mod tests {
         slots.release(&name("b"));
         slots.release(&name("g"));
         assert_eq!(slots.grant(limits), [name("f")]);
-        // Its new broker has crashed: it asks anew, and nobody takes the room it has.
+        // f's new broker has crashed: f asks again and keeps its room meanwhile.
         slots.started(&name("f"));
         slots.ask(&name("i"), SlotKind::Replacement, Urgency::New);
         slots.ask(&name("f"), SlotKind::Replacement, Urgency::New);
@@ -228,7 +227,7 @@ mod tests {
             ("d", SlotKind::Start, Urgency::New),
             ("e", SlotKind::Start, Urgency::Down),
             ("f", SlotKind::Start, Urgency::Down),
-            // It was to be replaced, and has just been killed.
+            // c queued for a replacement, and then its instance was killed.
             ("c", SlotKind::Start, Urgency::Down),
         ] {
             slots.ask(&name(n), kind, urgency);

@@ -1,5 +1,5 @@
-//! What this process was given when it started: by systemd out of its descriptor store, or by the supervisor that
-//! executed it.
+//! Takes the descriptors this process was given at its start: by systemd from its descriptor store, or by the
+//! supervisor that executed this process.
 
 use super::names::Name;
 use super::{Estate, Index, IndexError, LONGEST};
@@ -7,47 +7,45 @@ use crate::{memfd, sys};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-/// Environment variable of a supervisor that executes its successor: the number of the index's descriptor.
+/// Environment variable with the number of the index's descriptor, set by a supervisor that executes its successor.
 pub(crate) const VARIABLE: &str = "BROKKR_HANDOVER_FD";
-/// Names of the index in systemd's store. Two, because the new one is stored before the old one is removed.
+/// Names of the index in systemd's store; two, because a new index is stored before the old one is removed.
 pub(crate) const INDEX_NAMES: [&str; 2] = ["ia", "ib"];
-/// Name of the lock of the runtime folder, which is never let go while one supervisor becomes the next.
+/// Name of the runtime folder's lock, which stays locked while one supervisor executes the next.
 pub(crate) const LOCK: &str = "lock";
-/// Where `sd_listen_fds` begins.
+/// The first descriptor that `sd_listen_fds` passes.
 const FIRST: RawFd = 3;
 
-/// Who gave it.
+/// The giver of the descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Giver {
-    /// Nobody: there is nothing.
+    /// None: nothing was given.
     #[default]
     Nobody,
-    /// systemd, out of its store: what is no longer needed is to be removed there.
+    /// systemd, from its store: descriptors no longer needed must be removed there.
     Systemd,
-    /// An earlier supervisor in this very process: its brokers are our children.
+    /// An earlier supervisor in this very process: its brokers are children of this process.
     Ourselves,
 }
 
-/// Descriptors and what they are. Everything in it is closed when it is dropped.
+/// The inherited descriptors and their index. Dropping closes them.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited {
-    /// Who gave it.
     pub(crate) giver: Giver,
-    /// The index, where there is one that can be read.
+    /// The index, if there is a readable one.
     pub(crate) index: Option<Index>,
-    /// Why there is none, if somebody should know.
+    /// Reason why there is no index, for the operator.
     pub(crate) problem: Option<String>,
-    /// What has a name of ours.
+    /// Descriptors with a valid [`Name`].
     pub(crate) descriptors: BTreeMap<Name, OwnedFd>,
-    /// The lock of the runtime folder.
     pub(crate) lock: Option<OwnedFd>,
-    /// Every name systemd has in its store.
+    /// Every name in systemd's store.
     pub(crate) stored: Vec<String>,
 }
 
 impl Inherited {
-    /// Takes it from the environment. To be called once, first thing in `main`, while nobody else can have opened, or
-    /// guessed, any of these descriptors.
+    /// Takes the descriptors that the environment names. Must be called once, first in `main`, before other code can
+    /// have opened descriptors of these numbers.
     pub(crate) fn take() -> Self {
         let variable = |name: &str| std::env::var(name).ok();
         if let Some(number) = variable(VARIABLE) {
@@ -63,13 +61,13 @@ impl Inherited {
         }
     }
 
-    /// What was about to be handed to another program, taken up again because that could not be executed.
+    /// Takes up an estate again whose successor could not be executed.
     pub(crate) fn again(estate: Estate) -> Self {
         let copies = estate.descriptors.iter();
         Self {
             giver: Giver::Ourselves,
             stored: estate.index.stored.clone(),
-            // One that cannot be copied is taken back from its broker.
+            // A descriptor that cannot be copied is taken back from its broker.
             descriptors: copies
                 .filter_map(|(name, fd)| Some((*name, fd.try_clone().ok()?)))
                 .collect(),
@@ -121,7 +119,7 @@ impl Inherited {
                 inherited.descriptors.insert(name, fd);
             } else if INDEX_NAMES.contains(&name) {
                 match read(&fd) {
-                    // Two of them: the old one was about to be removed.
+                    // Of two indexes the older was about to be removed.
                     Ok(index) => {
                         if inherited
                             .index
@@ -150,10 +148,7 @@ fn passed(number: &str) -> Result<OwnedFd, String> {
     sys::inherit(number).map_err(|error| format!("descriptor {number}: {error}"))
 }
 
-/// The index in this file.
-///
-/// # Errors
-/// Why it cannot be read; nothing of its text.
+/// Reads the index from a memfd. The error repeats nothing of the text, which holds secrets.
 pub(crate) fn read(fd: &OwnedFd) -> Result<Index, String> {
     let json = memfd::read(fd.as_fd(), LONGEST).map_err(|error| error.to_string())?;
     Index::decode(&json).map_err(|error: IndexError| error.to_string())

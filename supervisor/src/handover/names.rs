@@ -1,46 +1,40 @@
-//! Short names of descriptors: `17l` listens, `17p` is a log pipe, `17d` tells of a death.
+//! Short names of descriptors: `17l` is a listener, `17p` a log pipe, `17d` a pidfd.
 //!
-//! systemd gives all names to the next process in one environment string of at most 128 KiB, and one that is longer
-//! keeps the process from starting at all and loses the store. So ids are numbers, the smallest free one each, and no
-//! more is stored than fits with room to spare.
+//! systemd passes all names to the next process in one environment string of at most 128 KiB; a longer string prevents
+//! the start and loses the store. So ids are the smallest free numbers, and room is left in the string.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// Most descriptors that are stored; `FileDescriptorStoreMax=` of the unit is no less.
+/// Most descriptors that are stored; the unit's `FileDescriptorStoreMax=` must be at least this.
 pub(crate) const MOST_STORED: usize = 16_000;
-/// Most bytes of names, a colon after each: an environment string holds 128 KiB, its own name included.
+/// Most bytes of names, each with a colon; an environment string holds 128 KiB, including its variable's name.
 pub(crate) const MOST_BYTES: usize = 120 << 10;
 
-/// What a descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
-    /// A listening socket.
     Listener,
-    /// The end of a log pipe that is read.
+    /// The reading end of a log pipe.
     Log,
-    /// A pidfd: readable when its process has ended.
+    /// A pidfd, readable once its process has ended.
     Death,
-    /// The socket an instance reports to. Passed on, never stored: it is bound again by its path.
+    /// The socket an instance reports to. Passed on but never stored, because it can be bound again by its path.
     Notify,
 }
 
-/// A descriptor's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name {
-    /// Which group of descriptors.
+    /// Number of a listener, or of an instance and all its descriptors.
     pub(crate) id: u32,
-    /// Which of them.
     pub(crate) kind: Kind,
 }
 
 impl Name {
-    /// The name `id` and `kind` make.
     pub(crate) fn new(id: u32, kind: Kind) -> Self {
         Self { id, kind }
     }
 
-    /// Takes a name apart; `None` when it is none of ours.
+    /// Parses a name; `None` for a foreign name.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let last = text.chars().next_back()?;
         let kind = match last {
@@ -72,37 +66,35 @@ impl fmt::Display for Name {
 /// The id of the embedded server's descriptors.
 pub(crate) const EMBEDDED: u32 = 0;
 
-/// Gives out ids, the smallest free one first, so that names stay short however often brokers restart.
+/// Gives out ids, the smallest free id first, so that names stay short however often brokers restart.
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
     taken: BTreeSet<u32>,
 }
 
 impl Ids {
-    /// A free id, taken from now on.
+    /// Takes a free id.
     pub(crate) fn take(&mut self) -> u32 {
-        // Ids are dense, so the first gap is near where counting and numbering part; a linear look is short enough for
-        // what happens once for each start of a broker.
+        // A linear search is fast enough, because a broker's start takes an id only once.
         let first_gap = (EMBEDDED + 1..).zip(&self.taken).find(|(n, id)| n != *id);
         let id = first_gap.map_or(EMBEDDED + 1 + self.taken.len() as u32, |(n, _)| n);
         self.taken.insert(id);
         id
     }
 
-    /// Takes this id; false when somebody has it.
+    /// Takes this id; returns false when the id is taken already.
     pub(crate) fn claim(&mut self, id: u32) -> bool {
         id != EMBEDDED && self.taken.insert(id)
     }
 
-    /// Gives an id back.
     pub(crate) fn free(&mut self, id: u32) {
         self.taken.remove(&id);
     }
 }
 
-/// How many of these groups of descriptors may be stored, in order: each with the names it needs.
+/// Returns the groups of descriptors that may be stored, tried in key order.
 ///
-/// A group is stored whole or not at all. Those stored before come first, so that nobody loses a place he has.
+/// A group is stored whole or not at all. Callers sort stored groups first, so that these keep their places.
 pub(crate) fn fitting<G: Clone + Ord>(groups: &BTreeMap<G, Vec<Name>>, most: usize) -> BTreeSet<G> {
     let mut fitting = BTreeSet::new();
     let (mut count, mut bytes) = (0, 0);

@@ -1,4 +1,4 @@
-//! The index crosses versions as it promises, and names stay short.
+//! Tests that the index can be read across versions, and that names stay short.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::names::{Ids, Kind, MOST_BYTES, MOST_STORED, Name, fitting};
@@ -131,7 +131,7 @@ fn ids_are_given_again_so_that_names_stay_short() {
     }
 }
 
-/// A group of three names for each of `n` instances.
+/// Returns a group of three names for each of `n` instances.
 fn groups(n: u32) -> BTreeMap<u32, Vec<Name>> {
     (1..=n)
         .map(|id| {

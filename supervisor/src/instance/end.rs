@@ -1,7 +1,8 @@
-//! How an instance is ended, and how it has ended: as our child, or as the child of a supervisor that is no more.
+//! Ends an instance and reads its exit status, also if an earlier supervisor started the process.
 //!
-//! An adopted process is nobody's child that we know: its end is seen by its pidfd, its exit status before somebody else
-//! reaps it, or after that where the kernel keeps it (6.15 and later), and from then on its number may mean another process.
+//! An adopted process may be another parent's child. Its end is then seen by its pidfd. Its exit status can be read
+//! from `/proc` until that parent reaps it, and afterwards from the pidfd on Linux 6.15 and later. After that its pid
+//! may name another process.
 
 use super::lock;
 use crate::sys;
@@ -15,24 +16,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// What the parent of an adopted process gets to reap it: an exit status of zero is only told after that.
+/// The longest wait for an adopted process's parent to reap it; an exit status of zero can only be read after that.
 const REAPED_WITHIN: Duration = Duration::from_millis(500);
 const STEP: Duration = Duration::from_millis(10);
-/// After SIGKILL there is nothing to wait for but the kernel.
+/// The longest wait for a process to end after SIGKILL.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
 
-/// How to end an instance.
+/// The ways to end an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// SIGTERM to the broker: drain.
     Terminate,
-    /// SIGABRT to the broker: leave a core, if it may.
+    /// SIGABRT to the broker: dump core, if permitted.
     Abort,
-    /// SIGKILL to its whole session.
+    /// SIGKILL to the whole session.
     Kill,
 }
 
-/// Errors mean that the process has ended already, which its pidfd tells too.
+/// Sends the signal. Errors are ignored, because they mean that the process has ended, which its pidfd shows too.
 pub(super) fn send(end: End, pid: i32, pidfd: &OwnedFd) {
     match end {
         End::Terminate => {
@@ -40,11 +41,11 @@ pub(super) fn send(end: End, pid: i32, pidfd: &OwnedFd) {
         }
         End::Abort => {
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGABRT as i32);
-            // A stopped process takes no signal but this one; what was pending before comes first.
+            // A stopped process acts on SIGABRT only once it is continued.
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGCONT as i32);
         }
         End::Kill => {
-            // First the one that is surely meant. Stopped by it or not, the number is taken until it has been reaped.
+            // The pidfd proves that the process is not reaped, so its pid still names its session.
             if sys::pidfd_send_signal(pidfd.as_fd(), 0).is_ok() {
                 let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
             }
@@ -53,7 +54,7 @@ pub(super) fn send(end: End, pid: i32, pidfd: &OwnedFd) {
     }
 }
 
-/// A process that will end.
+/// A process whose end is awaited.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mortal {
     pid: i32,
@@ -61,17 +62,17 @@ pub(super) struct Mortal {
     child: bool,
 }
 
-/// How it ended.
+/// Exit status of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// As the kernel says.
+    /// The status that the kernel reports.
     Known(WaitStatus),
-    /// It was another supervisor's child, and the kernel does not say.
+    /// The process was another parent's child, and the kernel does not report its status.
     Unknown,
 }
 
 impl Mortal {
-    /// A process we started.
+    /// Describes a process that this supervisor started.
     pub(super) fn child(pid: i32, start_time: u64) -> Self {
         Self {
             pid,
@@ -80,7 +81,8 @@ impl Mortal {
         }
     }
 
-    /// One we found: a child where this process was another supervisor once.
+    /// Describes a process of an earlier supervisor. The process is a child when that supervisor executed this program
+    /// in its place.
     pub(super) fn found(pid: i32, start_time: u64) -> Self {
         let ours = lock::start_time(pid).is_ok_and(|at| at == start_time)
             && lock::parent(pid).is_ok_and(|parent| parent == u64::from(std::process::id()));
@@ -91,12 +93,12 @@ impl Mortal {
         }
     }
 
-    /// Whether we are its parent.
+    /// Returns true when this supervisor is the parent of the process.
     pub(super) fn is_child(self) -> bool {
         self.child
     }
 
-    /// Ends what it left behind, and says how it ended. To be called when its pidfd has become readable.
+    /// Ends the rest of the process's session and returns its status. Must be called once its pidfd is readable.
     pub(super) async fn wait(self, pidfd: &OwnedFd) -> io::Result<Ended> {
         self.end_session();
         if self.child {
@@ -118,15 +120,15 @@ impl Mortal {
         Ok(Ended::Unknown)
     }
 
-    /// Its wait status from `/proc` while nobody has reaped it. Zero is no answer: it is also what those read who may not.
+    /// Reads the wait status from `/proc` until the process is reaped. Ignores zero, which `/proc` also shows to
+    /// readers without permission.
     fn zombies_status(self) -> Option<i32> {
         let ours = lock::start_time(self.pid).is_ok_and(|at| at == self.start_time);
         let status = lock::field(self.pid, 52).ok().filter(|_| ours)?;
         i32::try_from(status).ok().filter(|status| *status != 0)
     }
 
-    /// A session is named after its first process, whose number is free for others once it has been reaped. As long as
-    /// it has not, or no other has taken it, the session is the one that is meant.
+    /// Kills the session, unless another process has the pid that names it.
     pub(super) fn end_session(self) {
         let other = lock::start_time(self.pid).is_ok_and(|at| at != self.start_time);
         if !other {
@@ -134,7 +136,7 @@ impl Mortal {
         }
     }
 
-    /// For a process that can no longer be watched. Blocks.
+    /// Kills a process that can no longer be watched. Blocks.
     pub(super) fn kill_and_wait(self, pidfd: &OwnedFd) -> String {
         send(End::Kill, self.pid, pidfd);
         if self.child {
@@ -151,7 +153,7 @@ impl Mortal {
 }
 
 impl Ended {
-    /// Its exit code, if it exited.
+    /// Returns the exit code of a process that exited.
     pub(super) fn code(self) -> Option<u8> {
         match self {
             Self::Known(WaitStatus::Exited(_, code)) => u8::try_from(code & 0xff).ok(),
@@ -181,7 +183,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// A grandchild that ends with 7 when its standard input does, and its pidfd: `sh` reaps it, as init would.
+    /// Starts a grandchild that exits with 7 after a line on its standard input. Its parent `sh` reaps it.
     fn grandchild() -> (std::process::Child, i32, OwnedFd) {
         use std::io::{BufRead, BufReader};
         let mut parent = std::process::Command::new("sh")

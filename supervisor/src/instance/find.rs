@@ -1,8 +1,8 @@
-//! Finds the instances an earlier supervisor left, and all there is to take them over with. Nobody is ended here.
+//! Finds the instances that an earlier supervisor left, and everything needed to take them over. Ends no process.
 //!
-//! An instance that runs holds its lock file, whoever died. What else is known of it comes, in this order, from the
-//! index, from the names of inherited descriptors, from the lock file, and from the process itself. Where its socket is
-//! out of reach it is found all the same; then its tenant has to be drained before anything can be started.
+//! A running instance holds its lock file. The rest of its state comes, in this order, from the index, from the names
+//! of inherited descriptors, from the lock file, and from the process itself. An instance whose socket cannot be taken
+//! back is found too; its tenant must be drained before a new instance can start.
 
 mod socket;
 
@@ -27,67 +27,63 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A tenant has two instances at most.
+/// The largest number of instances of one tenant.
 const MOST_OF_A_TENANT: usize = 2;
 
-/// Everything that is left.
+/// Everything that an earlier supervisor left.
 #[derive(Default)]
 pub(crate) struct Finds {
-    /// Instances to be taken over, by tenant, the oldest first.
+    /// Instances to take over, by tenant, the oldest first.
     pub(crate) instances: BTreeMap<TenantName, Vec<FoundInstance>>,
     /// Open listening sockets.
     pub(crate) listeners: Vec<FoundListener>,
-    /// What must not be started beside, for it can neither be told nor ended.
+    /// Instances that run but cannot be taken over; their tenants must not start.
     pub(crate) left: Vec<Left>,
-    /// The first instance number that is free, for tenants that had any.
+    /// The first free instance number of each tenant that had instances.
     pub(crate) first_free: BTreeMap<TenantName, u64>,
     /// Unplanned exits so far.
     pub(crate) restarts: BTreeMap<TenantName, u64>,
-    /// Whether the earlier supervisor ran an embedded server.
+    /// True when the earlier supervisor ran an embedded server.
     pub(crate) embedded_ran: bool,
-    /// Descriptors of that.
+    /// Descriptors of the embedded server.
     pub(crate) embedded: BTreeMap<Kind, OwnedFd>,
-    /// What systemd's store holds.
+    /// Contents of systemd's descriptor store.
     pub(crate) stored: There,
-    /// Of all descriptors that were left, those that are of use.
+    /// Names of the inherited descriptors that this supervisor uses.
     pub(crate) claimed: BTreeSet<Name>,
-    /// What the operator should know.
+    /// Messages for the operator.
     pub(crate) remarks: Vec<String>,
 }
 
-/// One instance that is there, or was until nobody looked.
+/// An instance that runs, or that ended while no supervisor ran.
 pub(crate) struct FoundInstance {
-    /// Its number.
     pub(crate) id: InstanceId,
-    /// The id of its descriptors, if it has one.
+    /// The id of its descriptors, if it has an id.
     pub(crate) short: Option<u32>,
-    /// Its descriptors.
     pub(crate) descriptors: Descriptors,
-    /// What else it takes to take it over.
+    /// The rest of the state that the take-over needs.
     pub(crate) adoption: Adoption,
-    /// What it runs, as far as that is known.
+    /// Its configuration, as far as known.
     pub(crate) config: Option<Arc<TenantConfig>>,
-    /// To be replaced by overlap.
+    /// True when the instance must be replaced by overlap.
     pub(crate) outdated: bool,
-    /// Its tenant's socket could not be had.
+    /// True when its tenant's socket could not be taken back.
     pub(crate) keeps_address: bool,
-    /// Its private socket is not to be found.
+    /// True when its private socket is gone.
     pub(crate) deaf: bool,
 }
 
-/// One listening socket.
+/// An open listening socket that an earlier supervisor left.
 pub(crate) struct FoundListener {
-    /// Whose it is.
     pub(crate) tenant: TenantName,
-    /// Its address.
     pub(crate) listen: Listen,
-    /// The id of its descriptor, if it has one.
+    /// The id of its descriptor, if it has an id.
     pub(crate) short: Option<u32>,
-    /// The socket.
     pub(crate) socket: OwnedFd,
 }
 
-/// Looks at `folder` and at what was inherited; `program` is what a new instance would be started from. Blocks.
+/// Searches `folder` and the inherited descriptors for instances. `program` is the program that new instances start
+/// from. Blocks.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -98,7 +94,7 @@ pub(crate) fn find(folder: &Path, inherited: Inherited, program: &Path) -> io::R
         let key = (record.tenant.clone(), InstanceId(record.instance));
         search.by_record(record, labels.remove(&key));
     }
-    // The newest first: where a path was bound anew, its socket is the one that clients find.
+    // The newest first, because clients find only the newest socket of a path that was bound again.
     for ((tenant, id), (files, label)) in labels.into_iter().rev() {
         search.by_label(tenant, id, files, label);
     }
@@ -111,7 +107,7 @@ struct Search {
     finds: Finds,
     index: Option<Index>,
     descriptors: BTreeMap<Name, OwnedFd>,
-    /// Which ids belong to which process, by its pidfd.
+    /// Descriptor ids by the pid that the pidfd of the same id names.
     ids: BTreeMap<i32, u32>,
     program: Option<Stamp>,
 }
@@ -167,7 +163,7 @@ impl Search {
             };
             let files = Files::new(folder, &tenant, id);
             match lock::look(&entry.path()) {
-                // What is in its pipe may be left to us all the same.
+                // The index may still know this instance; its last log lines may be in the inherited pipe.
                 Ok(Found::Stale) => files.remove(),
                 Ok(Found::Held(label)) => {
                     self.number_taken(&tenant, id);
@@ -211,8 +207,8 @@ impl Search {
         std::mem::take(&mut index.instances)
     }
 
-    /// An instance the index knows. One that ended meanwhile is taken over too: its last words may be in its pipe, and
-    /// its end is a fact to be reckoned with.
+    /// Takes over an instance that the index knows, also if it has ended: its log pipe may hold unread lines, and its
+    /// exit must be reported.
     fn by_record(&mut self, record: Record, label: Option<(Files, Box<Label>)>) {
         let id = InstanceId(record.instance);
         self.number_taken(&record.tenant, id);
@@ -221,15 +217,15 @@ impl Search {
             start_time: record.start_time,
             boot_id: lock::boot_id().unwrap_or_default(),
         };
-        // A number may be another process's by now; a pidfd that was left to us never is. But the index may be older than
-        // the store, and its id another instance's by now.
+        // The pid may belong to another process by now, an inherited pidfd cannot. But the index may be older than the
+        // store, so its id may belong to another instance by now.
         let short = record.id.filter(|short| self.is_of(*short, &holder));
         let left = short.map(|short| Name::new(short, Kind::Death));
         let pidfd = match left.and_then(|name| self.claim(name)) {
             Some(pidfd) => pidfd,
             None => match survivors::named(Some(holder.clone())) {
                 Ok(Some((_, pidfd))) => pidfd,
-                // It has gone and left nothing.
+                // The process has ended and left no descriptor.
                 Ok(None) => return,
                 Err(error) => {
                     if let Some((files, _)) = label {
@@ -270,7 +266,7 @@ impl Search {
         claim(&mut self.descriptors, &mut self.finds.claimed, name)
     }
 
-    /// Whether the descriptors of this id are of that process.
+    /// Returns true when the descriptors of this id belong to that process.
     fn is_of(&self, short: u32, holder: &Holder) -> bool {
         match self.descriptors.get(&Name::new(short, Kind::Death)) {
             Some(pidfd) => match pid_of(pidfd) {
@@ -281,7 +277,7 @@ impl Search {
         }
     }
 
-    /// An instance of which only its lock file speaks.
+    /// Takes over an instance that only its lock file names.
     fn by_label(&mut self, tenant: TenantName, id: InstanceId, files: Files, label: Box<Label>) {
         let Label { holder, what } = *label;
         let (holder, pidfd) = match survivors::named(holder) {
@@ -362,7 +358,7 @@ impl Search {
         if deaf {
             self.remark(&tenant, pid, "its private socket has gone: it is replaced");
         }
-        // It cannot be asked, and what may serve is not ended as one that does not.
+        // An unreachable instance cannot be asked for its stage. It counts as serving, because it may be serving.
         let stage = match stage {
             Stage::Unsure if deaf => Stage::Serving,
             stage => stage,
@@ -438,11 +434,11 @@ struct Candidate {
     connections: u32,
     outdated: bool,
     carry: Carry,
-    /// It has ended.
+    /// True when the process has ended.
     gone: bool,
 }
 
-/// Takes a descriptor that was left, and notes that it is of use.
+/// Takes an inherited descriptor and records its name as used.
 fn claim(
     left: &mut BTreeMap<Name, OwnedFd>,
     claimed: &mut BTreeSet<Name>,
@@ -453,7 +449,7 @@ fn claim(
     Some(fd)
 }
 
-/// Its reports find us at the path they are sent to; where there is no such folder any more, nothing is heard.
+/// Binds the instance's notify socket again at its path. Without that folder, returns a socket that receives nothing.
 fn bind_notify(files: &Files) -> Option<OwnedFd> {
     let path = files.notify();
     let _ = std::fs::remove_file(&path);

@@ -1,11 +1,10 @@
-//! A control group for each instance, in the subtree that systemd keeps for us.
+//! Gives each instance a cgroup in the subtree that systemd delegates to the supervisor.
 //!
-//! `brokkr-tenants.service` holds the subtree and nothing else (see its comment); it is found beside our own unit's group.
-//! Several supervisors of a host may share it, so each keeps its groups in a folder named after its runtime folder, and
-//! ends and removes nothing outside that: `brokkr-tenants.service/run-brokkr/acme.7`.
-//! A group bounds its instance (`[limits]`) and ends it with everything it has started, whatever that did to get away.
-//! Where there is no such subtree, or we may not use it, instances run without: their session stands in for the group, and
-//! `status` says which limits are not enforced.
+//! `brokkr-tenants.service` holds the subtree and runs nothing else (see its comment); it stands beside the
+//! supervisor's own unit. Several supervisors of a host may share it, so each keeps its cgroups in a folder named after
+//! its runtime folder, and changes nothing outside: `brokkr-tenants.service/run-brokkr/acme.7`. A cgroup bounds its
+//! instance (`[limits]`) and ends it with all its descendants. Without a usable subtree, instances run without cgroups:
+//! only their session is ended, and `status` says which limits are not enforced.
 
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::{LimitsConfig, TenantName};
@@ -23,27 +22,27 @@ const HOLDER: &str = "brokkr-tenants.service";
 /// Controllers that `[limits]` needs.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
-/// A name of more bytes is cut and told apart by a hash; file names have 255.
+/// The longest folder name in bytes, below the limit of 255; a longer name is cut and made unique by a hash.
 const LONGEST_NAME: usize = 200;
-/// Processes that were killed get so long to leave their group.
+/// The longest wait for killed processes to leave their cgroup.
 const DYING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Where instances get their groups.
+/// The cgroups of all instances.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Groups {
-    /// This supervisor's folder in the holder's group; `None`: instances run without.
+    /// This supervisor's folder in the holder's cgroup; `None` when instances have no cgroups.
     root: Option<PathBuf>,
-    /// Where the hierarchy is mounted.
+    /// The mount point of the hierarchy.
     mount: PathBuf,
-    /// Controllers that can be set in groups below it.
+    /// Controllers that can be set in the instances' cgroups.
     controllers: Vec<String>,
-    /// Why there is no subtree, where one was to be expected.
+    /// Reason why the holder's subtree cannot be used.
     problem: Option<String>,
 }
 
 impl Groups {
-    /// Looks for the subtree, makes this supervisor's folder in it, and turns the controllers on in both.
+    /// Finds the subtree, creates this supervisor's folder in it, and enables the controllers in both.
     pub(crate) fn detect(runtime_dir: &Path) -> Self {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -62,7 +61,7 @@ impl Groups {
             problem: Some(problem),
             ..Self::default()
         };
-        // To move a process takes the right to write both where it goes and where the two ways part.
+        // Moving a process needs write permission at its destination and at the common ancestor.
         let parent = holder.parent().unwrap_or(holder);
         for folder in [holder, parent] {
             let procs = folder.join("cgroup.procs");
@@ -94,9 +93,9 @@ impl Groups {
         }
     }
 
-    /// Says what keeps instances from having groups, where they should.
+    /// Describes why instances have no cgroups although the subtree exists, or existed.
     pub(crate) fn problem(&self) -> Option<String> {
-        // Seen from inside the unit, a holder's group that was made anew is read-only.
+        // Inside the unit's mount namespace, a holder's cgroup that was created again is read-only.
         let gone = self.root.as_ref().filter(|root| !root.is_dir());
         let gone = gone.map(|root| {
             format!(
@@ -110,7 +109,7 @@ impl Groups {
         ))
     }
 
-    /// Which of these limits are not enforced, and why.
+    /// Names the limits that are not enforced, and the reason.
     pub(crate) fn unenforced(&self, limits: &LimitsConfig) -> Option<String> {
         let asked = [
             ("memory_max", "memory", limits.memory_max.is_some()),
@@ -138,11 +137,8 @@ impl Groups {
         ))
     }
 
-    /// Puts an instance of an earlier supervisor into its own group, unless it is there: an older version used another
-    /// name, and a group can be lost while its broker runs. True when it was elsewhere.
-    ///
-    /// # Errors
-    /// When it may not be moved.
+    /// Moves an adopted instance into its own cgroup. Returns true when it was elsewhere: an older version used another
+    /// name, and a cgroup can be lost while its broker runs.
     pub(crate) fn put_back(
         &self,
         tenant: &TenantName,
@@ -164,14 +160,14 @@ impl Groups {
         Ok(true)
     }
 
-    /// Removes the group that an older version made for this instance, once it is empty.
+    /// Removes the cgroup that an older version made for this instance, once it is empty.
     pub(crate) fn remove_older(&self, tenant: &TenantName, id: InstanceId) {
         if let Some(holder) = self.root.as_deref().and_then(Path::parent) {
             let _ = std::fs::remove_dir(holder.join(group_name(tenant, id)));
         }
     }
 
-    /// The group of one instance, whether it is there or not; `None` where instances have none.
+    /// Returns the cgroup of one instance, which may not exist yet; `None` when instances have no cgroups.
     pub(crate) fn of(&self, tenant: &TenantName, id: InstanceId) -> Option<Group> {
         let path = self.root.as_ref()?.join(group_name(tenant, id));
         Some(Group {
@@ -180,21 +176,21 @@ impl Groups {
         })
     }
 
-    /// Removes groups of this supervisor in which no process is left.
+    /// Removes the empty cgroups of this supervisor.
     pub(crate) fn tidy(&self) {
         let entries = self
             .root
             .iter()
             .filter_map(|root| std::fs::read_dir(root).ok());
         for entry in entries.flatten().flatten() {
-            // Refused as long as a process is in it.
+            // Fails while a process is in the cgroup.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let _ = std::fs::remove_dir(entry.path());
             }
         }
     }
 
-    /// Removes this supervisor's folder too, if no process is left in it. True when nothing of it is there.
+    /// Removes this supervisor's cgroups and its folder, if empty. Returns true when the folder is gone.
     pub(crate) fn remove(&self) -> bool {
         let Some(root) = &self.root else { return true };
         self.tidy();
@@ -204,7 +200,7 @@ impl Groups {
         }
     }
 
-    /// Ends everything in every group of this supervisor, and removes them. Blocks.
+    /// Kills every process in the cgroups of this supervisor, and removes them. Blocks.
     pub(crate) fn end_all(&self) {
         let Some(root) = &self.root else { return };
         let _ = write(&root.join("cgroup.kill"), "1");
@@ -215,7 +211,7 @@ impl Groups {
     }
 }
 
-/// The group of one instance.
+/// The cgroup of one instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
     path: PathBuf,
@@ -223,15 +219,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Makes it, with these limits.
-    ///
-    /// # Errors
-    /// Which file could not be written.
+    /// Creates the cgroup with these limits.
     pub(crate) fn create(&self, limits: &LimitsConfig) -> io::Result<()> {
-        // One may be there of an instance of this number that left something behind; limits are set anew.
+        // The cgroup may exist already, from an instance of this number that left a process behind.
         make(&self.path)?;
-        // Without this it would go on in the host's swap: slow, past its limit, its tenant's secrets on disk. A kernel without
-        // swap has no such file.
+        // Otherwise a broker over its limit would swap: slow, unbounded, and with its tenant's secrets on disk. A
+        // kernel without swap has no such file.
         let swap = self.path.join("memory.swap.max").exists();
         let settings = [
             (
@@ -244,7 +237,8 @@ impl Group {
                 "memory.swap.max",
                 limits.memory_max.filter(|_| swap).map(|_| "0".to_owned()),
             ),
-            // One process out of memory is the whole instance's end: half a broker is worse than none.
+            // When one process runs out of memory, the kernel kills the whole instance; otherwise part of a broker
+            // would go on.
             (
                 "memory",
                 "memory.oom.group",
@@ -271,20 +265,17 @@ impl Group {
         Ok(())
     }
 
-    /// Puts a process into it.
-    ///
-    /// # Errors
-    /// When that may not be.
+    /// Moves a process into the cgroup.
     pub(crate) fn enter(&self, pid: i32) -> io::Result<()> {
         write(&self.path.join("cgroup.procs"), &pid.to_string())
     }
 
-    /// Ends everything in it; false where it is not there or cannot be (Linux before 5.14).
+    /// Kills every process in the cgroup. Returns false when it does not exist, or on Linux before 5.14.
     pub(crate) fn end(&self) -> bool {
         write(&self.path.join("cgroup.kill"), "1").is_ok()
     }
 
-    /// Whether the kernel ended it because it was out of its memory.
+    /// Returns true when the kernel killed a process of the cgroup for want of memory.
     pub(crate) fn was_out_of_memory(&self) -> bool {
         let events = std::fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         let count = |key: &str| {
@@ -294,20 +285,20 @@ impl Group {
         count("oom_kill ").is_some_and(|count| count > 0)
     }
 
-    /// Removes it; what is still in it, dying, is tidied up later.
+    /// Removes the cgroup if it is empty; otherwise it is removed later.
     pub(crate) fn remove(&self) {
         let _ = std::fs::remove_dir(&self.path);
     }
 }
 
-/// By its owner and mode alone: where two ways part nothing is written, so it may well be mounted read-only for us.
+/// Judges by owner and mode alone: the common ancestor is never written, so its mount may be read-only.
 fn may_write(path: &Path) -> bool {
     let us = geteuid();
     us.is_root()
         || std::fs::metadata(path).is_ok_and(|m| m.uid() == us.as_raw() && m.mode() & 0o200 != 0)
 }
 
-/// Makes a group, unless it is there.
+/// Creates a cgroup, unless it exists.
 fn make(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o755).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(said(path, error)),
@@ -319,8 +310,8 @@ fn group_name(tenant: &TenantName, id: InstanceId) -> String {
     format!("{tenant}.{}", id.0)
 }
 
-/// Names the folder of the supervisor that has this runtime folder, as systemd names units after paths. Two paths never
-/// give one name, and no name looks like an instance's group, which has a dot in it.
+/// Names a supervisor's folder after its runtime folder, as systemd names units after paths. Different paths give
+/// different names, and no name looks like an instance's cgroup, which has a dot in it.
 fn folder_name(runtime_dir: &Path) -> String {
     let path = std::fs::canonicalize(runtime_dir);
     let path = path.as_deref().unwrap_or(runtime_dir);
@@ -347,7 +338,7 @@ fn folder_name(runtime_dir: &Path) -> String {
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    // Never created: on a file system that is no cgroup it would only look as if it worked.
+    // Never creates a file: on a file system other than cgroup2 that would only look like success.
     let mut file: File = OpenOptions::new()
         .write(true)
         .custom_flags(nix::libc::O_NOFOLLOW)
@@ -361,13 +352,13 @@ fn said(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Our group in the unified hierarchy.
+/// Returns the cgroup of a process in the unified hierarchy, from its `/proc/PID/cgroup`.
 fn own_group(text: &str) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(path.into())
 }
 
-/// Where the unified hierarchy is mounted.
+/// Returns the mount point of the unified hierarchy.
 fn unified(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -444,7 +435,7 @@ mod tests {
         let group = groups
             .of(&TenantName::parse("acme").unwrap(), InstanceId(7))
             .unwrap();
-        // Files are never made: the kernel makes those of a real group.
+        // `create` makes no files, because the kernel makes those of a real cgroup.
         assert!(
             group
                 .create(&limits)

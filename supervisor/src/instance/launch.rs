@@ -1,4 +1,4 @@
-//! Makes everything one instance is started with (docs: "Between supervisor and broker"), and starts it.
+//! Prepares everything that an instance is started with (docs: "Between supervisor and broker"), and starts it.
 
 use super::group::Group;
 use super::lock::{self, Files, Holder};
@@ -21,37 +21,37 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What it takes to start one instance.
+/// Everything needed to start one instance.
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     pub(crate) files: Files,
     pub(crate) listener: Arc<OwnedFd>,
     pub(crate) config: InstanceConfig,
     pub(crate) open_files: (u64, u64),
-    /// Its control group, where instances have one.
+    /// Its cgroup, where instances have cgroups.
     pub(crate) group: Option<Group>,
 }
 
-/// A process, and the ends of its channels that are ours.
+/// A started process and the supervisor's ends of its channels.
 pub(crate) struct Launched {
     pub(crate) process: Spawned,
     pub(crate) start_time: u64,
     /// The program it was started from.
     pub(crate) program: Option<Stamp>,
-    /// To be dropped once the process has been reaped.
+    /// Must be dropped only after the process has been reaped.
     pub(crate) registered: Option<Registered>,
     pub(crate) log: OwnedFd,
     pub(crate) notify: OwnedFd,
 }
 
 impl Launch {
-    /// Starts it. Blocks for about a millisecond: not for the event loop.
+    /// Starts the instance. Blocks for about a millisecond, so it must not run on the event loop.
     ///
     /// # Errors
-    /// What could not be made, in words for the operator. Nothing is left behind then.
+    /// A message for the operator. The files and the cgroup are removed then.
     pub(crate) fn run(self) -> Result<Launched, String> {
         let files = self.files.clone();
-        // Before anything else: while somebody holds it, the files are theirs.
+        // Locks first, because the files belong to the process that holds the lock.
         let lock_file = lock::create(&files.lock())
             .map_err(|error| format!("cannot lock the instance's lock file: {error}"))?;
         let group = self.group.clone();
@@ -80,7 +80,7 @@ impl Launch {
             .map_err(said("cannot make the configuration's memfd"))?;
         let (log, log_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
             .map_err(|e| format!("cannot make the log pipe: {e}"))?;
-        // Looked at before it is executed: a newer one put in its place meanwhile is then seen as newer.
+        // Read before the program is executed, so that a program replaced meanwhile is seen as newer.
         let program = Stamp::of(&self.program);
         let what = Described::of(&self.config.config, program.clone());
         let null = File::open("/dev/null").map_err(said("cannot open /dev/null"))?;
@@ -105,7 +105,7 @@ impl Launch {
         };
         let limits = &self.config.config.limits;
         let tenant = &self.config.tenant;
-        // A tenant that runs without bounds is better off than one that does not run, and so are its agents.
+        // Starts the broker without limits rather than not at all, because its agents need it.
         let without = |error: &io::Error| {
             tracing::warn!(%tenant, "runs without a control group, [limits] is not enforced: {error}");
         };
@@ -117,7 +117,7 @@ impl Launch {
             registered = Some(orphans::register(pid));
             let holder = Holder::of(pid)?;
             start_time = holder.start_time;
-            // Before it executes anything: what it starts is in the group too.
+            // Enters the cgroup before it executes anything, so that all its descendants are in the cgroup too.
             if let Some(group) = group {
                 let _ = group.enter(pid).inspect_err(without);
             }

@@ -1,4 +1,4 @@
-//! Which connections that a server shows under a tenant's name are of none of its instances.
+//! Counts a tenant's connections, as a server shows them, that belong to none of its instances.
 
 use super::private::Client;
 use serde::Deserialize;
@@ -6,22 +6,22 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// For one answer.
+/// The longest wait for one answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What `GET /pool` says of connections. A broker that does not name its backends is older than the word.
+/// The connections in `GET /pool`. An older broker does not list its backends.
 #[derive(Deserialize)]
 struct Pool {
     held: u32,
     backends: Option<BTreeSet<i32>>,
 }
 
-/// How many of `shown` none of the instances at these private sockets has. The question comes after what was shown, so
-/// whatever one of them has opened since, or does not know yet to be open, counts as nobody's: too many rather than too few.
+/// Counts the backends in `shown` that no instance at these private sockets claims. Instances are asked after `shown`
+/// was read, so connections opened or closed since make the count too high rather than too low.
 pub(super) async fn count(paths: Vec<PathBuf>, mut shown: BTreeSet<i32>) -> u32 {
     let mut nameless = 0;
     for path in paths {
-        // None that is starting yet, ending or hung has to answer.
+        // An instance that starts, ends or hangs may not answer.
         let answer = Client::new(path).get("/pool", PATIENCE).await;
         let answer = answer.filter(|(status, _)| status.is_success());
         let pool = answer.and_then(|(_, body)| serde_json::from_str::<Pool>(&body).ok());

@@ -1,4 +1,4 @@
-//! Listening sockets: bound by the supervisor, handed to every instance of the tenant, kept while it is wanted.
+//! Listening sockets: the supervisor binds them and passes them to every instance of the tenant.
 
 use crate::handover::names::Ids;
 use brokkr_tenant::Listen;
@@ -14,23 +14,21 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Connections wait here while a broker is being replaced; the kernel caps it at `net.core.somaxconn`.
+/// Connections wait in this backlog while a broker is replaced; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// The open sockets of one tenant: the one in use, and during a change of address the one before.
+/// The open sockets of one tenant: the current address, and during a change of address the previous address too.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     open: BTreeMap<String, Listener>,
 }
 
-/// One open socket.
+/// An open listening socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Listener {
-    /// Its address.
     pub(crate) listen: Listen,
-    /// The socket.
     pub(crate) socket: Arc<OwnedFd>,
-    /// The id of its descriptor where that is passed on.
+    /// The id of its descriptor when it is passed to another supervisor.
     pub(crate) short: u32,
 }
 
@@ -38,7 +36,7 @@ impl Listeners {
     /// Binds `listen`, unless it is bound already.
     ///
     /// # Errors
-    /// What to tell the operator: the address and why it cannot be had.
+    /// A message for the operator: the address and the reason.
     pub(crate) fn open(&mut self, listen: &Listen, ids: &mut Ids) -> Result<(), String> {
         if let Entry::Vacant(place) = self.open.entry(listen.to_string()) {
             let fd = bind_listener(listen)
@@ -57,18 +55,18 @@ impl Listeners {
         self.open.insert(listener.listen.to_string(), listener);
     }
 
-    /// The socket of `listen`, if it is bound.
+    /// Returns the socket of `listen`, if bound.
     pub(crate) fn get(&self, listen: &Listen) -> Option<Arc<OwnedFd>> {
         self.open
             .get(&listen.to_string())
             .map(|listener| Arc::clone(&listener.socket))
     }
 
-    /// Binds `listen` anew if it is a path at which nobody can find our socket any more: whoever has the old one serves
-    /// the connections it has. One that somebody has shut down listens again.
+    /// Makes a socket reachable again. A socket that was shut down listens again. A Unix path that no longer leads to
+    /// the socket is bound again; the instances that hold the old socket still serve its connections.
     ///
     /// # Errors
-    /// As [`open`](Self::open); then the old one is kept.
+    /// As [`open`](Self::open); then the old socket is kept.
     pub(crate) fn renew(&mut self, listen: &Listen, ids: &mut Ids) -> Result<(), String> {
         let address = listen.to_string();
         let Some(ours) = self.open.get(&address) else {
@@ -94,12 +92,12 @@ impl Listeners {
         Ok(())
     }
 
-    /// Every open socket.
+    /// Iterates over the open sockets.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Listener> {
         self.open.values()
     }
 
-    /// Closes every socket but that of `keep`.
+    /// Closes every socket except that of `keep`.
     pub(crate) fn close_all_but(&mut self, keep: Option<&Listen>, ids: &mut Ids) {
         let keep = keep.map(ToString::to_string);
         self.open.retain(|address, listener| {
@@ -107,7 +105,7 @@ impl Listeners {
             if !kept {
                 ids.free(listener.short);
                 if let Listen::Unix(path) = &listener.listen {
-                    // The name goes with the socket, or a client would find a name nobody answers.
+                    // Clients would find a path on which no process listens otherwise.
                     let _ = std::fs::remove_file(path);
                 }
             }
@@ -115,7 +113,7 @@ impl Listeners {
         });
     }
 
-    /// Lets them go as they are: another supervisor has them too, and goes on with them.
+    /// Closes this supervisor's copies without removing any path, because another supervisor goes on with the sockets.
     pub(crate) fn leave(&mut self) {
         self.open.clear();
     }
@@ -148,7 +146,7 @@ fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
                 AddressFamily::Inet6
             };
             let fd = socket(family, SockType::Stream, flags, None)?;
-            // Connections of a broker that has just gone, in TIME_WAIT, must not keep its address from its successor.
+            // A previous broker's connections in TIME_WAIT must not block the address.
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             bind(fd.as_raw_fd(), &SockaddrStorage::from(*address))?;
             listen(&fd, Backlog::new(BACKLOG)?)?;
@@ -158,7 +156,7 @@ fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
             remove_stale(path)?;
             let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
             bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-            // As a port would be: who may come in is for the folder to say, and for the PAK.
+            // The socket is as open as a TCP port; the folder's permissions and the PAK restrict access.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
             listen(&fd, Backlog::new(BACKLOG)?)?;
             Ok(fd)
@@ -166,8 +164,7 @@ fn bind_listener(address: &Listen) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether somebody listens where clients look for this address. Of a path whose name is gone, or is now that of a socket
-/// nobody listens on, the socket lives on and no client comes.
+/// Returns false when clients cannot reach the socket because its path is gone or leads to a dead socket.
 pub(super) fn is_found(listen: &Listen) -> bool {
     match listen {
         Listen::Tcp(_) => true,
@@ -178,7 +175,7 @@ pub(super) fn is_found(listen: &Listen) -> bool {
     }
 }
 
-/// Removes a socket nobody answers on; anything else at that path is somebody's and stays.
+/// Removes a socket on which no process listens. Refuses a live socket and any other kind of file.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -194,7 +191,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether somebody listens, without waiting for them: a hung program with a full backlog is somebody too.
+/// Connects without waiting. A full backlog gives EAGAIN, so a hung listener is not taken for a dead socket.
 fn knock(path: &Path) -> nix::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -235,11 +232,11 @@ mod tests {
         ours.renew(&address, &mut ids).unwrap();
         let second = ours.get(&address).unwrap();
         assert!(!Arc::ptr_eq(&first, &second) && knock(&path).is_ok());
-        // Who holds the old one still gets who came by it.
+        // The holder of the old socket still gets the connections made to it.
         nix::sys::socket::accept(first.as_raw_fd()).unwrap();
         drop(waiting);
 
-        // Another's, dead by now, is in its place; and where nothing can be bound, the old one is kept.
+        // A dead socket of another program at the path is replaced; when nothing can be bound, the old socket is kept.
         std::fs::remove_file(&path).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         ours.renew(&address, &mut ids).unwrap();

@@ -1,11 +1,11 @@
-//! Lock files: each lives exactly as long as its process, so a later supervisor knows who is still there.
+//! Lock files of instances. A later supervisor sees by the lock which processes still run.
 //!
-//! The supervisor locks `TENANT.ID.lock` and the child inherits the descriptor; the lock belongs to the open file, so
-//! it is gone when the last holder is: the process, whatever became of the supervisor. `flock` is never undone by
-//! hand, for that would undo it for the child too; the supervisor only closes its copy.
+//! The supervisor locks `TENANT.ID.lock` and the child inherits the descriptor. The lock belongs to the open file, so
+//! it lasts until the process ends, also if the supervisor ends first. The supervisor only closes its copy: an explicit
+//! unlock would unlock the file for the child too.
 //!
-//! The first line says who holds it, the second, in JSON, what it runs: a supervisor that was left nothing else can
-//! still take the instance over.
+//! The first line names the process. The second line describes, in JSON, what the process runs, so that a supervisor
+//! can take the instance over from the lock file alone.
 
 use crate::handover::Described;
 use crate::lifecycle::InstanceId;
@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// What stands in a lock file: enough to tell the process from a later one with the same pid.
+/// The process that a lock file names; tells that process from a later process with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: i32,
@@ -25,10 +25,7 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    /// What `/proc` says of a process of ours.
-    ///
-    /// # Errors
-    /// When it is not there.
+    /// Reads the identity of a running process from `/proc`.
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
         Ok(Self {
             pid,
@@ -37,15 +34,15 @@ impl Holder {
         })
     }
 
-    /// Whether the process that wrote this still runs, for all that can be seen.
+    /// Returns true when the process is seen to run; false also when `/proc` cannot be read.
     pub(crate) fn lives(&self) -> bool {
         self.is_there().unwrap_or(false)
     }
 
-    /// Whether the process that wrote this still runs.
+    /// Returns true when the process still runs.
     ///
     /// # Errors
-    /// When that cannot be seen.
+    /// When `/proc` cannot be read, so that the answer is unknown.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         if boot_id()? != self.boot_id {
             return Ok(false);
@@ -68,36 +65,27 @@ impl Holder {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`.
-///
-/// # Errors
-/// When there is no such process.
+/// Reads field 22 of `/proc/PID/stat`, the start time.
 pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
     field(pid, 22)
 }
 
-/// Its parent, as long as there is one.
+/// Reads the pid of the parent.
 pub(crate) fn parent(pid: i32) -> io::Result<u64> {
     field(pid, 4)
 }
 
-/// A field of `/proc/PID/stat` by its number in proc(5), which counts from 1.
-///
-/// # Errors
-/// When there is no such process.
+/// Reads a field of `/proc/PID/stat` by its number in proc(5), which counts from 1.
 pub(crate) fn field(pid: i32, number: usize) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command may hold spaces and parentheses; the third field is the first after the last one.
+    // The command (field 2) may hold spaces and parentheses, so fields are counted from its last parenthesis.
     stat.rsplit_once(')')
         .and_then(|(_, rest)| rest.split_whitespace().nth(number.checked_sub(3)?))
         .and_then(|field| field.parse().ok())
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {number}")))
 }
 
-/// Which boot of the host this is.
-///
-/// # Errors
-/// When `/proc` is not there.
+/// Reads the id of the host's current boot.
 pub(crate) fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
@@ -111,19 +99,19 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Names only; nothing is created.
+    /// Names the files; creates none.
     pub(crate) fn new(folder: &Path, tenant: &TenantName, id: InstanceId) -> Self {
         Self {
             stem: folder.join(format!("{tenant}.{}", id.0)),
         }
     }
 
-    /// The files that [`stem`](Self::stem) named.
+    /// Returns the files of a path that [`stem`](Self::stem) returned.
     pub(crate) fn of_stem(stem: PathBuf) -> Self {
         Self { stem }
     }
 
-    /// Their common path, without extension.
+    /// Returns the common path of the files, without extension.
     pub(crate) fn stem(&self) -> &Path {
         &self.stem
     }
@@ -132,12 +120,12 @@ impl Files {
         self.with("lock")
     }
 
-    /// Where the instance is probed and told things.
+    /// Returns the path of the socket on which the supervisor probes and instructs the instance.
     pub(crate) fn private(&self) -> PathBuf {
         self.with("sock")
     }
 
-    /// Where it reports.
+    /// Returns the path of the socket on which the instance reports.
     pub(crate) fn notify(&self) -> PathBuf {
         self.with("notify")
     }
@@ -149,7 +137,7 @@ impl Files {
         name.into()
     }
 
-    /// Removes all three; for an instance that has ended.
+    /// Removes all three files of an instance that has ended.
     pub(crate) fn remove(&self) {
         for path in [self.private(), self.notify(), self.lock()] {
             let _ = std::fs::remove_file(path);
@@ -160,7 +148,7 @@ impl Files {
 /// Creates and locks the lock file of a new instance.
 ///
 /// # Errors
-/// When it exists and another process holds it, or the folder cannot be written.
+/// When another process holds the lock, or the folder cannot be written.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .create(true)
@@ -179,10 +167,7 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Writes down whose lock it is, and what that runs.
-///
-/// # Errors
-/// When the process has gone or the disk is full.
+/// Writes the holder and what it runs into its lock file.
 pub(crate) fn sign(file: &File, holder: &Holder, what: &Described) -> io::Result<()> {
     let Holder {
         pid,
@@ -194,28 +179,25 @@ pub(crate) fn sign(file: &File, holder: &Holder, what: &Described) -> io::Result
     file.write_all(format!("{pid} {start_time} {boot_id}\n{what}\n").as_bytes())
 }
 
-/// What became of the holder of a lock file.
+/// State of a lock file.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Found {
-    /// Nobody holds it.
+    /// No process holds the lock.
     Stale,
-    /// Somebody does.
+    /// A process holds the lock.
     Held(Box<Label>),
 }
 
-/// What a held lock file says.
+/// Content of a held lock file.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Label {
-    /// Who holds it.
+    /// The process that the file names.
     pub(crate) holder: Option<Holder>,
-    /// What that runs.
+    /// Description of what the process runs.
     pub(crate) what: Option<Described>,
 }
 
-/// Looks at a lock file without taking it over.
-///
-/// # Errors
-/// When it cannot be read.
+/// Reads a lock file without keeping its lock.
 pub(crate) fn look(path: &Path) -> io::Result<Found> {
     let mut file = OpenOptions::new()
         .read(true)
@@ -239,7 +221,7 @@ pub(crate) fn look(path: &Path) -> io::Result<Found> {
     }
 }
 
-/// Takes the lock file name apart: tenant and number.
+/// Parses the name of a lock file into tenant and number.
 pub(crate) fn parse_name(file_name: &str) -> Option<(TenantName, InstanceId)> {
     let (tenant, id) = file_name.strip_suffix(".lock")?.rsplit_once('.')?;
     Some((

@@ -1,4 +1,4 @@
-//! What an instance says: `sd_notify` datagrams, believed only when they come from the instance's own pid.
+//! Receives an instance's `sd_notify` datagrams, and accepts them only from the instance's own pid.
 
 use brokkr_tenant::SocketPath;
 use nix::sys::socket::{
@@ -14,12 +14,12 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-/// The longest datagram read; what is longer is cut, as systemd does.
+/// The largest datagram in bytes; a longer datagram is cut, as systemd does.
 const LONGEST: usize = 4096;
-/// A status line is for one line of `status`, not for storage.
+/// The longest status in characters, because `status` shows it in one line.
 const LONGEST_STATUS: usize = 400;
 
-/// One thing an instance said.
+/// A statement of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Said {
     Ready,
@@ -29,27 +29,27 @@ pub(crate) enum Said {
     Connections(u32),
 }
 
-/// One datagram in so long is what an instance may say for any length of time.
+/// The sustained rate: one datagram in this time.
 const EACH: Duration = Duration::from_millis(5);
-/// So many it may say at once.
+/// The largest burst of datagrams above that rate.
 const BURST: u32 = 100;
 
-/// Keeps an instance that says too much from taking the supervisor's time: what it says beyond that waits in its socket,
-/// and once that is full, so does the instance.
+/// Limits how often an instance is heard, so that it cannot take the supervisor's time. Further datagrams wait in the
+/// socket; once that is full, the instance waits.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// When all that was heard is paid for.
+    /// Time at which the datagrams heard so far are within the rate.
     paid: Option<Instant>,
 }
 
 impl Pace {
-    /// One was heard.
+    /// Counts a datagram.
     pub(crate) fn one(&mut self) {
         let now = Instant::now();
         self.paid = Some(self.paid.map_or(now, |paid| paid.max(now)) + EACH);
     }
 
-    /// When the next may be heard.
+    /// Returns the time at which the next datagram may be heard.
     pub(crate) fn next(&self) -> Instant {
         let now = Instant::now();
         self.paid
@@ -57,23 +57,20 @@ impl Pace {
             .unwrap_or(now)
     }
 
-    /// Whether one may be heard now.
+    /// Returns true when a datagram may be heard now.
     pub(crate) fn may_hear(&self) -> bool {
         self.next() <= Instant::now()
     }
 }
 
-/// The socket of one instance.
+/// The notify socket of one instance.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
     socket: AsyncFd<Arc<OwnedFd>>,
 }
 
 impl NotifySocket {
-    /// Binds it; credentials come with every datagram from here on.
-    ///
-    /// # Errors
-    /// When the path is taken, or its folder is not there.
+    /// Binds the socket; every datagram carries credentials from then on.
     pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
         let socket = UnixDatagram::bind(SocketPath::of(path)?.as_path())?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
@@ -82,21 +79,18 @@ impl NotifySocket {
         Ok(socket.into())
     }
 
-    /// Hands it to the event loop.
-    ///
-    /// # Errors
-    /// When the event loop cannot take it.
+    /// Registers the socket with the event loop.
     pub(crate) fn new(socket: Arc<OwnedFd>) -> io::Result<Self> {
         Ok(Self {
             socket: crate::sys::readable_shared(socket)?,
         })
     }
 
-    /// The next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.
+    /// Receives the next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.
     pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<Said>> {
         loop {
             let mut ready = self.socket.readable().await?;
-            // A datagram that cannot be read whole is a stranger's: it says nothing, and harms nobody.
+            // A datagram that cannot be read whole comes from a stranger and is ignored.
             if let Ok(Ok((sender, text))) = ready.try_io(|socket| read_one(socket.get_ref()))
                 && sender == Some(pid)
             {
@@ -105,7 +99,7 @@ impl NotifySocket {
         }
     }
 
-    /// What is already here, without waiting: last words of a process that has ended.
+    /// Returns the datagrams already received, for a process that has ended.
     pub(crate) fn drain(&self, pid: i32) -> Vec<Said> {
         let mut all = Vec::new();
         loop {
@@ -120,11 +114,11 @@ impl NotifySocket {
     }
 }
 
-/// Descriptors somebody may attach, made room for so that they arrive and are closed instead of cutting the
-/// credentials off. The kernel passes at most 253.
+/// The largest number of descriptors that the kernel passes in one datagram. There must be room for them, because they
+/// would cut the credentials off otherwise; they are closed.
 const MOST_DESCRIPTORS: usize = 253;
 
-/// One datagram and the pid of its sender.
+/// Reads one datagram and the pid of its sender.
 fn read_one(socket: &OwnedFd) -> io::Result<(Option<i32>, String)> {
     let mut buffer = [0u8; LONGEST];
     let mut control = nix::cmsg_space!(UnixCredentials, [RawFd; MOST_DESCRIPTORS]);
@@ -141,7 +135,7 @@ fn read_one(socket: &OwnedFd) -> io::Result<(Option<i32>, String)> {
             ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials.pid()),
             ControlMessageOwned::ScmRights(descriptors) => {
                 for descriptor in descriptors {
-                    // Ours to close: nobody asked for them.
+                    // Closes descriptors that no message needs.
                     let _ = nix::unistd::close(descriptor);
                 }
             }
@@ -206,7 +200,7 @@ mod tests {
             .status()
             .unwrap();
         assert!(stranger.success());
-        // Neither is one with descriptors attached a reason to lose sight of the instance.
+        // A datagram with descriptors attached is read too.
         let null = std::fs::File::open("/dev/null").unwrap();
         let fds = [null.as_raw_fd(); 20];
         nix::sys::socket::sendmsg(

@@ -1,8 +1,8 @@
-//! Reaps what the instances leave behind. The supervisor is the subreaper of the host's tenants: a grandchild whose
-//! parent has gone becomes its child, and would stay a zombie if nobody waited for it.
+//! Reaps orphaned descendants of the instances. The supervisor is a subreaper: a grandchild whose parent has ended
+//! becomes its child, and would stay a zombie otherwise.
 //!
-//! Processes the supervisor started itself are reaped by their own tasks, which want their exit status; they are
-//! registered here from before they execute anything until they are reaped.
+//! Processes that the supervisor starts itself are reaped by their own tasks, which need the exit status. They are
+//! registered here before they execute anything, until they are reaped.
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -11,11 +11,11 @@ use std::sync::{Mutex, PoisonError};
 
 static OURS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// A process the supervisor started, until this is dropped.
+/// A registered process; dropping this removes the registration.
 #[derive(Debug)]
 pub(crate) struct Registered(i32);
 
-/// Registers a process as one that somebody waits for.
+/// Registers a process that its own task reaps.
 pub(crate) fn register(pid: i32) -> Registered {
     OURS.lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -31,9 +31,9 @@ impl Drop for Registered {
     }
 }
 
-/// Reaps every child that has ended and that nobody waits for; says how many. To be called on SIGCHLD.
+/// Reaps every ended child that is not registered and returns their number. Must be called on SIGCHLD.
 pub(crate) fn reap() -> usize {
-    // Held to the end: a child made meanwhile waits to be registered before it executes anything, so it cannot end here.
+    // The lock is held to the end. A new child is registered before it executes anything, so it cannot end meanwhile.
     let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
     let strangers = children().into_iter().filter(|pid| !ours.contains(pid));
     strangers
@@ -44,7 +44,7 @@ pub(crate) fn reap() -> usize {
         .count()
 }
 
-/// Children of every thread of this process.
+/// Returns the children of every thread of this process.
 fn children() -> Vec<i32> {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
         return Vec::new();

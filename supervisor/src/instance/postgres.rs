@@ -1,4 +1,4 @@
-//! The processes of the embedded PostgreSQL: its `initdb`, its server, and a server an earlier supervisor left.
+//! The processes of the embedded PostgreSQL: `initdb`, the server, and a server that an earlier supervisor left.
 
 use super::lock;
 use super::orphans::{self, Registered};
@@ -14,19 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
-/// After SIGKILL there is nothing left to wait for but the kernel.
+/// The longest wait for a server to end after SIGQUIT, and again after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A program of PostgreSQL's and how to start it.
+/// A program of PostgreSQL and how to start it.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
-    /// The program.
     pub(crate) program: PathBuf,
-    /// Its arguments.
     pub(crate) arguments: Vec<String>,
-    /// User and group to become; `None`: as we are.
+    /// User and group to switch to; `None`: the supervisor's own.
     pub(crate) user: Option<(u32, u32)>,
-    /// Its working directory: one that user may enter.
+    /// Its working directory, which that user must be allowed to enter.
     pub(crate) folder: PathBuf,
 }
 
@@ -35,8 +33,8 @@ impl Launch {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
-            // Nothing of ours: PGDATA, PGPORT and their kin would change what is started. Messages are
-            // read by us, so they are in English.
+            // PGDATA, PGPORT and the like would change how the program starts. The supervisor reads the messages, so
+            // they must be in English.
             .env_clear()
             .env("LC_MESSAGES", "C")
             .env("PATH", "/usr/bin:/bin")
@@ -44,7 +42,7 @@ impl Launch {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Ctrl-C at our terminal is not meant for it: it is stopped last.
+            // Ctrl-C at the terminal must not reach the server, because it is stopped last.
             .process_group(0);
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
@@ -53,18 +51,19 @@ impl Launch {
         command
     }
 
-    /// Runs it to its end. Blocks. It holds `held` as long as it runs, as its standard input, which it does not read.
+    /// Runs the program until it ends. Blocks. The program gets `held` as standard input, which it does not read, so
+    /// that `held` stays open as long as it runs.
     pub(crate) fn output(&self, held: OwnedFd) -> io::Result<Output> {
         let mut command = self.command();
         command.stdin(held).stdout(Stdio::piped());
         let child = command.spawn()?;
-        // With the command goes our own copy of what the program holds.
+        // Dropping the command closes this process's copy of `held`.
         drop(command);
         let _registered = orphans::register(pid_of(&child));
         child.wait_with_output()
     }
 
-    /// Starts it as a server.
+    /// Starts the program as a server.
     pub(crate) fn server(&self) -> io::Result<Server> {
         let mut child = self.command().spawn()?;
         let registered = orphans::register(pid_of(&child));
@@ -90,12 +89,12 @@ impl Launch {
     }
 }
 
-/// Process ids are positive and fit: the kernel's limit is 2^22.
+/// Returns the pid, which fits: the kernel's limit is 2^22.
 fn pid_of(child: &Child) -> i32 {
     child.id() as i32
 }
 
-/// A running server, ours or adopted. Dropping it leaves it running.
+/// A running server, started or adopted. Dropping this leaves it running.
 #[derive(Debug)]
 pub(crate) struct Server {
     pid: i32,
@@ -104,16 +103,16 @@ pub(crate) struct Server {
     child: Option<(Child, Registered)>,
 }
 
-/// What another supervisor needs to take the server over.
+/// The descriptors that another supervisor needs to take the server over.
 #[derive(Debug, Clone)]
 pub(crate) struct Left {
-    /// Readable when it has ended.
+    /// Readable once the server has ended.
     pub(crate) pidfd: Arc<OwnedFd>,
-    /// The end of its standard error that is read; `None` where that is out of reach.
+    /// The read end of its standard error; `None` when it could not be opened.
     pub(crate) log: Option<Arc<OwnedFd>>,
 }
 
-/// There is no such process, or there cannot be one; no other error says so.
+/// Returns true when the error shows that there is no such process; other errors show nothing.
 fn shows_nobody(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -122,9 +121,9 @@ fn shows_nobody(error: &io::Error) -> bool {
 }
 
 impl Server {
-    /// Takes over the server that runs on this data folder, if there is one: `postmaster.pid` names it, and
-    /// its working directory proves it (the number may be somebody else's by now).
-    /// `log` is the end of its standard error that is read, where it was left to us; else it is opened anew.
+    /// Takes over the server that runs on this data folder, if there is one. `postmaster.pid` names the process, and
+    /// its working directory proves it, because the pid may belong to another process by now. `log` is the inherited
+    /// read end of its standard error; without it the pipe is opened again.
     pub(crate) fn adopt(data: &Path, log: Option<OwnedFd>) -> io::Result<Option<Self>> {
         let text = match std::fs::read_to_string(data.join("postmaster.pid")) {
             Ok(text) => text,
@@ -134,7 +133,7 @@ impl Server {
         let Some(pid) = postmaster(&text) else {
             return Ok(None);
         };
-        // The descriptor first: what is looked at after that is this process and no later one.
+        // The pidfd is opened first, because the pid cannot pass to another process after that.
         let pidfd = match sys::pidfd_open(pid) {
             Ok(pidfd) => pidfd,
             Err(error) if shows_nobody(&error) => return Ok(None),
@@ -157,33 +156,31 @@ impl Server {
         }))
     }
 
-    /// Its process id.
     pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// What is to be passed on of it.
+    /// Returns the descriptors to pass to another supervisor.
     pub(crate) fn left(&self) -> &Left {
         &self.left
     }
 
-    /// Waits until it has ended, and says how, which is not known of an adopted one.
+    /// Waits until the server has ended and describes its exit status, which is unknown for an adopted server.
     pub(crate) async fn ended(&mut self) -> String {
-        // A pidfd is readable when its process has ended, and stays so. An error can only mean that the
-        // event loop is ending.
+        // A pidfd stays readable after its process has ended. An error can only mean that the event loop is ending.
         let _ = self.ended.readable().await;
         let status = self.child.as_mut().and_then(|(child, _)| child.wait().ok());
         status.map_or_else(|| "ended".to_owned(), |status| how(&status))
     }
 
-    /// Stops it: SIGINT (fast shutdown), after `grace` SIGQUIT (immediate), at last SIGKILL.
+    /// Stops the server: SIGINT (fast shutdown), SIGQUIT (immediate) after `grace`, then SIGKILL.
     pub(crate) async fn stop(mut self, grace: Duration) -> String {
         for (signal, patience) in [
             (Signal::SIGINT, grace),
             (Signal::SIGQUIT, KILL_PATIENCE),
             (Signal::SIGKILL, KILL_PATIENCE),
         ] {
-            // An error means that it has ended, which is what is waited for.
+            // An error means that the server has ended.
             let _ = sys::pidfd_send_signal(self.left.pidfd.as_fd(), signal as i32);
             if let Ok(how) = tokio::time::timeout(patience, self.ended()).await {
                 return how;
@@ -193,8 +190,8 @@ impl Server {
     }
 }
 
-/// Server processes of this data folder that are there still: those of a postmaster that was killed end by themselves
-/// when they notice, and until then no other can start. A postmaster nobody has reaped yet counts.
+/// Lists the server processes of this data folder, a zombie postmaster included. Backends of a killed postmaster end
+/// once they notice its death, and no other server can start until then.
 pub(crate) fn remains(data: &Path) -> Vec<i32> {
     let Ok(folder) = std::fs::canonicalize(data) else {
         return Vec::new();
@@ -209,23 +206,22 @@ pub(crate) fn remains(data: &Path) -> Vec<i32> {
                 .is_ok_and(|name| ["postgres", "initdb"].contains(&name.trim_end()))
                 && match std::fs::read_link(of("cwd")) {
                     Ok(at) => at == folder,
-                    // Of a zombie that cannot be read.
+                    // The link of a zombie cannot be read.
                     Err(_) => named == Some(*pid),
                 }
         })
         .collect()
 }
 
-/// Sends a signal to what is left of a postmaster that is dead: backends whose parent is no server process any more. One
-/// that is in the midst of a statement may take any time to notice that, and nobody can start until it has. Nothing is lost
-/// with it: its server has to recover from a crash already.
+/// Signals backends whose postmaster is dead. A backend may run its statement for any time before it notices that, and
+/// no server can start until then. Nothing is lost, because that server must recover from a crash already.
 pub(crate) fn end_orphans(data: &Path, signal: Signal) {
     let is_server = |pid: i32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm"))
             .is_ok_and(|name| name.trim_end() == "postgres")
     };
     for pid in remains(data) {
-        // A backend's command line is its title; a postmaster's is how it was started.
+        // A backend's command line is its title; a postmaster's is the command it was started with.
         let titled = std::fs::read(format!("/proc/{pid}/cmdline"))
             .is_ok_and(|line| line.starts_with(b"postgres: "));
         let parent = lock::parent(pid)
@@ -235,15 +231,15 @@ pub(crate) fn end_orphans(data: &Path, signal: Signal) {
         let Ok(pidfd) = sys::pidfd_open(pid) else {
             continue;
         };
-        // Looked at once more with the process held: its number may have been another's before.
+        // Checked again after the pidfd was opened, because the pid may have named another process before.
         if orphan && remains(data).contains(&pid) {
-            // One that has gone meanwhile needs none.
+            // An error means that the backend has ended.
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal as i32);
         }
     }
 }
 
-/// The process a `postmaster.pid` names.
+/// Returns the pid in a `postmaster.pid`.
 fn postmaster(text: &str) -> Option<i32> {
     text.lines().next()?.trim().parse().ok()
 }

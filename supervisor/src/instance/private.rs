@@ -1,4 +1,4 @@
-//! The supervisor's side of an instance's private socket: probes, and orders that are repeated until they are taken.
+//! Probes an instance over its private socket, and repeats orders until the instance has taken them.
 
 use super::report::{Reporter, What};
 use crate::lifecycle::Event;
@@ -24,51 +24,51 @@ pub(crate) struct ProbeTimes {
     pub(crate) timeout: Duration,
 }
 
-/// Why a server is none for a tenant now.
+/// Reason why a server is not usable for a tenant now.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outage {
-    /// In words.
+    /// Reason in words.
     pub(crate) reason: String,
-    /// It answers, and only takes no writes: what is open can be read from.
+    /// True when the server still answers reads and only refuses writes.
     pub(crate) read_only: bool,
 }
 
-/// What an instance is to know; the latest counts.
+/// The state that an instance must be told; only the latest counts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wishes {
-    /// The most connections it may hold; `None` while that is to stay as it is.
+    /// The largest number of connections it may hold; `None` leaves the number as it is.
     pub(crate) connections: Option<u32>,
-    /// The prober's verdict on its server; `None` until it has one.
+    /// The prober's verdict on its server; `None` until there is one.
     pub(crate) server: Option<Result<(), Outage>>,
 }
 
-/// An instance that is not ready for a reason of its own is asked so often, so that its recovery is not seen late. The
-/// server's own recovery is told to it, and answered at once.
+/// The longest time between probes of an instance that is not ready for a reason of its own, so that its recovery is
+/// seen soon. A recovery of the server is told to the instance at once.
 const SOONER: Duration = Duration::from_millis(500);
 
-/// An instance is asked so often whether it executes files that are no longer on disk. Once at first, too: a supervisor is
-/// started anew after an upgrade of libraries, and finds brokers that were there before it.
+/// Time between two checks for executed files that are no longer on disk. The first check is at the start, because a
+/// supervisor restarted after an upgrade of libraries adopts older brokers.
 const MAPS: Duration = Duration::from_secs(600);
 
-/// An answer of more than this is no answer.
+/// The largest answer in bytes that is read.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// Probes one instance and tells it the supervisor's wishes, until the task is aborted.
+/// The task that probes one instance and tells it the supervisor's wishes.
 #[derive(Clone)]
 pub(crate) struct Private {
     pub(crate) id: InstanceId,
     pub(crate) path: PathBuf,
     pub(crate) times: ProbeTimes,
     pub(crate) wishes: watch::Receiver<Wishes>,
-    /// The connections it has been allowed, if that is known: only another number is told.
+    /// The largest number of connections it was told, if known; only a different number is sent.
     pub(crate) told_connections: Option<u32>,
-    /// The verdict on its server it was told last. Without one it would ask the server itself at every probe.
+    /// The last verdict on its server that it was told. Without a verdict it would ask the server at every probe.
     pub(crate) told_server: Option<Result<(), Outage>>,
     pub(crate) reporter: Reporter,
 }
 
 impl Private {
-    /// Runs until nobody reads its reports any more. A panic costs this one instance a probe, and nobody else anything.
+    /// Runs until reports are no longer received. After a panic the task starts again, so that only a probe is lost.
     pub(crate) async fn run(self) {
         let tenant = self.reporter.tenant().clone();
         let pause = self.times.interval;
@@ -77,7 +77,7 @@ impl Private {
 
     async fn talk(mut self) {
         let mut client = Client::new(self.path.clone());
-        // Spread over the interval, so that a thousand brokers are not asked in the same millisecond.
+        // A random first delay, so that a thousand brokers are not asked in the same millisecond.
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
         let mut last = None;
@@ -85,7 +85,7 @@ impl Private {
         let mut deleted_maps = None;
         self.tell(&mut client).await;
         loop {
-            // Both arms are cancel-safe: a change not seen now is seen by the next `changed`.
+            // Both arms are cancel-safe: the next `changed` sees a change that this call missed.
             let changed = tokio::select! {
                 changed = self.wishes.changed() => match changed {
                     Ok(()) => true,
@@ -97,7 +97,7 @@ impl Private {
             let late = began.saturating_duration_since(next);
             self.tell(&mut client).await;
             let event = self.probe(&mut client, late).await;
-            // An answer like the one before is no news; a miss always is, for misses are counted.
+            // A repeated answer is not reported; a miss always is, because misses are counted.
             let news = matches!(event, Event::ProbeMissed { .. }) || last.as_ref() != Some(&event);
             let sooner = matches!(
                 event,
@@ -128,8 +128,8 @@ impl Private {
             }
             last = Some(event);
             if !changed || late > Duration::ZERO {
-                // From one beginning to the next: a probe that waits for its timeout must not put off those after it, or
-                // a hung broker would be found later than the operator has set.
+                // The interval runs from start to start. Otherwise a probe that waits for its timeout would delay the
+                // next, and a hung broker would be found later than configured.
                 next = (began + self.times.interval).max(Instant::now());
             }
             if sooner {
@@ -166,7 +166,7 @@ impl Private {
     async fn probe(&self, client: &mut Client, late: Duration) -> Event {
         let started = Instant::now();
         let id = self.id;
-        // `/readyz` may open a connection to find out, for a second; `/healthz` may not.
+        // `/readyz` may take a second to open a connection to the server; `/healthz` never does.
         let alive = client.get("/healthz", self.times.timeout).await;
         if alive.is_none() {
             if !self.path.exists() {
@@ -189,8 +189,7 @@ impl Private {
     }
 }
 
-/// Asks for files that the instance executes and that are no longer on disk. `None` where it does not know: a broker older
-/// than the question.
+/// Asks for files that the instance executes and that are no longer on disk. `None` when an older broker does not know.
 async fn ask_maps(client: &mut Client, timeout: Duration) -> Option<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Maps {
@@ -203,7 +202,7 @@ async fn ask_maps(client: &mut Client, timeout: Duration) -> Option<Vec<String>>
     Some(maps.deleted)
 }
 
-/// Runs what `make` makes, and once more a while after each panic. Dropped, it takes what it runs with it.
+/// Runs the future that `make` returns, and again after each panic, `pause` later. Dropping this aborts it.
 async fn again_after_a_panic<F>(tenant: &TenantName, pause: Duration, mut make: impl FnMut() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -221,16 +220,16 @@ where
     }
 }
 
-/// One kept-alive connection, made again after any failure.
+/// A kept-alive connection, opened again after any failure.
 pub(super) struct Client {
     path: PathBuf,
     sender: Option<http1::SendRequest<Full<Bytes>>>,
-    /// The last attempt to connect failed for want of something on this side.
+    /// True when the last connect failed because this process lacked a resource.
     failed_here: bool,
 }
 
 impl Client {
-    /// A client of the private socket at `path`, not connected yet.
+    /// Makes a client of the private socket at `path`, not connected yet.
     pub(super) fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -239,13 +238,12 @@ impl Client {
         }
     }
 
-    /// Whether the last question could not even be put, for this process had no descriptor or no memory for it: that says
-    /// nothing of whoever was to be asked.
+    /// Returns true when the last request failed because this process lacked descriptors or memory.
     fn failed_here(&self) -> bool {
         self.failed_here
     }
 
-    /// Asks; `None` when there is no whole answer in time.
+    /// Sends a GET; `None` when there is no complete answer in time.
     pub(super) async fn get(
         &mut self,
         path: &str,
@@ -293,7 +291,7 @@ impl Client {
             self.failed_here = connected.as_ref().is_err_and(is_want);
             let stream = connected.ok()?;
             let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-            // Ends by itself once the sender is dropped or the instance has gone.
+            // The task ends once the sender is dropped or the instance has gone.
             tokio::spawn(connection);
             self.sender = Some(sender);
         }
@@ -319,7 +317,7 @@ impl Client {
     }
 }
 
-/// Out of descriptors, buffers or memory.
+/// Returns true when the error means that descriptors, buffers or memory ran out.
 fn is_want(error: &std::io::Error) -> bool {
     use nix::errno::Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
     let code = error.raw_os_error();

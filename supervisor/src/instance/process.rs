@@ -1,4 +1,4 @@
-//! One instance from spawn, or adoption, to its end: the task that owns its process, its reports and its end.
+//! The task of one instance, from spawn or adoption to its end: it owns the process, its reports and its exit status.
 
 use super::descriptors::{Descriptors, Slot};
 use super::end::{self, End, Mortal};
@@ -23,9 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// Exit code of `EX_CONFIGURATION`: trying again unchanged will not help.
+/// Exit code of `EX_CONFIGURATION`: a restart with the same configuration would fail again.
 const EXIT_CONFIGURATION: u8 = 78;
-/// An adopted instance gets so long to say whether it drains already, before it is told to: told twice it ends at once.
+/// The longest wait for an adopted instance to say whether it drains, before SIGTERM: a second SIGTERM ends it at once.
 const ASKED_FIRST: Duration = Duration::from_secs(2);
 
 /// The task of one instance, before it runs.
@@ -36,40 +36,40 @@ pub(crate) struct Process {
     pub(crate) ends: mpsc::Receiver<End>,
     pub(crate) wishes: watch::Receiver<Wishes>,
     pub(crate) times: ProbeTimes,
-    /// Where its descriptors are found by whoever passes them on.
+    /// Holds its descriptors for passing them to another supervisor.
     pub(crate) slot: Slot,
-    /// Its control group, where instances have one.
+    /// Its cgroup, where instances have cgroups.
     pub(crate) group: Option<Group>,
 }
 
-/// A process an earlier supervisor started; its descriptors are in the slot.
+/// A process that an earlier supervisor started; its descriptors are in the slot.
 pub(crate) struct Adoption {
     pub(crate) files: Files,
-    /// The line its log was left in.
+    /// The incomplete last line of its log.
     pub(crate) carry: Carry,
-    /// How far it was when somebody last knew.
+    /// The last known stage.
     pub(crate) stage: Stage,
-    /// The most connections it was told it may hold.
+    /// The largest number of connections it may hold, as last told.
     pub(crate) connections: u32,
-    /// What its control group allows it.
+    /// The limits of its cgroup.
     pub(crate) limits: LimitsConfig,
 }
 
-/// A process that is there.
+/// A running process.
 struct Alive {
     pid: i32,
     pidfd: Arc<OwnedFd>,
     notify: Arc<OwnedFd>,
     mortal: Mortal,
     files: Files,
-    /// To be dropped once the process has been reaped.
+    /// Must be dropped only after the process has been reaped.
     registered: Option<Registered>,
     told_connections: Option<u32>,
-    /// Of an adopted one: how far it was.
+    /// The stage of an adopted process.
     adopted: Option<Stage>,
 }
 
-/// What an instance said about its own exit.
+/// Last status and exit status that an instance reported itself.
 #[derive(Debug, Default)]
 struct Testament {
     status: Option<String>,
@@ -77,7 +77,7 @@ struct Testament {
 }
 
 impl Process {
-    /// Starts the instance, sees it through, and reports its end.
+    /// Starts the instance, watches it until it ends, and reports its end.
     pub(crate) async fn run(self, launch: Launch) {
         let files = launch.files.clone();
         let told_connections = Some(launch.config.connections);
@@ -121,7 +121,7 @@ impl Process {
         self.live(alive).await;
     }
 
-    /// Takes over an instance of an earlier supervisor, sees it through, and reports its end.
+    /// Takes over an instance of an earlier supervisor, watches it until it ends, and reports its end.
     pub(crate) async fn adopt(self, adoption: Adoption) {
         let Adoption {
             files,
@@ -141,7 +141,7 @@ impl Process {
             pid,
             pidfd: Arc::clone(&descriptors.pidfd),
             notify: Arc::clone(&descriptors.notify),
-            // Executed in place of the supervisor that started it, we are its parent still.
+            // The process is a child when the earlier supervisor executed this program in its place.
             registered: mortal.is_child().then(|| orphans::register(pid)),
             mortal,
             files,
@@ -165,7 +165,7 @@ impl Process {
         let end = match self.see_through(&alive, &mut testament).await {
             Ok(end) => end,
             Err(error) => {
-                // Reported as ended it must be ended, or the next one would be a second one.
+                // Kills the process before reporting its exit; otherwise the next instance would run beside it.
                 tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "the supervisor lost sight of it: it is killed");
                 let (mortal, pidfd) = (alive.mortal, Arc::clone(&alive.pidfd));
                 let killed =
@@ -192,7 +192,7 @@ impl Process {
         self.reporter.send(What::LastWords(self.id, words)).await;
     }
 
-    /// Ends what is left in its group, and adds what the kernel says of the end.
+    /// Ends the remaining processes of the cgroup and adds an out-of-memory kill to the reason.
     fn leave_group(&self, end: String) -> String {
         let Some(group) = &self.group else { return end };
         group.end();
@@ -227,14 +227,14 @@ impl Process {
             let ask = question::ask(alive.files.private(), answer_to);
             tokio::spawn(ask)
         });
-        // SIGTERM waits until it is known not to be the second one.
+        // SIGTERM waits until the instance is known not to drain already.
         let mut sure = asking.is_none();
         let mut to_terminate = false;
         let ask_until = Instant::now() + ASKED_FIRST;
         let mut heard = Pace::default();
         loop {
-            // Cancel-safe: readiness of a descriptor is a level, a datagram is taken only when it is returned, orders and
-            // answers stay in their channels, and the timer is set anew.
+            // Cancel-safe: readiness of a descriptor is a level, a datagram is taken only when it is returned, orders
+            // and answers stay in their channels, and the timers are made anew.
             tokio::select! {
                 biased;
                 Some(end) = self.ends.recv() => match end {
@@ -255,7 +255,8 @@ impl Process {
                 Some(answer) = answers.recv() => {
                     self.learn(answer).await;
                     let told = answer.map(|answer| answer.connections);
-                    // One that does not answer is probed all the same, for it may be hung: one that starts would say so.
+                    // An instance without an answer is probed too, because it may be hung; an instance that starts
+                    // would say so.
                     let probed = match answer {
                         Some(answer) => answer.stage != Stage::Starting,
                         None => alive.adopted != Some(Stage::Starting),
@@ -277,7 +278,7 @@ impl Process {
         }
         for task in [private, asking].into_iter().flatten() {
             task.abort();
-            // It must not look for files that are about to be removed.
+            // The task must not use the files that are removed next.
             let _ = task.await;
         }
         for said in notify.drain(pid) {
@@ -290,7 +291,7 @@ impl Process {
         Ok(status.to_string())
     }
 
-    /// SIGKILL goes to the group, where there is one: nobody gets away from that.
+    /// Ends the instance. SIGKILL goes to the whole cgroup too, which no descendant can leave.
     fn end(&self, end: End, alive: &Alive) {
         if end == End::Kill
             && let Some(group) = &self.group

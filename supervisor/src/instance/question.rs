@@ -1,4 +1,4 @@
-//! Asks an instance that an earlier supervisor started how far it is, until that is certain.
+//! Asks an adopted instance for its stage until it is known.
 
 use super::private::Client;
 use crate::lifecycle::Stage;
@@ -7,25 +7,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Between two questions, while it is starting or does not answer.
+/// Pause between two questions to an instance that is starting or does not answer.
 const AGAIN: Duration = Duration::from_millis(100);
-/// For one answer; what takes longer is asked again.
+/// The longest wait for one answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Answers between two turns of whoever asked; more than one is only a repeat.
+/// Capacity of the answer queue.
 pub(super) const ANSWERS: usize = 4;
 
-/// What an instance said.
+/// Answer of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// How far it is.
+    /// Stage of its life.
     pub(super) stage: Stage,
-    /// The most connections it may hold.
+    /// The largest number of connections it may hold.
     pub(super) connections: u32,
-    /// How many it holds.
+    /// Number of connections it holds.
     pub(super) held: u32,
 }
 
-/// The body of `GET /pool`. A broker that says no phase is older than the word, and served before it said anything.
+/// The body of `GET /pool`. An older broker sends no phase; it counts as serving.
 #[derive(Deserialize)]
 struct Pool {
     connections: u32,
@@ -34,7 +34,7 @@ struct Pool {
     phase: String,
 }
 
-/// Sends each answer, and `None` once when there is none, until it serves or goes or nobody listens.
+/// Sends each new answer, and `None` once while there is none, until the instance has started or the receiver is gone.
 pub(super) async fn ask(path: PathBuf, answers: mpsc::Sender<Option<Answer>>) {
     let mut client = Client::new(path);
     let mut told = None;

@@ -1,20 +1,20 @@
-//! What the instances report to the fleet.
+//! Reports of the instances to the fleet.
 
 use crate::lifecycle::{Event, InstanceId};
 use brokkr_tenant::TenantName;
 use tokio::sync::mpsc;
 
-/// One report.
+/// A report about one tenant.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) tenant: TenantName,
     pub(crate) what: What,
 }
 
-/// What it says.
+/// Content of a report.
 #[derive(Debug)]
 pub(crate) enum What {
-    /// A fact for the lifecycle.
+    /// An event for the lifecycle.
     Life(Event),
     /// The instance's own `STATUS=`.
     Status(InstanceId, String),
@@ -24,7 +24,7 @@ pub(crate) enum What {
     LastWords(InstanceId, Vec<String>),
 }
 
-/// Sends one tenant's reports. The queue is bounded: when the fleet is behind, the reporter waits; nothing is lost.
+/// Sends one tenant's reports. The queue is bounded: when the fleet is behind, the sender waits and loses nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
     tenant: TenantName,
@@ -40,7 +40,7 @@ impl Reporter {
         &self.tenant
     }
 
-    /// False once nobody listens any more.
+    /// Sends a report. Returns false when the fleet no longer receives.
     pub(crate) async fn send(&self, what: What) -> bool {
         self.sender
             .send(Report {

@@ -1,4 +1,4 @@
-//! Answers 503 in a tenant's place when nothing accepts, so that nobody hangs and no stale POST runs late.
+//! Answers 503 for a tenant without a running broker; otherwise clients would hang and stale POSTs would run late.
 
 use brokkr_tenant::Listen;
 use std::convert::Infallible;
@@ -11,42 +11,41 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-/// Connections answered at once; more wait in the backlog.
+/// The largest number of connections answered at once; more wait in the backlog.
 const AT_ONCE: usize = 64;
-/// For reading the request's head, and again for writing the answer and seeing the client close.
+/// The longest time to read the request's head, and again to write the answer and wait for the client to close.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A process that stood still finds its time over before it has looked what came meanwhile: it looks again.
+/// Second try to read the head, because a process that was stopped finds its timer expired before it has read.
 const ONCE_MORE: Duration = Duration::from_millis(100);
-/// Of a request nobody will look at.
+/// The largest request head that is read.
 const LONGEST_HEAD: usize = 16 * 1024;
-/// The same body a broker gives when its database is away.
+/// The body of every answer, the same as a broker's when its database is unreachable.
 const BODY: &str = r#"{"code":"database_unavailable","message":"this tenant's broker is not running; try again shortly"}"#;
 
-/// Whose connections have been accepted and not been answered yet, of all stand-ins together: this process must not end
-/// before they are.
+/// Counts the unanswered connections of all stand-ins; the process must not end before all are answered.
 #[derive(Debug)]
 pub(crate) struct Answering {
-    /// Each answer holds a copy until it is given.
+    /// Each answer holds a copy until it is complete.
     begun: mpsc::Sender<Infallible>,
     ended: mpsc::Receiver<Infallible>,
 }
 
 impl Answering {
-    /// Nobody's.
     pub(crate) fn new() -> Self {
         let (begun, ended) = mpsc::channel(1);
         Self { begun, ended }
     }
 
-    /// Waits until all are answered; no more may begin. Bounded, as each of them is.
+    /// Waits until every accepted connection is answered; must be called after the last stand-in was dropped. Bounded,
+    /// because each answer is.
     pub(crate) async fn finish(mut self) {
         drop(self.begun);
-        // Nothing is ever sent: it ends with the last copy.
+        // Nothing is ever sent: the channel closes with the last copy.
         let _ = self.ended.recv().await;
     }
 }
 
-/// A stand-in that answers until it is dropped; whom it has accepted by then is still answered.
+/// A stand-in that accepts until it is dropped; connections accepted by then are still answered.
 #[derive(Debug)]
 pub(crate) struct StandIn {
     task: JoinHandle<()>,
@@ -59,10 +58,7 @@ impl Drop for StandIn {
 }
 
 impl StandIn {
-    /// Begins to answer on the socket `listener` of `listen`, which stays the tenant's.
-    ///
-    /// # Errors
-    /// When the event loop cannot take the descriptor.
+    /// Starts to answer on the socket `listener` of `listen`, which stays the tenant's.
     pub(crate) fn start(
         listen: &Listen,
         listener: &OwnedFd,
@@ -96,20 +92,20 @@ where
             Ok(connection) => {
                 let begun = begun.clone();
                 tokio::spawn(async move {
-                    // A client that has gone needs no answer.
+                    // An error means that the client has gone.
                     let _ = answer(connection).await;
                     drop((permit, begun));
                 });
             }
-            // Out of descriptors, most likely; the backlog holds the connections meanwhile.
+            // The process is most likely out of descriptors; the backlog holds the connections meanwhile.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-/// Reads to the end of the head, answers, then waits for the client to close: closing first with its bytes unread
-/// would reset the connection and lose the answer. Who has not finished his head in time is answered all the same; who has
-/// not begun is owed nothing.
+/// Reads to the end of the head, answers, then waits for the client to close, because closing first with unread bytes
+/// would reset the connection and lose the answer. A client that is late with its head is answered too; a client that
+/// has sent nothing is not.
 async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut connection: S) -> io::Result<()> {
     let mut head = Vec::with_capacity(1024);
     for patience in [PATIENCE, ONCE_MORE] {
@@ -125,7 +121,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut connection: S) -> io::Res
     tokio::time::timeout(PATIENCE, refuse(connection)).await?
 }
 
-/// Cancel-safe: what was read is in `head`.
+/// Reads into `head` until its end. Cancel-safe: bytes read so far are in `head`.
 async fn read_head(
     connection: &mut (impl AsyncRead + Unpin),
     head: &mut Vec<u8>,
@@ -155,7 +151,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// A stand-in on a socket of its own, and a client that has connected.
+    /// Starts a stand-in on a socket of its own and connects a client.
     async fn met(answering: &Answering) -> (StandIn, OwnedFd, tokio::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -193,7 +189,7 @@ mod tests {
         server.unwrap();
     }
 
-    /// What a client reads that has sent so much, and then nothing.
+    /// Returns the answer to a client that sends this and then nothing more.
     async fn answer_to(sent: &[u8]) -> String {
         let (mut client, ours) = tokio::io::duplex(4096);
         client.write_all(sent).await.unwrap();
@@ -217,7 +213,7 @@ mod tests {
         let answering = Answering::new();
         let (stand_in, _socket, mut client) = met(&answering).await;
         client.write_all(b"GET / HT").await.unwrap();
-        // It has been accepted: each answer holds a copy, and so do the stand-in and its owner.
+        // The connection is accepted once a third copy exists, beside those of `answering` and the stand-in.
         while answering.begun.strong_count() < 3 {
             tokio::task::yield_now().await;
         }

@@ -1,8 +1,8 @@
 //! A tenant's state folder (admin PAK, webhook key), which belongs to its schema and not to its name.
 //!
-//! Beside each folder stands `NAME.schema`: which schema it belongs to. A tenant that was renamed, and so serves the schema of
-//! a tenant that does not any more, takes that folder over: without it nobody would know its admin PAK, and what its
-//! webhook key encrypted would be lost. The file is the supervisor's own, so that no tenant can claim another's folder.
+//! The file `NAME.schema` beside each folder says which schema it belongs to. A renamed tenant that serves the schema
+//! of a removed tenant takes that tenant's folder over; otherwise its admin PAK would be unknown and data encrypted
+//! with its webhook key lost. The file belongs to the supervisor, so that no tenant can claim another tenant's folder.
 
 use brokkr_tenant::{DatabaseConfig, Host, TenantName};
 use std::fs::{self, Permissions};
@@ -10,13 +10,10 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The extension of the file beside a folder. No tenant's name has a dot.
+/// The extension of the file beside a folder. A tenant's name has no dot.
 const LABEL: &str = "schema";
 
-/// Makes the folder ready for an instance of `tenant`: for its owner only, and with what its schema's last tenant had.
-///
-/// # Errors
-/// When it cannot be made.
+/// Prepares the folder for an instance of `tenant`: private to its owner, with the content of the schema's last tenant.
 pub(super) fn prepare(
     folder: &Path,
     tenant: &TenantName,
@@ -35,13 +32,13 @@ pub(super) fn prepare(
     if fs::read_to_string(&label).ok().as_deref() != Some(&identity)
         && let Err(error) = fs::write(&label, &identity)
     {
-        // The tenant runs all the same; only after a rename its folder is not found.
+        // The tenant runs without this file; only a later rename would not find its folder.
         tracing::warn!(%tenant, "cannot write {}: {error}", label.display());
     }
     Ok(())
 }
 
-/// Names the schema, wherever its tenant's file is and whatever the tenant is called.
+/// Names the schema, independent of the tenant's file and name.
 fn identity(database: &DatabaseConfig) -> String {
     let url = &database.url;
     let host = match url.host() {
@@ -52,7 +49,7 @@ fn identity(database: &DatabaseConfig) -> String {
     format!("{host}:{port}/{name} {schema}\n")
 }
 
-/// Finds the one other folder that belongs to the schema. With several nothing tells which is the right one.
+/// Finds the only other folder of the schema; `None` when there are several, because none can be preferred.
 fn predecessor(parent: &Path, folder: &Path, identity: &str) -> Option<PathBuf> {
     if has_content(folder) {
         return None;
@@ -76,7 +73,7 @@ fn has_content(folder: &Path) -> bool {
 
 fn take_over(old: &Path, folder: &Path, tenant: &TenantName) {
     let (from, to) = (old.display(), folder.display());
-    // An empty folder gives way to a renamed one.
+    // `rename` replaces an empty folder.
     match fs::rename(old, folder) {
         Ok(()) => {
             let _ = fs::remove_file(old.with_extension(LABEL));
@@ -124,12 +121,12 @@ mod tests {
 
         tenants.prepare("other", "b");
         assert!(!tenants.pak("other").exists());
-        // There already, empty, from a start that came to nothing.
+        // An empty folder from an earlier start that failed.
         fs::create_dir(tenants.0.path().join("new")).unwrap();
         tenants.prepare("new", "a");
         assert_eq!(fs::read_to_string(tenants.pak("new")).unwrap(), "pak of a");
         assert!(!tenants.pak("old").exists());
-        // And back again; a folder with content is never replaced.
+        // A rename back works too; a folder with content is never replaced.
         tenants.prepare("old", "a");
         assert!(tenants.pak("old").exists() && !tenants.pak("new").exists());
         fs::create_dir_all(tenants.0.path().join("third")).unwrap();
@@ -137,7 +134,7 @@ mod tests {
         tenants.prepare("third", "a");
         assert_eq!(fs::read_to_string(tenants.pak("third")).unwrap(), "its own");
         assert!(tenants.pak("old").exists());
-        // Two that may be right: neither is taken.
+        // With two candidates, neither is taken.
         tenants.prepare("fourth", "a");
         assert!(!tenants.pak("fourth").exists() && tenants.pak("old").exists());
     }

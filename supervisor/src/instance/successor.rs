@@ -1,5 +1,5 @@
-//! The program that takes this process over: asked first whether it understands what it is handed, then executed in our
-//! place. Brokers stay our children, descriptors stay open, and nobody's socket is closed for a moment.
+//! Replaces this process by the program on disk, after asking it whether it understands the state. Brokers stay
+//! children of this process, descriptors stay open, and every socket keeps listening.
 
 use super::orphans;
 use crate::handover::inherited::{self, LOCK, VARIABLE};
@@ -18,28 +18,25 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The line in which a program says that it can take over: another one may end well without having looked at anything.
+/// The line by which a program confirms that it understands the state; exit code 0 alone does not show that it read it.
 pub(crate) const UNDERSTOOD: &str = "brokkr-state understood";
-/// What a program gets to say whether it understands.
+/// The longest wait for a program to say whether it understands.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Of what it says, so much is repeated.
+/// The largest number of bytes of its output that is shown.
 const LONGEST_COMPLAINT: usize = 4096;
-/// Variables that speak of descriptors this process was started with, and of nothing any more.
+/// Variables that describe the descriptors this process was started with, which are no longer open.
 const STALE: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", VARIABLE];
 
-/// The program, and how it is started.
+/// The program that replaces this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Successor {
     program: PathBuf,
-    /// The supervisor's own file, which it has to find too.
+    /// The supervisor's configuration file.
     config: PathBuf,
 }
 
 impl Successor {
-    /// The program that stands now where this one was started from: a package may have put another in its place.
-    ///
-    /// # Errors
-    /// When there is none.
+    /// Finds the program at the path this process was started from; a package may have replaced it.
     pub(crate) fn find(config: &Path) -> Result<Self, String> {
         let first = std::env::args_os().next().unwrap_or_default();
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -52,15 +49,15 @@ impl Successor {
         })
     }
 
-    /// Where it is.
+    /// Returns the path of the program.
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 
-    /// Asks it (`run --check-state`) whether it understands this state. Blocks.
+    /// Asks the program (`run --check-state`) whether it understands this state. Blocks.
     ///
     /// # Errors
-    /// Why it is not to be executed, in words for the operator.
+    /// Reason why the program must not be executed, in words for the operator.
     pub(crate) fn understands(self, state: &[u8]) -> Result<Self, String> {
         let shown = self.program.display().to_string();
         let said = self
@@ -105,7 +102,7 @@ impl Successor {
                 c"--config".into(),
                 text(self.config.as_os_str())?,
             ],
-            // It looks where it will look when it is executed.
+            // The same environment as when it is executed, so that it finds the same configuration.
             environment: kept(std::env::vars_os())
                 .map(text_of)
                 .collect::<Result<_, _>>()?,
@@ -130,7 +127,7 @@ impl Successor {
         Ok((in_time.then_some(status), complaint))
     }
 
-    /// Executes it in our place. Comes back only when that failed; then everything is as it was.
+    /// Executes the program in place of this process. Returns only when that failed; then nothing has changed.
     pub(crate) fn execute(&self, estate: &mut Estate, lock: &File) -> io::Error {
         self.try_execute(estate, lock)
             .err()
@@ -153,8 +150,8 @@ impl Successor {
             .collect::<Result<_, _>>()?;
         let environment = environment(std::env::vars_os(), state.as_raw_fd())?;
         let program = text(self.program.as_os_str())?;
-        // Every other signal we heed is blocked already, in every thread; it waits, and the mask is inherited. The new
-        // program looks after children when it listens.
+        // SIGCHLD must wait until the new program listens for it. All other handled signals are blocked in every thread
+        // already, and the mask is inherited.
         let child = SigSet::from(Signal::SIGCHLD);
         let mask = child.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         let passed = || {
@@ -165,7 +162,7 @@ impl Successor {
             .try_for_each(|fd| fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop))
             .and_then(|()| nix::unistd::execve(&program, &arguments, &environment).map(drop));
         for fd in passed() {
-            // It was so before.
+            // Restores the flag.
             let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         }
         mask.thread_set_mask()?;
@@ -173,10 +170,7 @@ impl Successor {
     }
 }
 
-/// `run --check-state`: the state on standard input.
-///
-/// # Errors
-/// Why not.
+/// Reads the state from standard input, for `run --check-state`.
 pub(crate) fn read_state() -> Result<Index, String> {
     let stdin = io::stdin()
         .as_fd()
@@ -185,7 +179,7 @@ pub(crate) fn read_state() -> Result<Index, String> {
     inherited::read(&stdin)
 }
 
-/// Where a program named `first` is, as a shell would find it; else where ours was, whatever has become of it since.
+/// Finds the program named `first` as a shell would, or else at the path this process was executed from.
 fn locate(first: &OsStr, path: &OsStr, ours: Option<&Path>) -> Option<PathBuf> {
     let is_file = |path: &PathBuf| path.is_file();
     let named = if first.as_bytes().contains(&b'/') {
@@ -197,7 +191,7 @@ fn locate(first: &OsStr, path: &OsStr, ours: Option<&Path>) -> Option<PathBuf> {
             .filter(|_| !first.is_empty())
     };
     named.or_else(|| {
-        // The kernel says so of a file that has no name any more.
+        // The kernel appends this to the path of a file that was deleted.
         let ours = ours?.as_os_str().as_bytes();
         let ours = ours.strip_suffix(b" (deleted)").unwrap_or(ours);
         Some(PathBuf::from(OsStr::from_bytes(ours))).filter(is_file)
@@ -214,7 +208,7 @@ fn environment(
         .collect()
 }
 
-/// What of our environment another program gets.
+/// Returns the environment without stale variables, for another program.
 fn kept(variables: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item = Vec<u8>> {
     let kept = variables.filter(|(name, _)| STALE.iter().all(|stale| name != *stale));
     kept.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
@@ -228,7 +222,7 @@ fn text(text: &OsStr) -> io::Result<CString> {
     Ok(CString::new(text.as_bytes())?)
 }
 
-/// What it says on standard error, until it closes that.
+/// Reads the program's output until it closes the pipe.
 fn listen(read: &OwnedFd, deadline: Instant) -> io::Result<String> {
     let mut said = Vec::new();
     let mut block = [0; 4096];

@@ -1,4 +1,4 @@
-//! Instances an earlier supervisor left running, for those who must end them, or must not start beside them.
+//! Ends the instances that an earlier supervisor left running, or names them when they cannot be ended.
 
 use super::end::{self, End, Mortal};
 use super::group::Groups;
@@ -13,10 +13,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What SIGKILL gets to take effect.
+/// The longest wait for a process to end after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// One that runs.
+/// A running instance of an earlier supervisor.
 struct Survivor {
     tenant: TenantName,
     files: Files,
@@ -25,7 +25,7 @@ struct Survivor {
     listen: Option<Listen>,
 }
 
-/// An instance of an earlier supervisor that is still there.
+/// An instance of an earlier supervisor that still runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Left {
     pub(crate) tenant: TenantName,
@@ -34,16 +34,16 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// One whose lock file is at `lock`; `what` says more.
+    /// Describes the instance of this lock file; `what` is a detail for the operator.
     pub(crate) fn new(tenant: TenantName, lock: PathBuf, what: String) -> Self {
         Self { tenant, lock, what }
     }
 
-    /// Whether it has gone by now.
+    /// Returns true when the instance is known to have ended.
     pub(crate) fn gone(&self) -> bool {
         match lock::look(&self.lock) {
             Ok(Found::Held(_)) => false,
-            // Any other error shows nothing: where it may be there still, nobody is started beside it.
+            // Any other error leaves open whether the instance runs, so its tenant must not start another.
             Err(error) => error.kind() == io::ErrorKind::NotFound,
             Ok(Found::Stale) => true,
         }
@@ -61,16 +61,16 @@ impl std::fmt::Display for Left {
     }
 }
 
-/// What the folder held.
+/// Result of ending the instances in a folder.
 #[derive(Debug, Default)]
 pub(crate) struct Swept {
-    /// How many were running and have been ended.
+    /// Number of instances that ran and have been ended.
     pub(crate) ended: usize,
-    /// What could not be ended.
+    /// Instances that could not be ended.
     pub(crate) left: Vec<Left>,
 }
 
-/// Ends every instance found in `folder`: SIGTERM to all at once, SIGKILL to what is left after `grace`. Blocks.
+/// Ends every instance in `folder`: SIGTERM to all at once, SIGKILL after `grace`. Blocks.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -86,8 +86,8 @@ pub(crate) fn end_all(folder: &Path, grace: Duration, groups: &Groups) -> io::Re
         match find(folder, &tenant, id) {
             Ok(None) => Files::new(folder, &tenant, id).remove(),
             Ok(Some(survivor)) => {
-                // What it has started is ended with its group. An older version's group may be shared with another
-                // supervisor, so it is left by then.
+                // Ending the instance's cgroup ends its descendants too. An older version may share its cgroup with
+                // another supervisor, so the instance must be moved into a cgroup of its own first.
                 let pid = survivor.holder.pid;
                 let _ = groups.put_back(&tenant, id, pid, &LimitsConfig::default());
                 survivors.push(survivor);
@@ -110,7 +110,7 @@ pub(crate) fn end_all(folder: &Path, grace: Duration, groups: &Groups) -> io::Re
     Ok(swept)
 }
 
-/// Kills the instance these files belong to, if it still runs.
+/// Kills the instance of these files, if it still runs.
 pub(crate) fn end_one(files: &Files) {
     if let Ok(Some((_, pidfd, _))) = holder_of(&files.lock()) {
         let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL as i32);
@@ -130,7 +130,7 @@ fn find(folder: &Path, tenant: &TenantName, id: InstanceId) -> io::Result<Option
     }))
 }
 
-/// The process that holds a lock, a pidfd that is surely its, and where it listens.
+/// Returns the process that holds a lock, its pidfd, and the address it listens on.
 fn holder_of(path: &Path) -> io::Result<Option<(Holder, OwnedFd, Option<Listen>)>> {
     let Found::Held(label) = lock::look(path)? else {
         return Ok(None);
@@ -141,13 +141,13 @@ fn holder_of(path: &Path) -> io::Result<Option<(Holder, OwnedFd, Option<Listen>)
     }
 }
 
-/// What there is to say of a lock whose holder has gone, and which is held all the same.
+/// The message for a held lock whose file names no running process.
 pub(super) const UNNAMED: &str = "held by a process the file does not name, and `fuser` does";
 
-/// The process a lock file names, with a pidfd that is surely its; `None` where that runs no more, or none is named.
+/// Returns the process that a lock file names, with its pidfd. `None` when it has ended, or the file names no process.
 ///
 /// # Errors
-/// When that cannot be found out.
+/// When it cannot be determined whether the process runs.
 pub(super) fn named(holder: Option<Holder>) -> io::Result<Option<(Holder, OwnedFd)>> {
     let Some(holder) = holder else {
         return Ok(None);
@@ -156,14 +156,14 @@ pub(super) fn named(holder: Option<Holder>) -> io::Result<Option<(Holder, OwnedF
         Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
         opened => opened.map_err(|error| cannot_tell(holder.pid, &error))?,
     };
-    // Looked at after the pidfd was opened: now the pid cannot come to mean another process.
+    // Checked after the pidfd was opened, because the pid cannot pass to another process from then on.
     match holder.is_there() {
         Ok(there) => Ok(there.then_some((holder, pidfd))),
         Err(error) => Err(cannot_tell(holder.pid, &error)),
     }
 }
 
-/// It may well be that one: the reason is on our side.
+/// Returns the error for a process that may still run but cannot be examined.
 fn cannot_tell(pid: i32, error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
@@ -200,7 +200,7 @@ fn wait_for(survivors: &mut Vec<Survivor>, patience: Duration) {
 }
 
 impl Survivor {
-    /// What it leaves: its session, its files, the name of a socket nobody listens on any more.
+    /// Removes what the instance left: its session, its files, and its socket's name.
     fn clear_away(&self) {
         Mortal::found(self.holder.pid, self.holder.start_time).end_session();
         self.files.remove();
@@ -225,7 +225,7 @@ mod tests {
         };
         assert!(named(Some(later)).unwrap().is_none());
         assert!(named(None).unwrap().is_none());
-        // No pid at all: the kernel's answer is neither yes nor no.
+        // The kernel refuses pid -1 with EINVAL, which says nothing about any process.
         let error = named(Some(Holder { pid: -1, ..us })).unwrap_err();
         let text = error.to_string();
         assert!(

@@ -1,8 +1,8 @@
-//! Descriptors taken back from a running broker, when no earlier supervisor left them to us.
+//! Takes descriptors back from a running broker when no earlier supervisor left them.
 //!
-//! The listening socket is copied out of the process by `pidfd_getfd`, which takes the right to trace it (the same user
-//! and no more capabilities than ours, or CAP_SYS_PTRACE). The log pipe is opened for reading by the name `/proc` gives
-//! the end that the process writes to: a pipe is one object, whichever end it is opened at.
+//! `pidfd_getfd` copies the listening socket out of the process. It needs the right to trace the process (the same user
+//! and no more capabilities than this process, or CAP_SYS_PTRACE). The log pipe is opened for reading through
+//! `/proc/PID/fd/2`, the end that the process writes to, because a pipe is one object whichever end is opened.
 
 use crate::sys;
 use brokkr_tenant::Listen;
@@ -15,13 +15,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-/// Where a broker has the tenant's socket (docs: "Between supervisor and broker").
+/// The descriptor of the tenant's socket in a broker (docs: "Between supervisor and broker").
 const HTTP: RawFd = 3;
 
-/// The socket of `listen`, from the process that `pidfd` names.
+/// Copies the socket of `listen` out of the process that `pidfd` names.
 ///
 /// # Errors
-/// When that may not be, or the process has another socket there.
+/// When this is not permitted, or the descriptor is another socket.
 pub(super) fn listener(pidfd: BorrowedFd<'_>, listen: &Listen) -> io::Result<OwnedFd> {
     let fd = sys::pidfd_getfd(pidfd, HTTP)?;
     if listens_on(&fd, listen) {
@@ -33,7 +33,7 @@ pub(super) fn listener(pidfd: BorrowedFd<'_>, listen: &Listen) -> io::Result<Own
     }
 }
 
-/// Whether this is a listening socket of that address.
+/// Returns true when this is a listening socket of that address.
 pub(super) fn listens_on(fd: &OwnedFd, listen: &Listen) -> bool {
     getsockopt(fd, sockopt::AcceptConn).is_ok_and(|listens| listens)
         && address(fd).as_ref() == Some(listen)
@@ -50,23 +50,23 @@ fn address(fd: &OwnedFd) -> Option<Listen> {
     Some(Listen::Unix(address.as_unix_addr()?.path()?.to_owned()))
 }
 
-/// Whether the process of a pidfd has ended.
+/// Returns true when the process of a pidfd has ended.
 pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// The process a pidfd names, as long as it is there.
+/// Returns the process that a pidfd names, until it has been reaped.
 pub(super) fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     pid.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// The end of its log pipe that is read. What is in the pipe is still in it.
+/// Opens the read end of a process's log pipe. Data already in the pipe is kept.
 ///
 /// # Errors
-/// When that may not be, or its standard error is no pipe.
+/// When this is not permitted, or the standard error is no pipe.
 pub(super) fn log(pid: i32) -> io::Result<OwnedFd> {
     // Without O_NONBLOCK the open would wait for a writer if the process ended just now.
     let file = OpenOptions::new()
@@ -80,7 +80,7 @@ pub(super) fn log(pid: i32) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// As the reader of logs expects it. The flag belongs to this opening of the pipe: the writer's is not touched.
+/// Makes reads block, as the log reader expects. The flag belongs to this open file: the writer's is not changed.
 fn blocking(file: &File) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(file.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
@@ -117,7 +117,7 @@ mod tests {
             .unwrap()
             .read_exact(&mut ready)
             .unwrap();
-        // Its reader and the other holder of the socket have gone, as a killed supervisor has.
+        // Closes the read end and the first copy of the socket, as the death of a supervisor does.
         drop((read, socket));
         let pid = child.id() as i32;
         let pidfd = sys::pidfd_open(pid).unwrap();

@@ -1,4 +1,4 @@
-//! A panic in what the supervisor does for one tenant is that tenant's failure.
+//! A panic in a task of one tenant fails that tenant's instance and no other.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -39,7 +39,7 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
     let tenant = TenantName::parse("acme").unwrap();
     let id = InstanceId(1);
     let files = Files::new(folder.path(), &tenant, id);
-    // A process with the instance's lock, as one that was started by the task.
+    // A process that holds the instance's lock, as if the task had started it.
     let lock = lock::create(&files.lock()).unwrap();
     let child = Command::new("sleep")
         .arg("1000")
@@ -77,7 +77,7 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
         WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGKILL, _)
     ));
     assert!(!files.lock().exists());
-    // Another tenant's task goes on as if nothing had been.
+    // The task of another tenant is not affected.
     let task = tokio::spawn(async {});
     edge.watch(TenantName::parse("globex").unwrap(), id, files, task);
     assert!(reported.try_recv().is_err());

@@ -1,8 +1,8 @@
-//! What each thread of a process is doing, from `/proc`: taken down before a hung broker is killed.
+//! Describes from `/proc` where each thread of a process is, before a hung broker is killed.
 
 use std::path::Path;
 
-/// One line: `main: S in futex_do_wait; worker: D in …`. Empty when the process has gone.
+/// Returns one line: `main: S in futex_do_wait; worker: D in …`. Empty when the process has ended.
 pub(crate) fn describe(pid: i32) -> String {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return String::new();

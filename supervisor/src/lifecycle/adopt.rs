@@ -1,59 +1,56 @@
-//! A life that began under an earlier supervisor is taken over as it is: nobody is ended or started for it.
+//! Takes over a tenant that began under an earlier supervisor, without ending or starting any instance.
 //!
-//! What is not known for certain is *unsure* until the instance has been asked. An unsure instance is left alone: it may
-//! be one that serves, and nobody answers in its place. One that does not answer the question is *silent*: after two
-//! seconds it is stood in for, and its probes find out whether it is hung. One that only starts would have said so.
+//! An instance in an unknown stage is *unsure* until it has been asked. An unsure instance is left alone, because it
+//! may serve: the stand-in does not answer in its place. An instance that does not answer the question is *silent*:
+//! after two seconds the stand-in answers for its tenant, and the probes find out if the instance is hung. An instance
+//! that is only starting would have answered.
 
 use super::{
     Action, Bind, Instance, InstanceId, Lifecycle, Phase, Revision, Spec, Time, Urgency, Want,
 };
 
-/// How far an instance is, as far as somebody knows.
+/// The stage an adopted instance has reached, as far as known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// It must be asked.
+    /// Not known: the instance must be asked.
     Unsure,
     /// Not ready yet.
     Starting,
-    /// It accepts connections.
+    /// The instance accepts connections.
     Serving,
-    /// It was told to go.
+    /// The instance was told to end.
     Stopping,
 }
 
-/// One instance of an earlier supervisor.
+/// An instance of an earlier supervisor.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Adopted {
-    /// Its number.
     pub(crate) id: InstanceId,
-    /// Its process.
     pub(crate) pid: i32,
-    /// What it runs.
+    /// Configuration and pool of the instance.
     pub(crate) spec: Spec,
-    /// The most connections it was told it may hold, as far as somebody knows.
+    /// The largest number of connections that the instance was allowed, as far as known.
     pub(crate) connections: u32,
-    /// When it was spawned.
     pub(crate) spawned_at: Time,
-    /// How far it is.
     pub(crate) stage: Stage,
-    /// To be replaced by overlap whatever its configuration is.
+    /// True when the instance must be replaced by overlap regardless of its configuration.
     pub(crate) outdated: bool,
-    /// The tenant's address is open in it alone: nothing can start beside it, so it is drained first.
+    /// True when only this instance has the tenant's socket. It is drained first: nothing can start beside it.
     pub(crate) keeps_address: bool,
-    /// It can be neither asked nor probed.
+    /// True when the instance can be neither asked nor probed.
     pub(crate) deaf: bool,
 }
 
-/// All that is left of one tenant.
+/// The instances and sockets that an earlier supervisor left of one tenant.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Inheritance {
-    /// Its instances, the oldest first; two at most.
+    /// The tenant's instances, oldest first; two at most.
     pub(crate) instances: Vec<Adopted>,
     /// The configuration whose address is open.
     pub(crate) open: Option<Revision>,
-    /// An earlier address is open beside it.
+    /// True when an earlier address is open too.
     pub(crate) older_open: bool,
-    /// Unplanned exits so far.
+    /// Number of unplanned exits so far.
     pub(crate) restarts: u64,
 }
 
@@ -78,7 +75,7 @@ impl Lifecycle {
                 (true, None, _) => &mut self.draining,
                 (_, _, None) => &mut self.current,
                 _ => {
-                    // The older one serves, or did until just now; this one is sure of its place when it has been asked.
+                    // The older instance serves, or did until now. This one must be asked before it may take its place.
                     if instance.serves() {
                         instance.phase = self.starting(now);
                         instance.unsure = true;
@@ -118,7 +115,7 @@ impl Lifecycle {
         let mut instance = Instance::new(id, spec, generation, connections, spawned_at, deadline);
         instance.pid = Some(pid);
         instance.adopted = true;
-        // It served before, or so one must think.
+        // Assume that the instance has served before.
         instance.answers = true;
         instance.keeps_address = keeps_address;
         instance.deaf = deaf;
@@ -143,7 +140,7 @@ impl Lifecycle {
         }
     }
 
-    /// An adopted instance has said how far it is.
+    /// Records the stage and the connections that an adopted instance has reported.
     pub(super) fn learn(
         &mut self,
         now: Time,
@@ -165,14 +162,14 @@ impl Lifecycle {
         }
     }
 
-    /// An adopted instance was asked how far it is, and does not answer: from now on it counts as one that does not serve.
+    /// Records that an adopted instance does not answer: from now on it counts as not serving.
     pub(super) fn unanswered(&mut self, id: InstanceId) {
         if let Some(instance) = self.instance_mut(id) {
             instance.silent = instance.unsure;
         }
     }
 
-    /// It drains already: told again, it would end at once and lose what is in flight.
+    /// Records that the instance drains already. A second SIGTERM would end it at once and lose requests in flight.
     fn found_stopping(&mut self, now: Time, id: InstanceId) {
         let kill_at = now + self.policy.grace;
         let Some(instance) = self.instance_mut(id) else {

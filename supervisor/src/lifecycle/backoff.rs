@@ -1,4 +1,4 @@
-//! How long to wait before trying again: at once the first time, then exponential with full jitter.
+//! Computes the delay before a retry: none the first time, then exponential with full jitter.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ const BASE: Duration = Duration::from_millis(250);
 const MOST: Duration = Duration::from_secs(30);
 const FLOOR: Duration = Duration::from_millis(50);
 
-/// A tenant's count of failures in a row, and its own source of jitter, so that a life can be replayed from a seed.
+/// A tenant's failures in a row, with a random source of its own so that a lifecycle can be replayed from a seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     failures: u32,
@@ -21,12 +21,12 @@ impl Backoff {
         }
     }
 
-    /// The next failure counts as the first.
+    /// Resets the count, so that the next failure counts as the first.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// Counts a failure: zero for the first, then between the floor and an exponentially growing ceiling.
+    /// Counts a failure and returns the delay: zero for the first, then from `FLOOR` to an exponential ceiling.
     pub(crate) fn next_delay(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         match self.failures {
@@ -35,20 +35,20 @@ impl Backoff {
         }
     }
 
-    /// As [`Self::next_delay`], but never zero: for what fails without a process, where a retry at once would spin.
+    /// As [`Self::next_delay`], but never zero: for failures without a process, where an immediate retry would spin.
     pub(crate) fn delay_at_least_once(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1).max(2);
         self.jittered(self.failures - 2)
     }
 
-    /// Full jitter: anything up to the ceiling, so that tenants felled together do not rise together.
+    /// Returns a random delay up to the ceiling, so that tenants that failed together do not retry together.
     fn jittered(&mut self, exponent: u32) -> Duration {
         let ceiling = BASE.saturating_mul(1 << exponent.min(16)).min(MOST);
         let part = (self.draw() >> 11) as f64 / (1u64 << 53) as f64;
         ceiling.mul_f64(part).max(FLOOR)
     }
 
-    /// SplitMix64: eight bytes of state, good enough to spread retries, and the same on every replay.
+    /// Draws from SplitMix64: eight bytes of state, good enough to spread retries, and the same on every replay.
     fn draw(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.random;

@@ -1,41 +1,42 @@
-//! Who of one tenant may hold how many connections: pool and two, over a replacement, a crash and a take-over.
+//! Limits the connections of one tenant to its pool plus two, over a replacement, a crash and a take-over.
 //!
-//! What an instance leaves behind on the server counts until the prober no longer sees it: a backend whose client was
-//! killed goes on with its statement. Until it has been counted it may be all that the instance was allowed. It is counted
-//! where that instance ran, because a tenant that moves to another server has left it on the old one.
+//! Connections that an ended instance left on the server (*leftovers*) count until the prober no longer sees them,
+//! because the backend of a killed client goes on with its statement. Until they are counted, they may be as many as
+//! the instance was allowed. They are counted on the server where that instance ran, because the tenant may have moved.
 
 use super::{Action, Instance, Lifecycle, REPLACEMENT_CONNECTIONS, Revision, Spec, Time, Want};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Between two looks for a count that is young enough.
+/// Delay before asking again for a count that is recent enough.
 const LOOK: Duration = Duration::from_millis(100);
-/// From a count that has found some to the next: most are gone in a moment, the others may take long.
+/// Delays from a count that found leftovers to the next, first short, then long: most end in a moment.
 const COUNT_AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
-/// Counts that are made in a moment.
+/// Number of counts that are followed by the short delay.
 const SOON: u32 = 5;
-/// What is seen for longer is not left over: a command, or another supervisor of this host with a tenant of the same name.
+/// Connections seen for longer are no leftovers: they belong to a command, or to a tenant of the same name under
+/// another supervisor of this host.
 const WAITED_FOR: Duration = Duration::from_secs(60);
 
-/// Connections that an instance which has gone may have left on the server.
+/// Connections that ended instances may have left on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Leftovers {
-    /// No more than this; `None` until they have been counted for the first time.
+    /// The largest number of leftovers; `None` until they are counted for the first time.
     most: Option<u32>,
-    /// A count from before says nothing of them.
+    /// A count from before this time says nothing about them.
     since: Time,
-    /// When they are counted next.
+    /// Time of the next count.
     count_at: Time,
-    /// They are waited for until then; `None`: from the first count on.
+    /// Time when waiting for them ends; `None` until the first count is asked for.
     until: Option<Time>,
-    /// Counts that have found some.
+    /// Number of counts that found leftovers.
     counts: u32,
-    /// The configurations of the instances that have gone: each says on which server it may have left connections.
+    /// The configurations of the ended instances, which tell on which servers to count.
     of: BTreeSet<Revision>,
 }
 
 impl Leftovers {
-    /// Of instances that have gone, the last one now.
+    /// Returns leftovers of instances of which the last ended at `now`.
     fn since(now: Time, most: Option<u32>, of: BTreeSet<Revision>) -> Self {
         Self {
             most,
@@ -47,7 +48,7 @@ impl Leftovers {
         }
     }
 
-    /// Nobody knows what there was before: to be counted at once.
+    /// Returns leftovers of unknown earlier instances, to be counted at once.
     pub(super) fn unknown() -> Self {
         Self {
             most: None,
@@ -61,7 +62,7 @@ impl Leftovers {
 }
 
 impl Lifecycle {
-    /// One has gone: whatever it may still have held may be at work on the server yet, beside what others have left.
+    /// Adds the connections that `gone` may have left on the server to the leftovers.
     pub(super) fn note_leftovers(&mut self, now: Time, gone: &Instance) {
         if gone.may_hold() == 0 {
             return;
@@ -77,15 +78,15 @@ impl Lifecycle {
         self.lingering = Some(Leftovers::since(now, most, of));
     }
 
-    /// One is ready: what it needed to start is gone, and it may be time for its whole pool.
+    /// Counts the leftovers at once, because an instance has become ready and may get its whole pool.
     pub(super) fn count_now(&mut self, now: Time) {
         if let Some(left) = &mut self.lingering {
             left.count_at = now;
         }
     }
 
-    /// How many connections an instance of `spec` may start with, beside all that this tenant has and has left on the
-    /// server; `None`: it has to wait until some of that has gone, or been counted.
+    /// Returns the number of connections an instance of `spec` may start with, beside the tenant's instances and
+    /// leftovers. `None` if it must wait until some of these have ended, or been counted.
     pub(super) fn may_start_with(&self, spec: Spec) -> Option<u32> {
         let pool = self.instances().map(|i| i.pool).fold(spec.pool, u32::max);
         let held: u32 = self.instances().map(Instance::may_hold).sum();
@@ -95,23 +96,23 @@ impl Lifecycle {
         (most >= least).then(|| most.min(spec.pool))
     }
 
-    /// Whether nothing can be started because of what is left over.
+    /// Returns true when leftovers keep an instance from starting.
     pub(super) fn lacks_room(&self) -> bool {
         matches!(self.want, Want::Run(spec) if self.may_start_with(spec).is_none())
     }
 
-    /// The most that may be left over; `None` while nobody has counted.
+    /// Returns the largest possible number of leftovers; `None` until they are counted.
     fn left_over(&self) -> Option<u32> {
         self.lingering.as_ref().map_or(Some(0), |left| left.most)
     }
 
-    /// Whether connections that an instance of this configuration has left may still be on its server.
+    /// Returns true when an ended instance of this configuration may have connections left on its server.
     pub(crate) fn may_have_left(&self, revision: Revision) -> bool {
         let left = self.lingering.as_ref();
         left.is_some_and(|left| left.of.contains(&revision))
     }
 
-    /// When leftovers are to be counted: while the wanted server can be asked, or where they are on another one.
+    /// Returns the time of the next count. None while the wanted server is down, unless some are elsewhere.
     pub(super) fn count_due(&self) -> Option<Time> {
         let Want::Run(spec) = self.want else {
             return None;
@@ -127,7 +128,7 @@ impl Lifecycle {
         }
         let given_up = |left: &Leftovers| left.until.is_some_and(|until| until <= now);
         if self.lingering.as_ref().is_some_and(given_up) {
-            // Their server cannot be asked, and the tenant may have left it because of that.
+            // Their server cannot be asked, which may be why the tenant has left it.
             self.lingering = None;
             self.share_connections(actions);
             return;
@@ -140,7 +141,7 @@ impl Lifecycle {
             return;
         };
         if left.most.is_none() {
-            // What an earlier supervisor's instances left may be wherever the tenant is now.
+            // Leftovers of an earlier supervisor's instances may be on any server of the tenant.
             left.of.extend(running);
         }
         left.count_at = now + LOOK;
@@ -149,9 +150,9 @@ impl Lifecycle {
         actions.push(Action::CountLeftOver { since, of });
     }
 
-    /// So many are left over, counted at `since` or later.
+    /// Records that `count` leftovers were seen at `since` or later.
     pub(super) fn counted(&mut self, now: Time, since: Time, count: u32) {
-        // Whoever has gone since then has left more.
+        // An instance that has ended after `since` may have left more.
         let Some(left) = self.lingering.as_mut().filter(|left| left.since <= since) else {
             return;
         };
@@ -166,10 +167,10 @@ impl Lifecycle {
         left.counts += 1;
     }
 
-    /// Why it has less than its pool, where that is because of what the server still shows.
+    /// Returns the reason why the current instance has less than its pool, if leftovers are the reason.
     pub(super) fn held_back(&self) -> Option<String> {
         let current = self.current.as_ref().filter(|current| current.serves())?;
-        // The first count may have come before the server noticed.
+        // The first count may be from before the server noticed the disconnect.
         let left = self.lingering.as_ref();
         let found = left.is_some_and(|left| left.counts > 1);
         let (most, pool) = (current.connections, current.pool);
@@ -178,7 +179,7 @@ impl Lifecycle {
         })
     }
 
-    /// Splits the pool between the current instance and whatever else of this tenant still holds connections.
+    /// Splits the pool between the current instance and the tenant's other connections.
     pub(super) fn share_connections(&mut self, actions: &mut Vec<Action>) {
         let draining = self.draining.as_ref().map_or(0, |d| d.held);
         let left = self.left_over();
@@ -200,13 +201,13 @@ impl Lifecycle {
         }
     }
 
-    /// Whether it takes the room of a replacement now, or may: what a killed instance left behind counts, too.
+    /// Returns true when the tenant takes a replacement's room in the budget, or may take it: leftovers count too.
     pub(super) fn takes_room(&self) -> bool {
         let left_over = self.lingering.is_some() && matches!(self.want, Want::Run(_));
         self.overlaps() || (left_over && !self.is_stuck())
     }
 
-    /// Whether two instances together may hold more than the pool, and one of them is to let go of it.
+    /// Returns true when the instances together may hold more than the pool, and one of them is about to end.
     pub(crate) fn overlaps(&self) -> bool {
         self.exceeds_pool() && !self.is_stuck()
     }
@@ -220,13 +221,13 @@ impl Lifecycle {
         held > pool
     }
 
-    /// One that cannot be killed may take its room for ever: the tenant is charged for it instead, and others are replaced
-    /// within what is left.
+    /// Returns true when an instance cannot be killed. It may keep its room forever, so that room is charged to the
+    /// tenant, and other tenants are replaced in what remains.
     fn is_stuck(&self) -> bool {
         self.instances().any(Instance::unkillable)
     }
 
-    /// What the tenant is charged for one of its instances: the pool, and what an overlap takes if it may never end.
+    /// Returns the tenant's charge for an instance: the pool, plus two connections if an overlap may never end.
     pub(crate) fn charge(&self, instance: &Instance) -> u32 {
         if instance.unkillable() && self.exceeds_pool() {
             instance.pool.saturating_add(REPLACEMENT_CONNECTIONS)

@@ -1,49 +1,50 @@
-//! Is a broker hung, or is the host? Judged over all tenants together.
+//! Tells a hung broker from a stalled host, by looking at the probes of all tenants together.
 
 use super::Time;
 use std::time::Duration;
 
-/// How one tenant answers its probes.
+/// A tenant's answers to its probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pulse {
-    /// Has no instance that must answer, or one that was not asked often enough yet.
+    /// No instance must answer, or it has no probe result yet.
     Absent,
-    /// Answers.
+    /// The last probe was answered.
     Fine,
-    /// Missed some, not enough to act on.
+    /// Some probes were missed, too few to act on.
     Failing,
-    /// Missed as many in a row as `[health] failures`.
+    /// As many probes in a row were missed as `[health] failures`.
     Hung,
-    /// The same, and none of its probes has ever been answered: while others answer, that says nothing of the host.
+    /// As `Hung`, but no probe was ever answered. While other tenants answer, this says nothing about the host.
     Mute,
-    /// Missed some, not enough to act on, and has never answered.
+    /// As `Failing`, but no probe was ever answered.
     NotYet,
-    /// Was found hung and is being replaced.
+    /// The instance was found hung and is being replaced.
     BeingReplaced,
 }
 
-/// What to do about the tenants that do not answer.
+/// Action to take about tenants that do not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Hang<T> {
-    /// Nobody is due.
+    /// Do nothing.
     Nothing,
-    /// So many fail together that the host is at fault: replace none.
+    /// Replace none: so many fail together that the host is at fault.
     HostStalled,
-    /// That is over. What was missed meanwhile says nothing of any one broker.
+    /// The stall is over: probes missed meanwhile do not count against any broker.
     StallEnded,
-    /// Replace this one now; the others wait their turn.
+    /// Replace this tenant's instance now; other tenants wait their turn.
     Replace(T),
 }
 
-/// One hung replacement at a time; none when more than three and more than a tenth of all tenants fail together.
+/// Replaces one hung instance at a time. While more than three and more than a tenth of all tenants fail together, the
+/// host counts as stalled and none is replaced.
 ///
-/// Something may have hung them all, on a host that is well. So when that has gone on for long, one is replaced on trial,
-/// as sparingly as can be: the next when that one answers, or after as long again.
+/// All brokers may hang on a healthy host. So when a stall goes on for long, one instance is replaced on trial, and the
+/// next as soon as that tenant answers, or after as long again.
 #[derive(Debug)]
 pub(crate) struct Hangs<T> {
     patience: Duration,
     stall: Option<Stall>,
-    /// Who was replaced last, and when. Until it serves again, or has had its time, nobody else is.
+    /// The tenant replaced last, and the time. No other is replaced until it serves again or `patience` has passed.
     last: Option<(T, Time)>,
 }
 
@@ -51,12 +52,12 @@ pub(crate) struct Hangs<T> {
 struct Stall {
     failing: usize,
     began: Time,
-    /// When one is replaced on trial, whatever has become of the last.
+    /// Time of the next replacement on trial, even if the last one has failed.
     next: Time,
 }
 
 impl<T: Clone + PartialEq> Hangs<T> {
-    /// A host may stand still for so long before anybody is replaced on trial.
+    /// Returns a judge that lets the host stall for `patience` before an instance is replaced on trial.
     pub(crate) fn new(patience: Duration) -> Self {
         Self {
             patience,
@@ -65,17 +66,17 @@ impl<T: Clone + PartialEq> Hangs<T> {
         }
     }
 
-    /// How many do not answer, while the host stands still.
+    /// Returns the number of failing tenants while the host is stalled.
     pub(crate) fn stalled(&self) -> Option<usize> {
         self.stall.as_ref().map(|stall| stall.failing)
     }
 
-    /// For how long a host may stand still before anybody is replaced on trial.
+    /// Returns the time a stall must last before an instance is replaced on trial.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// What to do now, by how everybody answers.
+    /// Decides what to do now about the tenants' answers.
     pub(crate) fn judge(
         &mut self,
         now: Time,
@@ -83,7 +84,7 @@ impl<T: Clone + PartialEq> Hangs<T> {
     ) -> Hang<T> {
         let (mut all, mut failing, mut busy) = (0usize, 0usize, false);
         let (mut mutes, mut fine) = (0usize, 0usize);
-        // Whoever comes after the last one goes first, so that one which hangs again and again keeps nobody waiting.
+        // Tenants that follow the last replaced one go first, so that a broker that keeps hanging delays no other.
         let (mut before, mut after, mut mute, mut passed) = (None, None, None, false);
         let began = self.stall.as_ref().map(|stall| stall.began);
         let on_trial = |(_, at): &&(T, Time)| began.is_some_and(|began| *at > began);
@@ -118,12 +119,12 @@ impl<T: Clone + PartialEq> Hangs<T> {
             }
             passed |= is_last;
         }
-        // Where nobody answers, those who never did are as good a sign as the others.
+        // While no tenant answers, tenants that never answered count as failing too.
         if fine == 0 {
             failing += mutes;
         }
         let together = failing > 3 && failing * 10 > all;
-        // Clients of one that has served wait for it.
+        // During a stall in which other tenants answer, only tenants that have served are replaced: their clients wait.
         let mute = mute.filter(|_| fine == 0 || !together);
         let first = after.or(before).or(mute);
         match (first, &mut self.stall) {
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!(hangs.judge(at(0), fleet(&[9])), Hang::Replace(9));
         assert_eq!(hangs.judge(at(1), fleet(&[])), Hang::Replace(0));
         assert_eq!(hangs.stalled(), None);
-        // Nobody answers, and nobody has had the time to: that is the host.
+        // No tenant answers, and none ever had time to: the host is at fault.
         let all = (0..12).map(mute);
         assert_eq!(hangs.judge(at(2), all), Hang::HostStalled);
     }
@@ -241,7 +242,7 @@ mod tests {
             tenants[0] = then;
             assert_eq!(judge(129, &tenants), Hang::HostStalled);
         }
-        // It does not start either: somebody else, after as long again.
+        // Tenant 0 does not start either: the next one is tried after the same time again.
         assert_eq!(judge(130, &tenants), Hang::Replace(1));
         tenants[1] = Fine;
         assert_eq!(judge(131, &tenants), Hang::Replace(2));
@@ -252,14 +253,14 @@ mod tests {
         tenants[4] = Fine;
         assert_eq!(judge(134, &tenants), Hang::StallEnded);
         assert_eq!(judge(134, &tenants), Hang::Replace(5));
-        // The next only when that one serves.
+        // The next is replaced only when tenant 5 serves again.
         for then in [BeingReplaced, Absent] {
             tenants[5] = then;
             assert_eq!(judge(135, &tenants), Hang::Nothing);
         }
         tenants[5] = Fine;
         assert_eq!(judge(136, &tenants), Hang::Replace(6));
-        // Or it never does, and has had its time.
+        // Tenant 6 never serves again, and its time passes.
         tenants[6] = Absent;
         assert_eq!(judge(195, &tenants), Hang::Nothing);
         assert_eq!(judge(196, &tenants), Hang::Replace(7));

@@ -1,18 +1,17 @@
-//! One instance as its tenant's life sees it.
+//! An instance as its tenant's lifecycle sees it.
 
 use super::{Action, InstanceId, Revision, Spec, Time};
 use std::time::Duration;
 
-/// How far an instance is.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Phase {
     /// Spawned, or about to be; must be ready by `deadline`.
     Starting { deadline: Time },
-    /// Serves, `/readyz` 200.
+    /// Serving, and `/readyz` answers 200.
     Ready,
-    /// Serves, `/readyz` is not 200, for this reason.
+    /// Serving, but `/readyz` does not answer 200, for this reason.
     Degraded(String),
-    /// Told to go; SIGKILL at `kill_at`.
+    /// Told to end; SIGKILL follows at `kill_at`.
     Stopping { kill_at: Time, killed: bool },
 }
 
@@ -27,35 +26,35 @@ pub(crate) struct Instance {
     pub(crate) phase: Phase,
     pub(crate) spawned_at: Time,
     pub(crate) ready_at: Option<Time>,
-    /// The most connections it may hold; what it was told last.
+    /// The largest number of connections that the instance was allowed last.
     pub(crate) connections: u32,
-    /// What it holds for all we know: until it says otherwise, all it may.
+    /// The number of connections the instance holds; until it reports them, all it was allowed.
     pub(crate) held: u32,
-    /// Some probe of it has been answered.
+    /// True once a probe was answered.
     pub(crate) answers: bool,
-    /// Probes missed in a row.
+    /// Number of probes missed in a row.
     pub(crate) missed: u32,
-    /// It was told to go; its exit is no failure.
+    /// True once the instance was told to end, so that its exit is no failure.
     pub(crate) planned: bool,
-    /// Nothing may start before it has gone (stop-then-start).
+    /// True when nothing may start until the instance has ended (stop-then-start).
     pub(crate) blocks_start: bool,
-    /// An earlier supervisor started it.
+    /// True when an earlier supervisor started the instance.
     pub(crate) adopted: bool,
-    /// How far it is must be asked first; until then it may be one that serves.
+    /// True until an adopted instance has told its stage; it may be serving.
     pub(crate) unsure: bool,
-    /// It was asked, and did not answer.
+    /// True when the instance was asked for its stage and did not answer.
     pub(crate) silent: bool,
-    /// The tenant's address is open in it alone.
+    /// True when only this instance has the tenant's socket.
     pub(crate) keeps_address: bool,
-    /// Its private socket cannot be found any more: it can be neither asked nor probed, and is to be replaced.
+    /// True when the private socket is lost: the instance can be neither asked nor probed, and must be replaced.
     pub(crate) deaf: bool,
-    /// Its start takes longer than a start slot is for.
+    /// True when the start takes longer than it may keep a start slot.
     pub(crate) slow: bool,
-    /// SIGKILL was sent long ago, and it is still there.
+    /// True when the process still exists long after SIGKILL.
     pub(crate) overdue: bool,
-    /// What it said last of itself.
+    /// The latest `STATUS=` text.
     pub(crate) says: Option<String>,
-    /// Why we ended it, which says more than how it exited.
+    /// Reason why the supervisor ended the instance, shown instead of the exit status.
     pub(crate) verdict: Option<String>,
 }
 
@@ -95,7 +94,7 @@ impl Instance {
         }
     }
 
-    /// The most connections it may have on the server now.
+    /// Returns the largest number of connections the instance may have on the server now.
     pub(crate) fn may_hold(&self) -> u32 {
         match self.phase {
             Phase::Stopping { .. } => self.held,
@@ -103,25 +102,25 @@ impl Instance {
         }
     }
 
-    /// Whether it accepts connections.
+    /// Returns true when the instance accepts connections.
     pub(crate) fn serves(&self) -> bool {
         matches!(self.phase, Phase::Ready | Phase::Degraded(_))
     }
 
-    /// Whether it may accept connections for all we know: nobody else is to take them from it.
+    /// Returns true when the instance may accept connections, so that the stand-in must not take them from it.
     pub(crate) fn may_serve(&self) -> bool {
         let unsure = self.unsure && matches!(self.phase, Phase::Starting { .. });
         (self.serves() || unsure) && !self.silent
     }
 
-    /// Whether it is ended when it misses its probes. One that starts is not, but one that has never said that it starts;
-    /// and none that no probe can reach.
+    /// Returns true when the instance must answer its probes or be ended. A starting instance need not, unless it is
+    /// unsure; nor must an instance that no probe can reach.
     pub(crate) fn must_answer(&self) -> bool {
         let unsure = self.unsure && matches!(self.phase, Phase::Starting { .. });
         (self.serves() || unsure) && !self.deaf
     }
 
-    /// Nothing is in flight in an instance that never served.
+    /// Returns the time to drain: short for an instance that never served, because it has nothing in flight.
     pub(crate) fn grace(&self, full: Duration) -> Duration {
         if self.serves() {
             full
@@ -130,7 +129,7 @@ impl Instance {
         }
     }
 
-    /// SIGTERM now, SIGKILL at `kill_at`; does nothing to one that was told already.
+    /// Sends SIGTERM now and sets SIGKILL for `kill_at`. Sends nothing to an instance that is stopping already.
     pub(crate) fn terminate(&mut self, kill_at: Time, actions: &mut Vec<Action>) {
         if !matches!(self.phase, Phase::Stopping { .. }) {
             self.held = self.connections;
@@ -140,7 +139,7 @@ impl Instance {
         self.planned = true;
     }
 
-    /// It goes, by whoever's word; SIGKILL at `kill_at`.
+    /// Marks the instance as stopping, with SIGKILL at `kill_at`.
     pub(super) fn going(&mut self, kill_at: Time) {
         self.phase = Phase::Stopping {
             kill_at,
@@ -149,7 +148,7 @@ impl Instance {
         self.planned = true;
     }
 
-    /// SIGKILL was sent long enough ago to know that the kernel does not let it go.
+    /// Returns true when SIGKILL was sent so long ago that the kernel seems unable to end the process.
     pub(crate) fn unkillable(&self) -> bool {
         self.overdue
     }
@@ -168,7 +167,7 @@ impl Instance {
         }
     }
 
-    /// When something is due to happen to it whatever else happens.
+    /// Returns the time when the instance's phase must be looked at, even if no event comes.
     pub(crate) fn deadline(&self) -> Option<Time> {
         match self.phase {
             Phase::Starting { deadline } if self.slow => Some(deadline),

@@ -1,9 +1,9 @@
-//! What is brought towards what is wanted: after every event the difference is looked at anew, and only the difference.
+//! Reconciles the lifecycle with what is wanted: compares the two after every event and acts on the difference.
 
 use super::*;
 
 impl Lifecycle {
-    /// Brings what is towards what is wanted.
+    /// Emits the actions that bring the lifecycle to what is wanted.
     pub(super) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.enforce_deadlines(now, actions);
         self.let_others_start(now, actions);
@@ -52,12 +52,12 @@ impl Lifecycle {
             if self.hold.is_some() {
                 self.release_slot(actions);
             } else if let Some(draining) = self.draining.as_ref().filter(|d| d.blocks_start) {
-                // One that cannot be killed would keep others from starting for as long as it is there.
+                // An unkillable process must not keep a start slot from other tenants.
                 if draining.unkillable() {
                     self.release_slot(actions);
                 }
             } else {
-                // Beside one that still drains it takes what a replacement takes, or must wait for it to go.
+                // Beside a draining instance a start needs a replacement's slot, or waits if they may not overlap.
                 match (&self.draining, self.may_overlap) {
                     (None, _) => self.start(now, spec, self.start_kind(spec), actions),
                     (Some(_), true) => self.start(now, spec, SlotKind::Replacement, actions),
@@ -70,10 +70,10 @@ impl Lifecycle {
             return;
         }
         if matches!(current.phase, Phase::Starting { .. }) {
-            // Of a server that has only not been asked yet an adopted one must not suffer; its deadline bounds it anyway.
+            // Do not end an adopted instance only because its server was not asked yet; its deadline bounds the wait.
             let hopeless = self.server.is_err() && !current.adopted;
             if hopeless || self.outdated() {
-                // Not ready and not what is wanted (or not able to become ready): end it, start afresh.
+                // A start that is outdated, or cannot become ready: end the instance and start afresh.
                 self.end_unready_current(now, actions);
             }
             return;
@@ -98,7 +98,7 @@ impl Lifecycle {
             self.replace_hold = None;
         }
         let unbound = !alone && !self.bound_for(spec.revision);
-        // What the last one left on the server counts too: each replacement beside it would take two more.
+        // Leftovers on the server count too: each further replacement would add two connections.
         let waits = unbound || self.server.is_err() || self.lingering.is_some();
         if self.replace_hold.is_some() || waits {
             self.release_slot(actions);
@@ -109,7 +109,7 @@ impl Lifecycle {
         } else if self.holds_slot(self.start_kind(spec), actions)
             && let Some(mut current) = self.current.take()
         {
-            // Stop, then start: the slot is kept over both, so that not all tenants of a full server go at once.
+            // Keep the slot over stop and start, so that a full server's tenants do not all stop at once.
             current.blocks_start = true;
             self.drain(now, current, self.policy.grace, actions);
         }
@@ -117,7 +117,7 @@ impl Lifecycle {
 
     fn settle_bind(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
         if self.instances().any(|instance| instance.keeps_address) {
-            // Bound elsewhere until that one has gone.
+            // The instance holds the address until it has ended.
             return;
         }
         let ask = match &self.bind {
@@ -132,8 +132,8 @@ impl Lifecycle {
             self.bind = Bind::Asked(spec.revision);
             actions.push(Action::Listen(spec.revision));
         }
-        // The old address is given up when nothing runs on it any more. Where nothing runs at all that does not wait for the
-        // new one, which may be held by somebody who waits for this one.
+        // Close the old address when no instance uses it. If no instance runs at all, do not wait for the new address,
+        // because its present holder may in turn wait for the old address.
         let given_up = match &self.current {
             Some(current) => self.bound_for(spec.revision) && current.revision == spec.revision,
             None => !matches!(self.bind, Bind::Asked(_)),
@@ -182,13 +182,13 @@ impl Lifecycle {
         }
     }
 
-    /// Whether a slot of this kind is ours; asks for one if not.
+    /// Returns true when the tenant holds a slot of this kind; asks for the slot otherwise.
     fn holds_slot(&mut self, kind: SlotKind, actions: &mut Vec<Action>) -> bool {
         match self.slot {
             Slot::Held(held) if held == kind => return true,
             Slot::Asked(asked) if asked == kind => {}
             Slot::Held(_) | Slot::Asked(_) | Slot::Overlap | Slot::No => {
-                // Room it takes already is kept while it asks.
+                // Room that the tenant takes already is kept while it asks.
                 self.release_slot(actions);
                 self.slot = Slot::Asked(kind);
                 actions.push(Action::AskSlot(kind));
@@ -246,7 +246,7 @@ impl Lifecycle {
         }
     }
 
-    /// Turns the stand-in on when the socket is open and nothing accepts for two seconds, and off again.
+    /// Turns the stand-in on when the socket is open and no instance has accepted for two seconds, and off again.
     fn settle_stand_in(&mut self, now: Time, actions: &mut Vec<Action>) {
         let open = matches!(self.bind, Bind::Yes(_)) && matches!(self.want, Want::Run(_));
         let served = self.current.as_ref().is_some_and(Instance::may_serve);
@@ -292,8 +292,8 @@ impl Lifecycle {
         }
     }
 
-    /// Gives the slot back, or leaves the queue. What a replacement may hold above the pool is the server's to give once
-    /// more only when this tenant is within its pool again.
+    /// Gives the slot back, or leaves the queue. A tenant above its pool keeps the room of a replacement until it is
+    /// within its pool again, because the room is in use until then.
     pub(super) fn release_slot(&mut self, actions: &mut Vec<Action>) {
         let keeps = self.takes_room();
         match self.slot {
@@ -310,7 +310,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether an instance of it is on its way to be ready, for all we know, and takes no longer than a start slot is for.
+    /// Returns true when an instance is starting, as far as known, and is entitled to a start slot.
     pub(crate) fn starts(&self) -> bool {
         let mut instances = self.instances();
         instances.any(|i| !i.silent && !i.slow && matches!(i.phase, Phase::Starting { .. }))

@@ -1,4 +1,4 @@
-//! A life played by hand, and lives played at random against the rules that must always hold.
+//! Tests of the lifecycle, with events written by hand and with random events against the rules that must always hold.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod adopted;
@@ -31,7 +31,7 @@ fn wanted(want: Want) -> Event {
     }
 }
 
-/// Carries out what the edge would at once: binding and slots. Everything else is left to the test.
+/// A host that binds addresses and grants slots at once, and leaves everything else to the test.
 struct Host {
     life: Lifecycle,
     now: Time,
@@ -87,7 +87,7 @@ impl Host {
                     Action::Kill(id) => self.killed.push(id),
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
                     Action::StandIn(on) => self.stand_in = on,
-                    // Before anything was started, nothing of it is there.
+                    // Before the first spawn nothing can be left over.
                     Action::CountLeftOver { since, .. } if self.spawned.is_empty() => {
                         queue.push_back(Event::LeftOver { since, count: 0 });
                     }
@@ -101,7 +101,7 @@ impl Host {
         self
     }
 
-    /// The server shows so many that are of none of its instances.
+    /// Reports that the server shows `count` leftovers.
     fn left_over(&mut self, count: u32) -> &mut Self {
         let since = self.now;
         self.on(Event::LeftOver { since, count })
@@ -127,7 +127,7 @@ impl Host {
         self.life.view().state
     }
 
-    /// It was told to go, lets go of what it has, and goes.
+    /// Lets a stopping instance close its connections and exit.
     fn leave(&mut self, id: InstanceId) -> &mut Self {
         self.on(Event::Connections(id, 0)).exit(id)
     }
@@ -383,7 +383,7 @@ fn a_hung_broker_that_does_not_go_keeps_its_share_of_the_pool() {
     assert_eq!(host.connections.last(), Some(&(hung, 10)));
     let detail = "hung".to_owned();
     host.on(Event::ReplaceHung { id: hung, detail });
-    // It was killed and is still there when another takes its place.
+    // The killed process still exists when the next instance takes its place.
     host.on(Event::MayOverlap(true)).on(Event::Restart);
     let next = *host.spawned.last().unwrap();
     assert_ne!(next, hung);
@@ -450,7 +450,7 @@ fn the_stand_in_answers_after_two_seconds_without_a_server_of_requests() {
     assert!(!host.stand_in);
 }
 
-/// What a random world may do next.
+/// A random event.
 #[derive(Debug, Clone)]
 enum Step {
     Want(u8),
@@ -486,8 +486,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// Whatever happens: never more than two processes, never above pool + 2 connections, every process accounted
-    /// for; and once the world is kind again, a wanted tenant ends up ready.
+    /// Never more than two processes, never above pool + 2 connections, every process accounted for; and a wanted
+    /// tenant is ready in the end, once starts and exits succeed.
     #[test]
     fn a_life_keeps_its_rules_and_recovers(steps in steps(), seed in any::<u64>()) {
         let mut life = Lifecycle::new(POLICY, 1, seed);
@@ -550,7 +550,7 @@ proptest! {
             };
             play(&mut life, now, &mut alive, bind_fails, event);
         }
-        // The world is kind from here on: every process that is told to go goes, every start succeeds.
+        // From here on every process that is told to end does so, and every start succeeds.
         for event in [Event::Server(Ok(())), Event::MayOverlap(true), wanted(spec(9)), Event::Start] {
             play(&mut life, now, &mut alive, false, event);
         }

@@ -1,26 +1,25 @@
-//! What a life looks like from outside: the words of `status`, when it wants to be woken, whether it has settled.
+//! The lifecycle as seen from outside: its state for `status`, its next deadline, and if it has settled.
 
 use super::{
     Bind, Instance, InstanceId, Lifecycle, Phase, Pulse, STAND_IN_AFTER, Slot, Time, Urgency, Want,
 };
 use crate::status::State;
 
-/// One tenant's life, for `status`.
+/// A tenant's state, for `status`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct View {
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
     pub(crate) pending: Option<String>,
-    /// Whether what is pending needs somebody: the change cannot be had, or its instance came to nothing.
+    /// True when the pending change needs the operator: it cannot be made, or its instance has failed.
     pub(crate) amiss: bool,
     pub(crate) restarts: u64,
-    /// The instance `status` speaks of: current, or the one draining when there is no other.
+    /// The instance shown by `status`: the current one or, without it, the draining one.
     pub(crate) instance: Option<Instance>,
     pub(crate) next_try: Option<Time>,
 }
 
 impl Lifecycle {
-    /// The picture at `now`.
     pub(crate) fn view(&self) -> View {
         let (state, reason) = self.state();
         View {
@@ -60,7 +59,7 @@ impl Lifecycle {
         self.idle()
     }
 
-    /// The state when no instance speaks for it.
+    /// Returns the state while no instance determines it.
     fn idle(&self) -> (State, Option<String>) {
         match &self.want {
             Want::Refused(reason) => (State::Refused, Some(reason.clone())),
@@ -123,7 +122,7 @@ impl Lifecycle {
         })
     }
 
-    /// Why the last replacement of the instance that runs was taken back, until one succeeds.
+    /// Returns the reason why the last replacement of the running instance failed, until one succeeds.
     fn taken_back(&self) -> Option<&str> {
         let (Some(_), Want::Run(_), Some(hold)) = (&self.current, &self.want, &self.replace_hold)
         else {
@@ -132,14 +131,14 @@ impl Lifecycle {
         Some(&hold.reason)
     }
 
-    /// Whether a replacement that somebody had ordered came to nothing, and only the same order would try it again: what
-    /// runs is what its file says.
+    /// Returns true when an ordered replacement has failed and only a new order would try it again, because the running
+    /// instance is what the file asks for.
     pub(crate) fn gave_up(&self) -> bool {
         let hold = self.replace_hold.as_ref();
         hold.is_some_and(|hold| !hold.configuration) && self.current.is_some() && !self.outdated()
     }
 
-    /// When something that failed is tried again.
+    /// Returns the time of the next retry after a failure.
     pub(crate) fn next_try(&self) -> Option<Time> {
         match (&self.hold, &self.bind) {
             (Some(hold), _) => Some(hold.until),
@@ -148,7 +147,7 @@ impl Lifecycle {
         }
     }
 
-    /// When the next `Tick` is due, if nothing happens before.
+    /// Returns the time when the next `Tick` is due, if no event comes before.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         let instances = [&self.current, &self.next, &self.draining]
             .into_iter()
@@ -176,7 +175,7 @@ impl Lifecycle {
         due.into_iter().min()
     }
 
-    /// Whether the current instance is another than the one wanted.
+    /// Returns true when the current instance is not the wanted one.
     pub(super) fn outdated(&self) -> bool {
         match (&self.current, &self.want) {
             (Some(c), Want::Run(s)) => {
@@ -187,7 +186,8 @@ impl Lifecycle {
         }
     }
 
-    /// `Some(true)`: what is wanted is so. `Some(false)`: it is not, and will not be soon by itself. `None`: under way.
+    /// Returns `Some(true)` when what is wanted is reached, `Some(false)` when it is not and will not be soon without
+    /// help, and `None` while under way.
     pub(crate) fn settled(&self) -> Option<bool> {
         if self.asked_pending.is_some()
             && !self.outdated()
@@ -227,7 +227,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether what runs is ready, and is what was last ordered, whatever its file asks for beyond that.
+    /// Returns true when the running instance is ready and as last ordered, even if its file asks for something else.
     pub(crate) fn is_as_ordered(&self) -> bool {
         let ready = self
             .current
@@ -236,7 +236,7 @@ impl Lifecycle {
         ready && !self.outdated() && self.replace_hold.is_none()
     }
 
-    /// How it answers its probes, against `failures` in a row.
+    /// Returns how the tenant answers its probes.
     pub(crate) fn pulse(&self) -> Pulse {
         match &self.current {
             Some(c) if c.verdict.is_some() && !c.serves() => Pulse::BeingReplaced,
@@ -259,7 +259,7 @@ impl Lifecycle {
         }
     }
 
-    /// How urgent it is to start what it asks a slot for.
+    /// Returns the urgency of the start that the tenant needs a slot for.
     pub(crate) fn urgency(&self) -> Urgency {
         match &self.current {
             Some(current) if current.serves() => Urgency::Served,
@@ -267,29 +267,28 @@ impl Lifecycle {
         }
     }
 
-    /// The current instance, if one is there.
     pub(crate) fn current(&self) -> Option<&Instance> {
         self.current.as_ref()
     }
 
-    /// Every instance that has, or may have, a process.
+    /// Returns every instance that has, or may have, a process.
     pub(crate) fn instances(&self) -> impl Iterator<Item = &Instance> {
         [&self.current, &self.next, &self.draining]
             .into_iter()
             .flatten()
     }
 
-    /// Whether `restart` was ordered since this instance was spawned.
+    /// Returns true when `restart` was ordered after this instance was spawned.
     pub(crate) fn is_superseded(&self, instance: &Instance) -> bool {
         instance.generation != self.generation
     }
 
-    /// Unplanned exits.
+    /// Returns the number of unplanned exits.
     pub(crate) fn restarts(&self) -> u64 {
         self.restarts
     }
 
-    /// The first instance number not yet given.
+    /// Returns the next free instance number.
     pub(crate) fn next_id(&self) -> InstanceId {
         InstanceId(self.next_id)
     }

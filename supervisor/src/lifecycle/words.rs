@@ -1,4 +1,4 @@
-//! What is said to a life and what it answers: facts in, actions out.
+//! The events a lifecycle takes and the actions it answers with.
 
 use super::{Inheritance, Stage};
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 /// Monotonic time since the host booted.
 pub(crate) type Time = Duration;
 
-/// Which effective configuration: a new number for each that differs.
+/// Number of an effective configuration: a new one for each that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Revision(pub(crate) u64);
 
-/// Which run of a tenant's broker; unique for the tenant in its runtime folder.
+/// Number of one run of a tenant's broker, unique for the tenant in its runtime folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct InstanceId(pub(crate) u64);
 
-/// The operator's settings that time a life.
+/// The operator's timing settings for a lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Policy {
     /// `[start] timeout`.
@@ -23,66 +23,65 @@ pub(crate) struct Policy {
     pub(crate) grace: Duration,
     /// `[health] failures`.
     pub(crate) probe_failures: u32,
-    /// `[debug] core`: a hung instance is to leave one.
+    /// `[debug] core`: a hung instance must leave a core.
     pub(crate) core: bool,
 }
 
-/// What should run.
+/// The configuration and pool to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spec {
-    /// The configuration to run.
     pub(crate) revision: Revision,
     /// Its `pool_size`.
     pub(crate) pool: u32,
 }
 
-/// What is wanted of this tenant.
+/// The wanted state of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Want {
-    /// Run this.
+    /// Run this configuration.
     Run(Spec),
-    /// Do not run; the reason says why not.
+    /// Do not run, for this reason.
     Refused(String),
-    /// Do not run: the operator's or the file's wish.
+    /// Do not run, because the operator or the file says so.
     Stopped(String),
-    /// Its file has gone: drain, then forget it.
+    /// The file was removed: drain, then forget the tenant.
     Gone,
 }
 
-/// Who gets a start slot first.
+/// Order of starts that wait for a slot, most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
-    /// It served, and nobody serves for it now.
+    /// The tenant served, and has no serving instance now.
     Down,
-    /// It has not been tried as it is now.
+    /// The tenant has not been tried in its present form.
     New,
-    /// Its old instance serves until it is replaced.
+    /// The old instance serves until it is replaced.
     Served,
-    /// Nobody serves for it, and its last start came to nothing.
+    /// No instance serves, and the last start failed.
     Failed,
 }
 
-/// A fact about this tenant.
+/// A fact about the tenant.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Event {
-    /// What is wanted, judged from file, operator and budget. `pending` says what the file asks for beyond that.
+    /// The wanted state, judged from file, operator and budget. `pending` names a change that cannot be made.
     Wanted { want: Want, pending: Option<String> },
-    /// An earlier supervisor has left this. Comes first, if at all.
+    /// Instances and sockets of an earlier supervisor. Comes first, if at all.
     Adopted(Inheritance),
-    /// An adopted instance was asked how far it is, and has answered.
+    /// An adopted instance was asked for its stage, and has answered.
     Learned {
         id: InstanceId,
         stage: Stage,
-        /// The most connections it may hold, by its own account.
+        /// The largest number of connections it may hold, as the instance reports.
         connections: u32,
     },
-    /// An adopted instance was asked how far it is, and does not answer in time. It is asked again.
+    /// An adopted instance did not answer in time when asked for its stage. It is asked again.
     Unanswered(InstanceId),
-    /// Its server: reachable, or why not.
+    /// The tenant's server is reachable, or the reason why not.
     Server(Result<(), String>),
-    /// Whether a replacement may overlap the running instance, or must be stop-then-start.
+    /// True when a replacement may overlap the running instance; false means stop-then-start.
     MayOverlap(bool),
-    /// The slot asked for is ours.
+    /// The requested slot is granted.
     SlotGranted,
     /// The address of this revision is bound.
     Bound(Revision),
@@ -90,32 +89,31 @@ pub(crate) enum Event {
     BindFailed(Revision, String),
     /// The process exists.
     Spawned { id: InstanceId, pid: i32 },
-    /// No process came to be.
+    /// The process could not be started.
     SpawnFailed { id: InstanceId, reason: String },
     /// `READY=1`.
     Ready(InstanceId),
-    /// `EXTEND_TIMEOUT_USEC`: readiness may take so much longer from now.
+    /// `EXTEND_TIMEOUT_USEC`: readiness may take this much longer from now.
     Extend(InstanceId, Duration),
-    /// `STATUS=`: what it is at, in its own words.
+    /// `STATUS=`: the instance's own description of its state.
     Says(InstanceId, String),
-    /// A probe was answered; with why `/readyz` is not 200, if it is not.
+    /// A probe was answered. `not_ready` is the reason why `/readyz` is not 200, if so.
     ProbeAnswered {
         id: InstanceId,
         not_ready: Option<String>,
     },
-    /// A probe was not answered. `on_time`: the supervisor's own loop was.
+    /// A probe was not answered. `on_time` is true when the supervisor itself was not late.
     ProbeMissed { id: InstanceId, on_time: bool },
-    /// Its private socket is not where it was: no probe says anything of it.
+    /// The private socket is not in its place any more, so probes say nothing about the instance.
     OutOfReach(InstanceId),
-    /// The host stood still and does no longer: probes missed meanwhile do not count.
+    /// A stall of the host is over: probes missed meanwhile do not count.
     StallEnded,
-    /// Found hung, and it is this one's turn to be replaced.
+    /// The instance is hung, and its turn to be replaced has come.
     ReplaceHung { id: InstanceId, detail: String },
-    /// It holds so many connections now.
+    /// The number of connections the instance holds now.
     Connections(InstanceId, u32),
-    /// The server shows so many connections of this tenant that none of its instances has; counted at `since` or later.
+    /// Number of the tenant's connections on the server that no instance has, counted at `since` or later.
     LeftOver { since: Time, count: u32 },
-    /// The process has ended.
     Exited {
         id: InstanceId,
         reason: String,
@@ -123,38 +121,38 @@ pub(crate) enum Event {
     },
     /// `start`: try at once.
     Start,
-    /// `restart`: replace by overlap. One that does not become ready is given up, and the order with it.
+    /// `restart`: replace by overlap. If the new instance does not become ready, the order has failed.
     Restart,
-    /// Another program is on disk: replace by overlap, and try again until one becomes ready.
+    /// A new program is on disk: replace by overlap, and retry until an instance becomes ready.
     NewProgram,
-    /// `reload`: try a configuration error again now.
+    /// `reload`: retry a configuration error now.
     Reload,
     /// Time has passed.
     Tick,
 }
 
-/// Which kind of slot.
+/// Kind of a start slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotKind {
-    /// A start where nothing runs, of a configuration that has run: its place in the budget is an old one.
+    /// A start while nothing runs, of a configuration that has run, so that its room in the budget is its own.
     Start,
-    /// The first start of a configuration where nothing runs: what it takes may be room that replacements under way have
-    /// been given, and then it waits for them.
+    /// The first start of a configuration while nothing runs. Its room may have been given to replacements under way:
+    /// then it waits for them.
     First,
-    /// A start beside a running instance: takes two connections above the pool meanwhile.
+    /// A start beside a running instance, which takes two connections above the pool.
     Replacement,
 }
 
-/// What is to be done.
+/// An action to carry out.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// Bind this revision's address, if it is not bound; answer `Bound` or `BindFailed`.
+    /// Bind this revision's address, if not bound yet; answer `Bound` or `BindFailed`.
     Listen(Revision),
-    /// Close every listening socket but this revision's; all of them for `None`.
+    /// Close every listening socket except this revision's; all of them for `None`.
     Unlisten(Option<Revision>),
-    /// Queue for a slot; answered by `SlotGranted`.
+    /// Queue for a slot; answer `SlotGranted`.
     AskSlot(SlotKind),
-    /// The start the slot was for is over, and what it takes of the budget is not yet.
+    /// Note that the start is over, while its room in the budget is still in use.
     Started,
     /// Give the slot back, or leave the queue.
     ReleaseSlot,
@@ -164,19 +162,19 @@ pub(crate) enum Action {
         revision: Revision,
         connections: u32,
     },
-    /// SIGTERM.
+    /// Send SIGTERM.
     Terminate(InstanceId),
-    /// SIGABRT, so that it leaves a core.
+    /// Send SIGABRT, so that the process leaves a core.
     Abort(InstanceId),
-    /// SIGKILL, to its whole session.
+    /// Send SIGKILL to the whole session.
     Kill(InstanceId),
-    /// `PUT /pool`.
+    /// Send `PUT /pool`.
     SetConnections(InstanceId, u32),
-    /// Count the connections of this tenant that the servers of these configurations show and none of its instances has, at
-    /// `since` or later; answer `LeftOver` once every one of them has been asked. It is asked again soon.
+    /// Count the tenant's connections on the servers of these configurations that none of its instances has, at `since`
+    /// or later. Answer `LeftOver` once all these servers have been asked. The action is repeated soon.
     CountLeftOver { since: Time, of: Vec<Revision> },
     /// Answer 503 on the tenant's socket, or cease to.
     StandIn(bool),
-    /// Nothing is left and nothing is wanted: drop the tenant.
+    /// Drop the tenant, because it has no process and is not wanted.
     Forget,
 }

@@ -1,23 +1,23 @@
-//! Canonical lines in the form a sink wants them.
+//! Encodes canonical lines in the format of the sink.
 
 use super::journal;
 use super::queue::Chunk;
 use super::text::TextEncoder;
 use bytes::Bytes;
 
-/// How lines are written.
+/// Format in which lines go to the sink.
 #[derive(Debug)]
 pub(super) enum Encoder {
-    /// As they are.
+    /// Canonical lines, unchanged.
     Json,
-    /// For people.
+    /// Text for people.
     Text(TextEncoder),
-    /// Datagrams for the journal, each behind its length (see [`journal`]).
+    /// Datagrams for the journal, each after its length (see [`journal`]).
     Journal,
 }
 
 impl Encoder {
-    /// The lines of `chunk` as the sink takes them; the same bytes, not a copy, when that is JSON.
+    /// Returns the lines of `chunk` in the sink's format; JSON shares the chunk's bytes without a copy.
     pub(super) fn encoded(&self, chunk: &Chunk) -> Bytes {
         let lines = chunk.bytes.split_inclusive(|byte| *byte == b'\n');
         let mut out = Vec::with_capacity(chunk.bytes.len());

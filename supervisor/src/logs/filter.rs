@@ -1,30 +1,30 @@
-//! Which lines somebody asked for.
+//! Selection of log lines by tenant and level.
 
 use super::flat::{Pairs, Value};
 use super::queue::Name;
 use brokkr_tenant::TenantName;
 use serde::{Deserialize, Serialize};
 
-/// How grave a line is.
+/// Severity of a log line.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
-    /// Everything.
+    /// Every line.
     Trace,
-    /// For those who work on the program.
+    /// Details for developers of the program.
     Debug,
-    /// What happens.
+    /// Normal events.
     Info,
-    /// What should not happen.
+    /// Events that should not happen.
     Warn,
-    /// What failed.
+    /// Failures.
     Error,
 }
 
 impl Level {
-    /// A level as lines spell it; what is not known counts as information.
+    /// Returns the level that a line spells as `word`; an unknown word counts as information.
     pub(super) fn parse(word: &str) -> Self {
         match word {
             "ERROR" => Level::Error,
@@ -35,7 +35,7 @@ impl Level {
         }
     }
 
-    /// The level of a canonical line.
+    /// Returns the level of a canonical line; a line without a level counts as information.
     pub(super) fn of_line(line: &[u8]) -> Self {
         let text = std::str::from_utf8(line).unwrap_or_default().trim_end();
         if text.is_empty() {
@@ -48,12 +48,12 @@ impl Level {
         }
     }
 
-    /// As grave as `least` or graver.
+    /// Returns true when this level is `least` or more severe.
     pub(super) fn at_least(self, least: Self) -> bool {
         self >= least
     }
 
-    /// Its priority in the words of syslog, as the journal wants it.
+    /// Returns the syslog priority that the journal takes for this level.
     pub(super) fn priority(self) -> u8 {
         match self {
             Level::Error => 3,
@@ -63,7 +63,7 @@ impl Level {
         }
     }
 
-    /// The word as the control API takes it.
+    /// Returns the word that the control API takes for this level.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Level::Trace => "trace",
@@ -75,14 +75,14 @@ impl Level {
     }
 }
 
-/// Which lines to show.
+/// Selection of the lines to show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// Lines of these tenants; empty: of all, and the supervisor's own.
+    /// Tenants whose lines are shown; when empty, the lines of all tenants and of the supervisor.
     pub(crate) tenants: Vec<TenantName>,
-    /// No lines of these.
+    /// Tenants whose lines are left out.
     pub(crate) not: Vec<TenantName>,
-    /// Lines as grave as this or graver.
+    /// Lowest level that is shown.
     pub(crate) level: Option<Level>,
 }
 

@@ -1,26 +1,24 @@
-//! One pass over one line: is it a broker's log line, that is one flat JSON object, and where in it do ours go?
+//! Scans a broker's line once, to tell a flat JSON object from plain text and to find the place for `tenant` and `pid`.
 //!
-//! A line is never parsed into a tree: at full speed that costs more than everything else together. The scan only
-//! proves that the line is one JSON object without nested values, sees its keys go by, and remembers where `tenant` and
-//! `pid` are to be put in.
+//! The scan builds no tree, because at full speed a tree costs more than all other work on the line together.
 
 use memchr::memchr2;
 use std::borrow::Cow;
 
-/// What the scan of a well-formed line found.
+/// Result of the scan of a well-formed line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// Offset at which `"tenant":…,"pid":…,` may be put in: after the leading `timestamp` and `level`, a comma
-    /// already behind it and a key in front.
+    /// Offset at which `"tenant":…,"pid":…,` may be inserted: after the leading `timestamp` and `level` and their
+    /// comma, with another key after it.
     pub(super) splice_at: usize,
-    /// The line has keys `tenant` or `pid` of its own, or keys written with escapes that may be these.
+    /// True when the line has a key `tenant` or `pid`, or an escaped key that may be one of these.
     pub(super) contested: bool,
 }
 
-/// One JSON value of a flat object, as it is written.
+/// One JSON value of a flat object, as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Value<'a> {
-    /// What is between the quotes, escapes and all.
+    /// The text between the quotes, with its escapes.
     String(&'a str),
     /// A number, `true`, `false` or `null`.
     Bare(&'a str),
@@ -32,14 +30,14 @@ const TARGET: u8 = 4;
 const MESSAGE: u8 = 8;
 const REQUIRED: u8 = TIMESTAMP | LEVEL | TARGET;
 
-/// Scans `line`, which has no line feed in it. `None` when it is not one flat JSON object with the strings `timestamp`,
-/// `level` and `target`, each once: then it is text.
+/// Scans `line`, which must contain no line feed. Returns `None` when the line is plain text: not one flat JSON object
+/// with the strings `timestamp`, `level` and `target`, each once.
 pub(super) fn scan(line: &[u8]) -> Option<Shape> {
     if line.first() != Some(&b'{') || line.last() != Some(&b'}') {
         return None;
     }
-    // Written without an early exit so that it becomes vector instructions. Inside strings control characters are
-    // not allowed, and between values no program of ours writes them.
+    // The loop has no early exit so that it compiles to vector instructions. JSON forbids control characters inside
+    // strings, and no broker writes them between values.
     if line
         .iter()
         .fold(false, |found, byte| found | (*byte < 0x20))
@@ -68,7 +66,7 @@ pub(super) fn scan(line: &[u8]) -> Option<Shape> {
             }
         };
         if known != 0 {
-            // A second `level` would mean one thing to us and another to the next reader.
+            // A line with two `level` keys is refused, because JSON readers disagree on which of them counts.
             if seen & known != 0 || (known != MESSAGE && !matches!(value, Value::String(_))) {
                 return None;
             }
@@ -85,7 +83,7 @@ pub(super) fn scan(line: &[u8]) -> Option<Shape> {
     })
 }
 
-/// The pairs of a flat object, in order.
+/// Iterator over the pairs of a flat object, in order.
 pub(super) struct Pairs<'a> {
     text: &'a str,
     at: usize,
@@ -93,7 +91,7 @@ pub(super) struct Pairs<'a> {
 }
 
 impl<'a> Pairs<'a> {
-    /// Pairs of `text`, which begins with `{`.
+    /// Creates an iterator over the pairs of `text`, which begins with `{`.
     pub(super) fn new(text: &'a str) -> Self {
         Self {
             text,
@@ -108,7 +106,7 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// Outer `None`: not a flat object. Inner `None`: the end.
+    /// Returns the next pair: the outer `None` means no flat object, the inner `None` means the end.
     #[allow(
         clippy::option_option,
         reason = "three outcomes, two of which are used with `?`"
@@ -139,7 +137,8 @@ impl<'a> Pairs<'a> {
             b'"' => Value::String(self.string()?),
             _ => Value::Bare(self.bare()?),
         };
-        // The end or a comma follows; checked on the next call, but `at` must stand on it for the splice.
+        // Move `at` to the comma or brace that follows, because the splice position depends on it; the next call checks
+        // it.
         self.skip_spaces();
         Some(Some((key, value)))
     }
@@ -186,8 +185,8 @@ impl<'a> Iterator for Pairs<'a> {
     }
 }
 
-/// Bytes of a `\uXXXX` escape, or of the surrogate pair it begins. A lone surrogate is no character and no JSON
-/// reader agrees with the next about it.
+/// Returns the length in bytes of a `\uXXXX` escape, or of the surrogate pair that it begins. Returns `None` for a lone
+/// surrogate, because JSON readers disagree on its meaning.
 fn escape_length(bytes: &[u8]) -> Option<usize> {
     match unit(bytes)? {
         0xd800..=0xdbff => match unit(bytes.get(6..)?)? {
@@ -206,8 +205,8 @@ fn unit(bytes: &[u8]) -> Option<u32> {
     })
 }
 
-/// JSON's grammar of numbers: no leading zero or plus, digits on both sides of a point; and small enough for every reader:
-/// many refuse what is beyond a double, which 32 bytes and two digits of exponent never are.
+/// Returns true when `word` is a JSON number: no leading zero or plus, and digits on both sides of a point. At most 32
+/// bytes and two digits of exponent are accepted, because many readers refuse a number beyond a double.
 fn is_number(word: &[u8]) -> bool {
     if word.len() > 32 {
         return false;
@@ -243,7 +242,7 @@ fn is_number(word: &[u8]) -> bool {
     rest.is_empty()
 }
 
-/// The text a JSON string stands for. `raw` is what is between the quotes of a string that the scan accepted.
+/// Returns the text of a JSON string. `raw` is the part between the quotes of a string that the scan accepted.
 pub(super) fn unescape(raw: &str) -> Cow<'_, str> {
     if !raw.contains('\\') {
         return Cow::Borrowed(raw);
@@ -283,7 +282,7 @@ pub(super) fn unescape(raw: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// Appends `text` as what stands between the quotes of a JSON string.
+/// Appends `text` escaped for use between the quotes of a JSON string.
 pub(super) fn escape_into(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let bytes = text.as_bytes();

@@ -1,4 +1,4 @@
-//! Lines as they come, for `logs -f`.
+//! New log lines for the clients of `logs -f`.
 
 use super::filter::{Filter, Level};
 use super::queue::Chunk;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
-/// Most bytes waiting for one follower; beyond it loses lines and is told how many.
+/// Largest number of bytes waiting for one follower; lines beyond it are counted as lost to that follower.
 const MOST: usize = 4 << 20;
 
 #[derive(Debug, Default)]
@@ -57,27 +57,27 @@ impl Follower {
     }
 }
 
-/// What a follower gets.
+/// Item that a follower receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Followed {
     /// Whole lines of JSON.
     Lines(Bytes),
-    /// So many lines came while it was not reading, and are lost to it.
+    /// Number of lines that this follower lost because it did not read fast enough.
     Lost(u64),
 }
 
-/// A subscription to lines as they come. Dropping it ends it.
+/// Subscription to new log lines; dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Subscription(pub(super) Arc<Follower>);
 
 impl Subscription {
-    /// Waits for lines. Cancelling loses nothing: what is not returned stays queued.
+    /// Waits for lines. Cancelling loses no lines, because a line stays queued until it is returned.
     pub(crate) async fn next(&mut self) -> Followed {
         loop {
             if let Some(followed) = self.poll() {
                 return followed;
             }
-            // `notify_one` leaves a permit, so nothing offered between the look above and here is missed.
+            // `notify_one` leaves a permit, so no chunk offered between `poll` and this wait is missed.
             self.0.some.notified().await;
         }
     }
@@ -105,7 +105,7 @@ impl Subscription {
                 }
             }
         }
-        // The queue is empty, so these are the lines that came after everything it held.
+        // The queue is empty, so the lost lines came after all lines that it held.
         let lost = std::mem::take(&mut waiting.lost);
         (lost > 0).then_some(Followed::Lost(lost))
     }

@@ -1,6 +1,7 @@
-//! journald's native protocol: one datagram a line, a field a line, fields with line feeds behind their length.
+//! journald's native protocol: one datagram per line, one field per line of it, and a length before each value with
+//! line feeds.
 //!
-//! Encoded datagrams wait behind their length, four bytes in the order of this machine, so that one chunk holds many.
+//! Each encoded datagram follows its length, four bytes in native byte order, so that one chunk holds many datagrams.
 
 use super::filter::Level;
 use super::flat::{Pairs, Value, unescape};
@@ -15,13 +16,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
-/// Where journald listens.
+/// Path of journald's socket.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// The broker's pid, and never the supervisor's: people search the journal for it.
+/// Field with the broker's pid, never the supervisor's, because people search the journal for a broker by this field.
 const TENANT_PID: &str = "TENANT_PID";
 
-/// Appends one canonical line as a datagram behind its length.
+/// Appends one canonical line as a datagram after its length.
 pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(line) else {
         return;
@@ -55,8 +56,8 @@ pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
         };
         match key {
             "tenant" | "pid" => {}
-            // On a line of the supervisor these name the broker that the line is about; on a broker's own line they are the
-            // broker's words.
+            // On a supervisor's line these keys name the broker that the line is about. On a broker's own line they are
+            // ordinary fields of that broker.
             "of_pid" | "broker_pid" if origin.is_supervisor && origin.tenant.is_some() => {
                 field(out, TENANT_PID, &value);
             }
@@ -72,7 +73,7 @@ pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
     out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
-/// The datagrams of an encoded chunk.
+/// Returns an iterator over the datagrams of an encoded chunk.
 pub(super) fn datagrams(mut chunk: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = chunk.split_first_chunk::<4>()?;
@@ -95,8 +96,8 @@ fn field(out: &mut Vec<u8>, name: &str, value: &str) {
     out.push(b'\n');
 }
 
-/// A broker's key as the journal takes names: upper case, digits, underscores, at most 64 bytes. Names that mean
-/// something to journald or to us (who it is from, which unit it is about) are not for a broker to say.
+/// Turns a broker's key into a journal field name: upper case, digits, underscores, at most 64 bytes. A name that
+/// journald or the supervisor uses (origin, unit) gets the prefix `F_`, so that no broker can set that field.
 fn field_name(key: &str) -> String {
     const OURS: [&str; 10] = [
         "MESSAGE",
@@ -127,7 +128,7 @@ fn field_name(key: &str) -> String {
     name
 }
 
-/// Sends one datagram. One that is too large for the socket goes as a sealed memory file, as the protocol has it.
+/// Sends one datagram; if too large for the socket, as a sealed memory file, as journald's protocol prescribes.
 pub(super) fn send(socket: &UnixDatagram, path: &Path, datagram: &[u8]) -> io::Result<()> {
     match socket.send_to(datagram, path) {
         Ok(_) => Ok(()),
@@ -251,7 +252,7 @@ mod tests {
             ControlMessageOwned::ScmRights(files) => Some(files),
             _ => None,
         });
-        // The descriptor is opened again by path, which keeps this test free of unsafe code.
+        // The test opens the descriptor again by path, because taking it over would need unsafe code.
         let number = files.unwrap()[0];
         let mut file = File::open(format!("/proc/self/fd/{number}")).unwrap();
         nix::unistd::close(number).unwrap();

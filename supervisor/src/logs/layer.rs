@@ -1,4 +1,4 @@
-//! The supervisor's own lines take the same way as everybody's.
+//! Sends the supervisor's own events through the same hub as the brokers' lines.
 
 use super::flat::escape_into;
 use super::line::{Origin, timestamp};
@@ -52,7 +52,7 @@ impl<S: tracing::Subscriber> Layer<S> for HubLayer {
 struct Fields {
     message: String,
     tenant: Option<String>,
-    /// `,"key":value…`
+    /// Further fields as JSON, `,"key":value…`.
     others: String,
 }
 
@@ -81,7 +81,7 @@ impl Visit for Fields {
                 self.tenant = Some(value.to_owned());
                 return;
             }
-            // The line's own keys, which an event's field must not write a second time.
+            // These keys are the line's own, so an event's field of the same name is renamed.
             "pid" => "of_pid",
             "timestamp" => "of_timestamp",
             "level" => "of_level",

@@ -1,4 +1,4 @@
-//! Bytes of one pipe in, canonical lines out: JSON, flat, one a line, with the tenant and the pid we know it from.
+//! Splits the bytes of one pipe into canonical lines: flat JSON, one object per line, with the pipe's tenant and pid.
 
 use super::flat::{self, Pairs, Value};
 use crate::handover::Carry;
@@ -6,24 +6,23 @@ use brokkr_tenant::TenantName;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::borrow::Cow;
 
-/// A longer line is cut, in bytes.
+/// Longest line in bytes; a longer line is cut.
 pub(super) const MAX_LINE: usize = 16 * 1024;
 
-/// The time as every line has it.
+/// Formats the time as every line shows it.
 pub(super) fn timestamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// Who a line is from.
+/// Process that wrote a line, and the tenant that the line is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Origin {
-    /// `None`: the supervisor itself, about no tenant in particular.
+    /// `None` on a line of the supervisor about no particular tenant.
     pub(super) tenant: Option<TenantName>,
-    /// The process.
     pub(super) pid: i32,
-    /// The process is the supervisor, which may speak about a tenant too.
+    /// True when the process is the supervisor, which also writes lines about tenants.
     pub(super) is_supervisor: bool,
-    /// `"tenant":"acme","pid":4711`, made once.
+    /// `"tenant":"acme","pid":4711`, formatted once.
     keys: Box<str>,
 }
 
@@ -50,12 +49,12 @@ impl Origin {
         }
     }
 
-    /// Appends one line made by the supervisor.
+    /// Appends one line written by the supervisor.
     pub(super) fn write(&self, out: &mut Vec<u8>, level: &str, target: &str, message: &str) {
         self.write_at(out, &timestamp(Utc::now()), level, target, message, "");
     }
 
-    /// Appends one line; `fields` is empty or `,"key":value…`, JSON already.
+    /// Appends one line; `fields` is empty or JSON of the form `,"key":value…`.
     pub(super) fn write_at(
         &self,
         out: &mut Vec<u8>,
@@ -84,7 +83,7 @@ impl Origin {
         out.extend_from_slice(b"}\n");
     }
 
-    /// Appends the canonical form of one line a broker wrote, `line` being without its line feed.
+    /// Appends the canonical form of a broker's `line`, which has no line feed.
     fn canonical(&self, out: &mut Vec<u8>, line: &[u8], now: &str) {
         match flat::scan(line) {
             Some(shape) if !shape.contested => {
@@ -95,7 +94,7 @@ impl Origin {
                 out.extend_from_slice(after);
                 out.push(b'\n');
             }
-            // The scan saw valid UTF-8.
+            // The scan accepts only valid UTF-8, so nothing is lost here.
             Some(_) => self.rewritten(out, &String::from_utf8_lossy(line)),
             None => self.wrapped(out, &String::from_utf8_lossy(line), now),
         }
@@ -105,7 +104,7 @@ impl Origin {
         self.write_at(out, now, "WARN", "stderr", text, "");
     }
 
-    /// A valid line with keys that are ours to write: these are left out.
+    /// Appends a valid line without its own `tenant` and `pid` keys, because only the supervisor sets these.
     fn rewritten(&self, out: &mut Vec<u8>, line: &str) {
         out.push(b'{');
         out.extend_from_slice(self.keys.as_bytes());
@@ -129,17 +128,17 @@ impl Origin {
     }
 }
 
-/// Cuts the bytes of one pipe into lines, keeping what has no line feed yet.
+/// Splits the bytes of one pipe into lines and keeps the unfinished last line.
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
-    /// Beginning of the line that has not ended, at most [`MAX_LINE`] bytes.
+    /// Beginning of the unfinished line, at most [`MAX_LINE`] bytes.
     carry: Vec<u8>,
-    /// Bytes of that line beyond what was kept.
+    /// Number of further bytes of that line, which were discarded.
     beyond: usize,
 }
 
 impl Splitter {
-    /// One that goes on in the midst of a line.
+    /// Creates a splitter that continues an unfinished line.
     pub(super) fn resume(carry: Carry) -> Self {
         let mut splitter = Self::default();
         splitter.keep(&carry.bytes);
@@ -147,7 +146,7 @@ impl Splitter {
         splitter
     }
 
-    /// Where it stopped, for another to go on.
+    /// Returns the unfinished line, for another splitter to continue.
     pub(super) fn leave(self) -> Carry {
         Carry {
             bytes: self.carry,
@@ -155,7 +154,7 @@ impl Splitter {
         }
     }
 
-    /// Appends every line that ends in `block` to `out`, in canonical form, and says how many these are.
+    /// Appends every line that ends in `block` to `out` in canonical form, and returns their number.
     pub(super) fn feed(
         &mut self,
         origin: &Origin,
@@ -178,9 +177,9 @@ impl Splitter {
         lines
     }
 
-    /// Appends the line that has not ended, if there is one: nothing more will come. Says how many lines that is.
+    /// Appends the unfinished line, if any, because the pipe delivers no more. Returns the number of lines, 0 or 1.
     pub(super) fn end(&mut self, origin: &Origin, now: &str, out: &mut Vec<u8>) -> u32 {
-        // Taken, not cleared: most pipes never carry anything again, and there are thousands of them.
+        // `take` frees the buffers: there are thousands of pipes, and most never carry an unfinished line again.
         let carry = std::mem::take(&mut self.carry);
         let beyond = std::mem::take(&mut self.beyond);
         emit(origin, &carry, beyond, now, out)
@@ -194,7 +193,7 @@ impl Splitter {
     }
 }
 
-/// One line; an empty one says nothing and is left out.
+/// Appends one line and returns 1; skips an empty line and returns 0.
 fn emit(origin: &Origin, line: &[u8], beyond: usize, now: &str, out: &mut Vec<u8>) -> u32 {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.is_empty() {

@@ -1,4 +1,4 @@
-//! Which sink, and in which form.
+//! Choice of the log's sink and format.
 
 use super::encode::Encoder;
 use super::journal;
@@ -11,22 +11,22 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
-/// `log.format`.
+/// Value of `log.format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
     /// `journald` when standard error is the journal, `text` otherwise.
     #[default]
     Auto,
-    /// A line a line, for people.
+    /// Text for people, one line each.
     Text,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
     /// journald's native protocol, with `TENANT=`.
     Journald,
 }
 
-/// Where the merged stream goes.
+/// Destination of the merged log.
 #[derive(Debug)]
 pub(crate) enum Output {
     /// Text to a file, pipe or terminal.
@@ -38,7 +38,7 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    /// The output that `format` means here, with `stdout` for streams.
+    /// Returns the output for `format`; text and JSON go to `stdout`.
     pub(crate) fn choose(format: Format, stdout: OwnedFd) -> Self {
         match format {
             Format::Text => Output::Text(stdout),
@@ -64,7 +64,8 @@ impl Output {
     }
 }
 
-/// systemd says in `JOURNAL_STREAM` which device and inode its stream is: ours only if nobody has redirected since.
+/// Returns true when standard error has the device and inode that systemd gave in `JOURNAL_STREAM`; otherwise standard
+/// error was redirected since.
 fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;

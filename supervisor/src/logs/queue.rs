@@ -1,8 +1,7 @@
-//! What the reader and the writer share: per tenant, the lines on their way to the sink and the last lines in memory.
+//! State that reader and writer share: per tenant, the lines queued for the sink and the last lines in memory.
 //!
-//! Everything is counted in bytes and bounded: a queue that is full loses its own tenant's lines until it has half
-//! emptied, and says how many when it has. Chunks are never copied: queue, memory and followers hold the same bytes when
-//! the sink takes JSON.
+//! All sizes are bounded in bytes. A full queue drops its own tenant's lines until half of it is free, then reports how
+//! many. No chunk is copied: when the sink takes JSON, the queue, the memory and the followers share the same bytes.
 
 use super::encode::Encoder;
 use super::filter::Filter;
@@ -15,25 +14,25 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most bytes waiting for the sink, over all tenants.
+/// Largest number of bytes queued for the sink, over all tenants.
 const QUEUES: usize = 64 << 20;
-/// Most bytes waiting for the sink for one tenant, however few tenants there are.
+/// Largest number of bytes queued for one tenant, however few tenants there are.
 const QUEUE_MOST: usize = 16 << 20;
-/// What every tenant may have waiting, however many there are.
+/// Number of bytes that every tenant may have queued, however many tenants there are.
 const QUEUE_LEAST: usize = 64 << 10;
-/// Most bytes of last lines kept, over all tenants.
+/// Largest number of bytes of last lines in memory, over all tenants.
 const MEMORY: usize = 32 << 20;
-/// Most bytes of last lines kept for one tenant.
+/// Largest number of bytes of last lines in memory for one tenant.
 const MEMORY_MOST: usize = 256 << 10;
-/// What every tenant keeps, however many there are.
+/// Number of bytes of last lines that every tenant may keep, however many tenants there are.
 const MEMORY_LEAST: usize = 4 << 10;
-/// Cost of a chunk beside its bytes, so that thousands of short lines are counted as what they are.
+/// Cost in bytes of a chunk beside its text; otherwise thousands of short lines would exceed the bounds.
 const CHUNK_COST: usize = 96;
 
-/// The supervisor's lines about no tenant are kept under `None`.
+/// Tenant of a line; `None` for the supervisor's lines about no tenant.
 pub(super) type Name = Option<TenantName>;
 
-/// Whole lines of one origin, in canonical form.
+/// Whole canonical lines of one origin.
 #[derive(Debug, Clone)]
 pub(super) struct Chunk {
     pub(super) origin: Arc<Origin>,
@@ -47,20 +46,20 @@ impl Chunk {
     }
 }
 
-/// What is on its way to the sink: encoded for it, whole lines.
+/// Whole lines queued for the sink, in the sink's format.
 #[derive(Debug)]
 struct Ready {
     bytes: Bytes,
     lines: u32,
-    /// Where it only says how many were lost: what it says.
+    /// The losses that this line reports; `None` for other lines.
     says: Option<Losses>,
 }
 
-/// Lines lost since it was last said.
+/// Lines lost since the last report of losses.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Losses {
     count: u64,
-    /// The sink refused some: it was not that they came too fast.
+    /// True when the sink refused some of these lines, rather than that all came too fast.
     refused: bool,
 }
 
@@ -68,41 +67,41 @@ pub(super) struct Losses {
 struct Entry {
     queue: VecDeque<Ready>,
     queued: usize,
-    /// Chunks with the order they came in, over all tenants.
+    /// Chunks with their sequence numbers, which count over all tenants.
     memory: VecDeque<(u64, Chunk)>,
     remembered: usize,
-    /// Lines lost since it was last said, and who was to have said them.
+    /// Lines lost since the last report, and the origin under which the report will appear.
     losing: Option<(Arc<Origin>, Losses)>,
     lost: u64,
-    /// Open pipes.
+    /// Number of open pipes.
     pipes: usize,
-    /// Its tenant has gone: nothing is remembered, and the entry goes with its last pipe and line.
+    /// True once the tenant was removed: no lines are kept, and the entry goes after its last pipe and queued line.
     gone: bool,
 }
 
 struct State {
     entries: BTreeMap<Name, Entry>,
-    /// Who has something for the sink, each once, in turn.
+    /// Names with queued lines, each once, in the order in which the writer serves them.
     turns: VecDeque<Name>,
     followers: Vec<Arc<Follower>>,
     remembered: usize,
     sequence: u64,
     encoder: Arc<Encoder>,
-    /// No more lines will come.
+    /// True once no more lines will come.
     closed: bool,
     written: bool,
-    /// The writer has written all it took, and waits for more.
+    /// True while the writer has written all that it took, and waits for more.
     idle: bool,
 }
 
-/// The shared part.
+/// State that reader, writer and followers share.
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     encoder: Arc<Encoder>,
 }
 
-/// One turn of one tenant at the sink.
+/// One chunk of one tenant, taken for the sink.
 #[derive(Debug)]
 pub(super) struct Turn {
     pub(super) name: Name,
@@ -133,16 +132,17 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here is left half done by a panic that matters more than logging on.
+        // A poisoned lock is used too, because continued logging matters more than any half-finished update.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes whole lines. Never blocks but for the lock, which nobody holds over a system call.
+    /// Queues whole lines. Blocks only for the lock, which no thread holds during a system call.
     pub(super) fn push(&self, chunk: Chunk) {
         if chunk.lines == 0 {
             return;
         }
-        // Before the lock: this is the costly part, and the supervisor's event loop may be waiting to log.
+        // Encode before taking the lock, because encoding is slow and the supervisor's event loop may wait for the
+        // lock.
         let encoded = self.encoder.encoded(&chunk);
         let mut state = self.lock();
         let wake = state.turns.is_empty();
@@ -154,8 +154,8 @@ impl Shared {
         }
     }
 
-    /// Waits for something to write, then takes turns worth about `budget` bytes, one chunk a tenant in turn. `None`: all
-    /// is written and nothing will come.
+    /// Waits for queued lines, then takes about `budget` bytes, one chunk per tenant in turn. Returns `None` once all
+    /// lines are written and no more will come.
     pub(super) fn take(&self, budget: usize) -> Option<Vec<Turn>> {
         let mut state = self.lock();
         loop {
@@ -179,13 +179,13 @@ impl Shared {
         }
     }
 
-    /// A turn the sink did not take after all, of so many lines: said when it takes the tenant's next.
+    /// Counts `lines` lines that the sink refused, so that the tenant's next lines report them.
     pub(super) fn lost(&self, name: &Name, lines: u32, says: Option<Losses>) {
         let mut state = self.lock();
         let Some(entry) = state.entries.get_mut(name) else {
             return;
         };
-        // A line about losses is none itself, and what it said is still to be said.
+        // A report of losses does not count as a lost line, but the losses in it must be reported again.
         let new = if says.is_some() { 0 } else { u64::from(lines) };
         entry.lost += new;
         if entry.gone {
@@ -210,12 +210,12 @@ impl Shared {
         self.lock().closed
     }
 
-    /// Waits until all is written and nothing will come; false when it was not by `deadline`.
+    /// Waits until the log is closed and all lines are written; returns false if `deadline` passes first.
     pub(super) fn wait_written(&self, deadline: Instant) -> bool {
         self.wait_until(deadline, |state| state.written)
     }
 
-    /// Waits until all that was pushed so far is written; false when it was not by `deadline`.
+    /// Waits until all lines pushed so far are written; returns false if `deadline` passes first.
     pub(super) fn wait_flushed(&self, deadline: Instant) -> bool {
         self.wait_until(deadline, |state| {
             state.written || (state.idle && state.turns.is_empty())
@@ -264,7 +264,7 @@ impl Shared {
         state.tidy(name);
     }
 
-    /// Lines lost so far, by tenant; only tenants that lost any. The supervisor's own are under `None`.
+    /// Returns the number of lines lost so far by each tenant that lost any. `None` stands for the supervisor's own.
     pub(super) fn dropped(&self) -> Vec<(Name, u64)> {
         let state = self.lock();
         let lost = state.entries.iter().filter(|(_, entry)| entry.lost > 0);
@@ -272,8 +272,8 @@ impl Shared {
             .collect()
     }
 
-    /// Takes the last `lines` lines in memory that `filter` wants, oldest first, [dealt out](tail::deal) among their
-    /// sources. From then on `follower` gets all that come: none is missed between and none comes twice.
+    /// Takes the last `lines` lines in memory that match `filter`, oldest first, [dealt out](tail::deal) among their
+    /// sources. `follower` gets all later lines, so none is missed and none comes twice.
     pub(super) fn tail(
         &self,
         filter: &Filter,
@@ -295,7 +295,7 @@ impl Shared {
         dealt.into_iter().map(|line| line.bytes).collect()
     }
 
-    /// The last `lines` lines of one process.
+    /// Returns the last `lines` lines of one process.
     pub(super) fn last_words(&self, name: &Name, pid: i32, lines: usize) -> Vec<Bytes> {
         let chunks: Vec<(u64, Chunk)> = {
             let state = self.lock();
@@ -318,7 +318,7 @@ impl State {
         self.remember(&name, chunk.clone());
         let entry = self.entries.entry(name.clone()).or_default();
         match &mut entry.losing {
-            // Half empty again, not just one line less: else every second line would be about the others.
+            // Report losses only once the queue is half empty, because otherwise every second line would be a report.
             Some(_) if entry.queued <= limit / 2 => {
                 self.say_losses(&name);
                 self.enqueue(&name, encoded, chunk.lines, None);
@@ -395,7 +395,7 @@ impl State {
         self.remembered += cost;
         self.remembered -= entry.trim(limit);
         if self.remembered > MEMORY {
-            // The share has shrunk since the others wrote last.
+            // Trim every tenant's lines, because each tenant's share may have shrunk since that tenant last wrote.
             let freed: usize = self
                 .entries
                 .values_mut()
@@ -438,7 +438,7 @@ impl State {
         turns
     }
 
-    /// Removes what is left of a tenant that has gone, once nothing of it is under way.
+    /// Removes the entry of a removed tenant once the tenant has no pipe, queued line or unreported loss.
     fn tidy(&mut self, name: &Name) {
         let done = self.entries.get(name).is_some_and(|entry| {
             entry.gone && entry.pipes == 0 && entry.queue.is_empty() && entry.losing.is_none()
@@ -450,7 +450,7 @@ impl State {
 }
 
 impl Entry {
-    /// Forgets the oldest chunks beyond `limit`, but never the latest. Says how much that freed.
+    /// Removes the oldest chunks beyond `limit`, but never the latest. Returns the number of bytes freed.
     fn trim(&mut self, limit: usize) -> usize {
         let before = self.remembered;
         while self.remembered > limit && self.memory.len() > 1 {
@@ -462,7 +462,7 @@ impl Entry {
     }
 }
 
-/// A fair share of `whole`, within bounds.
+/// Returns a fair share of `whole`, within bounds.
 fn share(whole: usize, among: usize, least: usize, most: usize) -> usize {
     (whole / among.max(1)).clamp(least, most)
 }

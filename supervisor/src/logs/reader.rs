@@ -1,7 +1,7 @@
-//! The one thread that reads: every pipe in turn, a big block at a time, and only when there is something to read.
+//! The thread that reads the brokers' log pipes, each in turn, one block at a time.
 //!
-//! The pipes are blocking, for they are shared with the brokers, whose writes must not fail; a read of a pipe that
-//! is readable and has no other reader does not block. A tenant that floods has one block a round, as everybody has.
+//! The pipes are in blocking mode. A read does not block, because it follows the report that the pipe is readable and
+//! no other process reads there. A tenant that floods gets one block per round, like every other tenant.
 
 use super::line::{Origin, Splitter, timestamp};
 use super::queue::{Chunk, Shared};
@@ -19,36 +19,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
-/// One read. A pipe holds as much.
+/// Size of one read in bytes; a pipe holds as much.
 const BLOCK: usize = 64 << 10;
-/// A chunk is handed on when it has grown to this; short lines of text grow sevenfold.
+/// Size in bytes at which a chunk is pushed. Short lines of text grow sevenfold in canonical form.
 const CHUNK: usize = 64 << 10;
-/// Most that is read of one pipe when its process has ended or we are ending: somebody else may still be writing.
+/// Largest number of bytes read from one pipe at its end, because another process may still be writing.
 const LAST: usize = 1 << 20;
-/// The token of the wake-up descriptor.
+/// Token of the wake-up descriptor.
 const WAKE: u64 = 0;
 
-/// What the reader is told.
+/// Commands to the reader.
 pub(super) enum Command {
-    /// A new pipe.
+    /// Read a new pipe.
     Attach {
         token: u64,
         origin: Arc<Origin>,
         pipe: Arc<OwnedFd>,
         carry: Carry,
     },
-    /// The process has ended: read all there is, take what has no line feed as a line, and say so.
+    /// Read all that an ended process wrote, emit its unfinished line, and answer.
     Drain {
         origin: Origin,
         done: oneshot::Sender<()>,
     },
-    /// Let every pipe go, and say by pid where each was left.
+    /// Release every pipe, and answer with each pipe's unfinished line by pid.
     Release(oneshot::Sender<BTreeMap<i32, Carry>>),
-    /// Read all there is, everywhere, and end.
+    /// Read all pipes empty, and end.
     Stop,
 }
 
-/// The way to the reader.
+/// Handle through which other threads command the reader.
 pub(super) struct Control {
     epoll: Epoll,
     wake: EventFd,
@@ -71,7 +71,7 @@ impl Control {
         })
     }
 
-    /// Hands a pipe over.
+    /// Hands a pipe to the reader.
     pub(super) fn attach(
         &self,
         origin: Arc<Origin>,
@@ -79,8 +79,8 @@ impl Control {
         carry: Carry,
     ) -> io::Result<()> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
-        // First here, where an error has somebody to go to. Readable before the reader knows the token, it is
-        // simply reported again.
+        // Register the pipe here, where the caller gets the error. The reader skips a token that it does not know yet,
+        // and the kernel reports a readable pipe again.
         self.epoll
             .add(&*pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         self.tell(Command::Attach {
@@ -97,7 +97,7 @@ impl Control {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push_back(command);
-        // Full only when the reader has been woken four thousand million times and not looked.
+        // The write fails only after four thousand million wake-ups that the reader has not seen.
         let _ = self.wake.write(1);
     }
 
@@ -115,7 +115,6 @@ struct Source {
     splitter: Splitter,
 }
 
-/// The state of the thread.
 pub(super) struct Reader {
     control: Arc<Control>,
     shared: Arc<Shared>,
@@ -136,15 +135,15 @@ impl Reader {
         }
     }
 
-    /// Reads until told to stop.
+    /// Reads until a stop command.
     pub(super) fn run(mut self) {
         let mut events = [EpollEvent::empty(); 256];
         loop {
-            // Level-triggered and with a short list of events: the kernel goes round among those that are ready.
+            // The kernel serves ready pipes in turn, because the events are level-triggered and the list is short.
             let count = match self.control.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
-                // Cannot happen to a descriptor that we hold; if it does, reading has ended.
+                // An own descriptor cannot fail here; if it does, reading ends.
                 Err(_) => break,
             };
             let mut woken = false;
@@ -162,7 +161,7 @@ impl Reader {
         self.shared.close();
     }
 
-    /// False: stop.
+    /// Carries out the queued commands. Returns false when the reader must stop.
     fn obey(&mut self) -> bool {
         let _ = self.control.wake.read();
         while let Some(command) = self.control.next() {
@@ -191,13 +190,13 @@ impl Reader {
                     for token in of_it.map(|(token, _)| *token).collect::<Vec<_>>() {
                         self.drain(token);
                     }
-                    // Whoever asked may have gone; the lines are in memory all the same.
+                    // The requester may have gone; the lines are in memory anyway.
                     let _ = done.send(());
                 }
                 Command::Release(done) => {
                     let mut left = BTreeMap::new();
                     for (_, source) in self.sources.drain() {
-                        // Said to the kernel: the descriptor lives on elsewhere, and would go on being reported.
+                        // The descriptor stays open elsewhere, so the kernel would go on reporting it.
                         let _ = self.control.epoll.delete(&*source.pipe);
                         self.shared.pipe_closed(&source.origin.tenant);
                         left.insert(source.origin.pid, source.splitter.leave());
@@ -215,7 +214,7 @@ impl Reader {
         true
     }
 
-    /// Reads all there is, then takes what has no line feed as a line.
+    /// Reads all that a pipe holds, then emits its unfinished line.
     fn drain(&mut self, token: u64) {
         let mut total = 0;
         while total < LAST {
@@ -232,7 +231,7 @@ impl Reader {
         }
     }
 
-    /// Reads one block. Says how much that was.
+    /// Reads one block and returns its size in bytes.
     fn read(&mut self, token: u64) -> usize {
         let Some(source) = self.sources.get_mut(&token) else {
             return 0;
@@ -242,7 +241,7 @@ impl Reader {
             Ok(0) => {}
             Ok(count) => {
                 let mut lines = 0;
-                // Parts, so that no chunk becomes much larger than others.
+                // Feed the block in parts, so that no chunk becomes much larger than others.
                 for part in self.block[..count].chunks(BLOCK / 4) {
                     lines += source
                         .splitter
@@ -260,13 +259,13 @@ impl Reader {
                 return count;
             }
             Err(Errno::EINTR | Errno::EAGAIN) => return 0,
-            // A pipe has no other errors; whatever it is, nothing more will come of it.
+            // A pipe has no other errors; after any error the pipe is closed.
             Err(_) => {}
         }
         if let Some(mut source) = self.sources.remove(&token) {
             let lines = source.splitter.end(&source.origin, &now, &mut self.out);
             hand_on(&self.shared, &source.origin, &mut self.out, lines);
-            // Said to the kernel, for the descriptor may be held elsewhere too and would go on being reported.
+            // The descriptor may be open elsewhere too, so the kernel would go on reporting it.
             let _ = self.control.epoll.delete(&*source.pipe);
             self.shared.pipe_closed(&source.origin.tenant);
         }
@@ -284,7 +283,7 @@ fn hand_on(shared: &Shared, origin: &Arc<Origin>, out: &mut Vec<u8>, lines: u32)
         });
     }
     out.clear();
-    // Kept for the next block, but not what one flood of tiny lines made of it.
+    // Keep the buffer for the next block, but not the size that a flood of tiny lines gave it.
     out.shrink_to(8 * CHUNK);
 }
 

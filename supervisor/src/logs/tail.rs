@@ -1,8 +1,8 @@
-//! The last lines of all sources (tenants, and the supervisor itself), dealt out so that no source pushes the others out.
+//! Deals out the last lines among all sources (tenants and the supervisor), so that no source crowds out the others.
 //!
-//! Half of the lines asked for are the newest, whoever wrote them. The other half goes line by line to the source that has
-//! the fewest so far, and of equals to the one that wrote last. A source that has no more lines leaves its part to the others,
-//! so that one source alone, or few lines in all, are shown whole.
+//! Half of the requested lines are the newest of all. The other half goes line by line to the source with the fewest
+//! lines so far; among equals, to the source whose next line is newest. A source with no more lines leaves its share to
+//! the others, so that a single source, or few lines in all, are shown whole.
 
 use super::filter::Level;
 use super::queue::Chunk;
@@ -13,12 +13,12 @@ use std::collections::BinaryHeap;
 /// One line with its line feed.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
-    /// Its chunk's place among all chunks, and its place there.
+    /// Sequence number of the line's chunk, and the line's offset in that chunk.
     at: (u64, usize),
     pub(super) bytes: Bytes,
 }
 
-/// Takes the last `most` lines of one source, newest first, from its chunks, which come newest first too.
+/// Takes the last `most` lines of one source, newest first, from its chunks, which also come newest first.
 pub(super) fn newest(
     chunks: impl Iterator<Item = (u64, Chunk)>,
     most: usize,
@@ -45,7 +45,7 @@ pub(super) fn newest(
     lines
 }
 
-/// Deals out `most` lines among `sources`, each newest first. The result is in the order the lines came in.
+/// Deals out `most` lines among `sources`, each newest first. Returns the lines in the order in which they came.
 pub(super) fn deal(sources: Vec<Vec<Line>>, most: usize) -> Vec<Line> {
     let shares = shares(&sources, most);
     let dealt = sources.into_iter().zip(shares);
@@ -56,7 +56,7 @@ pub(super) fn deal(sources: Vec<Vec<Line>>, most: usize) -> Vec<Line> {
     lines
 }
 
-/// How many lines each source gets.
+/// Returns the number of lines for each source.
 fn shares(sources: &[Vec<Line>], most: usize) -> Vec<usize> {
     let mut shares = vec![0; sources.len()];
     let by_age = most.div_ceil(2);
@@ -96,7 +96,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// A source for each list of the times of its lines.
+    /// Creates a source for each list of times of its lines.
     fn sources(of: &[Vec<u64>]) -> Vec<Vec<Line>> {
         of.iter()
             .map(|times| {
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_flood_gets_half_and_what_the_others_do_not_fill() {
-        // Three lines of one source, thirty of another, and then a flood.
+        // Three lines of one source, then thirty of another, then a flood.
         let few: Vec<u64> = (0..3).collect();
         let some: Vec<u64> = (10..40).collect();
         let flood: Vec<u64> = (100..1000).collect();

@@ -1,4 +1,4 @@
-//! The hub with real pipes: what goes in at one end is seen at the other.
+//! Tests of the hub with real pipes, from the broker's end to the sink.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,7 +25,7 @@ fn pipe() -> (File, OwnedFd) {
     (File::from(write), read)
 }
 
-/// A hub, and the lines that come out of it.
+/// Creates a hub, and a reader of the lines that come out of it.
 fn hub(output: fn(OwnedFd) -> Output) -> (Hub, BufReader<File>) {
     let (write, read) = pipe();
     (
@@ -45,7 +45,7 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// Ends the hub and takes all that is still coming.
+/// Ends the hub and returns the lines that are still coming.
 fn rest(hub: &Hub, mut out: BufReader<File>) -> Vec<String> {
     let reading = thread::spawn(move || {
         let mut text = String::new();
@@ -227,7 +227,7 @@ fn a_sink_that_reads_nothing_blocks_no_broker_and_costs_counted_lines_of_the_lou
     let mut loud = attach(&hub, "loud", 1);
     let mut calm = attach(&hub, "calm", 2);
     writeln!(calm, "before").unwrap();
-    // Far beyond every queue; would never return if the pipe were not read.
+    // The flood is far larger than every queue, so these writes would block for ever if the pipe were not read.
     let line = format!("{}\n", "y".repeat(999));
     let block = line.repeat(64);
     for _ in 0..1_000 {
@@ -483,7 +483,7 @@ fn a_pipe_that_is_let_go_in_the_midst_of_a_line_is_read_on_by_another_hub() {
         .unwrap();
     let mut carries = runtime.block_on(first.release());
     let carry = carries.remove(&7).unwrap();
-    // Written while nobody reads.
+    // These lines are written while no hub reads the pipe.
     acme.write_all(b"a line\nlast\n").unwrap();
     assert!(first.flush(soon()));
     let messages = |lines: Vec<String>| -> Vec<String> {

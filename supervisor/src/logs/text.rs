@@ -1,7 +1,7 @@
-//! Lines for people: time, tenant, level, target, message, fields.
+//! Text form of a line for people: time, tenant, level, target, message, fields.
 //!
-//! Whatever a broker writes stays on its line and in its column: control characters, those that begin a terminal's
-//! escape sequences included, and characters that turn the direction of text are shown as escapes.
+//! A broker's text stays on its own line and in its column: control characters, including those that begin a terminal's
+//! escape sequences, and characters that change the direction of text are shown as escapes.
 
 use super::flat::{Pairs, Value, unescape};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Writes canonical lines as text.
 #[derive(Debug)]
 pub(crate) struct TextEncoder {
-    /// Width of the tenant's column: that of the longest name so far.
+    /// Width of the tenant column: the length of the longest name so far.
     width: AtomicUsize,
 }
 
@@ -39,8 +39,8 @@ impl TextEncoder {
     }
 }
 
-/// One canonical line as text without time and tenant, as `last_words` shows it. What a broker did not write as a log
-/// line, a panic or libc's last words, is just its text.
+/// Returns one canonical line as text without time and tenant, as `last_words` shows it. A line that a broker did not
+/// write as a log line, such as a panic, is shown as its bare text.
 pub(super) fn brief(line: &[u8]) -> String {
     let mut out = Vec::new();
     if let Some(parts) = Parts::of(line) {
@@ -53,7 +53,7 @@ pub(super) fn brief(line: &[u8]) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The known keys of a canonical line, as written, and where the others are.
+/// The known keys of a canonical line, as written.
 struct Parts<'a> {
     timestamp: &'a str,
     level: &'a str,
@@ -61,7 +61,7 @@ struct Parts<'a> {
     target: &'a str,
     message: &'a str,
     text: &'a str,
-    /// There are others.
+    /// True when the line has other keys.
     fields: bool,
 }
 
@@ -139,9 +139,9 @@ fn is_word(raw: &str) -> bool {
             .any(|b| matches!(b, b' ' | b'"' | b'\\' | b'=' | b'\''))
 }
 
-/// Appends the text a JSON string stands for, made harmless.
+/// Appends the text of a JSON string, with control and direction characters escaped.
 fn plain(out: &mut Vec<u8>, raw: &str) {
-    // Nothing to undo and nothing to hide in nearly every string.
+    // Most strings need no unescaping and no escaping.
     if raw.bytes().fold(true, |fine, b| {
         fine & (0x20..0x7f).contains(&b) & (b != b'\\')
     }) {
@@ -170,7 +170,7 @@ fn shown(out: &mut Vec<u8>, text: &str, quoted: bool) {
     }
 }
 
-/// Line and paragraph separators, and marks that change the direction of what follows.
+/// Returns true for line and paragraph separators and for characters that change the direction of text.
 fn turns_or_breaks(character: char) -> bool {
     matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,4 +1,5 @@
-//! The one thread that writes: many chunks in one system call, and whatever the sink does stays in this thread.
+//! The thread that writes to the sink: it combines many chunks in one system call, and only this thread waits for a
+//! slow sink.
 
 use super::journal;
 use super::queue::{Shared, Turn};
@@ -10,19 +11,20 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Bytes taken from the queues for one system call.
+/// Number of bytes taken from the queues for one system call.
 const BATCH: usize = 1 << 20;
-/// Chunks in one system call; the kernel takes 1024.
+/// Largest number of chunks in one system call; the kernel accepts 1024.
 const CHUNKS: usize = 256;
 
-/// Most lines handed to journald in one of our seconds. The unit's `LogRateLimitBurst=` is twice that, so that in no second
-/// of journald's, however it lies to ours, journald has more than its limit: it would drop lines without asking whose. We
-/// wait instead; tenants' queues fill, and each loses lines of its own.
+/// Largest number of lines sent to journald in one second of this thread. The unit's `LogRateLimitBurst=` is twice
+/// that, so that no second of journald's clock, wherever it begins, exceeds journald's limit: beyond it journald would
+/// drop lines of any tenant. The writer waits instead; the tenants' queues fill, and each tenant loses only its own
+/// lines.
 const JOURNAL_LINES: u32 = 500_000;
 /// The unit's `LogRateLimitIntervalSec=`.
 const JOURNAL_SECOND: Duration = Duration::from_secs(1);
 
-/// Where lines go.
+/// Destination of the encoded lines.
 #[derive(Debug)]
 pub(super) enum Sink {
     /// A file, pipe or terminal.
@@ -31,11 +33,12 @@ pub(super) enum Sink {
     Journal(UnixDatagram, PathBuf),
 }
 
-/// A byte stream that whole lines are written to.
+/// Byte stream that takes whole lines.
 #[derive(Debug)]
 pub(super) struct Stream {
     file: File,
-    /// A write failed in the midst of a line: the next begins with a line feed, so that only that one is spoilt.
+    /// True after a write failed within a line: the next write begins with a line feed, so that only that line is
+    /// spoilt.
     torn: bool,
 }
 
@@ -44,7 +47,7 @@ impl Stream {
         Self { file, torn: false }
     }
 
-    /// Writes all of `turns`, and says from which turn on it did not.
+    /// Writes all of `turns`. On failure returns the index of the first turn that is not fully written.
     fn write(&mut self, turns: &[Turn]) -> Result<(), usize> {
         let mut at = 0;
         let mut within = 0;
@@ -82,8 +85,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether to try the same write again, after having waited for room where the sink is non-blocking: we did not make
-    /// it so, but a terminal or pipe is shared with programs that may have.
+    /// Returns true when the write must be tried again. Waits first for room in a non-blocking sink, because other
+    /// programs that share the terminal or pipe may have made it non-blocking.
     fn again(&self, error: &io::Error) -> bool {
         match error.kind() {
             ErrorKind::Interrupted => true,
@@ -96,7 +99,7 @@ impl Stream {
     }
 }
 
-/// Keeps what journald is given below its limit.
+/// Rate limiter that keeps the lines sent to journald below its limit.
 #[derive(Debug)]
 struct Pace {
     second: Instant,
@@ -111,7 +114,7 @@ impl Pace {
         }
     }
 
-    /// Counts one line; says how long to wait before it.
+    /// Counts one line and returns the time to wait before sending it.
     fn line(&mut self, now: Instant) -> Duration {
         let passed = now.saturating_duration_since(self.second);
         let mut wait = Duration::ZERO;
@@ -126,14 +129,14 @@ impl Pace {
     }
 }
 
-/// Writes until everything is written and nothing will come.
+/// Writes until all lines are written and no more will come.
 pub(super) fn run(shared: &Shared, mut sink: Sink) {
     let mut pace = Pace::new(Instant::now());
     while let Some(turns) = shared.take(BATCH) {
         match &mut sink {
             Sink::Stream(stream) => {
                 if let Err(from) = stream.write(&turns) {
-                    // A full disk or a reader that has gone: the lines are lost and counted, brokers run on.
+                    // The disk is full or the log's reader has gone: count the lines as lost, so that brokers run on.
                     for turn in &turns[from..] {
                         shared.lost(&turn.name, turn.lines, turn.says);
                     }
@@ -156,8 +159,8 @@ pub(super) fn run(shared: &Shared, mut sink: Sink) {
     }
 }
 
-/// Sends one datagram, waiting while journald is away: it comes back, and until then its lines queue up like those of any
-/// slow sink. Only when we are ending is that the line's loss.
+/// Sends one datagram, waiting while journald is away. Meanwhile lines queue as for any slow sink; the line is lost
+/// only when the log is closing.
 fn send(shared: &Shared, socket: &UnixDatagram, path: &std::path::Path, datagram: &[u8]) -> bool {
     loop {
         match journal::send(socket, path, datagram) {
@@ -187,7 +190,8 @@ mod tests {
         assert_eq!(set("LogRateLimitIntervalSec="), Some("1s"));
         let burst: usize = set("LogRateLimitBurst=").unwrap().parse().unwrap();
 
-        // The loudest there can be: a line whenever one may be written, 300 ns after the one before, with a pause between.
+        // Simulates the highest rate possible: a line whenever one is allowed, 300 ns after the last, with a pause
+        // between.
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
         let mut times = Vec::new();

@@ -1,4 +1,4 @@
-//! The one task that owns what is known of every URL and server. Looks, knocks and probes report to it by event.
+//! Owns the state of every URL and server, in one task. Looks, knocks and probes report to it by event.
 
 mod attempts;
 mod merge;
@@ -20,35 +20,35 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
-/// Our own connections are called this behind the prefix: no tenant's name, for it has a dot.
+/// The `application_name` of the supervisor's own connections, behind the prefix; a tenant's name has no dot.
 const OWN_NAME: &str = ".supervisor";
 
-/// The longest one look may take, all its steps together.
+/// The longest time for one look, with all its steps.
 const LOOK: Duration = Duration::from_secs(8);
 
-/// Where to knock, as URLs spell it.
+/// The host and port to knock at, as URLs spell them.
 type Address = (Host, u16);
 
 enum Event {
-    /// A URL was looked at.
+    /// Result of a look at a URL.
     Tried {
         url: DatabaseUrl,
         number: u64,
         result: Result<Box<Found>, Failure>,
     },
-    /// An address was knocked at.
+    /// Result of a knock at an address.
     Knocked {
         address: Address,
         number: u64,
         result: Result<(), Failure>,
     },
-    /// A server's probe was answered.
+    /// An answer to a server's probe.
     Sampled {
         server: ServerId,
         probe: u64,
         sample: Sample,
     },
-    /// A server's probe failed.
+    /// Failure of a server's probe.
     Lost {
         server: ServerId,
         probe: u64,
@@ -56,7 +56,7 @@ enum Event {
     },
 }
 
-/// A URL that leads to a server for a tenant.
+/// Result of a look at a URL that leads to a usable server.
 struct Found {
     identity: Identity,
     sample: Sample,
@@ -65,7 +65,7 @@ struct Found {
 
 struct Watched {
     view: Server,
-    /// What any URL has told of it.
+    /// Identity of the server, from all its URLs.
     marks: Marks,
     probe: Option<(u64, AbortHandle)>,
 }
@@ -73,20 +73,20 @@ struct Watched {
 struct Coordinator {
     prefix: String,
     endpoints: BTreeMap<DatabaseUrl, Endpoint>,
-    /// What an operator should know of each URL.
+    /// Notes for the operator about each URL.
     notes: BTreeMap<DatabaseUrl, Notes>,
     attempts: BTreeMap<DatabaseUrl, Attempt>,
     doors: BTreeMap<Address, Door>,
     servers: BTreeMap<ServerId, Watched>,
-    /// What URLs were told that lead to a server whose probe was lost: it counts once none of them gets an answer.
+    /// Failures of URLs whose server has lost its probe; they count once none of its URLs gets an answer.
     doubts: BTreeMap<DatabaseUrl, Failure>,
-    /// Reloads and the URLs each still waits for.
+    /// Reloads, and the URLs that each still waits for.
     refreshes: Vec<(BTreeSet<DatabaseUrl>, oneshot::Sender<()>)>,
     events: mpsc::UnboundedSender<Event>,
-    /// Looks, knocks and probes so far: what an event belongs to.
+    /// Number of looks, knocks and probes so far; each event carries its number.
     numbered: u64,
     publish: watch::Sender<Arc<ServersView>>,
-    /// Changes when somebody waits for a count.
+    /// Changes when a caller waits for a new count.
     soon: watch::Receiver<u64>,
 }
 
@@ -98,7 +98,7 @@ pub(super) async fn run(
     soon: watch::Receiver<u64>,
     prefix: String,
 ) {
-    // Unbounded, and bounded by who sends: one event at a time for each URL, address and server.
+    // Unbounded, because each URL, address and server has at most one event on its way.
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut coordinator = Coordinator {
         prefix,
@@ -114,7 +114,7 @@ pub(super) async fn run(
         publish,
         soon,
     };
-    // The set may have been given before this loop first looked.
+    // The set may have been sent before this loop started.
     let urls = wants.borrow_and_update().clone();
     coordinator.want(&urls);
     loop {
@@ -127,8 +127,7 @@ pub(super) async fn run(
                 None => std::future::pending().await,
             }
         };
-        // Every arm is cancel-safe: channels lose nothing when dropped between messages, and the timer is
-        // computed anew.
+        // Every arm is cancel-safe: channels lose nothing between messages, and the timer is computed anew.
         tokio::select! {
             changed = wants.changed() => {
                 if changed.is_err() {
@@ -138,7 +137,7 @@ pub(super) async fn run(
                 coordinator.want(&urls);
             }
             Some(done) = requests.recv() => {
-                // What was wanted before the request is part of it.
+                // A refresh includes the URLs wanted before it was requested.
                 let urls = wants.borrow_and_update().clone();
                 coordinator.want(&urls);
                 coordinator.refresh(done);
@@ -200,7 +199,7 @@ impl Coordinator {
         });
     }
 
-    /// Looks at every URL again, from the beginning: what is under way may have begun before this was wanted.
+    /// Looks at every URL again from the start, because a running look may have begun before the request.
     fn refresh(&mut self, done: oneshot::Sender<()>) {
         let now = Instant::now();
         for attempt in self.attempts.values_mut() {
@@ -259,7 +258,7 @@ impl Coordinator {
         self.numbered
     }
 
-    /// After every change: publishes what is different, and answers reloads that have all they waited for.
+    /// Publishes changes and answers finished reloads. Must be called after every change.
     fn settle(&mut self) {
         self.settle_doubts();
         self.settle_names();
@@ -289,7 +288,7 @@ impl Coordinator {
                 }
             }
         }
-        // The latest is always there to be read; nobody is woken to read that nothing has changed.
+        // Always stores the latest view, but wakes readers only for a change.
         self.publish.send_if_modified(|published| {
             let changed = !published.same_but_for_times(&view);
             *published = Arc::new(view);
@@ -300,7 +299,7 @@ impl Coordinator {
             .partition(|(waits, _)| waits.is_empty());
         self.refreshes = waiting;
         for (_, reply) in done {
-            // Whoever asked may have gone.
+            // An error means that the caller has gone.
             let _ = reply.send(());
         }
     }
@@ -318,7 +317,7 @@ impl Coordinator {
     }
 }
 
-/// Identifies a URL and counts who is connected there.
+/// Identifies the server of a URL and counts its connections.
 async fn look(url: &DatabaseUrl, name: &str) -> Result<Box<Found>, Failure> {
     within("the answers", LOOK, async {
         let (identity, session) = identify(url, name).await?;

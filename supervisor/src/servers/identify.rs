@@ -1,4 +1,4 @@
-//! Logging into one URL and finding out which server it is, and whether it is one for a tenant.
+//! Logs into one URL, identifies its server, and checks that it is usable for a tenant.
 
 use super::session::{DEADLINE, Failure, Row, Session};
 use crate::budget::{Database, Role};
@@ -6,18 +6,18 @@ use brokkr_tenant::{DatabaseUrl, Host};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// How often each of two connections is asked for its backend: a busy pooler may give them different ones
-/// once, hardly so every time.
+/// Number of times each of two connections is asked for its backend: a busy pooler may give them different backends
+/// once, but hardly every time.
 const ROUNDS: usize = 3;
 
-/// A second connection that has had no answer for so long waits until another ends.
+/// A second connection that has no answer after this time counts as queued at a pooler.
 const QUEUES: Duration = Duration::from_secs(1);
 const HEARD_LATE: Duration = Duration::from_millis(100);
 
-/// What tells one server from others, as far as a URL may know it.
+/// Identity of a server, as far as a URL may read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Marks {
-    /// `system_identifier`, where both it and the start time may be read.
+    /// `system_identifier`, when both it and the start time may be read.
     pub(super) identifier: Option<String>,
     /// `pg_postmaster_start_time()`, to the microsecond.
     pub(super) started: Option<String>,
@@ -26,7 +26,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Whether both are of one server, by the best that both know.
+    /// Returns true when both identify the same server, by the best value that both know.
     pub(super) fn same_server(&self, other: &Self) -> bool {
         match (&self.identifier, &other.identifier) {
             (Some(ours), Some(theirs)) => ours == theirs && self.started == other.started,
@@ -42,11 +42,11 @@ impl Marks {
     }
 }
 
-/// What one look over one connection found.
+/// Result of one look over one connection.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     pub(super) marks: Marks,
-    /// The address as it resolves here: the server's name where there is no better one.
+    /// The address as it resolves here: the server's name when there is no better name.
     pub(super) address: String,
     pub(super) database_oid: u32,
     pub(super) database: Database,
@@ -56,11 +56,11 @@ pub(super) struct Identity {
     pub(super) superuser_reserved: u32,
     pub(super) reserved: u32,
     pub(super) version: String,
-    /// A pooler in session mode stands in front.
+    /// True when a pooler in session mode stands in front.
     pub(super) pooler: bool,
 }
 
-/// Everything but the identity, in one statement. `reserved_connections` exists from 16 on.
+/// Asks for everything except the identity, in one statement. `reserved_connections` exists from 16 on.
 const ASK: &str = "\
 SELECT d.oid, d.datname, d.datconnlimit, r.rolname, r.rolconnlimit, r.rolsuper, \
        current_setting('max_connections'), current_setting('superuser_reserved_connections'), \
@@ -77,7 +77,7 @@ const STARTED: &str = "SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_
 const WHO: &str = "SELECT system_identifier, extract(epoch FROM pg_catalog.pg_postmaster_start_time()) \
                    FROM pg_catalog.pg_control_system()";
 
-/// Logs into `url` and asks. The connection that answered is given back: the prober keeps it.
+/// Logs into `url` and identifies the server. Returns the connection too, because the prober keeps it.
 pub(super) async fn identify(
     url: &DatabaseUrl,
     name: &str,
@@ -151,12 +151,12 @@ pub(super) async fn identify(
     Ok((identity, first))
 }
 
-/// Two connections that are open at once have a backend each, or something in between shares them out
-/// statement by statement, and with them one tenant's `search_path` to the next.
+/// Refuses a pooler that shares backends between connections statement by statement, because that would carry one
+/// tenant's `search_path` to the next. Two connections that are open at once must have different backends.
 ///
-/// Brokers may hold all there is but one, and are not to be called cut off for that: without a pooler one connection is
-/// enough. Behind a pooler that is full the second has to queue, and that shows as much: while the first has nothing to do, a
-/// pooler that shares would give its backend to whoever queues, before the first can have it again.
+/// Brokers may hold all connections but one. Without a pooler one connection is enough then. Behind a full pooler the
+/// second connection queues, which also answers the question: a pooler that shares would give the idle backend of the
+/// first connection to the queued connection before the first could use it again.
 async fn not_shared(
     first: &Session,
     pooler: bool,
@@ -179,7 +179,7 @@ async fn not_shared(
         Err(_) => {
             let before = first.backend();
             let again = first.ask_backend().await?;
-            // What came to its turn before the first did may be heard of a little later.
+            // The second connection may have been served before the first, but its answer may arrive a little later.
             match tokio::time::timeout(HEARD_LATE, &mut second).await {
                 Ok(second) => second?,
                 Err(_) if before == Some(again) => return Ok(()),
@@ -214,7 +214,7 @@ fn pooled() -> Failure {
     )
 }
 
-/// -1 is no limit; anything else below zero marks an invalid database, which nobody may enter.
+/// Reads a connection limit. -1 means no limit; other negative values mark an invalid database, which refuses logins.
 fn limit(row: &Row, column: usize) -> Result<Option<u32>, Failure> {
     let text = row.text(column)?;
     Ok(if text == "-1" {
@@ -224,7 +224,7 @@ fn limit(row: &Row, column: usize) -> Result<Option<u32>, Failure> {
     })
 }
 
-/// Host and port as the URL spells them.
+/// Returns host and port as the URL spells them.
 pub(super) fn spelled(url: &DatabaseUrl) -> String {
     match url.host() {
         Host::Tcp(host) => format!("{host}:{}", url.port()),
@@ -232,7 +232,7 @@ pub(super) fn spelled(url: &DatabaseUrl) -> String {
     }
 }
 
-/// Address and port as the name resolves here: the only name left for a server that does not tell its own.
+/// Returns address and port as the name resolves here, for a server that cannot be identified otherwise.
 async fn resolved(url: &DatabaseUrl) -> String {
     match url.host() {
         Host::Unix(folder) => {

@@ -1,8 +1,8 @@
-//! Knocking at an address: whether a server answers there at all, without a role, a database or a password.
+//! Knocks at an address to find out whether a server answers there, without a role, a database or a password.
 //!
-//! A request for TLS is the one question that every PostgreSQL server and pooler answers before it knows who asks, also
-//! one that starts, stops or is full. So what it says of an address is true for every URL that names it, which no login is:
-//! that one may hang or fail for reasons of its own.
+//! A request for TLS is the only question that every PostgreSQL server and pooler answers before the login, also while
+//! it starts, stops or is full. So the answer holds for every URL of the address. The result of a login does not: a
+//! login may hang or fail for reasons of its own.
 
 use super::session::{Failure, within};
 use brokkr_tenant::Host;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Length and code, as the protocol has it.
+/// The protocol's `SSLRequest`: length and code.
 const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// Asks an address for one byte, and says nothing more.
+/// Sends the request and waits for one byte.
 pub(super) async fn knock(host: &Host, port: u16, deadline: Duration) -> Result<(), Failure> {
     let shown = match host {
         Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),

@@ -1,4 +1,4 @@
-//! A stand-in for TLS where there is no wire: it passes bytes on as they are.
+//! A stand-in for TLS on an in-memory stream: it passes bytes on unchanged.
 
 use std::future::{Ready, ready};
 use std::io;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-/// Passes bytes on as they are.
+/// Connector that adds no encryption.
 pub(super) struct Plain;
 
 /// A stream behind [`Plain`].

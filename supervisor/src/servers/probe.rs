@@ -1,4 +1,4 @@
-//! The kept connection to one server and the statement it asks once a second.
+//! Probes one server: a kept connection and a statement once a second.
 
 use super::session::{DEADLINE, Failure, Session};
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 /// Time between two probes of a server that is up.
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
 
-/// An answer that takes longer puts the server in doubt: then its addresses and its other URLs are asked.
+/// The longest wait for an answer; after that the server is in doubt, and its addresses and other URLs are asked.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// However many want to know sooner.
+/// The shortest time between two probes, however many callers wait for a count.
 const SOONEST: Duration = Duration::from_millis(100);
 
-/// Who is connected, by application name (an answer for 1,000 backends is some 10 KiB), and whether this is still the server it was, and still takes
-/// writes. Parallel workers are not connections; their type is only told to those who may see it.
+/// Asks for connections by application name and database (some 10 KiB for 1,000 backends), and checks that the server
+/// still takes writes. Leaves out parallel workers; a role without the right to see a backend's type sees NULL.
 const ASK: &str = "\
 SELECT application_name, string_agg(pid::text, ' '), pg_is_in_recovery(), current_setting('transaction_read_only'), \
        datid \
@@ -23,16 +23,16 @@ SELECT application_name, string_agg(pid::text, ' '), pg_is_in_recovery(), curren
    AND (backend_type IS NULL OR backend_type = 'client backend') \
  GROUP BY application_name, datid";
 
-/// Who was connected, at one time.
+/// The connections of a server at one time.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
-    /// When it was asked for.
+    /// Time of the query.
     pub(super) asked: Instant,
     /// Backends by application name and database.
     pub(super) backends: BTreeMap<(String, u32), BTreeSet<i32>>,
 }
 
-/// Asks once.
+/// Probes a server once.
 pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
     sample_within(session, DEADLINE).await
 }
@@ -62,7 +62,7 @@ async fn sample_within(session: &Session, deadline: Duration) -> Result<Sample, 
     Ok(sample)
 }
 
-/// Asks every [`PERIOD`], and sooner when `soon` says that somebody waits, until it fails; `tell` gets every answer.
+/// Probes every [`PERIOD`], and sooner when `soon` changes, until a probe fails. Calls `tell` with every answer.
 pub(super) async fn watch(
     mut session: Session,
     mut soon: tokio::sync::watch::Receiver<u64>,

@@ -1,4 +1,4 @@
-//! Whether a tenant's role can work in its schema, as the catalogue of its database tells. Nothing is written.
+//! Checks in the catalogue that a tenant's role can work in its schema. Writes nothing.
 
 use super::session::{Failure, Session, within};
 use brokkr_tenant::{DatabaseUrl, SchemaName};
@@ -7,19 +7,19 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Connections at once, all servers together.
+/// The largest number of connections at once, to all servers together.
 const AT_ONCE: usize = 4;
-/// For one URL, login and answer together.
+/// The longest time for one URL, login and answer together.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Made by the published broker's migrations; one of ours is in every schema that a broker of this kind has started in.
+/// Tables that tell schemas apart: the published broker's migrations create the first, this broker's the second.
 const FOREIGN: &str = "__diesel_schema_migrations";
 const OURS: &str = "brokkr_meta";
 
-/// Schemas a tenant's broker could not work in, by URL and name, and why.
+/// Reasons why a tenant's broker cannot work in a schema, by URL and schema.
 pub type SchemaProblems = BTreeMap<(DatabaseUrl, SchemaName), String>;
 
-/// Asks each URL once about all its schemas. What cannot be asked is left out: the broker's start will say it.
+/// Asks each URL once about all its schemas. Leaves out URLs that cannot be asked; the broker's start reports those.
 ///
 /// # Errors
 /// When the event loop cannot be made.
@@ -37,7 +37,7 @@ pub fn schema_problems(
                 let (url, schemas) = (url.clone(), schemas.clone());
                 let (places, name) = (places.clone(), name.clone());
                 tokio::task::spawn_local(async move {
-                    // It is never closed; without a place it would be asked all the same.
+                    // The semaphore is never closed, so this cannot fail.
                     let _place = places.acquire().await;
                     let found = within("the answer", ANSWER, ask(&url, &schemas, &name)).await;
                     (url, found)
@@ -65,7 +65,7 @@ async fn ask(
 ) -> Result<Vec<(SchemaName, String)>, Failure> {
     let session = Session::open(url, name).await?;
     session.set_own_settings().await?;
-    // A schema's name has letters, digits and underscores only.
+    // A schema's name has letters, digits and underscores only, so it needs no escaping.
     let names: Vec<String> = schemas.iter().map(|s| format!("('{s}')")).collect();
     let sql = format!(
         "SELECT w.name, current_user, current_database(), \
@@ -123,9 +123,9 @@ async fn ask(
     Ok(problems)
 }
 
-/// A name as SQL takes it, in quotes where it needs them.
+/// Quotes a name for SQL where needed.
 fn identifier(name: &str) -> String {
-    // What a schema may not be called without quotes, a role or a database may not either.
+    // The same names need quotes, whether of a schema, a role or a database.
     let plain = SchemaName::parse(name).is_ok_and(|parsed| parsed.as_str() == name);
     if plain {
         name.to_owned()

@@ -1,4 +1,4 @@
-//! One connection to one server, every step of it within a deadline of ours.
+//! One connection to one server, with a deadline for every step.
 
 use brokkr_pg::{ConnectError, Connector, Options, Reason};
 use brokkr_tenant::DatabaseUrl;
@@ -11,35 +11,35 @@ use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-/// The longest one login or one answer may take. A server that is stopped keeps its connections open and
-/// never answers; no timeout of PostgreSQL's ends that.
+/// The longest time for one login or one answer. A stopped server keeps its connections open and never answers, and no
+/// timeout of PostgreSQL ends that.
 pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Why a URL is not usable now.
+/// Reason why a URL is not usable now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) kind: Kind,
     reason: String,
 }
 
-/// What a failure is about.
+/// Cause of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The address: nothing answers there, or the server says so to every login.
+    /// The address: no server answers there, or the server refuses every login.
     Address,
-    /// This URL: its connection was not made or has ended, and only a knock tells whether the address is at fault.
+    /// This URL: its connection failed or has ended. Only a knock tells whether the address is at fault.
     Silent,
-    /// This URL: no answer in time. The same doubt.
+    /// This URL: no answer in time. Only a knock tells whether the address is at fault.
     Late,
-    /// This URL: as many connections as its role or database may have are taken.
+    /// This URL: the connection limit of its role or database is reached.
     Full,
-    /// This URL: what answers cannot serve it now, and may later.
+    /// This URL: the server or pooler cannot serve it now, but may later.
     Unavailable,
-    /// This URL: the server cancelled the statement, as a role's `statement_timeout` makes it.
+    /// This URL: the server cancelled the statement, for example by the role's `statement_timeout`.
     Cancelled,
-    /// This URL: it answers, and says no.
+    /// This URL: the server answers and refuses.
     Refused,
-    /// This URL: it answers, and takes no writes: a standby, or a session that is read-only.
+    /// This URL: the server answers but takes no writes: a standby, or a read-only session.
     ReadOnly,
 }
 
@@ -56,17 +56,16 @@ impl Failure {
         Self::new(Kind::ReadOnly, reason.to_owned())
     }
 
-    /// Of an address that gives no answer.
+    /// Returns the failure of an address that gives no answer.
     pub(super) fn of_address(reason: String) -> Self {
         Self::new(Kind::Address, reason)
     }
 
-    /// In words.
     pub(super) fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// Whether it may pass without a change to a configuration.
+    /// Returns true when it may pass without a change to a configuration.
     pub(super) fn passes(&self) -> bool {
         !matches!(self.kind, Kind::Refused | Kind::ReadOnly)
     }
@@ -81,7 +80,7 @@ impl Failure {
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
-        // A pooler says with class 08 that the server behind it is away.
+        // A pooler uses class 08 when the server behind it is unreachable.
         let behind = error
             .code()
             .is_some_and(|code| code.code().starts_with("08"));
@@ -99,7 +98,7 @@ impl From<ConnectError> for Failure {
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(db) = error.as_db_error() {
-            // Class 53 is "insufficient resources", 08 "connection exception" (a pooler's server is away).
+            // Class 53 is "insufficient resources", 08 "connection exception" (a pooler's server is unreachable).
             let code = db.code().code();
             let kind = match db.code() {
                 &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN => Kind::Silent,
@@ -127,12 +126,11 @@ impl From<tokio_postgres::Error> for Failure {
     }
 }
 
-/// One row of text.
 #[derive(Debug)]
 pub(super) struct Row(SimpleQueryRow);
 
 impl Row {
-    /// A column that is never null.
+    /// Returns a column that is never null.
     pub(super) fn text(&self, column: usize) -> Result<&str, Failure> {
         self.0
             .try_get(column)
@@ -141,30 +139,28 @@ impl Row {
             .ok_or_else(|| Failure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
     }
 
-    /// A column that may be null.
+    /// Returns a column that may be null.
     pub(super) fn nullable(&self, column: usize) -> Option<&str> {
         self.0.try_get(column).ok().flatten()
     }
 
-    /// A number.
     pub(super) fn number(&self, column: usize) -> Result<u32, Failure> {
         self.text(column)?
             .parse()
             .map_err(|_| Failure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
     }
 
-    /// A boolean.
     pub(super) fn flag(&self, column: usize) -> Result<bool, Failure> {
         Ok(self.text(column)? == "t")
     }
 }
 
-/// Lifts a role's `statement_timeout`. Alone, because the timer runs from the arrival of the whole message.
+/// Disables a role's `statement_timeout`. Sent alone, because the timer runs from the arrival of the whole message.
 const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout TO 0";
 
-/// Overrides what a role or a database sets for its sessions, because it must not decide how the probe answers for all
-/// tenants. Names are looked up in `pg_catalog` alone, and no timeout of the server ends a statement or the session.
-/// `transaction_timeout` exists from 17 on. `default_transaction_read_only` stays, because a tenant's sessions have it too.
+/// Overrides settings of the role or database, because they must not decide how the probe answers for all tenants.
+/// Names are looked up in `pg_catalog` alone, and no timeout of the server ends a statement or the session.
+/// `transaction_timeout` exists from 17 on. `default_transaction_read_only` stays, because tenants' sessions have it.
 const OWN_SETTINGS: &str = "\
 SET search_path TO pg_catalog, pg_temp; \
 SELECT pg_catalog.set_config(s.name, '0', false) FROM pg_catalog.pg_settings s \
@@ -172,23 +168,23 @@ SELECT pg_catalog.set_config(s.name, '0', false) FROM pg_catalog.pg_settings s \
        'idle_in_transaction_session_timeout', 'transaction_timeout']); \
 SET jit TO off";
 
-/// Tries of a statement that the server cancels. A role may allow its statements a millisecond, which a busy machine
-/// exceeds now and then; each of the prober's statements may run again.
+/// The largest number of tries of a statement that the server cancels. A role may allow its statements only a
+/// millisecond, which a busy machine exceeds now and then; each of the prober's statements may run again.
 const TRIES: usize = 20;
 
-/// An open connection. Dropped, it says goodbye to the server and is gone.
+/// An open connection. Dropping it logs out.
 #[derive(Debug)]
 pub(super) struct Session {
     client: Client,
     ended: JoinHandle<Option<Failure>>,
     backend: Cell<Option<i32>>,
-    /// A statement has not been answered.
+    /// True while a statement is unanswered.
     asking: Cell<bool>,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // A goodbye would wait behind the answer, which may never come.
+        // Otherwise the logout would wait for the answer, which may never come.
         if self.asking.get() {
             self.ended.abort();
         }
@@ -199,7 +195,7 @@ impl Session {
     /// Connects and logs in, with `name` as `application_name`.
     pub(super) async fn open(url: &DatabaseUrl, name: &str) -> Result<Self, Failure> {
         let (client, connection) = within("connecting", DEADLINE, async {
-            // Reading certificates may block, and this thread works for every tenant.
+            // Reading certificates may block, and this thread serves every tenant.
             let (url, options) = (url.clone(), Options::new(name));
             let connector = tokio::task::spawn_blocking(move || Connector::new(&url, &options))
                 .await
@@ -217,15 +213,15 @@ impl Session {
         })
     }
 
-    /// Sets what this session needs, whatever its role or database has set. Not through a pooler that may share backends:
-    /// the next program would have it too.
+    /// Overrides the settings of the role and database for this session. Must not be used through a pooler that may
+    /// share backends, because the next client would get these settings too.
     pub(super) async fn set_own_settings(&self) -> Result<(), Failure> {
         self.ask(NO_STATEMENT_TIMEOUT).await?;
         self.ask(OWN_SETTINGS).await.map(|_| ())
     }
 
-    /// The rows of one statement, by the simple protocol: one round trip, nothing prepared, so a pooler in
-    /// any mode answers it. A statement that the server cancels is sent again, [`TRIES`] times in all.
+    /// Returns the rows of one statement by the simple protocol: one round trip and nothing prepared, so that a pooler
+    /// in any mode answers. A statement that the server cancels is sent again, [`TRIES`] times in all.
     pub(super) async fn ask(&self, sql: &str) -> Result<Vec<Row>, Failure> {
         let mut tries = 1;
         loop {
@@ -236,7 +232,7 @@ impl Session {
         }
     }
 
-    /// Asks, and waits no longer than this for the answer.
+    /// Runs a statement with this deadline.
     pub(super) async fn ask_within(
         &self,
         deadline: Duration,
@@ -259,7 +255,7 @@ impl Session {
             .collect())
     }
 
-    /// The one row of a statement.
+    /// Returns the only row of a statement.
     pub(super) async fn ask_one(&self, sql: &str) -> Result<Row, Failure> {
         self.ask(sql)
             .await?
@@ -267,7 +263,7 @@ impl Session {
             .ok_or_else(|| Failure::refused("gave no answer where there is always one"))
     }
 
-    /// Which backend serves this connection now.
+    /// Asks for the backend that serves this connection now.
     pub(super) async fn ask_backend(&self) -> Result<i32, Failure> {
         let row = self.ask_one("SELECT pg_catalog.pg_backend_pid()").await?;
         let pid = row
@@ -278,15 +274,15 @@ impl Session {
         Ok(pid)
     }
 
-    /// The backend it was last served by.
+    /// Returns the backend that served this connection last.
     pub(super) fn backend(&self) -> Option<i32> {
         self.backend.get()
     }
 
-    /// Which process was announced at login. The server tells its own; a pooler makes one up.
+    /// Returns the process id that was announced at login: a server's backend pid, or a pooler's invented number.
     pub(super) async fn process_id(&self) -> Option<i32> {
-        // The library keeps it for cancelling, and writes it nowhere else than into a cancel request: so let
-        // it write one, to ourselves. Length, code, process, key: four numbers.
+        // The library keeps the id only for cancel requests, so let it write a cancel request to this process. The
+        // request has four numbers: length, code, process, key.
         let (mut ours, theirs) = tokio::io::duplex(64);
         let token = self.client.cancel_token();
         let cancel = token.cancel_query_raw(theirs, super::plain::Plain);
@@ -295,7 +291,7 @@ impl Session {
             ours.read_exact(&mut request[..8]).await.ok()?;
             const SSL_REQUEST: i32 = 80_877_103;
             if number(&request, 4) == SSL_REQUEST {
-                // Over TLS the library asks for TLS first: granted, there is no wire in between.
+                // Over TLS the library asks for TLS first. "S" grants it; `Plain` adds no encryption.
                 ours.write_all(b"S").await.ok()?;
                 ours.read_exact(&mut request[..8]).await.ok()?;
             }
@@ -308,7 +304,7 @@ impl Session {
         process
     }
 
-    /// Waits until the connection ends, whoever ends it.
+    /// Waits until the connection ends, and returns the reason.
     pub(super) async fn ended(&mut self) -> Failure {
         match (&mut self.ended).await {
             Ok(Some(failure)) => failure,
@@ -326,7 +322,7 @@ fn number(request: &[u8; 16], at: usize) -> i32 {
     ])
 }
 
-/// Does the work, unless it takes longer.
+/// Runs `work` with a deadline.
 pub(super) async fn within<T>(
     what: &str,
     deadline: Duration,

@@ -4,7 +4,7 @@
     clippy::panic,
     reason = "tests"
 )]
-//! Against real servers.
+//! Probers against real servers.
 
 use super::{Endpoint, Servers, ServersView, event_loop, made_at_last};
 use brokkr_tenant::DatabaseUrl;
@@ -32,7 +32,7 @@ fn url_of(text: &str) -> DatabaseUrl {
     DatabaseUrl::parse(text).unwrap()
 }
 
-/// Waits until the view is as wanted, and says how long it took.
+/// Waits until the view fulfils `is` and returns the time that took.
 fn wait(
     servers: &Servers,
     what: &str,
@@ -294,7 +294,7 @@ fn not_permitted_to_read_the_identity_the_address_stands_for_it() {
     );
 }
 
-/// A PgBouncer in front of `server`; ended when dropped.
+/// A PgBouncer in front of `server`; dropping it ends the process.
 struct Bouncer {
     child: std::process::Child,
     port: u16,
@@ -306,7 +306,7 @@ impl Bouncer {
         Self::of(server, mode, 20)
     }
 
-    /// One that opens so many connections to the server.
+    /// Starts a pooler that opens at most `size` connections to the server.
     fn of(server: &PgServer, mode: &str, size: u32) -> Option<Self> {
         let Ok(program) = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
             .map(std::path::PathBuf::from)
@@ -342,7 +342,7 @@ impl Bouncer {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         if let Some((uid, gid)) = brokkr_tests::pg::postgres_user() {
-            // It refuses to run as root.
+            // PgBouncer refuses to run as root.
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).unwrap();
             command.uid(uid).gid(gid);
         }
@@ -397,7 +397,7 @@ fn a_pooler_that_shares_backends_is_refused_and_one_in_session_mode_is_told_of()
     );
 }
 
-/// After a take-over its brokers have all of it but one connection.
+/// After a take-over the brokers hold all connections of the pooler but one.
 #[test]
 fn a_pooler_that_is_full_is_a_server_all_the_same_and_one_that_shares_is_found_out_all_the_same() {
     let server = PgServer::start();
@@ -410,7 +410,7 @@ fn a_pooler_that_is_full_is_a_server_all_the_same_and_one_that_shares_is_found_o
             return;
         };
         let url = format!("postgres://brokkr@127.0.0.1:{}/brokkr", bouncer.port);
-        // All but one is taken: by a session that is open, or by a transaction.
+        // Takes all connections but one, each by an open session or an open transaction.
         let mut taken: Vec<postgres::Client> = Vec::new();
         let connect = || postgres::Client::connect(&url, postgres::NoTls).ok();
         while taken.len() + 1 < size as usize {

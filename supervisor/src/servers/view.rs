@@ -1,52 +1,52 @@
-//! What the probers have found.
+//! The results of the probers, as published to the fleet.
 
 use crate::budget::{Admission, Facts, Place, ServerId};
 use brokkr_tenant::{DatabaseUrl, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-/// Everything known of every server, at one time.
+/// State of every URL and server at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServersView {
     /// Every wanted URL.
     pub endpoints: BTreeMap<DatabaseUrl, Endpoint>,
-    /// Every server some wanted URL leads to, or led to when it was last up.
+    /// Every server that a wanted URL leads to, or led to when it was last up.
     pub servers: BTreeMap<ServerId, Server>,
-    /// Addresses that have stood for a server, or would, while none of its URLs told which it is; and what it is called now.
+    /// Present names of servers, by the address names they have had, or would have, while no URL could identify them.
     pub aliases: BTreeMap<ServerId, ServerId>,
 }
 
-/// Where a URL leads.
+/// The server that a URL leads to, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Endpoint {
     /// Not tried yet.
     Unknown,
-    /// Nothing answers there now. It is tried again several times a second.
+    /// No server answers now. The URL is tried again several times a second.
     Unreachable {
-        /// Why, in words, without secrets.
+        /// Reason in words, without secrets.
         reason: String,
-        /// Since when.
+        /// Time since which the URL is unreachable.
         since: Instant,
-        /// Where it led when it was last up.
+        /// The server it led to when it was last up.
         last: Option<Place>,
     },
-    /// A server answers, but it is none for a tenant: a wrong password, no such database, a pooler that shares backends, a
-    /// standby. It is tried again every few seconds, for any of these can be mended on the server.
+    /// A server answers but is not usable for a tenant: a wrong password, no such database, a pooler that shares
+    /// backends, a standby. The URL is tried again every few seconds, because the server may be corrected.
     Refused {
-        /// Why, in words, without secrets.
+        /// Reason in words, without secrets.
         reason: String,
-        /// Where it led when it was last good.
+        /// The server it led to when it was last usable.
         last: Option<Place>,
-        /// It was a server for a tenant and takes no writes just now: it is tried again several times a second, for that
-        /// may end without anybody touching this host.
+        /// True when the server was usable before and only refuses writes now. The URL is tried again several times a
+        /// second, because this may end without any change to this host.
         passing: bool,
     },
-    /// A server for a tenant.
+    /// A usable server for a tenant.
     Ready(Place),
 }
 
 impl Endpoint {
-    /// Where it leads, or led when that was last known.
+    /// Returns the place it leads to, or led to when last known.
     pub fn place(&self) -> Option<&Place> {
         match self {
             Endpoint::Unknown => None,
@@ -55,12 +55,12 @@ impl Endpoint {
         }
     }
 
-    /// Whether it answers as it did, and only takes no writes now.
+    /// Returns true when the server was usable before and only refuses writes now.
     pub fn takes_no_writes(&self) -> bool {
         matches!(self, Endpoint::Refused { passing: true, .. })
     }
 
-    /// Why a tenant cannot start there now, if it cannot.
+    /// Returns the reason why a tenant cannot start there now, if any.
     pub fn problem(&self) -> Option<&str> {
         match self {
             Endpoint::Unknown => Some("its server has not been tried yet"),
@@ -70,34 +70,33 @@ impl Endpoint {
     }
 }
 
-/// One server.
+/// State of one server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Server {
-    /// What it has to give, as read when it was last up.
+    /// Its settings and limits, as read when it was last up.
     pub facts: Facts,
-    /// Whether it answers.
+    /// True when the server answers.
     pub up: bool,
-    /// Why it does not.
+    /// Reason why it does not answer.
     pub reason: Option<String>,
-    /// Since when it has been up or down.
+    /// Time since which it has been up or down.
     pub since: Instant,
-    /// When `ours` and `in_use` were asked for: they tell of nothing earlier.
+    /// Time of the query that `ours` and `in_use` come from.
     pub sampled: Instant,
-    /// Backends of this host's tenants in each database, by its OID, as the server shows them: whoever they work for, an
-    /// instance, a command, or a broker that was killed.
+    /// Backends of this host's tenants by tenant and database OID: of instances, commands, and killed brokers.
     pub ours: BTreeMap<(TenantName, u32), BTreeSet<i32>>,
-    /// All connections of this machine's brokkr programs, the supervisor's own included.
+    /// Number of all connections of this host's brokkr programs, the supervisor's own included.
     pub in_use: u32,
     /// `server_version`.
     pub version: String,
-    /// A pooler in session mode stands in front: its own limits are not known here.
+    /// True when a pooler in session mode stands in front; its own limits are unknown.
     pub pooler: bool,
-    /// What an operator should know: identity not permitted to be read, a URL that names a superuser.
+    /// Warnings for the operator: an identity that may not be read, a URL that names a superuser.
     pub warnings: Vec<String>,
 }
 
 impl Server {
-    /// A server of which only these facts are known.
+    /// Returns a server of which only these facts are known.
     pub fn unseen(facts: Facts) -> Self {
         let now = Instant::now();
         Self {
@@ -116,7 +115,7 @@ impl Server {
 }
 
 impl ServersView {
-    /// Whether nothing but the time of the last count differs.
+    /// Returns true when the views differ at most in the time of the last count.
     pub(super) fn same_but_for_times(&self, other: &Self) -> bool {
         let timeless = |view: &Self| {
             let mut servers = view.servers.clone();
@@ -130,7 +129,7 @@ impl ServersView {
             && timeless(self) == timeless(other)
     }
 
-    /// Facts by server, as the budget takes them.
+    /// Returns the facts by server, for the budget.
     pub fn facts(&self) -> BTreeMap<ServerId, Facts> {
         self.servers
             .iter()
@@ -138,7 +137,7 @@ impl ServersView {
             .collect()
     }
 
-    /// The admitted list with the names that servers have now.
+    /// Returns the admitted list with the present names of servers.
     pub fn by_present_names(&self, admitted: &[Admission]) -> Vec<Admission> {
         let rename = |server: &mut ServerId| {
             if let Some(name) = self.aliases.get(server) {
@@ -158,12 +157,12 @@ impl ServersView {
         admitted
     }
 
-    /// The endpoint of a URL; `Unknown` when it is not wanted.
+    /// Returns the endpoint of a URL; `Unknown` when it is not wanted.
     pub fn endpoint(&self, url: &DatabaseUrl) -> &Endpoint {
         self.endpoints.get(url).unwrap_or(&Endpoint::Unknown)
     }
 
-    /// The server a URL leads to, if it was ever seen.
+    /// Returns the server that a URL leads to, if ever seen.
     pub fn server(&self, url: &DatabaseUrl) -> Option<(&ServerId, &Server)> {
         self.servers
             .get_key_value(&self.endpoint(url).place()?.server)

@@ -1,4 +1,4 @@
-//! What goes wrong, and what people do.
+//! Random faults, and random actions of operators.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::world::{Due, File, Habit, World};
 use crate::lifecycle::{Event, InstanceId};
 
 impl World {
-    /// One thing happens.
+    /// Makes one random fault or action happen.
     pub(super) fn fault(&mut self) {
         let n = self.rng.usize(..self.tenants.len());
         match self.rng.u32(0..1000) {
@@ -31,7 +31,7 @@ impl World {
         self.judge_soon();
     }
 
-    /// Ends everything that is wrong, but not what people asked for.
+    /// Ends all faults, but undoes no action of an operator.
     pub(super) fn heal(&mut self) {
         self.faults = false;
         for server in &mut self.servers {
@@ -40,7 +40,7 @@ impl World {
         for n in 0..self.tenants.len() {
             let tenant = &mut self.tenants[n];
             tenant.port_taken = Duration::ZERO;
-            // What a tenant runs because its file asks for something it cannot have gets well, too.
+            // A configuration that runs in place of the file's must recover too.
             let running = tenant.revisions.values_mut();
             for file in running.chain(tenant.accepted.as_mut().map(|(_, file)| file)) {
                 file.habit = Habit::Good;
@@ -58,7 +58,7 @@ impl World {
 
     pub(super) fn write_file(&mut self, n: usize) {
         let tenants = self.tenants.len();
-        // Now and then a schema or an address that may be somebody else's.
+        // Sometimes choose a schema or an address that another tenant may have.
         let taken = |rng: &mut fastrand::Rng| {
             if rng.u8(..) < 10 {
                 rng.usize(..tenants)
@@ -150,7 +150,7 @@ impl World {
         let tenants = u32::try_from(self.tenants.len()).unwrap_or(u32::MAX);
         let room = tenants / u32::try_from(self.servers.len()).unwrap_or(1) * 8;
         let server = n % self.servers.len();
-        // What was given out under the old size is not taken back.
+        // Connections given out under the old size are not taken back.
         let before = self.servers[server].capacity();
         self.servers[server].granted = self.servers[server].granted.max(before);
         self.servers[server].max_connections = self.rng.u32(room / 2..room * 2) + 20;

@@ -1,4 +1,4 @@
-//! Processes that are numbers: they start, hold connections, drain, hang and end.
+//! Simulated processes, which start, hold connections, drain, hang and end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,17 +6,16 @@ use std::time::Duration;
 use super::world::{Due, Habit, World};
 use crate::lifecycle::{Event, InstanceId, Revision, Stage, Time};
 
-/// What happens next to a process.
+/// The next step of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
     Spawned,
     NotSpawned,
     Ready,
-    /// Asks for minutes to become ready.
+    /// Asks for minutes more to become ready.
     Extends,
-    /// On its own.
     Crashes,
-    /// `true`: it says that its configuration is at fault.
+    /// Exits. True when the process reports a configuration error.
     Exits(bool),
 }
 
@@ -26,13 +25,13 @@ pub(super) struct Process {
     pub(super) generation: u64,
     pub(super) server: usize,
     pub(super) schema: usize,
-    /// The most connections it may hold now.
+    /// The largest number of connections the process may hold now.
     pub(super) most: u32,
     pub(super) ready: bool,
     pub(super) hung: bool,
-    /// It was hung when it was asked last: it may be well again by the time it is its turn to be replaced.
+    /// True when the last probe found the process hung. It may recover before its turn to be replaced.
     pub(super) found_hung: bool,
-    /// It was hung at a take-over: nobody knows how far it is.
+    /// True when the process was hung at a take-over, so that its stage is unknown.
     pub(super) overlooked: bool,
     pub(super) going: bool,
     pub(super) killed: bool,
@@ -44,7 +43,7 @@ pub(super) struct Process {
 pub(super) struct Left {
     pub(super) server: usize,
     pub(super) most: u32,
-    /// Of the process that had them.
+    /// Pool of the process that had them.
     pub(super) pool: u32,
     pub(super) until: Time,
 }
@@ -81,7 +80,7 @@ impl World {
             Habit::Good => self.after(soon, Due::Process(n, id, Step::Ready)),
             Habit::Crashes => self.after(soon, Due::Process(n, id, Step::Exits(false))),
             Habit::Misconfigured => self.after(soon, Due::Process(n, id, Step::Exits(true))),
-            // It waits for what does not come, or says that it migrates for minutes.
+            // The start waits forever, or asks for minutes more.
             Habit::NeverReady if self.rng.bool() => {}
             Habit::NeverReady => self.after(soon, Due::Process(n, id, Step::Extends)),
         }
@@ -104,7 +103,7 @@ impl World {
             Step::Ready => {
                 let server = process.server;
                 if !self.servers[server].up {
-                    // It waits for its server, as the real one does.
+                    // A process waits for its server, as a real broker does.
                     return self.after(Duration::from_secs(1), Due::Process(n, id, step));
                 }
                 process.ready = true;
@@ -118,17 +117,17 @@ impl World {
     }
 
     fn end(&mut self, n: usize, id: InstanceId, configuration: bool) {
-        // What was working when its client died goes on for a while.
+        // A statement goes on for a while after its client was killed.
         let most = [800, 800, 800, 6000][self.rng.usize(..4)];
         let linger = self.within(Duration::from_millis(most));
-        // The grace is over for what it holds, too.
+        // Sometimes the grace ends before the process has closed its connections.
         let cut_short = self.faults && self.rng.u8(..) < 30;
         let Some(process) = self.tenants[n].processes.get_mut(&id) else {
             return;
         };
         let left = process.ready && (!process.going || process.killed || cut_short);
         if process.going && !process.killed && !left {
-            // It has let go before it says so.
+            // The process has closed its connections before it reports that.
             process.most = 0;
             self.feed(n, Event::Connections(id, 0));
         }
@@ -157,7 +156,7 @@ impl World {
         self.judge_soon();
     }
 
-    /// Tells it to go; what it says to that.
+    /// Tells a process to end, and returns the process's report.
     pub(super) fn terminate(&mut self, n: usize, id: InstanceId) -> Option<Event> {
         self.check_terminate(n, id);
         let process = self.tenants[n].processes.get_mut(&id)?;
@@ -167,7 +166,7 @@ impl World {
             return None;
         }
         process.most = held;
-        // Most have nothing in flight; some take their whole grace, some more.
+        // Most processes have nothing in flight; some need their whole grace, some more.
         let takes = match self.rng.u8(..) {
             0..200 => Duration::from_millis(5),
             200..250 => self.within(Duration::from_secs(8)),
@@ -186,7 +185,7 @@ impl World {
         if let Some(process) = self.tenants[n].processes.get_mut(&id) {
             process.going = true;
             process.killed = true;
-            // The kernel does not let every process go at once.
+            // The kernel may delay the end of a process.
             let takes = if self.faults && self.rng.u8(..) < 4 {
                 Duration::from_secs(30)
             } else {
@@ -204,7 +203,8 @@ impl World {
         }
     }
 
-    /// What the servers of these configurations show of a tenant that none of its processes has; `None` while one is away.
+    /// Returns the number of connections that a tenant's ended processes left on the servers of `of`; `None` while one
+    /// of the servers is down.
     pub(super) fn left_over(&mut self, n: usize, of: &[Revision]) -> Option<u32> {
         let now = self.now;
         let tenant = &mut self.tenants[n];
@@ -222,7 +222,7 @@ impl World {
         Some(left.map(|left| left.most).sum())
     }
 
-    /// Asks every process how it is.
+    /// Probes each ready process of a tenant.
     pub(super) fn probe(&mut self, n: usize) {
         let stalled = self.now < self.stalled_until;
         let up: Vec<bool> = self.servers.iter().map(|s| s.up).collect();
@@ -239,7 +239,7 @@ impl World {
                 process.found_hung = hung;
             }
             if hung || stalled {
-                // The supervisor stands still with its host, and knows.
+                // The supervisor is stalled with its host, and knows that it is late.
                 for _ in 0..3 {
                     self.feed(
                         n,
@@ -249,12 +249,12 @@ impl World {
                         },
                     );
                 }
-                // Only then is there anything to judge of hangs.
+                // Hangs need judging only after missed probes.
                 self.judge_soon();
             } else {
                 let not_ready = (!up).then(|| "database unavailable".to_owned());
                 self.feed(n, Event::ProbeAnswered { id, not_ready });
-                // It answers what it was asked at a take-over as well.
+                // The process then also answers the question about its stage from a take-over.
                 let life = self.tenants[n].life.as_ref();
                 let instance = life.and_then(|life| life.instances().find(|i| i.id == id));
                 if instance.is_some_and(|instance| instance.unsure) {

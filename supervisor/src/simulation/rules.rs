@@ -1,4 +1,4 @@
-//! What must hold after every event.
+//! Rules that must hold after every event.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use crate::budget::{COMMAND, Decided, OWN, REPLACEMENT};
 use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, SLOT_FOR, Time};
 use crate::status::State;
 
-/// No pause after a failure is shorter, except none at all after the first one.
+/// The shortest pause after a failure, except that there is none after the first failure.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-/// No pause after a failure is longer, but that after a configuration error.
+/// The longest pause after a failure that is no configuration error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const CONFIGURATION_PAUSE: Duration = Duration::from_secs(300);
 
-/// What a pause follows from.
+/// Cause of a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// A broker that ended or never came to be, an address that could not be bound.
+    /// A process ended or could not be started, or an address could not be bound.
     Failure,
-    /// A broker that said that its configuration is at fault.
+    /// A broker reported a configuration error.
     Configuration,
     Else,
 }
@@ -40,7 +40,7 @@ impl Cause {
 }
 
 impl World {
-    /// A pause that has just begun is within its bounds; one that only has come to light may have begun before.
+    /// Checks that a pause is within its bounds. Without a cause it may have begun earlier: no lower bound holds.
     pub(super) fn check_pause(&self, n: usize, cause: Cause, next_try: Option<Time>) {
         let Some(at) = next_try else { return };
         let pause = at.saturating_sub(self.now);
@@ -53,8 +53,7 @@ impl World {
         self.rule(within, n, "the pause after its failure is out of bounds");
     }
 
-    /// Looks at one tenant after an event, and at its server where the event has moved anything: a probe alone changes no
-    /// process.
+    /// Checks a tenant after an event, and its server if the event moved anything: a probe alone changes no process.
     pub(super) fn check(&self, n: usize, moved: bool) {
         let tenant = &self.tenants[n];
         self.rule(tenant.processes.len() <= 2, n, "more than two processes");
@@ -83,7 +82,7 @@ impl World {
         }
     }
 
-    /// Its instances on one server hold no more than pool and two, what killed ones have left behind there included.
+    /// Checks that a tenant's instances and leftovers on one server hold no more than pool plus two.
     fn check_pool(&self, n: usize, life: &Lifecycle, server: usize) {
         let tenant = &self.tenants[n];
         let (mut held, mut largest) = (0, 0);
@@ -136,7 +135,7 @@ impl World {
         );
     }
 
-    /// Who holds how much of a server, a number for each process, for a message.
+    /// Returns a text that lists the connections of each process on a server.
     fn holders(&self, server: usize) -> String {
         let mut holders = Vec::new();
         for tenant in &self.tenants {
@@ -149,7 +148,7 @@ impl World {
         holders.join(", ")
     }
 
-    /// A process may only begin where it harms nobody.
+    /// Checks that a new process has its socket, has its schema alone, and respects the pause after a failure.
     pub(super) fn check_spawn(&self, n: usize, revision: Revision) {
         let tenant = &self.tenants[n];
         let file = &tenant.revisions[&revision];
@@ -175,7 +174,7 @@ impl World {
         }
     }
 
-    /// Nobody healthy is told to go without a reason of its own.
+    /// Checks that a healthy instance is told to end only for a reason of its own.
     pub(super) fn check_terminate(&self, n: usize, id: InstanceId) {
         let tenant = &self.tenants[n];
         let Some(process) = tenant.processes.get(&id) else {
@@ -206,12 +205,12 @@ impl World {
         );
     }
 
-    /// A replacement that is no longer needed, because what it was to replace is what is wanted again or serves in its stead.
+    /// Returns true when the tenant has another process, which may make this one unnecessary.
     fn superseded(&self, n: usize, id: InstanceId) -> bool {
         self.tenants[n].processes.keys().any(|other| *other != id)
     }
 
-    /// Nobody is admitted beyond capacity, and nobody who was admitted loses the place while wanting it.
+    /// Checks that no tenant is admitted beyond capacity, and that no admitted tenant loses the place it wants.
     pub(super) fn check_admission(&self, decided: &Decided) {
         let verdict = &decided.verdict;
         let before: BTreeSet<_> = self.admitted.iter().map(|a| &a.tenant).collect();
@@ -236,7 +235,7 @@ impl World {
             let wants = matches!(&tenant.file, Some(Ok(file)) if file.enabled)
                 && !tenant.stopped
                 && !tenant.forgotten;
-            // Of what it ran nobody knows any more, and what it asks for is somebody else's by now.
+            // Exempt is a tenant whose old configuration is lost and whose new schema or address another tenant has.
             let conflict = decided.conflicts.contains_key(&tenant.name);
             let wants = wants && !(conflict && tenant.meant().is_none());
             let had_it = tenant.life.is_some() && before.contains(&tenant.name);
@@ -253,11 +252,11 @@ impl World {
         }
     }
 
-    /// What was admitted under a larger capacity may stay, the overlaps under way with it; once less is held, that is the
-    /// new measure.
+    /// Updates the connections allowed on each server. Admissions and overlaps under a larger capacity may stay; once
+    /// fewer are held, that number becomes the new limit.
     pub(super) fn note_granted(&mut self) {
         for s in 0..self.servers.len() {
-            // A new supervisor does not know yet what it has given out there: what runs may be raised to its pool.
+            // A new supervisor has not seen the server yet, so running instances may still be raised to their pools.
             if !self.servers[s].seen {
                 continue;
             }
@@ -266,7 +265,7 @@ impl World {
                 let here = t.processes.values().filter(|p| p.server == s);
                 here.count() > 1
             });
-            // One replacement is part of what is committed.
+            // One replacement is part of `committed`.
             let more = u32::try_from(overlaps.count().saturating_sub(1)).unwrap() * REPLACEMENT;
             let held = self.held_on(s);
             let server = &mut self.servers[s];
@@ -279,7 +278,7 @@ impl World {
         }
     }
 
-    /// What all processes of a server may hold, and what is ours.
+    /// Returns the connections that all processes of a server may hold, plus the supervisor's own.
     pub(super) fn held_on(&self, server: usize) -> u32 {
         let processes = self.tenants.iter().flat_map(|t| t.processes.values());
         let of_tenants: u32 = processes

@@ -1,4 +1,4 @@
-//! Tenants, servers and simulated time, joined as the fleet joins them.
+//! Simulated tenants, servers and time, joined as the fleet joins them.
 
 mod judge;
 mod rest;
@@ -23,7 +23,7 @@ use crate::lifecycle::{
 };
 use crate::status::State;
 
-/// Within the faults of a run, so that both sides of it happen.
+/// Short enough that a run has stalls both shorter and longer than this.
 const STALL_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) const POLICY: Policy = Policy {
@@ -37,14 +37,14 @@ pub(super) const PARALLELISM: usize = 4;
 /// `[budget] headroom`
 pub(super) const HEADROOM: u32 = 3;
 const SERVERS: usize = 4;
-/// Facts are gathered this long before everybody is judged again.
+/// Delay from a fact to the next judgement, so that several facts share one judgement.
 const JUDGE_AFTER: Duration = Duration::from_millis(200);
-/// `[health] interval`, for all of one tenant's probes.
+/// `[health] interval`, for all probes of a tenant.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
-/// What is printed of the past when a rule is broken.
+/// Number of past events printed when a rule is broken.
 const REMEMBERED: usize = 60;
 
-/// How a broker with this configuration behaves.
+/// Behaviour of a broker with this configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Habit {
     Good,
@@ -65,7 +65,7 @@ pub(super) struct File {
     pub(super) habit: Habit,
 }
 
-/// What a lifecycle was told last.
+/// The latest facts given to a lifecycle.
 #[derive(Debug, Clone, PartialEq)]
 struct Told {
     want: Want,
@@ -76,7 +76,7 @@ struct Told {
 
 pub(super) struct Tenant {
     pub(super) name: TenantName,
-    /// `None`: no file. `Some(Err)`: it cannot be read.
+    /// `None` without a file, `Some(Err)` for an unreadable file.
     pub(super) file: Option<Result<File, ()>>,
     pub(super) stopped: bool,
     pub(super) life: Option<Lifecycle>,
@@ -86,21 +86,21 @@ pub(super) struct Tenant {
     last_revision: u64,
     told: Option<Told>,
     pub(super) processes: BTreeMap<InstanceId, Process>,
-    /// Backends of killed processes.
+    /// Connections left by killed processes.
     pub(super) lingering: Vec<Left>,
     /// The configurations whose address is bound.
     pub(super) bound: Vec<usize>,
-    /// `restart` was ordered so often.
+    /// Number of `restart` and new-program orders so far.
     pub(super) generation: u64,
     /// The first generation of the newest program.
     pub(super) program: u64,
     pub(super) stands_in: bool,
-    /// A stranger has its port until then.
+    /// Another program has the tenant's port until this time.
     pub(super) port_taken: Time,
-    /// Until when it was to wait, before the latest event.
+    /// End of the tenant's pause, as of before the latest event.
     pub(super) pause_until: Option<Time>,
     tick_at: Option<Time>,
-    /// It was kept with what its file says no more, and did not run when the supervisor died.
+    /// True when the old configuration is lost: not running at a take-over, and no longer in the file.
     pub(super) forgotten: bool,
     past: VecDeque<String>,
 }
@@ -108,10 +108,10 @@ pub(super) struct Tenant {
 pub(super) struct Server {
     pub(super) id: ServerId,
     pub(super) up: bool,
-    /// This supervisor has asked it which one it is.
+    /// True once the present supervisor has identified the server.
     pub(super) seen: bool,
     pub(super) max_connections: u32,
-    /// The largest capacity that what runs now was admitted under, until all of it has gone.
+    /// The largest capacity under which the present instances were admitted.
     pub(super) granted: u32,
     slots: Slots,
 }
@@ -135,13 +135,13 @@ pub(super) struct World {
     pub(super) admitted: Vec<Admission>,
     pub(super) verdict: Verdict,
     pub(super) faults: bool,
-    /// The whole host stands still until then.
+    /// The whole host is stalled until this time.
     pub(super) stalled_until: Time,
     hangs: Hangs<usize>,
     names: BTreeMap<TenantName, usize>,
     queue: BinaryHeap<Reverse<(Time, u64, Due)>>,
     order: u64,
-    /// How this run is played again.
+    /// Environment that replays this run.
     again: String,
     digest: DefaultHasher,
     judge_due: bool,
@@ -157,7 +157,7 @@ impl World {
                 id: ServerId::new(&format!("server-{n}")),
                 up: true,
                 seen: true,
-                // Room for some three quarters of what will be asked for.
+                // Room for about three quarters of the connections that will be asked for.
                 max_connections: u32::try_from(tenants / SERVERS).unwrap() * 8 + rng.u32(10..40),
                 granted: 0,
                 slots: Slots::default(),
@@ -196,7 +196,7 @@ impl World {
         world
     }
 
-    /// How many there were, and a number that tells two stories apart.
+    /// Returns the number of events, and a digest that tells two runs apart.
     pub(super) fn events(&self) -> (u64, u64) {
         (self.events, self.digest.finish())
     }
@@ -252,7 +252,7 @@ impl World {
         }
     }
 
-    /// A random time up to twice `mean`.
+    /// Returns a random time up to twice `mean`.
     pub(super) fn within(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(2.0 * self.rng.f64())
     }
@@ -275,7 +275,7 @@ impl World {
         }
     }
 
-    /// Gives a life an event, and carries out what comes of it.
+    /// Gives a lifecycle an event, and carries out the actions that follow.
     pub(super) fn feed(&mut self, n: usize, event: Event) {
         let mut queue = vec![event];
         let mut moved = false;
@@ -292,7 +292,7 @@ impl World {
             (n, &line).hash(&mut self.digest);
             tenant.past.push_back(line);
             let cause = Cause::of(&event);
-            // A new wish or an order ends a pause; nothing else does.
+            // Only a changed wanted state or an order ends a pause early.
             tenant.pause_until = match event {
                 Event::Wanted { .. }
                 | Event::Start
@@ -398,7 +398,7 @@ impl World {
         self.grant_soon();
     }
 
-    /// Fails with the seed's story unless `holds`.
+    /// Fails with the tenant's past unless `holds`.
     #[track_caller]
     pub(super) fn rule(&self, holds: bool, n: usize, rule: &str) {
         if holds {
@@ -445,14 +445,14 @@ impl Tenant {
         }
     }
 
-    /// What it is meant to run.
+    /// Returns the configuration the tenant should run, also while no instance runs.
     pub(super) fn meant(&self) -> Option<&File> {
         let told = self.told.as_ref()?;
         let (_, file) = self.accepted.as_ref()?;
         matches!(told.want, Want::Run(_)).then_some(file)
     }
 
-    /// What it is wanted to run just now.
+    /// Returns the revision the tenant is wanted to run now.
     pub(super) fn wanted(&self) -> Option<Revision> {
         match self.told.as_ref()?.want {
             Want::Run(spec) => Some(spec.revision),
@@ -499,7 +499,7 @@ impl Server {
         }
     }
 
-    /// What tenants may take altogether.
+    /// Returns the connections that all tenants together may take.
     pub(super) fn capacity(&self) -> u32 {
         self.facts().capacity(HEADROOM)
     }

@@ -1,4 +1,4 @@
-//! What a child gets, and what becomes of one that cannot be.
+//! Checks the environment and descriptors of a child, and the errors of a failed spawn.
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
 use std::io::Read;
@@ -92,7 +92,7 @@ fn a_child_whose_parent_gave_up_never_becomes_the_program() {
 #[test]
 fn a_child_starts_though_every_number_within_its_own_limit_is_taken() {
     let null = std::fs::File::open("/dev/null").unwrap();
-    // A supervisor of many tenants has raised its own limit, and has more open than a broker may.
+    // A supervisor of many tenants has raised its own limit and has more descriptors open than a broker may have.
     let taken: Vec<std::fs::File> = (0..64).map(|_| null.try_clone().unwrap()).collect();
     let plan = Plan {
         program: c"/bin/sh".into(),

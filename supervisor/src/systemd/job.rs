@@ -1,18 +1,17 @@
-//! Asks systemd, over D-Bus, what it is doing with this unit: a SIGTERM alone does not say whether it is the first half
-//! of a restart or a stop.
+//! Asks systemd over D-Bus for this unit's current job, because SIGTERM alone does not tell a restart from a stop.
 
 use std::time::Duration;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
-/// For the whole conversation. Who does not answer is taken to mean a stop.
+/// The longest time for the whole conversation. Without an answer a stop is assumed.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// systemd's own socket, for root, there even where no bus is.
+/// systemd's own socket, for root; it exists also without a bus.
 const PRIVATE: &str = "unix:path=/run/systemd/private";
-/// Who is asked, and about what.
+/// Name and path of systemd's manager object.
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "/org/freedesktop/systemd1";
 
-/// Whether systemd is restarting our unit. Unsure means no.
+/// Returns true when systemd is restarting this unit; false also when that is unknown.
 pub(crate) async fn is_restart() -> bool {
     match job().await {
         Ok(job) => matches!(job.as_deref(), Some("restart" | "try-restart")),
@@ -25,10 +24,7 @@ pub(crate) async fn is_restart() -> bool {
     }
 }
 
-/// The type of the job our unit is in, if any: `restart`, `stop`, `start` …
-///
-/// # Errors
-/// Why systemd could not be asked.
+/// Returns the type of this unit's current job, if any: `restart`, `stop`, `start` …
 pub(crate) async fn job() -> Result<Option<String>, String> {
     asked(async {
         let (connection, unit) = unit().await?;
@@ -43,10 +39,7 @@ pub(crate) async fn job() -> Result<Option<String>, String> {
     .await
 }
 
-/// How many descriptors systemd keeps for our unit.
-///
-/// # Errors
-/// Why systemd could not be asked.
+/// Returns the number of descriptors that systemd keeps for this unit.
 pub(crate) async fn store_max() -> Result<u32, String> {
     asked(async {
         let (connection, unit) = unit().await?;
@@ -63,7 +56,7 @@ async fn asked<T>(question: impl Future<Output = zbus::Result<T>>) -> Result<T, 
     }
 }
 
-/// Our own unit.
+/// Returns the connection and this process's unit.
 async fn unit() -> zbus::Result<(Connection, OwnedObjectPath)> {
     let connection = connection().await?;
     let interface = format!("{SYSTEMD}.Manager");
@@ -98,7 +91,7 @@ async fn connection() -> zbus::Result<Connection> {
     let private = zbus::conn::Builder::address(PRIVATE).p2p().build();
     match private.await {
         Ok(connection) => Ok(connection),
-        // Anybody but root: by way of the bus.
+        // Other users than root must use the bus.
         Err(_) => Connection::system().await,
     }
 }

@@ -1,8 +1,9 @@
-//! Keeps systemd's descriptor store in step with what runs, so that the next supervisor finds it all.
+//! Keeps systemd's descriptor store in step with the running instances, for the next supervisor.
 //!
-//! One task, told what should be in the store and knowing what is: the latest wish counts. Datagrams to systemd keep their
-//! order. What goes is removed before its name is used again, what comes is added before the index speaks of it, and the
-//! old index is removed only when the new one is there: whenever we are killed, what is found is true, if perhaps not all.
+//! One task receives the wanted content and knows the present content; only the latest wish counts. Datagrams to
+//! systemd keep their order. A descriptor is removed before its name is used again and added before the index names it,
+//! and the old index is removed only after the new index was added. So the store is correct whenever the supervisor is
+//! killed, though it may be incomplete.
 
 use super::Notifier;
 use crate::handover::inherited::INDEX_NAMES;
@@ -19,23 +20,23 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// systemd's answer that it has read everything we sent.
+/// The longest wait for systemd to confirm that it has read everything.
 const BARRIER: Duration = Duration::from_secs(2);
-/// The two names of the index are not given to anything else.
+/// Number of names reserved for the index.
 const INDEXES: usize = INDEX_NAMES.len();
 
-/// What should be in the store.
+/// The wanted content of the store.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wanted {
     /// Descriptors by name.
     descriptors: BTreeMap<String, Arc<OwnedFd>>,
-    /// What says whose they are.
+    /// The index that says which tenant each descriptor belongs to.
     index: Option<Arc<Index>>,
-    /// Number of the last release to be confirmed: once systemd has closed its copy of what is not wanted any more.
+    /// Number of the last release, which is confirmed once systemd has closed its copies of unwanted descriptors.
     pub(crate) released: u64,
 }
 
-/// Chooses what is stored when not all fits: a tenant whole or not at all, and who has a place keeps it.
+/// Selects the tenants to store when not all fit. A tenant is stored whole or not at all, and keeps its place.
 #[derive(Debug)]
 pub(crate) struct Choice {
     most: usize,
@@ -44,7 +45,7 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// A choice among as many descriptors as systemd keeps for the unit.
+    /// Starts a choice among at most as many descriptors as systemd keeps for the unit.
     pub(crate) fn new(most: u32) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         Self {
@@ -54,12 +55,12 @@ impl Choice {
         }
     }
 
-    /// Tenants that are not stored because not all fit.
+    /// Returns the tenants that are not stored because not all fit.
     pub(crate) fn left_out(&self) -> &[TenantName] {
         &self.left_out
     }
 
-    /// Makes the wish of what there is.
+    /// Selects the descriptors to store and returns the wish.
     pub(crate) fn choose(&mut self, mut estate: Estate) -> Wanted {
         let mut groups: BTreeMap<(bool, TenantName), Vec<Name>> = BTreeMap::new();
         let listeners = estate.index.listeners.iter();
@@ -78,7 +79,7 @@ impl Choice {
                 group.push(name);
             }
         }
-        // The index, and the embedded server's two, come first.
+        // Places for the index and for the embedded server's two descriptors are reserved.
         let fitting = fitting(&groups, self.most.saturating_sub(INDEXES + 2));
         self.kept = fitting.iter().map(|(_, tenant)| tenant.clone()).collect();
         self.left_out = groups
@@ -117,28 +118,27 @@ impl Choice {
     }
 }
 
-/// The way to the task. It ends when this is dropped.
+/// Handle of the task, which ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Store {
     wanted: watch::Sender<Wanted>,
-    /// Full when more wait for the end than ever will.
+    /// Requests for a final confirmation.
     finish: mpsc::Sender<oneshot::Sender<()>>,
     there: watch::Receiver<There>,
     confirmed: watch::Receiver<u64>,
 }
 
-/// What is in the store.
+/// Content of the store.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct There {
-    /// Every name.
     pub(crate) names: Vec<String>,
-    /// Of the last index.
+    /// Serial number of the last index.
     pub(crate) serial: u64,
 }
 
 impl Store {
-    /// Starts the task. `there` is what is in the store now; `claimed`, of its names, those that stand for what `now` has
-    /// under the same name. `None` where systemd cannot be told.
+    /// Starts the task. `there` is the present content. `claimed` lists those of its names whose descriptors `now` has
+    /// under the same name. `None` when there is no systemd to notify.
     ///
     /// # Errors
     /// When the event loop cannot take the socket.
@@ -185,12 +185,12 @@ impl Store {
         }))
     }
 
-    /// What should be in the store from now on.
+    /// Sets the wanted content of the store.
     pub(crate) fn want(&self, wanted: Wanted) {
         self.wanted.send_replace(wanted);
     }
 
-    /// Number of the last release that systemd has confirmed.
+    /// Returns the number of the last release that systemd has confirmed.
     pub(crate) fn confirmed(&self) -> u64 {
         *self.confirmed.borrow()
     }
@@ -202,12 +202,11 @@ impl Store {
         }
     }
 
-    /// Waits until systemd has read all that was sent, what was wanted last included; a little while at most. Says what is
-    /// in the store then.
+    /// Waits, for a limited time, until systemd has read everything, and returns the content of the store.
     pub(crate) async fn finish(self) -> There {
         let (done, finished) = oneshot::channel();
         if self.finish.send(done).await.is_ok() {
-            // Late or never: the next supervisor finds what is there, and the rest by its locks.
+            // After a timeout the next supervisor finds the stored descriptors, and other instances by their locks.
             let _ = tokio::time::timeout(BARRIER, finished).await;
         }
         self.there.borrow().clone()
@@ -216,7 +215,7 @@ impl Store {
 
 struct Keeper {
     socket: AsyncFd<OwnedFd>,
-    /// What is in the store; `None` what was there before us and is of no use.
+    /// Content of the store; `None` for a descriptor of an earlier supervisor that is not used.
     stored: BTreeMap<String, Option<Arc<OwnedFd>>>,
     there: watch::Sender<There>,
     serial: u64,
@@ -235,7 +234,7 @@ impl Keeper {
     ) {
         let mut failing = false;
         loop {
-            // Cancel-safe: a wish not seen now is seen by the next `changed`.
+            // Cancel-safe: the next `changed` sees a wish that this call missed.
             let finish = tokio::select! {
                 biased;
                 changed = wishes.changed() => match changed {
@@ -307,7 +306,7 @@ impl Keeper {
         self.serial += 1;
         let mut numbered = (*index).clone();
         numbered.serial = self.serial;
-        // A few milliseconds for a thousand tenants: not for the event loop.
+        // Takes a few milliseconds for a thousand tenants, so it must not run on the event loop.
         let state = move || memfd::sealed("brokkr-state", &numbered.encode());
         let state = tokio::task::spawn_blocking(state).await;
         let state = Arc::new(state.map_err(io::Error::other)??);
@@ -319,7 +318,7 @@ impl Keeper {
             Some(old) if old == INDEX_NAMES[0] => (INDEX_NAMES[0], INDEX_NAMES[1]),
             _ => (INDEX_NAMES[1], INDEX_NAMES[0]),
         };
-        // Two of them were left, by one who was killed between the two halves of this.
+        // An earlier supervisor that was killed between adding and removing has left two indexes.
         if self.stored.contains_key(new) {
             self.remove(new).await?;
         }
@@ -332,7 +331,7 @@ impl Keeper {
     }
 
     async fn add(&mut self, name: &str, fd: &Arc<OwnedFd>) -> io::Result<()> {
-        // A listening socket is worth keeping only as long as it listens; the others say more when they hang up.
+        // systemd must drop a listening socket that no longer listens, but keep the others when they hang up.
         let poll = match Name::parse(name).map(|name| name.kind) {
             Some(Kind::Listener) => "",
             _ => "\nFDPOLL=0",
@@ -355,8 +354,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Asks systemd to close its copy of the pipe's end once it has done all that was sent before: then the other end,
-    /// which this returns, is readable.
+    /// Sends a barrier: systemd closes its copy of the pipe's write end once it has processed everything sent before.
+    /// The returned read end is readable then.
     async fn ask_barrier(&self) -> io::Result<AsyncFd<OwnedFd>> {
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         self.send("BARRIER=1", &[write.as_raw_fd()]).await?;
@@ -364,14 +363,14 @@ impl Keeper {
         sys::readable(read)
     }
 
-    /// Confirms a release when systemd has done what was sent. Another task waits for that, because the store must be kept
-    /// for other tenants meanwhile.
+    /// Confirms a release when systemd has processed everything sent. Another task waits for that, because the store
+    /// must be kept up to date for other tenants meanwhile.
     async fn confirm(&self, released: u64, outcome: &io::Result<()>) {
         let confirm = self.confirm.clone();
         let confirmed = move || {
             confirm.send_modify(|last| *last = released.max(*last));
         };
-        // A systemd that cannot be told closes nothing: there is nothing to wait for.
+        // When systemd could not be told, there is no confirmation to wait for.
         let barrier = match outcome {
             Ok(()) => self.ask_barrier().await.ok(),
             Err(_) => None,

@@ -1,4 +1,4 @@
-//! A TOML file into a layer: every problem of it, each at its key.
+//! Reads a TOML file into a layer, with every problem at its key.
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
@@ -27,7 +27,7 @@ pub(super) fn read(source: Arc<Source>, keys: &Keys) -> Layer {
             .problems
             .push(source.diagnostic(error.span().unwrap_or(end..end), message, hint));
     }
-    // After any other error the parser's guess at the rest would be wrong about what is missing or unknown.
+    // After any other syntax error the parser guesses the rest of the file, so keys would be reported wrongly.
     if only_duplicates {
         let mut walk = Walk {
             base: source.folder(),
@@ -49,7 +49,7 @@ pub(super) fn read(source: Arc<Source>, keys: &Keys) -> Layer {
     layer
 }
 
-/// The parser's words for it.
+/// The parser's message for a duplicate key.
 const DUPLICATE: &str = "duplicate key";
 
 fn syntax(message: &str) -> (String, Option<String>) {
@@ -85,7 +85,7 @@ impl Walk<'_> {
 
     fn entry(&mut self, name: String, own: &str, span: Range<usize>, value: &DeValue<'_>) {
         let origin = Origin::File(self.source.clone(), span.clone());
-        // A quoted key with a dot in it is not the path it looks like.
+        // A quoted key with a dot is not a dotted path.
         let known = if own.contains('.') {
             None
         } else {

@@ -1,4 +1,4 @@
-//! The layers as one: for each key the value of the highest layer that has it, as its type.
+//! The merged layers: for each key the value of the highest layer that sets it, converted to its type.
 
 use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
 pub(super) struct Merged<'l> {
     layers: &'l [Layer],
     defaults: Layer,
-    /// Keys whose value was not of the type asked for: a fault of the table, which a test of it finds.
+    /// Keys with a default of the wrong type, which is an error in the table. A test checks the table.
     mismatches: RefCell<Vec<String>>,
 }
 
@@ -41,12 +41,12 @@ impl<'l> Merged<'l> {
         self.entry(key).map(|(_, origin)| origin)
     }
 
-    /// Whether some layer has the key with a bad value, which has been complained about.
+    /// Returns true when a layer has the key with a bad value, which is already reported.
     pub(super) fn is_broken(&self, key: &str) -> bool {
         self.layers.iter().any(|layer| layer.broken.contains(key))
     }
 
-    /// `url` and `url_file` are two ways to say one thing: the highest layer that says either decides.
+    /// Returns the URL or its file from the highest layer that sets either, because both keys set the same thing.
     pub(super) fn url_or_file(
         &self,
         problems: &mut Diagnostics,
@@ -78,7 +78,7 @@ impl<'l> Merged<'l> {
         (None, None)
     }
 
-    /// Other files that are referred to, for whoever waits for them to change.
+    /// Returns the other files that the configuration refers to.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         self.url_or_file(&mut Diagnostics::default())
             .1
@@ -87,7 +87,7 @@ impl<'l> Merged<'l> {
             .collect()
     }
 
-    /// The origin of every key that has a value; of `url` and `url_file` only the one that counts.
+    /// Returns the origin of every key that has a value. Of `url` and `url_file` it contains only the key in effect.
     pub(super) fn origins(&self) -> BTreeMap<String, Origin> {
         let mut origins = BTreeMap::new();
         for layer in [&self.defaults].into_iter().chain(self.layers) {
@@ -127,7 +127,7 @@ impl<'l> Merged<'l> {
         read
     }
 
-    /// A key that has a default. The fallback is never used unless the table is wrong, which is then reported.
+    /// Reads a key that has a default. `fallback` is used only with an error in the table, which is then reported.
     fn required<T>(&self, key: &str, fallback: T, read: impl Fn(&Value) -> Option<T>) -> T {
         if self.entry(key).is_none() {
             self.mismatches.borrow_mut().push(key.to_owned());
@@ -175,7 +175,7 @@ impl<'l> Merged<'l> {
         })
     }
 
-    /// An empty secret is the same as none.
+    /// Reads an optional secret. An empty secret counts as none.
     pub(super) fn optional_secret(&self, key: &str) -> Option<Secret> {
         self.optional(key, |value| {
             if let Value::Secret(secret) = value {
@@ -237,12 +237,12 @@ impl<'l> Merged<'l> {
         })
     }
 
-    /// The first of these keys that has a value.
+    /// Reads the first of these keys that has a value.
     pub(super) fn text_of(&self, keys: &[&str; 2]) -> String {
         self.text(self.first_of(keys))
     }
 
-    /// The first of these keys that has a value.
+    /// Reads the first of these keys that has a value.
     pub(super) fn float_of(&self, keys: &[&str; 2]) -> f64 {
         self.required(self.first_of(keys), 0.0, |value| {
             if let Value::Float(n) = value {

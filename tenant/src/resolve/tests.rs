@@ -82,7 +82,7 @@ fn the_references_multi_tenant_file_and_its_variable_name_the_schema() {
 
 #[test]
 fn every_default_of_the_table_is_of_its_kind() {
-    // A mismatch of the table with what reads it would be an error here, for every key.
+    // Reading every key reports a mismatch between the table and its readers.
     assert!(Layer::defaults(&settings::KEYS).problems().is_empty());
     assert!(
         alone(&format!("[database]\nurl = \"{URL}\"\n"))
@@ -133,7 +133,7 @@ fn the_highest_layer_wins_key_by_key() {
         .diagnostic("http.listen", "taken", None)
         .to_string();
     assert!(taken.starts_with("t/acme.toml:4:1: taken\n"), "{taken}");
-    // Nobody says the schema: there is no key to point at.
+    // The file does not set the schema, so the error has no key to point at.
     assert!(
         resolved
             .diagnostic("database.schema", "taken", None)
@@ -238,7 +238,7 @@ fn the_url_can_be_in_a_file_beside_the_one_that_names_it() {
     std::fs::write(&secret, URL.replace("password", "hunter2")).unwrap();
     assert_ne!(digest, read().unwrap().config.digest());
 
-    // As editors save it, and one of them in an encoding that is none of ours.
+    // Contents as editors save them, then a content in another encoding.
     for text in [format!("\u{feff}{URL}\r\n"), format!("{URL}\n\n")] {
         std::fs::write(&secret, text).unwrap();
         let url = read().unwrap().config.database.url;
@@ -392,7 +392,7 @@ fn where_webhooks_may_go_is_said_in_networks_and_ports() {
     }
 }
 
-/// For each key a text other than its default.
+/// Returns for each key a text other than its default.
 fn another(name: &str) -> String {
     match name {
         "database.url" => "\"postgres://u@other/\"".into(),
@@ -424,7 +424,7 @@ fn the_digest_changes_with_every_single_key() {
     assert_eq!(plain.to_string().len(), 64);
     let mut seen = std::collections::BTreeSet::from([plain]);
     for key in settings::KEYS.list() {
-        // Read and ignored, or another way to say the URL, or covered by a more particular key.
+        // These keys are ignored, set the URL in another way, or are overridden by a more specific key.
         if [
             "database.url_file",
             "pak.rng",
@@ -467,7 +467,7 @@ fn every_key_with_an_effect_is_named_when_its_value_is_another() {
     for key in settings::KEYS.list() {
         let text = match key.name {
             "database.url" => format!("database.url = {}\n", another(key.name)),
-            // Another way to say the URL.
+            // This key sets the URL in another way.
             "database.url_file" => continue,
             name => format!("{base}{name} = {}\n", another(name)),
         };

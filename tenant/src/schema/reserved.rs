@@ -1,9 +1,9 @@
-//! The SQL words that no schema may be named, so that a name is a name also where somebody forgets to quote it.
+//! The SQL words that no schema may be named, so that a forgotten quote in a statement changes nothing.
 //!
-//! Categories R (reserved) and T (reserved, can be function or type) of `pg_get_keywords()`, the union of
-//! PostgreSQL 14 to 18: the list of 15, and `system_user`, which 16 added. Sorted, for the binary search.
+//! Categories R (reserved) and T (reserved, can be function or type) of `pg_get_keywords()`, for PostgreSQL 14 to 18:
+//! the list of 15, and `system_user`, which 16 added.
 
-/// The words, sorted, in lower case.
+/// The words in lower case, sorted for the binary search.
 pub(super) const RESERVED: &[&str] = &[
     "all",
     "analyse",

@@ -1,4 +1,4 @@
-//! What comes after the question mark: libpq's options, the ones we implement, and why the others are refused.
+//! libpq's options after the question mark: those implemented, and those refused with a reason.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Invalid, invalid::shown};
 
-/// Options of libpq (to 18) that are not implemented, with the reason where one helps.
+/// Options of libpq (to 18) that are not implemented, with a reason where it helps.
 const REFUSED: &[(&str, &str)] = &[
     (
         "options",
@@ -67,7 +67,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("authtype", ""),
 ];
 
-/// The options that [`set`] knows, for the advice on a name it does not.
+/// The options that [`set`] knows, for the hint about an unknown option.
 const KNOWN: &[&str] = &[
     "host",
     "port",
@@ -118,7 +118,7 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
             .hint("zero is the default of the system")
         })
     };
-    // Zero is "the system's default" everywhere in libpq.
+    // Zero means the system's default everywhere in libpq.
     let seconds = || Ok(Some(Duration::from_secs(number()?.into())).filter(|d| !d.is_zero()));
     match name {
         "host" => parts.host = Some(value),
@@ -168,7 +168,7 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
         "keepalives_interval" => parts.keepalives.interval = seconds()?,
         "keepalives_count" => parts.keepalives.count = Some(number()?).filter(|count| *count != 0),
         "target_session_attrs" => match value.as_str() {
-            // Every broker asks for a server that takes writes anyway.
+            // Accepted and ignored, because every broker asks for a server that takes writes.
             "any" | "read-write" | "primary" => {}
             "read-only" | "standby" | "prefer-standby" => {
                 return Err(Invalid::new(
@@ -213,7 +213,7 @@ fn unknown(name: &str) -> Invalid {
 }
 
 impl DatabaseUrl {
-    /// Every option that has to be written to read back as the same URL.
+    /// Returns every option that the URL needs to parse to an equal URL.
     pub(super) fn options(&self) -> Vec<(&'static str, String)> {
         let mut options = Vec::new();
         if let Host::Unix(folder) = &self.host {

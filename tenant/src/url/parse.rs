@@ -1,16 +1,16 @@
-//! The text of a URL taken apart. Messages name the part that is wrong, never its text: it could be the password.
+//! Parses the text of a URL. Messages name the wrong part and never its text, because it could be the password.
 
 use std::path::PathBuf;
 
 use super::{ChannelBinding, DEFAULT_PORT, DatabaseUrl, Host, Keepalives, SslMode, options};
 use crate::{Invalid, Secret};
 
-/// Where Debian's, Fedora's and Arch's servers put their socket.
+/// The folder in which the servers of Debian, Fedora and Arch put their socket.
 const DEFAULT_SOCKET_DIR: &str = "/var/run/postgresql";
 
 const EXAMPLE: &str = "for example \"postgres://brokkr@db.internal:5432/brokkr\"";
 
-/// What has been read so far; `None` is what nobody said.
+/// The parts read so far; `None` marks a part that is not set.
 #[derive(Default)]
 pub(super) struct Parts {
     pub(super) host: Option<String>,
@@ -50,7 +50,7 @@ pub(super) fn parse(text: &str) -> Result<DatabaseUrl, Invalid> {
         Some((head, query)) => (head, Some(query)),
         None => (rest, None),
     };
-    // As libpq: credentials end at the first @ that comes before a slash.
+    // As in libpq, credentials end at the first @ before a slash.
     let rest = match head.find(['@', '/']) {
         Some(at) if head.as_bytes()[at] == b'@' => {
             credentials(&head[..at], &mut parts)?;
@@ -202,7 +202,7 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         None => DEFAULT_PORT,
         Some(port) if port.contains(',') => return Err(several_hosts()),
         Some(port) => match port.parse::<u16>() {
-            // `parse` would take a plus sign.
+            // `u16::parse` alone would accept a plus sign.
             Ok(number) if number != 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
             _ => {
                 return Err(Invalid::new(
@@ -217,7 +217,7 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         None => return Err(Invalid::new("the database URL names no user").hint(EXAMPLE)),
     };
     let (ssl_mode, ssl_root_cert) = match parts.ssl_root_cert.as_deref() {
-        // libpq's word for the system's roots; it insists on the full check then, and so do we.
+        // libpq's word for the system's roots; as in libpq, it requires the full check.
         Some("system") => match parts.ssl_mode {
             None | Some(SslMode::VerifyFull) => (SslMode::VerifyFull, None),
             Some(_) => {
@@ -251,7 +251,8 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
     })
 }
 
-/// The name of the user this program runs as, which is libpq's default. `None` where /etc/passwd does not know it.
+/// Returns the name of the user that this program runs as, which is libpq's default; `None` if /etc/passwd does not
+/// list it.
 fn os_user() -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     // The owner of /proc/self is the effective user; asking the C library would need unsafe code.

@@ -1,7 +1,7 @@
 //! The published Rust client against this broker.
 //!
-//! The crate `brokkr-client` brings the document of the API that it was made from. It is compared with ours where cargo put
-//! it: it is not copied here, its licence is not ours.
+//! The crate `brokkr-client` contains the API document from which it was generated. The tests read it in cargo's folder
+//! instead of a copy, because its licence is another.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -13,10 +13,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The document that the published client was made from.
+/// Returns the document from which the published client was generated.
 ///
 /// # Panics
-/// When cargo does not know the crate, or it has no such file.
+/// When cargo does not know the crate, or the crate lacks the file.
 #[must_use]
 pub fn published_document() -> Value {
     let path = published_crate().join("spec/brokkr-v1.json");
@@ -24,9 +24,9 @@ pub fn published_document() -> Value {
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The folder of the published crate, which cargo has unpacked to build these tests.
+/// Returns the folder of the published crate, which cargo has unpacked to build these tests.
 fn published_crate() -> PathBuf {
-    // Without a platform cargo wants the packages of every platform, and has those of this one.
+    // Filtered by platform, because otherwise cargo would need the packages of every platform.
     let version = cargo(&["-vV"]);
     let host = version
         .lines()

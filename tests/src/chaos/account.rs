@@ -1,20 +1,20 @@
-//! What was seen: answers, excused failures, violations; and the diary of what was done to the host meanwhile.
+//! The result of a run: answers, excused failures and violations, with a diary of the faults.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// What must never happen.
+/// A kind of violation, which must never happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A connection nobody took.
+    /// A connection was refused.
     Refused,
-    /// A request without the answer it should have, outside a killed process.
+    /// A request outside a killed process did not get the answer that it should have.
     Failed,
-    /// An answer that belongs to another tenant.
+    /// An answer belongs to another tenant.
     WrongTenant,
-    /// A write that was acknowledged and is not there, or is there twice.
+    /// An acknowledged write is missing or is there twice.
     Lost,
 }
 
@@ -29,10 +29,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Lines kept of each kind; more of them are counted only.
+/// The number of violations of each kind that are kept as text; more are only counted.
 const MOST_SHOWN: usize = 20;
 
-/// One time line of faults and violations, printed as it grows: what a person reads when the test has failed.
+/// A timeline of faults and violations, printed as it grows for the reader of a failed test.
 #[derive(Debug)]
 pub struct Diary {
     began: Instant,
@@ -49,7 +49,7 @@ impl Default for Diary {
 }
 
 impl Diary {
-    /// Adds one line, with its time.
+    /// Adds a line with its time.
     #[allow(
         clippy::print_stdout,
         reason = "what a test says is shown when it fails"
@@ -73,7 +73,7 @@ impl Diary {
         of_kind.push(format!("{at:9.3} s  {text}"));
     }
 
-    /// How many there were of a kind.
+    /// Returns the number of violations of a kind.
     pub fn count(&self, kind: Kind) -> usize {
         self.violations
             .lock()
@@ -82,7 +82,7 @@ impl Diary {
             .map_or(0, Vec::len)
     }
 
-    /// The first violations of every kind.
+    /// Returns the first violations of every kind.
     pub fn violations(&self) -> Vec<String> {
         self.violations
             .lock()
@@ -93,27 +93,27 @@ impl Diary {
     }
 }
 
-/// What clients saw, violations aside.
+/// Counts of the clients' results other than violations.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
-    /// Answers by status.
+    /// Number of answers by status.
     pub answers: BTreeMap<u16, u64>,
-    /// Writes that were acknowledged.
+    /// Number of acknowledged writes.
     pub acknowledged: u64,
-    /// Writes whose answer never came or was 503: they may be there or not.
+    /// Number of writes whose answer was lost or was 503: they may have taken effect or not.
     pub unknown: u64,
-    /// Requests that ended with the killed process that had them.
+    /// Number of requests that ended because the process that held them was killed.
     pub killed: u64,
-    /// 503 of a broker while its server was away.
+    /// Number of 503 answers by a broker whose server was away.
     pub unavailable: u64,
-    /// 503 of the supervisor in the place of a broker that could not serve.
+    /// Number of 503 answers by the supervisor in place of a broker that could not serve.
     pub stood_in: u64,
-    /// The slowest answer.
+    /// The duration of the slowest answer.
     pub slowest: Duration,
 }
 
 impl Tally {
-    /// Counts the other's too.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         for (status, count) in &other.answers {
             *self.answers.entry(*status).or_default() += count;
@@ -126,7 +126,7 @@ impl Tally {
         self.slowest = self.slowest.max(other.slowest);
     }
 
-    /// Answers of any status.
+    /// Returns the number of answers of any status.
     pub fn answered(&self) -> u64 {
         self.answers.values().sum()
     }

@@ -1,4 +1,4 @@
-//! Clients that never rest: each belongs to one tenant, checks every answer and remembers every write.
+//! Clients under constant load: each belongs to one tenant, checks every answer and remembers every write.
 
 mod asking;
 #[cfg(test)]
@@ -15,47 +15,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Between two requests of one client: the load is constant, not as much as the host can bear.
+/// Pause between two requests of a client: the load is constant, not the most that the host can bear.
 const PAUSE: Duration = Duration::from_millis(20);
-/// And after an answer that says to come again later: a little more, so that an outage does not end in a storm of them.
+/// Pause after an answer 503: longer, so that the end of an outage brings no storm of requests.
 const PAUSE_LATER: Duration = Duration::from_millis(100);
-/// Agents of one client that live at once; the next creation is preceded by a deletion.
+/// The largest number of agents that one client keeps; another creation deletes the oldest first.
 const MOST_AGENTS: usize = 8;
-/// Connections opened at once, now and then.
+/// Number of connections that a burst opens at once.
 const BURST: usize = 8;
-/// The longest a request is in flight because its client takes its time. The supervisor answers in a broker's place only
-/// whom it has heard out within two seconds.
+/// The longest that a client delays its own request, in milliseconds. It is below two seconds because the supervisor
+/// answers in a broker's place only requests that arrive completely within two seconds.
 const SLOWEST: u64 = 1200;
 
-/// What all clients of a host share.
+/// State that all clients of a host share.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// What may fail.
+    /// The failures that are allowed.
     pub excuses: Excuses,
-    /// What happened.
+    /// The diary of the run.
     pub diary: Diary,
     ended: AtomicBool,
 }
 
 impl Shared {
-    /// No client begins another request.
+    /// Tells all clients to send no further request.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 }
 
-/// Where a tenant answers, and its administrator.
+/// A tenant's address and its admin PAK.
 #[derive(Debug, Clone)]
 pub struct Address {
-    /// The tenant's name: with it, and a hyphen, every name in its data begins.
+    /// The tenant's name. Every name in the tenant's data begins with it and a hyphen.
     pub tenant: String,
-    /// Where it listens.
+    /// The address on which the tenant's broker listens.
     pub addr: Addr,
-    /// Its admin PAK.
+    /// The admin PAK.
     pub pak: String,
 }
 
-/// One client of one tenant.
+/// A client of one tenant.
 #[derive(Debug)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -65,7 +65,7 @@ pub struct Client {
     stranger: Option<String>,
     dice: fastrand::Rng,
     kept: Option<Held>,
-    /// In the middle of the next request with a body.
+    /// Pause in the middle of the next request with a body.
     pause: Option<Duration>,
     written: u64,
     tally: Tally,
@@ -73,7 +73,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// One that has not asked anything yet.
+    /// Makes a client that has sent no request yet.
     pub fn new(
         shared: Arc<Shared>,
         address: Address,
@@ -96,12 +96,12 @@ impl Client {
         }
     }
 
-    /// Has it try another tenant's PAK now and then, which is worth nothing here.
+    /// Sets the PAK of another tenant, which this tenant must refuse; the client tries it now and then.
     pub fn knows(&mut self, pak: &str) {
         self.stranger = Some(pak.into());
     }
 
-    /// Asks until the end: what it saw, and what it was promised.
+    /// Sends requests until the end. Returns the counts, and the writes that the tenant must have.
     pub fn run(mut self) -> (Tally, Ledger) {
         while !self.shared.ended.load(Ordering::Relaxed) {
             let before = self.tally.unavailable + self.tally.stood_in;
@@ -109,12 +109,12 @@ impl Client {
             let later = self.tally.unavailable + self.tally.stood_in > before;
             std::thread::sleep(if later { PAUSE_LATER } else { PAUSE });
         }
-        // The last word of all: with nothing amiss any more, everything is read once again.
+        // Read everything once more after all faults have ended.
         self.list();
         (self.tally, self.ledger)
     }
 
-    /// One request, whichever the dice say.
+    /// Sends one request of a random kind.
     fn once(&mut self) {
         if self.ledger.home.is_none() {
             return self.settle();
@@ -133,7 +133,7 @@ impl Client {
         }
     }
 
-    /// A name nobody has used. Names grow.
+    /// Returns a new name; names grow in order.
     fn next_name(&mut self) -> String {
         self.written += 1;
         format!("{}-{}-{:07}", self.address.tenant, self.name, self.written)
@@ -146,7 +146,8 @@ impl Client {
         }
     }
 
-    /// One creation in four is slow: in flight for longer than a broker needs to start, or to be told to go.
+    /// Creates an agent. One creation in four is in flight for longer than a broker needs to start or to begin
+    /// draining.
     fn create(&mut self) {
         let name = self.next_name();
         if self.dice.u32(..4) == 0 {
@@ -157,7 +158,7 @@ impl Client {
         }
     }
 
-    /// The new agent and its status, when it was acknowledged.
+    /// Returns the new agent and its status when the creation was acknowledged.
     fn create_agent(&mut self, name: &str) -> Option<(Agent, String)> {
         let body = json!({ "name": name, "cluster_name": self.address.tenant });
         let admin = self.address.pak.clone();
@@ -188,7 +189,7 @@ impl Client {
         }
     }
 
-    /// An agent reads itself, with its own PAK.
+    /// Reads an agent with the agent's own PAK.
     fn read_one(&mut self) {
         let n = self.dice.usize(..MOST_AGENTS);
         let Some((name, agent)) = self.ledger.nth(n) else {
@@ -289,7 +290,7 @@ impl Client {
         }
     }
 
-    /// Another tenant's administrator is nobody here.
+    /// Sends a request with another tenant's admin PAK, which must be refused.
     fn be_a_stranger(&mut self) {
         let Some(pak) = self.stranger.clone() else {
             return;
@@ -312,7 +313,7 @@ impl Client {
         }
     }
 
-    /// Many connections at once: some wait in the backlog, whoever serves.
+    /// Opens many connections at once, so that some wait in the listener's backlog.
     fn burst(&mut self) {
         let Some(home) = &self.ledger.home else {
             return;

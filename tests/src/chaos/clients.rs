@@ -1,4 +1,4 @@
-//! All clients of a host, running.
+//! All clients of a host, running in threads.
 
 use super::account::Tally;
 use super::client::{Address, Client, Shared};
@@ -14,11 +14,11 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// For each tenant one client that keeps its connection and one that opens one for each request.
+    /// Starts two clients for each tenant: one keeps its connection, the other opens a connection for each request.
     pub fn start(shared: &Arc<Shared>, tenants: &[Address], seed: u64) -> Self {
         let mut running = Vec::new();
         for (n, address) in tenants.iter().enumerate() {
-            // Its PAK is worth nothing here.
+            // A PAK of the next tenant, which this tenant must refuse.
             let stranger = &tenants[(n + 1) % tenants.len()];
             for (name, keep_alive) in [("kept", true), ("fresh", false)] {
                 let dice = fastrand::Rng::with_seed(seed.wrapping_add(running.len() as u64));
@@ -36,10 +36,10 @@ impl Clients {
         }
     }
 
-    /// Ends them: what they saw, and what they were promised.
+    /// Ends the clients and returns their counts and ledgers.
     ///
     /// # Panics
-    /// When a client did.
+    /// When a client has panicked.
     pub fn stop(mut self) -> (Tally, Vec<Ledger>) {
         self.shared.end();
         let mut tally = Tally::default();
@@ -54,7 +54,7 @@ impl Clients {
 }
 
 impl Drop for Clients {
-    /// A test that has failed takes its host down: nobody is to ask any more.
+    /// Ends the clients when a test fails, because its host goes away.
     fn drop(&mut self) {
         self.shared.end();
     }

@@ -1,4 +1,4 @@
-//! What may fail, and why.
+//! The failures that are allowed during a fault.
 
 use crate::procs;
 use crate::wait::until;
@@ -8,39 +8,40 @@ use std::fs;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// A 4-tuple comes back after a minute at the earliest (TIME_WAIT); nobody waits so long for an answer.
+/// Time for which the connections of a killed process are remembered. It is longer than any request lasts, and less
+/// than the minute of TIME_WAIT after which the kernel may use a port again.
 const REMEMBERED: Duration = Duration::from_secs(50);
 
-/// What the supervisor answers in a tenant's place, after this long without anybody who accepts.
+/// Time without a broker that accepts, after which the supervisor answers in the tenant's place.
 const STAND_IN_AFTER: Duration = Duration::from_secs(2);
 
-/// A session hears of a change of settings, and a broker of a session's end, a moment later than the test.
+/// Delay after which a session knows of a changed setting, and a broker of the end of its session.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// Everything that is excused at the moment; shared by all clients.
+/// All current excuses, shared by all clients.
 #[derive(Debug, Default)]
 pub struct Excuses {
     doomed: Mutex<Vec<Doomed>>,
     windows: Mutex<Vec<Window>>,
 }
 
-/// The connections a process had in its hands when it could take no more.
+/// The connections that a process held when it was stopped for good.
 #[derive(Debug)]
 struct Doomed {
-    /// `None`: any tenant's, for it is the supervisor, which answers in a broker's place.
+    /// The tenant of the process; `None` means any tenant, because the supervisor answers in any broker's place.
     tenant: Option<String>,
     pid: i32,
-    /// Their ports at the client's end; none when the kernel does not show them to this user, or has not shown them yet.
+    /// The clients' ports of these connections; `None` when the kernel does not show them to this user, or not yet.
     ports: Option<BTreeSet<u16>>,
     seen: Instant,
 }
 
-/// Why an answer 503 may be given.
+/// A reason for which an answer 503 is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// The server of every tenant is away, in one way or another.
+    /// The server of every tenant is away.
     ServerAway,
-    /// Nobody serves this tenant: the supervisor may answer in its place, after two seconds.
+    /// This tenant has no broker that serves, so the supervisor may answer in its place after two seconds.
     NobodyServes(String),
 }
 
@@ -51,24 +52,24 @@ struct Window {
     to: Option<Instant>,
 }
 
-/// Why a 503 was in order.
+/// The origin of an allowed 503.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
-    /// By the broker: its server is away.
+    /// The broker answered, because its server is away.
     Unavailable,
-    /// By the supervisor: nobody serves.
+    /// The supervisor answered, because no broker serves.
     StoodIn,
 }
 
 impl Excuses {
-    /// Stops `pid`, notes the connections it holds, and leaves it stopped. Gives their number. `tenant`: whose broker it is;
-    /// none's, if it is the supervisor.
+    /// Stops `pid` by SIGSTOP, notes the connections that it holds and returns their number. `tenant` is `None` for the
+    /// supervisor.
     ///
-    /// A stopped process accepts nothing, so what is not on the list waits in the backlog for another, and must be
+    /// A stopped process accepts nothing, so any other connection waits in the backlog for another process and must be
     /// answered.
     ///
     /// # Panics
-    /// When it does not stop within half a minute.
+    /// When the process does not stop within half a minute.
     pub fn hold(&self, tenant: Option<&str>, pid: i32) -> usize {
         stand_still(pid);
         let mut doomed = self.lock_doomed();
@@ -89,7 +90,8 @@ impl Excuses {
         held
     }
 
-    /// Whether this connection, opened at `opened`, was held by a process that was killed. Each excuses one failure.
+    /// Returns true when a killed process held this connection, opened at `opened`. Each connection excuses one
+    /// failure.
     pub fn was_killed(&self, tenant: &str, port: Option<u16>, opened: Instant) -> bool {
         self.lock_doomed().iter_mut().any(|d| {
             d.tenant.as_deref().is_none_or(|whose| whose == tenant)
@@ -102,7 +104,7 @@ impl Excuses {
         })
     }
 
-    /// From now on, and until [`Self::close`].
+    /// Allows 503 for this reason until [`Self::close`].
     pub fn open(&self, reason: Reason) {
         self.lock_windows().push(Window {
             reason,
@@ -111,7 +113,7 @@ impl Excuses {
         });
     }
 
-    /// The host is whole again: a moment from now nothing is excused any more.
+    /// Ends all reasons after one second, because the host has recovered.
     pub fn close(&self) {
         let mut windows = self.lock_windows();
         windows.retain(|w| w.to.is_none_or(|to| to.elapsed() < REMEMBERED));
@@ -120,7 +122,7 @@ impl Excuses {
         }
     }
 
-    /// Whether a 503 was in order that was asked for at `asked` and came now.
+    /// Returns the reason that allows a 503 that was asked for at `asked` and came now.
     pub fn allows(&self, tenant: &str, asked: Instant, stand_in: bool) -> Option<Allowed> {
         let windows = self.lock_windows();
         let now = Instant::now();
@@ -151,10 +153,10 @@ impl Excuses {
     }
 }
 
-/// Stops a process, and returns when all of it has stopped.
+/// Stops a process and waits until all its threads have stopped.
 ///
 /// # Panics
-/// When it does not within half a minute.
+/// When the process does not stop within half a minute.
 pub fn stand_still(pid: i32) {
     procs::signal(pid, Signal::SIGSTOP);
     until(
@@ -164,7 +166,7 @@ pub fn stand_still(pid: i32) {
     );
 }
 
-/// Ports at the other end of the TCP connections `pid` holds, where the kernel tells.
+/// Returns the peer's ports of the TCP connections that `pid` holds; `None` when the kernel does not show them.
 pub fn connections_of(pid: i32) -> Option<BTreeSet<u16>> {
     fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let held: BTreeSet<String> = procs::open_files(pid)
@@ -175,7 +177,7 @@ pub fn connections_of(pid: i32) -> Option<BTreeSet<u16>> {
     let ports = table.lines().skip(1).filter_map(|line| {
         // sl: local remote state queues timer retransmits uid timeout inode
         let (_, line) = line.split_once(": ")?;
-        // Connections in TIME_WAIT are many thousands, and nobody's.
+        // Skip TIME_WAIT (06): there are many thousands of them, and no process holds them.
         if line.get(28..30) == Some("06") {
             return None;
         }
@@ -184,7 +186,7 @@ pub fn connections_of(pid: i32) -> Option<BTreeSet<u16>> {
         held.contains(fields.nth(6)?)
             .then(|| u16::from_str_radix(port, 16).ok())?
     });
-    // A listening socket has port 0 at its other end.
+    // A listening socket has peer port 0.
     Some(ports.filter(|port| *port != 0).collect())
 }
 

@@ -1,7 +1,7 @@
-//! What each fault does to the host.
+//! The effect of each fault on the host.
 //!
-//! A fault returns when it is over: what was stopped goes on, what was broken is mended. Whether the host becomes whole
-//! after it is for [`World::is_whole`].
+//! A fault returns when it is over: stopped processes run again and broken files are repaired. [`World::is_whole`] then
+//! waits until the host has recovered.
 
 use super::excuse::{Reason, stand_still};
 use super::plan::{Deal, Fault, Round};
@@ -16,17 +16,17 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-/// A tenant that comes, writes, and goes.
+/// A tenant that is added, used and removed.
 const GUEST: &str = "guest";
 
 impl World<'_> {
     /// Lets all faults of a round happen, and returns when all are over.
     ///
     /// # Panics
-    /// When one of them cannot be done.
+    /// When a fault cannot be done.
     pub fn suffer(&self, round: &Round) {
         let alone = round.len() == 1;
-        // Who dies while the program on disk is broken ends as often as it is tried.
+        // While the program on disk is broken, a killed broker's replacements end too.
         let broken = round.iter().any(|deal| deal.fault == Fault::BrokenProgram);
         let ends = if broken { 1000 } else { 1 };
         std::thread::scope(|scope| {
@@ -108,7 +108,7 @@ impl World<'_> {
         }
     }
 
-    /// A good program takes the place of what is there, and of every instance.
+    /// Installs a good program and waits until every instance runs it.
     fn rolled_out(&self, deal: &Deal) {
         let before = self.pids();
         self.wrapper.install_again(&format!("# {}", deal.dice));
@@ -123,7 +123,7 @@ impl World<'_> {
         self.note("every instance is another");
     }
 
-    /// What ran under the last supervisor runs under this one: where nothing else happens, the same processes.
+    /// Checks that the next supervisor adopts the running brokers: the same processes, unless another fault ends them.
     fn taken_over(&self, before: &BTreeSet<i32>, alone: bool) {
         if alone {
             self.host
@@ -133,11 +133,11 @@ impl World<'_> {
         }
     }
 
-    /// SIGKILL, and another `lasts` later.
+    /// Kills the supervisor and starts another after `lasts`.
     ///
-    /// Nobody but a supervisor and its brokers holds a socket, where no systemd keeps it: one that both have left is gone,
-    /// and a port without a socket refuses. So it is not killed while an address hangs on it alone, nor a broker until it
-    /// is back; what either does after the other is dealt.
+    /// Without systemd only the supervisor and its brokers hold a tenant's socket: when all of them have ended, the
+    /// port refuses connections. So the supervisor is killed only while a broker holds every address, and no broker is
+    /// killed until the supervisor is back.
     fn supervisor_killed(&self, lasts: Duration) {
         let pid = self.host.pid();
         let away = until(WHOLE, "every address to be in a broker's hands", || {
@@ -161,8 +161,8 @@ impl World<'_> {
         self.note(format!("another supervisor runs ({})", self.host.pid()));
     }
 
-    /// The next supervisor finds tenants with two brokers each, of which one starts or one drains, and others nobody has
-    /// told of the restart.
+    /// Kills the supervisor in the middle of a rollout. The next supervisor finds tenants with two brokers, a starting
+    /// and a draining broker, and tenants whose restart was not begun.
     fn rollout_cut_short(&self, lasts: Duration) {
         let before = self.host.broker_pids();
         std::thread::scope(|scope| {
@@ -170,7 +170,7 @@ impl World<'_> {
                 .name("restart --all".into())
                 .spawn_scoped(scope, || self.ordered(&["restart", "--all"], false))
                 .unwrap();
-            // It may also be refused, or wait for a server that is away: then the supervisor is killed when it says so.
+            // The restart may also be refused or wait for a server that is away; then its end is awaited instead.
             until(WHOLE, "the first replacement", || {
                 let pids = self.host.broker_pids();
                 let begun = pids.iter().any(|pid| !before.contains(pid));
@@ -181,8 +181,8 @@ impl World<'_> {
         });
     }
 
-    /// Whether every tenant under load has a broker that serves and will not end by itself: one that hangs is about to be
-    /// ended, which may have been decided already.
+    /// Returns true when every tenant under load has a broker that serves. A stopped broker does not count, because the
+    /// supervisor may have decided to kill it already.
     fn brokers_hold_addresses(&self, status: &Status) -> bool {
         self.tenants.iter().all(|tenant| {
             status.tenant(tenant.name()).is_some_and(|t| {
@@ -234,7 +234,7 @@ impl World<'_> {
         self.note(format!("the hung broker of {name} ({pid}) has been ended"));
     }
 
-    /// An operator's order. Alone it must succeed; beside another fault it may say that it could not.
+    /// Runs an operator's command. Alone it must succeed; beside another fault it may fail.
     fn ordered(&self, order: &[&str], alone: bool) {
         self.note(format!("{order:?} begins"));
         let ran = self.host.command(order);
@@ -271,7 +271,7 @@ impl World<'_> {
 
     fn file_half_written(&self, tenant: &Tenant<'_>, deal: &Deal) {
         let (text, _) = self.text_of(tenant.name(), false);
-        // Cut where it says where to listen, at the latest: a half that is a whole file would be somebody's wish.
+        // Cut before the end of the listen address, because a half that is a valid file would be applied.
         let end = text.find("listen = \"").expect("says where to listen") + 20;
         let cut = fastrand::Rng::with_seed(deal.dice).usize(..end);
         self.note(format!(
@@ -297,7 +297,7 @@ impl World<'_> {
             .unwrap_or_else(|broken| broken.into_inner());
         let name = format!("{GUEST}-{:04}-{:x}", guests.len(), deal.dice);
         let body = json!({ "name": name, "cluster_name": GUEST });
-        // Its server may be away: asked until it is there. A name is taken once, so 409 is an acknowledgement too.
+        // Ask until the server is back. 409 counts as acknowledgement too, because a name is taken only once.
         until_ok(
             WHOLE,
             "the guest's write to be acknowledged",
@@ -344,7 +344,7 @@ impl World<'_> {
         procs::signal(self.pid_of(LOOPER), Signal::SIGKILL);
         sleep(deal.lasts);
         self.wrapper.heal(LOOPER);
-        // What it says is not the point: the supervisor may be away at the moment.
+        // The result is ignored because the supervisor may be away.
         self.host.command(&["start", LOOPER]);
         self.note(format!("{LOOPER} may run again"));
     }
@@ -363,14 +363,14 @@ impl World<'_> {
                     .unwrap_or_else(|broken| broken.into_inner())
                     .push((from, SystemTime::now()));
             }
-            // Longer than a request waits for a connection, so that some are answered 503.
+            // Longer than a request waits for a connection, so that some requests are answered 503.
             Fault::ServerFrozen => server::frozen(pg, lasts * 2),
             Fault::ReadOnly => server::read_only(pg, lasts),
             Fault::NetworkDark => {
                 self.network.black_hole();
                 sleep(lasts * 2);
-                // Else sessions of connections that were given up meanwhile stay, with their locks, as long as it takes the
-                // kernel to send their last packet again: seconds, after an outage of seconds.
+                // Without the cut, sessions of abandoned connections keep their locks until the kernel sends their last
+                // packet again: seconds, after an outage of seconds.
                 self.network.cut();
                 self.network.forward();
             }
@@ -388,7 +388,7 @@ impl World<'_> {
     }
 }
 
-/// The instances that serve.
+/// Returns the pids of the current instances.
 fn pids(status: &Status) -> BTreeSet<i32> {
     status.tenants.iter().filter_map(|t| t.pid).collect()
 }

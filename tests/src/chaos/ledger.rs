@@ -1,49 +1,51 @@
-//! What one client was promised, and whether its tenant's data keeps it.
+//! The writes of one client, and the check that its tenant's data has them.
 //!
-//! Every agent's name is used once. A write that was acknowledged is binding; one whose answer was lost, or was 503, may
-//! have taken effect or not, and may still take effect when a server that stood still goes on.
+//! Every agent's name is used once. An acknowledged write must be there. A write whose answer was lost, or was 503, may
+//! have taken effect or not, and may still take effect when a frozen server goes on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
-/// A statement that nobody waits for any more is ended by its server, or its broker, long before this.
+/// Time after which a write can no longer take effect: its server or its broker ends an abandoned statement much
+/// earlier.
 const LATE: Duration = Duration::from_secs(60);
 
-/// An agent that was acknowledged.
+/// An agent whose creation was acknowledged.
 #[derive(Debug, Clone)]
 pub struct Agent {
-    /// Its id.
+    /// The agent's id.
     pub id: String,
-    /// Its own PAK.
+    /// The agent's PAK.
     pub pak: String,
 }
 
-/// The one agent of a client that is never deleted: it is changed, and says that it lives.
+/// The agent of a client that is never deleted: its status changes and it sends heartbeats.
 #[derive(Debug)]
 pub struct Home {
-    /// Its name.
+    /// The agent's name.
     pub name: String,
-    /// Id and PAK.
+    /// The agent's id and PAK.
     pub agent: Agent,
-    /// The last status that was acknowledged.
+    /// The last acknowledged status.
     status: String,
-    /// Statuses that were sent since and may have been written, or be written yet.
+    /// Statuses that were sent later and may have been written, or may yet be.
     maybe: Vec<(String, Instant)>,
-    /// When acknowledged heartbeats were sent, the latest last; no more of them than a crash could lose.
+    /// Send times of acknowledged heartbeats in order, as many as a crash could lose.
     beats: VecDeque<SystemTime>,
 }
 
-/// From when on heartbeats may be lost, and until when: a server that was ended at once, and has started again.
+/// A crash of the server: the time when it was killed and the time when it had started again.
 ///
-/// They alone are written without waiting for the disk (`synchronous_commit`): within a second where a server has nothing
-/// else to do, later where its processes have to wait for a processor.
+/// A crash may lose the heartbeats before it, because they alone are written without waiting for the disk
+/// (`synchronous_commit`). They reach the disk within a second on an idle server, and later when its processes wait for
+/// a processor.
 pub type Crash = (SystemTime, SystemTime);
 
-/// So long before a crash.
+/// Age up to which a crash may lose a heartbeat.
 const UNWRITTEN: Duration = Duration::from_secs(6);
 
 impl Home {
-    /// As it was created.
+    /// Makes the record of a newly created agent.
     pub fn new(name: String, agent: Agent, status: String) -> Self {
         Self {
             name,
@@ -54,7 +56,7 @@ impl Home {
         }
     }
 
-    /// A heartbeat was acknowledged that was sent then.
+    /// Notes an acknowledged heartbeat, sent at `sent`.
     pub fn beaten(&mut self, sent: SystemTime) {
         self.beats.push_back(sent);
         if self.beats.len() > 500 {
@@ -62,7 +64,7 @@ impl Home {
         }
     }
 
-    /// The latest heartbeat that no crash may have lost.
+    /// Returns the latest heartbeat that no crash may have lost.
     fn beat(&self, crashes: &[Crash]) -> Option<SystemTime> {
         let lost = |beat: &SystemTime| {
             let of = |(from, to): &Crash| *from - UNWRITTEN <= *beat && beat <= to;
@@ -71,21 +73,21 @@ impl Home {
         self.beats.iter().rev().find(|beat| !lost(beat)).copied()
     }
 
-    /// A change was acknowledged.
+    /// Notes an acknowledged change.
     pub fn changed(&mut self, status: String) {
         self.status = status;
         self.maybe.retain(|(_, sent)| sent.elapsed() < LATE);
     }
 
-    /// A change had no answer.
+    /// Notes a change without an answer.
     pub fn perhaps_changed(&mut self, status: String) {
         self.maybe.push((status, Instant::now()));
     }
 
-    /// What is wrong with a status that was read, if anything.
+    /// Checks a status that was read.
     ///
     /// # Errors
-    /// In words.
+    /// A sentence that says which status was expected.
     pub fn check(&self, status: &str) -> Result<(), String> {
         if status == self.status || self.maybe.iter().any(|(maybe, _)| maybe == status) {
             return Ok(());
@@ -97,33 +99,33 @@ impl Home {
     }
 }
 
-/// Everything one client wrote.
+/// Everything that one client wrote.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// The tenant whose data it is.
+    /// The name of the tenant.
     pub tenant: String,
     there: BTreeMap<String, Agent>,
     maybe: BTreeSet<String>,
     gone: BTreeSet<String>,
-    /// Its own agent.
+    /// The client's own agent.
     pub home: Option<Home>,
 }
 
-/// One agent as it was read at the end.
+/// An agent's row as read at the end.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Its name, which says whose it is.
+    /// The agent's name, which begins with the tenant and the client.
     pub name: String,
-    /// Whether it is marked as deleted.
+    /// True when the row is marked as deleted.
     pub deleted: bool,
-    /// Its status.
+    /// The agent's status.
     pub status: String,
-    /// Its last heartbeat.
+    /// The time of the last heartbeat.
     pub beat: Option<SystemTime>,
 }
 
 impl Ledger {
-    /// Nothing written yet.
+    /// Makes an empty ledger.
     pub fn new(tenant: &str) -> Self {
         Self {
             tenant: tenant.into(),
@@ -131,43 +133,43 @@ impl Ledger {
         }
     }
 
-    /// 201.
+    /// Notes an acknowledged creation (201).
     pub fn created(&mut self, name: String, agent: Agent) {
         self.there.insert(name, agent);
     }
 
-    /// Sent, and not known what came of it: a creation or a deletion.
+    /// Notes a creation or a deletion whose effect is unknown.
     pub fn unknown(&mut self, name: &str) {
         self.there.remove(name);
         self.maybe.insert(name.into());
     }
 
-    /// 204.
+    /// Notes an acknowledged deletion (204).
     pub fn deleted(&mut self, name: &str) {
         self.there.remove(name);
         self.gone.insert(name.into());
     }
 
-    /// Agents that are there for certain.
+    /// Returns the number of agents that must be there.
     pub fn living(&self) -> usize {
         self.there.len()
     }
 
-    /// One of them, by number.
+    /// Returns the nth of the agents that must be there.
     pub fn nth(&self, n: usize) -> Option<(String, Agent)> {
         let (name, agent) = self.there.iter().nth(n)?;
         Some((name.clone(), agent.clone()))
     }
 
-    /// The one that was created first: names grow.
+    /// Returns the agent that was created first; names grow in order.
     pub fn oldest(&self) -> Option<(String, Agent)> {
         self.nth(0)
     }
 
-    /// Looks at the names of a whole list of living agents.
+    /// Checks the names of a complete list of living agents.
     ///
     /// # Errors
-    /// The first promise it breaks.
+    /// The first violation, in words.
     pub fn check_living(&self, names: &BTreeSet<&str>) -> Result<(), String> {
         let home = self.home.iter().map(|home| &home.name);
         for name in self.there.keys().chain(home) {
@@ -183,7 +185,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Looks at every row of the tenant's table at the end; gives every promise that is broken.
+    /// Checks every row of the tenant's table at the end and returns all violations.
     pub fn check_rows(&self, rows: &[Row], crashes: &[Crash]) -> Vec<String> {
         let mut wrong = Vec::new();
         let living: BTreeSet<&str> = rows

@@ -1,57 +1,57 @@
-//! Which faults, in which order: dealt from a shuffled deck, so that every kind comes before any comes twice.
+//! The faults and their order: dealt from a shuffled deck, so that every kind comes before any comes twice.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-/// One kind of fault.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// SIGKILL to a broker.
     BrokerKilled,
-    /// SIGSTOP to a broker: it hangs, and the supervisor finds out.
+    /// SIGSTOP to a broker: it hangs until the supervisor kills it.
     BrokerHangs,
     /// `restart TENANT`.
     Restart,
     /// `restart --all`.
     RestartAll,
-    /// A new broker program on disk.
+    /// A new broker program is installed.
     NewProgram,
-    /// A broken one, and then a good one.
+    /// A broken broker program is installed, and then a good program.
     BrokenProgram,
-    /// A tenant's file says something else.
+    /// A tenant's file changes.
     FileChanged,
-    /// A tenant's file is half of what it was, and then whole.
+    /// A tenant's file is cut in half, and later restored.
     FileHalfWritten,
     /// A tenant is added, used, and removed.
     Guest,
-    /// A tenant beside the others exits at once, over and over.
+    /// An extra tenant exits at once, over and over.
     CrashLoop,
     /// PostgreSQL is stopped as an operator does, and started.
     ServerStopped,
-    /// PostgreSQL is ended at once, recovers, and goes on.
+    /// PostgreSQL is killed, recovers and goes on.
     ServerCrashed,
-    /// PostgreSQL stands still, and goes on.
+    /// PostgreSQL is frozen (SIGSTOP), and goes on.
     ServerFrozen,
-    /// PostgreSQL ends every session of ours, several times.
+    /// Every session of brokers and supervisor is terminated, several times.
     SessionsEnded,
-    /// PostgreSQL takes no writes for a while.
+    /// PostgreSQL refuses writes for a while.
     ReadOnly,
-    /// Somebody else takes every connection there is.
+    /// Another program takes every free connection of PostgreSQL.
     SlotsTaken,
-    /// The network between the programs and PostgreSQL loses every packet, and then knows none of their connections.
+    /// The network to PostgreSQL loses every packet, and then forgets all connections.
     NetworkDark,
-    /// SIGSTOP to the supervisor, and SIGCONT.
+    /// SIGSTOP to the supervisor, then SIGCONT.
     SupervisorHangs,
-    /// SIGKILL to the supervisor, and another is started.
+    /// SIGKILL to the supervisor, then another supervisor is started.
     SupervisorKilled,
-    /// SIGKILL to the supervisor in the middle of `restart --all`, and another is started.
+    /// SIGKILL to the supervisor in the middle of `restart --all`, then another supervisor is started.
     RolloutCutShort,
-    /// SIGUSR2 to the supervisor: it executes itself anew.
+    /// SIGUSR2 to the supervisor: it executes the program on disk.
     SupervisorRenewed,
 }
 
-/// Every fault that is dealt.
+/// Every kind of fault.
 const DECK: &[Fault] = &[
     Fault::BrokerKilled,
     Fault::BrokerHangs,
@@ -76,25 +76,25 @@ const DECK: &[Fault] = &[
     Fault::SupervisorRenewed,
 ];
 
-/// Faults of one group are not in force at the same time: each undoes only its own.
+/// Faults of one group are never in force together, because each undoes only its own effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
-    /// One broker.
+    /// Faults of one broker.
     Broker,
-    /// What replaces brokers.
+    /// Faults that replace brokers.
     Rollout,
-    /// Tenant files.
+    /// Faults of tenant files.
     Files,
-    /// The tenant beside the others.
+    /// Faults of the extra tenant.
     Beside,
-    /// PostgreSQL, and the way to it.
+    /// Faults of PostgreSQL and of the network to it.
     Server,
-    /// The supervisor.
+    /// Faults of the supervisor.
     Supervisor,
 }
 
 impl Fault {
-    /// What it may not coincide with.
+    /// Returns the group of faults with which it may not coincide.
     pub fn group(self) -> Group {
         match self {
             Self::BrokerKilled | Self::BrokerHangs => Group::Broker,
@@ -118,18 +118,18 @@ impl Fault {
     }
 }
 
-/// One fault of a round, with everything about it that chance decides.
+/// A fault of a round with all its random choices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deal {
-    /// The kind.
+    /// The kind of fault.
     pub fault: Fault,
-    /// Which tenant it falls on, where it falls on one.
+    /// The index of the affected tenant, where the fault affects a tenant.
     pub tenant: usize,
-    /// How long after the round's beginning.
+    /// Delay from the beginning of the round.
     pub after: Duration,
-    /// How long it lasts, where its end is ours.
+    /// Duration of the fault, where the test ends it.
     pub lasts: Duration,
-    /// For what else has to be decided.
+    /// A random number for all further choices.
     pub dice: u64,
 }
 
@@ -143,10 +143,10 @@ impl fmt::Display for Deal {
     }
 }
 
-/// Faults that are in force together; when they are over, the host must become whole.
+/// Faults that are in force together; after them the host must recover.
 pub type Round = Vec<Deal>;
 
-/// Rounds without end.
+/// An endless sequence of rounds.
 #[derive(Debug)]
 pub struct Plan {
     dice: fastrand::Rng,
@@ -156,7 +156,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// From a seed, for so many tenants; no fault that is ours to end lasts longer than `longest`.
+    /// Makes a plan from a seed for this number of tenants. No fault that the test ends lasts longer than `longest`.
     pub fn new(seed: u64, tenants: usize, longest: Duration) -> Self {
         Self {
             dice: fastrand::Rng::with_seed(seed),
@@ -166,7 +166,7 @@ impl Plan {
         }
     }
 
-    /// Rounds until every kind of fault has come once.
+    /// Returns rounds until every kind of fault has come once.
     pub fn once(mut self) -> Vec<Round> {
         let mut rounds = vec![self.deal()];
         while !self.deck.is_empty() {

@@ -1,32 +1,32 @@
-//! What befalls PostgreSQL, each with its end.
+//! Faults of PostgreSQL. Each function returns when the fault is over.
 
 use crate::pg::PgServer;
 use crate::wait::until;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Stopped as an operator does, and started.
+/// Stops the server as an operator does, and starts it again.
 pub fn stopped(server: &PgServer, lasts: Duration) {
     server.stop();
     sleep(lasts);
     server.resume_service();
 }
 
-/// Ended at once, and started: it recovers.
+/// Kills the server and starts it again, so that it recovers.
 pub fn crashed(server: &PgServer, lasts: Duration) {
     server.crash();
     sleep(lasts);
     server.resume_service();
 }
 
-/// Stands still, and goes on.
+/// Freezes the server, and thaws it again.
 pub fn frozen(server: &PgServer, lasts: Duration) {
     server.freeze();
     sleep(lasts);
     server.thaw();
 }
 
-/// Ends every session of brokers and supervisor, again and again. Gives how many.
+/// Terminates every session of brokers and supervisor again and again, and returns their number.
 pub fn sessions_ended(server: &PgServer, lasts: Duration) -> i64 {
     let began = Instant::now();
     let mut client = server.client();
@@ -45,7 +45,7 @@ pub fn sessions_ended(server: &PgServer, lasts: Duration) -> i64 {
     }
 }
 
-/// Takes no writes, in old sessions and new, and then does again.
+/// Makes the server refuse writes in old and new sessions, and then allows them again.
 pub fn read_only(server: &PgServer, lasts: Duration) {
     set_read_only(server, true);
     sleep(lasts);
@@ -55,7 +55,7 @@ pub fn read_only(server: &PgServer, lasts: Duration) {
 fn set_read_only(server: &PgServer, on: bool) {
     let mut client = server.client();
     let value = if on { "on" } else { "off" };
-    // Each a statement of its own: ALTER SYSTEM refuses a transaction block.
+    // Separate statements, because ALTER SYSTEM refuses to run in a transaction block.
     for statement in [
         "SET default_transaction_read_only = off".to_owned(),
         format!("ALTER SYSTEM SET default_transaction_read_only = {value}"),
@@ -74,12 +74,12 @@ fn set_read_only(server: &PgServer, on: bool) {
     );
 }
 
-/// Somebody else takes every connection that is free, and those that become free. Gives how many.
+/// Takes every connection that is free or becomes free, and returns their number.
 pub fn slots_taken(server: &PgServer, lasts: Duration) -> usize {
     let began = Instant::now();
     let mut taken = Vec::new();
     while began.elapsed() < lasts {
-        // No superuser: the reserve stays for people.
+        // Not as superuser, because the reserved connections stay for operators.
         match server.try_client("brokkr", "brokkr") {
             Ok(client) => taken.push(client),
             Err(_) => sleep(Duration::from_millis(20)),

@@ -1,4 +1,4 @@
-//! The host under test, and waiting until it is whole again.
+//! The host under test, and waiting until it has recovered.
 
 use super::client::{Address, Shared};
 use super::ledger::{Crash, Ledger, Row};
@@ -13,48 +13,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-/// However much else the machine has to do, and however far a tenant's backoff has grown: whole again by then.
+/// Longest wait for recovery, also on a loaded machine and after the longest backoff of a tenant.
 pub const WHOLE: Duration = Duration::from_secs(120);
 
-/// The tenant that exits at once, from time to time.
+/// The extra tenant that exits at once, from time to time.
 pub const LOOPER: &str = "looper";
 
-/// The pool of every tenant; a changed file says one less, or this again.
+/// The pool size of every tenant; a changed file has one connection less, or this size again.
 const POOL: u32 = 4;
 
-/// A host, its tenants under load, and the account of it all.
+/// A host with its tenants under load, and the account of the run.
 #[derive(Debug)]
 pub struct World<'h> {
     /// The host.
     pub host: &'h Host,
-    /// What stands in the broker's place.
+    /// The script in place of the broker.
     pub wrapper: Wrapper,
-    /// What lies between supervisor and brokers and their PostgreSQL.
+    /// The proxy between the host and its PostgreSQL.
     pub network: Proxy,
-    /// What the clients share.
+    /// State that the clients share.
     pub shared: Arc<Shared>,
     /// The tenants under load.
     pub tenants: Vec<Tenant<'h>>,
     texts: Mutex<BTreeMap<String, (String, u32)>>,
-    /// How often each tenant's broker was killed, or made to be killed.
+    /// Number of kills of each tenant's brokers, by the test or by the supervisor because of the test.
     kills: Mutex<BTreeMap<String, u64>>,
-    /// What was acknowledged to the guest's clients in all its stays.
+    /// Names of the guest's agents whose creation was acknowledged.
     pub guests: Mutex<Vec<String>>,
-    /// When PostgreSQL was ended at once, and started again.
+    /// The crashes of PostgreSQL.
     pub crashes: Mutex<Vec<Crash>>,
-    /// Taken by who makes one of the two go that hold a tenant's socket, supervisor and broker, until it has gone or is
-    /// back.
+    /// Locked while a fault takes away one of the two holders of a tenant's socket, supervisor or broker, until the
+    /// holder is back.
     holders: Mutex<()>,
-    /// PostgreSQL was mistreated since the host was whole.
+    /// True when PostgreSQL had a fault since the host last recovered.
     server_suffered: AtomicBool,
     descriptors: usize,
 }
 
 impl<'h> World<'h> {
-    /// Makes the tenants' files and waits until all are ready.
+    /// Writes the tenants' files and waits until all tenants are ready.
     ///
     /// # Panics
-    /// When they do not become ready.
+    /// When a tenant does not become ready.
     pub fn new(host: &'h Host, tenants: usize) -> Self {
         let wrapper = host.wrap_broker();
         let network = Proxy::to(host.server().port());
@@ -95,7 +95,7 @@ impl<'h> World<'h> {
         self.shared.diary.note(text);
     }
 
-    /// Where the clients go.
+    /// Returns the tenants' addresses for the clients.
     pub fn addresses(&self) -> Vec<Address> {
         self.tenants
             .iter()
@@ -107,25 +107,25 @@ impl<'h> World<'h> {
             .collect()
     }
 
-    /// Pid of a tenant's instance, once it has one.
+    /// Waits for an instance of a tenant and returns its pid.
     ///
     /// # Panics
-    /// When it has none for long.
+    /// When there is no instance within `WHOLE`.
     pub fn pid_of(&self, tenant: &str) -> i32 {
         until(WHOLE, format!("an instance of {tenant}"), || {
             self.host.try_status()?.tenant(tenant)?.pid
         })
     }
 
-    /// How much the host has logged.
+    /// Returns the length of the host's log in bytes.
     pub fn log_length(&self) -> u64 {
         std::fs::metadata(self.log()).map_or(0, |file| file.len())
     }
 
-    /// What it has logged since it was that much. The whole of it is too much to be read over and over.
+    /// Returns the log from byte `length` on, because the whole log is too long to be read repeatedly.
     ///
     /// # Panics
-    /// When it cannot be read.
+    /// When the log cannot be read.
     pub fn log_since(&self, length: u64) -> String {
         let mut text = Vec::new();
         let mut file = File::open(self.log()).unwrap();
@@ -138,7 +138,7 @@ impl<'h> World<'h> {
         self.host.root().join("log")
     }
 
-    /// Counts unplanned ends of a tenant's brokers that are the test's doing.
+    /// Counts unplanned ends of a tenant's brokers that the test has caused.
     pub fn killed(&self, tenant: &str, ends: u64) {
         let mut kills = self
             .kills
@@ -147,7 +147,7 @@ impl<'h> World<'h> {
         *kills.entry(tenant.into()).or_default() += ends;
     }
 
-    /// A tenant's file as it should be, with another pool when `change`d.
+    /// Returns a tenant's file and its pool size; `change` switches to the other pool size first.
     pub fn text_of(&self, tenant: &str, change: bool) -> (String, u32) {
         let mut texts = self
             .texts
@@ -161,19 +161,19 @@ impl<'h> World<'h> {
         (draft.text(), *pool)
     }
 
-    /// See the field.
+    /// Locks the field `holders`.
     pub(super) fn lock_holders(&self) -> MutexGuard<'_, ()> {
         self.holders
             .lock()
             .unwrap_or_else(|broken| broken.into_inner())
     }
 
-    /// What the supervisor knows of its server may be of before.
+    /// Notes that the supervisor's knowledge of its server may be outdated.
     pub(super) fn server_suffers_no_more(&self) {
         self.server_suffered.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until the supervisor has asked its server: what it says of it from then on is so.
+    /// Waits until the supervisor has asked its server, so that its status of the server is current.
     fn server_is_known(&self) {
         let mut client = self.host.server().client();
         let row = client.query_one("SELECT clock_timestamp()", &[]).unwrap();
@@ -188,10 +188,10 @@ impl<'h> World<'h> {
         });
     }
 
-    /// Waits until every tenant is ready, with the configuration it should have, and nothing is pending.
+    /// Waits until every tenant is ready with its present configuration and nothing is pending.
     ///
     /// # Panics
-    /// When it takes too long.
+    /// When this takes longer than `WHOLE`.
     pub fn is_whole(&self) -> Duration {
         let began = Instant::now();
         if self.server_suffered.swap(false, Ordering::Relaxed) {
@@ -213,7 +213,7 @@ impl<'h> World<'h> {
         began.elapsed()
     }
 
-    /// What must be so at the end, the clients' own account aside. Gives what is not.
+    /// Checks the host at the end and returns everything that is wrong; the clients' ledgers are checked apart.
     pub fn check_host(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let status = self.host.status();
@@ -225,7 +225,7 @@ impl<'h> World<'h> {
                 pids => Err(format!("{pids:?}")),
             }
         });
-        // Descriptors: as many as at the start, when those of the last replacements have been closed.
+        // As many descriptors as at the start, after those of the last replacements have been closed.
         let most = self.descriptors + 8;
         until_ok(
             WHOLE,
@@ -241,7 +241,7 @@ impl<'h> World<'h> {
         wrong
     }
 
-    /// Nobody's broker has ended but those the test has killed.
+    /// Returns brokers that ended although the test did not kill them.
     fn unexplained_ends(&self, status: &Status) -> Vec<String> {
         let kills = self
             .kills
@@ -266,7 +266,7 @@ impl<'h> World<'h> {
             .collect()
     }
 
-    /// Looks at everything that was written, through the API and in the tables. Gives every promise that is broken.
+    /// Checks every write, through the API and in the tables, and returns all violations.
     pub fn check_ledgers(&self, ledgers: &[Ledger]) -> Vec<String> {
         let mut wrong = Vec::new();
         let crashes = self

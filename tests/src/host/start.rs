@@ -1,4 +1,4 @@
-//! A host's supervisor: started, in what circumstances, ended, and another program put in its place.
+//! Starting, ending and upgrading a host's supervisor.
 
 use super::Host;
 use crate::bin;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// What the supervisor is started in.
+/// The environment in which the supervisor starts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Circumstances {
     under: Vec<String>,
@@ -22,7 +22,7 @@ impl Host {
     /// Starts the supervisor if it does not run, and waits until it answers.
     ///
     /// # Panics
-    /// When it ends or does not answer within 30 s.
+    /// When the supervisor ends or does not answer within 30 s.
     pub fn up(&self) -> &Self {
         if self.running() {
             return self;
@@ -33,19 +33,19 @@ impl Host {
         self
     }
 
-    /// Starts the supervisor, and does not wait until it answers.
+    /// Starts the supervisor without waiting until it answers.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the supervisor cannot be started.
     pub fn start(&self) -> &Self {
         self.launch(Stdio::from(self.log_file()));
         self
     }
 
-    /// Starts the supervisor with its merged stream on a pipe the test reads, or does not read.
+    /// Starts the supervisor with its log on a pipe, which the test may read or leave unread.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the supervisor cannot be started.
     pub fn up_with_pipe(&self) -> ChildStdout {
         self.launch(Stdio::piped());
         let pipe = self
@@ -57,10 +57,10 @@ impl Host {
         pipe
     }
 
-    /// Starts the supervisor as root without any capability, which may not look into a process that has some.
+    /// Starts the supervisor as root without capabilities, so that it may not inspect a process that has some.
     ///
     /// # Panics
-    /// When it ends or does not answer.
+    /// When the supervisor ends or does not answer.
     pub fn up_without_capabilities(&self) -> &Self {
         let dropped = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"];
         let before = std::mem::replace(
@@ -78,8 +78,8 @@ impl Host {
         program.unwrap_or_else(|broken| broken.into_inner()).clone()
     }
 
-    /// From its next start on, this host's supervisor is started from a path of its own, where
-    /// [`Host::upgrade_supervisor`] can put another program.
+    /// Starts this host's supervisor from a path of its own from now on, where [`Host::upgrade_supervisor`] can install
+    /// another program.
     pub fn own_supervisor(&self) -> &Self {
         let own = self.place.folder("bin", 0o755).join("brokkr-supervisor");
         std::os::unix::fs::symlink(bin::supervisor(), &own).unwrap();
@@ -90,8 +90,7 @@ impl Host {
         self
     }
 
-    /// Puts another program where the supervisor was started from: a shell script that has the real one in
-    /// `BROKKR_REAL`.
+    /// Installs a shell script as the supervisor's program; the script finds the real program in `BROKKR_REAL`.
     pub fn upgrade_supervisor(&self, script: &str) {
         let path = self.program();
         let new = path.with_extension("new");
@@ -104,18 +103,18 @@ impl Host {
         fs::rename(&new, &path).unwrap();
     }
 
-    /// SIGUSR2: the program on disk takes the place of the running one, or does not.
+    /// Sends SIGUSR2: the supervisor executes the program on disk, or refuses.
     pub fn succeed(&self) {
         procs::signal(self.pid(), Signal::SIGUSR2);
     }
 
-    /// The supervisor's next start is by this program and its arguments: `prlimit --nofile=64`.
+    /// Makes the supervisor's next start run under this program, for example `prlimit --nofile=64`.
     pub fn under(&self, program: &[&str]) -> &Self {
         self.circumstances().under = program.iter().map(ToString::to_string).collect();
         self
     }
 
-    /// The supervisor's next start has this in its environment.
+    /// Sets a variable in the environment of the supervisor's next start.
     pub fn environment(&self, key: &str, value: &str) -> &Self {
         let pair = (key.to_owned(), value.to_owned());
         self.circumstances().environment.push(pair);
@@ -155,7 +154,7 @@ impl Host {
     }
 
     fn wait_answering(&self) {
-        // The embedded server's initdb may come first.
+        // The embedded server may run initdb first.
         until(Duration::from_secs(60), "the supervisor to answer", || {
             if let Some(status) = self.ended() {
                 panic!("the supervisor ended ({status}):\n{}", self.log());
@@ -178,22 +177,22 @@ impl Host {
             .unwrap_or_else(|broken| broken.into_inner())
     }
 
-    /// Whether a supervisor runs.
+    /// Returns true while the supervisor runs.
     pub fn running(&self) -> bool {
         self.lock_child().is_some() && self.ended().is_none()
     }
 
-    /// How the supervisor ended, if it did.
+    /// Returns the supervisor's exit status if it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.lock_child()
             .as_mut()
             .and_then(|child| child.try_wait().unwrap())
     }
 
-    /// The supervisor's pid.
+    /// Returns the supervisor's pid.
     ///
     /// # Panics
-    /// When none was started.
+    /// When no supervisor was started.
     pub fn pid(&self) -> i32 {
         i32::try_from(
             self.lock_child()
@@ -204,28 +203,28 @@ impl Host {
         .unwrap()
     }
 
-    /// SIGTERM, then waits: it drains all and exits.
+    /// Sends SIGTERM and waits: the supervisor drains all brokers and exits.
     ///
     /// # Panics
-    /// When it does not end within a minute.
+    /// When the supervisor does not end within a minute.
     pub fn stop(&self) -> ExitStatus {
         procs::signal(self.pid(), Signal::SIGTERM);
         self.wait_ended()
     }
 
-    /// SIGKILL to the supervisor alone; its brokers live on.
+    /// Kills the supervisor alone; its brokers keep running.
     ///
     /// # Panics
-    /// When it does not end.
+    /// When the supervisor does not end.
     pub fn kill(&self) -> ExitStatus {
         procs::signal(self.pid(), Signal::SIGKILL);
         self.wait_ended()
     }
 
-    /// Waits for the supervisor's end; [`Host::up`] starts another.
+    /// Waits until the supervisor ends; [`Host::up`] starts another.
     ///
     /// # Panics
-    /// When it does not end within a minute.
+    /// When the supervisor does not end within a minute.
     pub fn wait_ended(&self) -> ExitStatus {
         let status = until(Duration::from_secs(60), "the supervisor to end", || {
             self.ended()

@@ -1,4 +1,4 @@
-//! `status --format json`, as a program outside reads it: only the keys that are promised, and those strictly.
+//! `status --format json`, parsed strictly and only by its documented keys.
 
 use serde::Deserialize;
 
@@ -9,32 +9,32 @@ pub struct Status {
     pub tenants: Vec<TenantStatus>,
     /// Every server.
     pub servers: Vec<ServerStatus>,
-    /// What is no single tenant's.
+    /// Notices that concern no single tenant.
     #[serde(default)]
     pub notices: Vec<String>,
 }
 
 impl Status {
-    /// Reads it.
+    /// Parses the answer.
     ///
     /// # Panics
-    /// When it is not what is promised.
+    /// When the answer is not as documented.
     pub fn parse(text: &str) -> Self {
         serde_json::from_str(text)
             .unwrap_or_else(|e| panic!("status is not as promised ({e}): {text}"))
     }
 
-    /// One tenant, if it is there.
+    /// Returns a tenant, if it is listed.
     pub fn tenant(&self, name: &str) -> Option<&TenantStatus> {
         self.tenants.iter().find(|t| t.name == name)
     }
 
-    /// The word of a tenant's state; empty when there is no such tenant.
+    /// Returns the state of a tenant; empty when it is not listed.
     pub fn state(&self, name: &str) -> &str {
         self.tenant(name).map_or("", |t| t.state.as_str())
     }
 
-    /// Whether every tenant is in this state, and there is one.
+    /// Returns true when there are tenants and all are in this state.
     pub fn all(&self, state: &str) -> bool {
         !self.tenants.is_empty() && self.tenants.iter().all(|t| t.state == state)
     }
@@ -47,37 +47,37 @@ pub struct TenantStatus {
     pub name: String,
     /// The word of its state.
     pub state: String,
-    /// Why.
+    /// The reason for its state.
     pub reason: Option<String>,
-    /// What is wanted and not so yet.
+    /// The change that is wanted and not yet done.
     pub pending: Option<String>,
     /// Pid of the current instance.
     pub pid: Option<i32>,
-    /// Seconds since it was spawned.
+    /// Seconds since the instance was spawned.
     pub uptime_s: Option<f64>,
-    /// Unplanned exits.
+    /// Number of unplanned exits.
     pub restarts: u64,
-    /// Its address.
+    /// The tenant's address.
     pub listen: Option<String>,
-    /// Its schema.
+    /// The tenant's schema.
     pub schema: Option<String>,
-    /// Its pool.
+    /// The size of the tenant's pool.
     pub pool_size: Option<u32>,
-    /// Id of its server.
+    /// Id of the tenant's server.
     pub server: Option<String>,
-    /// How the last instance that ended unplanned did.
+    /// The exit of the last instance that ended unplanned.
     #[serde(default)]
     pub last_exit: Option<String>,
     /// Last lines of the last instance that ended unplanned.
     #[serde(default)]
     pub last_words: Vec<String>,
-    /// Files its broker executes that are no longer on disk.
+    /// Files that the broker executes and that were deleted from disk.
     #[serde(default)]
     pub deleted_maps: Option<Vec<String>>,
 }
 
 impl TenantStatus {
-    /// Everything it says in words, for a test to search.
+    /// Returns all its text, for a test to search.
     pub fn words(&self) -> String {
         [self.reason.as_deref(), self.pending.as_deref()]
             .into_iter()
@@ -90,21 +90,21 @@ impl TenantStatus {
 /// One server.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ServerStatus {
-    /// Its id.
+    /// The server's id.
     pub id: String,
-    /// `max_connections`.
+    /// The server's `max_connections`.
     pub max_connections: Option<u32>,
-    /// Reserved for superusers.
+    /// Connections reserved for superusers.
     pub reserved: Option<u32>,
-    /// Left for people and other programs.
+    /// Connections left for operators and other programs.
     pub headroom: Option<u32>,
-    /// What tenants may take.
+    /// Connections that tenants may take.
     pub capacity: Option<u32>,
-    /// What they take.
+    /// Connections that tenants take by their pool sizes.
     pub committed: u32,
-    /// What they hold now.
+    /// Connections that tenants hold now.
     pub in_use: Option<u32>,
-    /// Whether it can be reached.
+    /// True when the server can be reached.
     #[serde(default)]
     pub up: bool,
 }

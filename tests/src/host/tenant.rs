@@ -9,10 +9,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long a tenant may take to become what it should: far more than it needs, for two cores under load.
+/// Longest wait for a tenant's state, far more than two loaded cores need.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A tenant file to be.
+/// A tenant file that is not written yet.
 #[derive(Debug)]
 pub struct Draft<'h> {
     host: &'h Host,
@@ -36,7 +36,7 @@ impl<'h> Draft<'h> {
         }
     }
 
-    /// Sets the pool's size.
+    /// Sets the size of the pool.
     #[must_use]
     pub fn pool(self, size: u32) -> Self {
         self.set("database.pool_size", &size.to_string())
@@ -63,26 +63,26 @@ impl<'h> Draft<'h> {
         self
     }
 
-    /// Sets a key to a value in TOML's writing.
+    /// Sets a key to a TOML value.
     #[must_use]
     pub fn set(mut self, key: &str, toml: &str) -> Self {
         self.file.set(key, toml);
         self
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     #[must_use]
     pub fn unset(mut self, key: &str) -> Self {
         self.file.unset(key);
         self
     }
 
-    /// The file's text.
+    /// Returns the text of the file.
     pub fn text(&self) -> String {
         self.file.render()
     }
 
-    /// Writes the file, as an installer does: another name first, then a rename.
+    /// Writes the file as an installer does: under another name, then renamed.
     pub fn write(self) -> Tenant<'h> {
         let tenant = Tenant {
             host: self.host,
@@ -95,7 +95,7 @@ impl<'h> Draft<'h> {
     /// Writes the file, starts the supervisor if it does not run, and waits until the tenant is ready.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// When the tenant does not become ready.
     pub fn up(self) -> Tenant<'h> {
         let tenant = self.write();
         tenant.host.up();
@@ -118,22 +118,22 @@ impl<'h> Tenant<'h> {
         }
     }
 
-    /// Its name.
+    /// Returns the tenant's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its file.
+    /// Returns the path of the tenant's file.
     pub fn file(&self) -> PathBuf {
         self.host.tenants_dir().join(format!("{}.toml", self.name))
     }
 
-    /// Its state folder.
+    /// Returns the tenant's state folder.
     pub fn state_dir(&self) -> PathBuf {
         self.host.state_dir().join("tenants").join(&self.name)
     }
 
-    /// Puts a whole new file in place of the old one, atomically.
+    /// Replaces the file atomically.
     pub fn replace_file(&self, text: &str) {
         let temporary = self.host.tenants_dir().join(format!(".{}.tmp", self.name));
         fs::write(&temporary, text).unwrap();
@@ -141,12 +141,12 @@ impl<'h> Tenant<'h> {
         fs::rename(&temporary, self.file()).unwrap();
     }
 
-    /// Writes into the file where it is, as a careless editor does.
+    /// Overwrites the file in place, as a careless editor does.
     pub fn write_file(&self, text: &str) {
         fs::write(self.file(), text).unwrap();
     }
 
-    /// The file's text.
+    /// Returns the text of the file.
     pub fn read_file(&self) -> String {
         fs::read_to_string(self.file()).unwrap()
     }
@@ -156,10 +156,10 @@ impl<'h> Tenant<'h> {
         fs::remove_file(self.file()).unwrap();
     }
 
-    /// What `status` says of it now.
+    /// Returns the tenant's current status.
     ///
     /// # Panics
-    /// When it says nothing.
+    /// When the tenant is not listed.
     pub fn status(&self) -> TenantStatus {
         let status = self.host.status();
         status
@@ -168,36 +168,36 @@ impl<'h> Tenant<'h> {
             .clone()
     }
 
-    /// Pid of its current instance.
+    /// Returns the pid of the current instance.
     ///
     /// # Panics
-    /// When it has none.
+    /// When there is no instance.
     pub fn pid(&self) -> i32 {
         self.status()
             .pid
             .unwrap_or_else(|| panic!("tenant {} has no instance", self.name))
     }
 
-    /// Waits for a state and gives the status.
+    /// Waits for a state and returns the status.
     ///
     /// # Panics
-    /// When it is not reached within 30 s.
+    /// When the state is not reached within 30 s.
     pub fn becomes(&self, state: &str) -> TenantStatus {
         self.wait(&format!("{state:?}"), |t| t.state == state)
     }
 
-    /// Waits until its status is as wanted.
+    /// Waits until `want` accepts the tenant's status.
     ///
     /// # Panics
-    /// When it is not within 30 s.
+    /// When this takes longer than 30 s.
     pub fn wait(&self, what: &str, want: impl Fn(&TenantStatus) -> bool) -> TenantStatus {
         self.wait_within(SOON, what, want)
     }
 
-    /// Waits until its status is as wanted.
+    /// Waits until `want` accepts the tenant's status.
     ///
     /// # Panics
-    /// When it is not within `bound`.
+    /// When this takes longer than `bound`.
     pub fn wait_within(
         &self,
         bound: Duration,
@@ -211,20 +211,20 @@ impl<'h> Tenant<'h> {
         status.tenant(&self.name).cloned().unwrap()
     }
 
-    /// Waits until it is ready.
+    /// Waits until the tenant is ready.
     ///
     /// # Panics
-    /// When it is not within 30 s.
+    /// When the tenant is not ready within 30 s.
     #[must_use]
     pub fn is_ready(self) -> Self {
         self.becomes("ready");
         self
     }
 
-    /// Waits until `status` knows it no more.
+    /// Waits until `status` no longer lists the tenant.
     ///
     /// # Panics
-    /// When it does after 30 s.
+    /// When the tenant is still listed after 30 s.
     pub fn is_gone(&self) {
         self.host
             .wait(SOON, &format!("tenant {} to be gone", self.name), |s| {
@@ -242,15 +242,15 @@ impl<'h> Tenant<'h> {
         })
     }
 
-    /// Sends a signal to its current instance.
+    /// Sends a signal to the current instance.
     pub fn signal(&self, signal: Signal) {
         procs::signal(self.pid(), signal);
     }
 
-    /// Where it listens, from its file.
+    /// Returns the address on which the tenant listens, from its file.
     ///
     /// # Panics
-    /// When the file does not say.
+    /// When the file has no address.
     pub fn addr(&self) -> Addr {
         let text = self.read_file();
         let listen = text
@@ -260,17 +260,17 @@ impl<'h> Tenant<'h> {
         Addr::parse(listen.trim().trim_matches('"'))
     }
 
-    /// A connection to it.
+    /// Opens a connection to the tenant.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the connection is refused.
     pub fn connect(&self) -> Connection {
         let addr = self.addr();
         Connection::open(&addr)
             .unwrap_or_else(|e| panic!("cannot connect to {} at {addr}: {e}", self.name))
     }
 
-    /// `GET PATH`, without a PAK.
+    /// Sends `GET PATH` without a PAK.
     ///
     /// # Panics
     /// When there is no answer.
@@ -278,10 +278,10 @@ impl<'h> Tenant<'h> {
         http::get(&self.addr(), path).unwrap_or_else(|e| panic!("GET {path} of {}: {e}", self.name))
     }
 
-    /// Its admin PAK, by `brokkr-supervisor pak`.
+    /// Returns the admin PAK, by `brokkr-supervisor pak`.
     ///
     /// # Panics
-    /// When there is none.
+    /// When there is no admin PAK.
     pub fn pak(&self) -> String {
         self.host
             .command(&["pak", &self.name])
@@ -290,7 +290,7 @@ impl<'h> Tenant<'h> {
             .to_owned()
     }
 
-    /// Its API as admin.
+    /// Returns a client of the tenant's API with the admin PAK.
     pub fn api(&self) -> Api {
         Api::new(self.addr(), self.pak())
     }

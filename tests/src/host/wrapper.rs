@@ -1,14 +1,14 @@
-//! A program put in place of the broker: a shell script that misbehaves first, then is the real broker (`exec`).
+//! A shell script in place of the broker that may misbehave first and then executes the real broker.
 //!
-//! It is the operator's `broker = "…"` key that points at it, so the supervisor is the real one and unaware. What it
-//! does is decided by files beside it, one for each tenant, so one bad tenant can live among good ones.
+//! The operator's key `broker = "…"` names the script, so the supervisor is the real program. A file for each tenant
+//! beside the script decides its behaviour, so that a bad tenant can run among good tenants.
 
 use super::Host;
 use crate::{bin, place};
 use std::fs;
 use std::path::PathBuf;
 
-/// The script, beside the host's other files.
+/// The folder of the script.
 #[derive(Debug)]
 pub struct Wrapper {
     folder: PathBuf,
@@ -28,10 +28,9 @@ impl Wrapper {
         wrapper
     }
 
-    /// Puts the script in place once more, as a package's upgrade would: `first` is what every tenant does before
-    /// anything else.
+    /// Installs the script once more, as a package's upgrade does. Every tenant runs `first` before anything else.
     pub fn install_again(&self, first: &str) {
-        // Which tenant this is, is in the path of the notification socket and nowhere else in the environment.
+        // The tenant's name is only in the path of the notification socket, nowhere else in the environment.
         let text = format!(
             "#!/bin/sh\n{first}\n\
              tenant=${{NOTIFY_SOCKET##*/}}; tenant=${{tenant%%.*}}\n\
@@ -48,14 +47,14 @@ impl Wrapper {
         fs::rename(&temporary, self.folder.join("brokkr-broker")).unwrap();
     }
 
-    /// What `tenant` does before it is the real broker, from its next instance on.
+    /// Makes `tenant` run `script` before the real broker, from its next instance on.
     pub fn first(&self, tenant: &str, script: &str) {
         let temporary = self.folder.join(format!(".{tenant}"));
         fs::write(&temporary, format!("{script}\n")).unwrap();
         fs::rename(&temporary, self.folder.join(format!("{tenant}.sh"))).unwrap();
     }
 
-    /// `tenant` is a broker that becomes ready and answers nothing, from its next instance on.
+    /// Makes `tenant` a broker that becomes ready and answers nothing, from its next instance on.
     pub fn deaf(&self, tenant: &str) {
         let program = bin::trivial_broker();
         self.first(
@@ -64,7 +63,7 @@ impl Wrapper {
         );
     }
 
-    /// `tenant` behaves again, from its next instance on.
+    /// Makes `tenant` the real broker again, from its next instance on.
     pub fn heal(&self, tenant: &str) {
         fs::remove_file(self.folder.join(format!("{tenant}.sh"))).unwrap();
     }

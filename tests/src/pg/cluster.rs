@@ -1,4 +1,4 @@
-//! The server's programs, and the data folder every server of a test begins with.
+//! The server's programs, and the data folder from which every server of a test is copied.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub(super) fn as_postgres(program: &Path) -> Command {
     command
 }
 
-/// The folder of the server binaries: the first on PATH that holds all a test needs, else the newest of Debian's.
+/// Returns the folder of the server binaries: the first on PATH that is complete, else the newest of Debian's.
 ///
 /// # Panics
 /// When there is none.
@@ -46,7 +46,7 @@ fn is_complete(folder: &Path) -> bool {
         .all(|name| folder.join(name).exists())
 }
 
-/// A cluster made once by initdb, to be copied.
+/// Returns a data folder, made once by initdb, to be copied.
 pub(super) fn template() -> PathBuf {
     let bin = bin_dir();
     let version = crate::bin::run(bin.join("postgres"), ["--version"]).ok();
@@ -60,7 +60,7 @@ pub(super) fn template() -> PathBuf {
         .parent()
         .unwrap()
         .join(format!("pg-{version}-{own_uid}"));
-    // Held until the template is whole: tests of several programs may ask at once.
+    // Locked until the template is complete, because several test programs may need it at once.
     let lock = File::create(folder.with_extension("lock")).unwrap();
     lock.lock().unwrap();
     if folder.exists() {
@@ -86,7 +86,7 @@ pub(super) fn template() -> PathBuf {
         .arg(&data);
     run_command(initdb, Duration::from_secs(120)).ok();
     let mut conf = fs::read_to_string(data.join("postgresql.conf")).unwrap();
-    // Nothing in a test is worth waiting for the disk; settings of a test come by command line, above these.
+    // A test never waits for the disk. A test's own settings come by command line and override these.
     conf.push_str(
         "\nfsync = off\nsynchronous_commit = off\nfull_page_writes = off\nshared_buffers = 16MB\n\
          listen_addresses = '127.0.0.1'\nlog_line_prefix = '%m [%p] %a '\nautovacuum_naptime = 5min\n",
@@ -106,7 +106,7 @@ pub(super) fn template() -> PathBuf {
     folder
 }
 
-/// `cp -a`: owners, modes and all.
+/// Copies with owners and modes (`cp -a`).
 pub(super) fn copy(from: &Path, to: &Path) {
     let mut cp = Command::new("cp");
     cp.args(["-a", "--reflink=auto"]).arg(from).arg(to);

@@ -1,4 +1,4 @@
-//! The published agent as the broker sees it: what it asks, in which order, what it remembers and what it removes.
+//! A model of the published agent: its requests and their order, its memory and its removals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,23 +11,23 @@ use tungstenite::Message;
 
 use crate::model::Party;
 
-/// One agent and the cluster it looks after.
+/// An agent with the cluster that it manages.
 pub(crate) struct Agent {
     api: Api,
     id: String,
     name: String,
     rng: fastrand::Rng,
-    /// What is applied: the checksum by stack.
+    /// The applied checksum of each stack.
     cluster: BTreeMap<String, String>,
     /// The stacks of the previous answer.
     previous: BTreeSet<String>,
     removed: Vec<String>,
     failed: bool,
-    /// Nothing goes wrong on purpose any more.
+    /// True once the model makes no more failures on purpose.
     settled: bool,
-    /// A kept connection, which a draining or killed broker closes under it.
+    /// A kept connection, which a draining or killed broker closes.
     kept: Option<Connection>,
-    /// Whether it prefers the WebSocket, as the published agent does; polling is its fallback.
+    /// True when the agent prefers the WebSocket, as the published agent does; polling is the fallback.
     prefers_socket: bool,
     socket: Option<Socket>,
     frames: u32,
@@ -52,27 +52,26 @@ impl Agent {
         }
     }
 
-    /// What it has applied.
     pub(crate) fn cluster(&self) -> &BTreeMap<String, String> {
         &self.cluster
     }
 
-    /// The stacks it has removed from its cluster since this was last asked.
+    /// Returns the stacks removed from the cluster since the last call.
     pub(crate) fn take_removed(&mut self) -> Vec<String> {
         std::mem::take(&mut self.removed)
     }
 
-    /// Whether the latest poll could not apply something.
+    /// Returns true when the latest poll could not apply an object.
     pub(crate) fn failed_an_apply(&self) -> bool {
         self.failed
     }
 
-    /// Frames it has sent and pushes it has heard.
+    /// Returns the number of frames sent and pushes received.
     pub(crate) fn frames(&self) -> u32 {
         self.frames
     }
 
-    /// From now on nothing fails, and what is missing is made up for.
+    /// Stops failing on purpose and polls until a poll succeeds.
     pub(crate) fn settle(&mut self) {
         self.settled = true;
         for _ in 0..100 {
@@ -82,10 +81,10 @@ impl Agent {
         }
     }
 
-    /// One turn of its loop: heartbeat, itself, target state, an event for each object.
+    /// Runs one turn of the agent's loop: heartbeat, its own record, target state, an event for each object.
     ///
     /// # Errors
-    /// When the broker does not answer, or answers that it cannot: the agent tries again at its next turn.
+    /// When the broker does not answer or answers 503: the agent tries again at its next turn.
     pub(crate) fn poll(&mut self) -> io::Result<()> {
         self.failed = false;
         let cut = !self.settled && self.rng.u8(..) < 12;
@@ -118,7 +117,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Applies one object and reports.
+    /// Applies an object and reports the result.
     fn take(&mut self, object: &Value) -> io::Result<()> {
         let stack = text(object, "stack_id");
         let empty = text(object, "yaml_content").trim().is_empty();
@@ -134,7 +133,7 @@ impl Agent {
             "status": if applied { "SUCCESS" } else { "FAILURE" }, "message": null,
         });
         if self.socket.is_some() {
-            // Over the socket the whole event is sent, with an id and times that the broker makes anew.
+            // Over the socket the whole event is sent, with an id and times that the broker replaces.
             for (key, value) in [
                 ("id", json!("00000000-0000-0000-0000-000000000000")),
                 ("created_at", json!("2024-01-01T00:00:00Z")),
@@ -152,13 +151,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Opens the socket where it is missing, and hears what has come. Pushes are hints: this one polls anyway.
+    /// Opens the socket where it is missing and reads pushes. Pushes are only hints: the agent polls regardless.
     fn tend_socket(&mut self) {
         if !self.prefers_socket {
             return;
         }
         if !self.settled && self.rng.u8(..) < 6 {
-            // Its network fails without a word.
+            // The network fails silently.
             self.socket = None;
         }
         while let Some(socket) = &mut self.socket {
@@ -175,7 +174,7 @@ impl Agent {
         }
     }
 
-    /// Sends a frame, if there is a socket to send it over. The agent never learns whether it arrived.
+    /// Sends a frame if a socket is open. The agent never learns that it arrived.
     fn over_socket(&mut self, kind: &str, body: &Value) -> bool {
         let Some(socket) = &mut self.socket else {
             return false;
@@ -196,8 +195,8 @@ impl Agent {
         }
     }
 
-    /// Asks on the kept connection, as HTTP clients with a pool do: once more on a new one if the old one was closed
-    /// before anything came back and asking twice does no harm.
+    /// Sends a request on the kept connection, as pooling HTTP clients do. It is sent again on a new connection if the
+    /// old was closed before any answer and repeating does no harm.
     fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Response> {
         let bearer = format!("Bearer {}", self.api.pak);
         let headers = [

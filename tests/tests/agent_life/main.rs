@@ -1,8 +1,5 @@
-//! Agents live through everything: hundreds of polls between new objects, label changes, consents, targets and deletions,
-//! while their broker is replaced, killed, and their own connections are cut.
-//!
-//! The published agent removes from its cluster whatever is missing from the newest answer. So a wrong answer, just once,
-//! deletes a customer's workload; a stack that is answered once too often brings it back.
+//! Agents keep a correct cluster through hundreds of polls, amid new objects, label changes, consents, targets and
+//! deletions. Meanwhile their broker is replaced and killed, and their own connections are cut.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,11 +20,11 @@ use brokkr_tests::{Host, Tenant, until};
 use model::{AGENTS, Model};
 use nix::sys::signal::Signal;
 
-/// Changes made to the tenant's world.
+/// Number of changes to the tenant's data.
 const CHANGES: u32 = 250;
-/// Polls every agent makes at least.
+/// The least number of polls by each agent.
 const POLLS: u32 = 150;
-/// Replacements and kills of the broker meanwhile.
+/// Number of replacements and kills of the broker meanwhile.
 const DISTURBANCES: u32 = 8;
 
 #[test]
@@ -46,7 +43,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
             Mutex::new(Agent::new(party, fork, n % 2 == 1))
         })
         .collect();
-    // A change and what the model knows of it are one step for those who poll.
+    // A change and its entry in the model are one step for the polling agents.
     let model = RwLock::new(model);
     let done = AtomicBool::new(false);
     let polls = AtomicU32::new(0);
@@ -71,7 +68,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
             .collect();
         for _ in 0..CHANGES {
             model.write().unwrap().change(&mut rng);
-            // Most agents see this state before the next change comes, some do not.
+            // Most agents see this state before the next change.
             let seen = polls.load(Ordering::Relaxed) + AGENTS as u32 - 1;
             until(Duration::from_secs(30), "agents to poll", || {
                 (polls.load(Ordering::Relaxed) >= seen).then_some(())
@@ -83,7 +80,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
             thread.join().unwrap();
         }
     });
-    // When all is quiet, every agent has exactly what it should have, at once.
+    // At the end every agent has exactly the objects that the model wants, after one poll.
     let model = model.into_inner().unwrap();
     for (n, agent) in agents.iter().enumerate() {
         poll_once(&model, n, &mut agent.lock().unwrap(), true);
@@ -99,7 +96,7 @@ fn fault_36_an_agent_never_removes_what_should_be_there_and_never_keeps_what_sho
     );
 }
 
-/// One poll, and what it did to the agent's cluster against what the model says. `whole`: it must not fail.
+/// Polls once and checks the agent's cluster against the model. With `whole` the poll must not fail.
 fn poll_once(model: &Model, n: usize, agent: &mut Agent, whole: bool) {
     if whole {
         agent.settle();
@@ -112,7 +109,7 @@ fn poll_once(model: &Model, n: usize, agent: &mut Agent, whole: bool) {
             model.describe(n, &removed)
         );
     }
-    // A poll that was cut short, or an apply that failed, leaves the cluster as far as it came.
+    // A poll that was cut or a failed apply leaves the cluster half updated.
     if outcome.is_ok() && !agent.failed_an_apply() {
         assert_eq!(
             *agent.cluster(),
@@ -126,7 +123,7 @@ fn poll_once(model: &Model, n: usize, agent: &mut Agent, whole: bool) {
     );
 }
 
-/// Replaces the broker by overlap, or kills it, over and over while the rest goes on.
+/// Replaces the broker by overlap or kills it, alternately, while the rest goes on.
 fn disturb(host: &Host, acme: &Tenant<'_>) {
     for time in 0..DISTURBANCES {
         let old = acme.pid();

@@ -1,4 +1,4 @@
-//! What should be: the tenant's world as its people changed it, by the rules of association alone.
+//! The expected state: the tenant's data by the rules of association alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -6,20 +6,19 @@ use std::time::{Duration, Instant};
 use brokkr_tests::{Api, Response};
 use serde_json::{Value, json};
 
-/// How many agents there are.
 pub(crate) const AGENTS: usize = 4;
 const LABELS: [&str; 3] = ["env:prod", "env:test", "region:eu"];
-/// Live stacks at most; beyond, one is deleted first.
+/// The largest number of live stacks; beyond it a stack is deleted first.
 const STACKS: usize = 8;
 
-/// Somebody with an id and a PAK.
+/// A principal with an id and a PAK.
 pub(crate) struct Party {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) api: Api,
 }
 
-/// The tenant's world.
+/// The tenant's data.
 pub(crate) struct Model {
     admin: Api,
     pub(crate) agents: Vec<Party>,
@@ -36,17 +35,17 @@ pub(crate) struct Model {
 struct Stack {
     generator: usize,
     labels: BTreeSet<&'static str>,
-    /// Values of its annotation `team`, of which there is one at most.
+    /// Values of the annotation `team`, at most one at a time.
     pairs: BTreeSet<&'static str>,
     targets: BTreeSet<usize>,
-    /// The newest object's checksum, unless it is a marker.
+    /// The checksum of the newest object, unless that is a marker.
     newest: Option<String>,
     deleted: bool,
     history: Vec<String>,
 }
 
 impl Model {
-    /// Agents that are active and agree to serve some of the generators; no stack yet.
+    /// Makes active agents that agree to serve some of the generators, without stacks.
     pub(crate) fn new(admin: Api, rng: &mut fastrand::Rng) -> Self {
         let generators = (0..2).map(|n| {
             party(
@@ -89,7 +88,7 @@ impl Model {
         model
     }
 
-    /// The checksums an agent should have applied, by stack.
+    /// Returns the checksums that an agent should have applied, by stack.
     pub(crate) fn wanted(&self, agent: usize) -> BTreeMap<String, String> {
         self.stacks
             .iter()
@@ -98,12 +97,12 @@ impl Model {
             .collect()
     }
 
-    /// Whether an agent should have something of this stack in its cluster.
+    /// Returns true when an agent should have an object of this stack in its cluster.
     pub(crate) fn should_have(&self, agent: usize, stack: &str) -> bool {
         self.serves(agent, stack) && self.stacks[stack].newest.is_some()
     }
 
-    /// For a failed assertion.
+    /// Describes a stack and an agent for a failed assertion.
     pub(crate) fn describe(&self, agent: usize, stack: &str) -> String {
         format!(
             "{:#?}\nagent: labels {:?}, team {:?}, consents {:?}",
@@ -111,7 +110,6 @@ impl Model {
         )
     }
 
-    /// What was done, and how often.
     pub(crate) fn summary(&self) -> String {
         let counts: Vec<String> = self
             .counts
@@ -129,7 +127,6 @@ impl Model {
         !stack.deleted && (stack.targets.contains(&agent) || (matched && consent))
     }
 
-    /// Changes one thing.
     pub(crate) fn change(&mut self, rng: &mut fastrand::Rng) {
         let live: Vec<String> = self
             .stacks
@@ -165,7 +162,7 @@ impl Model {
         let id = if answer.status == 201 {
             answer.json()["id"].as_str().unwrap().to_owned()
         } else {
-            // Created by an attempt whose answer was lost.
+            // The stack was created by an attempt whose answer was lost.
             let all = self.done("", "GET", "/stacks", None, &[200]).json();
             let found = all
                 .as_array()
@@ -200,7 +197,7 @@ impl Model {
         self.stack(stack).newest = None;
     }
 
-    /// Adds the label, or takes it away where it is.
+    /// Adds the label, or removes it where it is present.
     fn label_stack(&mut self, stack: &str, label: &'static str) {
         if self.stack(stack).labels.contains(label) {
             let path = format!("/stacks/{stack}/labels/{label}");
@@ -284,7 +281,7 @@ impl Model {
         }
     }
 
-    /// Adds the target, or takes it away; without the agent's consent neither is possible.
+    /// Adds the target or removes it; both need the agent's consent first.
     fn target(&mut self, agent: usize, stack: &str) {
         let generator = self.stack(stack).generator;
         if !self.consents[agent].contains(&generator) {
@@ -309,7 +306,7 @@ impl Model {
         self.note(stack, "target");
     }
 
-    /// Agrees to serve a generator, or ends that, and with it the agent's targets there.
+    /// Adds the consent to a generator, or ends it and with it the agent's targets there.
     fn consent(&mut self, agent: usize, generator: usize) {
         let path = format!("/generators/{}/register", self.generators[generator].id);
         let body = json!({ "agent_id": self.agents[agent].id });
@@ -348,8 +345,8 @@ impl Model {
         self.stack(stack).history.push(what.to_owned());
     }
 
-    /// Asks until it has been done: a broker may be killed under any request, and whether it was done is then told by the
-    /// answer to the next attempt.
+    /// Repeats a request until it is done, because the broker may be killed during it. The answer to the next attempt
+    /// tells that an earlier attempt took effect.
     fn done(
         &mut self,
         what: &'static str,

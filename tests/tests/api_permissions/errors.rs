@@ -1,6 +1,5 @@
-//! What every operation of the matrix answers when something is wrong: with the request, with what it names, with the
-//! schema, with the server. A row added to the matrix is covered here without another line, unless the contract makes an
-//! exception for it; those are the tables below.
+//! The errors of every operation of the matrix: for a wrong request, an unknown id, a broken schema, a lost server. A
+//! new row of the matrix is covered without another line; the tables below list the exceptions of the contract.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,20 +11,20 @@ use super::fixture::Fixture;
 use super::matrix;
 use crate::world::World;
 
-/// Operations whose answers to a body that is no JSON, JSON under another type, and JSON of another shape are not 400, 415
-/// and 422.
+/// Operations with other answers than 400, 415 and 422 to a body that is no JSON, JSON under another type, and JSON of
+/// another shape.
 const BODIES: &[(&str, [u16; 3])] = &[
-    // An agent is alive whatever it says.
+    // A heartbeat counts with any body.
     ("POST /agents/{}/heartbeat", [204, 204, 204]),
-    // Reads its own body: any type, and all that is wrong with it is 400.
+    // Reads its own body: takes any type, and answers 400 to any fault.
     ("POST /stacks/{}/deployment-objects", [400, 201, 400]),
     // Takes any JSON.
     ("PUT /agents/{}", [400, 415, 200]),
 ];
 
-/// Operations that say something other than 404 to an id that nobody has. The last word names the parameter.
+/// Operations with other answers than 404 to an unknown id. The last word names the parameter.
 const UNKNOWN: &[(&str, &[u16])] = &[
-    // What an agent has can be listed whether or not it lives.
+    // The rows of an agent can be listed even when the agent does not exist.
     ("GET /agents/{}/labels", &[200]),
     ("GET /agents/{}/annotations", &[200]),
     ("GET /agents/{}/targets", &[200]),
@@ -39,19 +38,19 @@ const UNKNOWN: &[(&str, &[u16])] = &[
     ("GET /stacks/{}/health", &[200]),
     ("GET /deployment-objects/{}/health", &[200]),
     ("DELETE /agents/{}", &[204]),
-    // Nobody but that agent itself, whether or not there is one.
+    // Only the agent itself may send a heartbeat, so an unknown id is 403.
     ("POST /agents/{}/heartbeat", &[403]),
-    // An agent that is not there serves nothing and is registered with nobody.
+    // An unknown agent serves no stack and is registered with no generator.
     ("POST /agents/{}/events", &[403]),
     ("POST /agents/{}/targets", &[403]),
     ("DELETE /agents/{}/targets/{}", &[403, 404]),
     ("PATCH /agents/{}/health-status", &[200, 403, 422]),
-    // The foreign key says it.
+    // The foreign key refuses these.
     ("POST /agents/{}/labels", &[422]),
     ("POST /agents/{}/annotations", &[422]),
 ];
 
-/// Operations that ask the schema nothing but who is calling, which is remembered for a while.
+/// Operations that need the schema only for authentication, which is cached for a while.
 const WITHOUT_SCHEMA: &[&str] = &[
     "POST /auth/pak",
     "GET /webhooks/event-types",
@@ -59,27 +58,27 @@ const WITHOUT_SCHEMA: &[&str] = &[
     "POST /admin/config/reload",
 ];
 
-/// One operation of the matrix.
+/// An operation of the matrix.
 struct Operation {
-    /// As in its row.
+    /// Fields of its row.
     method: &'static str,
     path: &'static str,
     body: &'static str,
-    /// The column of the first principal that may do it.
+    /// The column of the first principal that may call the operation.
     caller: usize,
-    /// Statuses its row promises, and 401.
+    /// Statuses of its row, and 401.
     promised: Vec<u16>,
 }
 
 impl Operation {
-    /// Every operation that somebody may do, once.
+    /// Returns every operation that some principal may call, once.
     fn all() -> Vec<Operation> {
         let mut seen = BTreeSet::new();
         let mut all = Vec::new();
         for (operation, body, _, answers) in matrix::rows() {
             let (method, path) = operation.split_once(' ').unwrap();
             let status = |answer: &&str| answer[..3].parse::<u16>().unwrap();
-            // A test of a webhook that cannot be reached is done as well as it can be.
+            // A webhook test whose target cannot be reached counts as success.
             let may =
                 |answer: &&str| answer.starts_with('2') || **answer == *"400 webhook_test_failed";
             let Some(caller) = answers.iter().position(may) else {
@@ -100,7 +99,7 @@ impl Operation {
         all
     }
 
-    /// Method and path, without a query and with its parameters as `{}`.
+    /// Returns method and path, without the query and with `{}` for each parameter.
     fn name(&self) -> String {
         let mut name = format!("{} ", self.method);
         let mut parts = self.path.split('?').next().unwrap().split('{');
@@ -112,7 +111,7 @@ impl Operation {
         name
     }
 
-    /// The names in its path that stand for ids.
+    /// Returns the names of ids in its path.
     fn ids(&self, fixture: &Fixture) -> Vec<&'static str> {
         let path = self.path.split('?').next().unwrap();
         let names = path.split('{').skip(1);
@@ -129,7 +128,7 @@ impl Operation {
         &fixture.callers[self.caller]
     }
 
-    /// Its row's request, with other values for some names.
+    /// Sends its row's request, with other values for some names.
     fn call(&self, fixture: &Fixture, instead: &[(&str, &str)]) -> Response {
         let fill = |text: &str| {
             let mut text = text.to_owned();
@@ -145,7 +144,7 @@ impl Operation {
     }
 }
 
-/// What was seen, and what should not have been.
+/// The answers so far, and the wrong answers.
 #[derive(Default)]
 struct Seen {
     statuses: BTreeMap<String, BTreeSet<u16>>,
@@ -153,7 +152,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Notes an answer; one of these statuses and, if it is an error, its body are right.
+    /// Notes an answer, which must have one of these statuses and, if it is an error, a right body.
     fn note(&mut self, operation: &Operation, what: &str, answer: &Response, right: &[u16]) {
         let name = operation.name();
         let body = answer.text();
@@ -213,7 +212,7 @@ fn every_operation_says_what_is_wrong() {
         wrong_bodies(operation, &fixture, &mut seen);
         unknown_ids(operation, &fixture, &mut seen);
     }
-    // Some of these were done after all.
+    // A new fixture, because some of the requests above succeeded.
     let fixture = Fixture::new(&world);
     without_its_tables(&world, &operations, &fixture, &mut seen);
     without_its_server(&operations, &mut seen);
@@ -222,7 +221,7 @@ fn every_operation_says_what_is_wrong() {
     assert!(seen.wrong.is_empty(), "{}", seen.wrong.join("\n"));
 }
 
-/// Whoever may do it hears that the path is wrong; nobody else hears anything about it.
+/// A malformed id is 400 for a principal that may call the operation, and no other principal is told.
 fn malformed_ids(operation: &Operation, fixture: &Fixture, seen: &mut Seen) {
     for name in operation.ids(fixture) {
         let answer = operation.call(fixture, &[(name, "not-a-uuid")]);
@@ -276,7 +275,7 @@ fn unknown_ids(operation: &Operation, fixture: &Fixture, seen: &mut Seen) {
     }
 }
 
-/// A schema in which nothing is where it should be: callers come back later, and are told no more.
+/// A schema without its tables: every caller gets 503, without details.
 fn without_its_tables(world: &World, operations: &[Operation], fixture: &Fixture, seen: &mut Seen) {
     for caller in &fixture.callers[..5] {
         let _ = caller.call("POST", "/auth/pak", None).expect(200);
@@ -309,7 +308,7 @@ fn without_its_tables(world: &World, operations: &[Operation], fixture: &Fixture
     let _ = world.admin.get("/agents").expect(200);
 }
 
-/// No server: come back later.
+/// A lost server is 503.
 fn without_its_server(operations: &[Operation], seen: &mut Seen) {
     let server = PgServer::start();
     let world = World::on(&server, &[("database.acquire_timeout", "\"2s\"")]);
@@ -353,7 +352,7 @@ fn print(seen: &Seen) {
     }
 }
 
-/// What was seen is what the broker's own OpenAPI document promises.
+/// Checks the statuses seen against the broker's own OpenAPI document.
 fn compare_with_the_document(world: &World, seen: &mut Seen) {
     let answer = brokkr_tests::http::get(&world.admin.addr, "/docs/openapi.json").unwrap();
     if answer.status != 200 {
@@ -378,7 +377,7 @@ fn compare_with_the_document(world: &World, seen: &mut Seen) {
     }
 }
 
-/// The responses of the documented path that has the most words in common with this one.
+/// Returns the responses of the documented path that shares the most words with `path`.
 fn documented<'a>(
     paths: &'a serde_json::Map<String, Value>,
     method: &str,
@@ -390,7 +389,7 @@ fn documented<'a>(
         .iter()
         .filter(|(_, item)| item.get(&method).is_some())
         .filter_map(|(documented, item)| {
-            // The document's paths may carry the prefix or leave it to its server entry.
+            // The document's paths may carry the prefix, or leave it to the server entry.
             let documented = documented.strip_prefix("/api/v1").unwrap_or(documented);
             let theirs: Vec<&str> = documented.split('/').collect();
             let fits = theirs.len() == words.len()

@@ -1,11 +1,11 @@
-//! Who calls, and what there is to act on, for whatever goes through the matrix.
+//! The principals, and the data on which the rows of the matrix act.
 
 use brokkr_tests::Api;
 
 use super::matrix;
 use crate::world::{Party, World, id, unique};
 
-/// The principals, in the order of the table's columns. The last two are always 401.
+/// The principals in the order of the table's columns. The last two always get 401.
 pub(crate) const PRINCIPALS: [&str; 7] = [
     "admin",
     "self",
@@ -16,7 +16,7 @@ pub(crate) const PRINCIPALS: [&str; 7] = [
     "bad PAK",
 ];
 
-/// What the table's rows act on. Made anew after every row that changed something.
+/// The data on which the table's rows act, made anew after every row that changed it.
 pub(crate) struct Fixture {
     pub(crate) names: Vec<(&'static str, String)>,
     pub(crate) callers: Vec<Api>,

@@ -1,4 +1,4 @@
-//! Who may do what: one row per operation, one column per principal, run from one table.
+//! The permissions: one row for each operation, one column for each principal, run from one table.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -84,8 +84,8 @@ fn a_head_is_answered_as_its_get_and_changes_nothing() {
     assert!(heads > 100, "{heads}");
 }
 
-/// A text that gives every row of every table as a number. Not of the audit log: that somebody came with a PAK that is none
-/// is written down whatever was asked.
+/// Returns a text that digests every row of every table as a number. The audit log is left out, because every use of an
+/// invalid PAK is recorded there.
 fn every_row(sql: &mut postgres::Client) -> String {
     let tables = sql
         .query(

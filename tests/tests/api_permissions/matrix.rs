@@ -1,4 +1,4 @@
-//! The permission matrix as tables, one file an area: who gets which answer from which operation.
+//! The permission matrix as tables, one file for each area: the answer of each operation to each principal.
 #![allow(dead_code, reason = "each test file uses its part of it")]
 
 pub(crate) mod admin;
@@ -24,11 +24,10 @@ pub(crate) const SNA: &str = "403 stack_not_accessible";
 pub(crate) const SLD: &str = "403 stacks_list_denied";
 pub(crate) const SCD: &str = "403 stack_create_denied";
 
-/// Method and path, body (none when empty), shape of a success, and the answers to admin, self, other agent, owning
-/// generator, other generator. Names in braces are the fixture's.
+/// Method and path, body (empty for none), shape of a success, and the answers to admin, self, other agent, owning
+/// generator, other generator. Names in braces come from the fixture.
 pub(crate) type Row = (&'static str, &'static str, &'static str, [&'static str; 5]);
 
-/// Every row.
 pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
     [
         core::ROWS,
@@ -43,27 +42,25 @@ pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
     .flatten()
 }
 
-/// What rows may name in braces, and who they act for.
+/// The names that rows may use in braces, and their owners.
 pub(crate) struct Scene<'a> {
     pub(crate) world: &'a World,
-    /// The agent in question: registered with `owner`, targeted at `stack`.
+    /// The agent under test: registered with `owner`, targeted at `stack`.
     pub(crate) own: &'a Party,
-    /// Another agent.
     pub(crate) other: &'a Party,
-    /// The generator whose `stack` it is.
+    /// The generator that owns `stack`.
     pub(crate) owner: &'a Party,
-    /// Another generator.
     pub(crate) stranger: &'a Party,
     /// A stack of `owner`.
     pub(crate) stack: &'a str,
-    /// A deployment object on it.
+    /// A deployment object of the stack.
     pub(crate) object: &'a str,
 }
 
-/// The names an area adds to the scene, with their values.
+/// The names that an area adds to the scene, with their values.
 pub(crate) type Names = Vec<(&'static str, String)>;
 
-/// The names of every area.
+/// Returns the names of every area.
 pub(crate) fn names(scene: &Scene<'_>) -> Names {
     [
         templates::names,

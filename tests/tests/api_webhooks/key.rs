@@ -1,4 +1,4 @@
-//! The key that seals what a subscription keeps secret.
+//! The key that encrypts the secrets of subscriptions.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,7 +33,7 @@ fn the_key_is_the_tenants_own_made_when_first_needed_and_never_shown() {
 fn a_broker_whose_webhook_key_is_gone_says_so_and_does_not_start() {
     let world = World::new();
     create(&world, &json!({}));
-    // Another host, say: the schema without the state folder.
+    // The schema without the state folder, as on another host.
     let other = Broker::on(server()).schema(&world.schema).run(&["serve"]);
     assert_eq!(other.code, Some(78), "{}", other.stderr);
     assert!(
@@ -90,7 +90,7 @@ fn a_broker_with_another_key_says_so_in_log_metric_last_error_and_audit() {
         "{}",
         other.log()
     );
-    // The one with the right key must not be the one that delivers.
+    // Stop the broker that has the right key, so that it does not deliver.
     assert!(world.broker.stop().success());
     let api = brokkr_tests::Api::new(other.addr(), world.admin.pak.clone());
     let path = format!("/webhooks/{}", id(&webhook));

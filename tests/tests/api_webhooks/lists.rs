@@ -1,4 +1,4 @@
-//! Subscriptions come and go, and the lists of their deliveries.
+//! Creating and deleting subscriptions, and the lists of their deliveries.
 
 use std::thread;
 
@@ -109,7 +109,7 @@ fn lists_of_deliveries_are_paged_by_state_newest_first() {
         ),
         create(&world, &json!({ "name": "two", "enabled": false })),
     );
-    // Disabled, so that nobody takes the pending one.
+    // Disabled, so that no pending delivery is taken.
     for webhook in [&one, &two] {
         let _ = world
             .admin

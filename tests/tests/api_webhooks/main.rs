@@ -24,7 +24,7 @@ pub(crate) fn body() -> Value {
     json!({ "name": "ops", "url": "https://hooks.example/secret-path", "event_types": ["stack.*"] })
 }
 
-/// [`body`] with some keys set.
+/// Returns [`body`] with some keys changed.
 pub(crate) fn with(changes: &Value) -> Value {
     let mut whole = body();
     for (key, value) in changes.as_object().unwrap() {
@@ -49,7 +49,7 @@ pub(crate) fn wants_events(world: &World) -> bool {
         .get(0)
 }
 
-/// The audit entries of an action, oldest first: resource and details.
+/// Returns resource and details of an action's audit entries, oldest first.
 pub(crate) fn audited(world: &World, action: &str) -> Vec<(String, Value)> {
     let mut sql = world.sql();
     let rows = sql.query(
@@ -63,7 +63,7 @@ pub(crate) fn audited(world: &World, action: &str) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Deliveries in these states, the last the newest; their ids.
+/// Inserts deliveries in these states, the last the newest, and returns their ids.
 pub(crate) fn deliveries(world: &World, webhook: &str, states: &[&str]) -> Vec<String> {
     let mut sql = world.sql();
     states

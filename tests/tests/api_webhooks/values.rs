@@ -1,4 +1,4 @@
-//! What a subscription may be, and what is said when it may not.
+//! The permitted values of a subscription, and the refusals of all others.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! One agent gets an order, whoever else wants it.
+//! Exactly one agent gets an order among several claims.
 
 use super::*;
 

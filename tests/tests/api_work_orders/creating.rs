@@ -1,4 +1,4 @@
-//! Orders as they are made, and whom they reach.
+//! Creating orders, and the agents that they reach.
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn an_order_says_what_is_wrong_with_it_and_is_then_not_there() {
         let _ = refused(&create(&world, body), status, code);
     }
     assert_eq!(count(&world, "work_orders"), 0);
-    // The greatest numbers there are do no harm.
+    // The largest numbers are accepted and do no harm.
     let greatest = json!({
         "max_retries": i32::MAX, "backoff_seconds": i32::MAX, "claim_timeout_seconds": i32::MAX,
     });
@@ -106,7 +106,7 @@ fn an_order_reaches_the_agents_it_names_and_those_with_its_labels_or_annotations
     annotate(&other, "zone", "b 2");
     let targeting = json!({
         "agent_ids": [named.id],
-        // What nobody can be called by is left out without a word.
+        // Labels and annotations that no agent can have are left out silently.
         "labels": ["env:prod", "two words", "", "x".repeat(65)],
         "annotations": { "zone": "b 1", " ": "x", "long": "x".repeat(65) },
     });

@@ -1,4 +1,4 @@
-//! Orders that are completed, tried again, given up by their holders.
+//! Orders that are completed, tried again, or given up by their holders.
 
 use super::*;
 
@@ -95,7 +95,7 @@ fn a_failure_is_answered_202_and_tried_again_until_its_budget_is_used_up() {
         404,
         "work_order_not_claimable",
     );
-    // Nobody writes anything meanwhile: the job knows when to look.
+    // Without any write the job finds the due retry.
     until(LONG, "the retry to be due", || {
         (pending(&agent) == [order.clone()]).then_some(())
     });

@@ -1,4 +1,4 @@
-//! Upstream's faults by number: ours must not have them.
+//! Upstream's faults by number, shown to be absent here.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn fault_10_a_generator_cannot_complete_an_unclaimed_order() {
         let _ = refused(&answer, 403, "work_order_not_claimed_by_agent");
         assert_eq!(show(&world, order), before);
     }
-    // An agent that has not claimed it cannot either; the administrator can.
+    // An agent that has not claimed the order cannot complete it either; the administrator can.
     let answer = complete(&agent.api, &unclaimed, json!({ "success": true }));
     let _ = refused(&answer, 403, "work_order_not_claimed_by_agent");
     let entry = complete(&world.admin, &unclaimed, json!({ "success": true }))
@@ -186,7 +186,7 @@ fn fault_57_the_log_is_kept_listed_within_bounds_and_narrowed_by_what_is_asked()
     }
     let unknown = world.admin.get(&format!("/work-order-log/{UNKNOWN}"));
     let _ = refused(&unknown, 404, "work_order_log_entry_not_found");
-    // Older than anything that is ever evicted, and many.
+    // Many entries, older than any that would be evicted.
     world
         .sql()
         .batch_execute(
@@ -215,7 +215,7 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
     sql.batch_execute(&format!("SET search_path = {}", world.schema))
         .unwrap();
     sql.batch_execute(
-        // Without looking up each foreign key.
+        // Without a lookup of each foreign key.
         "SET session_replication_role = replica;
          INSERT INTO work_orders (work_type, yaml_content, max_retries, backoff_seconds, claim_timeout_seconds)
          SELECT 'build', 'kind: Build', 3, 60, 3600 FROM generate_series(1, 100000);
@@ -244,7 +244,7 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
     };
     let before = read(&mut sql);
     let log = server.log().len();
-    // Often enough that the server may have settled on one plan for all parameters.
+    // Often enough that the server may have chosen a generic plan.
     for _ in 0..7 {
         assert_eq!(pending(&agent), [order.as_str()]);
     }
@@ -262,7 +262,7 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
     assert_eq!(ids(&newest.json()), [order.as_str()]);
     let _ = complete(&agent.api, &order, json!({ "success": true })).expect(200);
     let _ = world.broker.stop();
-    // The counters are complete once the sessions that counted have ended.
+    // The counters are complete once the counting sessions have ended.
     until(LONG, "the broker's sessions to end", || {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'brokkr'";
         let sessions: i64 = server.client().query_one(sql, &[]).unwrap().get(0);

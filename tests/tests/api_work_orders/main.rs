@@ -36,7 +36,7 @@ fn create(world: &World, more: Value) -> Response {
     world.admin.post("/work-orders", &body)
 }
 
-/// An order for this agent, with these keys besides; its id.
+/// Creates an order for this agent with these further keys, and returns its id.
 fn order_for(world: &World, agent: &Party, mut more: Value) -> String {
     more["targeting"] = json!({ "agent_ids": [agent.id] });
     id(&create(world, more).expect(201).json())
@@ -63,7 +63,6 @@ fn show(world: &World, order: &str) -> Value {
     world.admin.get(&path).expect(200).json()
 }
 
-/// How many rows a table of the tenant has.
 fn count(world: &World, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
     world.sql().query_one(&sql, &[]).unwrap().get(0)

@@ -1,4 +1,4 @@
-//! What the random faults have found, each alone.
+//! Faults that the random faults have found, each alone.
 
 use brokkr_tests::chaos::excuse::{connections_of, stand_still};
 use brokkr_tests::http::{self, Connection};
@@ -7,14 +7,14 @@ use brokkr_tests::{Host, procs};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
-/// However busy the machine is.
+/// Enough on a busy machine.
 const SOON: Duration = Duration::from_secs(90);
 
 #[test]
 fn a_broker_that_hangs_when_the_next_supervisor_comes_is_found_by_its_probes() {
     let host = Host::builder()
         .set("health.interval", "\"1s\"")
-        // Which it would have if it were taken for one that starts.
+        // A broker that is taken for a starting broker would have this time.
         .set("start.timeout", "\"10m\"")
         .build();
     let acme = host.tenant("acme").up();

@@ -1,7 +1,8 @@
-//! Random faults against a host under load: nothing drops.
+//! Random faults against a host under load: no request fails.
 //!
-//! `CHAOS_SEED` repeats a plan as far as real processes allow (`random`: a new one), with the same tenants and longest fault; `CHAOS_SECONDS` (0: until every kind of fault has come
-//! once), `CHAOS_TENANTS` and `CHAOS_LONGEST_MS` (of one fault) make it longer. `make chaos` sets them.
+//! `CHAOS_SEED` (`random` for a new seed) repeats a plan as far as real processes allow, with the same tenants and
+//! longest fault. `CHAOS_SECONDS` (0: until every kind of fault has come once), `CHAOS_TENANTS` and `CHAOS_LONGEST_MS`
+//! (of one fault) make it longer. `make chaos` sets them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +17,7 @@ use brokkr_tests::chaos::{Clients, Kind, Plan, Round, World};
 use brokkr_tests::{Host, pg};
 use std::time::{Duration, Instant};
 
-/// The plan of `make test`; `make chaos` deals new ones.
+/// The seed of `make test`; `make chaos` chooses new seeds.
 const SEED: u64 = 1_545_803_627_087_059_122;
 
 fn setting(name: &str, otherwise: u64) -> u64 {
@@ -26,11 +27,11 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     })
 }
 
-/// A host that finds a hung broker within seconds, on a server with room for every overlap.
+/// Builds a host that finds a hung broker within seconds, on a server with room for every overlap.
 fn host(tenants: usize) -> Host {
     let connections = u32::try_from(tenants).unwrap() * 4 + 40;
     Host::builder()
-        // Only what was written asynchronously may be lost in a crash.
+        // Only asynchronous writes may be lost in a crash.
         .pg(pg::Options::new()
             .max_connections(connections)
             .set("synchronous_commit", "on"))
@@ -45,7 +46,7 @@ fn under_random_faults_nothing_is_refused_failed_mixed_up_or_lost() {
     let seconds = setting("CHAOS_SECONDS", 0);
     let tenants = usize::try_from(setting("CHAOS_TENANTS", 20)).unwrap();
     let longest = Duration::from_millis(setting("CHAOS_LONGEST_MS", 2500));
-    // Whoever repeats the plan needs all of it.
+    // All settings are needed to repeat the plan.
     let settings = format!(
         "CHAOS_SEED={seed} CHAOS_SECONDS={seconds} CHAOS_TENANTS={tenants} CHAOS_LONGEST_MS={}",
         longest.as_millis()

@@ -10,10 +10,10 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// For the whole of it, on a host that does other things too.
+/// Limit of the whole test on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(8 * 60);
 
-/// Boots a machine, runs this test there, and gives what it said.
+/// Boots a machine, runs this test in it and returns the output.
 pub(crate) fn on_a_machine_of_its_own(test: &str) -> String {
     let place = Place::new();
     stage(&place, &[]);
@@ -29,7 +29,7 @@ pub(crate) fn on_a_machine_of_its_own(test: &str) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/uml");
     let messages = File::create(place.join("messages")).unwrap();
     let mut boot = mortal(Path::new("unshare"), AtDeath::Kill, None);
-    // Whatever is started for it ends with this process of ours, mounts and all.
+    // Every process of the machine ends with this process, and its mounts too.
     boot.args(["--mount", "--pid", "--kill-child"])
         .arg(script)
         .arg(place.path())

@@ -1,11 +1,11 @@
-//! The control group of a broker, as its files say, and processes put into it.
+//! Reads the cgroup of a broker and starts processes in it.
 
 use brokkr_tests::host::TenantStatus;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// What the control group of a process allows it.
+/// The limits of a process's cgroup.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Allowed {
     memory: String,
@@ -38,21 +38,19 @@ impl Allowed {
     }
 }
 
-/// A file of a group.
 pub(crate) fn read(group: &Path, file: &str) -> String {
     let path = group.join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.trim().to_owned()
 }
 
-/// A figure of a file of several.
 pub(crate) fn figure(group: &Path, file: &str, key: &str) -> u64 {
     let text = read(group, file);
     let line = text.lines().find_map(|line| line.strip_prefix(key));
     line.unwrap().trim().parse().unwrap()
 }
 
-/// The control group of a tenant's broker, which must be its own.
+/// Returns the cgroup of a tenant's broker, which must be its own.
 pub(crate) fn group(tenant: &TenantStatus) -> PathBuf {
     let text = fs::read_to_string(format!("/proc/{}/cgroup", tenant.pid.unwrap())).unwrap();
     let own = text
@@ -67,7 +65,7 @@ pub(crate) fn group(tenant: &TenantStatus) -> PathBuf {
     Path::new("/sys/fs/cgroup").join(own.trim_start_matches('/'))
 }
 
-/// Starts a shell that puts itself into a group and then does this.
+/// Starts a shell that moves into a cgroup and then runs `what`.
 pub(crate) fn in_group(group: &Path, what: &str) -> Child {
     Command::new("sh")
         .arg("-c")

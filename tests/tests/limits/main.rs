@@ -1,7 +1,7 @@
-//! `[limits]`, for real: on a kernel that has every cgroup v2 controller, under the units that `make install` installs.
+//! `[limits]` on a kernel that has every cgroup v2 controller, under the units that `make install` installs.
 //!
-//! The host of a test seldom lets it have the controllers, so a user-mode Linux is booted (`tests/systemd/uml`), once, and this
-//! same program runs in it.
+//! The test's host seldom delegates the controllers, so a user-mode Linux is booted once (`tests/systemd/uml`), and
+//! this same program runs in it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,9 +28,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// Set where this program runs on the machine it has booted.
+/// Set when this program runs inside the booted machine.
 const INSIDE: &str = "BROKKR_TESTS_INSIDE";
-/// How much slower than others the machine may be.
+/// The factor by which the machine may be slower than others.
 const SLOWNESS: u32 = 4;
 
 const ACME: &str =
@@ -38,10 +38,10 @@ const ACME: &str =
 const GLOBEX: &str =
     "[http]\nlisten = \"127.0.0.1:3002\"\n[database]\nschema = \"globex\"\npool_size = 8\n";
 const LIMITS: &str = "[limits]\nmemory_max = \"64M\"\npids_max = 48\ncpu_weight = 10\n";
-/// More than the limit when several are on their way at once.
+/// Several of this size in flight at once exceed the memory limit.
 const BUNDLE: usize = 15 << 20;
 
-/// Why this cannot be tested here, if so.
+/// Returns the reason why this cannot be tested here.
 fn impossible() -> Option<&'static str> {
     if !is_root() {
         return Some("limits are enforced on a kernel of its own, which needs root");
@@ -64,7 +64,7 @@ fn limits_are_enforced_on_their_tenant_alone_survive_the_supervisor_and_change_w
     let said = boot::on_a_machine_of_its_own(
         "limits_are_enforced_on_their_tenant_alone_survive_the_supervisor_and_change_with_the_file",
     );
-    // Some stand behind what the harness prints.
+    // Some follow text of the test harness on the same line.
     let measured = said
         .lines()
         .filter_map(|line| line.split_once("measured: "));
@@ -73,7 +73,7 @@ fn limits_are_enforced_on_their_tenant_alone_survive_the_supervisor_and_change_w
     }
 }
 
-/// Somebody who asks a tenant all the time and wants every answer.
+/// A client that polls a tenant all the time and needs every answer.
 struct Watch {
     stop: Arc<AtomicBool>,
     asking: JoinHandle<(u32, Duration)>,
@@ -90,7 +90,7 @@ impl Watch {
                 assert_eq!(http::get(&addr, "/healthz").unwrap().text(), "OK");
                 slowest = slowest.max(start.elapsed());
                 answers += 1;
-                // One processor for all.
+                // The pause leaves time to others, because the machine has one processor.
                 sleep(Duration::from_millis(200));
             }
             (answers, slowest)
@@ -104,7 +104,7 @@ impl Watch {
     }
 }
 
-/// The host of the two tenants, where this program runs on the machine it has booted.
+/// The host of the two tenants, inside the booted machine.
 struct Host {
     machine: Machine,
     globex: i32,
@@ -112,12 +112,13 @@ struct Host {
 }
 
 impl Host {
-    /// Says how far it is and what it took.
+    /// Prints the progress and a measurement.
     fn measured(&self, what: &str) {
         println!("measured: after {:.1?}: {what}", self.start.elapsed());
     }
 
-    /// As `status` reads it; that program takes half a second of this machine's one processor to be started.
+    /// Reads the status over the control socket, because starting the program takes half a second of this machine's
+    /// processor.
     fn status(&self) -> Result<Status, String> {
         let control = Addr::Unix(self.machine.path("/run/brokkr/control.sock"));
         let answer = http::get(&control, "/v1/status").map_err(|error| error.to_string())?;
@@ -132,7 +133,7 @@ impl Host {
             .clone()
     }
 
-    /// Waits until both are ready and acme is as wanted; globex must be as it was.
+    /// Waits until both are ready and `want` accepts acme; globex must be unchanged.
     fn acme_is(&self, what: &str, want: impl Fn(&TenantStatus) -> bool) -> TenantStatus {
         let seen = self.ready(what, |status| want(status.tenant("acme").unwrap()));
         let globex = seen.tenant("globex").unwrap();
@@ -151,7 +152,7 @@ impl Host {
         })
     }
 
-    /// What a command of the supervisor's program prints.
+    /// Returns the output of a command of `brokkr-supervisor`.
     fn said(&self, command: &[&str]) -> String {
         let command = [&["brokkr-supervisor"], command].concat();
         self.machine.wait(60, "an answer", || {
@@ -181,7 +182,7 @@ fn inside() {
     };
     let server = PgServer::with(Options::new().max_connections(40));
     host.measured("PostgreSQL");
-    // Changes of what is on the file system of the host are not seen here.
+    // The machine does not notice changes on the host's file system.
     host.machine
         .ok(&["mount", "-t", "tmpfs", "tmpfs", "/etc/brokkr"]);
     fs::create_dir("/etc/brokkr/tenants.d").unwrap();
@@ -248,7 +249,7 @@ fn they_stand_in_the_group_and_only_there(host: &Host, status: &Status) {
     );
 }
 
-/// Waits for a good answer: on so slow a machine the server may be late for one.
+/// Waits for an answer 200, because on so slow a machine an answer may be late.
 fn answers(host: &Host, api: &Api, path: &str) {
     host.machine
         .wait(60, path, || match api.try_call("GET", path, None) {
@@ -257,7 +258,8 @@ fn answers(host: &Host, api: &Api, path: &str) {
         });
 }
 
-/// Filled up with processes, the group takes no more; its broker answers, and it is alone in this.
+/// Fills the cgroup with processes until it takes no more; its broker still answers, and the other tenant is
+/// unaffected.
 fn processes_are_bounded(host: &Host, acme: &TenantStatus) {
     let group = group(acme);
     let mut full = in_group(&group, "while sleep 1000 & do :; done");
@@ -276,7 +278,7 @@ fn processes_are_bounded(host: &Host, acme: &TenantStatus) {
     assert_eq!(host.acme().pid, acme.pid);
 }
 
-/// Set forward, back, and right again.
+/// Sets the clock forward, back, and right again, without an effect on the brokers.
 fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
     let pids = |status: &Status| status.tenants.iter().map(|t| t.pid).collect::<Vec<_>>();
     let admin = Api::new(Addr::port(3001), host.said(&["pak", "acme"]).trim());
@@ -286,7 +288,7 @@ fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
         let then = now.checked_add_signed(hours * 3600).unwrap();
         host.machine.ok(&["date", "-s", &format!("@{then}")]);
         assert!(UNIX_EPOCH.elapsed().unwrap().as_secs().abs_diff(then) < 600);
-        // Longer than between two probes.
+        // Longer than the interval of probes.
         brokkr_tests::holds_for(Duration::from_secs(6), "both are ready", || {
             let status = host.status()?;
             let well = status.all("ready") && status.tenants.iter().all(|t| t.restarts == 0);
@@ -302,7 +304,7 @@ fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
     host.measured("the clock was set an hour forward, two back, and right");
 }
 
-/// Two that want all of the processor there is.
+/// Runs a process in each of two cgroups, both of which want the whole processor.
 fn processor_time_is_shared_by_weight(host: &Host, status: &Status) {
     let groups = ["acme", "globex"].map(|name| group(status.tenant(name).unwrap()));
     let mut busy = groups
@@ -332,11 +334,11 @@ fn processor_time_is_shared_by_weight(host: &Host, status: &Status) {
         acme / 1000,
         globex / 1000
     ));
-    // Not more exact than a loaded host lets a machine on it be.
+    // No more exact, because the loaded host disturbs the machine.
     assert!(3 * acme < 2 * globex, "{acme} {globex}");
 }
 
-/// Bundles within what the API takes, several at once, are more than this tenant may have.
+/// Sends several bundles at once, each allowed by the API, which together exceed this tenant's memory limit.
 fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
     let admin = Api::new(Addr::port(3001), host.said(&["pak", "acme"]).trim());
     let made = admin
@@ -354,7 +356,7 @@ fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
     let start = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            // Until it dies of it.
+            // Until the broker is killed.
             scope.spawn(|| {
                 while procs::alive(acme.pid.unwrap()) {
                     let _ = generator.try_bytes(
@@ -374,7 +376,7 @@ fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
             start.elapsed()
         ));
     });
-    // The last bundles may have waited for the next instance, and together have been too much for that one too.
+    // The last bundles may have waited for the next instance and killed that too.
     let replaced = host.acme_is("acme to be ready when all is quiet", |acme| {
         acme.restarts >= 1 && acme.pid.is_some_and(procs::alive)
     });
@@ -399,7 +401,7 @@ fn they_survive_the_supervisor(host: &Host, acme: &TenantStatus) {
     let second = host.machine.another_main_pid(&main);
     assert_eq!(Allowed::of(&group(&host.acme_is("adoption", same))), limits);
     host.measured("adopted after kill -9");
-    // What a package does.
+    // As the upgrade of a package does.
     host.machine.ok(&["systemctl", "daemon-reload"]);
     host.machine
         .ok(&["systemctl", "restart", "brokkr-supervisor"]);
@@ -408,7 +410,8 @@ fn they_survive_the_supervisor(host: &Host, acme: &TenantStatus) {
     assert_eq!(Allowed::of(&kept), limits);
     host.measured("adopted after a restart");
 
-    // In force still: whoever in the group takes too much, all of it ends, and the one that has adopted it sees that.
+    // The limit is still in force: a process that exceeds it ends the whole cgroup, and the adopting supervisor sees
+    // that.
     let mut hog = in_group(&kept, "exec tail /dev/zero");
     assert!(!hog.wait().unwrap().success());
     let replaced = host.acme_is("its replacement", |now| {
@@ -421,7 +424,7 @@ fn they_survive_the_supervisor(host: &Host, acme: &TenantStatus) {
     );
     host.measured("an adopted one out of memory, and replaced");
 
-    // And an end of another kind is not taken for it.
+    // Another end is not taken for out of memory.
     let old = replaced.pid;
     procs::signal(old.unwrap(), Signal::SIGKILL);
     let replaced = host.acme_is("its replacement", |now| now.pid.is_some() && now.pid != old);
@@ -443,7 +446,7 @@ fn they_change_with_the_file(host: &Host) {
     );
     host.measured("replaced by overlap with other limits");
 
-    // With less than it can live on the next one does not come up; the one before it serves on.
+    // With too little memory the next instance does not start; the present instance serves on.
     host.set_acme("[limits]\nmemory_max = \"1M\"\n");
     let tried = host.acme_is("a failed replacement", |now| {
         now.pending

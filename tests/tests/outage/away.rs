@@ -1,4 +1,4 @@
-//! The server is away, comes back, restarts under load: brokers stay, and no restart of one is counted.
+//! The server is away, comes back, or restarts under load: brokers keep running and no restart is counted.
 use crate::scene::{Fails, Fault};
 use brokkr_tests::{Host, Load, Tenant, holds_for, until};
 use std::time::{Duration, Instant};
@@ -132,7 +132,7 @@ fn a_server_that_hangs_fails_requests_within_the_acquire_timeout_and_healthz_nev
     assert_eq!(api.get("/agents").status, 200);
     host.server().freeze();
     let probe = Load::start(&acme.addr(), "/healthz", "", 1, true);
-    // More requests than the pool has connections: those that get none fail by the timeout.
+    // More requests than pooled connections: those that get no connection fail by the timeout.
     let asking: Vec<_> = (0..12)
         .map(|_| {
             let api = api.clone();

@@ -8,11 +8,11 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Of its connections the last few are for superusers.
+/// The last few connections are reserved for superusers.
 const MOST: u32 = 30;
 const RESERVED: u32 = 3;
 
-/// Cuts every broker's connections; how many there were, and how many of everybody.
+/// Terminates every broker's sessions; returns their number and the number of all sessions.
 const CUT: &str = "SELECT count(pg_terminate_backend(pid)) FILTER (WHERE application_name LIKE 'brokkr:%' \
                           AND application_name NOT LIKE '%.supervisor'), count(*) \
                      FROM pg_stat_activity WHERE backend_type = 'client backend'";
@@ -25,12 +25,12 @@ fn a_server_out_of_connections_is_waited_for() {
     host.server().role("stranger", "");
     let tenants = ["acme", "globex"].map(|name| host.tenant(name).up());
     let others: Mutex<Vec<Client>> = Mutex::default();
-    // Has a place throughout, so that none comes free with it.
+    // Connected throughout, so that no connection becomes free with it.
     let admin = Mutex::new(host.server().client());
     let take_all = || {
         let mut others = others.lock().unwrap();
         let mut admin = admin.lock().unwrap();
-        // What a broker loses would be its own again before it is taken.
+        // Otherwise a broker would reconnect before its lost connection is taken.
         admin
             .batch_execute("ALTER ROLE brokkr CONNECTION LIMIT 0")
             .unwrap();

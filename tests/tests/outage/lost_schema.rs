@@ -1,9 +1,9 @@
-//! The server answers, and the schema is not in it.
+//! The server answers, but the schema is missing.
 
 use brokkr_tests::{Host, until};
 use std::time::Duration;
 
-/// From the schema's return until the tenant is ready, on a loaded machine.
+/// Limit from the schema's return until the tenant is ready, on a loaded machine.
 const BACK: Duration = Duration::from_secs(10);
 
 #[test]
@@ -20,12 +20,12 @@ fn a_tenant_whose_schema_is_gone_is_not_ready_until_it_is_back() {
             away.to_owned(),
             "ALTER SCHEMA kept RENAME TO tenant_acme".to_owned(),
         ),
-        // As in a cluster that was made anew.
+        // An empty schema, as in a new cluster.
         (
             format!("{away}; CREATE SCHEMA tenant_acme AUTHORIZATION brokkr"),
             "DROP SCHEMA tenant_acme; ALTER SCHEMA kept RENAME TO tenant_acme".to_owned(),
         ),
-        // All but one is there.
+        // A schema without one of its tables.
         (
             "ALTER TABLE tenant_acme.agents RENAME TO kept".to_owned(),
             "ALTER TABLE tenant_acme.kept RENAME TO agents".to_owned(),
@@ -44,7 +44,7 @@ fn a_tenant_whose_schema_is_gone_is_not_ready_until_it_is_back() {
         );
         assert_eq!(acme.get("/readyz").status, 503);
         assert_eq!(acme.get("/healthz").status, 200);
-        // It stays so, whatever the server's prober says of the server.
+        // The tenant stays degraded although the prober finds the server well.
         host.reload();
         assert_eq!(host.status().state("acme"), "degraded");
         assert_eq!(host.status().state("globex"), "ready");

@@ -1,5 +1,5 @@
-//! The server is away, hangs, is full, takes no writes, or the network to it fails: brokers stay, answer 503 in time, and
-//! serve again at once when it is back.
+//! Brokers keep running when the server is away, hangs, is full or read-only, or the network to it fails. They answer
+//! 503 in time, and serve again at once after the server's return.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,10 +1,10 @@
-//! The server is well and the way to it is not.
+//! The server is well but the network to it fails.
 
 use crate::scene::{Fails, Fault};
 use brokkr_tests::{Broker, Host, PgServer, Proxy, Tenant, holds_for, until};
 use std::time::{Duration, Instant};
 
-/// A host that reaches its server through a proxy, with two tenants up.
+/// Makes the host reach its server through a proxy, and starts two tenants.
 fn behind_a_proxy(host: &Host) -> (Proxy, [Tenant<'_>; 2]) {
     let proxy = Proxy::to(host.server().port());
     host.set(
@@ -26,7 +26,7 @@ fn connections_that_are_cut_by_the_server_are_made_again() {
     };
     let pids = tenants.each_ref().map(|tenant| tenant.pid());
     let apis = tenants.each_ref().map(|tenant| tenant.api());
-    // The prober's connection is cut with the others, and that alone says nothing of the server.
+    // The prober's connection is cut with the others, which alone does not mean that the server is away.
     for _ in 0..3 {
         cut();
         for (tenant, api) in tenants.iter().zip(&apis) {
@@ -119,7 +119,7 @@ fn a_connection_that_takes_its_time_is_waited_for_as_long_as_the_acquire_timeout
     until(Duration::from_secs(30), "a new connection", || {
         (proxy.opened_since(gone) > 0).then_some(())
     });
-    // Longer than anything is waited for at once.
+    // Longer than any single wait.
     holds_for(
         Duration::from_secs(3),
         "it is waited for",

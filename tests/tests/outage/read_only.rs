@@ -1,4 +1,4 @@
-//! The server answers, and takes no writes.
+//! The server answers but is read-only.
 
 use crate::scene::{Fails, Fault};
 use brokkr_tests::{Host, Proxy, until};

@@ -1,4 +1,4 @@
-//! One fault over tenants under load, and what must be so whatever the fault is.
+//! A fault over tenants under load, with the checks that every fault shares.
 
 use brokkr_tests::{Api, Host, Load, Tenant, until};
 use serde_json::json;
@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// `database.acquire_timeout` as it comes.
+/// The default of `database.acquire_timeout`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Clients of each tenant that only read.
+/// Number of each tenant's clients that only read.
 const READERS: usize = 4;
-/// From the server's return until everybody is ready.
+/// Limit from the server's return until every tenant is ready.
 const BACK: Duration = Duration::from_secs(2);
 
-/// One answer of the API.
 #[derive(Debug, Clone)]
 struct Answer {
     at: Instant,
@@ -23,7 +22,7 @@ struct Answer {
     retry_after: bool,
 }
 
-/// A client that asks one thing over and over.
+/// A client that repeats one request.
 struct Asking {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Vec<Answer>, String>>,
@@ -47,7 +46,7 @@ impl Asking {
                     false => api.try_call("GET", "/agents", None),
                 };
                 let answer = answer.map_err(|e| format!("after {:?}: {e}", at.elapsed()))?;
-                // One that was told it had failed may have succeeded.
+                // 409: an earlier attempt that was answered 503 has succeeded.
                 let status = if answer.status == 409 {
                     201
                 } else {
@@ -59,7 +58,7 @@ impl Asking {
                     status,
                     retry_after: answer.header("retry-after").is_some(),
                 });
-                // A client that is told to try again does not do so at once.
+                // A client pauses longer after an error.
                 std::thread::sleep(Duration::from_millis(if status < 300 { 5 } else { 25 }));
             }
             Ok(answers)
@@ -76,41 +75,41 @@ impl Asking {
     }
 }
 
-/// What a fault does to the tenants.
+/// The requests that must fail during a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fails {
-    /// Everything that needs the server.
+    /// Every request that needs the server.
     All,
-    /// Whatever writes.
+    /// Every request that writes.
     Writes,
-    /// Nothing for sure: it is over before a request has to be failed.
+    /// None for certain, because the fault may end before a request fails.
     Perhaps,
 }
 
-/// A fault, and what it is expected to do.
+/// A fault and its expected effect.
 pub struct Fault<'f> {
-    /// For the figures.
+    /// The name in the measurements.
     pub name: &'f str,
     pub fails: Fails,
-    /// How long it lasts after everybody is degraded.
+    /// Its duration after every tenant is degraded.
     pub lasts: Duration,
     pub begin: &'f dyn Fn(),
     pub end: &'f dyn Fn(),
 }
 
 impl Fault<'_> {
-    /// Brings it over the tenants, takes it away, and asserts that nobody was restarted, every request was answered in
-    /// time, and all were ready again within two seconds.
+    /// Begins and ends the fault, and checks its effect. No broker may be restarted, every request must be answered in
+    /// time, and all tenants must be ready again within two seconds.
     pub fn over(&self, host: &Host, tenants: &[Tenant<'_>]) {
         let apis: Vec<Api> = tenants.iter().map(Tenant::api).collect();
         let pids: Vec<i32> = tenants.iter().map(Tenant::pid).collect();
-        // How late this machine is with everything just now is no fault of the programs.
+        // Allow for the machine's present delay.
         let slack = 20 * time(|| drop(host.status()));
         let alive: Vec<Load> = tenants
             .iter()
             .map(|t| Load::start(&t.addr(), "/healthz", "", 1, true))
             .collect();
-        // More readers than connections are opened for at once: they wait for each other.
+        // More readers than connections that open at the same time, so they wait for each other.
         let asking: Vec<(&str, Asking)> = apis
             .iter()
             .flat_map(|api| {
@@ -193,7 +192,7 @@ impl Fault<'_> {
                     assert!(failed > 0, "{}: no {what} has failed", self.name);
                 }
                 (Fails::Writes, _) => {
-                    // Whatever is written meanwhile.
+                    // Reads still succeed.
                     assert_eq!(failed, 0, "{}: could not be read", self.name);
                     assert!(answers.iter().filter(during).count() > 0);
                 }
@@ -202,7 +201,7 @@ impl Fault<'_> {
             let most = answers.iter().map(|a| a.took).max().unwrap_or_default();
             slowest = slowest.max(most);
             let last = answers.last().unwrap();
-            // One that was on its way then is answered when TCP tries again.
+            // A request in flight at that moment is answered when TCP sends again.
             assert!(
                 last.at + last.took > back,
                 "{}: {what}s have stopped",

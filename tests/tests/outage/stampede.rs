@@ -1,4 +1,4 @@
-//! A server that comes back is not met by everybody at once.
+//! A returning server is not overrun by all clients at once.
 
 use brokkr_tests::wait::until_ok;
 use brokkr_tests::{Api, Host, Proxy, SetAtEnd, Tenant, pg, until};
@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const TENANTS: usize = 10;
-/// Clients of each tenant.
 const CLIENTS: usize = 6;
-/// What the prober opens to see which server it is, twice if the first time was too early.
+/// Connections with which the prober identifies the server, doubled for an attempt that came too early.
 const PROBER: usize = 4;
-/// What is looked at of the time after its return.
+/// The checked time after the server's return.
 const FIRST: Duration = Duration::from_secs(1);
 
 #[test]
@@ -32,7 +31,7 @@ fn a_server_that_returns_is_not_met_by_a_stampede() {
         s.tenants.len() == TENANTS && s.all("ready")
     });
     let apis: Vec<Api> = tenants.iter().map(Tenant::api).collect();
-    // Everybody has used the server, and has found it gone.
+    // Every client has used the server and has found it away.
     let ask_all = |status: u16| {
         for api in &apis {
             until_ok(
@@ -56,7 +55,7 @@ fn a_server_that_returns_is_not_met_by_a_stampede() {
         during();
         let back = Instant::now();
         host.server().resume_service();
-        // From here on every connection finds the server there.
+        // From here on every connection reaches the server.
         let there = Instant::now();
         host.wait(Duration::from_secs(10), "all to be ready", |s| {
             s.all("ready")
@@ -97,7 +96,7 @@ fn a_server_that_returns_is_not_met_by_a_stampede() {
             "measured: return of the server to {TENANTS} tenants with {CLIENTS} clients each: {opened} connections in the first second, all ready after {:.1} s",
             ready_after.as_secs_f64()
         );
-        // One each is what it takes, and a second where the machine is slow; a stampede would be one for every client.
+        // Each broker needs one connection, and a second on a slow machine; a stampede would open one for every client.
         assert!(opened <= PROBER + TENANTS * CLIENTS * 3 / 4, "{opened}");
     });
 }

@@ -1,9 +1,9 @@
-//! No statement hangs for ever: not in a lock, not in a network that has gone.
+//! No statement hangs for ever, neither at a lock nor in a lost network.
 
 use brokkr_tests::{Addr, Host, Proxy, Tenant, http, until};
 use std::time::{Duration, Instant};
 
-/// Connections of its pool a tenant's broker works with just now, as it tells the supervisor.
+/// Returns the number of pooled connections that the tenant's broker is using, as it reports to the supervisor.
 fn working(host: &Host, tenant: &Tenant<'_>) -> u64 {
     let name = format!("{}.1.sock", tenant.name());
     let private = Addr::Unix(host.runtime_dir().join("instances").join(name));
@@ -46,14 +46,14 @@ fn a_statement_whose_network_has_gone_gives_its_connection_back() {
     host.set("defaults.database.url", &format!("{url:?}"));
     let acme = host.tenant("acme").up();
     let api = acme.api();
-    // In the server's hands, waiting: nothing of it is on the way when the network goes, so only keepalives can tell.
+    // The server holds the statement and sends nothing when the network is lost, so only keepalives can detect it.
     let mut stranger = host.server().client();
     let mut locked = stranger.transaction().unwrap();
     locked
         .batch_execute("LOCK TABLE tenant_acme.agents IN ACCESS EXCLUSIVE MODE")
         .unwrap();
     let asking = std::thread::spawn(move || api.get("/agents"));
-    // By its own statement: a look around of the broker's may be at work beside it.
+    // Matched by its statement, because a background job of the broker may also be waiting.
     let mut looking = host.server().client();
     until(Duration::from_secs(10), "the request to be at work", || {
         let waiting: i64 = looking

@@ -1,10 +1,10 @@
-//! Out of file descriptors: before, by counting; and all of a sudden.
+//! Too few file descriptors: counted before a start, and lost suddenly.
 
 use crate::world::{host, host_for, ready, tenants};
 use brokkr_tests::{bin, holds_for, http, procs, until};
 use std::time::Duration;
 
-/// Asks `prlimit` about a running process, as the user whose it is: root may not without CAP_SYS_RESOURCE.
+/// Runs `prlimit` on a process as its owner, because root may not without CAP_SYS_RESOURCE.
 fn prlimit(pid: i32, arguments: &[String]) -> String {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(format!("/proc/{pid}")).unwrap();
@@ -28,7 +28,7 @@ pub fn lower(pid: i32, what: &str, to: usize) {
     prlimit(pid, &[format!("--{what}={to}:")]);
 }
 
-/// Raises it to the hard limit again.
+/// Raises the soft limit to the hard limit again.
 pub fn restore(pid: i32, what: &str) {
     let hard = ["--raw", "--noheadings", "--output=HARD"].map(str::to_owned);
     let hard = prlimit(pid, &[&hard[..], &[format!("--{what}")]].concat());
@@ -38,7 +38,7 @@ pub fn restore(pid: i32, what: &str) {
 #[test]
 fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
     let host = host();
-    // Less what the supervisor needs itself, and at twelve a tenant: ten of them.
+    // Enough for ten tenants: twelve for each, after the supervisor's own.
     host.under(&["prlimit", "--nofile=250:250"]);
     tenants(&host, 14);
     host.up();
@@ -59,7 +59,7 @@ fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
             "{reason}"
         );
     }
-    // With as many as it says would do, all of them run.
+    // With the recommended number of descriptors all of them run.
     let reason = refused[0].reason.as_deref().unwrap();
     let (_, rest) = reason.split_once("may be open, ").unwrap();
     let (enough, _) = rest.split_once(" would do").unwrap();
@@ -71,7 +71,7 @@ fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
     host.under(&["prlimit", "--nofile=250:250"]);
     host.up();
     ready(&host, 10);
-    // Room for one is room for the next.
+    // A removed tenant makes room for the next.
     host.known("t0").remove_file();
     ready(&host, 10);
     host.wait(Duration::from_secs(10), "one less to be refused", |s| {
@@ -91,7 +91,7 @@ fn three_hundred_tenants_run_from_a_login_whose_soft_limit_is_1024() {
     let supervisor = format!("/proc/{}/fd", host.pid());
     let open = std::fs::read_dir(supervisor).unwrap().count();
     assert!(open > 1024, "{open} descriptors are no test");
-    // The last one as the first: a limit of its own, and another instance when it is killed.
+    // The first and the last tenant alike: its own limit, and a new instance after a kill.
     for tenant in [&tenants[0], &tenants[MANY - 1]] {
         let pid = tenant.pid();
         let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
@@ -119,7 +119,7 @@ fn descriptors_that_run_out_all_of_a_sudden_harm_nobody_who_runs() {
         .count();
     let cpu = || procs::ticks(supervisor);
 
-    // What is open stays open; nothing more can be opened.
+    // Open descriptors stay open; no more can be opened.
     lower(supervisor, "nofile", open - 1);
     procs::signal(pids[0], nix::sys::signal::Signal::SIGKILL);
     let before = cpu();
@@ -132,12 +132,12 @@ fn descriptors_that_run_out_all_of_a_sudden_harm_nobody_who_runs() {
         }
         Ok(())
     });
-    // A loop that tries again and again without a pause would have used all of it.
+    // A retry loop without pauses would use the whole processor.
     let used = cpu() - before;
     assert!(used < 150, "{used} hundredths of a second in three");
     restore(supervisor, "nofile");
 
-    // By itself: nobody orders anything.
+    // Without any command.
     let status = tenants[0].wait("running again", |t| {
         t.state == "ready" && t.pid != Some(pids[0])
     });

@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The supervisor sees a disk of its own at `folder`, which goes with it. Its log goes there too if asked for.
+/// Mounts a small disk at `folder`, which only the supervisor sees and which ends with it. With `log` its log goes
+/// there too.
 fn small_disk(host: &Host, folder: &Path, log: bool) {
     std::fs::create_dir_all(folder).unwrap();
     let folder = folder.display();
@@ -28,7 +29,7 @@ fn small_disk(host: &Host, folder: &Path, log: bool) {
     ]);
 }
 
-/// The same folder, as the supervisor sees it.
+/// Returns the path of the same folder as the supervisor sees it.
 fn seen(host: &Host, folder: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/{}/root", host.pid())).join(folder.strip_prefix("/").unwrap())
 }
@@ -67,7 +68,7 @@ fn a_full_disk_under_the_state_folder_costs_newcomers_their_start_and_nobody_els
     });
     println!("it is said: {}", status.reason.unwrap());
     assert_eq!(acme.api().get("/agents").status, 200);
-    // What was decided meanwhile is not forgotten, however the disk is.
+    // A decision made while the disk is full is kept.
     host.command(&["stop", "acme"]).ok();
     acme.becomes("stopped");
     until(
@@ -85,7 +86,7 @@ fn a_full_disk_under_the_state_folder_costs_newcomers_their_start_and_nobody_els
 
     std::fs::remove_file(filler).unwrap();
     globex.becomes("ready");
-    // The first admin PAK is there, though it could not be written at first.
+    // The first admin PAK was written, though at first it could not be.
     assert_eq!(globex.api().get("/agents").status, 200);
     until(
         Duration::from_secs(15),
@@ -114,7 +115,7 @@ fn a_full_disk_under_the_log_costs_lines_that_are_counted_and_blocks_nobody() {
         log().contains("acme").then_some(())
     });
     let filler = fill(&folder);
-    // Whatever writes a line: requests that are refused, and orders.
+    // Refused requests and commands write log lines.
     for _ in 0..20 {
         assert_eq!(api.get("/agents").status, 200);
         assert_eq!(api.with_pak("wrong").get("/agents").status, 401);
@@ -125,7 +126,7 @@ fn a_full_disk_under_the_log_costs_lines_that_are_counted_and_blocks_nobody() {
         assert!(!procs::alive(pid));
         acme.pid()
     };
-    // Still to be read where it is kept in memory.
+    // The memory still has the lines.
     let recent = host.command(&["logs", "-t", "acme", "-n", "50"]).ok();
     assert!(recent.contains("ready"), "{recent}");
     std::fs::remove_file(filler).unwrap();
@@ -133,7 +134,7 @@ fn a_full_disk_under_the_log_costs_lines_that_are_counted_and_blocks_nobody() {
         Duration::from_secs(20),
         "the loss to be counted in the log",
         || {
-            // Any line makes it write again.
+            // Any line makes the supervisor try to write again.
             let _ = api.with_pak("wrong").get("/agents");
             host.command(&["start", "acme"]).ok();
             log()

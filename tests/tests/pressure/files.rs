@@ -20,13 +20,13 @@ fn ten_thousand_files_dropped_at_once_leave_everybody_as_they_were() {
 
     let start = Instant::now();
     host.status();
-    // How late this machine is with everything just now.
+    // The machine's present delay.
     let slack = 20 * start.elapsed();
 
     let dropped = Instant::now();
     for n in 0..FILES {
         let name = format!("x{n}.toml");
-        // Ten are good; the others are wrong in some way.
+        // Ten files are good; the others are wrong in various ways.
         let text = match n {
             0..10 => few[0]
                 .read_file()
@@ -40,7 +40,7 @@ fn ten_thousand_files_dropped_at_once_leave_everybody_as_they_were() {
         };
         fs::write(host.tenants_dir().join(name), text).unwrap();
     }
-    // It answers all the time: a person who asks for one tenant does not wait for the flood to be over.
+    // The supervisor answers all the time: a query about one tenant does not wait for the flood.
     let control = Addr::Unix(host.runtime_dir().join("control.sock"));
     let (done, slowest) = (AtomicBool::new(false), Mutex::new(Duration::ZERO));
     let settled = std::thread::scope(|scope| {
@@ -81,7 +81,7 @@ fn ten_thousand_files_dropped_at_once_leave_everybody_as_they_were() {
     }
     assert!(slowest < Duration::from_secs(2) + slack, "{slowest:?}");
 
-    // Swept away again, as by whoever noticed: confirmed, because it is nearly everybody.
+    // Removed again; this needs a confirmation because it is nearly all tenants.
     for n in 10..FILES {
         fs::remove_file(host.tenants_dir().join(format!("x{n}.toml"))).unwrap();
     }

@@ -1,4 +1,5 @@
-//! The host runs out of something: it is said, nobody who runs is harmed, and all is well again by itself.
+//! The host runs out of a resource: this is reported, no running tenant is harmed, and everything recovers without a
+//! command.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! Out of pids: no process and no thread can be made.
+//! No more processes: neither process nor thread can be started.
 
 use crate::descriptors::{lower, restore};
 use crate::world::{host, ready, tenants};
@@ -10,7 +10,7 @@ use std::time::Duration;
 #[test]
 fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
     let host = host();
-    // The kernel does not count root's processes: another user, whose they are alone.
+    // Another user that has no other processes, because the kernel does not count root's.
     let uid = 50_000 + std::process::id() % 10_000;
     if place::is_root() {
         let id = uid.to_string();
@@ -46,7 +46,7 @@ fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
         reason.contains("Resource temporarily unavailable"),
         "{reason}"
     );
-    // A file changed meanwhile is read all the same, and its tenant keeps its broker as long as there is no other.
+    // A changed file is still read, and its tenant keeps the old broker until a new broker can start.
     let text = tenants[1].read_file();
     tenants[1].replace_file(&format!("{text}\n[log]\nlevel = \"debug\"\n"));
     if place::is_root() {
@@ -63,7 +63,7 @@ fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
         Ok(())
     });
     restore(supervisor, "nproc");
-    // By themselves.
+    // Without any command.
     tenants[0].replaced(pids[0]);
     tenants[1].wait("replaced", |t| {
         t.state == "ready" && t.pid != Some(pids[1]) && t.pending.is_none()

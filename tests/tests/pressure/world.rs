@@ -3,12 +3,11 @@
 use brokkr_tests::{Host, Tenant, pg};
 use std::time::Duration;
 
-/// A host with room for a hundred small tenants, none of which costs anything.
+/// Builds a host for a hundred small tenants with trivial brokers.
 pub fn host() -> Host {
     host_for(100)
 }
 
-/// A host with room for so many small tenants.
 pub fn host_for(tenants: u32) -> Host {
     let host = Host::builder()
         .pg(pg::Options::new().max_connections(2 * tenants + 50))
@@ -17,14 +16,12 @@ pub fn host_for(tenants: u32) -> Host {
     host
 }
 
-/// So many tenant files, `t0` and up.
 pub fn tenants(host: &Host, count: usize) -> Vec<Tenant<'_>> {
     (0..count)
         .map(|n| host.tenant(&format!("t{n}")).pool(2).write())
         .collect()
 }
 
-/// Waits until that many tenants are ready.
 pub fn ready(host: &Host, count: usize) {
     host.wait(
         Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! The server's own log as a witness: which statements ran, and by which plans.
+//! Statements and their plans, read from the server's own log.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use brokkr_tests::PgServer;
 use brokkr_tests::pg::Options;
 use serde_json::Value;
 
-/// A server that logs every statement, and every plan that was executed, those of foreign keys and triggers included.
+/// Starts a server that logs every statement and every executed plan, also of foreign keys and triggers.
 pub(crate) fn server() -> PgServer {
     PgServer::with(
         Options::new()
@@ -31,17 +31,16 @@ pub(crate) fn server() -> PgServer {
     )
 }
 
-/// What one broker, or several, had the server do.
+/// The work of the server for one or several brokers.
 #[derive(Default)]
 pub(crate) struct Work {
-    /// Statements sent, but for the `SET` of a checkout.
+    /// Statements sent, except the `SET` of a checkout.
     pub(crate) statements: Vec<String>,
-    /// Plans executed.
     pub(crate) plans: Vec<Value>,
 }
 
 impl Work {
-    /// Reads what was logged since, of sessions that are brokers'.
+    /// Reads the later log entries of brokers' sessions.
     pub(crate) fn since(server: &PgServer, read: &mut u64) -> Self {
         let mut work = Work::default();
         for entry in entries(&server.log_since(read)) {
@@ -61,7 +60,7 @@ impl Work {
     }
 }
 
-/// Lines put together: those that go on begin with a tab.
+/// Returns log entries with their continuation lines, which begin with a tab.
 fn entries(log: &str) -> Vec<String> {
     let mut entries: Vec<String> = Vec::new();
     for line in log.lines() {
@@ -86,7 +85,7 @@ fn statement(entry: &str) -> Option<String> {
     Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// The large tables a plan reads as a whole, and how.
+/// Returns the large tables that a plan reads completely, and the kind of scan.
 pub(crate) fn whole_reads(plan: &Value, large: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     walk(&plan["Plan"], large, false, &mut found);
@@ -97,14 +96,14 @@ fn walk(node: &Value, large: &[String], limited: bool, found: &mut Vec<String>) 
     let kind = node["Node Type"].as_str().unwrap_or_default();
     let table = node["Relation Name"].as_str().unwrap_or_default();
     let is_large = large.iter().any(|name| name == table);
-    // An index that is walked from its end until a limit is reached is read in part, and a partial one may hold little.
+    // An index scan that stops at a limit reads only a part, and a partial index may be small.
     let rows = node["Plan Rows"].as_f64().unwrap_or_default();
     let walks =
         kind.starts_with("Index") && node.get("Index Cond").is_none() && !limited && rows > 1000.0;
     if is_large && (kind == "Seq Scan" || walks) {
         found.push(format!("{table} by {kind}"));
     }
-    // Only what hands rows on as it gets them leaves the rest unread.
+    // Only nodes that stream their rows let a limit leave the rest unread.
     let passes_on = [
         "Limit",
         "Subquery Scan",
@@ -120,7 +119,7 @@ fn walk(node: &Value, large: &[String], limited: bool, found: &mut Vec<String>) 
     }
 }
 
-/// A plan's statement, on one line.
+/// Returns a plan's statement on one line.
 pub(crate) fn text(plan: &Value) -> String {
     let text = plan["Query Text"].as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -1,5 +1,5 @@
-//! Rows for every table of a schema, made from what the catalog says of it: a table that a later migration adds is filled
-//! without a line here, unless it has a rule that the catalog does not tell in a way that is understood; see [`SPECIAL`].
+//! Rows for every table of a schema, generated from the catalog. A table of a later migration is filled without a
+//! change here, unless one of its rules cannot be read from the catalog; see [`SPECIAL`].
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
 
 use postgres::Client;
 
-/// Tables that have one row, or none of the tenant's; and the queue of events, which is worked off as it fills.
+/// Tables with a single row or no row of the tenant, and the event queue, which the broker empties as it fills.
 const LEFT_ALONE: &[&str] = &[
     "refinery_schema_history",
     "brokkr_meta",
@@ -22,10 +22,10 @@ const LEFT_ALONE: &[&str] = &[
 
 /// Values for columns whose rules cannot be read from the catalog: table, column, expression over the row's number `n`.
 const SPECIAL: &[(&str, &str, &str)] = &[
-    // For agents; without labels the broker would deliver them.
+    // Delivered by agents, because the broker would deliver rows without labels.
     ("webhook_subscriptions", "target_labels", "ARRAY['x' || n]"),
     ("webhook_deliveries", "target_labels", "ARRAY['x' || n]"),
-    // Within the hours that they are kept for.
+    // Within the hours of retention.
     (
         "agent_k8s_events",
         "created_at",
@@ -38,7 +38,6 @@ const SPECIAL: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A table, as far as filling it goes.
 struct Table {
     name: String,
     columns: Vec<Column>,
@@ -48,17 +47,17 @@ struct Table {
 struct Column {
     name: String,
     kind: String,
-    /// Characters, for a text that is bounded.
+    /// The largest number of characters of a bounded text.
     length: Option<i32>,
     required: bool,
     has_default: bool,
-    /// The words a check allows.
+    /// The words that a check constraint allows.
     words: Vec<String>,
 }
 
 struct ForeignKey {
     parent: String,
-    /// Ours, and the parent's.
+    /// Pairs of the table's column and the parent's column.
     columns: Vec<(String, String)>,
 }
 
@@ -69,9 +68,8 @@ pub(crate) struct Filler {
 }
 
 impl Filler {
-    /// With a superuser's session.
     pub(crate) fn new(mut client: Client, schema: &str) -> Self {
-        // Neither triggers nor checks of foreign keys: what is written is right, and there is much of it.
+        // Skip triggers and foreign key checks, because the many rows are right by construction.
         client
             .batch_execute(&format!(
                 "SET search_path = {schema}; SET session_replication_role = replica"
@@ -83,7 +81,6 @@ impl Filler {
         Filler { client, tables }
     }
 
-    /// The names of the tables it fills.
     pub(crate) fn tables(&self) -> Vec<&str> {
         self.tables
             .iter()
@@ -91,7 +88,6 @@ impl Filler {
             .collect()
     }
 
-    /// Columns of a table.
     pub(crate) fn columns(&self, table: &str) -> Vec<String> {
         let found = self.tables.iter().find(|one| one.name == table).unwrap();
         found
@@ -101,7 +97,7 @@ impl Filler {
             .collect()
     }
 
-    /// Adds this many rows to every table. Row n refers to row n of each table it refers to, so they are spread evenly.
+    /// Adds this many rows to every table. Row n refers to row n of each parent, so references are spread evenly.
     pub(crate) fn fill(&mut self, rows: i64) {
         for table in &self.tables {
             let before: i64 = self
@@ -134,8 +130,8 @@ impl Filler {
         }
     }
 
-    /// Adds rows that refer to these subjects (ids of any tables): for each of a table's references a few that point to the
-    /// subject, and otherwise to what [`Filler::fill`] has made. Call it after that.
+    /// Adds rows that refer to these subjects, which are ids of any tables. For each reference of a table a few rows
+    /// refer to the subject; their other references lead to rows of [`Filler::fill`]. Call it after that.
     pub(crate) fn crowd(&mut self, subjects: &[String], rows: i64) {
         let ids = subjects
             .iter()
@@ -161,7 +157,7 @@ impl Filler {
                     .collect();
                 let from = format!("FROM generate_series(1, {rows}) AS g(n){joins}");
                 let mark = format!("c{fixed}-");
-                // A pair that is there already is as good.
+                // An existing pair serves as well.
                 let insert = table.insert(&from, &mark);
                 run(
                     &mut self.client,
@@ -171,21 +167,20 @@ impl Filler {
         }
     }
 
-    /// Brings the planner's statistics up to date, as the server does by itself after a while.
+    /// Updates the planner's statistics, as the server does by itself after a while.
     pub(crate) fn analyze(&mut self) {
         for table in &self.tables {
             run(&mut self.client, &format!("VACUUM ANALYZE {}", table.name));
         }
     }
 
-    /// Any question.
     pub(crate) fn client(&mut self) -> &mut Client {
         &mut self.client
     }
 }
 
 impl Table {
-    /// The statement that inserts rows; `mark` distinguishes its texts from those of others.
+    /// Returns a statement that inserts rows; `mark` keeps its texts unique.
     fn insert(&self, from: &str, mark: &str) -> String {
         let mut names = Vec::new();
         let mut values = Vec::new();
@@ -214,9 +209,9 @@ impl Table {
 }
 
 impl Column {
-    /// What row `n` has here; `None` leaves it to the default, or null.
+    /// Returns the expression of row `n`'s value; `None` leaves the default or null.
     fn value(&self, mark: &str) -> Option<String> {
-        // Rows are not all of one instant, whatever the default says.
+        // Times differ between rows, also where the column has a default.
         let is_time = self.kind == "timestamptz";
         if !self.required || self.has_default && !is_time {
             return None;
@@ -315,7 +310,7 @@ fn read_columns(client: &mut Client, table: &str) -> Vec<Column> {
         .collect()
 }
 
-/// The words between single quotes.
+/// Returns the words between single quotes.
 fn quoted(text: &str) -> Vec<String> {
     text.split('\'')
         .skip(1)
@@ -344,12 +339,12 @@ fn read_keys(client: &mut Client, table: &str) -> Vec<ForeignKey> {
                 columns: ours.into_iter().zip(theirs).collect(),
             }
         })
-        // A table that refers to itself has nobody to refer to yet.
+        // A table that refers to itself has no rows to refer to yet.
         .filter(|key| key.parent != table)
         .collect()
 }
 
-/// A `stack_id` refers to `stacks` even where the schema does not insist on it.
+/// Treats `stack_id` as a reference to `stacks`, also where the schema has no foreign key.
 fn imply_keys(tables: &mut [Table]) {
     let names: Vec<String> = tables.iter().map(|table| table.name.clone()).collect();
     for table in tables {
@@ -375,7 +370,7 @@ fn imply_keys(tables: &mut [Table]) {
     }
 }
 
-/// Parents before children.
+/// Sorts parents before children.
 fn in_order(mut tables: Vec<Table>) -> Vec<Table> {
     let mut ordered: Vec<Table> = Vec::new();
     while !tables.is_empty() {

@@ -1,4 +1,4 @@
-//! An endpoint of the test's own: a real HTTP server on loopback that remembers what it was sent.
+//! An HTTP server on loopback that records its requests.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -16,7 +16,7 @@ use std::time::Duration;
 use brokkr_tests::until;
 use serde_json::Value;
 
-/// What it was sent.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -37,12 +37,12 @@ impl Seen {
     }
 }
 
-/// What it answers.
+/// A reply to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Status(u16, String),
     Redirect(u16, String),
-    /// Nothing, until [`Receiver::release`]; then 200.
+    /// No answer until [`Receiver::release`]; then 200.
     Hang,
 }
 
@@ -62,24 +62,24 @@ impl Shared {
     }
 }
 
-/// The server; ends when dropped.
+/// The server; it ends when dropped.
 pub(crate) struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Receiver {
-    /// Answers 200 to everything.
+    /// Starts a server that answers 200 to every request.
     pub(crate) fn new() -> Self {
         Self::answering(|_, _| Reply::Status(200, "ok".to_owned()))
     }
 
-    /// Answers what `plan` says of the nth request (from 0).
+    /// Starts a server that answers the nth request (from 0) by `plan`.
     pub(crate) fn answering(plan: impl Fn(usize, &Seen) -> Reply + Send + Sync + 'static) -> Self {
         Self::at(Ipv4Addr::LOCALHOST, plan)
     }
 
-    /// At another address of the loopback network.
+    /// Starts a server at another address of the loopback network.
     pub(crate) fn at(
         address: Ipv4Addr,
         plan: impl Fn(usize, &Seen) -> Reply + Send + Sync + 'static,
@@ -100,7 +100,7 @@ impl Receiver {
                     return;
                 }
                 let (stream, shared) = (stream.unwrap(), serving.clone());
-                // A client that goes away in the middle is no fault of the test.
+                // A client that hangs up is no failure of the test.
                 std::thread::spawn(move || converse(stream, &shared));
             }
         });
@@ -115,12 +115,10 @@ impl Receiver {
         self.address.port()
     }
 
-    /// Everything so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.shared.seen().clone()
     }
 
-    /// How many requests there were of which `wanted` holds.
     pub(crate) fn count(&self, wanted: impl Fn(&Seen) -> bool) -> usize {
         self.shared
             .seen()
@@ -129,7 +127,6 @@ impl Receiver {
             .count()
     }
 
-    /// Waits until there were so many requests.
     #[track_caller]
     pub(crate) fn wait(&self, requests: usize) -> Vec<Seen> {
         until(
@@ -142,7 +139,7 @@ impl Receiver {
         )
     }
 
-    /// Lets go what hangs, and hangs no more.
+    /// Answers all hanging requests, and hangs no more.
     pub(crate) fn release(&self) {
         *self.shared.released.lock().unwrap() = true;
         self.shared.changed.notify_all();
@@ -153,7 +150,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
         self.release();
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -195,7 +192,7 @@ fn converse(mut stream: TcpStream, shared: &Shared) -> Option<()> {
     stream.write_all(body.as_bytes()).ok()
 }
 
-/// A whole request, if it is one.
+/// Parses a complete request.
 fn parse(bytes: &[u8]) -> Option<Seen> {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n")?;

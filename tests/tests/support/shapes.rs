@@ -1,6 +1,7 @@
-//! The fields of every answer, with their types: `s` text, `u` UUID, `t` time, `b` true or false, `i` integer, `o` object,
-//! `v` any value; `[…]` a list of them; `?` may be null but must be there, `~` may be left out but is never null. An answer has
-//! exactly these keys.
+//! The fields of every answer with their types; an answer has exactly these keys.
+//!
+//! `s` is text, `u` UUID, `t` time, `b` true or false, `i` integer, `o` object, `v` any value; `[…]` a list of them;
+//! `?` may be null but must be present, `~` may be left out but is never null.
 #![allow(
     dead_code,
     clippy::panic,
@@ -176,7 +177,7 @@ const SHAPES: &[(&str, &str)] = &[
     ("ConfigChangeInfo", "key:s old_value:s new_value:s"),
 ];
 
-/// The shapes' names, each with the names of its fields.
+/// Returns the shapes' names, each with the names of its fields.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
     SHAPES.iter().map(|(name, fields)| {
         let fields = fields.split_whitespace();

@@ -1,4 +1,4 @@
-//! Sockets of a [`World`], and what agents say over theirs.
+//! WebSockets of a [`World`], and the frames that agents send.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use crate::world::{Party, World};
 
-/// Where agents connect.
+/// The path to which agents connect.
 pub(crate) const AGENT: &str = "/internal/ws/agent";
 
-/// How long something may take to be seen elsewhere.
+/// Longest wait until a change is visible elsewhere.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn addr(world: &World) -> Addr {
@@ -25,14 +25,14 @@ pub(crate) fn addr(world: &World) -> Addr {
 }
 
 impl World {
-    /// The agent's channel, open and registered.
+    /// Opens the agent's channel and waits until it is registered.
     pub(crate) fn connect(&self, agent: &Party) -> Socket {
         let socket = Socket::open(&addr(self), AGENT, &agent.pak);
         let _ = until(SOON, "the agent to be connected", || self.connection(agent));
         socket
     }
 
-    /// What the broker says of the agent's socket.
+    /// Returns the broker's record of the agent's socket.
     pub(crate) fn connection(&self, agent: &Party) -> Option<Value> {
         let list = self.admin.get("/admin/ws/connections").expect(200).json();
         list["connections"]
@@ -43,7 +43,7 @@ impl World {
             .cloned()
     }
 
-    /// A subscriber of a stack, open and registered.
+    /// Subscribes to a stack and waits until the subscriber is registered.
     pub(crate) fn tail(&self, stack: &str, pak: &str) -> Socket {
         let before = self.subscribers();
         let socket = Socket::open(&addr(self), &format!("/api/v1/stacks/{stack}/live"), pak);
@@ -53,13 +53,13 @@ impl World {
         socket
     }
 
-    /// How many subscribers stacks have.
+    /// Returns the number of subscribers of stacks.
     pub(crate) fn subscribers(&self) -> u64 {
         let list = self.admin.get("/admin/ws/connections").expect(200).json();
         list["live_subscribers"].as_u64().unwrap()
     }
 
-    /// A subscriber of the fleet, open and registered.
+    /// Subscribes to the fleet and waits until the subscriber is registered.
     pub(crate) fn watch(&self) -> Socket {
         let before = self.metric("brokkr_fleet_live_subscribers");
         let socket = Socket::open(&addr(self), "/api/v1/fleet/live", &self.admin.pak);
@@ -69,7 +69,7 @@ impl World {
         socket
     }
 
-    /// A figure of `/metrics`; 0 when there is none.
+    /// Returns a value of `/metrics`; 0 when it is absent.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = brokkr_tests::http::get(&addr(self), "/metrics")
             .unwrap()
@@ -81,7 +81,6 @@ impl World {
     }
 }
 
-/// The body of a log line.
 pub(crate) fn line(agent: &Party, stack: &str, text: &str) -> Value {
     json!({
         "agent_id": agent.id, "stack_id": stack, "namespace": "default", "pod": "web-0", "container": "web",
@@ -89,7 +88,6 @@ pub(crate) fn line(agent: &Party, stack: &str, text: &str) -> Value {
     })
 }
 
-/// The body of an event in a cluster.
 pub(crate) fn k8s_event(agent: &Party, stack: &str, reason: &str) -> Value {
     json!({
         "agent_id": agent.id, "stack_id": stack, "observed_at": "2024-05-01T14:00:00+02:00", "reason": reason,

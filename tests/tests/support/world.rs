@@ -1,4 +1,4 @@
-//! One tenant for one test: a broker alone in a schema of its own, on a server that all tests of a file share.
+//! A tenant for one test: a single broker with its own schema, on a server that all tests of a file share.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -13,28 +13,28 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use brokkr_tests::{Api, Broker, PgServer, Response};
 use serde_json::{Value, json};
 
-/// The server of this file's tests.
+/// Returns the server of this file's tests.
 pub(crate) fn server() -> &'static PgServer {
     static SERVER: OnceLock<PgServer> = OnceLock::new();
     SERVER.get_or_init(PgServer::start)
 }
 
-/// A number nobody else in this process is given.
+/// Returns a number that is unique in this process.
 pub(crate) fn unique() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A running broker with a schema of its own.
+/// A running broker with its own schema.
 pub(crate) struct World {
     pub(crate) broker: Broker,
     pub(crate) admin: Api,
     pub(crate) schema: String,
-    /// Its server's.
+    /// The port of its server.
     port: u16,
 }
 
-/// Somebody with an id and a PAK.
+/// A principal with an id and a PAK.
 #[derive(Clone)]
 pub(crate) struct Party {
     pub(crate) id: String,
@@ -48,12 +48,12 @@ impl World {
         Self::with(&[])
     }
 
-    /// With keys of its file, each with its value in TOML's writing.
+    /// Starts a broker with these keys in its file, each with a TOML value.
     pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
         Self::on(server(), settings)
     }
 
-    /// On a server of the test's own.
+    /// Starts a broker on a server of the test's own.
     pub(crate) fn on(server: &PgServer, settings: &[(&str, &str)]) -> Self {
         let schema = format!("tenant_{}", unique());
         let mut draft = Broker::on(server).schema(&schema);
@@ -65,7 +65,7 @@ impl World {
         Self::of(server, broker, admin, schema)
     }
 
-    /// Of a broker that runs already.
+    /// Wraps a running broker.
     pub(crate) fn of(server: &PgServer, broker: Broker, admin: Api, schema: String) -> Self {
         Self {
             broker,
@@ -75,7 +75,7 @@ impl World {
         }
     }
 
-    /// A superuser's session in this tenant's schema.
+    /// Opens a superuser's session in this tenant's schema.
     pub(crate) fn sql(&self) -> postgres::Client {
         let mut client = postgres::Config::new()
             .host("127.0.0.1")
@@ -91,8 +91,8 @@ impl World {
         client
     }
 
-    /// From now on every event is written, as if somebody had subscribed to it, and noted in `noted_events` too: the outbox
-    /// itself is emptied as soon as the broker gets to it.
+    /// Makes the broker write every event, as if there were a subscriber, and copies it to `noted_events`, because the
+    /// broker soon empties the outbox itself.
     pub(crate) fn note_events(&self) {
         self.sql()
             .batch_execute(
@@ -110,7 +110,7 @@ impl World {
             .unwrap();
     }
 
-    /// The caller without a PAK.
+    /// Returns a client without a PAK.
     pub(crate) fn nobody(&self) -> Api {
         self.admin.with_pak("")
     }
@@ -147,14 +147,14 @@ impl World {
         }
     }
 
-    /// A stack of that generator; its id.
+    /// Makes a stack of the generator and returns its id.
     pub(crate) fn stack(&self, generator: &Party) -> String {
         let name = format!("stack-{}", unique());
         let body = json!({ "name": name, "generator_id": generator.id });
         id(&generator.api.post("/stacks", &body).expect(201).json())
     }
 
-    /// An object on that stack, as JSON.
+    /// Makes an object on the stack and returns it as JSON.
     pub(crate) fn object(&self, stack: &str, yaml: &str) -> Value {
         self.admin
             .post(
@@ -198,7 +198,7 @@ impl World {
             .expect(201);
     }
 
-    /// What the agent reports about an object.
+    /// Reports a status of an object as the agent.
     pub(crate) fn report(&self, agent: &Party, object: &str, status: &str) -> Response {
         agent.api.post(
             &format!("/agents/{}/events", agent.id),
@@ -206,7 +206,7 @@ impl World {
         )
     }
 
-    /// The ids of the agent's target state, newest first.
+    /// Returns the ids of the agent's target state, newest first.
     pub(crate) fn target_state(&self, agent: &Party, query: &str) -> Vec<String> {
         let state = agent
             .api
@@ -217,7 +217,6 @@ impl World {
     }
 }
 
-/// The body of an event.
 pub(crate) fn event(agent: &Party, object: &str, status: &str) -> Value {
     json!({
         "agent_id": agent.id, "deployment_object_id": object,
@@ -225,7 +224,6 @@ pub(crate) fn event(agent: &Party, object: &str, status: &str) -> Value {
     })
 }
 
-/// The id of an answered object.
 pub(crate) fn id(value: &Value) -> String {
     value["id"]
         .as_str()
@@ -233,7 +231,6 @@ pub(crate) fn id(value: &Value) -> String {
         .to_owned()
 }
 
-/// The ids of an answered list.
 pub(crate) fn ids(value: &Value) -> Vec<String> {
     value
         .as_array()
@@ -243,7 +240,7 @@ pub(crate) fn ids(value: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Checks an error answer: status, code, JSON, and a message for people. Gives its `details`.
+/// Checks an error answer: status, code, JSON, and a message. Returns its `details`.
 #[track_caller]
 pub(crate) fn refused(response: &Response, status: u16, code: &str) -> Value {
     assert_eq!(response.status, status, "{}", response.text());
@@ -264,7 +261,7 @@ pub(crate) fn refused(response: &Response, status: u16, code: &str) -> Value {
     body["details"].clone()
 }
 
-/// Updates of the tenant's agents so far, and how many of them touched no index.
+/// Returns the number of updates of the tenant's agents, and how many of them changed no index (HOT).
 pub(crate) fn agent_updates(server: &PgServer, schema: &str) -> (i64, i64) {
     let row = server
         .client()

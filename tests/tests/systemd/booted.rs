@@ -1,4 +1,4 @@
-//! A systemd of its own, booted for one test.
+//! A systemd booted for one test.
 
 use brokkr_tests::machine::{Machine, stage};
 use brokkr_tests::place::{AtDeath, Place, is_root, mortal, spawn};
@@ -9,18 +9,18 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-/// A booted systemd; gone when dropped.
+/// A booted systemd, which ends when dropped.
 pub(crate) struct Booted {
     machine: Machine,
     _nspawn: Nspawn,
     _place: Place,
 }
 
-/// What runs it; waited for when dropped, and ended if need be.
+/// The nspawn process; waited for when dropped, and killed if necessary.
 struct Nspawn(Child);
 
 impl Booted {
-    /// Boots one with what `make install` installs.
+    /// Boots a machine with the files that `make install` installs.
     pub(crate) fn boot(configuration: &[(&str, &str)]) -> Self {
         let place = Place::new();
         stage(&place, configuration);
@@ -57,7 +57,7 @@ impl Booted {
         booted
     }
 
-    /// What an administrator, or a package, does after the files are there.
+    /// Does the steps of an administrator, or of a package, after the files are installed.
     pub(crate) fn installed(&self) {
         self.ok(&["systemd-sysusers"]);
         self.ok(&["systemd-tmpfiles", "--create", "brokkr.conf"]);
@@ -75,7 +75,7 @@ impl Deref for Booted {
 
 impl Drop for Booted {
     fn drop(&mut self) {
-        // systemd: power off, at once.
+        // Twice --force: power off at once.
         self.run(&["systemctl", "poweroff", "--force", "--force"]);
     }
 }
@@ -92,7 +92,7 @@ impl Drop for Nspawn {
     }
 }
 
-/// Why this cannot be tested here, if so.
+/// Returns the reason why this cannot be tested here.
 pub(crate) fn impossible() -> Option<&'static str> {
     if !is_root() {
         return Some("a systemd of its own needs root");

@@ -1,4 +1,4 @@
-//! The unit that holds the brokers' control groups, and a supervisor beside another one.
+//! The unit that holds the brokers' cgroups, and two supervisors on one host.
 
 use crate::booted::{Booted, impossible};
 use crate::{SUPERVISOR, pids, tenant};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const HOLDER: &str = "/sys/fs/cgroup/brokkr.slice/brokkr-tenants.service";
 
-/// The control group a process is in.
+/// Returns the cgroup of a process.
 fn group_of(machine: &Booted, pid: i32) -> String {
     let groups = machine.ok(&["cat", &format!("/proc/{pid}/cgroup")]);
     let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
@@ -55,7 +55,7 @@ fn the_holder_of_control_groups_ends_no_broker_and_a_broker_outside_is_put_back(
         2,
         false,
     );
-    // A person who tries is refused, and nothing happens.
+    // A manual attempt is refused without an effect.
     for verb in ["restart", "stop"] {
         let refused = machine.run(&["systemctl", verb, "brokkr-tenants"]);
         assert!(
@@ -63,7 +63,7 @@ fn the_holder_of_control_groups_ends_no_broker_and_a_broker_outside_is_put_back(
             "{refused:?}"
         );
     }
-    // What restarts it with everything else leaves every broker, again and again.
+    // A restart of the slice restarts the unit too, and every broker keeps running.
     for _ in 0..3 {
         let main = machine.main_pid();
         machine.ok(&["systemctl", "restart", "brokkr.slice"]);
@@ -73,12 +73,12 @@ fn the_holder_of_control_groups_ends_no_broker_and_a_broker_outside_is_put_back(
         all_in_their_groups(&machine, &after, "run-brokkr");
     }
 
-    // A broker in the group that an older version made, and one in no group of brokers at all.
+    // A broker in the cgroup of an older version, and a broker outside all brokers' cgroups.
     let older = format!("{HOLDER}/acme.1");
     fs::create_dir(machine.path(&older)).unwrap();
     let outside = "/sys/fs/cgroup/brokkr.slice/brokkr-supervisor.service";
     for (group, pid) in [(older.as_str(), brokers[0]), (outside, brokers[1])] {
-        // From inside: there a pid means what it means to the supervisor.
+        // Written inside the machine, because pids there are those that the supervisor sees.
         let put = format!("echo {} >{group}/cgroup.procs", pid.unwrap());
         machine.ok(&["sh", "-c", &put]);
     }
@@ -98,7 +98,7 @@ fn the_holder_of_control_groups_ends_no_broker_and_a_broker_outside_is_put_back(
     let seen = load.stop();
     assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
 
-    // The pid of a line is its broker's, whoever says it.
+    // The pid of a journal line is its broker's, also for lines of other processes.
     for (name, pid) in [("acme", brokers[0]), ("globex", brokers[1])] {
         let of_tenant = format!("TENANT={name}");
         let said = machine.ok(&[
@@ -121,14 +121,14 @@ fn the_holder_of_control_groups_ends_no_broker_and_a_broker_outside_is_put_back(
         assert!(supervisors > 0, "{said}");
     }
 
-    // A start behind a stop finds its address free, though systemd had the socket too.
+    // A start right after a stop finds its address free, although systemd had the socket too.
     for _ in 0..15 {
         for verb in ["stop", "start"] {
             machine.ok(&["brokkr-supervisor", verb, "globex"]);
         }
     }
     assert_eq!(machine.times_said("another program has it"), 0);
-    // Groups are there for the first broker after a time without any.
+    // The cgroups exist for the first broker after a time without brokers.
     for verb in ["stop", "start"] {
         machine.ok(&["brokkr-supervisor", verb, "--all"]);
     }
@@ -144,7 +144,7 @@ fn the_holder_of_control_groups_ends_no_broker_and_a_broker_outside_is_put_back(
     machine.ok(&["systemctl", "stop", "brokkr.slice"]);
     assert_eq!(machine.processes(), "");
 
-    // A shutdown waits for nothing that nobody would end.
+    // A shutdown does not wait for processes that nothing would end.
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     machine.ready(2);
     machine.run(&["systemctl", "poweroff"]);
@@ -184,17 +184,18 @@ fn a_runtime_folder_that_is_removed_is_made_again_and_credentials_are_read_in_a_
     // A shell has no credentials of its own.
     let list = machine.ok(&["brokkr-supervisor", "tenant", "list"]);
     assert!(list.contains("globex"), "{list}");
-    // Offline, for root is no user of the embedded server.
+    // Offline, because root is no user of the embedded server.
     let check = machine.ok(&["brokkr-supervisor", "check", "--offline"]);
     assert!(check.contains("globex"), "{check}");
 
-    // Removed: the next supervisor has it again, and whoever asks meanwhile is not sent to start a second one.
+    // The next supervisor makes the removed folder again, and a command meanwhile does not advise to start a second
+    // supervisor.
     let noticed = " been removed, and ";
     for round in 0..2 {
         let before = machine.times_said(noticed);
         machine.ok(&["rm", "-rf", "/run/brokkr"]);
         if round == 1 {
-            // Made by somebody else, it is taken as it is.
+            // A folder made by hand is used as it is.
             machine.ok(&[
                 "install",
                 "-d",
@@ -206,7 +207,7 @@ fn a_runtime_folder_that_is_removed_is_made_again_and_credentials_are_read_in_a_
             ]);
         } else {
             let asked = machine.run(&["brokkr-supervisor", "status"]);
-            // Unless it is there again by now.
+            // Unless the folder exists again by now.
             assert!(
                 machine.path("/run/brokkr").exists()
                     || asked.stderr.contains("there is no /run/brokkr"),
@@ -226,7 +227,7 @@ fn a_runtime_folder_that_is_removed_is_made_again_and_credentials_are_read_in_a_
             (answer.status == 200).then_some(())
         });
     }
-    // With nobody to keep it, a start has it too.
+    // Without a running supervisor, a start makes the folder too.
     machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
     assert_eq!(machine.processes(), "");
     machine.ok(&["rm", "-rf", "/run/brokkr"]);
@@ -238,7 +239,7 @@ fn a_runtime_folder_that_is_removed_is_made_again_and_credentials_are_read_in_a_
     assert_eq!(machine.processes(), "");
 }
 
-/// The second supervisor's status.
+/// Returns the status of the second supervisor.
 fn second(machine: &Booted) -> Status {
     machine.wait(
         60,
@@ -289,7 +290,7 @@ fn two_supervisors_of_one_host_leave_each_others_brokers_alone() {
     all_in_their_groups(&machine, &others, "run-brokkr2");
     first_is_well();
 
-    // Restarted, killed.
+    // Restart and kill the second supervisor.
     machine.ok(&["systemctl", "restart", "second"]);
     assert_eq!(pids(&second(&machine)), pids(&others));
     machine.ok(&[
@@ -311,7 +312,7 @@ fn two_supervisors_of_one_host_leave_each_others_brokers_alone() {
     assert_eq!(pids(&second(&machine)), pids(&others));
     first_is_well();
 
-    // Stopped, started, and swept by hand.
+    // Stop it, start it, and sweep by hand.
     machine.ok(&["systemctl", "stop", "second"]);
     first_is_well();
     assert_eq!(machine.broker_count(), 1, "{}", machine.processes());
@@ -331,7 +332,7 @@ fn two_supervisors_of_one_host_leave_each_others_brokers_alone() {
     );
     assert_eq!(pids(&second(&machine)), again);
     first_is_well();
-    // And the other way round.
+    // And the same with the roles exchanged.
     machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
     assert_eq!(pids(&second(&machine)), again);
     machine.ok(&["systemctl", "stop", "second"]);

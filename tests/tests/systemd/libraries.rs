@@ -3,10 +3,10 @@
 use crate::booted::{Booted, impossible};
 use crate::{SUPERVISOR, pids, tenant};
 
-/// Puts a copy of libc in its place, as a package's upgrade does.
+/// A script that replaces libc by a copy, as a package's upgrade does.
 const UPGRADE: &str = r#"lib=$(ldd /usr/bin/brokkr-broker | awk '/libc[.]so/ {print $3}') && lib=$(readlink -f "$lib") &&
 cp -p "$lib" "$lib.new" && mv "$lib.new" "$lib" && echo "$lib""#;
-/// What needrestart runs in place of `systemctl restart`, without arguments.
+/// The script that needrestart runs in place of `systemctl restart`, without arguments.
 const RESTART: &str = "/etc/needrestart/restart.d/brokkr-supervisor.service";
 
 #[test]
@@ -25,7 +25,7 @@ fn after_an_upgrade_of_a_library_status_says_who_runs_the_old_one_and_needrestar
     machine.installed();
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     let before = pids(&machine.ready(2));
-    // Each tenant's files, once all have been asked.
+    // Returns each tenant's deleted files, once all brokers were examined.
     let deleted = || {
         machine.wait(60, "every broker to have been asked", || {
             let status = machine.ready(2);

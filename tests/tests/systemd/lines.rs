@@ -1,15 +1,15 @@
-//! Lines that a broker is made to say: each is to be in the journal once, and in order.
+//! Numbered lines of a broker, which must be in the journal once and in order.
 
 use crate::booted::Booted;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Of each line, with its end.
+/// Bytes of each line, with its end.
 const LENGTH: usize = 64;
 const BEGIN: &str = "numbered ";
 
-/// What one broker has been made to say.
+/// The numbered lines of one broker.
 pub(crate) struct Numbered<'b> {
     machine: &'b Booted,
     tenant: &'b str,
@@ -27,12 +27,12 @@ impl<'b> Numbered<'b> {
         }
     }
 
-    /// How many there have been.
     pub(crate) fn said(&self) -> usize {
         self.said
     }
 
-    /// So many more of them into its log pipe, which must have room: a broker would not wait either.
+    /// Writes this many more lines into the broker's log pipe, which must have room, because a broker would not wait
+    /// either.
     pub(crate) fn lines(&mut self, count: usize) {
         let stderr = format!("/proc/{}/fd/2", self.pid);
         let mut pipe = OpenOptions::new()
@@ -47,12 +47,12 @@ impl<'b> Numbered<'b> {
                 line.push('.');
             }
             line.push('\n');
-            // At once: no line of the broker's own stands in the middle of it.
+            // In one write, so that no line of the broker divides it.
             assert_eq!(pipe.write(line.as_bytes()).unwrap(), LENGTH);
         }
     }
 
-    /// Waits for the last of them, and looks at them all.
+    /// Waits for the last line and checks all of them.
     pub(crate) fn are_in_the_journal(&self) {
         let numbers = || -> Vec<usize> {
             let lines = self.machine.lines_of(self.tenant);

@@ -34,7 +34,7 @@ embedded = true
 max_connections = 60
 "#;
 
-/// `status`, asked by somebody who is nobody but a member of the group.
+/// `status` as a user without any right but the membership of the group.
 const AS_MEMBER: [&str; 6] = [
     "setpriv",
     "--reuid=nobody",
@@ -56,7 +56,7 @@ done
 exec /usr/bin/brokkr-supervisor run --config /etc/brokkr/supervisor.toml
 "#;
 
-/// Pids of every tenant's broker, in order of their names.
+/// Returns the pids of all tenants' brokers, in order of the names.
 fn pids(status: &Status) -> Vec<Option<i32>> {
     let pids: Vec<_> = status.tenants.iter().map(|tenant| tenant.pid).collect();
     assert!(pids.iter().all(Option::is_some), "{status:?}");
@@ -90,11 +90,10 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         "/usr/lib/systemd/system/brokkr-supervisor.service",
         "/usr/lib/systemd/system/brokkr-tenants.service",
     ]);
-    // It has something to say of units of the host's too.
+    // The command also reports on units of the host.
     let of_ours = verify.stderr.lines().filter(|line| line.contains("brokkr"));
     assert_eq!(of_ours.collect::<Vec<_>>(), [""; 0], "{verify:?}");
 
-    // Start.
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     let started = machine.ready(2);
     assert_eq!(
@@ -103,7 +102,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             .trim(),
         "active"
     );
-    // Whoever is in the group may give orders.
+    // Every member of the group may run commands.
     let socket = ["stat", "-c", "%A %U:%G", "/run/brokkr/control.sock"];
     assert_eq!(machine.ok(&socket).trim(), "srw-rw---- brokkr:brokkr");
     machine.ok(&AS_MEMBER);
@@ -112,7 +111,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         !notices.iter().any(|n| n.contains("control.sock")),
         "{notices:?}"
     );
-    // Each broker in a group of its own, below the unit that holds them.
+    // Each broker has its own cgroup below the unit that holds them.
     for tenant in &started.tenants {
         let groups = machine.ok(&["cat", &format!("/proc/{}/cgroup", tenant.pid.unwrap())]);
         let own = format!(
@@ -135,7 +134,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     )
     .expect(201);
 
-    // Logs: each tenant's own.
+    // Each tenant has its own log lines.
     for name in ["acme", "globex"] {
         until(
             Duration::from_secs(60),
@@ -144,7 +143,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         );
     }
 
-    // A file dropped, and a reload: nobody else is touched.
+    // A new file and a reload leave the other tenants as they are.
     let main = machine.main_pid();
     fs::write(
         machine.path("/etc/brokkr/tenants.d/initech.toml"),
@@ -157,7 +156,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     let kind = machine.ok(&["systemctl", "show", "-P", "Type", "brokkr-supervisor"]);
     if systemd_version() >= 253 {
         assert_eq!(kind.trim(), "notify-reload");
-        // It returns when the file has been read.
+        // The reload returns when the file has been read.
         let status = machine
             .status_of("/etc/brokkr/supervisor.toml")
             .expect("a status");
@@ -177,11 +176,11 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     }
     assert_eq!(machine.main_pid(), main);
 
-    // Killed: systemd starts another, which takes every broker over.
+    // After a kill systemd starts another supervisor, which adopts every broker.
     let brokers = pids(&reloaded);
     let mut acme_says = Numbered::of(&machine, "acme", brokers[0].unwrap());
     acme_says.lines(20);
-    // What it has read and not passed on dies with it; this it has passed on.
+    // Only lines that the supervisor has passed on survive its kill, so wait for these.
     acme_says.are_in_the_journal();
     let drop_in = machine.path("/run/systemd/system/brokkr-supervisor.service.d");
     fs::create_dir_all(&drop_in).unwrap();
@@ -196,7 +195,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         pid if pid == "0" => Ok(()),
         pid => Err(pid),
     });
-    // 32 KiB: half of what a pipe holds, the other half is for what the broker says of the load.
+    // 32 KiB, half of a pipe; the other half is for the broker's lines about the load.
     acme_says.lines(512);
     assert_eq!(machine.main_pid(), "0", "nobody has read any of it yet");
     let second = machine.another_main_pid(&main);
@@ -210,12 +209,12 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     assert!(api.get("/agents").expect(200).text().contains("edge-1"));
     machine.in_step(stored);
 
-    // Restarted, as a package does after an upgrade: the same brokers.
+    // A restart, as by a package's upgrade, keeps the same brokers.
     machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
     assert_ne!(machine.main_pid(), second);
     assert_eq!(pids(&machine.ready(3)), brokers);
 
-    // A bad configuration ends nobody that is held.
+    // A bad configuration ends no adopted broker.
     let file = machine.path("/etc/brokkr/supervisor.toml");
     fs::write(&file, "this is not toml").unwrap();
     machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
@@ -237,7 +236,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
     assert_eq!(pids(&machine.ready(3)), brokers);
 
-    // In place, without systemd's doing.
+    // An upgrade in place, without systemd.
     let main = machine.main_pid();
     let taken_over = "taken over as they are";
     let before = machine.times_said(taken_over);
@@ -249,7 +248,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
         "USR2",
         "brokkr-supervisor",
     ]);
-    // By the next program, which is the same process.
+    // The next program runs in the same process.
     machine.says_again(taken_over, before);
     assert_eq!(pids(&machine.ready(3)), brokers);
     assert_eq!(machine.main_pid(), main);
@@ -258,7 +257,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     let seen = kept.stop();
     assert!(seen.refused == 0 && seen.lost.is_empty(), "{seen:?}");
 
-    // After a supervisor of another version: what it left cannot be read, and nobody is ended for it.
+    // The state of another version cannot be read, and no broker is ended because of that.
     let wrapper = machine.path("/usr/bin/after-another-version");
     fs::write(&wrapper, AFTER_ANOTHER_VERSION).unwrap();
     brokkr_tests::place::set_mode(&wrapper, 0o755);
@@ -279,8 +278,8 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     machine.ok(&["systemctl", "restart", "brokkr-supervisor"]);
     assert_eq!(pids(&machine.ready(3)), brokers);
 
-    // A stop behind a restart: the supervisor has left its brokers by then, and nobody comes for them. It has gone, and what
-    // comes after it waits, until the stop is there.
+    // A stop right after a restart: the old supervisor has left its brokers running and none adopts them. Its
+    // ExecStopPost waits until the stop is queued.
     let stop = machine.path("/run/stop-is-queued");
     fs::write(
         drop_in.join("slow.conf"),
@@ -308,7 +307,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     machine.ready(3);
 
-    // Stop: nothing is left, and it was no failure.
+    // The stop leaves no process and counts as no failure.
     machine.ok(&["systemctl", "stop", "brokkr-supervisor"]);
     assert_eq!(machine.processes(), "");
     let groups = machine.ok(&[

@@ -1,4 +1,4 @@
-//! One tenant's noise, and what the journal has of another tenant.
+//! One tenant's flood of lines, and another tenant's lines in the journal.
 
 use crate::booted::{Booted, impossible};
 use crate::lines::Numbered;
@@ -25,8 +25,8 @@ fn ten_thousand_lines_a_second_of_a_tenant_cost_no_line_of_another() {
         ("tenants.d/noisy.toml", &noisy),
         ("tenants.d/quiet.toml", &quiet),
     ]);
-    // journald allows more the more room its disk has, by a logarithm; so it is a tenth of its default here, or all this
-    // noise may be too little to be limited. Our unit's own limit goes before it.
+    // journald raises its limit with the free disk space, so the limit is a tenth of its default here; otherwise this
+    // noise may not reach it. The unit's own limit overrides it.
     let journald = machine.path("/etc/systemd/journald.conf.d");
     fs::create_dir_all(&journald).unwrap();
     fs::write(
@@ -49,14 +49,14 @@ fn ten_thousand_lines_a_second_of_a_tenant_cost_no_line_of_another() {
                 "flood ......................................................\n".repeat(BURST);
             let start = Instant::now();
             for n in 0..BURSTS {
-                // The rate is what is tried here, no waiting for anything.
+                // The sleep sets the rate under test.
                 let due = start + n * Duration::from_millis(100);
                 thread::sleep(due.saturating_duration_since(Instant::now()));
                 pipe.write_all(burst.as_bytes()).unwrap();
                 sent.send(n).unwrap();
             }
         });
-        // More than journald's own limit has been written by the time of the first.
+        // More than journald's own limit has been written before the first line.
         for burst in bursts {
             if burst >= BURSTS / 2 && says.said() < 5 {
                 says.lines(1);
@@ -66,7 +66,8 @@ fn ten_thousand_lines_a_second_of_a_tenant_cost_no_line_of_another() {
     assert_eq!(says.said(), 5);
     says.are_in_the_journal();
 
-    // Each line of the noise is there, or was counted and said by us; journald has dropped none.
+    // Each line of the noise is in the journal or in the supervisor's count of dropped lines; journald has dropped
+    // none.
     let all = BURST * usize::try_from(BURSTS).unwrap();
     machine.wait(60, "every line to be there or counted", || {
         let lines = machine.ok(&["journalctl", "--quiet", "-o", "cat", "TENANT=noisy"]);

@@ -14,7 +14,7 @@ fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
         return;
     }
     const TENANTS: usize = 1000;
-    // Nothing but processes: they never become ready, so all may start at once, and for long.
+    // Mere processes that never become ready, so all may start at once and take long.
     let many = SUPERVISOR.replace("max_connections = 60", "max_connections = 2100")
         + "[start]\nparallelism = 1000\ntimeout = \"1h\"\n[stop]\ngrace = \"1s\"\n";
     let many = format!("broker = \"/usr/bin/trivial\"\n{many}");
@@ -36,7 +36,7 @@ fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
     machine.installed();
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);
     let running = || {
-        // Cheap to ask, which a status of a thousand tenants is not.
+        // Counting processes is cheap, unlike a status of a thousand tenants.
         until_ok(Duration::from_secs(300), "every process", || match machine
             .run(&["pgrep", "-u", "brokkr", "-c", "-x", "sleep"])
             .stdout
@@ -78,7 +78,7 @@ fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
     assert!(after.tenants.iter().all(|t| t.restarts == 0));
     in_step();
 
-    // They are supervised as before: one that ends is started again, and nobody else.
+    // All are supervised as before: a killed instance is started again, and no other.
     let victim = &after.tenants[TENANTS / 2];
     let old = victim.pid.unwrap();
     machine.ok(&["kill", "-9", &old.to_string()]);

@@ -1,4 +1,4 @@
-//! A supervisor that lives and does nothing more.
+//! A supervisor that is stopped by SIGSTOP.
 
 use crate::booted::{Booted, impossible};
 use crate::{SUPERVISOR, pids, tenant};
@@ -21,7 +21,7 @@ fn a_supervisor_that_stands_still_is_ended_by_the_watchdog_and_its_brokers_are_t
     ]);
     let drop_in = machine.path("/run/systemd/system/brokkr-supervisor.service.d");
     fs::create_dir_all(&drop_in).unwrap();
-    // As it comes it is thirty.
+    // The default is thirty seconds.
     fs::write(drop_in.join("soon.conf"), "[Service]\nWatchdogSec=5s\n").unwrap();
     machine.installed();
     machine.ok(&["systemctl", "start", "brokkr-supervisor"]);

@@ -133,7 +133,7 @@ fn an_agent_with_all_labels_fetches_deliveries_and_reports_each_once() {
             &taken[2]["id"]
         )
     );
-    // The retry comes back to it by itself.
+    // The retry returns without a request.
     let again = until(BOUND, "the failed one again", || pull(&agent).pop());
     assert_eq!(
         (&again["id"], &again["attempts"]),
@@ -161,7 +161,7 @@ fn what_an_agent_does_not_report_is_there_again_when_its_claim_has_ended() {
     assert_eq!(pull(&two).len(), 0);
     let end = "UPDATE webhook_deliveries SET acquired_until = now() - interval '1 second' WHERE status = 'acquired'";
     world.sql().execute(end, &[]).unwrap();
-    // Any event makes the broker look; it would look by itself within a minute.
+    // Any event wakes the broker, which would otherwise check within a minute.
     let _ = world.agent("waker");
     let again = until(BOUND, "it to be free again", || pull(&two).pop());
     assert_eq!(

@@ -1,4 +1,4 @@
-//! From an event to an endpoint, and what the endpoint answers.
+//! Events on their way to an endpoint, and the endpoint's answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -59,7 +59,7 @@ fn fault_28_two_brokers_deliver_each_event_once() {
 fn fault_29_an_endpoint_that_hangs_delays_nobody_else_and_is_not_told_twice() {
     let world = open();
     let (hanging, quick) = (Receiver::answering(|_, _| Reply::Hang), Receiver::new());
-    // Two subscriptions of one host share its few places.
+    // Two subscriptions of one host share its few slots.
     for path in ["/a", "/b"] {
         subscribe(
             &world.admin,
@@ -187,7 +187,7 @@ fn a_broker_that_is_told_to_stop_takes_no_more_and_ends_what_is_under_way() {
     };
     assert_eq!((states("success"), states("acquired")), (4, 0));
     assert_eq!(endpoint.seen().len(), 4);
-    // Whoever comes next does the rest.
+    // The next broker does the rest.
     let other = second(&world);
     let admin = Api::new(other.addr(), world.admin.pak.clone());
     endpoint.wait(6);

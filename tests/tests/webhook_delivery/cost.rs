@@ -1,4 +1,4 @@
-//! What webhooks cost when there is much of them, and how long they are kept.
+//! The cost of many webhooks and deliveries, and their retention.
 
 use brokkr_tests::pg::Options;
 use brokkr_tests::{PgServer, until};
@@ -63,7 +63,7 @@ fn what_is_past_its_retention_is_removed_and_what_waits_for_the_broker_is_not() 
 #[test]
 fn fault_54_an_event_costs_its_request_the_same_however_many_are_subscribed() {
     let server = PgServer::with(Options::new().set("log_statement", "all"));
-    // The job must not be in the middle of the count.
+    // The job must not run during the count.
     let world = World::on(
         &server,
         &[("broker.webhook_delivery_interval_seconds", "3600")],
@@ -85,12 +85,12 @@ fn fault_54_an_event_costs_its_request_the_same_however_many_are_subscribed() {
     };
     let alone = statements();
     assert!(alone > 1);
-    // For agents that do not come: nothing is delivered meanwhile.
+    // For agents that never come, so nothing is delivered meanwhile.
     let for_agents = json!({ "target_labels": ["x"] });
     for _ in 0..30 {
         subscribe(&world.admin, "http://hooks.example/", &for_agents);
     }
-    // The first event wakes the job once; from then on it rests.
+    // The first event wakes the job once; after that it rests.
     world.object(&stack, "b: 1");
     until(BOUND, "the end of the job's one round", || {
         server.log().contains("PARTITION BY lane").then_some(())
@@ -115,7 +115,7 @@ fn fault_54_an_event_costs_its_request_the_same_however_many_are_subscribed() {
     );
 }
 
-/// The plan of a statement of the broker, as the server chose it.
+/// Returns the plans in the server's log.
 fn plans(log: &str) -> Vec<String> {
     log.split("LOG:  ")
         .filter(|entry| entry.contains("plan:"))
@@ -144,7 +144,7 @@ fn fault_55_every_claim_goes_by_an_index_with_a_hundred_thousand_deliveries() {
     let mut sql = server.client();
     sql.batch_execute(&format!("SET search_path = {}", world.schema))
         .unwrap();
-    // Labelled ones that this agent may not have, ones that it may, finished ones, and last some for the broker.
+    // Deliveries with labels of another agent, with labels of this agent, finished deliveries, and some for the broker.
     for (count, status, labels) in [
         (50_000, "pending", "'{theirs}'"),
         (1_000, "pending", "'{mine}'"),
@@ -160,7 +160,7 @@ fn fault_55_every_claim_goes_by_an_index_with_a_hundred_thousand_deliveries() {
     sql.batch_execute("ANALYZE webhook_deliveries").unwrap();
     let before = server.log().len();
     let path = format!("/agents/{}/webhooks/pending", agent.id);
-    // A statement's plan for any parameters is made when it has been run five times with plans of its own.
+    // PostgreSQL makes a generic plan after five runs with custom plans.
     for _ in 0..8 {
         let taken = pull(&agent);
         assert_eq!(taken.len(), 10);
@@ -178,7 +178,7 @@ fn fault_55_every_claim_goes_by_an_index_with_a_hundred_thousand_deliveries() {
             }
         }
     }
-    // The job's rounds: from here on each delivery that has arrived calls for one.
+    // From here on each finished delivery wakes the job again.
     let _ = world.agent("waker");
     endpoint.wait(BROKERS);
     until(BOUND, "the end of the last", || {
@@ -189,7 +189,7 @@ fn fault_55_every_claim_goes_by_an_index_with_a_hundred_thousand_deliveries() {
     let log = server.log();
     let mut looked_at = 0;
     for plan in plans(&log[before..]) {
-        // Not what the test itself asks.
+        // Skip the test's own statements.
         if !plan.contains("webhook_deliveries") || plan.contains("<> 'success'") {
             continue;
         }

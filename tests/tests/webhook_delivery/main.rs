@@ -1,4 +1,4 @@
-//! Webhooks on their way: from an event to an endpoint or an agent, and what becomes of those that do not arrive.
+//! Webhooks on their way from an event to an endpoint or an agent, and failed deliveries.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -29,7 +29,7 @@ use world::{Party, World, id, server};
 
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
 
-/// Loopback is allowed, and rounds follow one another quickly.
+/// Settings that allow loopback and make rounds frequent.
 pub(crate) const OPEN: &[(&str, &str)] = &[
     ("webhooks.allowed_networks", "[\"127.0.0.1\"]"),
     ("broker.webhook_delivery_interval_seconds", "1"),
@@ -39,7 +39,7 @@ pub(crate) fn open() -> World {
     World::with(OPEN)
 }
 
-/// [`OPEN`] and a key that a second broker can have too.
+/// Returns [`OPEN`] and a key that a second broker can share.
 pub(crate) fn shared() -> Vec<(&'static str, &'static str)> {
     const KEY: &str = "\"abababababababababababababababababababababababababababababababab\"";
     let mut settings = OPEN.to_vec();
@@ -47,7 +47,7 @@ pub(crate) fn shared() -> Vec<(&'static str, &'static str)> {
     settings
 }
 
-/// Another broker of the same tenant.
+/// Starts another broker of the same tenant.
 pub(crate) fn second(world: &World) -> Broker {
     let mut draft = Broker::on(server()).schema(&world.schema);
     for (key, toml) in shared() {
@@ -70,7 +70,7 @@ pub(crate) fn deliveries(api: &Api, webhook: &str, query: &str) -> Vec<Value> {
     list.as_array().unwrap().clone()
 }
 
-/// Waits until there is a delivery in that state; the newest.
+/// Waits for a delivery in this state and returns the newest.
 #[track_caller]
 pub(crate) fn becomes(api: &Api, webhook: &str, status: &str) -> Value {
     until(BOUND, format!("a delivery that is {status}"), || {
@@ -89,7 +89,7 @@ pub(crate) fn fanned_out(world: &World) {
     });
 }
 
-/// The details of the deliveries given up.
+/// Returns the details of the deliveries that were given up.
 pub(crate) fn given_up(world: &World) -> Vec<Value> {
     let rows = world.sql().query(
         "SELECT details FROM audit_log WHERE action = 'webhook.delivery_failed' AND actor_type = 'system' ORDER BY timestamp",
@@ -98,7 +98,7 @@ pub(crate) fn given_up(world: &World) -> Vec<Value> {
     rows.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// Makes a retry that is due some day due now.
+/// Makes every later retry due now.
 pub(crate) fn hurry(world: &World) {
     world
         .sql()
@@ -113,7 +113,6 @@ pub(crate) fn event_id(seen: &Seen) -> String {
     id(&seen.json())
 }
 
-/// An agent with these labels.
 pub(crate) fn with_agent(world: &World, name: &str, labels: &[&str]) -> Party {
     let agent = world.agent(name);
     for label in labels {

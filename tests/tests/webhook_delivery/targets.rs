@@ -1,4 +1,4 @@
-//! Where a webhook may go, and the test that tries one.
+//! The permitted targets of a webhook, and the test of a webhook.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -177,7 +177,7 @@ fn a_slow_test_holds_no_database_connection() {
     });
 }
 
-/// An endpoint that answers one request with `100 Continue` for as long as anybody listens; its URL.
+/// Starts an endpoint that answers a request with `100 Continue` until the client hangs up, and returns its URL.
 fn endless(pause: Duration) -> String {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

@@ -1,8 +1,8 @@
-//! Checks that a text is YAML which an agent reads, and holds anything to apply.
+//! Checks that a text is YAML that an agent can read, with at least one document to apply.
 //!
-//! libyaml is the measure, because kubectl's parser and the published agent's are made from it; `libyaml_safer` is libyaml in
-//! safe Rust. It looks 1,024 characters ahead at the most, so what it holds is bounded by how deep a text nests, which
-//! [`reading`] bounds. A large text is read on a metered thread.
+//! The check uses libyaml (`libyaml_safer`, its port to safe Rust), because the parsers of kubectl and of the published
+//! agent derive from it. The parser looks at most 1,024 characters ahead, so its memory is bounded by the nesting
+//! depth, which [`reading`] bounds. A large text is read on a metered thread.
 
 mod reading;
 
@@ -16,25 +16,25 @@ use regex::Regex;
 use self::reading::Reading;
 use crate::template::bounded::{self, Stopped, Turns};
 
-/// A text up to this size is looked at where it is: it can hold neither memory nor a processor for long.
+/// Largest text that is checked on the calling thread, in bytes: it cannot hold memory or a processor for long.
 const SMALL: usize = 16 * 1024;
-/// Processor time for one text. Sixteen MiB of manifests take a small part of it, optimised or not.
+/// Processor time for one text. Sixteen MiB of manifests take a small part of it, also without optimisation.
 const PROCESSOR: Duration = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 4 });
-/// Bytes that the parser gets before the processor time is looked at again.
+/// Number of bytes that the parser gets between two checks of the processor time.
 const PIECE: usize = 256;
 
 static TURNS: Turns = Turns::new();
 
-/// No turn came in time.
+/// Error: no thread became free in time.
 #[derive(Debug)]
 pub(super) struct Busy;
 
-/// Checks that every document of a stream parses and that at least one is not null. The text itself is kept as it came.
+/// Checks that every document of a stream parses and that at least one is not null. Returns the text unchanged.
 ///
 /// # Errors
-/// [`Busy`]; inside, a sentence that says what is wrong, with line and column where they are known.
+/// [`Busy`]; the inner error is a sentence with the problem, and with line and column where they are known.
 pub(super) async fn check(text: String) -> Result<Result<String, String>, Busy> {
-    // A tag can make the parser panic (see `spaced`), which only a thread of its own keeps quiet.
+    // A tag can make the parser panic (see `spaced`), and only the metered thread contains a panic.
     if text.len() <= SMALL && !text.contains('!') {
         return Ok(look(&text, &text).map(|()| text));
     }
@@ -66,7 +66,8 @@ fn metered(text: &str) -> Result<Result<(), String>, Stopped> {
     }
 }
 
-/// Puts a space between a tag and the comma after it. libyaml reads both forms; libyaml-safer 0.3 panics without the space.
+/// Puts a space between a tag and the comma after it. libyaml reads both forms; libyaml-safer 0.3 panics without the
+/// space.
 fn spaced(text: &str) -> String {
     static TAG: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(![^\s,\[\]{}]*),").ok());
     TAG.as_ref().map_or_else(
@@ -75,13 +76,13 @@ fn spaced(text: &str) -> String {
     )
 }
 
-/// Reads `parsed`, which stands for `text`.
+/// Parses `parsed`, a variant of `text`, and checks its events.
 fn look(text: &str, parsed: &str) -> Result<(), String> {
     if text.trim().is_empty() {
         return Err("the YAML must not be blank".to_owned());
     }
     let mut parser = Parser::new();
-    // Told what it reads, the parser takes U+FEFF for a character of the first line, as it does in the agent.
+    // With the encoding set, the parser takes U+FEFF for a character of the first line, as the agent's parser does.
     parser.set_encoding(Encoding::Utf8);
     parser.set_input(Pieces {
         rest: parsed.as_bytes(),
@@ -106,8 +107,8 @@ fn look(text: &str, parsed: &str) -> Result<(), String> {
     Err("the YAML holds no document but null".to_owned())
 }
 
-/// A text as the parser gets it: in pieces, to look at the processor time in between, and with a line break at its end,
-/// without which libyaml-safer 0.3 panics in a block scalar.
+/// Input of the parser: the text in pieces, so that the processor time is checked in between, and a final line break,
+/// because libyaml-safer 0.3 panics in a block scalar without it.
 struct Pieces<'t> {
     rest: &'t [u8],
     end: &'t [u8],

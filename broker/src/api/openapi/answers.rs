@@ -1,5 +1,5 @@
-//! What operations answer when they refuse or fail: one word for each set of statuses, so that an operation names its
-//! refusals in one line. All have the body [`ErrorResponse`].
+//! Named sets of error statuses, so that an operation lists its refusals in one line. All have the body
+//! [`ErrorResponse`].
 
 use std::collections::BTreeMap;
 
@@ -22,29 +22,29 @@ macro_rules! answers {
 }
 
 answers! {
-    /// What every operation may answer.
+    /// Errors of every operation.
     Always {
         "401": "No PAK, or none this broker knows",
         "500": "Failed inside the broker",
         "503": "No database, no room, or still starting; try again"
     }
-    /// The path or the query can be wrong.
+    /// Errors of a path or query that can be wrong.
     BadRequest { "400": "What was asked cannot be understood, or not be done" }
-    /// Not for every caller.
+    /// Errors of an operation that not every caller may use.
     Forbidden { "403": "Not for this caller" }
-    /// Something must exist.
+    /// Errors of an operation on a resource that must exist.
     NotFound { "404": "There is no such thing" }
-    /// Something must not exist yet, or be in another state.
+    /// Errors of an operation on a resource that must not exist yet, or must be in another state.
     Conflict { "409": "It exists already, or somebody was faster" }
-    /// A value in path or query is to be found in the database.
+    /// Errors of an operation that looks up a value of the path or query in the database.
     Unstorable { "422": "A value that nothing can have" }
-    /// Takes a body, whatever its type.
+    /// Errors of an operation that takes a body of any type.
     Body {
         "400": "What was asked cannot be understood, or not be done",
         "408": "The body took too long to arrive",
         "413": "The body is too large"
     }
-    /// Takes a body of JSON.
+    /// Errors of an operation that takes a JSON body.
     JsonBody {
         "400": "What was asked cannot be understood, or not be done",
         "408": "The body took too long to arrive",

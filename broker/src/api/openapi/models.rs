@@ -1,11 +1,10 @@
-//! Shapes that no operation takes or gives, but that clients generated from the document have types for. Rows as they are
-//! stored, mostly; leaving them out would take the types away from whoever upgrades.
+//! Schemas that no operation uses but that the published document has, mostly stored rows. They stay in the document,
+//! because clients generated from it may use the types.
 #![allow(dead_code, reason = "they describe; none is ever built")]
 
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-/// These shapes in the OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(components(schemas(
     ListDeliveriesQuery,
@@ -19,7 +18,7 @@ use uuid::Uuid;
 )))]
 pub(super) struct Doc;
 
-/// Which deliveries to list.
+/// Filters of the list of deliveries.
 #[derive(ToSchema)]
 struct ListDeliveriesQuery {
     status: Option<String>,
@@ -27,14 +26,14 @@ struct ListDeliveriesQuery {
     offset: Option<i64>,
 }
 
-/// An agent to be.
+/// An agent to create.
 #[derive(ToSchema)]
 struct NewAgent {
     name: String,
     cluster_name: String,
 }
 
-/// A deployment object to be.
+/// A deployment object to create.
 #[derive(ToSchema)]
 struct NewDeploymentObject {
     stack_id: Uuid,
@@ -43,14 +42,14 @@ struct NewDeploymentObject {
     is_deletion_marker: bool,
 }
 
-/// A stack's label to be.
+/// A stack's label to create.
 #[derive(ToSchema)]
 struct NewStackLabel {
     stack_id: Uuid,
     label: String,
 }
 
-/// A version of a template to be.
+/// A template version to create.
 #[derive(ToSchema)]
 struct NewStackTemplate {
     generator_id: Option<Uuid>,
@@ -62,7 +61,7 @@ struct NewStackTemplate {
     checksum: String,
 }
 
-/// A template's annotation to be.
+/// A template's annotation to create.
 #[derive(ToSchema)]
 struct NewTemplateAnnotation {
     template_id: Uuid,
@@ -70,20 +69,20 @@ struct NewTemplateAnnotation {
     value: String,
 }
 
-/// A template's label to be.
+/// A template's label to create.
 #[derive(ToSchema)]
 struct NewTemplateLabel {
     template_id: Uuid,
     label: String,
 }
 
-/// A webhook subscription, without what is secret.
+/// A webhook subscription without its secrets.
 #[derive(ToSchema)]
 struct WebhookSubscription {
     id: Uuid,
     name: String,
     event_types: Vec<Option<String>>,
-    /// JSON in a text.
+    /// JSON as text.
     filters: Option<String>,
     target_labels: Option<Vec<Option<String>>>,
     enabled: bool,

@@ -1,7 +1,7 @@
-//! What a caller may say of a subscription, and what is wrong with it.
+//! Parses and checks the bodies of subscription requests.
 //!
-//! Both bodies are read in two steps: first the keys that once meant something and now would be ignored silently, to the
-//! caller's harm; then the shape.
+//! Both bodies are read in two steps: first keys that old versions supported are refused, because ignoring them
+//! silently would harm the caller; then the shape is parsed.
 
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
@@ -15,13 +15,13 @@ use crate::error::Error;
 use crate::store::webhooks::Filters;
 use crate::webhook::endpoint::{UrlError, header, parse_url};
 
-/// Most patterns or labels of one subscription: each is looked at for each event.
+/// Largest number of patterns or labels of a subscription; bounded because every event is compared with each of them.
 const MOST_ENTRIES: usize = 100;
 
-/// Most characters of a URL or an `Authorization` value.
+/// Largest number of characters of a URL or an `Authorization` value.
 const SECRET: usize = 8192;
 
-/// Most characters of an event type, as they are stored.
+/// Largest number of characters of a stored event type.
 const EVENT_TYPE: usize = 100;
 
 /// A new subscription.
@@ -31,14 +31,14 @@ pub(super) struct CreateWebhookRequest {
     pub(super) url: String,
     pub(super) auth_header: Option<String>,
     pub(super) event_types: Vec<String>,
-    /// Which events, by their data.
+    /// Filters on the events' data.
     pub(super) filters: Option<Filters>,
     pub(super) target_labels: Option<Vec<String>>,
     pub(super) max_retries: Option<i32>,
     pub(super) timeout_seconds: Option<i32>,
 }
 
-/// What is to change: a key that is not there leaves its value; null takes away what may be absent.
+/// Changes to a subscription: an absent key leaves its value; null removes an optional value.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct UpdateWebhookRequest {
     pub(super) name: Option<String>,
@@ -47,7 +47,7 @@ pub(super) struct UpdateWebhookRequest {
     #[schema(value_type = Option<String>)]
     pub(super) auth_header: Option<Option<String>>,
     pub(super) event_types: Option<Vec<String>>,
-    /// Which events, by their data.
+    /// Filters on the events' data.
     #[serde(default, deserialize_with = "said")]
     #[schema(value_type = Option<Filters>)]
     pub(super) filters: Option<Option<Filters>>,
@@ -59,13 +59,13 @@ pub(super) struct UpdateWebhookRequest {
     pub(super) timeout_seconds: Option<i32>,
 }
 
-/// Tells null from nothing.
+/// Parses a present key to `Some`, so that null differs from an absent key.
 fn said<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
 impl CreateWebhookRequest {
-    /// Reads a body: 422 when it has another shape, or keys that are no more.
+    /// Reads a body: 422 when its shape is wrong or it has a key that is no longer supported.
     pub(super) fn read(body: Value) -> Result<Self, Error> {
         if body.get("validate").is_some() {
             return Err(unsupported("validate", "POST /webhooks/{id}/test"));
@@ -73,7 +73,7 @@ impl CreateWebhookRequest {
         shaped(body)
     }
 
-    /// Checks the values; the URL.
+    /// Checks the values, and returns the URL.
     pub(super) fn valid(&self) -> Result<Url, Error> {
         let url = valid_url(&self.url)?;
         valid_name(&self.name)?;
@@ -86,12 +86,12 @@ impl CreateWebhookRequest {
 }
 
 impl UpdateWebhookRequest {
-    /// As [`CreateWebhookRequest::read`].
+    /// Same as [`CreateWebhookRequest::read`].
     pub(super) fn read(body: Value) -> Result<Self, Error> {
         shaped(body)
     }
 
-    /// Checks the values; the URL if there is a new one.
+    /// Checks the values, and returns the new URL if there is a new URL.
     pub(super) fn valid(&self) -> Result<Option<Url>, Error> {
         let url = self.url.as_deref().map(valid_url).transpose()?;
         self.name.as_deref().map_or(Ok(()), valid_name)?;
@@ -104,7 +104,7 @@ impl UpdateWebhookRequest {
         Ok(url)
     }
 
-    /// Whether it changes nothing.
+    /// Returns true when the request changes nothing.
     pub(super) fn is_empty(&self) -> bool {
         self.name.is_none()
             && self.url.is_none()
@@ -145,7 +145,7 @@ fn shaped<T: DeserializeOwned>(body: Value) -> Result<T, Error> {
             format!("the body has the wrong shape: {why}"),
         )
     };
-    // A list would be read as the values of an object without its keys.
+    // A list is refused because serde would read it as the values of an object without keys.
     if !body.is_object() || body.get("filters").is_some_and(Value::is_array) {
         return Err(wrong(&"objects are expected"));
     }

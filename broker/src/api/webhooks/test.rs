@@ -1,4 +1,4 @@
-//! Trying a subscription: one request to its endpoint, now, and how that went.
+//! Tests a subscription: sends one request to its endpoint now, and answers with the result.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ use crate::store::webhooks;
 use crate::webhook::client::{Answer, SendError};
 use crate::webhook::endpoint::Endpoint;
 
-/// Characters of the endpoint's answer that are shown.
+/// Largest number of characters of the endpoint's answer that are shown.
 const SHOWN: usize = 500;
 
-/// The request goes out once the connection to the database has been given back: an endpoint may take its time, and so would
-/// everybody else's requests.
+/// Sends a test request after the database connection is released, because a slow endpoint would otherwise delay other
+/// requests.
 #[utoipa::path(
     post,
     path = "/webhooks/{id}/test",
@@ -72,7 +72,7 @@ async fn send(
 ) -> Result<Answer, SendError> {
     let began = Instant::now();
     let waiting = tokio::time::timeout(timeout, app.webhooks.tests().acquire());
-    // The places are never taken away altogether.
+    // The semaphore is never closed.
     let _place = waiting
         .await
         .map_err(|_| SendError::Timeout(timeout.as_secs()))?;
@@ -90,7 +90,7 @@ async fn send(
     client
         .post(endpoint, Bytes::from(payload.to_string()), left)
         .await
-        // Whoever reads it knows the whole time, not what waiting for a place left of it.
+        // The message names the whole timeout, not the part that the wait for a permit left over.
         .map_err(|error| match error {
             SendError::Timeout(_) => SendError::Timeout(timeout.as_secs()),
             other => other,

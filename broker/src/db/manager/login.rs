@@ -1,7 +1,7 @@
-//! Logging in to the server, by `r2d2_postgres`.
+//! Logs in to the server with `r2d2_postgres`.
 //!
-//! Its manager always connects the same way, with TLS or without. `sslmode=prefer` tries both, so [`Login`] holds a manager
-//! for each.
+//! A manager of `r2d2_postgres` connects either with TLS or without. `sslmode=prefer` tries both, so [`Login`] holds
+//! two.
 
 use brokkr_pg::{ConnectError, Connector, MakeRustlsConnect, Options};
 use brokkr_tenant::DatabaseUrl;
@@ -9,16 +9,15 @@ use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 
-/// Connects to one URL, and recognises a connection that has ended. Sets nothing in the session.
+/// Connects to one URL and recognises a closed connection. Changes no setting of the session.
 pub(in crate::db) struct Login {
     connector: Connector,
-    /// `None` when there is to be no TLS.
+    /// `None` when TLS is not wanted.
     tls: Option<PostgresConnectionManager<MakeRustlsConnect>>,
     plain: PostgresConnectionManager<NoTls>,
 }
 
 impl Login {
-    /// Prepares connections to `url`.
     pub(super) fn new(url: &DatabaseUrl, options: &Options) -> Result<Self, ConnectError> {
         let connector = Connector::new(url, options)?;
         let tls = connector.with_tls();
@@ -46,9 +45,9 @@ impl ManageConnection for Login {
         }
     }
 
-    /// Sends an empty query, and waits for its answer.
+    /// Sends an empty query and waits for the answer.
     fn is_valid(&self, client: &mut Client) -> Result<(), ConnectError> {
-        // Either manager will do: TLS is a matter of connecting only.
+        // Either manager can test a connection, because they differ only in how they connect.
         self.plain
             .is_valid(client)
             .map_err(|error| self.connector.failure(error))

@@ -1,7 +1,7 @@
-//! What the pool and all its connections know together: how many there are, and what is known of the server.
+//! State that the pool and all its connections share: the number of connections, and the known state of the server.
 //!
-//! While the supervisor's prober says that the server is away, a request makes an attempt to connect only now and then, in
-//! case it is the supervisor that has gone; the others are told at once.
+//! While the supervisor's prober says that the server is away, only a few requests try to connect, in case the
+//! supervisor itself has died. All others fail at once.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,57 +12,55 @@ use tokio::sync::watch;
 
 use crate::db::gate::Gate;
 
-/// Attempts that were given up and have not come to an end, at once.
+/// The largest number of attempts that were given up and still hang.
 const MOST_HANGING: usize = 3;
 
-/// While the server is said to be away, an attempt is made this long after the last, more or less.
+/// The average pause between two attempts to connect while the server counts as away; jittered.
 const AWAY_PAUSE: Duration = Duration::from_millis(1500);
 
-/// After so long without another sign that the server is read-only, an attempt shows it.
+/// The time for which a sign that the server is read-only holds. After it a new attempt to connect finds out.
 const READ_ONLY_FOR: Duration = Duration::from_secs(5);
 
-/// What the supervisor's prober says of a server that is none for a tenant now.
+/// The supervisor's verdict that a server cannot serve the tenant now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Away {
-    /// Why.
+    /// Reason for the verdict.
     pub reason: String,
-    /// It answers, and only takes no writes.
+    /// True when the server answers but takes no writes.
     pub read_only: bool,
 }
 
-/// What the pool and its connections know together.
 pub(in crate::db) struct Shared {
     pub(in crate::db) gate: Arc<Gate>,
     /// Connections open or being opened; watched while draining.
     pub(in crate::db) open: watch::Sender<u32>,
-    /// The server's processes for those that are open.
+    /// Pids of the backends of the open connections.
     pub(in crate::db) backends: Mutex<BTreeSet<i32>>,
-    /// Most that may be open.
+    /// The largest number of open connections.
     pub(in crate::db) cap: AtomicUsize,
     /// Checkouts that wait for a new connection now.
     pub(in crate::db) wanted: AtomicUsize,
     pub(in crate::db) draining: AtomicBool,
-    /// Why the server is away, while the supervisor's prober says so.
+    /// The supervisor's verdict, while the server counts as away.
     pub(in crate::db) away: watch::Sender<Option<Away>>,
-    /// Attempts to open a connection under way now.
+    /// Attempts to open a connection that are running now.
     pub(in crate::db) opening: AtomicUsize,
-    /// Of these the ones that were given up.
+    /// The attempts among `opening` that were given up.
     pub(in crate::db) hanging: AtomicUsize,
-    /// Before then no attempt is made while the server is away.
+    /// Earliest time of the next attempt while the server counts as away.
     pub(in crate::db) next_attempt: Mutex<Option<Instant>>,
-    /// The server answers and is read-only, as far as is known: until then.
+    /// End of the time for which the server counts as read-only.
     pub(in crate::db) reads_only: Mutex<Option<Instant>>,
-    /// How often the pool has moved from a server that had become read-only to another.
+    /// The number of moves of the pool from a server that had become read-only to another server.
     pub(in crate::db) moves: AtomicU64,
 }
 
 impl Shared {
-    /// The server's processes for the connections that are open.
     pub(in crate::db) fn backends(&self) -> MutexGuard<'_, BTreeSet<i32>> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server is read-only, or shows that it is not.
+    /// Notes that the server is read-only, or that it is not.
     pub(in crate::db) fn set_reads_only(&self, reads_only: bool) {
         let until = reads_only.then(|| Instant::now() + READ_ONLY_FOR);
         *self
@@ -71,7 +69,7 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    /// Whether another connection is not to be had, and those there are can be read from.
+    /// Returns true when no other connection can be opened, but the open connections can be read from.
     pub(in crate::db) fn must_do_with_what_is_open(&self) -> bool {
         let said_away = self
             .away
@@ -85,7 +83,7 @@ impl Shared {
         (said_away || until.is_some_and(|until| Instant::now() < until)) && *self.open.borrow() > 0
     }
 
-    /// Why no attempt should be made now, if so.
+    /// Returns the reason why no attempt to connect may start now, if there is one.
     pub(super) fn hold_back(&self) -> Option<String> {
         let away = self.away.borrow().clone();
         let opening = self.opening.load(Ordering::Relaxed);
@@ -102,16 +100,16 @@ impl Shared {
         if opening > 0 || next.is_some_and(|at| now < at) {
             return Some(reason);
         }
-        // Jittered: tenants that have lost one server together are not to knock together.
+        // Jittered, so that tenants that lose one server together do not reconnect together.
         *next = Some(now + AWAY_PAUSE.mul_f64(0.5 + fastrand::f64()));
         None
     }
 }
 
-/// One attempt in [`Shared::opening`], and in [`Shared::hanging`] from when it is given up.
+/// A guard that counts one attempt in [`Shared::opening`], and in [`Shared::hanging`] once it is given up.
 pub(super) struct Opening {
     shared: Arc<Shared>,
-    /// It has ended, or was given up: whichever came first.
+    /// True once the attempt has ended or was given up, whichever came first.
     pub(super) settled: Arc<AtomicBool>,
 }
 
@@ -136,21 +134,21 @@ impl Drop for Opening {
 
 /// Gives an attempt up, unless it has just ended.
 pub(super) fn give_up(shared: &Shared, settled: &AtomicBool) {
-    // Counted first: its end may come in between, and takes one away.
+    // Counted before the swap, because the attempt may end in between and subtract one.
     shared.hanging.fetch_add(1, Ordering::Relaxed);
     if settled.swap(true, Ordering::Relaxed) {
         shared.hanging.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// One connection in [`Shared::open`], and in [`Shared::backends`] once it is open, for as long as it lives.
+/// A guard that counts one connection in [`Shared::open`], and in [`Shared::backends`] once it is open.
 pub(super) struct Counted {
     shared: Arc<Shared>,
     backend: Option<i32>,
 }
 
 impl Counted {
-    /// Counts one more, unless there are as many as there may be.
+    /// Counts a connection, or returns `None` when the cap is reached.
     pub(super) fn new(shared: &Arc<Shared>) -> Option<Self> {
         let most = shared.cap.load(Ordering::Relaxed) as u32;
         let counted = shared.open.send_if_modified(|open| {

@@ -1,4 +1,4 @@
-//! How a request comes by a connection that works.
+//! Gives a request a working connection.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use super::{Inner, Last};
 use crate::db::error::DbError;
 use crate::db::manager::Manager;
 
-/// How long r2d2 is asked to wait for a connection; its pause between attempts grows to half of it.
+/// The longest single wait for r2d2. r2d2's pause between its attempts grows to half of it.
 pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two looks for a connection that has come free, where no other can be opened.
+/// The pause between two looks for a free connection when no other can be opened.
 const FREE_PAUSE: Duration = Duration::from_millis(2);
 
 impl Inner {
-    /// A connection that has just proved itself.
+    /// Returns a connection that has just been tested.
     pub(super) fn checkout(
         &self,
         until: Instant,
@@ -25,14 +25,14 @@ impl Inner {
         loop {
             let mut slotted = match self.pool.try_get() {
                 Some(slotted) => slotted,
-                // Read-only: no other is to be had, and one of those there are comes free in a moment.
+                // The server is read-only: no other connection can be opened, but an open connection comes free soon.
                 None if self.shared.must_do_with_what_is_open() && Instant::now() < until => {
                     std::thread::sleep(FREE_PAUSE);
                     continue;
                 }
                 None => match self.wait_for_new(until) {
                     Ok(slotted) => slotted,
-                    // On a busy host an attempt may take longer than is waited at once, and come to a good end.
+                    // On a busy host an attempt may take longer than one wait and still succeed.
                     Err(_) if Instant::now() < until => continue,
                     Err(error) => {
                         self.note(Last::failed(error.to_string()));
@@ -45,7 +45,7 @@ impl Inner {
                 continue;
             }
             match slotted.failed() {
-                // The attempt was made for this request: its reason is the answer.
+                // The attempt was made for this request, so its reason is the answer.
                 Some(failed)
                     if failed.at >= began
                         && failed.reason.is_some()
@@ -55,7 +55,7 @@ impl Inner {
                     self.note(Last::failed(reason.clone()));
                     return Err(DbError::unavailable(reason));
                 }
-                // Left by somebody who did not wait for it, or no attempt at all.
+                // The attempt was made for an earlier request that stopped waiting, or no attempt was made.
                 Some(_) => {}
                 None => match self.manager.is_valid(&mut slotted) {
                     Ok(()) => {

@@ -1,4 +1,4 @@
-//! Trials that show that an unfit server or schema is fit again: a connection that works proves neither.
+//! Trials that show that an unfit server or schema is fit again, because a working connection proves neither.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -8,16 +8,16 @@ use crate::db::conn::{Conn, Sql};
 use crate::db::error::DbError;
 use crate::db::signs::LostSchema;
 
-/// Between two looks for a server that takes writes, more or less.
+/// The average pause after a search for a server that takes writes; jittered.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A write that needs room on the server's disk, as no other is sure to: undone at once, it leaves nothing.
+/// A write that surely needs room on the server's disk, which other writes may not. It is always rolled back.
 const TRIAL: &str =
     "CREATE TABLE brokkr_trial AS SELECT repeat('x', 1000) AS filler FROM generate_series(1, 8)";
 
 impl Db {
-    /// Tries to write in a moment's time, and moves to whatever server of the URL takes writes by now. Nobody may ask for
-    /// readiness, and a write that is refused costs no connection.
+    /// Starts a trial write in the background, and moves to a server of the URL that takes writes, if there is one.
+    /// Needed because no readiness probe may come, and a refused write closes no connection.
     pub(super) fn look_around(&self) {
         if self.0.looking.swap(true, Ordering::Relaxed) {
             return;
@@ -33,12 +33,10 @@ impl Db {
         });
     }
 
-    /// Asks for a connection for at most `timeout`, to see whether there is one; the answer is also [`Db::last`]. A server
-    /// that took no writes has to take one on trial, and to forget it, before it counts as well again; a schema that was
-    /// lost has to hold everything that was missed.
+    /// Tests within `timeout` that the database is fit for work; [`Db::last`] then holds the result. A server that took
+    /// no writes must take a trial write first, and a lost schema must again hold everything that statements missed.
     ///
     /// # Errors
-    ///
     /// As [`Db::run`].
     pub async fn probe(&self, timeout: Duration) -> Result<(), DbError> {
         self.look_for_schema(timeout).await?;
@@ -60,7 +58,7 @@ impl Db {
         Ok(())
     }
 
-    /// Tries whether a lost schema is back. Asks the server nothing while none is lost.
+    /// Tests whether a lost schema is back. Asks the server nothing while the schema is not lost.
     async fn look_for_schema(&self, timeout: Duration) -> Result<(), DbError> {
         let Some(lost) = self.0.lost_schema().clone() else {
             return Ok(());
@@ -70,7 +68,7 @@ impl Db {
         let back: Result<(), DbError> = back.await;
         let mut still = self.0.lost_schema();
         match (&back, &*still) {
-            // Nothing has failed meanwhile.
+            // No statement has failed meanwhile.
             (Ok(()), Some(now)) if now.at == lost.at => {
                 *still = None;
                 tracing::info!(schema = %self.0.options.schema, "the schema is back");
@@ -84,14 +82,14 @@ impl Db {
         }
     }
 
-    /// Returns true while the schema does not hold what the broker's statements name, as far as is known.
+    /// Returns true while the schema is known to lack something that the broker's statements name.
     pub fn has_lost_schema(&self) -> bool {
         self.0.lost_schema().is_some()
     }
 }
 
 impl Inner {
-    /// Notes that the schema does not hold what a statement names.
+    /// Notes that the schema lacks something that a statement names.
     pub(super) fn note_lost_schema(&self, sql: &'static str, said: &str) {
         let schema = &self.options.schema;
         let reason = format!("schema {schema} is gone or not as it was: {said}");
@@ -112,7 +110,7 @@ impl Inner {
     }
 }
 
-/// Writes something that needs room, and undoes it.
+/// Writes something that needs disk space, and rolls back.
 fn try_to_write(conn: &mut Conn) -> Result<(), DbError> {
     enum Undo {
         Done,

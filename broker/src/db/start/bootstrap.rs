@@ -1,4 +1,4 @@
-//! The first start: administrator, special generators and the marker, all in one transaction.
+//! The first start: creates the administrator, the special generators and the marker in one transaction.
 
 use postgres::{Client, Transaction};
 use uuid::Uuid;
@@ -9,18 +9,19 @@ use crate::pak::{Pak, PakHash};
 const ADMIN_GENERATOR: &str = "admin-generator";
 const SYSTEM_GENERATOR: &str = "__system__";
 
-/// Held by whoever has a temporary key file: its PAK is about to be, or has just become, the stored one.
+/// Locks the admin role. A rotation takes this lock before it writes a temporary key file, and `finish_key_file` before
+/// it handles such a file, so that neither disturbs the other.
 pub(super) const LOCK_ADMIN: &str = "LOCK TABLE admin_role IN EXCLUSIVE MODE";
 
-/// True when nothing is left to do: administrator, system generator and marker are there.
+/// Returns true when administrator, system generator and marker exist.
 pub(super) fn is_done(client: &mut Client) -> Result<bool, postgres::Error> {
     const DONE: &str = "SELECT EXISTS (SELECT FROM admin_role) AND EXISTS (SELECT FROM app_initialization) \
                         AND EXISTS (SELECT FROM generators WHERE is_system AND deleted_at IS NULL)";
     Ok(client.query_one(DONE, &[])?.get(0))
 }
 
-/// Does what is not done yet. Idempotent: a start that failed half-way has left nothing but, perhaps, a key file whose
-/// PAK is already the stored one.
+/// Does the parts of a first start that are not done yet. Safe to repeat: a start that failed half-way leaves at most a
+/// key file whose PAK is already stored.
 pub(super) fn run(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     if is_done(client)? {
         return Ok(());
@@ -46,8 +47,8 @@ pub(super) fn run(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
         "INSERT INTO app_initialization SELECT WHERE NOT EXISTS (SELECT FROM app_initialization)",
         &[],
     )?;
-    // An error here leaves the key file unpublished: whether the commit took place is found out by `finish_key_file`,
-    // at the next attempt.
+    // An error here leaves the key file unpublished. The next attempt finds out in `finish_key_file` whether the commit
+    // took place.
     tx.commit()?;
     if minted {
         plan.key_file
@@ -59,13 +60,14 @@ pub(super) fn run(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Publishes the key file of a start that died between commit and rename, and removes one that leads nowhere.
+/// Publishes the key file of a start that died between commit and rename, and removes a key file whose PAK is not
+/// stored.
 pub(super) fn finish_key_file(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     if !plan.key_file.is_pending() {
         return Ok(());
     }
     let mut tx = client.transaction()?;
-    // A rotation holds this while its temporary file is meant to be there.
+    // Waits for a rotation, which holds this lock while its temporary file must stay.
     tx.batch_execute(LOCK_ADMIN)?;
     let stored = stored_hash(&mut tx)?;
     let result = match stored {
@@ -81,13 +83,13 @@ pub(super) fn finish_key_file(client: &mut Client, plan: &Plan) -> Result<(), St
     Ok(())
 }
 
-/// The hash of the administrator's PAK, if there is an administrator.
+/// Returns the hash of the administrator's PAK, if there is an administrator.
 pub(super) fn stored_hash(tx: &mut Transaction<'_>) -> Result<Option<PakHash>, postgres::Error> {
     let row = tx.query_opt("SELECT pak_hash FROM admin_role", &[])?;
     Ok(row.and_then(|row| PakHash::parse(row.get(0))))
 }
 
-/// Stores the administrator's hash: on its role, and on the generator of the same name.
+/// Stores the administrator's hash for the admin role and for the generator `admin-generator`.
 pub(super) fn set_admin(tx: &mut Transaction<'_>, hash: &PakHash) -> Result<(), postgres::Error> {
     tx.execute(
         "INSERT INTO admin_role (pak_hash) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET pak_hash = excluded.pak_hash",
@@ -101,7 +103,7 @@ pub(super) fn set_admin(tx: &mut Transaction<'_>, hash: &PakHash) -> Result<(), 
     Ok(())
 }
 
-/// Creates the system generator if none lives, and registers every agent there is with it, deleted ones included.
+/// Creates the system generator if none is live, and registers every agent with it, deleted agents included.
 fn system_generator(tx: &mut Transaction<'_>) -> Result<(), postgres::Error> {
     let created = tx.query_opt(
         "INSERT INTO generators (name, description, is_system) \

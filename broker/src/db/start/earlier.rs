@@ -1,7 +1,8 @@
-//! Remembers in the state folder that a schema has been started, so that a start never takes its loss for a first start.
+//! Remembers in the state folder that a schema has been started, so that a lost schema is never taken for a first
+//! start.
 //!
-//! A schema that is away (renamed, not restored yet, an empty server at its address) looks like a new one. A first start
-//! would then give clients an empty fleet, and would replace the only copy of the admin PAK of the schema that comes back.
+//! A lost schema (renamed, not restored yet, or an empty server at its address) looks like a new schema. A first start
+//! would give clients an empty fleet, and would replace the only copy of the lost schema's admin PAK.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,13 +12,12 @@ use postgres::Client;
 
 use super::{Plan, StartError};
 
-/// The note's name in the state folder.
+/// Name of the file in the state folder.
 const NAME: &str = "started";
 
-/// Refuses a schema without an administrator that this state folder knows to have had one. Writes nothing.
+/// Refuses a schema without an administrator if the state folder knows that it had one. Writes nothing.
 ///
 /// # Errors
-///
 /// [`StartError::Away`], because the schema may come back.
 pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     const HAS_TABLE: &str = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -38,8 +38,8 @@ pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> 
     )))
 }
 
-/// Notes that the schema has been started, where the state folder holds its admin PAK: with a configured hash a broker needs
-/// no such folder, and has no PAK to lose.
+/// Notes that the schema has been started, if the state folder holds its admin PAK. With a configured hash a broker
+/// needs no such folder and has no PAK to lose.
 pub(super) fn note(plan: &Plan) {
     let (path, identity) = (path(plan), identity(plan));
     let noted = matches!(fs::read_to_string(&path), Ok(text) if text == identity);
@@ -47,7 +47,7 @@ pub(super) fn note(plan: &Plan) {
         return;
     }
     if let Err(error) = fs::write(&path, &identity) {
-        // The broker serves all the same; only a loss of the schema would not be told from a first start.
+        // The broker serves all the same, but it would take a later loss of the schema for a first start.
         tracing::warn!(%error, path = %path.display(), "cannot note that the schema has been started");
     }
 }
@@ -56,7 +56,7 @@ fn path(plan: &Plan) -> PathBuf {
     plan.key_file.path().with_file_name(NAME)
 }
 
-/// Names the schema by the address that its URL gives. A tenant that moves to another server starts there as a new one.
+/// Identifies the schema by the address in its URL. A tenant that moves to another server starts there as new.
 fn identity(plan: &Plan) -> String {
     let url = &plan.url;
     let host = match url.host() {

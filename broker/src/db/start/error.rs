@@ -1,6 +1,6 @@
-//! The errors of a start, sorted by what ends them: time, a person, or neither.
+//! The errors of a start, sorted by the remedy: time, a person, or neither.
 //!
-//! The broker tries only [`StartError::Away`] again, so nothing may be sorted there that time alone cannot end.
+//! The broker retries only after [`StartError::Away`], so only errors that time alone can end belong there.
 
 use std::time::Duration;
 
@@ -11,19 +11,20 @@ use super::KeyFile;
 use crate::db::error::{describe, server_lost};
 use crate::pak::MintError;
 
-/// How often a statement that lost a race against another start is tried again.
+/// The number of retries of a statement that lost a race against another start.
 const RACES: usize = 20;
 
-/// Why a start did not succeed.
+/// Reason why a start failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The server is away, starting, full, or something else was in the way: the same start may succeed later.
+    /// The server is away, starting, full or busy: the same start may succeed later.
     #[error("{0}")]
     Away(String),
-    /// Refused credentials, a missing database, missing rights, a schema from the future: somebody has to change something.
+    /// A person must change something: refused credentials, a missing database, missing rights, or a schema that needs
+    /// a newer broker.
     #[error("{0}")]
     Configuration(String),
-    /// Anything else.
+    /// Any other error.
     #[error("{0}")]
     Failed(String),
 }
@@ -49,7 +50,7 @@ impl From<postgres::Error> for StartError {
     }
 }
 
-/// Sorts a server's refusal; `text` says it in full.
+/// Sorts an error of the server; `text` describes it in full.
 pub(super) fn sort(error: &postgres::Error, text: String) -> StartError {
     match error.code() {
         Some(code) if in_the_way(code) => StartError::Configuration(format!(
@@ -65,21 +66,21 @@ impl From<brokkr_pg::ConnectError> for StartError {
     fn from(error: brokkr_pg::ConnectError) -> Self {
         let refused = match error.reason() {
             Reason::Denied | Reason::NoDatabase => true,
-            // The driver's own refusal: what the URL asks for cannot be had together.
+            // Without a code the driver refused: the URL's options contradict each other.
             Reason::Other => error.code().is_none_or(needs_a_person),
             _ => error.code().is_some_and(needs_a_person),
         };
         if refused {
             StartError::Configuration(error.to_string())
         } else {
-            // Unreachable, no such host, a standby, full: all may be otherwise in a moment.
+            // Unreachable, no such host, a standby, or full: each may pass soon.
             StartError::Away(error.to_string())
         }
     }
 }
 
-/// 28xxx: authentication; 3D000: no such database; 42501: missing rights; 3F000: no such schema; 53400: a limit that
-/// an operator has set.
+/// Codes 28xxx: authentication; 3D000: no such database; 42501: missing rights; 3F000: no such schema; 53400: a limit
+/// that an operator has set.
 fn needs_a_person(code: &SqlState) -> bool {
     code.code().starts_with("28")
         || *code == SqlState::INVALID_CATALOG_NAME
@@ -88,19 +89,19 @@ fn needs_a_person(code: &SqlState) -> bool {
         || *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED
 }
 
-/// 23505, 42P06, 42P07, 42710, 42723: it exists already; 42809: it exists and is of another kind. Only in [`racing`] may
-/// another start have made it: every other statement of a start runs under the lock.
+/// Codes 23505, 42P06, 42P07, 42710, 42723: the object exists already; 42809: it exists and is of another kind. Only in
+/// [`racing`] can another start have made it, because all other statements of a start run under the lock.
 fn in_the_way(code: &SqlState) -> bool {
     *code == SqlState::UNIQUE_VIOLATION
         || *code == SqlState::DUPLICATE_SCHEMA
         || *code == SqlState::DUPLICATE_TABLE
-        // A table brings its row type, which may be the one that lost.
+        // A table also creates its row type, and the row type may be the duplicate.
         || *code == SqlState::DUPLICATE_OBJECT
         || *code == SqlState::DUPLICATE_FUNCTION
         || *code == SqlState::WRONG_OBJECT_TYPE
 }
 
-/// 55P03: `lock_timeout`; 40001 and 40P01: this transaction gave way to another.
+/// Codes 55P03: `lock_timeout`; 40001 and 40P01: this transaction gave way to another.
 pub(super) fn contended(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| {
         *code == SqlState::LOCK_NOT_AVAILABLE
@@ -109,8 +110,8 @@ pub(super) fn contended(error: &postgres::Error) -> bool {
     })
 }
 
-/// Repeats a statement that looks and makes what is not there: `IF NOT EXISTS` is not atomic, so another start may make it
-/// in between. What a look does not find and making finds in the way, again and again, is no race.
+/// Repeats a statement that looks for an object and creates it if missing. `IF NOT EXISTS` is not atomic, so another
+/// start may create the object in between. An object that is still in the way after `RACES` retries is no race.
 pub(super) fn racing(
     mut statement: impl FnMut() -> Result<(), postgres::Error>,
 ) -> Result<(), StartError> {

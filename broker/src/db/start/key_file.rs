@@ -1,9 +1,9 @@
-//! `admin.pak`: the one file in which the administrator's PAK ever is.
+//! `admin.pak`: the only file that ever holds the administrator's PAK.
 //!
-//! The PAK is in the file before its hash is in the schema, and the file has its name before anybody is told that the
-//! start is done: temporary file written and synced, transaction committed, file renamed, folder synced. A process
-//! that dies between commit and rename leaves the temporary file; the next start finds that its PAK is the one in the
-//! schema and finishes the rename ([`KeyFile::adopt`]).
+//! The PAK is in the file before its hash is in the schema, and the file has its final name before the start is
+//! reported as done: temporary file written and synced, transaction committed, file renamed, folder synced. A process
+//! that dies between commit and rename leaves the temporary file. The next start finds that its PAK is the stored one
+//! and finishes the rename ([`KeyFile::adopt`]).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -12,21 +12,21 @@ use std::path::{Path, PathBuf};
 
 use crate::pak::{Pak, PakHash};
 
-/// Where a tenant's admin PAK goes.
+/// The file for a tenant's admin PAK.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
     folder: PathBuf,
 }
 
 impl KeyFile {
-    /// In this folder, the tenant's state folder.
+    /// Returns the key file in the tenant's state folder.
     pub fn in_folder(folder: &Path) -> Self {
         KeyFile {
             folder: folder.to_owned(),
         }
     }
 
-    /// The file's final path.
+    /// Returns the file's final path.
     pub fn path(&self) -> PathBuf {
         self.folder.join("admin.pak")
     }
@@ -35,23 +35,19 @@ impl KeyFile {
         self.folder.join(".admin.pak.new")
     }
 
-    /// Whether there is a temporary file.
+    /// Returns true when there is a temporary file.
     pub fn is_pending(&self) -> bool {
         fs::symlink_metadata(self.temporary()).is_ok()
     }
 
-    /// Writes the PAK to the temporary file, on the disk when this returns.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be made or written.
+    /// Writes the PAK to the temporary file and syncs it to disk. Creates the folder if needed.
     pub fn prepare(&self, pak: &Pak) -> io::Result<()> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.folder)?;
         self.discard()?;
-        // `create_new` follows no link and takes over no file that somebody else has put there.
+        // `create_new` follows no link and never takes over a file that another process has put there.
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -63,21 +59,13 @@ impl KeyFile {
         self.sync_folder()
     }
 
-    /// Gives the temporary file its name.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be written.
+    /// Renames the temporary file to its final name.
     pub fn publish(&self) -> io::Result<()> {
         fs::rename(self.temporary(), self.path())?;
         self.sync_folder()
     }
 
-    /// Keeps the PAK of the schema that the folder was used with before, as `admin.pak.old`.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be written.
+    /// Renames the key file of the folder's previous schema to `admin.pak.old`, so that its PAK is kept.
     pub fn set_aside(&self) -> io::Result<()> {
         if fs::symlink_metadata(self.path()).is_ok_and(|found| found.is_file()) {
             fs::rename(self.path(), self.folder.join("admin.pak.old"))?;
@@ -86,10 +74,6 @@ impl KeyFile {
     }
 
     /// Removes the temporary file, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be written.
     pub fn discard(&self) -> io::Result<()> {
         match fs::remove_file(self.temporary()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -97,11 +81,8 @@ impl KeyFile {
         }
     }
 
-    /// Finishes what a process that died after its commit has left. True when there was something to finish.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read or written.
+    /// Publishes the temporary file of a process that died after its commit, if its PAK is the stored one; otherwise
+    /// removes the file. Returns true when the file was published.
     pub fn adopt(&self, stored: &PakHash) -> io::Result<bool> {
         let text = match fs::read_to_string(self.temporary()) {
             Ok(text) => text,

@@ -9,14 +9,14 @@ use super::error::racing;
 use super::{Plan, StartError, Step, connect};
 use crate::db::manager::set_path;
 
-/// Between two attempts to get the lock.
+/// The pause between two attempts to take the lock.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// `brokkr_lock`, held in an open transaction on a connection of its own.
 pub(super) struct Lock(Client);
 
 impl Lock {
-    /// Takes it, and waits for at most [`Plan::patience`] while another has it.
+    /// Takes the lock. Waits for at most [`Plan::patience`] while another session has it.
     pub(super) fn take(
         plan: &Plan,
         client: &mut Client,
@@ -45,7 +45,7 @@ impl Lock {
                 }
                 Err(error) => return Err(error.into()),
             }
-            // Another start migrates, or some other transaction was left open with the lock.
+            // Another start migrates, or another transaction was left open with the lock.
             if began.elapsed() >= plan.patience {
                 return Err(StartError::Away(format!(
                     "table brokkr_lock of schema {} has been locked for {:?} by {}",
@@ -59,7 +59,7 @@ impl Lock {
         }
     }
 
-    /// Gives it back. Dropping does too: the server ends the transaction with the connection.
+    /// Releases the lock. Dropping it releases it too, because the server ends the transaction with the connection.
     pub(super) fn release(mut self) {
         if let Err(error) = self.0.batch_execute("ROLLBACK") {
             tracing::debug!(%error, "the lock's connection was gone already");

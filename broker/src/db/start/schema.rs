@@ -1,4 +1,4 @@
-//! A look at the database and the schema before anything is written to them.
+//! Inspects the database and the schema before a start writes to them.
 
 use brokkr_tenant::SchemaName;
 use postgres::Client;
@@ -6,7 +6,7 @@ use postgres::Client;
 use super::StartError;
 use super::error::racing;
 
-/// Reads everything a start has to know beforehand, in one row. Runs while `search_path` is the catalogue's.
+/// Reads everything that a start must know beforehand in one row. Runs while `search_path` is still `pg_catalog`.
 const LOOK: &str = "SELECT current_database()::text, current_setting('server_encoding'), current_user::text, \
         quote_ident(current_user), quote_ident(wanted.name), n.oid IS NOT NULL, \
         pg_get_userbyid(n.nspowner)::text, \
@@ -23,7 +23,7 @@ const LOOK: &str = "SELECT current_database()::text, current_setting('server_enc
             AND c.relname IN ('brokkr_lock', 'brokkr_meta', 'refinery_schema_history') \
         ORDER BY 2 LIMIT 1) t ON true";
 
-/// The schema as the look has found it, and what the role may do there.
+/// The schema as found, and the rights of the role in it.
 pub(super) struct Schema {
     name: String,
     quoted: String,
@@ -33,12 +33,12 @@ pub(super) struct Schema {
     owner: Option<String>,
     may_use: bool,
     may_create: bool,
-    /// The owner of its tables, if that is another role than ours; and whether ours may read them.
+    /// Owner of its tables if that is another role, and true when the broker's role may read them.
     tables: Option<(String, bool)>,
 }
 
 impl Schema {
-    /// Looks, and refuses a database or a schema in which the broker can never work.
+    /// Inspects the schema. Refuses a database or a schema in which the broker can never work.
     pub(super) fn look(client: &mut Client, name: &SchemaName) -> Result<Self, StartError> {
         let row = client.query_one(LOOK, &[&name.as_str()])?;
         let (database, encoding): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -77,12 +77,11 @@ impl Schema {
         Ok(schema)
     }
 
-    /// Returns true when it exists.
     pub(super) fn is_there(&self) -> bool {
         self.owner.is_some()
     }
 
-    /// Refuses a schema that the role may read, but in which it may make nothing.
+    /// Refuses a schema that the role may read, but in which it may create nothing.
     pub(super) fn writable(&self) -> Result<(), StartError> {
         match (&self.owner, &self.tables) {
             (Some(owner), _) if !self.may_create => Err(self.not_ours(owner)),
@@ -91,8 +90,8 @@ impl Schema {
         }
     }
 
-    /// Makes it if it is not there. It has been looked for, because `CREATE SCHEMA IF NOT EXISTS` fails without the right to
-    /// create, even when there is nothing to do.
+    /// Creates the schema if it is missing. Looks first, because `CREATE SCHEMA IF NOT EXISTS` fails without the right
+    /// to create even when the schema exists.
     pub(super) fn ensure(&self, client: &mut Client) -> Result<(), StartError> {
         if self.is_there() {
             return Ok(());

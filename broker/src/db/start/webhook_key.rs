@@ -1,8 +1,8 @@
-//! Whether the webhooks in the schema can be delivered with the key this broker has.
+//! Checks that the broker's key can open the webhook endpoints stored in the schema.
 //!
-//! A broker without a key beside sealed subscriptions would make a new one and find every old endpoint unreadable: refused, for
-//! only a person knows where the old key is. A key that is there but does not fit is said, and no reason to stay
-//! away: the rest of the API does not need it, and each endpoint can be set again.
+//! A broker that has no key, but finds sealed subscriptions, would make a new key and could read no old endpoint. Such
+//! a start is refused, because only a person knows where the old key is. A key that does not fit is only logged,
+//! because the rest of the API does not need it and each endpoint can be set again.
 
 use postgres::Client;
 
@@ -10,7 +10,7 @@ use super::{Plan, StartError};
 use crate::webhook::endpoint::{Endpoint, Sealed};
 use crate::webhook::key::KeyError;
 
-/// Subscriptions looked at. A key that does not fit fits none, as a rule.
+/// The largest number of subscriptions to check. A wrong key usually fits none of them.
 const LOOKED_AT: i64 = 1000;
 
 pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> {

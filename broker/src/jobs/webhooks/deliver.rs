@@ -1,4 +1,4 @@
-//! One delivery, from being taken to being settled.
+//! Sends one delivery and records its outcome.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::webhook::flights::Flight;
 use crate::webhook::outcome::{Next, Outcome};
 use crate::webhook::settle;
 
-/// Between two attempts to write down how a delivery went.
+/// Time between two attempts to record an outcome.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// As long as a claim lasts beyond its attempt at the least; after that it is somebody else's.
+/// Shortest time that a claim lasts beyond its attempt; after that another instance may take the delivery.
 const CLAIM_LEFT: Duration = Duration::from_secs(30);
 
-/// Sends it and writes down how that went; makes room, and calls for what is next.
+/// Sends a delivery, records the outcome, frees its slot and wakes the webhook job if more deliveries wait.
 pub(super) async fn deliver(app: App, taken: Taken, endpoint: Endpoint, flight: Flight) {
     let timeout = Duration::from_secs(u64::try_from(taken.timeout_seconds).unwrap_or(1));
     let payload = Bytes::from(taken.payload.clone());
@@ -45,7 +45,7 @@ pub(super) async fn deliver(app: App, taken: Taken, endpoint: Endpoint, flight: 
     }
 }
 
-/// Writes it down; while the database is away, for as long as the claim stands.
+/// Records an outcome; while the database is unavailable, retries until the claim may have expired.
 async fn record(app: &App, taken: &Taken, outcome: &Outcome) {
     let until = Instant::now() + CLAIM_LEFT;
     loop {

@@ -1,7 +1,7 @@
-//! Which stacks an agent was found to serve a moment ago.
+//! Cache of the stacks that an agent serves, so that not every telemetry frame costs a statement.
 //!
-//! A thousand lines a second must not be a thousand questions. Both answers are remembered: a yes for longer, a no only so
-//! long that a stack just targeted at the agent is heard of soon.
+//! Positive answers are kept longer than negative answers, so that a stack that is newly targeted at the agent is
+//! accepted soon.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::store::association;
 
-/// How long a yes stands.
+/// Lifetime of a positive answer.
 const YES: Duration = Duration::from_secs(30);
-/// How long a no stands.
+/// Lifetime of a negative answer.
 const NO: Duration = Duration::from_secs(3);
-/// Most answers remembered: an agent may name any stack there is or is not.
+/// Largest number of answers; a bound is needed because an agent may name any stack id.
 const MOST: usize = 1024;
 
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ impl Answer {
 }
 
 impl Served {
-    /// Whether the agent serves the stack. While the database is away, what was last known stands.
+    /// Returns true when the agent serves the stack. While the database is unavailable, the last known answer counts.
     pub(super) async fn ask(&mut self, db: &Db, agent: Uuid, stack: Uuid) -> bool {
         let known = self.0.get(&stack).copied();
         if let Some(answer) = known

@@ -1,4 +1,4 @@
-//! The driver on a socket of memory, by a clock that jumps.
+//! Tests of `drive` on an in-memory socket with a paused clock.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::pin::Pin;
@@ -10,11 +10,11 @@ use uuid::Uuid;
 use super::*;
 use crate::live::Kind;
 
-/// One end of a socket in memory.
+/// One end of an in-memory socket.
 struct End {
     incoming: mpsc::UnboundedReceiver<Message>,
     outgoing: mpsc::UnboundedSender<Message>,
-    /// Nothing that is sent ever leaves.
+    /// True when a flush never completes.
     stuck: bool,
 }
 
@@ -46,7 +46,7 @@ impl Sink<Message> for End {
     }
 }
 
-/// A driven socket, and the peer's end of it.
+/// A driven socket, with the peer's end of it.
 struct Scene {
     live: Live,
     peer: Arc<Peer>,

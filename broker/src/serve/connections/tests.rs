@@ -1,4 +1,4 @@
-//! Peers that are slow, silent, or speak something else, in a time that is not the clock's.
+//! Tests with peers that are slow, silent, or speak another protocol, on a paused clock.
 
 use axum::body::Bytes;
 use axum::routing::{get, post};
@@ -33,7 +33,7 @@ impl Server {
         }
     }
 
-    /// A connection, buffered like a socket but less; and its end.
+    /// Opens a connection with a small buffer; returns its client side and the task that serves it.
     async fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
         let (ours, theirs) = duplex(4096);
         let permit = self.connections.make_room().await.unwrap();
@@ -44,7 +44,7 @@ impl Server {
     }
 }
 
-/// Leaves HTTP, and sends back what comes.
+/// Upgrades the connection, and echoes its bytes.
 async fn echo(mut request: Request<Body>) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -59,21 +59,21 @@ async fn echo(mut request: Request<Body>) -> Response<Body> {
     response
 }
 
-/// Everything until the other side closes.
+/// Reads until the other side closes.
 async fn rest(stream: &mut DuplexStream) -> String {
     let mut text = Vec::new();
     stream.read_to_end(&mut text).await.unwrap();
     String::from_utf8(text).unwrap()
 }
 
-/// One answer with a short body.
+/// Reads one answer with a short body.
 async fn answer(stream: &mut DuplexStream) -> String {
     let mut buffer = [0; 4096];
     let count = stream.read(&mut buffer).await.unwrap();
     String::from_utf8_lossy(&buffer[..count]).into_owned()
 }
 
-/// Seconds since, rounded down.
+/// Returns the whole seconds since `began`.
 fn after(began: Instant) -> u64 {
     began.elapsed().as_secs()
 }
@@ -119,7 +119,7 @@ async fn a_head_that_trickles_has_ten_seconds_whatever_it_sends() {
         }
     });
     let mut text = String::new();
-    // The end, whether or not something was still on its way.
+    // Read to the end; an error is fine because the peer may still be sending.
     let _ = reading.read_to_string(&mut text).await;
     is_error(&text, "400", "bad_request");
     trickle.abort();
@@ -165,7 +165,7 @@ async fn an_idle_connection_may_wait_longer_than_a_head_but_not_for_ever() {
         assert!(answer(&mut stream).await.ends_with("fine"));
         sleep(Duration::from_secs(80)).await;
     }
-    // A later request that has begun has as long as a first one.
+    // A later request has the same time limit as the first request.
     stream.write_all(&PLAIN.as_bytes()[..9]).await.unwrap();
     let began = Instant::now();
     is_error(&rest(&mut stream).await, "408", "request_timeout");
@@ -236,14 +236,14 @@ async fn what_is_no_http_is_answered_with_a_body_like_every_other_error() {
         let (mut reading, mut writing) = tokio::io::split(stream);
         tokio::spawn(async move {
             let _ = writing.write_all(sent.as_bytes()).await;
-            // Held open: it is the server that ends this.
+            // Hold the connection open, so that the server ends it.
             sleep(Duration::from_secs(3600)).await;
         });
         let mut text = String::new();
         reading.read_to_string(&mut text).await.unwrap();
         is_error(&text, status, code);
     }
-    // On a connection that has served before, too.
+    // The same holds on a connection that has served a request.
     let (mut stream, _) = server.connect().await;
     stream.write_all(PLAIN.as_bytes()).await.unwrap();
     assert!(answer(&mut stream).await.ends_with("fine"));
@@ -264,7 +264,7 @@ async fn a_body_nobody_reads_is_taken_until_its_sender_has_the_answer() {
             .write_all(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n")
             .await
             .unwrap();
-        // All of it, without looking at what comes back, as many clients do.
+        // Send the whole body without reading the answer, as many clients do.
         writing.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
     });
     sending.await.unwrap();
@@ -275,7 +275,7 @@ async fn a_body_nobody_reads_is_taken_until_its_sender_has_the_answer() {
     drop(reading);
     end.await.unwrap();
 
-    // And not for ever.
+    // The server stops reading an unwanted body after a limited time.
     let (mut stream, end) = server.connect().await;
     stream
         .write_all(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n")
@@ -285,7 +285,7 @@ async fn a_body_nobody_reads_is_taken_until_its_sender_has_the_answer() {
     end.await.unwrap();
     assert!(after(began) <= 2);
 
-    // One that was read ends nothing.
+    // A body that the handler has read does not end the connection.
     let (mut stream, _) = server.connect().await;
     for _ in 0..2 {
         stream

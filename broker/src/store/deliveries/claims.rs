@@ -1,4 +1,4 @@
-//! Taking deliveries, for a time. Whoever comes at the same moment takes others.
+//! Claims deliveries for a limited time. Concurrent callers claim different deliveries.
 
 use postgres::Row;
 use uuid::Uuid;
@@ -8,24 +8,24 @@ use crate::db::{DbError, Sql};
 use crate::webhook::endpoint::Sealed;
 use crate::webhook::flights::LANE;
 
-/// A delivery that has just been taken, with all that delivering it needs.
+/// A claimed delivery, with the values needed to deliver it.
 #[derive(Clone, Debug)]
 pub struct Taken {
-    /// What ending the attempt needs.
+    /// The values needed to end the attempt.
     pub held: Held,
-    /// What is sent, JSON.
+    /// The body to send, JSON.
     pub payload: String,
-    /// Where to, as whom.
+    /// The sealed URL and `Authorization` value.
     pub sealed: Sealed,
-    /// The name of the host.
+    /// The id of the endpoint's host.
     pub lane: Uuid,
-    /// For one attempt.
+    /// The timeout of one attempt.
     pub timeout_seconds: i32,
-    /// Its place in the order of all.
+    /// The position in the order of creation.
     pub position: i64,
 }
 
-// A claim covers its attempt: 60 s, or what a slow endpoint is allowed and half a minute to write down how it went.
+// A claim lasts for 60 s, or for the subscription's timeout plus 30 s to store the result, whichever is longer.
 macro_rules! take {
     ($by:literal) => {
         concat!(
@@ -52,7 +52,7 @@ impl Taken {
         Ok(Self {
             held: Held {
                 id: row.try_get(0)?,
-                // Null where a delivery is only looked at.
+                // Null where a delivery is only read.
                 claim: row.try_get::<_, Option<Uuid>>(1)?.unwrap_or_default(),
                 subscription_id: row.try_get(2)?,
                 event_type: row.try_get(3)?,
@@ -71,17 +71,14 @@ impl Taken {
     }
 }
 
-/// In the order they were made, which no `RETURNING` promises.
+/// Sorts deliveries by creation, because `RETURNING` promises no order.
 fn oldest_first(rows: Vec<Row>) -> Result<Vec<Taken>, DbError> {
     let mut taken = crate::store::all(rows, Taken::read)?;
     taken.sort_by_key(|taken| taken.position);
     Ok(taken)
 }
 
-/// Makes pending again what was taken and not settled in time, and what is due for another attempt.
-///
-/// # Errors
-/// When the statement fails.
+/// Makes deliveries pending again whose claim has expired or whose retry is due.
 pub fn release(db: &mut impl Sql, most: i64) -> Result<u64, DbError> {
     const SQL: &str = "\
         WITH expired AS (
@@ -96,11 +93,9 @@ pub fn release(db: &mut impl Sql, most: i64) -> Result<u64, DbError> {
     db.execute(SQL, &[&most])
 }
 
-/// Takes up to `most` deliveries for the broker, of enabled subscriptions, the oldest of each. Of one lane as many as
-/// are free beside those of `lanes` and `counts`, which are under way.
+/// Claims up to `most` deliveries of enabled subscriptions for the broker, oldest first.
 ///
-/// # Errors
-/// When the statement fails.
+/// `lanes` and `counts` name the lanes in use and their running deliveries. Claims fill each lane up to `LANE`.
 pub fn for_broker(
     db: &mut impl Sql,
     most: i64,
@@ -128,9 +123,9 @@ pub fn for_broker(
     oldest_first(db.query(SQL, &[&most, &lanes, &counts, &i64::from(LANE)])?)
 }
 
-// The label sets that pending deliveries of a subscription have (nearly always one), found by stepping through the index;
-// of each that the agent covers, the oldest deliveries. Their own labels are compared after that, in case two sets share a key: as
-// a condition within, the planner would think few rows meet it, and read all of them by another index.
+// Steps through the index to find the label sets of a subscription's pending deliveries (nearly always one), and takes
+// the oldest deliveries of each set that the agent covers. Compares each delivery's own labels only after that, in case
+// two sets share a key: inside, the planner would expect few matches and read all deliveries by another index.
 macro_rules! for_agent {
     ($lock:literal) => {
         concat!(
@@ -169,10 +164,7 @@ macro_rules! for_agent {
     };
 }
 
-/// Takes up to `most` deliveries for an agent: the oldest whose labels it has, all of them.
-///
-/// # Errors
-/// When the statement fails.
+/// Claims up to `most` deliveries for an agent: the oldest whose labels the agent has in full.
 pub fn for_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Taken>, DbError> {
     const SQL: &str = concat!(
         for_agent!("FOR UPDATE SKIP LOCKED"),
@@ -182,10 +174,7 @@ pub fn for_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Taken>
     oldest_first(db.query(SQL, &[&agent, &most])?)
 }
 
-/// What [`for_agent`] would take, left where it is.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the deliveries that [`for_agent`] would claim, without a claim.
 pub fn seen_by_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Taken>, DbError> {
     const SQL: &str = concat!(
         for_agent!(""),
@@ -198,10 +187,7 @@ pub fn seen_by_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Ta
     oldest_first(db.query(SQL, &[&agent, &most])?)
 }
 
-/// After how many seconds something falls due by itself: an event to be turned into deliveries, a claim that ends, a retry.
-///
-/// # Errors
-/// When the statement fails.
+/// Returns the seconds until work is due: an event to turn into deliveries, the end of a claim, or a retry.
 pub fn due(db: &mut impl Sql) -> Result<Option<f64>, DbError> {
     const SQL: &str = "\
         SELECT extract(epoch FROM least(

@@ -1,14 +1,12 @@
-//! Events into deliveries: one for each enabled subscription that wants to hear of it.
+//! Turns events into deliveries: one for each enabled subscription that matches.
 
 use crate::db::{DbError, Sql};
 
-/// Takes up to `most` of the oldest events and makes their deliveries, both or neither. How many events there were.
+/// Takes up to `most` of the oldest events and creates their deliveries, in one statement. Returns the number of
+/// events.
 ///
-/// A pattern is `*`, an event type, or the beginning of some and `.*`. Subscriptions are locked while their deliveries are
-/// made: one that is deleted at the same moment is waited for and then gone, one that is disabled gets nothing more.
-///
-/// # Errors
-/// When the statement fails.
+/// A pattern is `*`, an event type, or a prefix followed by `.*`. Subscriptions are locked meanwhile, so a subscription
+/// that is being deleted or disabled gets no delivery after that.
 pub fn fan_out(db: &mut impl Sql, most: i64) -> Result<i64, DbError> {
     const SQL: &str = r#"
         WITH taken AS (

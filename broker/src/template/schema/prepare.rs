@@ -1,9 +1,10 @@
-//! A schema before it is compiled: is it one that ends, and a counting keyword for every subschema.
+//! The preparation of a schema before it is compiled: refuses endless schemas, and adds a counting keyword to every
+//! subschema.
 //!
-//! References are followed here, so they must be ones that can be: `#`, `#/a/pointer`, `#anchor`. Through
-//! them and through what applies to the same value (`allOf` and the like) a subschema may lead to itself, which would not
-//! end, or to thousands, each of them in turn: both are refused. Leading to itself through a value's own members is what
-//! schemas of trees do, and ends with the value.
+//! This module follows references, so it accepts only `#`, `#/a/pointer` and `#anchor`. References and keywords for the
+//! same value (`allOf` and the like) may lead a subschema to itself without end, or to thousands of subschemas: both
+//! are refused. A subschema may lead to itself through a value's members, as in schemas of trees, because that ends
+//! with the value.
 
 use std::collections::HashMap;
 
@@ -12,28 +13,30 @@ use serde_json::{Map, Value, json};
 
 use crate::template::{patterns, weight};
 
-/// The counting keyword. Its value: the weight of a subschema's own keywords, and the number of errors these can make.
+/// The counting keyword. Its value holds the weight of a subschema's own keywords, and the largest number of errors
+/// that they can cause.
 pub(super) const COUNT: &str = " ";
 
-/// How deep subschemas may be nested.
+/// The deepest nesting of subschemas.
 const DEPTH: usize = 50;
-/// Most subschemas that may apply to one value.
+/// The largest number of subschemas that may apply to one value.
 const APPLIED: u64 = 1000;
-/// Most references and the like that may be followed one after the other for one value.
+/// The longest chain of references and the like for one value.
 const STEPS: u64 = 50;
 
-/// What a keyword's value is.
+/// The type of a keyword's value.
 #[derive(Clone, Copy, PartialEq)]
 enum Holds {
     /// A subschema.
     One,
-    /// A list of them.
+    /// A list of subschemas.
     List,
-    /// Them, by name.
+    /// An object of subschemas.
     Named,
 }
 
-/// Whether a keyword's subschemas apply to the very value, or to its members (or, for definitions, to nothing).
+/// The keywords with subschemas. The flag is true when they apply to the same value, and false when they apply to its
+/// members or, for definitions, to no value.
 const KEYWORDS: [(&str, Holds, bool); 23] = [
     ("not", Holds::One, true),
     ("if", Holds::One, true),
@@ -60,7 +63,7 @@ const KEYWORDS: [(&str, Holds, bool); 23] = [
     ("$defs", Holds::Named, false),
 ];
 
-/// Refuses a schema that may not end, or reaches outside; puts [`COUNT`] into every subschema.
+/// Refuses a schema that may not end or that refers outside; puts [`COUNT`] into every subschema.
 pub(super) fn prepare(schema: &mut Value, draft: Draft) -> Result<(), String> {
     let mut walk = Walk {
         draft,
@@ -77,7 +80,7 @@ pub(super) fn prepare(schema: &mut Value, draft: Draft) -> Result<(), String> {
     Ok(())
 }
 
-/// A text of the library's without what [`prepare`] has put in.
+/// Removes from a library's text the keywords that [`prepare`] added.
 pub(super) fn without_counts(text: &str) -> String {
     let begin = format!("\"{COUNT}\":[");
     let mut kept = String::new();
@@ -99,7 +102,7 @@ struct Walk {
 
 #[derive(Default)]
 struct Subschema {
-    /// What else applies to the same value.
+    /// The subschemas that also apply to the same value.
     same: Vec<usize>,
     reference: Option<String>,
 }
@@ -108,12 +111,12 @@ struct Subschema {
 enum Seen {
     Not,
     Within,
-    /// How many apply, in how long a row.
+    /// The number of subschemas that apply, and the length of the longest chain.
     Done(u64, u64),
 }
 
 impl Walk {
-    /// Visits a subschema and those in it; its number.
+    /// Visits a subschema and its subschemas. Returns its number.
     fn visit(&mut self, schema: &mut Value, pointer: &str, depth: usize) -> Result<usize, String> {
         if depth > DEPTH {
             return Err(format!("subschemas are nested more than {DEPTH} deep"));
@@ -122,7 +125,7 @@ impl Walk {
         self.found.push(Subschema::default());
         self.pointers.insert(pointer.to_owned(), number);
         let Value::Object(keywords) = schema else {
-            // True and false are schemas too; the rest is the compiler's to refuse.
+            // True and false are schemas too; the compiler refuses other values.
             return Ok(number);
         };
         self.names(keywords, number, depth)?;
@@ -147,7 +150,7 @@ impl Walk {
         Ok(number)
     }
 
-    /// Visits what a keyword holds.
+    /// Visits the subschemas of a keyword.
     fn members(
         &mut self,
         holds: Holds,
@@ -176,7 +179,7 @@ impl Walk {
         }
     }
 
-    /// Notes what a subschema is called and refers to.
+    /// Notes the names of a subschema, and its reference.
     fn names(
         &mut self,
         keywords: &Map<String, Value>,
@@ -226,7 +229,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Finds what is referred to. What is only referred to becomes a subschema here.
+    /// Resolves every reference. A target that was not visited yet becomes a subschema here.
     fn resolve(&mut self, schema: &mut Value) -> Result<(), String> {
         let mut number = 0;
         while number < self.found.len() {
@@ -254,7 +257,7 @@ impl Walk {
         }
     }
 
-    /// How many subschemas apply to a value when this one does, and in how long a row.
+    /// Counts the subschemas that apply to a value together with this subschema, and the length of their longest chain.
     fn applied(&self, number: usize, seen: &mut [Seen]) -> Result<(u64, u64), String> {
         match seen[number] {
             Seen::Done(count, row) => return Ok((count, row)),
@@ -277,7 +280,7 @@ impl Walk {
     }
 }
 
-/// How many names a keyword asks for, each missing one being an error.
+/// Counts the names that a keyword requires, because each missing name is an error.
 fn names_in(keyword: &str, value: &Value) -> usize {
     let listed = |value: &Value| value.as_array().map_or(0, Vec::len);
     match (keyword, value) {
@@ -289,7 +292,7 @@ fn names_in(keyword: &str, value: &Value) -> usize {
     }
 }
 
-/// Refuses expressions whose text is too long: they are translated in time that grows with its square.
+/// Refuses expressions whose text is too long, because translating them takes quadratic time.
 fn patterns_of(keywords: &Map<String, Value>) -> Result<(), String> {
     let pattern = keywords.get("pattern").and_then(Value::as_str);
     let names = keywords
@@ -310,7 +313,7 @@ fn patterns_of(keywords: &Map<String, Value>) -> Result<(), String> {
     Ok(())
 }
 
-/// A member's name in a JSON pointer.
+/// Escapes a member's name for a JSON pointer.
 fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }

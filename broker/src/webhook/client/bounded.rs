@@ -1,7 +1,7 @@
-//! A connection of which only so much is read, a little at a time.
+//! A connection that reads a limited number of bytes, a little at a time.
 //!
-//! hyper passes over interim answers (`100 Continue`) for as long as more can be read, within one poll. A peer that never
-//! stops sending them would keep the event loop, and no time set for the answer would ever be looked at.
+//! hyper skips interim answers (`100 Continue`) in one poll for as long as more bytes can be read. A peer that never
+//! stops sending them would block the event loop, and no timeout of the answer would take effect.
 
 use std::io;
 use std::pin::Pin;
@@ -9,22 +9,22 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Most bytes given at once.
+/// The largest number of bytes of one read.
 const AT_ONCE: usize = 4 * 1024;
-/// After so many reads in a row everybody else has a turn.
+/// The number of reads in a row after which other tasks run.
 const IN_A_ROW: u32 = 4;
 
-/// See the module.
+/// The bounded connection; see the module's documentation.
 pub(super) struct Bounded<S> {
     inner: S,
-    /// So many bytes may still be read.
+    /// The number of bytes that may still be read.
     left: usize,
-    /// Reads since the last pause.
+    /// The number of reads since the last pause.
     row: u32,
 }
 
 impl<S> Bounded<S> {
-    /// At most `most` bytes are read; after them reading fails.
+    /// Bounds `inner` to `most` bytes; further reads fail.
     pub(super) fn new(inner: S, most: usize) -> Self {
         Self {
             inner,

@@ -1,4 +1,4 @@
-//! From a URL to a connection that may be used: resolve, judge, connect, TLS.
+//! Connections to webhook targets: resolve, judge, connect, TLS.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -16,29 +16,31 @@ use url::{Host, Url};
 use super::SendError;
 use crate::webhook::target::Policy;
 
-/// Names being resolved at once. Each takes a thread for as long as the system's resolver does, whoever still waits for it;
-/// not one of the runtime's, which are for the database. The rest wait their turn, within their own time.
+/// The largest number of names resolved at once; others wait within their own time limit. Each takes a thread until the
+/// system's resolver returns, even if the caller has gone. That thread is not from the runtime's pool, which the
+/// database needs.
 const LOOKUPS: usize = 16;
 
-/// Addresses of one name that are tried.
+/// The largest number of addresses of one name that are tried.
 const ADDRESSES: usize = 8;
 
-/// For one address, when there are others.
+/// The time limit for an address while there are others.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After this long the system's certificates are read again.
+/// The time after which the system's certificates are read again.
 const ROOTS_LAST: Duration = Duration::from_secs(60 * 60);
 
 /// A connection, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// Makes connections.
+/// The source of connections.
 #[derive(Debug)]
 pub(super) struct Connector {
     policy: Policy,
     lookups: Arc<Semaphore>,
-    /// The system's trusted certificates, and since when: read when they are first needed, for most brokers never.
+    /// The system's trusted certificates, and the time of reading them. They are read only when needed, for most
+    /// brokers never.
     tls: Mutex<Option<(Instant, Arc<ClientConfig>)>>,
 }
 
@@ -51,7 +53,7 @@ impl Connector {
         }
     }
 
-    /// A connection to the URL's host, at an address that has been judged.
+    /// Connects to the URL's host, at an address that the policy allows.
     pub(super) async fn connect(
         &self,
         url: &Url,
@@ -65,7 +67,7 @@ impl Connector {
         }
         let addresses = self.addresses(&host, port).await?;
         let tcp = connect_first(&addresses, deadline).await?;
-        // The whole request is in one segment or two; nothing is gained by waiting for more.
+        // The whole request is in one segment or two, so waiting for more data gains nothing.
         let _ = tcp.set_nodelay(true);
         if url.scheme() != "https" {
             return Ok(Box::new(tcp));
@@ -84,7 +86,7 @@ impl Connector {
         Ok(Box::new(tls))
     }
 
-    /// Every allowed address of the host, at least one.
+    /// Returns every allowed address of the host, at least one.
     async fn addresses(&self, host: &Host<&str>, port: u16) -> Result<Vec<SocketAddr>, SendError> {
         let mut addresses = match host {
             Host::Ipv4(address) => vec![SocketAddr::from((*address, port))],
@@ -116,7 +118,7 @@ impl Connector {
                     .to_socket_addrs()
                     .map(|addresses| addresses.collect::<Vec<_>>());
                 drop(permit);
-                // Nobody waits any more: that is fine.
+                // Ignore that the caller may have gone.
                 let _ = tell.send(found);
             })
             .map_err(|error| failed(&error))?;
@@ -150,7 +152,7 @@ impl Connector {
 
 fn system_tls() -> Result<ClientConfig, SendError> {
     let mut roots = RootCertStore::empty();
-    // One that cannot be parsed is passed over, as every other program does: the store is not ours.
+    // Skip unparsable certificates, as other programs do, because the broker does not own the store.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         let why = "the system has no trusted root certificates; install ca-certificates";
@@ -168,7 +170,7 @@ fn tls_with(roots: RootCertStore) -> Result<ClientConfig, SendError> {
         .with_no_client_auth())
 }
 
-/// The first of these that answers.
+/// Connects to the first address that answers.
 async fn connect_first(
     addresses: &[SocketAddr],
     deadline: Instant,
@@ -181,7 +183,7 @@ async fn connect_first(
         } else {
             deadline.min(Instant::now() + CONNECT_TIMEOUT)
         };
-        // To the address itself: no name is resolved here.
+        // Connect to the address itself, so that no name is resolved again.
         match timeout_at(until, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(refused)) => error = refused.to_string(),

@@ -1,12 +1,12 @@
-//! Where an answer sends the request on to.
+//! Redirects: the next URL of an answer.
 
 use axum::http::{HeaderValue, StatusCode};
 use url::Url;
 
 use super::SendError;
 
-/// The next URL, if this answer is a redirect. The method stays (303 alone asks for a GET): a webhook that is turned into a
-/// GET, as browsers turn it after 301 and 302, would be answered 200 and have told nothing.
+/// Returns the next URL, if this answer is a redirect. Only 303 changes the method to GET. Browsers do so after 301 and
+/// 302 too, but a GET would be answered 200 without the webhook's data.
 pub(super) fn next(
     from: &Url,
     status: StatusCode,
@@ -24,7 +24,7 @@ pub(super) fn next(
     }
 }
 
-/// The same scheme, host and port: whoever may know the `Authorization` value of one.
+/// Returns true when both URLs have the same scheme, host and port, and so may share the `Authorization` value.
 pub(super) fn same_origin(one: &Url, other: &Url) -> bool {
     one.scheme() == other.scheme()
         && one.host() == other.host()

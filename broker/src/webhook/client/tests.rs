@@ -48,7 +48,7 @@ async fn post(url: &str, timeout: Duration) -> Result<Answer, SendError> {
         .await
 }
 
-/// Answers one connection after another with these texts; what was asked.
+/// Answers one connection after another with these texts. Returns the received requests.
 async fn server(answers: Vec<String>) -> (SocketAddr, JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -63,7 +63,7 @@ async fn server(answers: Vec<String>) -> (SocketAddr, JoinHandle<Vec<String>>) {
     (address, asked)
 }
 
-/// Reads a request and its body, and answers it.
+/// Reads a request with its body, and answers it.
 async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str) -> String {
     let mut asked = Vec::new();
     let mut buffer = [0; 4096];
@@ -82,7 +82,7 @@ async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str)
             break;
         }
     }
-    // A client that has read enough does not read on.
+    // Ignore errors, because a client that has read enough closes.
     let _ = stream.write_all(answer.as_bytes()).await;
     let _ = stream.flush().await;
     String::from_utf8(asked).unwrap()
@@ -209,7 +209,7 @@ async fn what_is_not_allowed_is_not_connected_to_redirects_and_names_included() 
         assert!(matches!(error, SendError::Address), "{url}: {error}");
         assert!(!error.to_string().contains("127"), "{error}");
     }
-    // From an allowed address to one that is not.
+    // Redirect from an allowed address to a forbidden address.
     let inside = format!("Location: http://127.0.0.2:{port}/\r\n");
     let (first, _) = server(vec![answer("302 Found", &inside, "")]).await;
     let error = client(&["127.0.0.1"])
@@ -264,7 +264,7 @@ async fn an_endpoint_that_hangs_is_left_in_time_and_one_that_hangs_after_its_sta
 
     let hanging = tokio::spawn(async move {
         let mut held = Vec::new();
-        // The one that was left above is still in the backlog.
+        // The abandoned connection from above is still in the backlog.
         for _ in 0..2 {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 4096]).await;
@@ -299,7 +299,7 @@ async fn a_refused_connection_is_said_without_saying_where() {
     assert!(matches!(error, SendError::Resolve(_)), "{error}");
 }
 
-/// A certificate authority and a certificate for `localhost`, made here; none without openssl.
+/// Makes a certificate authority and a certificate for `localhost`. Returns false without openssl.
 fn certificates(folder: &std::path::Path) -> bool {
     let run = |line: &str| {
         let mut command = Command::new("openssl");
@@ -325,7 +325,7 @@ fn certificates(folder: &std::path::Path) -> bool {
 async fn https_is_spoken_with_a_certificate_that_is_trusted_and_with_no_other() {
     let folder = tempfile::tempdir().unwrap();
     if !certificates(folder.path()) {
-        // As root everything is installed, and a test that does not run fails.
+        // Fail as root, because root's machines have everything installed and must not skip tests.
         assert!(
             !nix::unistd::geteuid().is_root(),
             "openssl is not installed"
@@ -352,7 +352,7 @@ async fn https_is_spoken_with_a_certificate_that_is_trusted_and_with_no_other() 
             let stream = acceptor.accept(stream).await.unwrap();
             converse(stream, &reply).await;
         }
-        // Whoever does not trust this, or comes under another name, ends in the handshake.
+        // Clients without trust in this certificate, or with another host name, end in the handshake.
         while let Ok((stream, _)) = listener.accept().await {
             assert!(acceptor.accept(stream).await.is_err());
         }

@@ -1,9 +1,9 @@
-//! Claims and servers at random, against the rules that must always hold.
+//! Random claims and servers against the rules that must always hold.
 
 use super::*;
 use proptest::prelude::*;
 
-/// A world of few servers, databases and roles, so that tenants meet.
+/// Claims on few servers, databases and roles, so that tenants share them.
 fn a_claim() -> impl Strategy<Value = Claim> {
     let at = proptest::option::weighted(
         0.9,
@@ -82,7 +82,7 @@ fn world() -> impl Strategy<Value = BTreeMap<ServerId, Facts>> {
     })
 }
 
-/// The sum of admitted pools in a scope, reckoned anew and not as the ledger does.
+/// Returns the sum of admitted pools in a scope, computed without the ledger.
 fn sum(verdict: &Verdict, claims: &[Claim], within: impl Fn(&Place) -> bool) -> u32 {
     claims
         .iter()

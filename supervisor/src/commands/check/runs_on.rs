@@ -1,5 +1,5 @@
-//! Tenants whose file is bad, or asks for what another tenant has: the supervisor runs them on with what they had, so their
-//! pools are taken all the same.
+//! Tenants whose file is bad, or asks for another tenant's schema or address. The supervisor runs them on with their
+//! old configuration, so their pools stay taken.
 
 use super::super::client::Client;
 use crate::budget::{Admission, Claim, Party, Stake, Wanted};
@@ -9,12 +9,12 @@ use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is known of them.
+/// Tenants with a bad file, and all tenants with a process.
 #[derive(Debug, Default)]
 pub(super) struct RunsOn {
-    /// Those that run, with what they were admitted to.
+    /// Tenants with a bad file that run, and their admissions.
     pub(super) counted: BTreeMap<TenantName, Admission>,
-    /// The others, and why they count nothing.
+    /// The other tenants with a bad file, and why their pools are not counted.
     pub(super) uncounted: BTreeMap<TenantName, &'static str>,
     /// Tenants that have a process.
     running: BTreeSet<String>,
@@ -53,8 +53,8 @@ impl RunsOn {
         found
     }
 
-    /// Say what a tenant claims while another one has the schema or the address that its file asks for: what it was admitted
-    /// to, if it runs.
+    /// Returns a tenant's claim while another tenant has the schema or address that its file asks for: its admitted
+    /// pool if the tenant runs, else nothing.
     pub(super) fn fallback(
         &self,
         tenant: &TenantName,
@@ -67,7 +67,7 @@ impl RunsOn {
         match admission.filter(|_| self.running.contains(tenant.as_str())) {
             Some(admission) => Wanted::Pool {
                 connections: admission.pool,
-                // Database and role are not on the list: they are taken to be those of the file.
+                // The admission does not name database and role, so those of the file are assumed.
                 at: place
                     .filter(|place| Some(&place.server) == admission.server.as_ref())
                     .cloned(),
@@ -76,8 +76,8 @@ impl RunsOn {
         }
     }
 
-    /// They hold what they were admitted to. Where in its server is not on the list, and need not be: the budget charges
-    /// the server with who is on it.
+    /// Returns the running tenants as parties that hold their admitted pools. Their database and role are unknown and
+    /// not needed, because the budget charges the server with every admission.
     pub(super) fn parties(&self) -> impl Iterator<Item = Party> {
         self.counted.values().map(|admission| Party {
             stake: Stake {
@@ -100,7 +100,7 @@ impl RunsOn {
     }
 }
 
-/// Who has a process; `None` where nobody answers, or not us.
+/// Returns the tenants that have a process, or `None` where no supervisor answers this user.
 fn running(config: &Supervisor) -> Option<BTreeSet<String>> {
     let answer = Client::new(&config.runtime_dir).ok()?.get("/v1/status");
     let snapshot: Snapshot = serde_json::from_slice(&answer.ok()?).ok()?;

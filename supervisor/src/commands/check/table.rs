@@ -1,4 +1,4 @@
-//! The sums of `check`, server by server.
+//! Prints the sums of `check`, server by server.
 
 use super::runs_on::RunsOn;
 use crate::budget::{COMMAND, Decision, OWN, REPLACEMENT, Shortage, Verdict};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-/// What the tables are made of.
+/// Data that the tables show.
 pub(super) struct Sums<'c> {
     pub(super) wanted: &'c BTreeMap<TenantName, Arc<TenantConfig>>,
     pub(super) idle: &'c BTreeMap<TenantName, &'static str>,
@@ -21,13 +21,12 @@ pub(super) struct Sums<'c> {
     pub(super) headroom: u32,
 }
 
-/// All tables as text.
 pub(super) fn render(sums: &Sums<'_>) -> String {
     let mut text = String::new();
     let mut groups: BTreeMap<String, Vec<&TenantName>> = BTreeMap::new();
     for (tenant, config) in sums.wanted {
         let url = &config.broker().database.url;
-        // Of one whose server cannot be asked, where it was admitted counts.
+        // If a tenant's server cannot be asked, its admission names the server.
         let admitted = sums.verdict.admitted.iter().find(|a| a.tenant == *tenant);
         let place = sums.view.endpoint(url).place().map(|place| &place.server);
         let server = place.or(admitted.and_then(|admission| admission.server.as_ref()));
@@ -44,7 +43,7 @@ pub(super) fn render(sums: &Sums<'_>) -> String {
         one_server(sums, &group, &tenants, &mut text);
     }
     for (tenant, why) in sums.idle {
-        // Writing to a String cannot fail, here and below.
+        // Writing to a string cannot fail, here and below.
         let _ = writeln!(text, "{tenant}: {why}; it counts nothing");
     }
     for tenant in sums.runs_on.counted.keys() {
@@ -76,7 +75,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     table.set_header([
         "tenant", "pool", "role", "database", "schema", "listen", "verdict",
     ]);
-    // The order they are judged in: admitted ones, oldest first, then the rest.
+    // Sort tenants in the order of judgement: admitted tenants first, oldest first, then the others.
     let place = |tenant: &TenantName| {
         sums.verdict
             .admitted
@@ -93,7 +92,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         };
         let broker = config.broker();
         let pool = broker.database.pool_size.get();
-        // One that is refused for its schema or address asks nothing of the budget.
+        // A tenant that is refused for its schema or address asks nothing of the budget.
         if !matches!(
             sums.verdict.tenants.get(*tenant),
             None | Some(Decision::Nothing)
@@ -139,7 +138,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     let account = sums.verdict.servers.iter();
     let mut account = account.filter(|(id, _)| id.as_str() == group);
     let account = account.next().map(|(_, account)| account);
-    // The sum that the advice below is made from; of a server that was never seen there is none.
+    // Use the verdict's sum, because the advice below is based on it; a server that was never seen has none.
     let pools = account.map_or(pools, |account| account.pools);
     let extra = REPLACEMENT + OWN + COMMAND;
     let demand = pools.saturating_add(extra);
@@ -228,7 +227,7 @@ fn push(text: &mut String, table: &Table) {
     }
 }
 
-/// Host and port as a URL spells them.
+/// Returns host and port as a URL spells them.
 pub(super) fn spelled(url: &DatabaseUrl) -> String {
     match url.host() {
         Host::Tcp(host) => format!("{host}:{}", url.port()),

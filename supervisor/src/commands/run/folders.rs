@@ -1,4 +1,4 @@
-//! The folders the daemon lives in, and the lock that makes it the only one there.
+//! The daemon's folders, and the lock that allows only one daemon in them.
 
 use crate::config::Supervisor;
 use crate::control;
@@ -10,34 +10,30 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A process that has been killed may take so long to go.
+/// Time that a killed process may take to disappear.
 const DYING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// `RUNTIME_DIR/instances`.
 pub(super) fn instances(config: &Supervisor) -> PathBuf {
     config.runtime_dir.join("instances")
 }
 
-/// The runtime folder, for this process alone.
+/// The runtime folder, locked for this process.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    /// The lock file: passed on to the program that takes this one's place.
+    /// Lock file, passed on to the program that replaces this program.
     pub(super) file: File,
-    /// The folder itself is locked as well, for a file in it may be removed. Taken anew by the next program.
+    /// Lock on the folder itself, because the lock file may be removed. The next program takes this lock anew.
     folder: File,
 }
 
 impl Taken {
-    /// Whether the runtime folder, and what brokers are started with there, is where it was put.
+    /// Returns true when the runtime folder and its instances folder are still in place.
     pub(super) fn is_whole(&self, config: &Supervisor) -> bool {
         is_at(&self.folder, &config.runtime_dir) && instances(config).is_dir()
     }
 
-    /// Makes again what has gone of the runtime folder, and takes it again. Blocks.
-    ///
-    /// # Errors
-    /// What is in the way, for the operator.
+    /// Restores missing parts of the runtime folder, and locks it again. Blocks.
     pub(super) fn repair(&mut self, config: &Supervisor) -> Result<(), String> {
         if !is_at(&self.folder, &config.runtime_dir) {
             *self = prepare(config, None)?;
@@ -47,13 +43,10 @@ impl Taken {
     }
 }
 
-/// Makes what is missing and takes the runtime folder for this process alone, until what is returned is dropped. `held` is
-/// the lock as the supervisor had it that has become this one.
-///
-/// # Errors
-/// What is in the way, for the operator.
+/// Creates missing folders and locks the runtime folder until the returned value is dropped. `held` is the lock of the
+/// supervisor that executed this program.
 pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<Taken, String> {
-    // Others may pass through to reach the control socket, whose own mode says who may use it.
+    // Other users may pass through to the control socket, whose own mode restricts its use.
     make(&config.runtime_dir, 0o755)?;
     make(&config.state_dir, 0o755)?;
     let path = config.runtime_dir.join("supervisor.lock");
@@ -67,17 +60,14 @@ pub(super) fn prepare(config: &Supervisor, held: Option<OwnedFd>) -> Result<Take
     Ok(Taken { file, folder })
 }
 
-/// Whether the control socket could be placed. Changes nothing.
-///
-/// # Errors
-/// What is in the way, for the operator.
+/// Checks that the control socket could be placed. Changes nothing.
 pub(super) fn could_serve(config: &Supervisor) -> Result<(), String> {
     let path = config.runtime_dir.join(control::SOCKET);
     if std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
         return Err(format!("cannot bind {}: it is a directory", path.display()));
     }
     match access(&config.runtime_dir, AccessFlags::W_OK | AccessFlags::X_OK) {
-        // One that has gone is made.
+        // A missing folder will be created.
         Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
         Err(error) => Err(format!("cannot bind {}: {error}", path.display())),
     }
@@ -91,14 +81,14 @@ fn make(path: &Path, mode: u32) -> Result<(), String> {
         .map_err(|error| format!("cannot make {}: {error}", path.display()))
 }
 
-/// Whether this open file is the one at `path`.
+/// Returns true when this open file is the file at `path`.
 fn is_at(file: &File, path: &Path) -> bool {
     let identity = |m: Metadata| (m.dev(), m.ino());
     let there = std::fs::metadata(path).map(identity).ok();
     there.is_some() && there == file.metadata().map(identity).ok()
 }
 
-/// Takes the lock; one that has just been killed has it until the kernel is done with it.
+/// Takes the lock; waits briefly, because a killed process holds its lock until the kernel has ended it.
 fn lock(file: &File) -> Result<(), TryLockError> {
     let began = Instant::now();
     loop {

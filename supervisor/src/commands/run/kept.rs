@@ -1,7 +1,8 @@
-//! The supervisor's own file, and the last good one: a supervisor that holds tenants does not go for a mistake in a file.
+//! Loads the supervisor's own file, or its last good copy, because a supervisor that holds tenants must not exit for a
+//! mistake in a file.
 //!
-//! A copy is kept in `state_dir`. It is used only where an earlier supervisor has left something to hold: one that starts
-//! afresh says what is wrong and exits, as any program does.
+//! The copy is in `state_dir`. It is used only where an earlier supervisor left something to hold; a supervisor that
+//! starts afresh reports the problem and exits.
 
 use crate::config::{self, Supervisor};
 use crate::fleet::persist;
@@ -11,22 +12,22 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The copy, in `state_dir`.
+/// Name of the copy in `state_dir`.
 const COPY: &str = "supervisor.last-good.toml";
-/// How its first line begins; the path follows, and what was in the file stands below.
+/// Beginning of the copy's first line; the path of the file follows, and its content comes on the next lines.
 const HEAD: &str = "# The last good ";
 
-/// The configuration to run with, and what is wrong with the file if it is not the file's.
+/// Returns the configuration to run with, and the file's problems if the configuration comes from the last good copy.
 ///
 /// # Errors
-/// Every problem of the file, when there is nothing else to run with.
+/// Every problem of the file, when there is no copy to run with.
 pub(super) fn load(
     path: &Path,
     inherited: &Inherited,
 ) -> Result<(Supervisor, Option<String>), String> {
     match read(path) {
         Ok((config, source)) => {
-            // What cannot be kept now is missed only if the file is spoilt later.
+            // A failure is ignored, because the copy is needed only if the file becomes bad later.
             let _ = keep(&config.state_dir, &source);
             Ok((config, None))
         }
@@ -34,10 +35,7 @@ pub(super) fn load(
     }
 }
 
-/// The same without keeping anything.
-///
-/// # Errors
-/// The same.
+/// Does the same as `load`, but keeps no copy.
 pub(super) fn look(path: &Path, inherited: &Inherited) -> Result<Supervisor, String> {
     match read(path) {
         Ok((config, _)) => Ok(config),
@@ -82,7 +80,7 @@ fn keep(state_dir: &Path, source: &Source) -> io::Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(state_dir)?;
-    // There with its mode before anything is in it: the text may hold passwords.
+    // Create the file with its mode before it has content, because the text may hold passwords.
     let new = state_dir.join(format!("{COPY}.new"));
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -94,11 +92,11 @@ fn keep(state_dir: &Path, source: &Source) -> io::Result<()> {
     persist::replace(&copy, text.as_bytes())
 }
 
-/// The copy, read as if it stood where the file stands: relative paths are taken from there.
+/// Reads the copy as if it were at the file's place, so that relative paths are resolved from there.
 pub(super) fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
     let copy = persist::read(&state_dir.join(COPY)).ok()?;
     let (head, text) = copy.split_once('\n')?;
-    // Another supervisor's on this host is not ours.
+    // The copy may come from another supervisor on this host, with another file.
     (head.strip_prefix(HEAD)? == path.display().to_string()).then_some(())?;
     config::of(Source::new(path, text)).ok()
 }
@@ -142,7 +140,7 @@ mod tests {
             problem.contains("supervisor.toml:1:1") && problem.contains("last good"),
             "{problem}"
         );
-        // A file that is not there is a mistake too; another supervisor's copy is none of ours.
+        // A missing file is a mistake too, and another supervisor's copy must not be used.
         std::fs::remove_file(&path).unwrap();
         assert!(load(&path, &left(&state)).is_ok());
         assert!(load(&folder.path().join("other.toml"), &left(&state)).is_err());

@@ -1,4 +1,4 @@
-//! What a supervisor that holds brokers goes without for a while, and tries again: who it holds is worth more.
+//! Starts services again later if they fail, because a supervisor that holds brokers must not exit for them.
 
 use crate::config::Supervisor;
 use crate::control::Control;
@@ -9,28 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// Between two tries.
+/// Time between two attempts.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// The control socket, served now or as soon as it can be. Dropping it ends that.
+/// The control socket, served now or as soon as possible. Dropping it ends the service.
 #[derive(Debug)]
 pub(super) struct Reached {
     control: Option<Control>,
-    /// Dropping a `JoinSet` ends its tasks.
+    /// Task that serves later; dropping a `JoinSet` ends its tasks.
     _later: JoinSet<()>,
 }
 
 impl Reached {
-    /// What an operator should know of the control socket.
+    /// Returns a notice for the operator about the control socket.
     pub(super) fn notice(&self) -> Option<&str> {
         self.control.as_ref().and_then(Control::notice)
     }
 }
 
-/// Serves the control socket; for a supervisor that `holds` brokers, later if need be.
-///
-/// # Errors
-/// When it cannot be served and nobody is held.
+/// Serves the control socket; a supervisor that `holds` brokers may serve it later.
 pub(super) async fn reach(
     config: &Arc<Supervisor>,
     fleet: Handle,
@@ -55,11 +52,11 @@ pub(super) async fn reach(
     })
 }
 
-/// Tries until it is served, and serves until it is dropped.
+/// Tries until the control socket is served, then serves until dropped.
 async fn serve_later(config: Arc<Supervisor>, fleet: Handle, logs: Hub) {
     loop {
         tokio::time::sleep(AGAIN).await;
-        // What is in the way has been said, and may stay there for long.
+        // The error was already logged, and the cause may last long.
         if let Ok(_served) = Control::start(&config, fleet.clone(), logs.clone()).await {
             tracing::info!("control socket: commands are answered again");
             std::future::pending::<()>().await;
@@ -68,9 +65,6 @@ async fn serve_later(config: Arc<Supervisor>, fleet: Handle, logs: Hub) {
 }
 
 /// Starts the probers; for a supervisor that `holds` brokers they may begin to probe later.
-///
-/// # Errors
-/// When they cannot be started.
 pub(super) fn probe(holds: bool) -> Result<Servers, String> {
     let prefix = brokkr_pg::application_prefix().to_owned();
     let servers = match holds {

@@ -1,4 +1,4 @@
-//! One turn of the daemon: everything is started, and runs until the fleet has ended or leaves.
+//! One run of the daemon: starts everything, and serves until the fleet has ended or leaves.
 
 use super::surroundings::Surroundings;
 use super::vital::vital;
@@ -27,40 +27,37 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
-/// Reports of instances between two turns of the fleet; when full, the reporters wait.
+/// Queue length of instances' reports to the fleet; when full, reporters wait.
 const REPORTS: usize = 4096;
-/// Operators' requests between two turns of the fleet; when full, the requests wait.
+/// Queue length of operators' requests to the fleet; when full, requests wait.
 const REQUESTS: usize = 64;
-/// Words that end the fleet; the first that counts is heeded, and more of them than these are dropped.
+/// Queue length of requests to end the fleet. The fleet heeds the first valid request; requests beyond the queue are
+/// dropped.
 const QUITS: usize = 4;
 
-/// What the daemon is made of, whoever's place it takes.
+/// Parts of the daemon that stay the same in every run.
 pub(super) struct Daemon {
     /// The supervisor's own file.
     pub(super) file: PathBuf,
-    /// What it says, or said when it was last good.
+    /// Configuration from the file, or from its last good copy.
     pub(super) config: Arc<Supervisor>,
-    /// What is wrong with it now.
+    /// Current problem of the file.
     pub(super) problem: Option<String>,
-    /// The log.
     pub(super) hub: Hub,
     /// Limits of open files for brokers.
     pub(super) open_files: (u64, u64),
-    /// Where brokers get control groups.
+    /// The brokers' cgroups.
     pub(super) groups: Groups,
-    /// The signal that is to end it.
+    /// The signal that ends the daemon.
     pub(super) ending: signals::Ending,
-    /// The runtime folder, which is this process's alone.
+    /// The runtime folder, locked for this process.
     pub(super) taken: Arc<Mutex<folders::Taken>>,
 }
 
 impl Daemon {
-    /// Takes over what was left, and serves.
-    ///
-    /// # Errors
-    /// What is missing or in the way. No broker has been ended for it.
+    /// Takes over what an earlier supervisor left, and serves. A failure ends no broker.
     pub(super) async fn serve(&self, inherited: Inherited) -> Result<Ended, String> {
-        // Signals first: one that comes while the rest starts must not kill what has been started.
+        // Listen for signals first, because a signal during the start must not kill processes already started.
         let heeded = signals::Signals::new()
             .map_err(|error| format!("cannot listen for signals: {error}"))?;
         let notifier = Notifier::from_env().map_err(|error| format!("NOTIFY_SOCKET: {error}"))?;
@@ -76,7 +73,7 @@ impl Daemon {
         let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
         let (request_sender, requests) = mpsc::channel(REQUESTS);
         let handle = Handle::new(snapshot.clone(), request_sender);
-        // What it holds must not be left to nobody for what is wrong beside it.
+        // Brokers that are held must not lose their supervisor because of another problem.
         let holds = !finds.instances.is_empty();
         let admitted = read_admitted(&self.config);
         let (stopped, unsure) = match read_stopped(&self.config) {
@@ -88,8 +85,8 @@ impl Daemon {
                 ));
             }
         };
-        // What can fail is tried before the embedded server is started, which would be left running. That is not waited for
-        // where there is anybody to be looked after: it may be long in coming.
+        // Try first all steps that can fail, because a failure after the start of the embedded server would leave it
+        // running. With brokers to supervise, the server's start is not waited for, because it may take long.
         let control = patient::reach(&self.config, handle.clone(), self.hub.clone(), holds).await?;
         let left = std::mem::take(&mut finds.embedded);
         let brokers = !finds.instances.is_empty() || !finds.left.is_empty();
@@ -192,7 +189,7 @@ impl Daemon {
             tokio::spawn(vital(heed));
             let ended = vital(fleet.run(quits)).await;
 
-            // The probers last but one: without them nothing knocks at an embedded server on its way out.
+            // Drop the probers before the embedded server stops, because they would go on connecting to it.
             drop((control, servers));
             Ok(ended)
         };
@@ -210,7 +207,7 @@ impl Daemon {
         ended
     }
 
-    /// Looks for what an earlier supervisor left.
+    /// Finds the brokers that an earlier supervisor left.
     async fn find(&self, inherited: Inherited) -> Result<Finds, String> {
         let (folder, program) = (folders::instances(&self.config), self.config.broker.clone());
         let shown = folder.display().to_string();
@@ -227,7 +224,7 @@ impl Daemon {
         Ok(finds)
     }
 
-    /// A scanner that knows of the tenants that run already.
+    /// Creates a scanner that knows the tenants that run already.
     fn scanner(&self, embedded: Option<&Embedded>, finds: &Finds) -> Scanner {
         let layers = embedded
             .and_then(Embedded::url)
@@ -265,7 +262,7 @@ impl Daemon {
     }
 }
 
-/// A notice has one line: of a mistake where it is and what would mend it, not the picture of the line.
+/// Shortens a problem to one line for a notice: the place and the hint, without the source line.
 fn one_line(text: &str) -> String {
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
@@ -275,7 +272,7 @@ fn one_line(text: &str) -> String {
     }
 }
 
-/// What it takes to keep systemd's descriptor store; `None` where systemd has none for us.
+/// Returns the parts needed to keep systemd's descriptor store; `None` where systemd has no store for this process.
 async fn keeping(notifier: &Notifier, embedded: Option<&Embedded>) -> Option<Keeping> {
     if !notifier.is_heard() {
         return None;
@@ -284,7 +281,7 @@ async fn keeping(notifier: &Notifier, embedded: Option<&Embedded>) -> Option<Kee
         std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     let most = match job::store_max().await {
         Ok(most) => most,
-        // It started us, so it is there: what it does not take, it says in its own log.
+        // systemd started this process, so a store may exist; systemd logs each descriptor that it refuses.
         Err(_) if ours => MOST_STORED as u32,
         Err(_) => return None,
     };
@@ -317,10 +314,8 @@ fn read_admitted(config: &Supervisor) -> Vec<crate::budget::Admission> {
     admitted
 }
 
-/// Who was stopped must stay stopped, so a list that cannot be read is not taken for an empty one.
-///
-/// # Errors
-/// Why it cannot be read.
+/// Reads the list of stopped tenants. A list that cannot be read does not count as empty, because stopped tenants must
+/// stay stopped.
 pub(super) fn read_stopped(config: &Supervisor) -> Result<BTreeSet<TenantName>, String> {
     let path = config.state_dir.join("stopped");
     let text = persist::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -330,7 +325,8 @@ pub(super) fn read_stopped(config: &Supervisor) -> Result<BTreeSet<TenantName>, 
         .collect())
 }
 
-/// The list as it is has been kept beside, where that is possible, for it is written anew. What to say of it.
+/// Returns the notice about an unreadable list of stopped tenants, and keeps a copy of it, because the list is written
+/// anew.
 fn unsure(config: &Supervisor, problem: &str) -> String {
     let path = config.state_dir.join("stopped");
     let _ = std::fs::copy(&path, config.state_dir.join("stopped.unreadable"));

@@ -1,4 +1,4 @@
-//! The daemon as a service: signals in, readiness, progress and the watchdog out.
+//! The daemon as a systemd service: receives signals, and reports readiness, progress and the watchdog.
 
 use super::signals::{Ending, Heard, Signals};
 use crate::fleet::handle::Handle;
@@ -13,11 +13,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-/// While draining, systemd is asked for more time so often.
+/// Interval at which systemd is asked for more time while brokers drain.
 const EXTEND_EVERY: Duration = Duration::from_secs(1);
 
-/// Turns signals into requests; `config` is the supervisor's own file, which a successor needs too. What is to end this
-/// process is noted in `ending` before anything is done about it.
+/// Turns signals into requests. `config` is the supervisor's own file, which a successor needs too. A stop signal is
+/// noted in `ending` before it is acted on.
 pub(super) async fn heed(
     mut signals: Signals,
     ending: Ending,
@@ -70,7 +70,7 @@ fn reload(notifier: &Notifier, handle: &Handle) {
     });
 }
 
-/// Drains every tenant, unless systemd says that it only wants another supervisor.
+/// Drains every tenant, or leaves the brokers running when systemd only restarts the supervisor.
 async fn end(signal: &str, notifier: Notifier, quit: mpsc::Sender<Quit>) {
     if notifier.is_heard() && job::is_restart().await {
         tracing::info!(
@@ -89,8 +89,8 @@ async fn end(signal: &str, notifier: Notifier, quit: mpsc::Sender<Quit>) {
     }
 }
 
-/// Tells systemd that the fleet turns, as often as it wants to hear it. The fleet itself is asked, and answers between two
-/// turns: one that is stuck does not, however well the rest of the process may be.
+/// Pings systemd's watchdog at its interval after the fleet has answered. A fleet that is stuck does not answer, even
+/// if the rest of the process works.
 pub(super) async fn answer_watchdog(notifier: Notifier, handle: Handle) {
     let Some(interval) = notifier.watchdog_interval() else {
         return;
@@ -99,13 +99,13 @@ pub(super) async fn answer_watchdog(notifier: Notifier, handle: Handle) {
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         due.tick().await;
-        // Once the fleet has ended, what is left to end (an embedded server) is this loop's.
+        // After the fleet has ended, the ping continues while the embedded server stops.
         let _ = handle.turned().await;
         notifier.watchdog();
     }
 }
 
-/// Tells systemd of the first judgement, and of progress.
+/// Tells systemd READY after the first snapshot, and the progress after each change.
 pub(super) async fn report(notifier: Notifier, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     let mut said = String::new();
     let mut ready = false;
@@ -121,7 +121,7 @@ pub(super) async fn report(notifier: Notifier, mut snapshots: watch::Receiver<Ar
     }
 }
 
-/// `ready 212/300, waiting 80, refused 8`.
+/// Returns a line such as `ready 212/300, waiting 80, refused 8`.
 fn summary(snapshot: &Snapshot) -> String {
     let all = snapshot.tenants.len();
     let count = |state| snapshot.tenants.iter().filter(|t| t.state == state).count();
@@ -175,7 +175,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
-        // Asked once more, and no answer comes: everything else of the process goes on, and nothing is said.
+        // The next request gets no answer: the rest of the process goes on, and no ping is sent.
         let stuck = fleet.recv().await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(pings(), 0);

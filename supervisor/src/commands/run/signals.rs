@@ -1,10 +1,10 @@
-//! Signals, none of which is lost: not while one supervisor becomes the next either.
+//! Receives signals without losing any, even while one supervisor becomes the next.
 //!
-//! They are blocked in every thread, and those that wait are read from a descriptor (signalfd). A signal that comes when
-//! nothing reads any more waits in the kernel, over the execution of another program too, for the next reader. Handlers,
-//! which signal-hook installs for the broker and for the other commands, cannot do this: what a handler has taken is in this
-//! program's memory, which the execution of the next supervisor ends. SIGCHLD has a handler, because the next
-//! supervisor looks at every child anyway.
+//! The signals are blocked in every thread, and pending signals are read from a descriptor (signalfd). An unread signal
+//! stays pending in the kernel for the next reader, even across the execution of another program. The handlers of
+//! signal-hook, which the broker and the other commands use, cannot do this, because they note the signal in memory,
+//! which is lost when the next supervisor is executed. SIGCHLD has a handler, because the next supervisor looks at
+//! every child anyway.
 
 use crate::sys;
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 
-/// After an error of the descriptor, so that trying again does not become a busy loop.
+/// Pause after an error of the descriptor; otherwise the retry would become a busy loop.
 const PAUSE: Duration = Duration::from_secs(1);
 
 fn held_back() -> SigSet {
@@ -32,33 +32,31 @@ fn held_back() -> SigSet {
     all.into_iter().collect()
 }
 
-/// Blocks what [`Signals`] reads, in this thread and in all it will start: to be called while there is no other.
-///
-/// # Errors
-/// When the kernel refuses.
+/// Blocks the signals that [`Signals`] reads, in this thread and in all threads it starts. Must be called before a
+/// second thread starts.
 pub(super) fn hold_back() -> io::Result<()> {
     Ok(held_back().thread_block()?)
 }
 
-/// What a signal asks for.
+/// Request that a signal stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// To end; `true`: for the first time.
+    /// End the process; `true` for the first such signal.
     End(Signal, bool),
-    /// To read every file again.
+    /// Read every file again.
     HangUp,
-    /// To become the program on disk.
+    /// Execute the program on disk.
     Succeed,
-    /// To see which child has ended.
+    /// Look for children that have ended.
     Child,
 }
 
-/// The first signal that is to end this process, from the moment it is read.
+/// The first stop signal, noted at the moment it is read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ending(Arc<AtomicI32>);
 
 impl Ending {
-    /// Whether it is the first.
+    /// Notes a stop signal; returns true when it is the first.
     fn note(&self, signal: Signal) -> bool {
         let first = self
             .0
@@ -66,26 +64,27 @@ impl Ending {
         first.is_ok()
     }
 
-    /// Sends what was noted again: it waits for whoever reads next, in this program or in another one that is executed.
+    /// Sends the noted signal again, so that it is pending for the next reader in this program or in an executed
+    /// program.
     pub(super) fn pass_on(&self) {
         if let Ok(signal) = Signal::try_from(self.0.swap(0, Ordering::Relaxed)) {
-            // To this thread, which is the one that executes. It fails for a bad argument only.
+            // The signal goes to this thread, which also executes the next program. It fails only for a bad argument.
             let _ = raise(signal);
         }
     }
 }
 
-/// Every signal the daemon heeds.
+/// Receiver of every signal that the daemon heeds.
 #[derive(Debug)]
 pub(super) struct Signals {
     waiting: AsyncFd<SignalFd>,
     child: ChildEnded,
 }
 
-/// SIGCHLD. Its handler goes with it.
+/// Receiver of SIGCHLD; dropping it removes the handler.
 #[derive(Debug)]
 struct ChildEnded {
-    /// Has a byte, or several, after each.
+    /// Stream that receives a byte for every signal.
     arrived: UnixStream,
     handler: SigId,
 }
@@ -100,10 +99,10 @@ impl ChildEnded {
         })
     }
 
-    /// Waits for the next, or for several that came since. Cancel-safe: bytes are taken only when this returns.
+    /// Waits for the next signal, or for several at once. Cancel-safe: bytes are taken only when this returns.
     async fn next(&mut self) {
         let mut bytes = [0; 64];
-        // The handler holds the other end, so that neither end nor error comes.
+        // The handler holds the other end, so the read never ends or fails.
         if !matches!(self.arrived.read(&mut bytes).await, Ok(1..)) {
             std::future::pending::<()>().await;
         }
@@ -117,22 +116,19 @@ impl Drop for ChildEnded {
 }
 
 impl Signals {
-    /// Takes them over; they have been [held back](hold_back).
-    ///
-    /// # Errors
-    /// When the kernel refuses.
+    /// Takes over the signals, which must have been [held back](hold_back).
     pub(super) fn new() -> io::Result<Self> {
         let signals = Self {
             waiting: sys::readable_signals(&held_back())?,
             child: ChildEnded::new()?,
         };
-        // Blocked while this program was executed, so that none was missed.
+        // SIGCHLD stays blocked while this program is executed, so that none is lost.
         SigSet::from(Signal::SIGCHLD).thread_unblock()?;
         Ok(signals)
     }
 
-    /// The next one; what is to end this process is noted in `ending` in the moment it is read. Cancel-safe: a signal that
-    /// is not returned has not been read.
+    /// Returns the next request; a stop signal is noted in `ending` at the moment it is read. Cancel-safe: a signal
+    /// that is not returned has not been read.
     pub(super) async fn next(&mut self, ending: &Ending) -> Heard {
         loop {
             tokio::select! {
@@ -168,7 +164,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// In a thread of its own, and sent to that: other tests of this process do not block them.
+    /// Runs in a thread of its own and signals only that thread, because other tests do not block these signals.
     #[tokio::test]
     async fn a_signal_waits_for_its_reader_and_one_that_was_read_can_be_passed_on() {
         hold_back().unwrap();
@@ -184,7 +180,7 @@ mod tests {
         let second = signals.next(&ending).await;
         assert_eq!(second, Heard::End(Signal::SIGINT, false));
 
-        // Nobody reads, and then somebody else does.
+        // No reader exists now, and then a new reader comes.
         drop(signals);
         ending.pass_on();
         let mut signals = Signals::new().unwrap();

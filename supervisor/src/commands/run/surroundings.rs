@@ -1,9 +1,9 @@
-//! Looks after the runtime folder: programs that clean up, and people, remove what is below `/run`.
+//! Watches the runtime folder, because cleanup programs and people remove files below `/run`.
 //!
-//! Without the folder no command reaches the supervisor, and no broker can be started or probed. What has gone is made
-//! again; then the supervisor's program takes this process over once more, which replaces each broker whose private socket
-//! went with the folder by overlap. Below the unit the supervisor may not make anything in `/run`: there systemd makes the folder
-//! (`RuntimeDirectory=`) when it starts the next supervisor, which takes every broker over.
+//! Without the folder no command reaches the supervisor, and no broker can be started or probed. The supervisor creates
+//! the folder again and executes its own program anew, which replaces by overlap each broker whose private socket was
+//! removed. Under the unit the supervisor may not create folders in `/run`: there systemd creates the folder
+//! (`RuntimeDirectory=`) when it starts the next supervisor, which takes over every broker.
 
 use super::folders::Taken;
 use crate::config::Supervisor;
@@ -15,22 +15,21 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-/// How often the folder is looked at: as often as the control socket is.
+/// Interval between two checks of the folder, the same as for the control socket.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// The runtime folder, while it is looked after.
 pub(super) struct Surroundings {
     pub(super) config: Arc<Supervisor>,
     /// The supervisor's own file, which a successor needs too.
     pub(super) file: PathBuf,
     pub(super) taken: Arc<Mutex<Taken>>,
-    /// What is wrong, for `status`.
+    /// Problem for `status` to show.
     pub(super) remark: watch::Sender<Option<String>>,
     pub(super) quit: mpsc::Sender<Quit>,
 }
 
 impl Surroundings {
-    /// Looks again and again, and makes again what has gone.
+    /// Checks the folder periodically, and restores it when parts are missing.
     pub(super) async fn look_after(self) {
         let mut due = tokio::time::interval(LOOK);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,8 +59,8 @@ impl Surroundings {
                     "{folder} had been removed, and is there again: brokers whose private sockets went with it are replaced"
                 );
                 self.remark.send_replace(None);
-                // Locks and sockets of brokers, and an embedded server's, went too. A supervisor that starts misses them, and
-                // replaces what it has taken over.
+                // The brokers' locks and sockets, and those of an embedded server, are gone too. A new supervisor finds
+                // them missing and replaces the instances that it took over.
                 let word = Successor::find(&self.file).map_or_else(Quit::Refuse, Quit::Succeed);
                 let _ = self.quit.send(word).await;
             }
@@ -85,7 +84,7 @@ impl Surroundings {
     }
 }
 
-/// Whether our unit has the folder made at each start.
+/// Returns true when systemd creates the folder at each start of the unit.
 fn is_made_by_systemd(folder: &Path) -> bool {
     let made = std::env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
     let mut made = made.to_str().unwrap_or_default().split(':');

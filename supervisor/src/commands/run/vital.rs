@@ -1,8 +1,8 @@
-//! What the supervisor cannot be without: the fleet, its files, signals, the service manager.
+//! Ends the process on a panic in a task that the supervisor needs: the fleet, its files, signals, the service manager.
 //!
-//! A panic in one tenant's task is that tenant's failure. A panic in one of these is the supervisor's, and it must not
-//! unwind: on its way out it would close and remove sockets that brokers go on serving. The process ends where it stands, as
-//! a kill would end it; its brokers live, and the next supervisor takes them over.
+//! A panic in one tenant's task is a failure of that tenant only. A panic in a vital task must not unwind, because
+//! unwinding would close and remove sockets that brokers still use. The process exits at once, as after a kill; its
+//! brokers run on, and the next supervisor takes them over.
 
 use crate::logs::Hub;
 use std::cell::Cell;
@@ -10,15 +10,15 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-/// What Rust's own runtime exits with after a panic.
+/// Exit status of Rust's own runtime after a panic.
 const EXIT_PANIC: i32 = 101;
 
 thread_local! {
-    /// Whether this thread is in the middle of one of them.
+    /// True while this thread polls a vital task.
     static IN_VITAL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `future` as something the process does not outlive. Cancel-safe as it is itself.
+/// Runs `future` as a vital task: a panic in it ends the process. Cancel-safe if `future` is.
 pub(super) async fn vital<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     std::future::poll_fn(|context| {
@@ -30,8 +30,8 @@ pub(super) async fn vital<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// From now on panics are logged, and one in something vital ends the process once the log has been written, for which the
-/// sink gets `patience`.
+/// Logs every panic from now on. A panic in a vital task ends the process once the log is written, at the latest after
+/// `patience`.
 pub(super) fn end_with_them(hub: Hub, patience: Duration) {
     std::panic::set_hook(Box::new(move |panic| {
         tracing::error!("{panic}");
@@ -53,10 +53,10 @@ mod tests {
     use std::process::{Command, Output as Ran};
     use tracing_subscriber::layer::SubscriberExt;
 
-    /// Set in the process that is to fail: the file that is removed if anything is cleaned up on the way out.
+    /// Environment variable of the failing process: the path of a file that is removed if the stack unwinds.
     const SOCKET: &str = "BROKKR_TESTS_VITAL";
 
-    /// What a supervisor would take away if its stack unwound.
+    /// Socket file that a supervisor would remove if its stack unwound.
     struct Socket(PathBuf);
 
     impl Drop for Socket {
@@ -89,7 +89,7 @@ mod tests {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                // Not vital: it is this task's own failure.
+                // This task is not vital, so its panic ends only the task.
                 let task = tokio::spawn(async { panic!("a tenant's") });
                 assert!(task.await.unwrap_err().is_panic());
                 let _socket = Socket(socket.into());
@@ -123,7 +123,7 @@ mod tests {
             let nested = vital(async { IN_VITAL.get() }).await;
             before && nested && IN_VITAL.get()
         });
-        // Another task that has its turn between two polls of it.
+        // Another task runs between two polls of the vital task.
         let beside = async {
             tokio::task::yield_now().await;
             IN_VITAL.get()

@@ -335,12 +335,12 @@ fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
     let scanned = folder.scanner.scan(folder.now, Look::default(), &busy);
     assert!(scanned.desired.tenants[&name].is_ok());
     assert!(folder.after(NOW).desired.tenants[&name].is_err());
-    // A second name of the same file may be written to where no folder is watched.
+    // A second name lets the file change in a folder that is not watched.
     std::fs::hard_link(&target, root.join("other")).unwrap();
     assert!(folder.after(NOW).referred.aliased.contains(&target));
 }
 
-/// Looks until nothing is to be looked at again, each time when it is due, and counts how often the program was a new one.
+/// Scans at each due time until no scan is due, and returns the number of new programs.
 fn programs(folder: &mut Folder) -> usize {
     let mut seen = folder.look(Look::default());
     let mut count = 0;
@@ -376,7 +376,7 @@ fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_i
     std::fs::set_permissions(&broker, std::fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(programs(&mut folder), 0);
 
-    // As dpkg does it: the new one beside it, a link to the old one, the rename, the link away. Looked at after each step.
+    // The steps of dpkg, with a scan after each: write the new file, link the old file, rename, remove the link.
     std::fs::write(&new, "again").unwrap();
     folder.after(Duration::from_millis(50));
     std::fs::hard_link(&broker, &backup).unwrap();
@@ -390,7 +390,7 @@ fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_i
     );
     assert_eq!(programs(&mut folder), 1);
 
-    // In place, in two writes with less than a second between them; and only another time.
+    // Two writes in place with less than a second between them; then a change of the time alone.
     std::fs::write(&broker, "half").unwrap();
     assert!(folder.after(Duration::from_millis(900)).again_at.is_some());
     std::fs::write(&broker, "half and half").unwrap();
@@ -403,7 +403,7 @@ fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_i
         .unwrap();
     assert_eq!(programs(&mut folder), 1);
 
-    // Away for a while and back as it was is nothing new; a reload does not wait for quiet.
+    // A program that returns unchanged is not new; a reload does not wait for quiet.
     std::fs::rename(&broker, &new).unwrap();
     folder.after(Duration::from_secs(5));
     std::fs::rename(&new, &broker).unwrap();

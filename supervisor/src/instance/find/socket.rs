@@ -1,4 +1,4 @@
-//! The socket an instance that was found accepts on: among what was inherited, by its address, or out of the process.
+//! Takes back the listening socket of an instance: from the inherited descriptors, or else out of the process.
 
 use super::super::take_back;
 use super::{FoundListener, Search};
@@ -8,7 +8,7 @@ use brokkr_tenant::TenantName;
 use std::os::fd::{AsFd, OwnedFd};
 
 impl Search {
-    /// Sees to it that the socket an instance accepts on is ours too.
+    /// Makes sure that this supervisor holds the instance's listening socket. Returns false when it cannot.
     pub(super) fn has_listener(
         &mut self,
         tenant: &TenantName,
@@ -29,7 +29,7 @@ impl Search {
         {
             return true;
         }
-        // Left to us without a word about whose it is: the address tells.
+        // No index says which tenant an inherited socket belongs to, but its address does.
         let left = self
             .descriptors
             .iter()

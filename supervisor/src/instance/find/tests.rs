@@ -1,4 +1,4 @@
-//! Instances that run, and less and less that says so.
+//! Finds running instances from fewer and fewer sources.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;
@@ -70,7 +70,7 @@ impl Broker {
         }
     }
 
-    /// Its three descriptors, the socket's and the others' under these ids.
+    /// Returns its three descriptors: the socket under the id `listener`, the others under `short`.
     fn descriptors(&self, listener: u32, short: u32) -> BTreeMap<Name, OwnedFd> {
         [
             (Name::new(listener, Kind::Listener), self.socket.as_fd()),
@@ -208,7 +208,7 @@ fn with_nothing_left_but_the_process_its_socket_and_its_log_come_from_there() {
 #[test]
 fn an_id_that_is_another_instances_by_now_is_not_believed() {
     let (broker, other) = (Broker::start(3), Broker::start(4));
-    // The index is older than the store: 17 was ours, and is the other one's now.
+    // The index is older than the store: id 17 has passed to the other instance.
     let index = index(16, broker.record(17), &broker.what.listen);
     let mut descriptors = other.descriptors(20, 17);
     descriptors.extend(

@@ -1,4 +1,4 @@
-//! Lives taken over from an earlier supervisor.
+//! Tests of lifecycles taken over from an earlier supervisor.
 
 use super::*;
 
@@ -110,7 +110,7 @@ fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
     assert_eq!(host.killed, [id]);
     host.exit(id);
     assert_eq!(host.spawned.len(), 1);
-    // One that has said that it starts has the time a start has.
+    // An instance that reports starting has the time of a start.
     let mut host = adopting(vec![found(7, Stage::Unsure)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Ok(())))
@@ -133,7 +133,7 @@ fn one_that_never_answers_is_ended_when_a_start_would_be() {
 fn nobody_stands_in_for_one_that_may_serve_until_two_seconds_after_it_failed_to_answer() {
     let mut host = adopting(vec![found(7, Stage::Unsure)]);
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
-    // On a busy host an answer takes its time, and it serves meanwhile.
+    // On a busy host an answer takes time, and the instance serves meanwhile.
     host.after(Duration::from_secs(10));
     assert!(!host.stand_in);
     host.on(Event::Unanswered(InstanceId(7)));
@@ -230,7 +230,7 @@ fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_want
     );
     host.on(wanted(spec(1)));
     assert_eq!(host.spawned.len(), 1);
-    // And of a tenant whose file has gone it is closed.
+    // If the tenant file is removed, the address is closed.
     let mut host = Host::new();
     host.on(Event::Adopted(left));
     let actions = host.life.on(host.now, wanted(Want::Gone));
@@ -239,7 +239,7 @@ fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_want
 
 #[test]
 fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
-    // Whatever was passed on: it says itself that it was given two of ten, and nobody is there to share with.
+    // The instance reports that it was given two of ten connections; no other instance shares the pool.
     let mut host = adopting(vec![found(7, Stage::Unsure)]);
     let id = InstanceId(7);
     host.spawned.push(id);
@@ -259,7 +259,7 @@ fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
     assert!(pending.contains("held at 2 of its 10"), "{pending}");
     host.left_over(3);
     assert_eq!(host.connections, [(id, 9)]);
-    // It has nearly all it may have, and a replacement would take two more.
+    // It holds nearly all it may, and a replacement would take two more.
     host.on(Event::Restart);
     let pending = host.life.view().pending.unwrap();
     assert!(pending.contains("what the last one left"), "{pending}");
@@ -312,7 +312,7 @@ fn what_is_not_left_over_is_not_waited_for_without_end() {
 
 #[test]
 fn kills_in_a_row_do_not_add_up() {
-    // Pools of two have no room for what two generations have left.
+    // A pool of two has no room for leftovers of two instances.
     for pool in [2, 3, 10] {
         let mut host = Host::new();
         let revision = Revision(1);
@@ -326,7 +326,7 @@ fn kills_in_a_row_do_not_add_up() {
             let before = host.spawned.len();
             host.on(Event::Ready(id)).exit(id);
             left += connections;
-            // The pause after a failure is over, and nobody has counted yet.
+            // The pause after a failure is over, and leftovers are not counted yet.
             host.after(Duration::from_secs(31));
             let room = left <= pool;
             assert_eq!(host.spawned.len() > before, room, "{left} of {pool}");

@@ -1,8 +1,8 @@
-//! A tenant moves to another server, and a killed instance has left connections on the old one.
+//! Tests of a tenant that moves to another server while a killed instance has leftovers on the old one.
 
 use super::*;
 
-/// What the life asks to be counted now, if anything.
+/// Returns the count of leftovers that the lifecycle asks for, if any.
 fn asked(host: &mut Host, event: Event) -> Option<(Time, Vec<Revision>)> {
     let now = host.now;
     let actions = host.life.on(now, event);
@@ -12,7 +12,7 @@ fn asked(host: &mut Host, event: Event) -> Option<(Time, Vec<Revision>)> {
     })
 }
 
-/// One was killed, another of the same configuration is ready with two connections, and now the file names another server.
+/// Returns a host with a killed instance, a ready one with two connections, and a file that names another server.
 fn moving() -> (Host, InstanceId) {
     let (mut host, killed) = Host::up(1);
     host.on(Event::Exited {

@@ -1,4 +1,4 @@
-//! What somebody orders is tried at once.
+//! Tests that an operator's order is tried at once.
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn the_old_address_is_given_up_at_once_only_where_nothing_runs_on_it() {
     let mut life = Lifecycle::new(POLICY, 1, 7);
     let mut on = |event: Event| life.on(Duration::ZERO, event);
     let unlisten = |revision| Action::Unlisten(Some(Revision(revision)));
-    // Its server is away, so nothing runs; whoever has the new address may wait for the old one.
+    // The server is down, so nothing runs; the holder of the new address may wait for the old one.
     assert!(on(wanted(spec(1))).contains(&Action::Listen(Revision(1))));
     let _ = on(Event::Bound(Revision(1)));
     assert!(!on(wanted(spec(2))).contains(&unlisten(2)));

@@ -1,4 +1,4 @@
-//! Which slot a start takes, and how long it keeps it.
+//! Tests of the slot a start takes, and how long it keeps it.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn a_replacement_keeps_its_slot_until_both_are_within_the_pool() {
     host.on(Event::Restart);
     let new = *host.spawned.last().unwrap();
     assert_eq!(host.slot, Some(SlotKind::Replacement));
-    // Ready with two connections beside one that may have all ten open: twelve, and the server has given two of them.
+    // The new instance has two connections, and the old may have ten: twelve, two of them the replacement's room.
     host.on(Event::Ready(new));
     assert_eq!(host.terminated, [old]);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
@@ -34,7 +34,7 @@ fn a_crash_amid_an_overlap_is_made_good_at_once() {
     let third = *host.spawned.last().unwrap();
     host.on(Event::Ready(third)).exit(old);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
-    // What the crashed one left on the server has gone, too.
+    // The leftovers of the crashed instance have ended too.
     host.left_over(0);
     assert_eq!((host.slot, host.state()), (None, State::Ready));
 }
@@ -108,7 +108,7 @@ fn a_replacement_that_may_no_more_overlap_leaves_the_queue() {
     host.on(Event::Ready(id))
         .on(Event::Connections(old, 1))
         .exit(id);
-    // It has crashed while the old one drains; another asks for a slot that is not given at once.
+    // The new instance has crashed while the old one drains; the next asks for a slot and waits.
     let (since, count) = (host.now, 9);
     let asked = host.life.on(since, Event::LeftOver { since, count });
     let ask = Action::AskSlot(SlotKind::Replacement);
@@ -179,7 +179,7 @@ fn a_start_that_takes_long_goes_on_without_its_slot() {
     assert_eq!(host.life.next_deadline(), Some(deadline));
     host.on(Event::Ready(id));
     assert_eq!(host.state(), State::Ready);
-    // Once it has failed, the next try takes its turn like any other.
+    // After a failure the next try needs a slot again.
     host.exit(id);
     assert_eq!(host.slot, Some(SlotKind::Start));
 }

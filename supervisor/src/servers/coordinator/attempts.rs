@@ -1,42 +1,42 @@
-//! When each URL is looked at, and when an address is knocked at.
+//! Schedules the looks at each URL and the knocks at each address.
 //!
-//! Every URL has a schedule and a verdict of its own, for a login fails by its role, database, password, pooler or
-//! certificate. Only what a knock says, and what a server says to every login, is shared between the URLs of an address:
-//! its *door* is closed then, and opens at the first knock that is answered. Behind a door that has just opened one look
-//! goes ahead, in case the server still starts.
+//! Every URL has its own schedule and verdict, because a login fails by its role, database, password, pooler or
+//! certificate. Only the results of knocks, and answers that a server gives to every login, are shared between the URLs
+//! of an address: its *door* is closed then, and opens at the first knock that is answered. Behind a newly opened door
+//! a single look goes first, in case the server is still starting.
 //!
-//! Looks at one address take few connections: some at once, and each that takes long makes room for the next, so that a
-//! hundred logins that hang do not hold up the one that works. A look that met a limit of connections is made once more
-//! with no other beside it, because another of ours may have had the last one.
+//! Looks at one address take few connections: a few run at once, and each slow look makes room for the next, so that a
+//! hundred hanging logins do not delay a working login. A look that met a connection limit is repeated once with no
+//! other look beside it, because another look may have taken the last connection.
 
 use super::*;
 
-/// How long until what did not answer is tried again: jittered, so that what failed together does not come
-/// back together, and short, so that a server's return is seen well within a second. Twice as long each time.
+/// Range in ms of the first wait after a failure. Random, so that URLs which failed together do not retry together;
+/// short, so that a server's return is seen well within a second. The wait doubles each time.
 const RETRY: std::ops::Range<u64> = 250..500;
-/// The longest of these. A login that hangs may leave a connection behind each time.
+/// The longest wait. It is longer after a timeout, because a login that hangs may leave a connection behind each time.
 const RETRY_AT_MOST: Duration = Duration::from_secs(2);
 const RETRY_LATE_AT_MOST: Duration = Duration::from_secs(60);
-/// How long until what said no is tried again: only a person can change that.
+/// Time until a refused URL is tried again; only a change on the server can mend it.
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
-/// How long until a server that has become read-only is tried again: its return is to be seen within a second, and it
-/// answers, so every try costs it two logins.
+/// Range in ms of the wait for a server that has become read-only. Its return must be seen within a second, but every
+/// try costs it two logins.
 const RETRY_READ_ONLY: std::ops::Range<u64> = 500..1000;
 
-/// Looks at one address at once that have just begun, and all together.
+/// Largest numbers of looks at one address at once: of recently started looks, and of all looks.
 const FRESH: usize = 4;
 const MOST: usize = 32;
 /// A look that takes longer makes room for another.
 const SLOW: Duration = Duration::from_millis(250);
 
-/// What is due and under way for one URL.
+/// The planned and the running look at one URL.
 #[derive(Default)]
 pub(super) struct Attempt {
     due: Option<Instant>,
     running: Option<Running>,
-    /// Looks in a row that failed for a reason of the URL's own.
+    /// Number of consecutive looks that failed for a reason of the URL's own.
     failures: u32,
-    /// To be made with no other look beside it.
+    /// True when the next look must run with no other look beside it.
     alone: bool,
 }
 
@@ -68,7 +68,7 @@ impl Attempt {
     }
 }
 
-/// What is known of an address.
+/// State of an address.
 #[derive(Default)]
 pub(super) struct Door {
     state: DoorState,
@@ -77,16 +77,16 @@ pub(super) struct Door {
 
 #[derive(Default, PartialEq)]
 enum DoorState {
-    /// To be knocked at before anything is looked at.
+    /// The address must be knocked at before any look.
     #[default]
     Unknown,
     /// A knock was answered, and no login has been tried since.
     Ajar,
-    /// A login was tried, and the server did not turn every login away.
+    /// A login was tried, and the server did not refuse every login.
     Open,
-    /// It was open, and then something was silent: to be knocked at again.
+    /// The door was open, then a connection was silent: the address must be knocked at again.
     Doubted,
-    /// No server answers, or none takes a login; until then.
+    /// No server answers, or it refuses every login; the next knock is at this time.
     Closed(Instant),
 }
 
@@ -99,7 +99,7 @@ impl Door {
 }
 
 impl Coordinator {
-    /// Begins whatever is due and may begin.
+    /// Starts the looks and knocks that are due and permitted.
     pub(super) fn attempt(&mut self) {
         let now = Instant::now();
         let mut waiting: BTreeMap<Address, Vec<(Instant, DatabaseUrl)>> = BTreeMap::new();
@@ -130,7 +130,7 @@ impl Coordinator {
         }
     }
 
-    /// When something is due next that is not due yet.
+    /// Returns the next time at which a look or knock may become possible.
     pub(super) fn next_attempt(&self) -> Option<Instant> {
         let now = Instant::now();
         let dues = self.attempts.values().filter_map(|attempt| attempt.due);
@@ -166,7 +166,7 @@ impl Coordinator {
         fresh < most && all < MOST && !one_alone
     }
 
-    /// A server that turns every login away is quick about it: the look that went ahead hangs for a reason of its own.
+    /// Opens an ajar door when the first look is slow, because a server that refuses every login is quick.
     fn open_behind_slow_look(&mut self, address: &Address, now: Instant) {
         let slow = self.attempts.iter().any(|(url, attempt)| {
             let running = attempt.running.as_ref();
@@ -191,7 +191,7 @@ impl Coordinator {
         let (events, address) = (self.events.clone(), address.clone());
         let task = spawn_local(async move {
             let result = knock(&address.0, address.1, deadline).await;
-            // An error means that nobody listens any more.
+            // An error means that the coordinator has ended.
             let _ = events.send(Event::Knocked {
                 address,
                 number,
@@ -206,7 +206,7 @@ impl Coordinator {
             return;
         };
         if door.knocking.as_ref().is_none_or(|(n, _)| *n != number) {
-            return; // overtaken by another
+            return; // outdated result
         }
         door.knocking = None;
         match result {
@@ -216,7 +216,7 @@ impl Coordinator {
         }
     }
 
-    /// The address itself is at fault: every URL that names it hears the same.
+    /// Closes the door and records the failure for every URL of the address.
     fn close_door(&mut self, address: &Address, failure: &Failure) {
         let until = Instant::now() + Duration::from_millis(fastrand::u64(RETRY));
         self.doors.entry(address.clone()).or_default().state = DoorState::Closed(until);
@@ -246,7 +246,7 @@ impl Coordinator {
         };
         let task = spawn_local(async move {
             let result = look(&url, &name).await;
-            // An error means that nobody listens any more.
+            // An error means that the coordinator has ended.
             let _ = events.send(Event::Tried {
                 url,
                 number,
@@ -272,7 +272,7 @@ impl Coordinator {
             return;
         };
         if attempt.running.as_ref().is_none_or(|r| r.number != number) {
-            return; // overtaken by another
+            return; // outdated result
         }
         attempt.running = None;
         let failure = match result {
@@ -307,7 +307,7 @@ impl Coordinator {
         self.judged(&url);
     }
 
-    /// A login was answered at this address, however it ended, or hangs by itself.
+    /// Opens an ajar door, because a login was answered or hangs for a reason of its own.
     fn answered(&mut self, address: &Address) {
         if let Some(door) = self.doors.get_mut(address)
             && door.state == DoorState::Ajar
@@ -316,7 +316,7 @@ impl Coordinator {
         }
     }
 
-    /// Plans the next look at a URL that has failed by itself.
+    /// Plans the next look at a URL that has failed for a reason of its own.
     fn plan(&mut self, url: &DatabaseUrl, kind: Kind) {
         let ready = matches!(self.endpoints.get(url), Some(Endpoint::Ready(_)));
         let passing = self
@@ -338,7 +338,7 @@ impl Coordinator {
         attempt.due = (!ready).then(|| Instant::now() + wait);
     }
 
-    /// Plans a look at a URL whose server has just gone.
+    /// Plans a look at a URL whose server has just gone down.
     pub(super) fn plan_soon(&mut self, url: &DatabaseUrl) {
         let wait = Duration::from_millis(fastrand::u64(RETRY));
         if let Some(attempt) = self.attempts.get_mut(url) {
@@ -346,7 +346,7 @@ impl Coordinator {
         }
     }
 
-    /// Has a URL looked at now, behind a new knock, because the server it leads to may have gone.
+    /// Plans a look at a URL now, after a new knock, because its server may be down.
     pub(super) fn doubt(&mut self, url: &DatabaseUrl) {
         if let Some(attempt) = self.attempts.get_mut(url) {
             attempt.due = Some(Instant::now());
@@ -357,7 +357,7 @@ impl Coordinator {
         }
     }
 
-    /// Calls off what was only to be looked at because its server was in doubt.
+    /// Cancels a look that was planned only because the server was in doubt.
     pub(super) fn trust(&mut self, url: &DatabaseUrl) {
         if let Some(attempt) = self.attempts.get_mut(url)
             && !self.refreshes.iter().any(|(waits, _)| waits.contains(url))
@@ -366,7 +366,7 @@ impl Coordinator {
         }
     }
 
-    /// A reload need not wait for this URL any more.
+    /// Removes the URL from the reloads that wait for it.
     fn judged(&mut self, url: &DatabaseUrl) {
         for (waits, _) in &mut self.refreshes {
             waits.remove(url);

@@ -1,10 +1,10 @@
-//! Which server a URL leads to. One that may not read its server's identity goes by what others have told of it: the
-//! same start time, which tells servers to the microsecond, or where that may not be read either, the same address.
+//! Decides which server a URL leads to. A URL that may not read its server's identity is matched with other URLs by
+//! start time, which is unique to the microsecond, or by address when it may not read the start time either.
 
 use super::*;
 
 impl Coordinator {
-    /// The name of the server a URL was found to lead to. It keeps it over restarts.
+    /// Returns the name of the server that a URL leads to. A server keeps its name over restarts.
     pub(super) fn name(&self, url: &DatabaseUrl, identity: &Identity) -> ServerId {
         let marks = &identity.marks;
         let was = self
@@ -18,8 +18,8 @@ impl Coordinator {
         }
     }
 
-    /// Its identifier, and for a second server of the same identifier (a copied folder, a restored snapshot) its address
-    /// behind it.
+    /// Returns the identifier, with the address appended for a second server of it (a copied folder, a restored
+    /// snapshot).
     fn name_of_identified(
         &self,
         url: &DatabaseUrl,
@@ -40,7 +40,7 @@ impl Coordinator {
             watched.is_some_and(|w| w.marks.identifier.as_deref() == Some(identifier))
         });
         let mut names = was.into_iter().chain([&plain, &addressed]);
-        // A name is free when nobody has it, or its server is down: then this is it after a restart.
+        // A name is free when no server has it, or when its server is down: then this is that server after a restart.
         let free = names.find(|name| {
             self.servers.get(name).is_none_or(|watched| {
                 watched.marks.identifier.as_deref() == Some(identifier) && !watched.view.up
@@ -49,7 +49,7 @@ impl Coordinator {
         free.unwrap_or(&addressed).clone()
     }
 
-    /// The server that others have found there, else the address.
+    /// Returns the server that other URLs found at the same place, or else the address.
     fn name_by_others(&self, was: Option<&ServerId>, identity: &Identity) -> ServerId {
         let marks = &identity.marks;
         let find = |is: &dyn Fn(&ServerId, &Watched) -> bool| {
@@ -59,7 +59,7 @@ impl Coordinator {
             first.or_else(|| found.next()).map(|(id, _)| id.clone())
         };
         find(&|_, watched| watched.marks.same_server(marks))
-            // It has been started again, and this is the first URL to get an answer.
+            // The server was restarted, and this is the first URL to get an answer.
             .or_else(|| find(&|id, watched| !watched.view.up && Some(id) == was))
             .or_else(|| {
                 find(&|_, watched| !watched.view.up && watched.marks.share_an_address(marks))
@@ -67,7 +67,7 @@ impl Coordinator {
             .unwrap_or_else(|| ServerId::new(&identity.address))
     }
 
-    /// Adds what a URL told of a server to what is known of it.
+    /// Adds the identity that a URL read to the server's known identity.
     pub(super) fn mark(&mut self, id: &ServerId, marks: &Marks) {
         let watched = self.servers.entry(id.clone()).or_insert_with(|| Watched {
             view: Server::unseen(Facts::default()),
@@ -88,12 +88,12 @@ impl Coordinator {
             known.identifier.clone_from(&marks.identifier);
         }
         if restarted && let Some((_, probe)) = watched.probe.take() {
-            // The same server after a restart: its kept connection belongs to the one before.
+            // The probe's connection belongs to the server before its restart.
             probe.abort();
         }
     }
 
-    /// Takes the addresses where one server was found from all others: an address leads to one at a time.
+    /// Removes the addresses of one server from all others, because an address leads to one server at a time.
     pub(super) fn keep_addresses(&mut self, id: &ServerId, marks: &Marks) {
         for (other, watched) in &mut self.servers {
             if other != id {
@@ -103,7 +103,7 @@ impl Coordinator {
         }
     }
 
-    /// Servers that had only an address for a name and turn out to be this one are it from now on, for every URL.
+    /// Merges servers that were named by address and turn out to be this server into it, for every URL.
     pub(super) fn merge_into(&mut self, id: &ServerId) {
         let Some(marks) = self.servers.get(id).map(|watched| watched.marks.clone()) else {
             return;
@@ -151,10 +151,10 @@ impl Coordinator {
         }
     }
 
-    /// Lets a URL that may not name its server be seen once no other is left that may name it: the budget would count
-    /// one server as two until then.
+    /// Publishes URLs that may not read their server's identity once no pending URL can read it; until then the budget
+    /// could count one server as two.
     pub(super) fn settle_names(&mut self) {
-        // The same server may be reached by another spelling of its host, hardly ever by another port.
+        // Another spelling of the host may lead to the same server, but another port hardly ever does.
         let unknown: BTreeSet<u16> = self
             .endpoints
             .iter()
@@ -166,7 +166,7 @@ impl Coordinator {
         }
     }
 
-    /// Names that servers would have by their address, or had, and what they are called now.
+    /// Maps the address names that servers have had, or would have, to their present names.
     pub(super) fn aliases(&self) -> BTreeMap<ServerId, ServerId> {
         let named = self.notes.iter().filter_map(|(url, notes)| {
             let place = self.endpoints.get(url)?.place()?;

@@ -1,4 +1,4 @@
-//! What an operator should know of one URL.
+//! Notes for the operator about one URL.
 
 use crate::budget::ServerId;
 
@@ -6,14 +6,14 @@ use crate::budget::ServerId;
 pub(super) struct Notes {
     pub(super) superuser: Option<String>,
     pub(super) pooler: bool,
-    /// The server's name for a URL that may not read its identity: the address as it resolves.
+    /// The server's name when this URL may not read its identity: the address as it resolves.
     pub(super) address: Option<ServerId>,
-    /// Another URL that may name its server has not been looked at yet: until then it is not published.
+    /// True while another URL on this port, not looked at yet, may identify the server. Delays the publication.
     pub(super) unsettled: bool,
 }
 
 impl Notes {
-    /// `known`: the server has been identified, through another URL if not through this one.
+    /// Returns the warnings. `known`: the server has been identified, through this URL or another.
     pub(super) fn warnings(&self, server: &ServerId, known: bool) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(role) = &self.superuser {

@@ -1,4 +1,4 @@
-//! What looks and probes report, entered into what is known: a URL's server found, missed, or lost.
+//! Records the results of looks and probes: a URL's server was found, not found, or lost.
 
 use super::*;
 
@@ -62,13 +62,13 @@ impl Coordinator {
         self.end_doubts(&id);
     }
 
-    /// Keeps a connection to a server that has none, and asks it from now on.
+    /// Starts the probe of a server over this connection.
     fn watch(&mut self, id: &ServerId, session: Session) {
         let number = self.number();
         let (events, soon, server) = (self.events.clone(), self.soon.clone(), id.clone());
         let task = spawn_local(async move {
             let failure = probe::watch(session, soon, |sample| {
-                // An error means that nobody listens any more, and this task is about to be dropped.
+                // An error means that the coordinator has ended, and this task will be dropped.
                 let _ = events.send(Event::Sampled {
                     server: server.clone(),
                     probe: number,
@@ -87,7 +87,7 @@ impl Coordinator {
         }
     }
 
-    /// A URL was not found to lead to a server for a tenant.
+    /// Records that a look at a URL found no usable server.
     pub(super) fn missed(&mut self, url: &DatabaseUrl, failure: &Failure) {
         let Some(before) = self.endpoints.get(url) else {
             return;
@@ -97,18 +97,18 @@ impl Coordinator {
             && failure.passes()
         {
             if self.doubted_server(before).is_none() {
-                // The server's own probe is still answered: it is full, or this login was unlucky. The probe
-                // says when it is down.
+                // The server's own probe is still answered, so the server is full or only this login failed. The probe
+                // detects when the server is down.
                 return;
             }
             if failure.kind != Kind::Address {
-                // Another URL may get an answer from it yet.
+                // Another URL may still get an answer from this server.
                 self.doubts.insert(url.clone(), failure.clone());
                 return;
             }
         }
         self.doubts.remove(url);
-        // What the server's own probe has heard last may be of an hour ago.
+        // The failure that ended the server's probe may be an hour old.
         let server = last
             .as_ref()
             .and_then(|place| self.servers.get_mut(&place.server));
@@ -136,9 +136,9 @@ impl Coordinator {
         self.endpoints.insert(url.clone(), endpoint);
     }
 
-    /// The connection a server was asked over has ended or is silent. It was one role's to one database, so that alone does
-    /// not say that the server has gone: every URL that leads there is looked at, and the first that is answered has the
-    /// next probe.
+    /// Handles the end or the silence of a probe's connection. The connection belonged to one role and one database, so
+    /// its end alone does not mean that the server is down: every URL of the server is looked at, and the first that is
+    /// answered gets the next probe.
     pub(super) fn lost(&mut self, server: &ServerId, probe: u64, failure: &Failure) {
         let Some(watched) = self.of_probe(server, probe) else {
             return;
@@ -153,7 +153,7 @@ impl Coordinator {
         }
     }
 
-    /// The server this leads to, where it is still taken to be up and its probe was lost.
+    /// Returns the endpoint's server when that counts as up and has lost its probe.
     pub(super) fn doubted_server<'e>(&self, endpoint: &'e Endpoint) -> Option<&'e ServerId> {
         let Endpoint::Ready(Place { server, .. }) = endpoint else {
             return None;
@@ -162,7 +162,7 @@ impl Coordinator {
         watched.probe.is_none().then_some(server)
     }
 
-    /// The server answers: what single URLs were told meanwhile was about themselves.
+    /// Ends the doubts about a server that has answered; failures of its URLs meanwhile concerned those URLs only.
     fn end_doubts(&mut self, id: &ServerId) {
         let here = self.endpoints.iter().filter(
             |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *id),
@@ -173,7 +173,7 @@ impl Coordinator {
         }
     }
 
-    /// Takes a server to be down once every URL that leads there was looked at and none was answered.
+    /// Marks a server as down once every URL of it was looked at and none was answered.
     pub(super) fn settle_doubts(&mut self) {
         let mut undecided = BTreeSet::new();
         for (url, endpoint) in &self.endpoints {

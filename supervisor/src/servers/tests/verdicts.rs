@@ -1,8 +1,8 @@
-//! What one URL is told is not what another is told.
+//! A failure of one URL is not a failure of another.
 
 use super::*;
 
-/// Roles and databases of these names, each role the owner of its database.
+/// Creates roles and databases of these names; each role owns its database.
 fn tenants(server: &PgServer, names: &[&str]) -> Vec<String> {
     for name in names {
         server.role(name, "");
@@ -15,7 +15,7 @@ fn probers_of(urls: &[String]) -> Servers {
     probers(&urls.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Waits for what nobody is woken for: a new count.
+/// Polls for a change that wakes no reader, such as a new count.
 fn poll(servers: &Servers, what: &str, is: impl Fn(&ServersView) -> bool) -> Arc<ServersView> {
     let view = servers.view();
     brokkr_tests::wait::until(Duration::from_secs(20), what, || {
@@ -30,7 +30,7 @@ fn all_judged(view: &ServersView, urls: &[String]) -> bool {
 
 #[test]
 fn a_limit_of_one_role_or_database_is_nobody_elses_and_needs_no_language() {
-    // The text would be another one; the function of the server that says it is not.
+    // A message in another language would have other words but the same function name.
     let server = PgServer::start();
     let urls = tenants(&server, &["a", "b", "c", "d"]);
     server.sql("ALTER ROLE b CONNECTION LIMIT 2; ALTER DATABASE c CONNECTION LIMIT 2");
@@ -57,7 +57,7 @@ fn a_limit_of_one_role_or_database_is_nobody_elses_and_needs_no_language() {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
-/// Each kind of trouble a role, a database or a URL may have alone.
+/// Every kind of failure that a single role, database or URL may have.
 #[test]
 fn every_kind_of_trouble_stays_with_its_url() {
     let hba = "local all postgres trust\nhost all nobody 127.0.0.1/32 reject\n\
@@ -84,7 +84,7 @@ fn every_kind_of_trouble_stays_with_its_url() {
          ALTER ROLE path SET search_path = path, pg_catalog; \
          ALTER DATABASE closed ALLOW_CONNECTIONS false",
     );
-    // A role that makes functions of its own stand before the server's.
+    // A role whose own functions stand before the server's in its `search_path`.
     server
         .client_as("path", "postgres")
         .batch_execute(
@@ -121,7 +121,7 @@ fn every_kind_of_trouble_stays_with_its_url() {
     assert_eq!(view.servers.len(), 1);
     let (id, seen) = view.servers.iter().next().unwrap();
     assert_eq!(seen.facts.max_connections, 100, "{seen:#?}");
-    // Whichever of them the probe works for, it stays.
+    // The server stays up, for any URL that the probe may use.
     let since = seen.since;
     let id = id.clone();
     let until = Instant::now() + Duration::from_secs(2);
@@ -145,7 +145,7 @@ fn a_lost_probe_is_another_urls_to_replace_and_no_server_that_has_gone() {
     let (id, seen) = view.servers.iter().next().unwrap();
     let own = seen.facts.own.clone().unwrap();
     let since = seen.since;
-    // Its database goes, and its sessions with it: the probe is one of them.
+    // Dropping the database ends its sessions, the probe's among them.
     let mut watching = servers.view();
     let down = std::thread::spawn({
         let id = id.clone();
@@ -182,7 +182,7 @@ fn a_lost_probe_is_another_urls_to_replace_and_no_server_that_has_gone() {
     assert!(!down.join().unwrap(), "the server was taken to be down");
 }
 
-/// A server that answers knocks, and lets logins of some roles hang: through it the rest is passed on.
+/// A proxy answers knocks and passes logins on, but lets logins of some roles hang.
 #[test]
 fn a_hundred_logins_that_hang_do_not_hold_up_the_one_that_works() {
     let server = PgServer::start();
@@ -195,7 +195,7 @@ fn a_hundred_logins_that_hang_do_not_hold_up_the_one_that_works() {
         }
     });
     let at = |user: &str| format!("postgres://{user}@127.0.0.1:{port}/brokkr");
-    // Last in every order of names.
+    // This name sorts after all others.
     let good = at("zgood");
     server.role("zgood", "");
     let mut urls: Vec<String> = (0..100).map(|n| at(&format!("hang{n:03}"))).collect();
@@ -221,7 +221,7 @@ fn pass_on_or_hang(mut client: std::net::TcpStream, to: u16) {
         let mut rest = vec![0; length - 8];
         client.read_exact(&mut rest).unwrap();
         if rest.windows(4).any(|word| word == b"hang") {
-            // Until its client gives up.
+            // Waits until the client gives up.
             let _ = client.read(&mut [0]);
             return;
         }
@@ -249,7 +249,7 @@ fn a_full_server_says_so_to_everybody_and_all_are_back_when_it_is_not() {
     for url in &urls {
         assert!(problem(&view, url).contains("53300"), "{view:#?}");
     }
-    // Not even a superuser's place is left: that is the address's own.
+    // Takes the superuser's connections too; then the failure concerns the whole address.
     while let Ok(one) = server.try_client("postgres", "postgres") {
         all.push(one);
     }
@@ -282,7 +282,7 @@ fn an_address_that_one_url_has_identified_is_that_server_for_every_url() {
             let endpoint = view.endpoint(&url_of(&urls[n]));
             endpoint.place().unwrap().server.clone()
         };
-        // Together, and the other one after the one that may not tell.
+        // First both URLs at once; below the identifying URL comes later.
         let servers = probers_of(&urls);
         let (view, _) = wait(&servers, "ready", |view| {
             urls.iter().all(|url| ready(view, url))
@@ -300,7 +300,7 @@ fn an_address_that_one_url_has_identified_is_that_server_for_every_url() {
         });
         assert_eq!(view.servers.len(), 1, "{view:#?}");
         assert_eq!(view.aliases[&address], place(&view, 1));
-        // After a restart the one that may not tell may be the first to get an answer.
+        // After a restart the URL that may not read the identity may be the first to get an answer.
         let before = place(&view, 1);
         let restarted = Instant::now();
         server.restart();

@@ -1,13 +1,13 @@
-//! What the fleet does between two events: everybody judged together, slots given, the gone forgotten.
+//! Work of the fleet between two events: judge all tenants, grant slots, forget removed tenants.
 
 use super::*;
 use crate::lifecycle::Hang;
 
-/// What it was admitted with is on another server than its file's, and is not known any more.
+/// Reason for refusing a tenant whose admitted configuration is on another server and is lost.
 pub(super) const ELSEWHERE: &str = "over budget, and admitted elsewhere";
 
 impl World {
-    /// Judges everybody and tells each life what changed, as the fleet does.
+    /// Judges all tenants and tells each lifecycle its changes, as the fleet does.
     pub(super) fn judge(&mut self) {
         self.forget_the_gone();
         let facts: BTreeMap<ServerId, Facts> = self
@@ -77,7 +77,7 @@ impl World {
                 if server.seen && own.server.as_ref().is_some_and(|id| *id != server.id) {
                     return refused(ELSEWHERE.into());
                 }
-                // Admitted before this supervisor began, with less than the file asks for now.
+                // The tenant was admitted under an earlier supervisor, with a smaller pool than its file asks for now.
                 let cut = File {
                     pool: own.pool,
                     ..file
@@ -252,7 +252,7 @@ impl World {
         })
     }
 
-    /// Where a tenant of this server connects, once that is known.
+    /// Returns the place where tenants of this server connect, once the server is identified.
     fn place(&self, server: usize) -> Option<Place> {
         let server = &self.servers[server];
         server.seen.then(|| Place {

@@ -1,15 +1,14 @@
-//! What must be when the faults have ended: everybody where they should be, and able to be replaced.
+//! Checks after the faults have ended: every tenant is in its wanted state, and can be replaced.
 
 use super::*;
 
-/// Long enough for the longest pause, a configuration error's, and all starts after it.
+/// Long enough for the longest pause, after a configuration error, and for all starts after it.
 const REST: Duration = Duration::from_secs(900);
-/// Long enough for everybody of a full server to be replaced one after the other.
+/// Long enough to replace all tenants of a full server one after the other.
 const RESTARTED: Duration = Duration::from_secs(7200);
 
 impl World {
-    /// Ends all faults, waits, and looks whether everybody is where they should be; then everybody is restarted, and it
-    /// looks again.
+    /// Ends all faults, waits, and checks every tenant; then restarts every tenant and checks again.
     pub(crate) fn rest(&mut self) {
         self.heal();
         self.run(REST);
@@ -23,7 +22,7 @@ impl World {
         while self.now < bound && (0..self.tenants.len()).any(|n| self.is_old(n)) {
             self.run(REST / 60);
         }
-        // The last ones become ready.
+        // Let the last instances become ready.
         self.run(REST / 10);
         for n in 0..self.tenants.len() {
             self.check_at_rest(n);
@@ -75,7 +74,7 @@ impl World {
                     "it is to be stopped",
                 );
             }
-            // A broken file stops nobody who ran before.
+            // A broken file does not stop a running tenant.
             Some(Err(())) => {}
             None => self.rule(false, n, "its file has gone, and it lives"),
         }

@@ -1,11 +1,11 @@
-//! The supervisor dies, and the next one takes over what it finds, as the fleet does.
+//! The supervisor dies, and the next one takes over, as the fleet does.
 
 use super::*;
 use crate::lifecycle::{Adopted, Inheritance, Stage};
 
 impl World {
-    /// Everything that was only in the old one's memory is gone: pauses, queues, judgements, who was stood in for. What the
-    /// host and the disk keep is there: processes, sockets, the admitted and the stopped, numbers.
+    /// Loses the old supervisor's memory: pauses, queues, judgements, stand-ins. Keeps the state of host and disk:
+    /// processes, sockets, the admitted and stopped lists, instance numbers.
     pub(crate) fn succeed(&mut self) {
         for server in &mut self.servers {
             server.slots = Slots::default();
@@ -25,7 +25,7 @@ impl World {
         self.judge_soon();
     }
 
-    /// A server is asked which one it is.
+    /// Identifies a server, or tries again later while the server is down.
     pub(super) fn see(&mut self, s: usize) {
         let server = &mut self.servers[s];
         server.seen = server.up;
@@ -43,7 +43,7 @@ impl World {
             tenant.first_free = old.next_id().0;
         }
         tenant.told = None;
-        // What only ran, and just then did not, nobody remembers.
+        // A configuration that differs from the file's is lost unless a process runs it.
         let meant = tenant.accepted.as_ref().map(|(_, file)| file);
         let same = matches!(&tenant.file, Some(Ok(file)) if Some(file) == meant);
         tenant.forgotten = tenant.processes.is_empty() && !same;
@@ -54,7 +54,7 @@ impl World {
             tenant.accepted = None;
             return;
         }
-        // Passed on it is what it was told; of one found by its lock nobody knows it, and it may be the whole pool.
+        // A process passed on comes with its allowance. If found by its lock, assume the pool.
         let passed_on = self.rng.bool();
         let adopted = tenant.processes.iter().map(|(id, process)| Adopted {
             id: *id,
@@ -99,7 +99,7 @@ impl World {
         });
     }
 
-    /// Each process says how far it is; one that is hung does not.
+    /// Asks each process for its stage; a hung process does not answer.
     fn ask_everybody(&mut self, n: usize) {
         let processes = self.tenants[n].processes.clone();
         for (id, process) in processes {
@@ -128,7 +128,7 @@ impl World {
 }
 
 impl Tenant {
-    /// The configuration of the youngest process whose address is open; somebody's of old if none is.
+    /// Returns the configuration of the youngest process whose address is open, or revision 0 if only others are open.
     fn open(&self) -> Option<Revision> {
         let mut processes = self.processes.values().rev();
         let open = processes.find(|p| {

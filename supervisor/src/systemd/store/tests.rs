@@ -1,4 +1,4 @@
-//! A systemd that only reads: what it is sent, in which order, with which descriptors.
+//! Checks the datagrams and descriptors that systemd is sent, and their order.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;
@@ -17,7 +17,7 @@ fn descriptor() -> Arc<OwnedFd> {
     Arc::new(memfd::sealed("any", b"").unwrap())
 }
 
-/// Tenants 1 to `n`, each with a socket of id 2n-1 and an instance of id 2n.
+/// Returns tenants 1 to `n`, each with a socket of id 2n-1 and an instance of id 2n.
 fn estate(n: u32) -> Estate {
     let json = format!(r#"{{"version":{VERSION}}}"#);
     let mut estate = Estate {
@@ -62,10 +62,10 @@ struct Systemd {
     _folder: tempfile::TempDir,
     socket: UnixDatagram,
     notifier: Notifier,
-    /// What is in the store.
+    /// Content of the store.
     store: BTreeMap<String, OwnedFd>,
     most: usize,
-    /// Pipes of barriers that it has not answered.
+    /// Pipes of barriers not yet answered.
     barriers: Vec<File>,
 }
 
@@ -135,7 +135,7 @@ impl Systemd {
         text
     }
 
-    /// Reads until the barrier, and answers it.
+    /// Reads up to the barrier and answers it.
     fn read_all(mut self) -> Self {
         while self.read() != "BARRIER=1" {}
         self.barriers.clear();
@@ -188,7 +188,7 @@ async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_t
         names.join(":").len()
     );
 
-    // The next one knows most of what it was given; one instance it could make nothing of.
+    // The next supervisor claims all its descriptors except those of one instance.
     let unknown = [Name::new(8, Kind::Death), Name::new(8, Kind::Log)];
     let claimed: BTreeSet<Name> = names
         .iter()
@@ -229,7 +229,7 @@ async fn what_ends_is_removed_before_its_name_is_used_again() {
     let mut choice = Choice::new(100);
     let mut second = estate(2);
     for (name, fd) in &first.descriptors {
-        // All the same but the instance of tenant 2.
+        // Keeps all descriptors except those of the instance of tenant 2.
         if name.id != 4 {
             second.descriptors.insert(*name, fd.clone());
         }
@@ -245,7 +245,7 @@ async fn what_ends_is_removed_before_its_name_is_used_again() {
     let systemd = reading.await.unwrap();
     let systemd = told(systemd, store, choice.choose(second)).await;
     assert_eq!(systemd.names(), ["1l", "2d", "2p", "3l", "4d", "4p", "ia"]);
-    // Two gone, two come, never both; and an index beside the other for a moment.
+    // Two descriptors are removed before two are added, and a second index exists for a moment.
     assert_eq!(systemd.most, 7);
 }
 
@@ -287,7 +287,7 @@ async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
     });
     let mut systemd = reading.await.unwrap();
     assert_eq!(store.confirmed(), 0, "systemd is not done yet");
-    // Another tenant's wish is kept meanwhile.
+    // The wish of another tenant is fulfilled meanwhile.
     let mut index = (*wanted.index.unwrap()).clone();
     index.instances[1].phase = Phase::Stopping;
     wanted.index = Some(Arc::new(index));
@@ -318,7 +318,7 @@ fn who_does_not_fit_is_left_out_whole_and_who_is_stored_stays() {
     let index = wanted.index.unwrap();
     let ids: Vec<Option<u32>> = index.instances.iter().map(|record| record.id).collect();
     assert_eq!(ids, [Some(2), Some(4), None], "known, though not stored");
-    // Tenant 1 goes; tenant 3 moves up, and stays when a tenant with a smaller name comes.
+    // Tenant 1 goes. Tenant 3 takes its place and keeps it when a tenant with a smaller name comes.
     let without = |gone: u32| {
         let mut estate = estate(3);
         estate

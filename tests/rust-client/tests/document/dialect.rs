@@ -1,32 +1,33 @@
-//! Two dialects of one language: theirs is OpenAPI 3.0 (`nullable`), ours 3.1 (`type: [.., "null"]`, `oneOf` with `null`).
-//! Both are brought into one form, and the forms compared.
+//! Two dialects: the published document is OpenAPI 3.0 (`nullable`), ours 3.1 (`type: [.., "null"]`, `oneOf` with
+//! `null`). Both are brought into one form and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// Whether null may stand for an optional object whose schema is referred to.
+/// States where null may replace an optional object that is given by a reference.
 ///
-/// 3.0 has no way to say that a reference may be null, and theirs was brought down to it. In a request null is as good as
-/// nothing. In an answer it is not: the published Python client takes an absent object, and fails at null.
+/// OpenAPI 3.0 cannot say that a reference may be null, and the published document was converted to 3.0. In a request
+/// null equals absence. In an answer it does not: the published Python client accepts an absent object and fails at
+/// null.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Null {
     MayBeSent,
     Never,
 }
 
-/// A schema in a form that has one way to say each thing. What is for people only is left out.
+/// A schema in a form with one way to say each thing, without texts for people.
 #[derive(Debug, Default, PartialEq)]
 struct Form {
-    /// Name of the component referred to. Nothing else counts then.
+    /// The name of the referenced component; nothing else counts then.
     refers: Option<String>,
     kind: Option<String>,
     nullable: bool,
-    /// `format`, `minimum`, `enum` and whatever else narrows the values.
+    /// `format`, `minimum`, `enum` and every other restriction of the values.
     narrowed: BTreeMap<String, Value>,
 }
 
-/// For people, or always true of JSON, or looked at one by one.
+/// Keys that are texts for people, always true of JSON, or compared separately.
 const APART: [&str; 12] = [
     "$ref",
     "type",
@@ -72,7 +73,7 @@ fn form(schema: &Value) -> Form {
     form
 }
 
-/// What lies under `oneOf: [null, X]`, and whether it did.
+/// Returns X of `oneOf: [null, X]` and true, or else the schema itself and false.
 fn or_null(schema: &Value) -> (&Value, bool) {
     let Some([one, other]) = schema["oneOf"].as_array().map(Vec::as_slice) else {
         return (schema, false);
@@ -105,7 +106,7 @@ pub(crate) fn differences(
     }
     fields(place, theirs, ours, null, wrong);
     for key in ["items", "additionalProperties"] {
-        // Anything at all may be said by saying nothing.
+        // `true` allows any value, as absence does.
         let said = |schema: &Value| {
             schema
                 .get(key)
@@ -143,7 +144,7 @@ pub(crate) fn differences(
     }
 }
 
-/// The properties of two objects.
+/// Compares the properties of two objects.
 fn fields(place: &str, theirs: &Value, ours: &Value, null: Null, wrong: &mut Vec<String>) {
     let required = |schema: &Value| -> BTreeSet<String> {
         let names = schema["required"].as_array().into_iter().flatten();
@@ -185,7 +186,6 @@ fn fields(place: &str, theirs: &Value, ours: &Value, null: Null, wrong: &mut Vec
     }
 }
 
-/// Notes two values that should be one.
 pub(crate) fn same(place: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<String>) {
     if theirs != ours {
         wrong.push(format!("{place}: {theirs}, ours {ours}"));

@@ -1,4 +1,4 @@
-//! Our OpenAPI document against the one the published clients were made from: operation by operation, schema by schema,
+//! Compares our OpenAPI document with the document of the published clients: operation by operation, schema by schema,
 //! field by field.
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dialect::{Null, differences, same};
 use serde_json::Value;
 
-/// Where ours differs on purpose, and why. The place is the beginning of the line the comparison gives.
+/// Intended differences with their reasons. The place is the beginning of the comparison's line.
 const DELIBERATE: &[(&str, &str)] = &[
     (
         "schema DiagnosticResponse.result:",
@@ -58,7 +58,6 @@ fn our_document_says_everything_that_the_published_one_says() {
     );
 }
 
-/// Every operation of a document, by method and path.
 fn operations(document: &Value) -> BTreeMap<String, &Value> {
     let mut found = BTreeMap::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
@@ -116,7 +115,7 @@ fn compare_operation(name: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<S
     }
 }
 
-/// Whose PAK an operation takes. Any of them will do, so their order says nothing.
+/// Compares the principals whose PAK an operation takes. Their order does not count, because each is an alternative.
 fn compare_callers(name: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<String>) {
     let callers = |operation: &Value| -> BTreeSet<String> {
         let named = operation["security"].as_array().into_iter().flatten();
@@ -170,7 +169,7 @@ fn compare_parameters(name: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<
     }
 }
 
-/// The media types of a body or an answer, and the schema of each.
+/// Compares the media types of a body or an answer, and the schema of each.
 fn compare_content(place: &str, theirs: &Value, ours: &Value, wrong: &mut Vec<String>) {
     let content = |of: &Value| of["content"].as_object().cloned().unwrap_or_default();
     let (theirs, ours) = (content(theirs), content(ours));
@@ -214,7 +213,7 @@ fn compare_schemas(theirs: &Value, ours: &Value, wrong: &mut Vec<String>) -> usi
     theirs.len()
 }
 
-/// The schemas that answers are made of.
+/// Returns the schemas that occur in answers.
 fn answered(document: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut next: Vec<Value> = operations(document)

@@ -1,4 +1,4 @@
-//! The admin's own: who there is, who did what, and the configuration read anew.
+//! The admin's operations: PAKs, audit log, reload of the configuration.
 
 use std::sync::Arc;
 

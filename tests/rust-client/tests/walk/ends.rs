@@ -1,4 +1,4 @@
-//! Everything ends: a deleted stack reaches its agent, rotated PAKs are dead, agent and generator are gone.
+//! The end of the walk: a deleted stack reaches its agent, rotated PAKs are refused, agent and generator are deleted.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::scene::Scene;
 
-/// The marker of a deleted stack, as long as the agent has to hear of it.
+/// Returns the marker of a deleted stack while it is in the agent's target state.
 async fn marker(scene: &Scene, stack: Uuid) -> Option<types::DeploymentObject> {
     let state = scene.target_state().await;
     state

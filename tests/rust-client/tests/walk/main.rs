@@ -1,7 +1,7 @@
-//! The published Rust client walks two supervised tenants at once, unmodified: every operation it has, each answer parsed
-//! by its own types.
+//! The published Rust client walks two supervised tenants at once, unmodified: it calls every operation and parses each
+//! answer with its own types.
 //!
-//! The vocabulary of the whole-system tests is blocking, the client is not: each walk has a thread and a runtime of its own.
+//! The tools of the whole-system tests are blocking and the client is not, so each walk has its own thread and runtime.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +30,7 @@ use std::sync::Arc;
 use brokkr_tests::Host;
 use scene::Scene;
 
-/// Every operation of the published client: its methods have the names of its document.
+/// Returns every operation of the published client, whose methods are named as in its document.
 fn operations() -> BTreeSet<String> {
     let document = brokkr_rust_client_tests::published_document();
     let paths = document["paths"].as_object().unwrap().values();
@@ -40,7 +40,7 @@ fn operations() -> BTreeSet<String> {
         .collect()
 }
 
-/// Walks a tenant. A part that fails does not keep the others from being walked.
+/// Walks a tenant. A part that fails does not stop the other parts.
 async fn walk(base_url: String, admin_pak: String) -> Result<usize, String> {
     let scene = Arc::new(Scene::new(base_url, admin_pak).await);
     let mut failed = Vec::new();

@@ -1,4 +1,4 @@
-//! Who is who: PAKs, agents with their marks, generators, consent.
+//! Principals: PAKs, agents with their labels and annotations, generators, consent.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Who and what every part of the walk needs: the admin, a generator, an agent that serves one of its stacks, an object there.
+//! The principals and data of every part of the walk: the admin, a generator, an agent that serves one of its stacks,
+//! an object.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -11,7 +12,7 @@ pub(crate) const YAML: &str = "apiVersion: v1\nkind: Namespace\nmetadata:\n  nam
 
 pub(crate) struct Scene {
     pub(crate) base_url: String,
-    /// In every name, so that two walks of one tenant would not meet.
+    /// A part of every name, so that two walks of one tenant do not collide.
     pub(crate) tag: String,
     pub(crate) admin: BrokkrClient,
     pub(crate) generator: BrokkrClient,
@@ -112,7 +113,6 @@ impl Scene {
         self.called.lock().unwrap().clone()
     }
 
-    /// Gives the agent a label.
     pub(crate) async fn label(&self, label: &str) {
         let body = types::NewAgentLabel {
             agent_id: self.agent_id,
@@ -126,7 +126,6 @@ impl Scene {
         );
     }
 
-    /// A stack of the generator.
     pub(crate) async fn new_stack(&self, name: &str) -> Uuid {
         let body = types::NewStack {
             name: self.name(name),
@@ -140,7 +139,7 @@ impl Scene {
         ok!(self, self.agent, 200, get_target_state.id(self.agent_id))
     }
 
-    /// Tells that the agent has applied an object.
+    /// Reports that the agent has applied an object.
     pub(crate) async fn report(&self, object: Uuid) -> types::AgentEvent {
         let body = types::NewAgentEvent {
             agent_id: self.agent_id,

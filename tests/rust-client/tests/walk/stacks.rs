@@ -1,4 +1,4 @@
-//! Stacks, their objects, what an agent should have applied, and what it reports.
+//! Stacks, their objects, the target state of an agent, and its reports.
 
 use std::sync::Arc;
 

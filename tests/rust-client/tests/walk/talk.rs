@@ -1,11 +1,11 @@
-//! How the walk talks: one operation, what it must answer, and which operations have been called.
+//! The calls of the walk: one operation, its expected answer, and the record of all called operations.
 
 use std::time::{Duration, Instant};
 
 use brokkr_client::types::ErrorResponse;
 use brokkr_client::{Error, ResponseValue};
 
-/// Calls an operation, which must succeed with this status. What it answered.
+/// Calls an operation, which must succeed with this status, and returns the answer.
 ///
 /// `ok!(scene, admin, 200, get_agent.id(agent))`
 macro_rules! ok {
@@ -21,7 +21,7 @@ macro_rules! ok {
     }};
 }
 
-/// Calls an operation, which must be refused with this status. The code.
+/// Calls an operation, which must be refused with this status, and returns the code.
 macro_rules! refused {
     ($scene:expr, $who:expr, $status:literal, $operation:ident $($given:tt)*) => {{
         $scene.note(stringify!($operation));
@@ -32,7 +32,7 @@ macro_rules! refused {
     }};
 }
 
-/// Status and code of a refusal: one that the client has a type for, or one that its document does not name.
+/// Returns status and code of a refusal, also of a status that the client's document does not name.
 pub(crate) async fn refusal<T>(
     answer: Result<ResponseValue<T>, Error<ErrorResponse>>,
 ) -> (u16, String) {
@@ -50,7 +50,7 @@ pub(crate) async fn refusal<T>(
     }
 }
 
-/// Looks again and again until there is something to see, for half a minute at most.
+/// Asks repeatedly until there is an answer, for at most half a minute.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(30);
     loop {

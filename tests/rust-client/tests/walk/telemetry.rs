@@ -1,4 +1,4 @@
-//! What an agent sends over its WebSocket, as it is read afterwards; and who is connected.
+//! Telemetry that an agent sends over its WebSocket and that is read afterwards, and the list of connections.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tungstenite::{Message, WebSocket, client};
 use crate::scene::Scene;
 use crate::talk::until;
 
-/// The agent's channel; the published client has none.
+/// Opens the agent's channel, which the published client does not have.
 fn open(base_url: &str, pak: &str) -> WebSocket<TcpStream> {
     let at = base_url.strip_prefix("http://").unwrap();
     let mut request = format!("ws://{at}/internal/ws/agent")
@@ -42,7 +42,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     let (admin, generator) = (&scene.admin, &scene.generator);
     let began = Utc::now();
     let speaker = scene.clone();
-    // Kept open as long as it lives.
+    // Returned so that the socket stays open.
     let socket = tokio::task::spawn_blocking(move || {
         let mut socket = open(&speaker.base_url, &speaker.agent_pak);
         for frame in frames(&speaker) {
@@ -85,7 +85,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         .find(|c| c.agent_id == scene.agent_id);
     assert!(mine.is_some_and(|c| c.messages_in >= 2));
 
-    // The client's own ways to the same.
+    // The client's own methods for the same.
     let seen = generator
         .list_telemetry_events(scene.stack, Some(began), Some(1))
         .await

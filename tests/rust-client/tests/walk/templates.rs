@@ -1,4 +1,4 @@
-//! Templates: versions, marks, and making an object of one.
+//! Templates: versions, labels and annotations, and making an object from a template.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ fn new(name: String, content: &str, schema: &str) -> types::CreateTemplateReques
 
 pub(crate) async fn walk(scene: Arc<Scene>) {
     let (admin, agent, generator) = (&scene.admin, &scene.agent, &scene.generator);
-    // Of its own, so that the walk's agent does not come to serve it.
+    // A separate stack, because the walk's agent must not serve it.
     let stack = scene.new_stack("templated").await;
     ok!(
         scene,

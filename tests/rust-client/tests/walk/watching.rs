@@ -1,4 +1,4 @@
-//! What is known of agents and of what they apply: diagnostics, health, the fleet.
+//! The state of agents and of applied objects: diagnostics, health, the fleet.
 
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ async fn health(scene: &Scene) {
         200,
         update_health_status.id(agent_id).body(body)
     );
-    // 422, which its document does not name.
+    // The client's document does not name 422.
     let code = refused!(
         scene,
         agent,

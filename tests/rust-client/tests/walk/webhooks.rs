@@ -1,4 +1,4 @@
-//! Webhooks: subscriptions, and deliveries that an agent takes over.
+//! Webhooks: subscriptions, and deliveries that an agent makes.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         "url_required"
     );
 
-    // Its deliveries are the agent's, so nothing leaves this machine.
+    // The agent makes the deliveries, so nothing leaves this machine.
     let label = format!("hooks:{}", scene.tag);
     scene.label(&label).await;
     let body = subscription(scene.name("hook"), URL, vec![label.clone()]);

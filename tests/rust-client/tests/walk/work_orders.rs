@@ -1,4 +1,4 @@
-//! Work orders: from their creation to the log.
+//! Work orders from their creation to the log.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use brokkr_client::types;
 
 use crate::scene::{Scene, YAML};
 
-/// An order of this kind, for whom `targeting` names.
+/// Returns an order of this kind for the agents of `targeting`.
 fn order(
     kind: &str,
     targeting: Option<types::WorkOrderTargeting>,
@@ -24,7 +24,7 @@ fn order(
 
 pub(crate) async fn walk(scene: Arc<Scene>) {
     let (admin, agent, agent_id) = (&scene.admin, &scene.agent, scene.agent_id);
-    // So that neither list holds anybody else's.
+    // A kind of its own, so that neither list has other orders.
     let kind = scene.name("custom");
     let targeting = |agent_ids, labels| {
         Some(types::WorkOrderTargeting {
@@ -105,7 +105,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         ok!(scene, admin, 200, get_work_order.id(by_id.id)).status,
         "COMPLETED"
     );
-    // 202, which its document does not name: callers of this client know it by that.
+    // The client's document does not name 202; its callers know it by that.
     let failed = complete(false, "not yet");
     let code = refused!(
         scene,

@@ -1,4 +1,4 @@
-//! The client's own flows: apply for oneself and for another, finding by name, what one does on the first day.
+//! The client's own flows: apply for oneself and for another, find by name, first setup.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ fn said(outcome: &ApplyOutcome) -> &'static str {
     }
 }
 
-/// Once to create, once to find nothing changed, once to update.
+/// Applies three times: to create, without a change, to update.
 async fn apply_thrice(scene: &Scene, folder: &Path, owner: Option<&str>) {
     let labels = ["env:wrapped".to_owned()];
     let stack = scene.name(owner.map_or("applied", |_| "applied-for"));
@@ -69,7 +69,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         .unwrap();
     assert_eq!(object.stack_id, applied.id);
 
-    // Finding by name or id.
+    // Finds resources by name or id.
     assert_eq!(
         admin.resolve_agent_id(&agent_name).await.unwrap(),
         scene.agent_id
@@ -97,7 +97,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     );
     assert!(generator.list_stacks().await.unwrap().len() >= 2);
 
-    // The first day.
+    // The first setup of agent and generator.
     for status in [AGENT_INACTIVE, AGENT_ACTIVE] {
         let changed = admin.set_agent_status(&agent_name, status).await.unwrap();
         assert_eq!(changed.status, status);
@@ -142,7 +142,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         .unwrap_err();
     assert_eq!(error.code(), Some("already_registered"));
 
-    // Retries are for what may succeed later.
+    // Only errors that may pass are retried.
     let unknown = Uuid::new_v4();
     let asked = generator.retry(|api| {
         let api = api.clone();

@@ -1,4 +1,4 @@
-//! One request and what became of it: an answer, an excuse, or a violation.
+//! One request and its outcome: an answer, an excused failure, or a violation.
 
 use super::super::account::Kind;
 use super::super::excuse::Allowed;
@@ -8,26 +8,27 @@ use serde_json::Value;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// No answer for so long is a failed request. Far more than any fault of the plan lasts.
+/// Longest wait for an answer, far more than any fault of the plan lasts; after it the request has failed.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// How one request ended.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// With an answer that is not 503.
+    /// An answer other than 503.
     Answer(Response),
-    /// With nothing that says what came of it.
+    /// No answer that tells the effect of the request.
     Unknown,
 }
 
-/// A connection in a client's hands.
+/// A connection that a client keeps.
 #[derive(Debug)]
 pub(super) struct Held {
     connection: Connection,
     opened: Instant,
 }
 
-/// Sends all but the last `late` bytes, those after a pause, and reads the answer: a request that is in flight for long.
+/// Sends all but the last `late` bytes, then those after a pause, and reads the answer: the request is in flight for
+/// long.
 fn in_two_parts(
     connection: &mut Connection,
     bytes: &[u8],
@@ -37,7 +38,7 @@ fn in_two_parts(
     let (early, late) = bytes.split_at(bytes.len() - late);
     connection.raw(early)?;
     std::thread::sleep(pause);
-    // Whoever answers before it has the whole request may close its end; its answer is there all the same.
+    // A server that answers before it has the whole request may close its end; the answer can still be read.
     let sent = connection.raw(late);
     connection.receive(false).map_err(|e| match sent {
         Err(e) => e,
@@ -53,7 +54,7 @@ impl Client {
         }
     }
 
-    /// The answer, when the write was acknowledged.
+    /// Sends a write and returns the answer when the write was acknowledged.
     pub(super) fn write(
         &mut self,
         method: &str,
@@ -83,7 +84,7 @@ impl Client {
         self.ask(method, &format!("/api/v1{path}"), pak, body)
     }
 
-    /// One request and its answer, or why there is none; violations are noted.
+    /// Sends a request and returns its outcome; notes violations.
     pub(super) fn ask(
         &mut self,
         method: &str,
@@ -117,7 +118,7 @@ impl Client {
         self.judge(method, path, asked, held, answer)
     }
 
-    /// The same request on so many new connections at once; gives the answers that came.
+    /// Sends the same request on `many` new connections at once and returns the answers that came.
     pub(super) fn ask_at_once(&mut self, many: usize, path: &str, pak: &str) -> Vec<Response> {
         let asked = Instant::now();
         let bearer = format!("Bearer {pak}");
@@ -211,7 +212,7 @@ impl Client {
             .shared
             .excuses
             .allows(&self.address.tenant, asked, stand_in);
-        // A broker says that it lives whatever its server does.
+        // A broker's /healthz answers 200 even while its server is away.
         let allowed = allowed.filter(|_| stand_in || path != "/healthz");
         match allowed {
             Some(_) if answer.header("retry-after").is_none() => {

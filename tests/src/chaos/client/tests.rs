@@ -1,4 +1,4 @@
-//! A client notices what it is there to notice: told to by a server that is none.
+//! Tests that a client notices each violation, against a fake server.
 
 use super::*;
 use crate::chaos::account::Kind;
@@ -6,7 +6,7 @@ use crate::chaos::excuse::Reason;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-/// Answers one connection after another with these texts, each to one request; an empty one hangs up.
+/// Answers each connection in turn with the next of these texts; for an empty text it hangs up.
 fn answers(texts: &'static [&'static str]) -> Addr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = Addr::port(listener.local_addr().unwrap().port());

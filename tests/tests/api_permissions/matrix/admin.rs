@@ -1,4 +1,4 @@
-//! Audit log, configuration, PAKs.
+//! Rows for audit log, configuration and PAKs.
 
 use super::*;
 

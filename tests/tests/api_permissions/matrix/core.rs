@@ -1,4 +1,4 @@
-//! Agents, generators, stacks, objects, targets, events.
+//! Rows for agents, generators, stacks, objects, targets and events.
 
 use super::*;
 

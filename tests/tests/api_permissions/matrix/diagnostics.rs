@@ -1,4 +1,4 @@
-//! Diagnostics and deployment health.
+//! Rows for diagnostics and deployment health.
 
 use serde_json::json;
 

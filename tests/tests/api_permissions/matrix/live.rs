@@ -1,4 +1,4 @@
-//! Fleet, telemetry, connections.
+//! Rows for fleet, telemetry and connections.
 
 use super::*;
 
@@ -10,7 +10,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("GET /stacks/{stack}/events", "", "K8sEventHistoryResponse", ["200", SNO, SNO, "200", SNO]),
     ("GET /stacks/{stack}/logs", "", "PodLogHistoryResponse", ["200", SNO, SNO, "200", SNO]),
     ("GET /admin/ws/connections", "", "WsConnectionsResponse", ["200", AR, AR, AR, AR]),
-    // The channels themselves, asked for without an upgrade.
+    // The WebSocket channels, asked for without an upgrade.
     ("GET /stacks/{stack}/live", "", "", ["400 websocket_required", SNO, SNO, "400 websocket_required", SNO]),
     ("GET /fleet/live", "", "", ["400 websocket_required", AR, AR, AR, AR]),
 ];

@@ -1,4 +1,4 @@
-//! Templates and their instantiation.
+//! Rows for templates and their instantiation.
 
 use serde_json::json;
 
@@ -43,7 +43,8 @@ pub(crate) const ROWS: &[Row] = &[
         "DeploymentObject", ["201", SNO, SNO, TNA, SNO]),
 ];
 
-/// A template of the owner's and one of the system's, with marks the stack has too; and one of the other generator's.
+/// Makes a template of the owner and a system template, both with labels that the stack has too, and a template of the
+/// other generator.
 pub(crate) fn names(scene: &Scene<'_>) -> Names {
     let body = |name: &str| {
         let name = format!("{name}-{}", crate::world::unique());

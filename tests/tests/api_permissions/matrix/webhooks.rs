@@ -1,4 +1,4 @@
-//! Webhooks and their deliveries.
+//! Rows for webhooks and their deliveries.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("PUT /webhooks/{webhook}", r#"{"name":"{new}"}"#, "WebhookResponse", ["200", AR, AR, AR, AR]),
     ("DELETE /webhooks/{webhook}", "", "", ["204", AR, AR, AR, AR]),
     ("GET /webhooks/{webhook}/deliveries", "", "[WebhookDelivery]", ["200", AR, AR, AR, AR]),
-    // Its address is loopback, which is not allowed.
+    // The webhook's address is loopback, which is not allowed.
     ("POST /webhooks/{webhook}/test", "", "", ["400 webhook_test_failed", AR, AR, AR, AR]),
     ("GET /webhook-deliveries", "", "[WebhookDeliveryFeedItem]", ["200", AR, AR, AR, AR]),
     ("POST /webhook-deliveries/{delivery}/result", r#"{"success":true}"#, "DeliveryTaken",

@@ -1,4 +1,4 @@
-//! Work orders and their log.
+//! Rows for work orders and their log.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::world::id;
 
 const NCA: &str = "403 work_order_not_claimed_by_agent";
 
-// `claimed` is the agent's own; `order` is pending, and for it.
+// `claimed` is claimed by the agent itself; `order` is pending for it.
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &[
     ("GET /work-orders", "", "[WorkOrder]", ["200", AR, AR, AR, AR]),

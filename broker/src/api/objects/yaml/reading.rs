@@ -1,7 +1,8 @@
-//! Follows the events of a YAML stream and refuses what parses but no agent can read.
+//! Follows the events of a YAML stream and refuses streams that parse but that no agent can read.
 //!
-//! The bounds of nesting and of aliases are those of the published agent's parser. A key is compared by what it is in JSON,
-//! which the cluster gets: `1` and `"1"` are one key, and so are `true` and `True`, `~` and `null`, `16` and `0x10`.
+//! The bounds of nesting and of aliases are those of the published agent's parser. Keys are compared by their JSON
+//! form, which the cluster gets: `1` and `"1"` are one key, and so are `true` and `True`, `~` and `null`, `16` and
+//! `0x10`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,64 +10,65 @@ use libyaml_safer::{Event, EventData, ScalarStyle};
 
 /// Memory for one text besides the parser's own, in bytes.
 const MEMORY: usize = 64 * 1024 * 1024;
-/// Memory that a key takes until its mapping ends, besides its text, in bytes.
+/// Memory of a key until its mapping ends, besides its text, in bytes.
 const KEY: usize = 96;
-/// Memory that an anchor takes until its document ends, besides its name, in bytes.
+/// Memory of an anchor until its document ends, besides its name, in bytes.
 const ANCHOR: usize = 192;
-/// An anchored scalar up to this size is kept, for an alias can stand for a key. libyaml takes no longer key without `?`.
+/// Largest anchored scalar that is stored, in bytes; stored because an alias can stand for a key. libyaml takes no
+/// longer key without `?`.
 const KEPT: usize = 1024;
-/// Levels of lists and mappings, what aliases stand for included.
+/// Largest nesting depth of lists and mappings, including the content of aliases.
 const DEEPEST: usize = 128;
-/// Times that an alias is followed, for each event of its document.
+/// Largest number of followed aliases per event of a document.
 const ALIASES_PER_EVENT: u64 = 100;
 
 pub(super) const TOO_MUCH: &str = "the YAML takes too much memory to read: it has too many keys in one mapping or too many \
     anchors; split the bundle into smaller objects";
 
-/// One list or mapping that has not ended.
+/// A list or mapping that has not ended.
 struct Open {
-    /// The keys so far, if it is a mapping.
+    /// Keys so far; `None` for a list.
     keys: Option<HashSet<String>>,
-    /// The next node is a key.
+    /// True when the next node is a key.
     at_key: bool,
     anchor: Option<String>,
     height: usize,
-    /// The same counters of [`Reading`] when this began.
+    /// Values of the same counters of [`Reading`] at the start of this node.
     held_of_keys: usize,
     jumps: u64,
 }
 
 /// A node that an alias can stand for.
 struct Anchored {
-    /// Levels in it. None as long as it has not ended.
+    /// Number of levels in the node; `None` until the node has ended.
     height: Option<usize>,
-    /// Aliases to follow in it.
+    /// Number of aliases to follow in the node.
     jumps: u64,
-    /// Its text, if it is a scalar and not too long.
+    /// Text of the node, if it is a scalar of at most `KEPT` bytes.
     text: Option<String>,
 }
 
-/// State of a stream as far as it has been read.
+/// State of a stream after the events so far.
 #[derive(Default)]
 pub(super) struct Reading {
     open: Vec<Open>,
     anchors: HashMap<String, Anchored>,
-    /// Bytes held of the keys and anchors above.
+    /// Bytes of the keys and anchors above.
     held_of_keys: usize,
     held_of_anchors: usize,
-    /// Events and followed aliases of this document.
+    /// Numbers of events and of followed aliases of this document.
     events: u64,
     jumps: u64,
     anything: bool,
 }
 
 impl Reading {
-    /// Whether there was a document that is not null.
+    /// Returns true when a document that is not null was found.
     pub(super) fn found_anything(&self) -> bool {
         self.anything
     }
 
-    /// Takes the next event. The error is a sentence that says what is wrong, and where.
+    /// Takes the next event. The error is a sentence with the problem and its position.
     pub(super) fn take(&mut self, event: Event) -> Result<(), String> {
         self.events += 1;
         let (line, column) = (event.start_mark.line + 1, event.start_mark.column + 1);
@@ -115,7 +117,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Takes a node with this many levels in it for its place in what holds it. Its text counts if it is a key.
+    /// Adds a node of `height` levels to its parent. `text` is compared with the other keys if the node is a key.
     fn node(&mut self, text: Option<&str>, height: usize) -> Result<(), String> {
         if self.open.len() + height > DEEPEST {
             return Err(format!("it nests more than {DEEPEST} levels deep"));
@@ -188,7 +190,7 @@ impl Reading {
         }
         self.held_of_keys = ended.held_of_keys;
         let anchored = ended.anchor.and_then(|name| self.anchors.get_mut(&name));
-        // An anchor of the same name inside has taken the place of this anchor.
+        // Skipped when an inner anchor of the same name has replaced this anchor.
         if let Some(anchored) = anchored.filter(|anchored| anchored.height.is_none()) {
             anchored.height = Some(ended.height);
             anchored.jumps = self.jumps - ended.jumps;
@@ -210,7 +212,7 @@ impl Reading {
 
 const NULL: &str = "null";
 
-/// Gives a scalar without tag and quotes the one spelling that JSON has for it.
+/// Returns the canonical JSON spelling of a plain, untagged scalar.
 fn resolved(text: String) -> String {
     let digits = text.trim_start_matches(['+', '-']);
     let (radix, digits) = match digits.as_bytes() {

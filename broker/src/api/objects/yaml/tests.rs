@@ -12,7 +12,7 @@ fn check(text: &str) -> Result<(), String> {
     metered(text).unwrap()
 }
 
-/// Reads a text with the published agent's parser, which is libyaml with the rules of an object tree on top.
+/// Reads a text with the published agent's parser: libyaml with the rules of an object tree on top.
 fn as_the_agent(text: &str) -> Result<(), String> {
     for document in serde_yaml::Deserializer::from_str(text) {
         serde_yaml::Value::deserialize(document).map_err(|error| error.to_string())?;
@@ -33,7 +33,7 @@ fn agrees(text: &str) {
     );
 }
 
-/// Shapes that real manifests have.
+/// Typical shapes of real manifests.
 const SHAPES: [&str; 12] = [
     "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  labels: {app: web, \"tier\": 'front'}\ndata:\n  a.json: |-\n    {\"a\": [1, 2]}\n  b: >+\n    folded\n    text\n\n  c: \"quoted \\\n    on\"\n",
     "---\nkind: Service\nspec:\n  ports: [\n    {port: 80, name: http},\n    {port: 443}\n  ]\n  selector: {\n    app: web\n  }\n---\nkind: Pod\n",
@@ -49,7 +49,7 @@ const SHAPES: [&str; 12] = [
     "metadata:\n  annotations:\n    a: |2\n      indented\n    b: |\n\n      blank before\n    \"c/d\": \"\\u00e9\\x41\\t\\/\\e\"\nempty:\nnull: null\n",
 ];
 
-/// What decides how a line is read; put anywhere by the mutations.
+/// Fragments that decide how a line is parsed; the mutations insert them anywhere.
 const PIECES: [&str; 52] = [
     " ", "  ", "\t", "\n", "\n\t\n", "\n \t\n", "\r\n", "\r", ":", ": ", ":\t", "- ", "-", "-\t",
     "? ", ",", "[", "]", "{", "}", "\"", "'", "#", " #", "#c", "|", "|-\n", ">", "&a ", "*a",
@@ -57,7 +57,7 @@ const PIECES: [&str; 52] = [
     "\u{feff}", "\u{1}", "\u{7f}", "\u{85}", "\u{2028}", "é", "😀", "\\", "a: 1\n", "<<: *a\n",
 ];
 
-/// Deals one text after another, the same ones in each run.
+/// Pseudo-random generator of texts, with the same texts in each run.
 struct Deal(u64);
 
 impl Deal {
@@ -69,7 +69,7 @@ impl Deal {
         (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % below
     }
 
-    /// A shape with up to three pieces put in, taken out or moved.
+    /// Returns a shape with one to three mutations: a part removed or copied, or a fragment inserted.
     fn mutated(&mut self) -> String {
         let mut text: Vec<char> = SHAPES[self.next(SHAPES.len())].chars().collect();
         for _ in 0..=self.next(3) {
@@ -91,7 +91,7 @@ impl Deal {
         text.into_iter().collect()
     }
 
-    /// Pieces in a row.
+    /// Returns a sequence of fragments.
     fn soup(&mut self) -> String {
         (0..2 + self.next(9))
             .map(|_| match self.next(4) {
@@ -102,13 +102,13 @@ impl Deal {
     }
 }
 
-/// A key that is no text is left to the cluster, so the agent's verdict on two equal ones is not ours.
+/// Returns true when the agent refuses a text for equal keys that are not text, which the check leaves to the cluster.
 fn has_an_odd_key(text: &str) -> bool {
     as_the_agent(text)
         .is_err_and(|why| why.contains("duplicate entry") && !why.contains("with key \""))
 }
 
-/// Where we say "twice" of a key, the agent must find two that are one in JSON.
+/// Returns true when the check refuses a key that is twice only in JSON form, which the agent accepts.
 fn is_twice_only_in_json(text: &str) -> bool {
     check(text).is_err_and(|why| why.contains("is there twice")) && as_the_agent(text).is_ok()
 }
