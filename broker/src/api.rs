@@ -1,45 +1,45 @@
 //! The API under `/api/v1`: one file per resource, with its routes and its handlers.
 //!
-//! The broker first captures the whole request (headers, path, query, body). One closure on one connection (`call`)
+//! The broker first captures the whole request (headers, path, query, body). One closure on one connection (`operation`)
 //! then authenticates, reads path, query and body, authorises, checks that the resource exists, validates, and does the
 //! work. That order is part of the API, because it decides which of several possible errors a caller sees. A handler is
-//! a plain function from a `call::Call` and a connection to a reply; it holds no SQL. A new resource needs a file here,
+//! a plain function from a `operation::ApiRequest` and a connection to a reply; it holds no SQL. A new resource needs a file here,
 //! a file in `store`, and a line in [`router`].
 
-mod access;
 mod admin;
-mod agent_marks;
+pub(crate) mod agent_events;
+mod agent_labels;
 mod agents;
-mod auth;
-mod body;
-mod call;
-mod check;
+mod audit;
+mod authorization;
+mod bounded_json;
 mod connections;
 pub(crate) mod deployment_health;
+mod deployment_objects;
+mod deserialize_errors;
 mod diagnostics;
-pub(crate) mod events;
 mod fleet;
 mod generators;
-mod instantiate;
-mod large;
-mod objects;
+mod notifications;
 pub mod openapi;
+mod operation;
+mod pak_lookup;
 mod paks;
-mod push;
-mod record;
 mod registrations;
-mod sockets;
-mod stack_marks;
+mod request_body;
+mod response_budget;
+mod stack_labels;
 mod stacks;
 mod target_state;
 mod targets;
 mod telemetry;
-mod template_marks;
+mod template_instantiation;
+mod template_labels;
 mod templates;
-mod value;
+mod validation;
 mod webhook_deliveries;
 mod webhooks;
-mod wording;
+mod websockets;
 mod work_order_log;
 mod work_orders;
 
@@ -52,20 +52,20 @@ use crate::error::Error;
 /// Returns every route of the API, relative to `/api/v1`.
 pub fn router() -> Router<App> {
     Router::new()
-        .merge(auth::routes())
+        .merge(pak_lookup::routes())
         .merge(agents::routes())
-        .merge(agent_marks::routes())
+        .merge(agent_labels::routes())
         .merge(targets::routes())
-        .merge(events::routes())
+        .merge(agent_events::routes())
         .merge(target_state::routes())
         .merge(generators::routes())
         .merge(registrations::routes())
         .merge(stacks::routes())
-        .merge(stack_marks::routes())
-        .merge(objects::routes())
+        .merge(stack_labels::routes())
+        .merge(deployment_objects::routes())
         .merge(templates::routes())
-        .merge(template_marks::routes())
-        .merge(instantiate::routes())
+        .merge(template_labels::routes())
+        .merge(template_instantiation::routes())
         .merge(work_orders::routes())
         .merge(work_order_log::routes())
         .merge(webhooks::routes())
@@ -75,18 +75,18 @@ pub fn router() -> Router<App> {
         .merge(fleet::routes())
         .merge(telemetry::routes())
         .merge(connections::routes())
-        .merge(sockets::routes())
+        .merge(websockets::routes())
         .merge(admin::routes())
         .merge(paks::routes())
-        .method_not_allowed_fallback(call::method_not_allowed)
+        .method_not_allowed_fallback(operation::method_not_allowed)
         .fallback(not_found)
 }
 
 /// Returns the only route under `/internal`: the agents' WebSocket.
 pub fn internal_router() -> Router<App> {
     Router::new()
-        .merge(sockets::agent_route())
-        .method_not_allowed_fallback(call::method_not_allowed)
+        .merge(websockets::agent_route())
+        .method_not_allowed_fallback(operation::method_not_allowed)
         .fallback(not_found)
 }
 

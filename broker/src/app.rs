@@ -7,12 +7,12 @@ use brokkr_tenant::BrokerConfig;
 use crate::auth;
 use crate::db::Db;
 use crate::health::Health;
-use crate::hot::Hot;
-use crate::jobs::Jobs;
-use crate::live::Live;
+use crate::jobs::Schedule;
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
+use crate::runtime_config::RuntimeConfig;
 use crate::webhook::Webhooks;
+use crate::websocket::WebSockets;
 
 /// The state behind the router: handles only, so it is cheap to clone.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub struct App {
     /// The effective configuration at the start.
     pub config: Arc<BrokerConfig>,
     /// The part of the configuration that can change while the broker runs.
-    pub hot: Hot,
+    pub runtime_config: RuntimeConfig,
     /// Replaces the changeable part of the configuration.
     pub reloader: Reloader,
     /// The cache of recently authenticated callers.
@@ -32,9 +32,9 @@ pub struct App {
     /// Readiness, as `/readyz` answers it.
     pub health: Arc<Health>,
     /// The background jobs, which writes wake.
-    pub jobs: Jobs,
+    pub jobs: Schedule,
     /// The open WebSockets.
-    pub live: Live,
+    pub live: WebSockets,
     /// The HTTP client, key and schedule of webhooks.
     pub webhooks: Webhooks,
 }

@@ -19,10 +19,10 @@ use uuid::Uuid;
 use crate::config::{ConfigError, Instance};
 use crate::db::DbError;
 use crate::db::start::{StartError, migrate};
-use crate::enrol::Refusal;
+use crate::http::{InheritedSockets, ServeError, serve};
 use crate::log;
-use crate::pak::{Format, Pak};
-use crate::serve::{Exit, Inherited, serve};
+use crate::pak::{Pak, PakFormat};
+use crate::provisioning::ProvisioningError;
 
 const CONFIGURATION: u8 = 78;
 const UNAVAILABLE: u8 = 69;
@@ -51,12 +51,12 @@ enum Command {
     /// Create an agent or a generator, and print its PAK
     Create {
         #[command(subcommand)]
-        what: create::What,
+        what: create::CreateTarget,
     },
     /// Replace a PAK, and print the new one
     Rotate {
         #[command(subcommand)]
-        what: rotate::What,
+        what: rotate::RotateTarget,
     },
     /// Ask the running broker whether it is ready: exit 0 or 1
     Healthcheck,
@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
         Command::GeneratePak => generate_pak(&cli),
         Command::Openapi => print_openapi(),
         _ => Instance::load(cli.config.as_deref())
-            .map_err(Exit::from)
+            .map_err(ServeError::from)
             .and_then(|instance| run(&cli, instance)),
     };
     match done {
@@ -84,39 +84,39 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli, instance: Instance) -> Result<(), Exit> {
+fn run(cli: &Cli, instance: Instance) -> Result<(), ServeError> {
     match &cli.command {
         Command::Serve => run_serve(instance),
         Command::Migrate => run_migrate(&instance),
         Command::Create { what } => create::run(&instance, what),
         Command::Rotate { what } => rotate::run(&instance, what),
         Command::Healthcheck => healthcheck::run(&instance.config.http.listen)
-            .map_err(|reason| Exit { code: 1, reason }),
+            .map_err(|reason| ServeError { code: 1, reason }),
         // Handled in `main`, because these commands need no configuration.
         Command::GeneratePak => generate_pak(cli),
         Command::Openapi => print_openapi(),
     }
 }
 
-fn run_serve(instance: Instance) -> Result<(), Exit> {
+fn run_serve(instance: Instance) -> Result<(), ServeError> {
     if instance.supervised {
-        guard_memory(&instance).map_err(|error| Exit {
+        guard_memory(&instance).map_err(|error| ServeError {
             code: 1,
             reason: format!("core: {error}"),
         })?;
     }
-    let inherited = Inherited::from_env().map_err(|error| Exit {
+    let inherited = InheritedSockets::from_env().map_err(|error| ServeError {
         code: 1,
         reason: format!("LISTEN_FDS: {error}"),
     })?;
     // The supervisor's pipe needs JSON, even if the file asks for text.
     let format = match instance.config.log.format {
-        LogFormat::Text if !instance.supervised => log::Format::Text,
-        _ => log::Format::Json,
+        LogFormat::Text if !instance.supervised => log::LogFormat::Text,
+        _ => log::LogFormat::Json,
     };
     let level = instance.config.log.level.as_str();
     let tenant = (!instance.supervised).then_some(instance.tenant.as_str());
-    let guard = log::init(level, format, tenant).map_err(|error| Exit {
+    let guard = log::init(level, format, tenant).map_err(|error| ServeError {
         code: 1,
         reason: format!("log: {error}"),
     })?;
@@ -155,7 +155,7 @@ fn guard_memory(instance: &Instance) -> io::Result<()> {
     Ok(())
 }
 
-fn run_migrate(instance: &Instance) -> Result<(), Exit> {
+fn run_migrate(instance: &Instance) -> Result<(), ServeError> {
     let outcome = migrate(&instance.plan(), &|_| {}).map_err(|error| failed(instance, error))?;
     say(
         Stream::Out,
@@ -166,15 +166,15 @@ fn run_migrate(instance: &Instance) -> Result<(), Exit> {
     )
 }
 
-fn generate_pak(cli: &Cli) -> Result<(), Exit> {
+fn generate_pak(cli: &Cli) -> Result<(), ServeError> {
     // Use the configured format if there is a configuration. A bad or absent one is no error, because this command
     // needs none.
     let format = match Instance::load(cli.config.as_deref()) {
         Ok(instance) => instance.pak_format(),
         Err(error) if cli.config.is_some() => return Err(error.into()),
-        Err(_) => Format::default(),
+        Err(_) => PakFormat::default(),
     };
-    let pak = Pak::mint(&format).map_err(|error| Exit {
+    let pak = Pak::mint(&format).map_err(|error| ServeError {
         code: 1,
         reason: error.to_string(),
     })?;
@@ -191,12 +191,12 @@ fn generate_pak(cli: &Cli) -> Result<(), Exit> {
 }
 
 /// Creates a PAK in the configured format.
-fn mint(instance: &Instance) -> Result<Pak, Exit> {
+fn mint(instance: &Instance) -> Result<Pak, ServeError> {
     Pak::mint(&instance.pak_format()).map_err(|error| failed(instance, error.into()))
 }
 
 /// Parses a UUID that a person typed.
-fn uuid(instance: &Instance, flag: &str, text: &str) -> Result<Uuid, Exit> {
+fn uuid(instance: &Instance, flag: &str, text: &str) -> Result<Uuid, ServeError> {
     Uuid::parse_str(text.trim()).map_err(|_| {
         wrong(
             instance,
@@ -211,23 +211,23 @@ fn one_line(name: &str) -> String {
 }
 
 /// Returns the exit for a wrong argument.
-fn wrong(instance: &Instance, reason: impl std::fmt::Display) -> Exit {
-    Exit {
+fn wrong(instance: &Instance, reason: impl std::fmt::Display) -> ServeError {
+    ServeError {
         code: 1,
         reason: format!("{}: {reason}", instance.tenant),
     }
 }
 
-fn refused(instance: &Instance, refusal: Refusal) -> Exit {
+fn refused(instance: &Instance, refusal: ProvisioningError) -> ServeError {
     match refusal {
-        Refusal::Db(error) => lost(instance, &error),
+        ProvisioningError::Db(error) => lost(instance, &error),
         refusal => wrong(instance, refusal),
     }
 }
 
 /// Returns the exit for a failed database request.
-fn lost(instance: &Instance, error: &DbError) -> Exit {
-    Exit {
+fn lost(instance: &Instance, error: &DbError) -> ServeError {
+    ServeError {
         code: if error.is_unavailable() {
             UNAVAILABLE
         } else {
@@ -237,29 +237,29 @@ fn lost(instance: &Instance, error: &DbError) -> Exit {
     }
 }
 
-fn print_openapi() -> Result<(), Exit> {
-    let json = crate::api::openapi::json().map_err(|error| Exit {
+fn print_openapi() -> Result<(), ServeError> {
+    let json = crate::api::openapi::json().map_err(|error| ServeError {
         code: 1,
         reason: error.to_string(),
     })?;
     say(Stream::Out, &format!("{json}\n"))
 }
 
-fn failed(instance: &Instance, error: StartError) -> Exit {
+fn failed(instance: &Instance, error: StartError) -> ServeError {
     let code = match &error {
         StartError::Away(_) => UNAVAILABLE,
         StartError::Configuration(_) => CONFIGURATION,
         StartError::Failed(_) => 1,
     };
-    Exit {
+    ServeError {
         code,
         reason: format!("{}: {error}", instance.tenant),
     }
 }
 
-impl From<ConfigError> for Exit {
+impl From<ConfigError> for ServeError {
     fn from(error: ConfigError) -> Self {
-        Exit {
+        ServeError {
             code: CONFIGURATION,
             reason: error.to_string(),
         }
@@ -272,13 +272,13 @@ enum Stream {
 }
 
 /// Writes to a standard stream. A closed pipe is no error.
-fn say(stream: Stream, text: &str) -> Result<(), Exit> {
+fn say(stream: Stream, text: &str) -> Result<(), ServeError> {
     let mut to: Box<dyn Write> = match stream {
         Stream::Out => Box::new(std::io::stdout().lock()),
         Stream::Err => Box::new(std::io::stderr().lock()),
     };
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Exit {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(ServeError {
             code: 1,
             reason: format!("standard output: {error}"),
         }),

@@ -14,8 +14,8 @@ use brokkr_tenant::{
 };
 
 use crate::db;
-use crate::db::start::{self, KeyFile, Plan};
-use crate::pak::{Format, PakHash};
+use crate::db::start::{self, AdminPakFile, Plan};
+use crate::pak::{PakFormat, PakHash};
 use crate::sys;
 use crate::webhook::crypto::Key;
 use crate::webhook::key::KeySource;
@@ -141,7 +141,7 @@ impl Instance {
             application_name: self.application_name(),
             pak_format: self.pak_format(),
             pak_hash,
-            key_file: KeyFile::in_folder(&self.state_dir),
+            key_file: AdminPakFile::in_folder(&self.state_dir),
             webhook_key: self.webhook_key(),
             patience: start::PATIENCE,
         }
@@ -156,7 +156,7 @@ impl Instance {
     }
 
     /// Returns the format of new PAKs.
-    pub fn pak_format(&self) -> Format {
+    pub fn pak_format(&self) -> PakFormat {
         pak_format(&self.config)
     }
 
@@ -196,8 +196,8 @@ pub fn read(file: Option<&Path>) -> Result<Resolved, Diagnostics> {
 }
 
 /// Returns the format of new PAKs with this configuration.
-pub fn pak_format(config: &BrokerConfig) -> Format {
-    Format {
+pub fn pak_format(config: &BrokerConfig) -> PakFormat {
+    PakFormat {
         prefix: config.pak.prefix.clone(),
         short_token_prefix: config.pak.short_token_prefix.clone(),
         short_token_length: config.pak.short_token_length,

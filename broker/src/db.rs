@@ -4,7 +4,7 @@
 //! request --acquire--> Gate (async, acquire_timeout) --slot--> blocking thread --checkout--> r2d2 --SET search_path--> work
 //! ```
 //!
-//! - [`gate`](self) decides which request may work and when another connection is opened. No thread blocks while it
+//! - [`concurrency_limit`](self) decides which request may work and when another connection is opened. No thread blocks while it
 //!   waits.
 //! - The checkout sets `search_path`; this one round trip proves the connection. The broker notes statements that show
 //!   a lost schema or a server that takes no writes (`signs`), and counts as ready again only after a trial
@@ -16,17 +16,17 @@
 //!
 //! Everything in a closure is synchronous and runs on a blocking thread; nothing in it may touch the event loop.
 
+mod cli_connection;
+mod concurrency_limit;
 mod conn;
 mod error;
-mod gate;
 mod manager;
 mod pool;
 mod signs;
-mod single;
 pub mod start;
 
+pub use cli_connection::CliConnection;
 pub use conn::{Conn, Sql, Tx};
 pub use error::DbError;
-pub use manager::Away;
-pub use pool::{Db, Figures, Last, Options};
-pub use single::Single;
+pub use manager::ServerOutage;
+pub use pool::{Db, Figures, LastCheckout, Options};

@@ -12,7 +12,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::db::{Db, Last};
+use crate::db::{Db, LastCheckout};
 
 /// The time for which the broker's own verdict stands.
 const FRESH: Duration = Duration::from_secs(2);
@@ -131,8 +131,8 @@ impl Health {
         let bad = [
             db.unwritable().map(|(at, _)| at),
             match &last {
-                Last::Failed(at, _) => Some(*at),
-                Last::Worked(_) | Last::Unknown => None,
+                LastCheckout::Failed(at, _) => Some(*at),
+                LastCheckout::Worked(_) | LastCheckout::Unknown => None,
             },
         ];
         let bad = bad.into_iter().flatten().max();
@@ -145,7 +145,7 @@ impl Health {
             }
             Some((_, Ok(()))) => {}
             None => {
-                if let Last::Worked(at) = last
+                if let LastCheckout::Worked(at) = last
                     && bad.is_none()
                     && !lost_schema
                     && now < at + FRESH

@@ -1,17 +1,17 @@
 //! Background jobs: one file per job, one schedule for all.
 //!
 //! A job runs only when it is due, so an idle broker is silent. Three sources make a job due: its last run told when
-//! the next work falls due; a write of this broker did so ([`Jobs::wake`], [`Jobs::due_in`]); or the look around
-//! (`look`, one statement a minute for all jobs together) found work that another process left. Two instances of a
+//! the next work falls due; a write of this broker did so ([`Schedule::wake`], [`Schedule::due_in`]); or the look around
+//! (`due_poll`, one statement a minute for all jobs together) found work that another process left. Two instances of a
 //! broker may run the same job at once, because each job takes its rows with `FOR UPDATE SKIP LOCKED` or uses one
 //! statement that can be repeated.
 //!
 //! A job that fails or panics is tried again later and stops no other job. A new job needs a file here, a line in
-//! [`Job`], a line in `Job::run`, and its column in `look`.
+//! [`Job`], a line in `Job::run`, and its column in `due_poll`.
 
 pub mod diagnostics;
+mod due_poll;
 mod gauges;
-mod look;
 pub mod retention;
 mod webhooks;
 mod work_orders;
@@ -68,15 +68,15 @@ impl Job {
 
 /// The time at which each job is due. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Jobs(Arc<[Slot; Job::ALL.len()]>);
+pub struct Schedule(Arc<[JobSlot; Job::ALL.len()]>);
 
 #[derive(Debug, Default)]
-struct Slot {
+struct JobSlot {
     due: Mutex<Option<Instant>>,
     changed: Notify,
 }
 
-impl Jobs {
+impl Schedule {
     /// Returns a schedule on which no job is due.
     pub fn new() -> Self {
         Self::default()
@@ -136,7 +136,7 @@ pub fn spawn(app: &App) {
     for job in Job::ALL {
         tokio::spawn(keep(app.clone(), job));
     }
-    tokio::spawn(look::around(app.clone()));
+    tokio::spawn(due_poll::around(app.clone()));
     app.jobs.wake(Job::Gauges);
 }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_job_is_due_at_the_earliest_of_what_it_was_told_and_once() {
-        let jobs = Jobs::new();
+        let jobs = Schedule::new();
         let began = Instant::now();
         jobs.due_in(Job::Retention, Duration::from_secs(60));
         jobs.due_in(Job::Retention, Duration::from_secs(10));
@@ -190,7 +190,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_job_that_is_due_in_an_age_of_the_world_is_not_due() {
-        let jobs = Jobs::new();
+        let jobs = Schedule::new();
         jobs.due_in(Job::Retention, Duration::MAX);
         jobs.due_in(Job::Retention, Duration::from_secs(1));
         jobs.until_due(Job::Retention).await;
@@ -198,7 +198,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wake_while_it_waits_is_not_lost() {
-        let jobs = Jobs::new();
+        let jobs = Schedule::new();
         jobs.due_in(Job::Retention, Duration::from_secs(3600));
         let waking = jobs.clone();
         let began = Instant::now();

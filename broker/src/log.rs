@@ -29,7 +29,7 @@ const BATCH: usize = 32 * 1024;
 
 /// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// One flat JSON object, for a supervisor or a collector.
     Json,
     /// Text for people.
@@ -88,7 +88,7 @@ pub fn set_level(level: LogLevel) -> bool {
 /// # Errors
 ///
 /// When the writer's thread cannot be started, or a subscriber is installed already.
-pub fn init(level: &str, format: Format, tenant: Option<&str>) -> std::io::Result<Guard> {
+pub fn init(level: &str, format: LogFormat, tenant: Option<&str>) -> std::io::Result<Guard> {
     let wished = std::env::var("RUST_LOG")
         .ok()
         .and_then(|text| text.trim().parse::<Targets>().ok());
@@ -151,7 +151,7 @@ impl Sink {
 fn writer(
     mut out: impl std::io::Write + Send + 'static,
     queue: usize,
-    format: Format,
+    format: LogFormat,
 ) -> std::io::Result<(Sink, Guard)> {
     let (lines, queued) = sync_channel::<String>(queue);
     let (finish, finished) = channel();
@@ -198,7 +198,7 @@ fn writer(
     Ok((sink, guard))
 }
 
-fn dropped_line(format: Format, lost: u64) -> String {
+fn dropped_line(format: LogFormat, lost: u64) -> String {
     let mut fields = Fields {
         message: "log lines dropped, because nobody read them".to_owned(),
         ..Fields::default()
@@ -210,7 +210,7 @@ fn dropped_line(format: Format, lost: u64) -> String {
 /// The layer that turns events into lines.
 struct Lines {
     sink: Sink,
-    format: Format,
+    format: LogFormat,
     tenant: Option<String>,
 }
 
@@ -276,12 +276,12 @@ impl Visit for Fields {
     }
 }
 
-fn line(format: Format, level: Level, target: &str, fields: Fields) -> String {
+fn line(format: LogFormat, level: Level, target: &str, fields: Fields) -> String {
     let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
     let mut out = String::with_capacity(256);
     // Writing into a String cannot fail, and all of these values can become JSON.
     match format {
-        Format::Json => {
+        LogFormat::Json => {
             let message = Value::String(fields.message);
             let target = Value::from(target);
             let _ = write!(
@@ -293,7 +293,7 @@ fn line(format: Format, level: Level, target: &str, fields: Fields) -> String {
             }
             out.push_str("}\n");
         }
-        Format::Text => {
+        LogFormat::Text => {
             let _ = write!(
                 out,
                 "{now} {level:>5} {target}: {}",
@@ -323,7 +323,7 @@ mod tests {
 
     use super::*;
 
-    fn log_into(out: UnixStream, queue: usize, format: Format, work: impl FnOnce()) -> u64 {
+    fn log_into(out: UnixStream, queue: usize, format: LogFormat, work: impl FnOnce()) -> u64 {
         let (sink, guard) = writer(out, queue, format).unwrap();
         let subscriber = tracing_subscriber::registry().with(Lines {
             sink,
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn an_event_is_one_flat_json_object_a_line() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let dropped = log_into(ours, 10, Format::Json, || {
+        let dropped = log_into(ours, 10, LogFormat::Json, || {
             tracing::info!(target: "somewhere", number = 7, text = "a \"b\"\nc", level = "mine", "said {}", "so");
             tracing::warn!("again");
         });
@@ -372,10 +372,10 @@ mod tests {
     #[test]
     fn a_reader_that_does_not_read_costs_lines_and_never_blocks_and_the_count_is_logged() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (sink, guard) = writer(ours, 16, Format::Json).unwrap();
+        let (sink, guard) = writer(ours, 16, LogFormat::Json).unwrap();
         let subscriber = tracing_subscriber::registry().with(Lines {
             sink,
-            format: Format::Json,
+            format: LogFormat::Json,
             tenant: None,
         });
         let filler = "x".repeat(1000);
@@ -407,7 +407,7 @@ mod tests {
     fn a_reader_that_has_gone_costs_nothing_but_the_lines() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        log_into(ours, 10, Format::Text, || {
+        log_into(ours, 10, LogFormat::Text, || {
             for n in 0..100 {
                 tracing::info!(n, "to nobody");
             }

@@ -12,7 +12,7 @@ pub const PUBLIC_HASH: &str = "4c697273df3d764cba950bb5c04368097685f09259f5bd880
 
 /// The format of new PAKs: `[pak]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Format {
+pub struct PakFormat {
     /// The first part; holds no underscore.
     pub prefix: String,
     /// The beginning of the second part.
@@ -23,9 +23,9 @@ pub struct Format {
     pub long_token_length: usize,
 }
 
-impl Default for Format {
+impl Default for PakFormat {
     fn default() -> Self {
-        Format {
+        PakFormat {
             prefix: "brokkr".to_owned(),
             short_token_prefix: "BR".to_owned(),
             short_token_length: 8,
@@ -55,7 +55,7 @@ pub enum MintError {
 
 impl Pak {
     /// Mints a PAK from the operating system's randomness.
-    pub fn mint(format: &Format) -> Result<Self, MintError> {
+    pub fn mint(format: &PakFormat) -> Result<Self, MintError> {
         if format.prefix.is_empty()
             || format.prefix.contains('_')
             || format.short_token_prefix.contains('_')
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_minted_pak_has_three_parts_of_the_right_shape_and_hashes_to_its_long_token() {
-        let pak = Pak::mint(&Format::default()).unwrap();
+        let pak = Pak::mint(&PakFormat::default()).unwrap();
         let parts: Vec<&str> = pak.expose().split('_').collect();
         let [prefix, short, long] = parts[..] else {
             panic!("{parts:?}")
@@ -167,7 +167,7 @@ mod tests {
             pak.hash(),
             "only the long token counts"
         );
-        assert_ne!(Pak::mint(&Format::default()).unwrap(), pak);
+        assert_ne!(Pak::mint(&PakFormat::default()).unwrap(), pak);
     }
 
     #[test]
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn neither_a_pak_nor_its_hash_shows_in_debug() {
-        let pak = Pak::mint(&Format::default()).unwrap();
+        let pak = Pak::mint(&PakFormat::default()).unwrap();
         assert_eq!(format!("{pak:?} {:?}", pak.hash()), "Pak(…) PakHash(…)");
     }
 }

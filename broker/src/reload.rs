@@ -1,6 +1,6 @@
 //! Reloading of the configuration while the broker runs.
 //!
-//! A reload applies the values that can change at run time (`hot`), and reports other changed keys as needing a
+//! A reload applies the values that can change at run time (`runtime_config`), and reports other changed keys as needing a
 //! restart. A configuration with any error changes nothing. Under a supervisor a reload does nothing, because the
 //! supervisor replaces the instance when the tenant's file changes.
 //!
@@ -15,9 +15,9 @@ use brokkr_tenant::{Diagnostic, Diagnostics};
 
 use crate::app::App;
 use crate::config;
-use crate::hot::{Change, Values};
 use crate::jobs::Job;
 use crate::log;
+use crate::runtime_config::{ConfigChange, Values};
 
 pub use watch::watch;
 
@@ -39,7 +39,7 @@ pub struct Pending<'a> {
     _turn: MutexGuard<'a, ()>,
     values: Option<Values>,
     /// The values that will change.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
     /// The keys that differ but need a restart of the broker.
     pub needs_restart: Vec<&'static str>,
 }
@@ -72,7 +72,7 @@ impl Reloader {
         if !self.0.supervised {
             let config = config::read(self.0.file.as_deref())?.config;
             let values = Values::of(&config);
-            pending.changes = app.hot.get().changes(&values);
+            pending.changes = app.runtime_config.get().changes(&values);
             pending.needs_restart = app
                 .config
                 .differing(&config)
@@ -91,7 +91,7 @@ impl Pending<'_> {
         let Some(values) = self.values else {
             return true;
         };
-        for Change {
+        for ConfigChange {
             key,
             old_value,
             new_value,
@@ -100,7 +100,7 @@ impl Pending<'_> {
             tracing::info!(key, old_value, new_value, "configuration changed");
         }
         let level = values.log_level;
-        let level_before = app.hot.set(values).log_level;
+        let level_before = app.runtime_config.set(values).log_level;
         // The changes may concern these jobs' intervals and retention times.
         app.jobs.wake(Job::Diagnostics);
         app.jobs.wake(Job::Webhooks);

@@ -4,26 +4,26 @@
 //! connection and inside a transaction. Rows serialise as the API shows them, so no row holds a secret column (hashes).
 //! Lists come in the order (created_at, id) unless the contract names another.
 
-pub mod agent_marks;
+pub mod agent_labels;
 pub mod agents;
-pub mod association;
 pub mod audit_log;
 pub mod credentials;
 pub mod deliveries;
+pub mod deployment_health;
 pub mod diagnostics;
 pub mod events;
 pub mod fleet;
 pub mod gauges;
 pub mod generators;
-pub mod health;
 pub mod objects;
 pub mod paks;
 pub mod registrations;
-pub mod stack_marks;
+pub mod stack_labels;
+pub mod stack_matching;
 pub mod stacks;
 pub mod targets;
 pub mod telemetry;
-pub mod template_marks;
+pub mod template_labels;
 pub mod templates;
 pub mod webhooks;
 pub mod work_order_log;

@@ -2,10 +2,10 @@
 //!
 //! The code is pure: no database and no HTTP, and no template or schema reaches environment, files or network. The
 //! libraries `tera` and `jsonschema` do the work, but neither bounds it. So each piece of work runs on its own thread
-//! with a meter (`bounded`), and calls in both libraries feed that meter:
+//! with a meter (`metered_thread`), and calls in both libraries feed that meter:
 //!
-//! - Before Tera parses a template, `scan` checks for deep recursion, and the parser has a step limit of its own. Then
-//!   `weave` inserts calls that count, at the start of every body and at every value. Tera's functions, filters and
+//! - Before Tera parses a template, `syntax_limits` checks for deep recursion, and the parser has a step limit of its own. Then
+//!   `instrument` inserts calls that count, at the start of every body and at every value. Tera's functions, filters and
 //!   tests are wrapped; those that could grow without bound are checked ahead or replaced (`engine`, `filters`).
 //! - Before a schema is compiled, `schema` walks it: only references to its own subschemas, a bounded number of
 //!   applications to one value, and patterns of the linear-time engine. Every subschema gets a keyword that counts.
@@ -13,25 +13,25 @@
 //! The meter counts bytes of values and text, and processor time. Bytes usually end a hostile template, and then always
 //! at the same place; processor time covers work that allocates no bytes.
 
-pub(crate) mod bounded;
 mod engine;
 mod filters;
-mod patterns;
-mod scan;
+mod instrument;
+pub(crate) mod metered_thread;
+mod regex_cost;
 mod schema;
-mod weave;
-mod weight;
+mod syntax_limits;
+mod value_size;
 
 use serde_json::Value;
 
-pub(crate) use bounded::THREAD;
-use bounded::{Stopped, Turns};
+pub(crate) use metered_thread::THREAD;
+use metered_thread::{Interrupted, ThreadLimit};
 
 /// The largest template, in bytes.
 pub const CONTENT: usize = 512 * 1024;
 /// The largest schema, in bytes.
 pub const SCHEMA: usize = 128 * 1024;
-/// The largest value in bytes, parameters included, as [`weight`] counts them.
+/// The largest value in bytes, parameters included, as [`value_size`] counts them.
 const VALUE: usize = 1024 * 1024;
 /// The largest rendered text, in bytes.
 const OUTPUT: usize = 4 * 1024 * 1024;
@@ -44,7 +44,7 @@ const MESSAGE: usize = 600;
 
 /// Reason why a template was not accepted or not rendered. Texts are for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum TemplateError {
     /// The template is invalid, or uses a forbidden feature.
     Syntax(String),
     /// The schema is invalid, or uses a forbidden feature.
@@ -57,19 +57,19 @@ pub enum Refusal {
     Busy,
 }
 
-static TURNS: Turns = Turns::new();
+static TURNS: ThreadLimit = ThreadLimit::new();
 
 /// Runs work on templates when its turn comes. Call [`check`], [`validate`] and [`render`] inside it.
 ///
 /// # Errors
-/// The error of the work, or [`Refusal::Busy`] when no turn came.
+/// The error of the work, or [`TemplateError::Busy`] when no turn came.
 pub async fn in_turn<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
+    work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+) -> Result<T, TemplateError> {
     match TURNS.take(work).await {
         Ok(done) => done,
-        Err(Stopped::Busy) => Err(Refusal::Busy),
-        Err(_) => Err(Refusal::Rendering(
+        Err(Interrupted::Busy) => Err(TemplateError::Busy),
+        Err(_) => Err(TemplateError::Rendering(
             "this is beyond what the library behind it can do".to_owned(),
         )),
     }
@@ -78,28 +78,28 @@ pub async fn in_turn<T: Send + 'static>(
 /// Checks a template and its schema.
 ///
 /// # Errors
-/// [`Refusal::Syntax`], [`Refusal::Schema`] or [`Refusal::Busy`].
-pub fn check(content: &str, schema: &str) -> Result<(), Refusal> {
-    let parsed = bounded::run(ALLOWANCE, || engine::parse(content).map(drop));
-    settle(parsed, Refusal::Syntax)?;
-    let compiled = bounded::run(ALLOWANCE, || schema::compile(schema).map(drop));
-    settle(compiled, Refusal::Schema)
+/// [`TemplateError::Syntax`], [`TemplateError::Schema`] or [`TemplateError::Busy`].
+pub fn check(content: &str, schema: &str) -> Result<(), TemplateError> {
+    let parsed = metered_thread::run(ALLOWANCE, || engine::parse(content).map(drop));
+    settle(parsed, TemplateError::Syntax)?;
+    let compiled = metered_thread::run(ALLOWANCE, || schema::compile(schema).map(drop));
+    settle(compiled, TemplateError::Schema)
 }
 
 /// Checks parameters against an accepted schema.
 ///
 /// # Errors
-/// [`Refusal::Parameters`] or [`Refusal::Busy`].
-pub fn validate(schema: &str, parameters: &Value) -> Result<(), Refusal> {
-    let problem = |text| Refusal::Parameters(vec![text]);
-    let found = bounded::run(ALLOWANCE, || schema::check(schema, parameters));
+/// [`TemplateError::Parameters`] or [`TemplateError::Busy`].
+pub fn validate(schema: &str, parameters: &Value) -> Result<(), TemplateError> {
+    let problem = |text| TemplateError::Parameters(vec![text]);
+    let found = metered_thread::run(ALLOWANCE, || schema::check(schema, parameters));
     let Some(validator) = settle(found, problem)? else {
         return Ok(());
     };
     // The list of problems has a smaller allowance, because all of it is held in memory.
-    match bounded::run(ALLOWANCE / 2, || schema::problems(&validator, parameters)) {
-        Ok(problems) => Err(Refusal::Parameters(problems)),
-        Err(Stopped::Busy) => Err(Refusal::Busy),
+    match metered_thread::run(ALLOWANCE / 2, || schema::problems(&validator, parameters)) {
+        Ok(problems) => Err(TemplateError::Parameters(problems)),
+        Err(Interrupted::Busy) => Err(TemplateError::Busy),
         Err(_) => Err(problem("too much is wrong to be listed".to_owned())),
     }
 }
@@ -107,24 +107,24 @@ pub fn validate(schema: &str, parameters: &Value) -> Result<(), Refusal> {
 /// Renders an accepted template. Parameters that are no object leave every variable undefined.
 ///
 /// # Errors
-/// [`Refusal::Rendering`] or [`Refusal::Busy`].
-pub fn render(content: &str, parameters: &Value) -> Result<String, Refusal> {
-    let rendered = bounded::run(ALLOWANCE, || engine::render(content, parameters));
-    settle(rendered, Refusal::Rendering)
+/// [`TemplateError::Rendering`] or [`TemplateError::Busy`].
+pub fn render(content: &str, parameters: &Value) -> Result<String, TemplateError> {
+    let rendered = metered_thread::run(ALLOWANCE, || engine::render(content, parameters));
+    settle(rendered, TemplateError::Rendering)
 }
 
 /// Returns the result of bounded work; maps errors and limits to this kind of refusal.
 fn settle<T>(
-    outcome: Result<Result<T, String>, Stopped>,
-    refusal: impl Fn(String) -> Refusal,
-) -> Result<T, Refusal> {
+    outcome: Result<Result<T, String>, Interrupted>,
+    refusal: impl Fn(String) -> TemplateError,
+) -> Result<T, TemplateError> {
     match outcome {
         Ok(done) => done.map_err(|text| refusal(cut(&text))),
-        Err(Stopped::Limit(text)) => Err(refusal(text.to_owned())),
-        Err(Stopped::Panicked) => Err(refusal(
+        Err(Interrupted::Limit(text)) => Err(refusal(text.to_owned())),
+        Err(Interrupted::Panicked) => Err(refusal(
             "this is beyond what the library behind it can do".to_owned(),
         )),
-        Err(Stopped::Busy) => Err(Refusal::Busy),
+        Err(Interrupted::Busy) => Err(TemplateError::Busy),
     }
 }
 

@@ -6,21 +6,21 @@
 //! ```
 //!
 //! This module holds the parts of a delivery: the secrets and their key ([`crypto`], [`key`], [`endpoint`]), the
-//! allowed targets ([`target`]), the request ([`client`]), the meaning of its result ([`outcome`]), and the deliveries
-//! under way ([`flights`]). `jobs::webhooks` puts them together; the rows are in `store::webhooks` and
+//! allowed targets ([`address_policy`]), the request ([`client`]), the meaning of its result ([`retry_policy`]), and the deliveries
+//! under way ([`in_flight`]). `jobs::webhooks` puts them together; the rows are in `store::webhooks` and
 //! `store::deliveries`.
 //!
 //! A broker or agent claims a delivery when it takes it, until the claim ends. Only the holder of the claim records the
 //! result ([`settle`]), so two brokers never settle the same delivery, and a killed broker's delivery is taken again.
 
+pub mod address_policy;
 pub mod client;
 pub mod crypto;
 pub mod endpoint;
-pub mod flights;
+pub mod in_flight;
 pub mod key;
-pub mod outcome;
-mod rounds;
-pub mod target;
+mod poll_pacing;
+pub mod retry_policy;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,21 +31,21 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::db::{Conn, DbError};
-use crate::emit::{Actor, Audit, emit};
-use crate::store::deliveries::{self, Held, Settled};
+use crate::outbox::{Actor, AuditRecord, emit};
+use crate::store::deliveries::{self, DeliveryResult, LeasedDelivery};
+use address_policy::AddressPolicy;
 use client::Client;
 use crypto::Key;
-use flights::Flights;
+use in_flight::InFlight;
 use key::{KeyError, KeySource};
-use outcome::{Next, Outcome};
-pub use rounds::Rounds;
-use target::Policy;
+pub use poll_pacing::PollPacing;
+use retry_policy::{AttemptOutcome, Next};
 
 /// The largest number of test requests at once; others wait within their own time limit.
 const TESTS: usize = 8;
 
 /// The largest number of requests at once, each with a socket.
-pub const MOST_REQUESTS: u32 = (flights::MOST + TESTS) as u32;
+pub const MOST_REQUESTS: u32 = (in_flight::MOST + TESTS) as u32;
 
 /// The state of the broker's webhooks. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,8 +57,8 @@ struct Inner {
     /// The key, once it is known. It never changes because the key file is never written again.
     key: Mutex<Option<Key>>,
     client: Client,
-    flights: Flights,
-    rounds: Rounds,
+    in_flight: InFlight,
+    rounds: PollPacing,
     tests: Semaphore,
     said: AtomicBool,
 }
@@ -69,9 +69,9 @@ impl Webhooks {
         Self(Arc::new(Inner {
             source,
             key: Mutex::default(),
-            client: Client::new(Policy::new(&config.webhooks)),
-            flights: Flights::new(),
-            rounds: Rounds::default(),
+            client: Client::new(AddressPolicy::new(&config.webhooks)),
+            in_flight: InFlight::new(),
+            rounds: PollPacing::default(),
             tests: Semaphore::new(TESTS),
             said: AtomicBool::new(false),
         }))
@@ -107,12 +107,12 @@ impl Webhooks {
     }
 
     /// Returns the deliveries under way.
-    pub fn flights(&self) -> &Flights {
-        &self.0.flights
+    pub fn in_flight(&self) -> &InFlight {
+        &self.0.in_flight
     }
 
     /// Returns the schedule of the webhook job's rounds.
-    pub fn rounds(&self) -> &Rounds {
+    pub fn rounds(&self) -> &PollPacing {
         &self.0.rounds
     }
 
@@ -137,14 +137,14 @@ impl Webhooks {
 /// when the claim has ended before, because the delivery may have another holder.
 pub fn settle(
     db: &mut Conn,
-    held: &Held,
-    outcome: &Outcome,
+    held: &LeasedDelivery,
+    outcome: &AttemptOutcome,
     by: Option<Uuid>,
-) -> Result<Option<Settled>, DbError> {
+) -> Result<Option<DeliveryResult>, DbError> {
     let next = outcome.next(held.attempts, held.max_retries);
     let failure = match outcome {
-        Outcome::Delivered => None,
-        Outcome::Failed(failure) => Some(failure),
+        AttemptOutcome::Delivered => None,
+        AttemptOutcome::Failed(failure) => Some(failure),
     };
     let error = failure.map(|failure| failure.error.as_str());
     if next != Next::Dead {
@@ -166,7 +166,7 @@ pub fn settle(
             if let Some(agent) = by {
                 details["delivered_by_agent"] = json!(agent);
             }
-            let audit = Audit::new(
+            let audit = AuditRecord::new(
                 Actor::System,
                 "webhook.delivery_failed",
                 "webhook_subscription",

@@ -22,9 +22,9 @@ mod shortage;
 #[cfg(test)]
 mod tests;
 
-pub use admitted::{Admission, format_admitted, parse_admitted};
-pub use conflicts::{Conflict, Contested, Seat, Stake, conflicts};
-pub use decide::{Decided, Party, decide};
+pub use admitted::{AdmittedTenant, format_admitted, parse_admitted};
+pub use conflicts::{Conflict, Contested, OwnershipClaim, SchemaAndAddress, conflicts};
+pub use decide::{Decided, TenantClaim, decide};
 pub use shortage::{Remedy, Scope, Shortage};
 
 use brokkr_tenant::TenantName;
@@ -65,7 +65,7 @@ impl fmt::Display for ServerId {
 
 /// The target of connections.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct ConnectionTarget {
     /// The server.
     pub server: ServerId,
     /// The database's OID on that server.
@@ -78,7 +78,7 @@ pub struct Place {
 
 /// The connections that a tenant wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum TenantDemand {
     /// None: the tenant is stopped, refused for another reason, or without a file. Only the connections it holds count.
     Nothing,
     /// A pool to run with.
@@ -86,15 +86,15 @@ pub enum Wanted {
         /// The pool size, in connections.
         connections: u32,
         /// The place that its URL leads to; `None` until the prober has been there.
-        at: Option<Place>,
+        at: Option<ConnectionTarget>,
     },
 }
 
 /// The connections that a running instance may hold, or that the backends of an ended instance still use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldConnections {
     /// The place of the connections.
-    pub place: Place,
+    pub place: ConnectionTarget,
     /// The pool size, in connections.
     pub connections: u32,
 }
@@ -107,9 +107,9 @@ pub struct Claim {
     /// The order among new tenants: higher first.
     pub priority: i32,
     /// The connections that the tenant wants now.
-    pub wanted: Wanted,
+    pub wanted: TenantDemand,
     /// The connections of its running and draining instances, until they end.
-    pub held: Vec<Held>,
+    pub held: Vec<HeldConnections>,
 }
 
 /// A database and its limit.
@@ -146,7 +146,7 @@ pub struct Facts {
     /// The roles in tenants' URLs, by name.
     pub roles: BTreeMap<String, Role>,
     /// The place of the supervisor's own connection.
-    pub own: Option<Place>,
+    pub own: Option<ConnectionTarget>,
 }
 
 impl Facts {
@@ -200,7 +200,7 @@ pub struct Verdict {
     /// The account of each server with facts or with a charge.
     pub servers: BTreeMap<ServerId, Account>,
     /// The new admitted list, oldest first.
-    pub admitted: Vec<Admission>,
+    pub admitted: Vec<AdmittedTenant>,
 }
 
 /// Decides which tenants may run. `order` is the admitted list, oldest first; `facts` holds the servers seen so far;
@@ -208,7 +208,7 @@ pub struct Verdict {
 ///
 /// Claims of the same tenant are joined: the last claim's `wanted` counts, and the connections held by all.
 pub fn admit(
-    order: &[Admission],
+    order: &[AdmittedTenant],
     claims: &[Claim],
     facts: &BTreeMap<ServerId, Facts>,
     headroom: u32,
@@ -236,7 +236,7 @@ pub fn admit(
     }
     for admission in order {
         if let Some(claim) = by_name.get(&admission.tenant)
-            && !matches!(claim.wanted, Wanted::Nothing)
+            && !matches!(claim.wanted, TenantDemand::Nothing)
         {
             ledger.charge_admission(claim, admission);
         }
@@ -247,7 +247,7 @@ pub fn admit(
         let Some(claim) = by_name.get(&admission.tenant) else {
             continue;
         };
-        let Wanted::Pool { connections, at } = &claim.wanted else {
+        let TenantDemand::Pool { connections, at } = &claim.wanted else {
             continue;
         };
         if verdict.tenants.contains_key(&admission.tenant) {
@@ -270,22 +270,22 @@ pub fn admit(
     });
     for claim in newcomers {
         let decision = match &claim.wanted {
-            Wanted::Nothing => Decision::Nothing,
-            Wanted::Pool { at: None, .. } => Decision::Wait,
-            Wanted::Pool {
+            TenantDemand::Nothing => Decision::Nothing,
+            TenantDemand::Pool { at: None, .. } => Decision::Wait,
+            TenantDemand::Pool {
                 at: Some(place), ..
             } if !facts.contains_key(&place.server) => Decision::Wait,
-            Wanted::Pool {
+            TenantDemand::Pool {
                 connections,
                 at: Some(place),
             } => match ledger.fits(&claim.tenant, place, *connections) {
                 Ok(()) => {
                     ledger.charge(&claim.tenant, place, *connections);
-                    verdict.admitted.push(Admission {
+                    verdict.admitted.push(AdmittedTenant {
                         tenant: claim.tenant.clone(),
                         pool: *connections,
                         server: Some(place.server.clone()),
-                        seat: None,
+                        schema_and_address: None,
                     });
                     Decision::Admitted
                 }
@@ -303,10 +303,10 @@ pub fn admit(
 fn readmit(
     ledger: &mut Ledger<'_>,
     claim: &Claim,
-    admission: &Admission,
+    admission: &AdmittedTenant,
     connections: u32,
-    at: Option<&Place>,
-) -> (Decision, Admission) {
+    at: Option<&ConnectionTarget>,
+) -> (Decision, AdmittedTenant) {
     let Some(place) = at else {
         // The server is away, and may differ from the server of the admission. The tenant keeps its admitted pool; a
         // larger pool needs a server that is seen.
@@ -324,11 +324,11 @@ fn readmit(
         .is_none_or(|server| *server == place.server);
     let within =
         stays && connections <= admission.pool && ledger.covered(claim, place, connections);
-    let granted = Admission {
+    let granted = AdmittedTenant {
         tenant: admission.tenant.clone(),
         pool: connections,
         server: Some(place.server.clone()),
-        seat: admission.seat.clone(),
+        schema_and_address: admission.schema_and_address.clone(),
     };
     if within {
         return (Decision::Admitted, granted);

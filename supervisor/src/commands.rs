@@ -2,8 +2,8 @@
 
 pub(crate) mod check;
 mod client;
-mod found;
 mod interrupt;
+mod locate_supervisor;
 mod logs;
 mod orders;
 mod pak;
@@ -17,8 +17,8 @@ mod tests;
 
 use crate::cli::Command;
 use crate::fleet::handle::Order;
-use client::Client;
-use found::Found;
+use client::ControlClient;
+use locate_supervisor::SupervisorPaths;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
@@ -52,12 +52,12 @@ pub(crate) fn client(command: &Command, config: &Path) -> ExitCode {
 }
 
 fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
-    let Found {
+    let SupervisorPaths {
         config,
         whole,
         problems,
-    } = found::find(config).map_err(Failure::Configuration)?;
-    let client = Client::new(&config.runtime_dir)?;
+    } = locate_supervisor::find(config).map_err(Failure::Configuration)?;
+    let client = ControlClient::new(&config.runtime_dir)?;
     if let Some(problems) = problems {
         let tenant_files = matches!(command, Command::Tenant { .. });
         // Errors in the file do not stop commands to a running supervisor, but they may be the reason why none runs.

@@ -3,7 +3,9 @@
 mod scan;
 mod tenant;
 
-pub(crate) use scan::{Desired, FileProblem, FileState, Look, Referred, Scanned, Scanner, Stamp};
+pub(crate) use scan::{
+    Desired, FileProblem, FileState, Referred, ScanMode, Scanned, Scanner, Stamp,
+};
 pub(crate) use tenant::TenantConfig;
 
 use brokkr_tenant::{
@@ -49,7 +51,7 @@ static KEYS: Keys = Keys::new(&[
 
 /// The supervisor's own configuration. Paths are absolute.
 #[derive(Debug, Clone)]
-pub struct Supervisor {
+pub struct SupervisorConfig {
     /// The folder of tenant files.
     pub tenants_dir: PathBuf,
     /// The folder for state that survives a reboot: admin PAKs, the admitted list, the embedded server's data.
@@ -135,7 +137,7 @@ pub struct Postgres {
 }
 
 /// Reads the supervisor's file.
-pub fn load(path: &Path) -> Result<Supervisor, Diagnostics> {
+pub fn load(path: &Path) -> Result<SupervisorConfig, Diagnostics> {
     of(Source::read(path)?)
 }
 
@@ -145,7 +147,7 @@ pub(crate) fn default_state_dir() -> PathBuf {
 }
 
 /// Reads the text of a supervisor's file.
-pub(crate) fn of(source: Source) -> Result<Supervisor, Diagnostics> {
+pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
     let file = Layer::from_source(source, &KEYS);
     if file.problems().has_errors() {
         return Err(file.problems().clone());
@@ -155,7 +157,7 @@ pub(crate) fn of(source: Source) -> Result<Supervisor, Diagnostics> {
         defaults: Layer::defaults(&KEYS),
     };
     let state_dir = read.path("state_dir").unwrap_or_default();
-    let config = Supervisor {
+    let config = SupervisorConfig {
         tenants_dir: read.path("tenants_dir").unwrap_or_default(),
         runtime_dir: read.path("runtime_dir").unwrap_or_default(),
         broker: read.path("broker").unwrap_or_else(broker_beside_us),

@@ -16,18 +16,18 @@
 mod logs;
 mod metrics;
 mod pak;
-mod peer;
+mod peer_credentials;
 mod routes;
 mod socket;
-mod stall;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod write_timeout;
 
-pub(crate) use routes::{Orders, Reload};
+pub(crate) use routes::{OrderRequest, ReloadRequest};
 pub(crate) use socket::{GROUP, NAME as SOCKET};
 
-use crate::config::Supervisor;
+use crate::config::SupervisorConfig;
 use crate::fleet::handle::Handle;
 use crate::logs::Hub;
 use axum::Router;
@@ -36,9 +36,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::unistd::Gid;
-use peer::{Peer, Permitted};
-use socket::{Bound, Socket};
-use stall::{Patience, Stall};
+use peer_credentials::{Peer, Permitted};
+use socket::{BoundSocket, Socket};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,6 +47,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use write_timeout::{WriteTimeout, WriteTimeoutSwitch};
 
 /// The number of connections served at once; others wait in the backlog.
 const CONNECTIONS: usize = 64;
@@ -63,18 +63,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The running servers of the control socket and, where set, of `[metrics] listen`. Dropping it closes both and every
 /// connection, and removes the socket's file.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct ControlServer {
     notice: Option<String>,
     /// Dropping a `JoinSet` ends its tasks.
     _servers: JoinSet<()>,
 }
 
-impl Control {
+impl ControlServer {
     /// Binds the sockets and starts serving. The caller holds the lock of the runtime folder.
     ///
     /// # Errors
     /// When a socket cannot be bound; the text names it.
-    pub(crate) async fn start(config: &Supervisor, fleet: Handle, logs: Hub) -> io::Result<Self> {
+    pub(crate) async fn start(
+        config: &SupervisorConfig,
+        fleet: Handle,
+        logs: Hub,
+    ) -> io::Result<Self> {
         let socket = Socket::bind(&config.runtime_dir)?;
         let notice = socket.warning().map(str::to_owned);
         if let Some(notice) = &notice {
@@ -151,7 +155,7 @@ impl App {
 async fn serve_control(
     dir: PathBuf,
     mut listener: UnixListener,
-    mut file: Bound,
+    mut file: BoundSocket,
     mut permitted: Permitted,
     router: Router,
 ) {
@@ -190,14 +194,19 @@ async fn serve_control(
                 }
                 Err(refusal) => {
                     tracing::warn!("refused a connection to the control socket: {refusal}");
-                    answer(stream, Patience::default(), routes::refused(refusal)).await;
+                    answer(
+                        stream,
+                        WriteTimeoutSwitch::default(),
+                        routes::refused(refusal),
+                    )
+                    .await;
                 }
             }
         });
     }
 }
 
-fn bind_anew(dir: &Path) -> io::Result<((UnixListener, Bound), Option<Gid>)> {
+fn bind_anew(dir: &Path) -> io::Result<((UnixListener, BoundSocket), Option<Gid>)> {
     let socket = Socket::bind(dir)?;
     let group = socket.group();
     Ok((socket.into_tokio()?, group))
@@ -216,7 +225,7 @@ async fn serve_metrics(listener: TcpListener, router: Router) {
         let router = router.clone();
         connections.tasks.spawn(async move {
             let _permit = permit;
-            answer(stream, Patience::default(), router).await;
+            answer(stream, WriteTimeoutSwitch::default(), router).await;
         });
     }
 }
@@ -247,7 +256,7 @@ async fn pause(what: &str, error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-async fn answer<S>(stream: S, patience: Patience, router: Router)
+async fn answer<S>(stream: S, patience: WriteTimeoutSwitch, router: Router)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -256,7 +265,7 @@ where
         .header_read_timeout(HEAD)
         .keep_alive(false)
         .serve_connection(
-            TokioIo::new(Stall::new(stream, patience)),
+            TokioIo::new(WriteTimeout::new(stream, patience)),
             TowerToHyperService::new(router),
         );
     // Ignores errors, because they come from a client that has closed the connection.

@@ -11,20 +11,20 @@
 //! with target `postgres`.
 
 mod data;
-mod folder;
-mod keeper;
+mod initdb;
 mod log;
+mod ownership;
 mod programs;
+mod server_task;
 #[cfg(test)]
 mod tests;
-mod unfinished;
 
-use crate::config::Supervisor;
-use crate::handover::Estate;
-use crate::handover::names::{EMBEDDED, Kind, Name};
-use crate::instance::postgres::{Launch, Left, Server};
+use crate::config::SupervisorConfig;
+use crate::handover::HandoverState;
+use crate::handover::fd_names::{EMBEDDED, FdKind, FdName};
+use crate::instance::postgres::{PostgresCommand, PostgresHandover, PostgresProcess};
 use brokkr_tenant::DatabaseUrl;
-use keeper::Keeper;
+use server_task::ServerTask;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -57,16 +57,16 @@ pub struct Embedded {
 #[derive(Debug, Default)]
 struct Now {
     /// The descriptors to hand over, while the server runs.
-    left: Option<Left>,
+    left: Option<PostgresHandover>,
     /// The reason why tenants cannot use the server, if it lasts more than a moment.
     problem: Option<String>,
 }
 
 /// The fleet's view of the server: its problem, and a signal on every change.
 #[derive(Debug)]
-pub(crate) struct Remark(watch::Receiver<Now>);
+pub(crate) struct EmbeddedStatus(watch::Receiver<Now>);
 
-impl Remark {
+impl EmbeddedStatus {
     /// Waits for the next change; waits for ever once the task has ended. Cancel-safe.
     pub(crate) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
@@ -84,14 +84,14 @@ impl Remark {
 ///
 /// # Errors
 /// When no folder gives a socket path short enough.
-pub fn url(config: &Supervisor) -> Result<DatabaseUrl, String> {
-    url_as(&folder::socket_folder(&config.runtime_dir)?, NAME)
+pub fn url(config: &SupervisorConfig) -> Result<DatabaseUrl, String> {
+    url_as(&ownership::socket_folder(&config.runtime_dir)?, NAME)
 }
 
 /// Returns true when a server accepts connections on the socket.
-pub fn runs(config: &Supervisor) -> bool {
-    folder::socket_folder(&config.runtime_dir).is_ok_and(|folder| {
-        std::os::unix::net::UnixStream::connect(folder.join(folder::SOCKET)).is_ok()
+pub fn runs(config: &SupervisorConfig) -> bool {
+    ownership::socket_folder(&config.runtime_dir).is_ok_and(|folder| {
+        std::os::unix::net::UnixStream::connect(folder.join(ownership::SOCKET)).is_ok()
     })
 }
 
@@ -100,9 +100,10 @@ pub fn runs(config: &Supervisor) -> bool {
 ///
 /// # Errors
 /// When the server's state cannot be determined.
-pub(crate) async fn end(config: &Supervisor) -> Result<bool, String> {
+pub(crate) async fn end(config: &SupervisorConfig) -> Result<bool, String> {
     let data = &config.postgres.data_dir;
-    let left = Server::adopt(data, None).map_err(|error| format!("{}: {error}", data.display()))?;
+    let left = PostgresProcess::adopt(data, None)
+        .map_err(|error| format!("{}: {error}", data.display()))?;
     let Some(server) = left else {
         return Ok(false);
     };
@@ -112,7 +113,7 @@ pub(crate) async fn end(config: &Supervisor) -> Result<bool, String> {
 }
 
 /// Reads the log of a server that is ending, because a full pipe would block its shutdown until it is killed.
-fn hear_out(server: &Server) {
+fn hear_out(server: &PostgresProcess) {
     if let Err(problem) = log::follow(server, Arc::default()) {
         tracing::error!(target: "postgres", pid = server.pid(), "{problem}; it stands still once its pipe is full: restart the supervisor");
     }
@@ -128,12 +129,12 @@ impl Embedded {
     /// # Errors
     /// The problem of that first start, with a hint.
     pub(crate) async fn start(
-        config: &Arc<Supervisor>,
-        mut left: BTreeMap<Kind, OwnedFd>,
+        config: &Arc<SupervisorConfig>,
+        mut left: BTreeMap<FdKind, OwnedFd>,
         brokers: bool,
     ) -> Result<Self, String> {
         let (sender, now) = watch::channel(Now::default());
-        let mut keeper = Keeper::new(config.clone(), left.remove(&Kind::Log), sender)?;
+        let mut keeper = ServerTask::new(config.clone(), left.remove(&FdKind::Log), sender)?;
         let first = if brokers || data::is_made(&config.postgres.data_dir) {
             None
         } else {
@@ -149,44 +150,44 @@ impl Embedded {
     }
 
     /// Returns the fleet's view of the server.
-    pub(crate) fn remark(&self) -> Remark {
-        Remark(self.now.clone())
+    pub(crate) fn remark(&self) -> EmbeddedStatus {
+        EmbeddedStatus(self.now.clone())
     }
 
     /// Returns a function that gives the descriptors to hand over at the time of the call.
-    pub(crate) fn watch(&self) -> impl Fn() -> Vec<(Name, Arc<OwnedFd>)> + Send + use<> {
+    pub(crate) fn watch(&self) -> impl Fn() -> Vec<(FdName, Arc<OwnedFd>)> + Send + use<> {
         let now = self.now.clone();
         move || {
             let now = now.borrow();
             let Some(left) = &now.left else {
                 return Vec::new();
             };
-            let log = left.log.clone().map(|log| (Kind::Log, log));
-            [Some((Kind::Death, left.pidfd.clone())), log]
+            let log = left.log.clone().map(|log| (FdKind::Log, log));
+            [Some((FdKind::Death, left.pidfd.clone())), log]
                 .into_iter()
                 .flatten()
-                .map(|(kind, fd)| (Name::new(EMBEDDED, kind), fd))
+                .map(|(kind, fd)| (FdName::new(EMBEDDED, kind), fd))
                 .collect()
         }
     }
 
     /// Leaves the server running for the next supervisor.
-    pub(crate) fn leave(self, estate: &mut Estate) {
+    pub(crate) fn leave(self, handover_state: &mut HandoverState) {
         self.task.abort();
         let left = self.watch()();
         // The next supervisor has no server to look for if the adopted server has ended.
-        estate.index.embedded = self.url.is_some() || !left.is_empty();
-        estate.descriptors.extend(left);
+        handover_state.index.embedded = self.url.is_some() || !left.is_empty();
+        handover_state.descriptors.extend(left);
     }
 
     /// Adopts a running server that the configuration no longer asks for, because tenants may still be moving to
     /// another. The server is not restarted, and stops with this supervisor. Returns `None` when no server runs.
     pub(crate) fn see_off(
-        config: &Supervisor,
-        mut left: BTreeMap<Kind, OwnedFd>,
+        config: &SupervisorConfig,
+        mut left: BTreeMap<FdKind, OwnedFd>,
     ) -> Result<Option<Self>, String> {
         let data = &config.postgres.data_dir;
-        let server = Server::adopt(data, left.remove(&Kind::Log))
+        let server = PostgresProcess::adopt(data, left.remove(&FdKind::Log))
             .map_err(|error| format!("{}: {error}", data.display()))?;
         let Some(mut server) = server else {
             return Ok(None);
@@ -230,14 +231,14 @@ impl Embedded {
 }
 
 /// Prepares a start, including the data folder. Blocks.
-fn prepare(config: &Supervisor) -> Result<Launch, String> {
+fn prepare(config: &SupervisorConfig) -> Result<PostgresCommand, String> {
     let programs = programs::find(config.postgres.bin_dir.as_deref())?;
-    let user = folder::server_user()?;
-    let sockets = folder::socket_folder(&config.runtime_dir)?;
+    let user = ownership::server_user()?;
+    let sockets = ownership::socket_folder(&config.runtime_dir)?;
     let data = config.postgres.data_dir.clone();
-    folder::reachable(&data, user)?;
-    folder::reachable(&sockets, user)?;
-    folder::own(&sockets, user)?;
+    ownership::reachable(&data, user)?;
+    ownership::reachable(&sockets, user)?;
+    ownership::own(&sockets, user)?;
     data::prepare(&programs, &data, user)?;
     let arguments = [
         "-D".to_owned(),
@@ -272,7 +273,7 @@ fn prepare(config: &Supervisor) -> Result<Launch, String> {
                 .flat_map(|(key, value)| ["-c".to_owned(), format!("{key}={value}")]),
         )
         .collect();
-    Ok(Launch {
+    Ok(PostgresCommand {
         program: programs.postgres,
         arguments,
         user,

@@ -2,45 +2,45 @@
 //!
 //! Its inputs are the latest files ([`Desired`]), the latest view of the servers ([`ServersView`]), and queues of the
 //! instances' reports and the operators' requests. After each batch of inputs the fleet judges all tenants
-//! ([`judge`](judge::judge), pure), tells each tenant's [`Lifecycle`] about changes, passes the actions to the
-//! [`Edge`], and publishes one snapshot. It shares no lock and never waits for another task.
+//! ([`admission`](judge::judge), pure), tells each tenant's [`Lifecycle`] about changes, passes the actions to the
+//! [`InstanceManager`], and publishes one snapshot. It shares no lock and never waits for another task.
 
-mod actions;
-mod adopt;
-mod entry;
+mod admission;
+mod effects;
+pub(crate) mod fd_store;
 pub(crate) mod handle;
-mod judge;
-pub(crate) mod keep;
-pub(crate) mod leave;
-mod orders;
-pub(crate) mod persist;
-mod picture;
-mod settle;
-pub(crate) mod slots;
+pub(crate) mod handover;
+mod reconcile;
+mod requests;
+mod snapshot;
+pub(crate) mod start_slots;
+mod startup_adoption;
+pub(crate) mod state_files;
+mod tenant_entry;
 
-use crate::budget::{Admission, Verdict, format_admitted};
-use crate::config::{Desired, Stamp, Supervisor};
-use crate::embedded::Remark;
-use crate::instance::Edge;
-use crate::instance::find::Finds;
-use crate::instance::report::{Report, What};
-use crate::instance::survivors::Left;
-use crate::lifecycle::{Event, Hangs, Instance, Lifecycle, Policy, Time, Want};
+use crate::budget::{AdmittedTenant, Verdict, format_admitted};
+use crate::config::{Desired, Stamp, SupervisorConfig};
+use crate::embedded::EmbeddedStatus;
+use crate::instance::InstanceManager;
+use crate::instance::discovery::Discovery;
+use crate::instance::events::{EventKind, InstanceEvent};
+use crate::instance::leftover_instances::LeftoverInstance;
+use crate::lifecycle::{Event, HangDetector, Instance, Lifecycle, Policy, Time, Want};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
 use crate::sys;
 use brokkr_tenant::TenantName;
-use entry::Entry;
+use fd_store::FdStoreInputs;
 use handle::Request;
-use keep::Keeping;
-use leave::{Asking, Ended, Leaving, Quit};
+use handover::{ExitProgress, ExitRequest, FleetExit, SuccessorCheck};
 use nix::time::ClockId;
-use orders::Orders;
-use persist::Kept;
-use slots::Slots;
+use requests::PendingRequests;
+use start_slots::StartSlots;
+use state_files::StateFile;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tenant_entry::TenantEntry;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -55,28 +55,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const STALL_PATIENCE: u32 = 10;
 
 /// The parts of a fleet; see [`Fleet::new`].
-pub(crate) struct Parts {
-    pub(crate) config: Arc<Supervisor>,
-    pub(crate) edge: Edge,
-    pub(crate) reports: mpsc::Receiver<Report>,
+pub(crate) struct FleetParts {
+    pub(crate) config: Arc<SupervisorConfig>,
+    pub(crate) manager: InstanceManager,
+    pub(crate) reports: mpsc::Receiver<InstanceEvent>,
     pub(crate) desired: watch::Receiver<Arc<Desired>>,
     pub(crate) servers: Servers,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) reloader: Reloader,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
-    pub(crate) admitted: Vec<Admission>,
+    pub(crate) admitted: Vec<AdmittedTenant>,
     pub(crate) stopped: BTreeSet<TenantName>,
     /// True when the list of stopped tenants is lost.
     pub(crate) unsure: bool,
     /// The instances that an earlier supervisor left.
-    pub(crate) finds: Finds,
+    pub(crate) finds: Discovery,
     /// systemd's descriptor store, if there is one.
-    pub(crate) keeping: Option<Keeping>,
+    pub(crate) keeping: Option<FdStoreInputs>,
     /// The largest number of descriptors that this process may have.
     pub(crate) open_files: u64,
     pub(crate) notices: Vec<String>,
     /// The state of the embedded server, if there is one.
-    pub(crate) embedded: Option<Remark>,
+    pub(crate) embedded: Option<EmbeddedStatus>,
     /// The problem with the runtime folder, if any.
     pub(crate) surroundings: watch::Receiver<Option<String>>,
 }
@@ -92,42 +92,42 @@ pub(crate) struct ReloadWish {
 }
 
 pub(crate) struct Fleet {
-    config: Arc<Supervisor>,
-    edge: Edge,
-    reports: mpsc::Receiver<Report>,
+    config: Arc<SupervisorConfig>,
+    manager: InstanceManager,
+    reports: mpsc::Receiver<InstanceEvent>,
     desired: watch::Receiver<Arc<Desired>>,
     view: watch::Receiver<Arc<ServersView>>,
     requests: mpsc::Receiver<Request>,
     reloader: Reloader,
     snapshots: watch::Sender<Arc<Snapshot>>,
     servers: Servers,
-    entries: BTreeMap<TenantName, Entry>,
-    admitted: Vec<Admission>,
+    entries: BTreeMap<TenantName, TenantEntry>,
+    admitted: Vec<AdmittedTenant>,
     stopped: BTreeSet<TenantName>,
     /// True until the files are read, when the list of stopped tenants is lost.
     unsure: bool,
     first_free: BTreeMap<TenantName, u64>,
     /// Instances of an earlier supervisor that could not be ended, so that their tenants must not start.
-    left: Vec<Left>,
+    left: Vec<LeftoverInstance>,
     open_files: u64,
     /// The broker's program when last seen on disk.
     broker: Option<Stamp>,
     verdict: Verdict,
-    slots: BTreeMap<String, Slots>,
-    orders: Orders,
-    kept_admitted: Kept,
-    kept_stopped: Kept,
+    slots: BTreeMap<String, StartSlots>,
+    orders: PendingRequests,
+    kept_admitted: StateFile,
+    kept_stopped: StateFile,
     notices: Vec<String>,
-    embedded: Option<Remark>,
+    embedded: Option<EmbeddedStatus>,
     surroundings: watch::Receiver<Option<String>>,
-    hangs: Hangs<TenantName>,
+    hangs: HangDetector<TenantName>,
     /// The time at which the host booted.
     booted: Instant,
     stopping: bool,
     /// systemd's descriptor store.
-    store: Option<keep::Kept>,
-    asking: Asking,
-    leaving: Option<Leaving>,
+    store: Option<fd_store::FdStore>,
+    asking: SuccessorCheck,
+    leaving: Option<ExitProgress>,
     /// The reason why the last successor of this supervisor did not take over.
     refused_successor: Option<String>,
     /// True when data for `status` may have changed.
@@ -138,7 +138,7 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Makes a fleet that knows only the instances of an earlier supervisor.
-    pub(crate) fn new(mut parts: Parts) -> Self {
+    pub(crate) fn new(mut parts: FleetParts) -> Self {
         let patience = STALL_PATIENCE * parts.config.health.hung_after();
         let state_dir = &parts.config.state_dir;
         let (left, first_free) = (
@@ -149,9 +149,12 @@ impl Fleet {
         let now = Instant::now();
         let booted = now.checked_sub(sys::since_boot(ClockId::CLOCK_MONOTONIC));
         let mut fleet = Self {
-            kept_admitted: Kept::new(state_dir.join("admitted"), format_admitted(&parts.admitted)),
+            kept_admitted: StateFile::new(
+                state_dir.join("admitted"),
+                format_admitted(&parts.admitted),
+            ),
             // "unknown" differs from every list, so the file is written anew.
-            kept_stopped: Kept::new(
+            kept_stopped: StateFile::new(
                 state_dir.join("stopped"),
                 match parts.unsure {
                     true => "unknown".to_owned(),
@@ -159,7 +162,7 @@ impl Fleet {
                 },
             ),
             config: parts.config,
-            edge: parts.edge,
+            manager: parts.manager,
             reports: parts.reports,
             desired: parts.desired,
             view: parts.servers.view(),
@@ -177,15 +180,15 @@ impl Fleet {
             broker: None,
             verdict: Verdict::default(),
             slots: BTreeMap::new(),
-            orders: Orders::default(),
+            orders: PendingRequests::default(),
             notices: parts.notices,
             embedded: parts.embedded,
             surroundings: parts.surroundings,
-            hangs: Hangs::new(patience),
+            hangs: HangDetector::new(patience),
             booted: booted.unwrap_or(now),
             stopping: false,
             store: None,
-            asking: Asking::default(),
+            asking: SuccessorCheck::default(),
             leaving: None,
             refused_successor: None,
             stale: true,
@@ -201,7 +204,7 @@ impl Fleet {
     }
 
     /// Runs until it is told to quit, and every instance has ended or may be left.
-    pub(crate) async fn run(mut self, mut quit: mpsc::Receiver<Quit>) -> Ended {
+    pub(crate) async fn run(mut self, mut quit: mpsc::Receiver<ExitRequest>) -> FleetExit {
         self.desired.mark_changed();
         loop {
             let due = self.next_deadline();
@@ -227,7 +230,7 @@ impl Fleet {
                     self.stale = true;
                 }
                 // Orders that wait for the store are answered below.
-                () = keep::released(&mut self.store) => {}
+                () = fd_store::released(&mut self.store) => {}
                 Ok(()) = self.surroundings.changed() => self.stale = true,
                 () = tokio::time::sleep_until(due) => self.tick(),
             }
@@ -263,7 +266,7 @@ impl Fleet {
         self.publish();
         self.kept_admitted.finish().await;
         self.kept_stopped.finish().await;
-        Ended::Drained
+        FleetExit::Drained
     }
 
     /// Waits until `until` for the processes that are being started.
@@ -323,13 +326,13 @@ impl Fleet {
         }
     }
 
-    fn take_report(&mut self, report: Report) {
+    fn take_report(&mut self, report: InstanceEvent) {
         let now = self.now();
         let Some(entry) = self.entries.get_mut(&report.tenant) else {
             return;
         };
         match report.what {
-            What::Life(event) => {
+            EventKind::Life(event) => {
                 if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event
                 {
                     let ended = entry.life.instances().find(|i| i.id == *id);
@@ -349,23 +352,23 @@ impl Fleet {
                         entry.last_exit = Some(why);
                         entry.fallen = Some(*id);
                     }
-                    self.edge.ended(&report.tenant, *id);
+                    self.manager.ended(&report.tenant, *id);
                     entry.status = None;
                 }
                 self.feed(now, &report.tenant, event);
             }
-            What::Status(id, text) => {
+            EventKind::Status(id, text) => {
                 if entry.life.current().is_some_and(|c| c.id == id) {
                     entry.status = Some(text.clone());
                     self.changed();
                 }
                 self.feed(now, &report.tenant, Event::Says(id, text));
             }
-            What::DeletedMaps(id, files) => {
+            EventKind::DeletedMaps(id, files) => {
                 entry.deleted_maps = Some((id, files));
                 self.changed();
             }
-            What::LastWords(id, words) => {
+            EventKind::LastWords(id, words) => {
                 if entry.fallen == Some(id) {
                     entry.last_words = words;
                     self.changed();
@@ -382,7 +385,7 @@ impl Fleet {
             if !self.entries.contains_key(name) {
                 let first = self.first_free.get(name).copied().unwrap_or(1);
                 let life = Lifecycle::new(policy, first, fastrand::u64(..));
-                let entry = Entry::new(life, self.stopped.contains(name));
+                let entry = TenantEntry::new(life, self.stopped.contains(name));
                 self.entries.insert(name.clone(), entry);
             }
             if let Some(entry) = self.entries.get_mut(name) {
@@ -461,7 +464,7 @@ fn names(set: &BTreeSet<TenantName>) -> String {
     set.iter().map(|name| format!("{name}\n")).collect()
 }
 
-fn policy(config: &Supervisor) -> Policy {
+fn policy(config: &SupervisorConfig) -> Policy {
     Policy {
         start_timeout: config.start.timeout,
         grace: config.stop.grace,
@@ -471,7 +474,7 @@ fn policy(config: &Supervisor) -> Policy {
 }
 
 /// Waits for a change of the embedded server; for ever if there is none.
-async fn changed(embedded: &mut Option<Remark>) {
+async fn changed(embedded: &mut Option<EmbeddedStatus>) {
     match embedded {
         Some(remark) => remark.changed().await,
         None => std::future::pending().await,

@@ -3,16 +3,16 @@
 //! The *index* is JSON in a sealed memfd. It maps each short id to tenant, instance, process, configuration and phase.
 //! systemd's descriptor store holds the index beside its descriptors, or a supervisor passes both on when it executes
 //! its successor. A supervisor without a readable index (another version, or none) still has the names of the
-//! descriptors ([`names`]) and the instances' lock files ([`Described`]), which suffice to keep every process running.
+//! descriptors ([`fd_names`]) and the instances' lock files ([`ConfigSummary`]), which suffice to keep every process running.
 //!
 //! Within a version keys are added and never renamed, and every added key has a default.
 
+pub(crate) mod fd_names;
 pub(crate) mod inherited;
-pub(crate) mod names;
 
 use crate::config::Stamp;
 use brokkr_tenant::{BrokerConfig, Digest, Listen, TenantName};
-use names::Name;
+use fd_names::FdName;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub(crate) const LONGEST: u64 = 64 << 20;
 
 /// The state that is handed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Index {
+pub(crate) struct HandoverIndex {
     /// The version, [`VERSION`].
     pub(crate) version: u32,
     /// The serial number; of two indexes the higher is the later.
@@ -41,10 +41,10 @@ pub(crate) struct Index {
     pub(crate) state_dir: Option<PathBuf>,
     /// The open listening sockets.
     #[serde(default)]
-    pub(crate) listeners: Vec<Listener>,
+    pub(crate) listeners: Vec<ListenerRecord>,
     /// The instances that had a process when the index was written.
     #[serde(default)]
-    pub(crate) instances: Vec<Record>,
+    pub(crate) instances: Vec<InstanceRecord>,
     /// The number of unplanned exits per tenant, without zeros.
     #[serde(default)]
     pub(crate) restarts: BTreeMap<TenantName, u64>,
@@ -63,14 +63,14 @@ pub(crate) struct Index {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Listener {
+pub(crate) struct ListenerRecord {
     pub(crate) id: u32,
     pub(crate) tenant: TenantName,
     pub(crate) listen: Listen,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct InstanceRecord {
     /// Its short id; `None` while its descriptors are not stored.
     #[serde(default)]
     pub(crate) id: Option<u32>,
@@ -83,12 +83,12 @@ pub(crate) struct Record {
     pub(crate) files: PathBuf,
     /// The description of its configuration, if known.
     #[serde(default)]
-    pub(crate) what: Option<Described>,
+    pub(crate) what: Option<ConfigSummary>,
     /// The complete configuration with secrets in the clear, if known.
     #[serde(default)]
-    pub(crate) config: Option<Clear>,
+    pub(crate) config: Option<SecretConfig>,
     /// The phase of its life.
-    pub(crate) phase: Phase,
+    pub(crate) phase: RecordedPhase,
     /// The largest number of connections that it was allowed to hold.
     #[serde(default)]
     pub(crate) connections: u32,
@@ -97,12 +97,12 @@ pub(crate) struct Record {
     pub(crate) outdated: bool,
     /// The beginning of a line that its log pipe has not ended yet.
     #[serde(default)]
-    pub(crate) log: Carry,
+    pub(crate) log: PartialLine,
 }
 
 /// The description of an instance's configuration without secrets, also stored in the lock file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Described {
+pub(crate) struct ConfigSummary {
     /// The digest of its effective configuration.
     pub(crate) digest: String,
     pub(crate) listen: Listen,
@@ -117,7 +117,7 @@ pub(crate) struct Described {
     pub(crate) config: serde_json::Value,
 }
 
-impl Described {
+impl ConfigSummary {
     /// Describes this configuration completely.
     pub(crate) fn of(config: &BrokerConfig, program: Option<Stamp>) -> Self {
         Self {
@@ -143,7 +143,7 @@ impl Described {
 /// The phase of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Phase {
+pub(crate) enum RecordedPhase {
     /// Not ready yet.
     Starting,
     /// The instance accepts connections.
@@ -158,15 +158,15 @@ pub(crate) enum Phase {
 /// A configuration with its secrets in the clear.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Clear(pub(crate) Arc<RawValue>);
+pub(crate) struct SecretConfig(pub(crate) Arc<RawValue>);
 
-impl std::fmt::Debug for Clear {
+impl std::fmt::Debug for SecretConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }
 }
 
-impl PartialEq for Clear {
+impl PartialEq for SecretConfig {
     fn eq(&self, other: &Self) -> bool {
         self.0.get() == other.0.get()
     }
@@ -174,7 +174,7 @@ impl PartialEq for Clear {
 
 /// The beginning of a line whose end has not been read yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Carry {
+pub(crate) struct PartialLine {
     /// The bytes of the line that are kept.
     #[serde(default)]
     pub(crate) bytes: Vec<u8>,
@@ -199,7 +199,7 @@ pub(crate) enum IndexError {
     },
 }
 
-impl Index {
+impl HandoverIndex {
     /// Returns the JSON, **with secrets in the clear**: only for a sealed memfd.
     pub(crate) fn encode(&self) -> Vec<u8> {
         #[expect(
@@ -209,7 +209,7 @@ impl Index {
         serde_json::to_vec(self).expect("an index is JSON")
     }
 
-    /// Reads the JSON from [`Index::encode`].
+    /// Reads the JSON from [`HandoverIndex::encode`].
     pub(crate) fn decode(json: &[u8]) -> Result<Self, IndexError> {
         #[derive(Deserialize)]
         struct Head {
@@ -229,9 +229,9 @@ impl Index {
 
 /// The handed-over state: the index and its descriptors, by name.
 #[derive(Debug)]
-pub(crate) struct Estate {
-    pub(crate) index: Index,
-    pub(crate) descriptors: BTreeMap<Name, Arc<OwnedFd>>,
+pub(crate) struct HandoverState {
+    pub(crate) index: HandoverIndex,
+    pub(crate) descriptors: BTreeMap<FdName, Arc<OwnedFd>>,
 }
 
 #[cfg(test)]

@@ -1,52 +1,52 @@
 //! Carries out the lifecycle's decisions (listen, spawn, notify, probe, drain, kill) and reports the results.
 //!
 //! Only this folder starts and ends processes. Each instance has one task ([`process`]) that owns the process from
-//! spawn to reap, and once the instance is ready a second task for its private socket ([`private`]). The [`Edge`]
+//! spawn to reap, and once the instance is ready a second task for its private socket ([`probe_client`]). The [`InstanceManager`]
 //! belongs to the fleet, holds the listening sockets and the channels to these tasks, and never waits.
 
+pub(crate) mod cgroup;
 pub(crate) mod descriptors;
-pub(crate) mod end;
-pub(crate) mod find;
-pub(crate) mod group;
-pub(crate) mod launch;
-mod left_over;
-pub(crate) mod listen;
+pub(crate) mod discovery;
+pub(crate) mod events;
+mod fallback_503;
+mod fd_recovery;
+pub(crate) mod leftover_instances;
+pub(crate) mod listeners;
 pub(crate) mod lock;
 mod notify;
-pub(crate) mod orphans;
 pub(crate) mod postgres;
-pub(crate) mod private;
+pub(crate) mod probe_client;
 pub(crate) mod process;
-mod question;
-pub(crate) mod report;
-mod stand_in;
+pub(crate) mod reaper;
+pub(crate) mod spawn;
+mod stale_backends;
 mod state_folder;
+mod state_query;
 pub(crate) mod successor;
-pub(crate) mod survivors;
-mod take_back;
+pub(crate) mod termination;
 #[cfg(test)]
 mod tests;
 pub(crate) mod threads;
 
-use crate::handover::names::Ids;
+use crate::handover::fd_names::Ids;
 use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
 use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName};
-use descriptors::{Descriptors, Slot};
-use end::End;
-use find::FoundListener;
-use group::Groups;
-use launch::Launch;
-use listen::{Listener, Listeners};
-use lock::Files;
-pub(crate) use private::Outage;
-use private::{ProbeTimes, Wishes};
-use process::{Adoption, Process};
-use report::{Report, Reporter};
-use stand_in::{Answering, StandIn};
+use cgroup::CgroupTree;
+use descriptors::{DescriptorCell, Descriptors};
+use discovery::FoundListener;
+use events::{EventSender, InstanceEvent};
+use fallback_503::{Fallback, UnansweredCount};
+use listeners::{Listener, Listeners};
+use lock::InstanceFiles;
+pub(crate) use probe_client::ServerOutage;
+use probe_client::{InstanceSettings, ProbeTimes};
+use process::{AdoptedProcess, InstanceTask};
+use spawn::SpawnRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use termination::Termination;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -65,16 +65,16 @@ pub(crate) struct Settings {
     /// The soft and hard limit of open files of a broker.
     pub(crate) open_files: (u64, u64),
     /// The parent of the instances' cgroups.
-    pub(crate) groups: Groups,
+    pub(crate) groups: CgroupTree,
 }
 
 /// All sockets and processes of all tenants.
-pub(crate) struct Edge {
+pub(crate) struct InstanceManager {
     settings: Settings,
     hub: Hub,
-    reports: mpsc::Sender<Report>,
-    tenants: BTreeMap<TenantName, Ours>,
-    answering: Answering,
+    reports: mpsc::Sender<InstanceEvent>,
+    tenants: BTreeMap<TenantName, ManagedInstance>,
+    answering: UnansweredCount,
     /// The ids of descriptors that may be handed over.
     ids: Ids,
     /// Instances that could not be put back into a cgroup.
@@ -82,39 +82,39 @@ pub(crate) struct Edge {
 }
 
 #[derive(Default)]
-struct Ours {
+struct ManagedInstance {
     listeners: Listeners,
-    stand_in: Option<StandIn>,
+    fallback: Option<Fallback>,
     instances: BTreeMap<InstanceId, Handle>,
     counting: Option<JoinHandle<()>>,
 }
 
 struct Handle {
-    ends: mpsc::Sender<End>,
-    wishes: watch::Sender<Wishes>,
-    files: Files,
-    slot: Slot,
+    ends: mpsc::Sender<Termination>,
+    wishes: watch::Sender<InstanceSettings>,
+    files: InstanceFiles,
+    slot: DescriptorCell,
     short: u32,
 }
 
 /// The parts of an instance that may be handed over.
-pub(crate) struct Passed<'e> {
+pub(crate) struct InstanceHandover<'e> {
     /// The id of its descriptors.
     pub(crate) short: u32,
-    pub(crate) files: &'e Files,
+    pub(crate) files: &'e InstanceFiles,
     /// Its descriptors; `None` while it is being started.
     pub(crate) descriptors: Option<&'e Descriptors>,
 }
 
-impl Edge {
+impl InstanceManager {
     /// Makes an edge with nothing open.
-    pub(crate) fn new(settings: Settings, hub: Hub, reports: mpsc::Sender<Report>) -> Self {
+    pub(crate) fn new(settings: Settings, hub: Hub, reports: mpsc::Sender<InstanceEvent>) -> Self {
         Self {
             settings,
             hub,
             reports,
             tenants: BTreeMap::new(),
-            answering: Answering::new(),
+            answering: UnansweredCount::new(),
             ids: Ids::default(),
             outside: BTreeMap::new(),
         }
@@ -126,7 +126,7 @@ impl Edge {
     }
 
     /// Returns the parent of the instances' cgroups.
-    pub(crate) fn groups(&self) -> &Groups {
+    pub(crate) fn groups(&self) -> &CgroupTree {
         &self.settings.groups
     }
 
@@ -149,23 +149,23 @@ impl Edge {
         let Some(ours) = self.tenants.get_mut(tenant) else {
             return false;
         };
-        ours.stand_in = None;
+        ours.fallback = None;
         let open = ours.listeners.iter().count();
         ours.listeners.close_all_but(keep, &mut self.ids);
         ours.listeners.iter().count() < open
     }
 
     /// Starts or stops answering 503 on a tenant's socket.
-    pub(crate) fn stand_in(&mut self, tenant: &TenantName, listen: Option<&Listen>) {
+    pub(crate) fn fallback(&mut self, tenant: &TenantName, listen: Option<&Listen>) {
         let Some(ours) = self.tenants.get_mut(tenant) else {
             return;
         };
-        ours.stand_in = listen.and_then(|listen| {
+        ours.fallback = listen.and_then(|listen| {
             if let Err(error) = ours.listeners.renew(listen, &mut self.ids) {
                 tracing::warn!(%tenant, %error, "nobody finds its socket");
             }
             let socket = ours.listeners.get(listen)?;
-            StandIn::start(listen, &socket, &self.answering)
+            Fallback::start(listen, &socket, &self.answering)
                 .inspect_err(
                     |error| tracing::warn!(%tenant, %error, "cannot answer 503 in its place"),
                 )
@@ -186,8 +186,8 @@ impl Edge {
             .listeners
             .get(listen)
             .ok_or_else(|| format!("{listen} is not bound"))?;
-        let files = Files::new(&self.settings.folder, &tenant, id);
-        let launch = Launch {
+        let files = InstanceFiles::new(&self.settings.folder, &tenant, id);
+        let launch = SpawnRequest {
             program: self.settings.program.clone(),
             files: files.clone(),
             listener,
@@ -195,7 +195,7 @@ impl Edge {
             group: self.settings.groups.of(&tenant, id),
             config,
         };
-        let wishes = Wishes {
+        let wishes = InstanceSettings {
             connections: Some(launch.config.connections),
             // An instance is started only while its server is up.
             server: Some(Ok(())),
@@ -213,9 +213,9 @@ impl Edge {
         id: InstanceId,
         short: Option<u32>,
         descriptors: Descriptors,
-        adoption: Adoption,
+        adoption: AdoptedProcess,
     ) {
-        let wishes = Wishes {
+        let wishes = InstanceSettings {
             // `None` keeps the values that the last supervisor set.
             connections: None,
             server: None,
@@ -224,7 +224,7 @@ impl Edge {
         let short = self.claim(short);
         let process = self.process(tenant, id, wishes, files.clone(), short);
         // A process that has ended has no cgroup any more, even before it is reaped.
-        let lives = !take_back::has_ended(&descriptors.pidfd);
+        let lives = !fd_recovery::has_ended(&descriptors.pidfd);
         if lives {
             self.put_back(tenant, id, descriptors.pid, &adoption.limits);
         }
@@ -276,13 +276,13 @@ impl Edge {
         &mut self,
         tenant: &TenantName,
         id: InstanceId,
-        wishes: Wishes,
-        files: Files,
+        wishes: InstanceSettings,
+        files: InstanceFiles,
         short: u32,
-    ) -> Process {
+    ) -> InstanceTask {
         let (ends, ends_receiver) = mpsc::channel(ENDS);
         let (wishes, wishes_receiver) = watch::channel(wishes);
-        let slot = Slot::default();
+        let slot = DescriptorCell::default();
         let handle = Handle {
             ends,
             wishes,
@@ -292,9 +292,9 @@ impl Edge {
         };
         let ours = self.tenants.entry(tenant.clone()).or_default();
         ours.instances.insert(id, handle);
-        Process {
+        InstanceTask {
             id,
-            reporter: Reporter::new(tenant.clone(), self.reports.clone()),
+            reporter: EventSender::new(tenant.clone(), self.reports.clone()),
             hub: self.hub.clone(),
             ends: ends_receiver,
             wishes: wishes_receiver,
@@ -306,11 +306,17 @@ impl Edge {
 
     /// Watches an instance's task. A panic fails this tenant only; its process may still run without a task that waits
     /// for it.
-    fn watch(&self, tenant: TenantName, id: InstanceId, files: Files, task: JoinHandle<()>) {
-        let reporter = Reporter::new(tenant, self.reports.clone());
+    fn watch(
+        &self,
+        tenant: TenantName,
+        id: InstanceId,
+        files: InstanceFiles,
+        task: JoinHandle<()>,
+    ) {
+        let reporter = EventSender::new(tenant, self.reports.clone());
         tokio::spawn(async move {
             if let Err(panic) = task.await {
-                survivors::end_one(&files);
+                leftover_instances::end_one(&files);
                 let reason = format!("the supervisor failed at it: {panic}");
                 reporter
                     .life(Event::Exited {
@@ -324,7 +330,7 @@ impl Edge {
     }
 
     /// Tells an instance to end.
-    pub(crate) fn end(&mut self, tenant: &TenantName, id: InstanceId, end: End) {
+    pub(crate) fn end(&mut self, tenant: &TenantName, id: InstanceId, end: Termination) {
         if let Some(instance) = self.instance(tenant, id) {
             // The queue is full only when the instance has been told already.
             let _ = instance.ends.try_send(end);
@@ -356,9 +362,9 @@ impl Edge {
         if ours.counting.as_ref().is_none_or(JoinHandle::is_finished) {
             let paths = ours.instances.values().map(|i| i.files.private());
             let paths: Vec<PathBuf> = paths.collect();
-            let reporter = Reporter::new(tenant.clone(), self.reports.clone());
+            let reporter = EventSender::new(tenant.clone(), self.reports.clone());
             ours.counting = Some(tokio::spawn(async move {
-                let count = left_over::count(paths, shown).await;
+                let count = stale_backends::count(paths, shown).await;
                 reporter.life(Event::LeftOver { since, count }).await;
             }));
         }
@@ -370,7 +376,7 @@ impl Edge {
         &mut self,
         tenant: &TenantName,
         id: InstanceId,
-        server: &Result<(), Outage>,
+        server: &Result<(), ServerOutage>,
     ) {
         if let Some(instance) = self.instance(tenant, id) {
             instance.wishes.send_if_modified(|wishes| {
@@ -407,9 +413,13 @@ impl Edge {
     }
 
     /// Returns the parts of an instance that may be handed over.
-    pub(crate) fn passed(&self, tenant: &TenantName, id: InstanceId) -> Option<Passed<'_>> {
+    pub(crate) fn passed(
+        &self,
+        tenant: &TenantName,
+        id: InstanceId,
+    ) -> Option<InstanceHandover<'_>> {
         let handle = self.tenants.get(tenant)?.instances.get(&id)?;
-        Some(Passed {
+        Some(InstanceHandover {
             short: handle.short,
             files: &handle.files,
             descriptors: handle.slot.get(),
@@ -420,9 +430,9 @@ impl Edge {
     /// process can give it.
     pub(crate) async fn cease_answering(&mut self) {
         for ours in self.tenants.values_mut() {
-            ours.stand_in = None;
+            ours.fallback = None;
         }
-        std::mem::replace(&mut self.answering, Answering::new())
+        std::mem::replace(&mut self.answering, UnansweredCount::new())
             .finish()
             .await;
     }

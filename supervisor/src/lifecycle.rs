@@ -8,26 +8,26 @@
 //! `draining` instance: never more than two processes at once. The book lists the states and their transitions
 //! ("States").
 
-mod adopt;
+mod adoption;
 mod backoff;
-mod connections;
-mod hang;
+mod connection_quota;
+mod hang_detector;
 mod instance;
-mod settle;
+mod messages;
+mod reconcile;
+mod status;
 #[cfg(test)]
 mod tests;
-mod view;
-mod words;
 
-pub(crate) use adopt::{Adopted, Inheritance, Stage};
+pub(crate) use adoption::{AdoptedInstance, AdoptedStage, Inheritance};
 pub(crate) use backoff::Backoff;
-use connections::Leftovers;
-pub(crate) use hang::{Hang, Hangs, Pulse};
+use connection_quota::Leftovers;
+pub(crate) use hang_detector::{HangDetector, HangVerdict, ProbeHealth};
 pub(crate) use instance::{Instance, Phase};
-pub(crate) use view::View;
-pub(crate) use words::{
+pub(crate) use messages::{
     Action, Event, InstanceId, Policy, Revision, SlotKind, Spec, Time, Urgency, Want,
 };
+pub(crate) use status::LifecycleStatus;
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ enum Bind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slot {
+enum SlotState {
     No,
     Asked(SlotKind),
     Held(SlotKind),
@@ -78,7 +78,7 @@ enum Slot {
 
 /// A pause before the next start, with its reason.
 #[derive(Debug, Clone, PartialEq)]
-struct Hold {
+struct StartHold {
     until: Time,
     reason: String,
     /// True after a configuration error; a reload ends such a pause early.
@@ -110,14 +110,14 @@ pub(crate) struct Lifecycle {
     bind: Bind,
     /// True when a socket of an earlier address may still be open.
     old_address: bool,
-    slot: Slot,
+    slot: SlotState,
     current: Option<Instance>,
     next: Option<Instance>,
     draining: Option<Instance>,
     /// The pause after a failed start or crash.
-    hold: Option<Hold>,
+    hold: Option<StartHold>,
     /// The pause after a failed replacement.
-    replace_hold: Option<Hold>,
+    replace_hold: Option<StartHold>,
     /// Connections of ended instances that may still exist on the server.
     lingering: Option<Leftovers>,
     unserved_since: Option<Time>,
@@ -147,7 +147,7 @@ impl Lifecycle {
             may_overlap: true,
             bind: Bind::No,
             old_address: false,
-            slot: Slot::No,
+            slot: SlotState::No,
             current: None,
             next: None,
             draining: None,
@@ -206,8 +206,8 @@ impl Lifecycle {
             Event::Server(state) => self.server = state,
             Event::MayOverlap(may) => self.may_overlap = may,
             Event::SlotGranted => {
-                if let Slot::Asked(kind) = self.slot {
-                    self.slot = Slot::Held(kind);
+                if let SlotState::Asked(kind) = self.slot {
+                    self.slot = SlotState::Held(kind);
                 }
             }
             Event::Bound(revision) => {
@@ -386,7 +386,7 @@ impl Lifecycle {
         };
         let starting = instance.ready_at.is_none();
         // Releases the slot: a tenant that lost its instance must queue again as a start.
-        if starting || matches!(self.slot, Slot::Asked(_)) {
+        if starting || matches!(self.slot, SlotState::Asked(_)) {
             self.release_slot(actions);
         }
         self.note_leftovers(now, &instance);
@@ -416,7 +416,7 @@ impl Lifecycle {
             self.backoff.next_delay()
         };
         self.last_failure = Some(reason.clone());
-        self.hold = (!delay.is_zero()).then(|| Hold {
+        self.hold = (!delay.is_zero()).then(|| StartHold {
             until: now + delay,
             reason,
             configuration,
@@ -466,7 +466,7 @@ impl Lifecycle {
         } else {
             self.replace_backoff.delay_at_least_once()
         };
-        self.replace_hold = Some(Hold {
+        self.replace_hold = Some(StartHold {
             until: now + delay,
             reason,
             configuration,

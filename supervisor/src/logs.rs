@@ -24,11 +24,10 @@
 
 mod encode;
 mod filter;
-mod flat;
 mod follow;
 mod journal;
-mod layer;
-mod line;
+mod json_scan;
+mod line_format;
 mod output;
 mod queue;
 mod reader;
@@ -36,21 +35,22 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tracing_layer;
 mod writer;
 
 pub(crate) use filter::{Filter, Level};
 pub(crate) use follow::{Followed, Subscription};
-pub(crate) use layer::HubLayer;
-pub(crate) use output::{Format, Output};
+pub(crate) use output::{Output, OutputFormat};
 pub(crate) use text::TextEncoder;
+pub(crate) use tracing_layer::HubLayer;
 
-use crate::handover::Carry;
+use crate::handover::PartialLine;
 use brokkr_tenant::TenantName;
 use bytes::Bytes;
 use follow::Follower;
-use line::Origin;
+use line_format::LineOrigin;
 use queue::Shared;
-use reader::{Command, Control, Reader};
+use reader::{Reader, ReaderCommand, ReaderHandle};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -66,7 +66,7 @@ const LAST_WORDS: usize = 20;
 #[derive(Clone)]
 pub(crate) struct Hub {
     shared: Arc<Shared>,
-    control: Arc<Control>,
+    control: Arc<ReaderHandle>,
 }
 
 impl Hub {
@@ -74,7 +74,7 @@ impl Hub {
     pub(crate) fn start(output: Output) -> io::Result<Self> {
         let (encoder, sink) = output.open()?;
         let shared = Arc::new(Shared::new(encoder));
-        let control = Arc::new(Control::new()?);
+        let control = Arc::new(ReaderHandle::new()?);
         let reader = Reader::new(Arc::clone(&control), Arc::clone(&shared));
         thread::Builder::new()
             .name("log-reader".into())
@@ -87,7 +87,7 @@ impl Hub {
     }
 
     /// Reads `pipe`, the standard output and error of process `pid`, until its last writer closes it. The pipe stays in
-    /// blocking mode. `carry` is the beginning of the line at which an earlier supervisor stopped reading.
+    /// blocking mode. `partial_line` is the beginning of the line at which an earlier supervisor stopped reading.
     ///
     /// # Errors
     /// When `pipe` cannot be polled, or the kernel is out of watches.
@@ -96,21 +96,21 @@ impl Hub {
         tenant: TenantName,
         pid: i32,
         pipe: impl Into<Arc<OwnedFd>>,
-        carry: Carry,
+        partial_line: PartialLine,
     ) -> io::Result<()> {
         let name = Some(tenant);
-        let origin = Arc::new(Origin::new(name.clone(), pid));
+        let origin = Arc::new(LineOrigin::new(name.clone(), pid));
         self.shared.pipe_opened(&name);
         self.control
-            .attach(origin, pipe.into(), carry)
+            .attach(origin, pipe.into(), partial_line)
             .inspect_err(|_| self.shared.pipe_closed(&name))
     }
 
     /// Stops reading all pipes and returns, by pid, the unfinished line of each, so that another supervisor can
     /// continue.
-    pub(crate) async fn release(&self) -> BTreeMap<i32, Carry> {
+    pub(crate) async fn release(&self) -> BTreeMap<i32, PartialLine> {
         let (done, released) = oneshot::channel();
-        self.control.tell(Command::Release(done));
+        self.control.tell(ReaderCommand::Release(done));
         // An error means that the reader has ended and holds no lines.
         released.await.unwrap_or_default()
     }
@@ -127,8 +127,8 @@ impl Hub {
     pub(crate) async fn last_words(&self, tenant: &TenantName, pid: i32) -> Vec<String> {
         let name = Some(tenant.clone());
         let (done, drained) = oneshot::channel();
-        self.control.tell(Command::Drain {
-            origin: Origin::new(name.clone(), pid),
+        self.control.tell(ReaderCommand::Drain {
+            origin: LineOrigin::new(name.clone(), pid),
             done,
         });
         // An error means that the reader has ended, after reading all output.
@@ -170,14 +170,14 @@ impl Hub {
     /// Reads the remaining output of the pipes, writes all lines and ends both threads. Returns false when the sink did
     /// not take all lines by `deadline`.
     pub(crate) fn flush_and_stop(&self, deadline: Instant) -> bool {
-        self.control.tell(Command::Stop);
+        self.control.tell(ReaderCommand::Stop);
         self.shared.wait_written(deadline)
     }
 }
 
 /// Returns a canonical line about no tenant that only the present readers see and no log keeps.
 pub(crate) fn notice(message: &str) -> Bytes {
-    let origin = Origin::supervisor(None);
+    let origin = LineOrigin::supervisor(None);
     let mut line = Vec::new();
     origin.write(&mut line, "WARN", "brokkr_supervisor::logs", message);
     line.into()

@@ -1,6 +1,7 @@
 //! The parent of every Brokkr broker on a host: one isolated process per tenant on shared PostgreSQL servers.
 
 mod budget;
+mod budget_input;
 mod cli;
 mod commands;
 mod config;
@@ -12,7 +13,6 @@ mod instance;
 mod lifecycle;
 mod logs;
 mod memfd;
-mod parties;
 mod servers;
 #[cfg(test)]
 mod simulation;
@@ -23,12 +23,12 @@ mod watch;
 
 use clap::Parser;
 use cli::{Cli, Command};
-use handover::inherited::Inherited;
+use handover::inherited::InheritedFds;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // Must come first, because later another file could have an inherited descriptor's number.
-    let inherited = Inherited::take();
+    let inherited = InheritedFds::take();
     let cli = Cli::parse();
     match &cli.command {
         Command::Run(options) if options.check_state => commands::run::check_state(cli.config()),

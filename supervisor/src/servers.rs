@@ -18,7 +18,7 @@
 mod coordinator;
 mod identify;
 mod knock;
-mod plain;
+mod no_tls;
 mod probe;
 mod schemas;
 mod session;
@@ -27,7 +27,7 @@ mod tests;
 mod view;
 
 pub use schemas::{SchemaProblems, schema_problems};
-pub use view::{Endpoint, Server, ServersView};
+pub use view::{Endpoint, ServerView, ServersView};
 
 use brokkr_tenant::DatabaseUrl;
 use std::collections::BTreeSet;

@@ -33,7 +33,7 @@ const LISTEN_PID: &str = "LISTEN_PID=0000000000";
 static SPAWNING: Mutex<()> = Mutex::new(());
 
 /// The attributes of a new process. It inherits nothing else.
-pub(crate) struct Plan<'a> {
+pub(crate) struct SpawnPlan<'a> {
     /// The absolute path of the program.
     pub(crate) program: CString,
     /// Its arguments, `argv[0]` included.
@@ -63,7 +63,7 @@ pub(crate) struct Spawned {
 /// # Errors
 /// The kernel's error from fork, pidfd or execve (the child reports its `errno`), or the error of `before_exec`.
 pub(crate) fn spawn(
-    plan: &Plan<'_>,
+    plan: &SpawnPlan<'_>,
     before_exec: impl FnOnce(i32) -> io::Result<()>,
 ) -> io::Result<Spawned> {
     if plan.passed.len() > MOST_PASSED {
@@ -148,7 +148,7 @@ pub(crate) fn spawn(
     reason = "the child may not allocate a struct of its own"
 )]
 unsafe fn become_child(
-    plan: &Plan<'_>,
+    plan: &SpawnPlan<'_>,
     arguments: &[*const c_char],
     environment: &[*const c_char],
     listen_pid: *mut u8,

@@ -7,7 +7,7 @@
 //! The watched places are the folder, the folders of every link on the way to a relevant file, and files with several
 //! names. The kernel limits the number of watches, so a timer covers places that cannot be watched.
 
-use crate::config::{Desired, Look, Referred, Scanned, Scanner};
+use crate::config::{Desired, Referred, ScanMode, Scanned, Scanner};
 use crate::fleet::ReloadWish;
 use crate::status::{Snapshot, State};
 use brokkr_tenant::TenantName;
@@ -145,7 +145,7 @@ impl Watch {
     pub(crate) async fn run(mut self) {
         let folder = self.folder.clone();
         self.keep_watching(&folder);
-        self.look(Look::default()).await;
+        self.look(ScanMode::default()).await;
         loop {
             let wake = [self.look_at, self.again_at, self.patience_at]
                 .into_iter()
@@ -157,14 +157,14 @@ impl Watch {
                 wish = self.wishes.recv() => match wish {
                     Some(ReloadWish { confirm_removals, done }) => {
                         self.busy.clear();
-                        let scan = self.look(Look { removals_at_once: true, confirm_removals }).await;
+                        let scan = self.look(ScanMode { removals_at_once: true, confirm_removals }).await;
                         let _ = done.send(scan);
                     }
                     None => return,
                 },
                 Some(hint) = self.hints.recv() => self.heed(hint),
                 () = tokio::time::sleep_until(wake) => {
-                    self.look(Look::default()).await;
+                    self.look(ScanMode::default()).await;
                 }
             }
         }
@@ -198,7 +198,7 @@ impl Watch {
         self.look_at = Some((now + QUIET).min(latest));
     }
 
-    async fn look(&mut self, look: Look) -> u64 {
+    async fn look(&mut self, look: ScanMode) -> u64 {
         self.look_at = None;
         self.latest_look = None;
         if self.patience_at.is_some_and(|at| at <= Instant::now()) {

@@ -3,7 +3,7 @@
 use crate::bin::{self, Ran, run_command};
 use crate::http::{Addr, Api};
 use crate::pg::PgServer;
-use crate::place::{AtDeath, Place, mortal, spawn};
+use crate::test_dir::{AtDeath, TestDir, mortal, spawn};
 use crate::toml_text::TomlText;
 use crate::wait::until;
 use crate::{ports, procs};
@@ -18,7 +18,7 @@ use std::time::Duration;
 /// The configuration of a broker that is not started yet.
 #[derive(Debug)]
 pub struct Draft {
-    place: Place,
+    place: TestDir,
     port: u16,
     file: TomlText,
     environment: Vec<(String, String)>,
@@ -132,7 +132,7 @@ pub struct Broker {
 impl Broker {
     /// Returns a draft for database `brokkr` on `server`, with schema `tenant_alone`, a pool of five and a free port.
     pub fn on(server: &PgServer) -> Draft {
-        let place = Place::new();
+        let place = TestDir::new();
         let port = ports::free();
         let mut file = TomlText::default();
         file.text("database.url", server.url("brokkr", "brokkr"))

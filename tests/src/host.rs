@@ -12,8 +12,8 @@ pub use wrapper::Wrapper;
 
 use crate::bin::{self, Ran};
 use crate::pg::{self, PgServer};
-use crate::place::{Place, set_mode};
 use crate::procs;
+use crate::test_dir::{TestDir, set_mode};
 use crate::toml_text::TomlText;
 use crate::wait::until_ok;
 use nix::sys::signal::Signal;
@@ -78,7 +78,7 @@ impl Builder {
             }
             server
         });
-        let place = Place::new();
+        let place = TestDir::new();
         let tenants = place.folder("tenants.d", 0o755);
         let mut file = TomlText::default();
         file.text("tenants_dir", tenants.display().to_string())
@@ -115,7 +115,7 @@ pub struct Host {
     program: Mutex<PathBuf>,
     circumstances: Mutex<Circumstances>,
     // The last field: the folder is removed after every process has ended.
-    place: Place,
+    place: TestDir,
 }
 
 impl Host {

@@ -13,7 +13,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`place`] | a short temporary folder; processes that cannot outlive the test |
+//! | [`test_dir`] | a short temporary folder; processes that cannot outlive the test |
 //! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time; [`wait::SetAtEnd`] |
 //! | [`ports`] | loopback ports that no other test is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
@@ -22,11 +22,11 @@
 //! | [`proxy`] | [`Proxy`]: a network in between that can hold, lose or cut connections |
 //! | [`http`] | a blocking HTTP client over TCP and Unix sockets whose connections a test can hold open |
 //! | [`broker`] | [`Broker`]: a single broker without a supervisor |
-//! | [`ear`] | [`Ear`]: systemd's end of `NOTIFY_SOCKET` |
+//! | [`notify_listener`] | [`NotifyListener`]: systemd's end of `NOTIFY_SOCKET` |
 //! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that repeat a request and count the results |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
-//! | [`machine`] | [`Machine`](machine::Machine): a host that a real systemd runs |
+//! | [`systemd_host`] | [`Machine`](machine::Machine): a host that a real systemd runs |
 //! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |
 //!
 //! Everything is blocking, so that a test reads from top to bottom; do not call it inside an async runtime. Every
@@ -43,29 +43,29 @@
 pub mod bin;
 pub mod broker;
 pub mod chaos;
-pub mod ear;
 pub mod host;
 pub mod http;
 pub mod load;
-pub mod machine;
+pub mod notify_listener;
 pub mod pg;
-pub mod place;
 pub mod ports;
 pub mod procs;
 pub mod proxy;
 pub mod seed;
+pub mod systemd_host;
+pub mod test_dir;
 pub mod toml_text;
 pub mod wait;
 pub mod ws;
 
 pub use broker::Broker;
-pub use ear::Ear;
 pub use host::{Host, Tenant};
 pub use http::{Addr, Api, Connection, Response};
 pub use load::Load;
+pub use notify_listener::NotifyListener;
 pub use pg::PgServer;
-pub use place::Place;
 pub use proxy::Proxy;
 pub use seed::seed;
+pub use test_dir::TestDir;
 pub use wait::{SetAtEnd, holds_for, until};
 pub use ws::Socket;

@@ -6,7 +6,7 @@
 mod cluster;
 
 use crate::bin::run_command;
-use crate::place::{AtDeath, Place, mortal, spawn};
+use crate::test_dir::{AtDeath, TestDir, mortal, spawn};
 use crate::wait::until;
 use crate::{ports, procs};
 pub use cluster::bin_dir;
@@ -82,7 +82,7 @@ impl Options {
 /// Its superuser is `postgres`; role `brokkr` has no privilege but owns database `brokkr`. Connections are trusted.
 #[derive(Debug)]
 pub struct PgServer {
-    place: Place,
+    place: TestDir,
     port: u16,
     options: Options,
     child: Mutex<Option<Child>>,
@@ -112,7 +112,7 @@ impl PgServer {
     /// # Panics
     /// When there are no server binaries.
     pub fn unpack(options: Options) -> Self {
-        let place = Place::new();
+        let place = TestDir::new();
         let data = place.join("data");
         copy(&template(), &data);
         Self::over(place, options)
@@ -128,7 +128,7 @@ impl PgServer {
         copy(&made, &folder.join(made.file_name().unwrap()));
     }
 
-    fn over(place: Place, options: Options) -> Self {
+    fn over(place: TestDir, options: Options) -> Self {
         own(place.path());
         if let Some(hba) = &options.hba {
             fs::write(place.join("data/pg_hba.conf"), hba).unwrap();
@@ -146,7 +146,7 @@ impl PgServer {
     /// # Panics
     /// When the copy or the start fails.
     pub fn standby(&self) -> Self {
-        let place = Place::new();
+        let place = TestDir::new();
         own(place.path());
         let data = place.join("data");
         let mut copy = as_postgres(&bin_dir().join("pg_basebackup"));
@@ -458,7 +458,7 @@ impl Drop for PgServer {
 
 /// Returns the user of the server when the test runs as root, which PostgreSQL refuses: `postgres`, or else uid 65534.
 pub fn postgres_user() -> Option<(u32, u32)> {
-    if !crate::place::is_root() {
+    if !crate::test_dir::is_root() {
         return None;
     }
     let user = nix::unistd::User::from_name("postgres").ok().flatten();

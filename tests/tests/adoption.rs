@@ -182,7 +182,7 @@ fn log_lines_that_waited_in_the_pipe_are_read_by_the_next_supervisor() {
 #[test]
 fn without_the_right_to_take_sockets_back_each_tenant_is_drained_and_started_again_and_never_twice()
 {
-    if !brokkr_tests::place::is_root() {
+    if !brokkr_tests::test_dir::is_root() {
         println!("skipped: to take a right away one must have it (root)");
         return;
     }

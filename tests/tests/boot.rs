@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-use brokkr_tests::{Ear, Host, SetAtEnd, bin, pg, until};
+use brokkr_tests::{Host, NotifyListener, SetAtEnd, bin, pg, until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -47,7 +47,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
     for n in 0..REFUSED {
         host.tenant(&format!("bad{n}")).schema("pg_not").write();
     }
-    let ear = Ear::to(&host, Some(WATCHDOG));
+    let listener = NotifyListener::to(&host, Some(WATCHDOG));
     let began = Instant::now();
     host.up();
     host.wait(
@@ -77,7 +77,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
     );
 
     let all = many + REFUSED;
-    let lines: Vec<String> = ear
+    let lines: Vec<String> = listener
         .heard("STATUS=")
         .into_iter()
         .map(|(_, line)| line)
@@ -107,7 +107,7 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
         .collect();
     assert!(seen.len() > many / 4, "too few steps: {seen:?}");
     // The unit is up when every tenant has been judged, not when the last broker is ready.
-    let up = ear.heard("READY=1")[0].0.duration_since(began);
+    let up = listener.heard("READY=1")[0].0.duration_since(began);
     assert!(up < took, "{up:?} of {took:?}");
     println!(
         "measured: {many} tenants of 0.1 s each at {PARALLELISM} at once are ready after {:.1} s; the unit is up after {:.1} s",
@@ -116,12 +116,12 @@ fn a_host_that_boots_keeps_its_slots_and_tells_systemd_how_far_it_is() {
     );
     // The pings never came too late for systemd, and they continue.
     let pings = until(Duration::from_secs(60), "several pings", || {
-        let pings = ear.heard("WATCHDOG=1");
+        let pings = listener.heard("WATCHDOG=1");
         (pings.len() > 3).then_some(pings)
     });
     let longest = pings.windows(2).map(|w| w[1].0 - w[0].0).max().unwrap();
     assert!(longest < WATCHDOG, "no ping for {longest:?}");
-    ear.end();
+    listener.end();
 }
 
 #[test]

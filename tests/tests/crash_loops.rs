@@ -166,7 +166,7 @@ fn exit_78_is_tried_again_when_something_it_depends_on_changes_or_when_asked_and
     let secret = host.root().join("url");
     let url = host.server().url("brokkr", "brokkr");
     fs::write(&secret, &url).unwrap();
-    brokkr_tests::place::set_mode(&secret, 0o600);
+    brokkr_tests::test_dir::set_mode(&secret, 0o600);
     let draft = host.tenant("acme").unset("database.url").set(
         "database.url_file",
         &format!("{:?}", secret.display().to_string()),

@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-use brokkr_tests::place::{AtDeath, Place, mortal, spawn};
+use brokkr_tests::test_dir::{AtDeath, TestDir, mortal, spawn};
 use brokkr_tests::{Addr, Api, bin, ports, procs, until};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -20,7 +20,7 @@ use std::time::Duration;
 #[test]
 fn the_demo_says_what_to_try_and_ctrl_c_leaves_no_process_and_no_socket() {
     // A copy of the checkout with ports of its own.
-    let place = Place::new();
+    let place = TestDir::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     for folder in ["tests/demo", "tenants.d"] {
         let to = place.join(folder);

@@ -23,7 +23,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use brokkr_tests::bin::run_command;
-use brokkr_tests::{Place, http};
+use brokkr_tests::{TestDir, http};
 use serde_json::{Value, json};
 use served::Served;
 
@@ -74,7 +74,7 @@ fn configuration(pak: &str, things: &[Thing<'_>]) -> String {
 
 /// Sends requests as this caller until the time is up, without the operations in `not` that would end the caller.
 fn asks(scene: &Served, who: &str, pak: &str, things: &[Thing<'_>], not: &[&str]) {
-    let place = Place::new();
+    let place = TestDir::new();
     let file = place.join("schemathesis.toml");
     std::fs::write(&file, configuration(pak, things)).unwrap();
     let mut command = Command::new(schemathesis());

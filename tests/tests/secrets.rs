@@ -167,7 +167,7 @@ fn a_broker_is_started_with_one_argument_five_variables_and_no_stray_descriptor(
         .map(|v| v.split('=').next().unwrap().to_owned())
         .collect();
     names.sort();
-    if brokkr_tests::place::is_root() {
+    if brokkr_tests::test_dir::is_root() {
         assert_eq!(
             names,
             [

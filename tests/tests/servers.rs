@@ -8,7 +8,7 @@
 )]
 
 use brokkr_tests::bin::Ran;
-use brokkr_tests::{Host, PgServer, Place, pg, place, ports};
+use brokkr_tests::{Host, PgServer, TestDir, pg, ports, test_dir};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -212,13 +212,13 @@ fn a_pooler_that_shares_backends_is_refused() {
         .into_iter()
         .find(|p| Path::new(p).exists())
     else {
-        assert!(!place::is_root(), "pgbouncer is not installed");
+        assert!(!test_dir::is_root(), "pgbouncer is not installed");
         eprintln!("skipped: pgbouncer is not installed");
         return;
     };
     let host = Host::new();
-    let folder = Place::new();
-    place::set_mode(folder.path(), 0o755);
+    let folder = TestDir::new();
+    test_dir::set_mode(folder.path(), 0o755);
     let port = ports::free();
     let ini = folder.join("pgbouncer.ini");
     std::fs::write(
@@ -230,9 +230,9 @@ fn a_pooler_that_shares_backends_is_refused() {
         ),
     )
     .unwrap();
-    let mut command = place::mortal(
+    let mut command = test_dir::mortal(
         Path::new(program),
-        place::AtDeath::Kill,
+        test_dir::AtDeath::Kill,
         pg::postgres_user(),
     );
     command
@@ -240,7 +240,7 @@ fn a_pooler_that_shares_backends_is_refused() {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut pooler = place::spawn(command);
+    let mut pooler = test_dir::spawn(command);
     brokkr_tests::wait::until_ok(Duration::from_secs(10), "the pooler accepts", || {
         std::net::TcpStream::connect(("127.0.0.1", port))
     });

@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-use brokkr_tests::{Connection, Ear, Host, procs, until};
+use brokkr_tests::{Connection, Host, NotifyListener, procs, until};
 use nix::sys::signal::Signal;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 #[test]
 fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     let host = Host::builder().set("stop.grace", "\"50s\"").build();
-    let ear = Ear::to(&host, None);
+    let listener = NotifyListener::to(&host, None);
     let acme = host.tenant("acme").up();
     // A request with an incomplete body is in flight for as long as the client likes.
     let body = br#"{"name":"slow","cluster_name":"berlin"}"#;
@@ -30,19 +30,19 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     connection.raw(&body[..10]).unwrap();
     // The broker accepts connections in order, so it has accepted the request before it is told to stop.
     assert_eq!(acme.get("/healthz").status, 200);
-    assert_eq!(ear.heard("EXTEND_TIMEOUT_USEC="), []);
+    assert_eq!(listener.heard("EXTEND_TIMEOUT_USEC="), []);
 
     procs::signal(host.pid(), Signal::SIGTERM);
     let extended = until(
         Duration::from_secs(30),
         "more time, asked for three times",
         || {
-            let heard = ear.heard("EXTEND_TIMEOUT_USEC=");
+            let heard = listener.heard("EXTEND_TIMEOUT_USEC=");
             (heard.len() >= 3).then_some(heard)
         },
     );
     assert!(host.running(), "it waits for the request");
-    assert_eq!(ear.heard("STOPPING=1").len(), 1);
+    assert_eq!(listener.heard("STOPPING=1").len(), 1);
     for pair in extended.windows(2) {
         // Each extension is requested before the previous has run out.
         let asked = Duration::from_micros(pair[0].1.parse().unwrap());
@@ -52,7 +52,7 @@ fn a_stop_asks_systemd_for_more_time_until_the_last_request_is_answered() {
     let answer = connection.receive(false).unwrap();
     assert_eq!(answer.status, 201, "{answer:?}");
     assert!(host.wait_ended().success());
-    ear.end();
+    listener.end();
     // The test's own end of the notification socket is all that is left.
     let own = host.root().join("systemd").display().to_string();
     assert_eq!(host.leftovers(), [own]);

@@ -8,7 +8,7 @@
 )]
 
 use brokkr_tests::bin::run_command;
-use brokkr_tests::{Place, bin};
+use brokkr_tests::{TestDir, bin};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +32,7 @@ fn install(dest: &Path, prefix: &str) {
 
 #[test]
 fn everything_is_installed_in_its_standard_place_and_the_operators_file_is_kept() {
-    let place = Place::new();
+    let place = TestDir::new();
     install(place.path(), "/usr");
     for (name, mode) in [
         ("usr/bin/brokkr-broker", 0o755),
@@ -69,14 +69,14 @@ fn everything_is_installed_in_its_standard_place_and_the_operators_file_is_kept(
 fn the_units_of_another_prefix_name_its_binaries_and_systemd_has_nothing_to_say() {
     if !Path::new("/usr/bin/systemd-analyze").exists() {
         assert!(
-            !brokkr_tests::place::is_root(),
+            !brokkr_tests::test_dir::is_root(),
             "systemd-analyze is missing: make deps"
         );
         println!("skipped: no systemd-analyze");
         return;
     }
     // With a prefix the units' binaries exist, so every report of systemd counts.
-    let place = Place::new();
+    let place = TestDir::new();
     let prefix = place.join("p").display().to_string();
     // Staged below the same folder, and linked from the path in the units.
     install(place.path(), &prefix);

@@ -9,15 +9,15 @@ use serde_json::json;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain};
-use super::{access, check};
+use super::operation::{ApiRequest, Reply, plain};
+use super::{authorization, validation};
 use crate::app::App;
 use crate::db::Conn;
-use crate::emit::{Actor, Audit, emit};
 use crate::error::{Error, ErrorResponse};
-use crate::hot::Change;
+use crate::outbox::{Actor, AuditRecord, emit};
 use crate::reload;
-use crate::store::audit_log::{self, Action, AuditLogEntry, Filter};
+use crate::runtime_config::ConfigChange;
+use crate::store::audit_log::{self, Action, AuditFilter, AuditLogEntry};
 
 /// Default number of entries in an answer.
 const LIMIT: i64 = 100;
@@ -68,18 +68,18 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn filter(self) -> Result<Filter, Error> {
+    fn filter(self) -> Result<AuditFilter, Error> {
         for (what, text) in [
             ("`actor_type`", &self.actor_type),
             ("`action`", &self.action),
             ("`resource_type`", &self.resource_type),
         ] {
-            check::no_nul(what, text.as_deref().unwrap_or_default())?;
+            validation::no_nul(what, text.as_deref().unwrap_or_default())?;
         }
         for (what, time) in [("`from`", self.from), ("`to`", self.to)] {
-            time.map_or(Ok(()), |time| check::time(what, time))?;
+            time.map_or(Ok(()), |time| validation::time(what, time))?;
         }
-        Ok(Filter {
+        Ok(AuditFilter {
             actor_type: self.actor_type,
             actor_id: self.actor_id,
             action: self.action.map(|action| match action.strip_suffix('*') {
@@ -126,9 +126,9 @@ struct AuditLogListResponse {
     ),
     security(("admin_pak" = [])),
 )]
-fn audit_logs(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn audit_logs(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let wanted: Wanted = call.query()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let limit = wanted.limit.unwrap_or(LIMIT).clamp(1, MOST);
     let offset = wanted.offset.unwrap_or(0).max(0);
     let page = audit_log::page(db, wanted.filter()?, limit, offset)?;
@@ -147,7 +147,7 @@ struct ConfigReloadResponse {
     /// Time of the reload.
     reloaded_at: DateTime<Utc>,
     /// Settings that the reload changed.
-    changes: Vec<Change>,
+    changes: Vec<ConfigChange>,
     /// Always true: a failure is an error answer.
     success: bool,
     /// Remarks, such as changes that need a restart.
@@ -169,8 +169,8 @@ struct ConfigReloadResponse {
     ),
     security(("admin_pak" = [])),
 )]
-fn reload_config(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
-    access::admin(call.principal)?;
+fn reload_config(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
+    authorization::admin(call.principal)?;
     let app = &call.app;
     let pending = app.reloader.read(app).map_err(|problems| {
         let told: Vec<String> = problems.errors().map(reload::told).collect();
@@ -182,7 +182,7 @@ fn reload_config(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     })?;
     let (changes, needs_restart) = (pending.changes.clone(), pending.needs_restart.clone());
     // The entry is written before the change, because no change may happen without an entry.
-    let audit = Audit::new(Actor::Admin, "config.reloaded", "config", None)
+    let audit = AuditRecord::new(Actor::Admin, "config.reloaded", "config", None)
         .details(json!({ "changes": changes }));
     emit(db, &[audit], &[])?;
     let log_follows = pending.apply(app);

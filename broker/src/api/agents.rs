@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, parse_json, plain, with_body};
-use super::openapi::answers::{
+use super::openapi::responses::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::{access, check, record};
+use super::operation::{ApiRequest, Reply, parse_json, plain, with_body};
+use super::{audit, authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
-use crate::emit::{Event, emit};
-use crate::enrol::{self, By};
 use crate::error::Error;
+use crate::outbox::{SubscriberEvent, emit};
+use crate::provisioning::{self, Caller};
 use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
 
 #[derive(OpenApi)]
@@ -47,7 +47,7 @@ pub(super) fn routes() -> Router<App> {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     match call.principal {
         Principal::Admin => Reply::ok(&agents::list(db)?),
         Principal::Agent(_) => Err(Error::forbidden(
@@ -59,7 +59,7 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 "generator_not_found",
                 "this generator has been deleted",
             )),
-            ListedBy::System => Err(access::system_generator()),
+            ListedBy::System => Err(authorization::system_generator()),
             ListedBy::Tenant(agents) => Reply::ok(&agents),
         },
     }
@@ -83,7 +83,7 @@ struct Search {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn search(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn search(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let Search {
         name: Some(name),
         cluster_name: Some(cluster),
@@ -94,10 +94,10 @@ fn search(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             "both `name` and `cluster_name` are required",
         ));
     };
-    check::no_nul("`name`", &name)?;
-    check::no_nul("`cluster_name`", &cluster)?;
-    let agent = agents::find(db, &name, &cluster)?.ok_or_else(access::no_agent)?;
-    access::admin_or_agent(call.principal, agent.id)?;
+    validation::no_nul("`name`", &name)?;
+    validation::no_nul("`cluster_name`", &cluster)?;
+    let agent = agents::find(db, &name, &cluster)?.ok_or_else(authorization::no_agent)?;
+    authorization::admin_or_agent(call.principal, agent.id)?;
     Reply::ok(&agent)
 }
 
@@ -126,18 +126,18 @@ struct Created<'a> {
     ),
     security(("admin_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewAgent = call.json()?;
-    access::admin(call.principal)?;
-    check::not_blank("`name`", &new.name, "invalid_agent")?;
-    check::not_blank("`cluster_name`", &new.cluster_name, "invalid_agent")?;
-    check::storable("`name`", &new.name, check::NAME)?;
-    check::storable("`cluster_name`", &new.cluster_name, check::NAME)?;
+    authorization::admin(call.principal)?;
+    validation::not_blank("`name`", &new.name, "invalid_agent")?;
+    validation::not_blank("`cluster_name`", &new.cluster_name, "invalid_agent")?;
+    validation::storable("`name`", &new.name, validation::NAME)?;
+    validation::storable("`cluster_name`", &new.cluster_name, validation::NAME)?;
     let pak = call.mint()?;
     let agent = db.transaction(|tx| {
         let names = (new.name.as_str(), new.cluster_name.as_str());
-        let by = By::Caller(call.principal.into());
-        enrol::agent(tx, by, names, &new.generator_ids, &pak.hash())
+        let by = Caller::Caller(call.principal.into());
+        provisioning::agent(tx, by, names, &new.generator_ids, &pak.hash())
     })?;
     Reply::created(&Created {
         agent,
@@ -151,10 +151,10 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 200, description = "The agent", body = Agent), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_agent(call.principal, id)?;
-    Reply::ok(&agents::get(db, id)?.ok_or_else(access::no_agent)?)
+    authorization::admin_or_agent(call.principal, id)?;
+    Reply::ok(&agents::get(db, id)?.ok_or_else(authorization::no_agent)?)
 }
 
 /// Takes any JSON; only text under the keys `name`, `cluster_name` and `status` is used.
@@ -168,29 +168,30 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let body = call.value()?;
-    access::admin_or_agent(call.principal, id)?;
+    authorization::admin_or_agent(call.principal, id)?;
     let text = |key| body.get(key).and_then(Value::as_str);
     let (name, cluster, status) = (text("name"), text("cluster_name"), text("status"));
     let changes = name.is_some() || cluster.is_some() || status.is_some();
-    let current = agents::get(db, id)?.ok_or_else(access::no_agent)?;
+    let current = agents::get(db, id)?.ok_or_else(authorization::no_agent)?;
     if !changes {
         return Reply::ok(&current);
     }
     for (what, value) in [("`name`", name), ("`cluster_name`", cluster)] {
         if let Some(value) = value {
-            check::not_blank(what, value, "invalid_agent")?;
-            check::storable(what, value, check::NAME)?;
+            validation::not_blank(what, value, "invalid_agent")?;
+            validation::storable(what, value, validation::NAME)?;
         }
     }
     if let Some(status) = status {
-        check::storable("`status`", status, 50)?;
+        validation::storable("`status`", status, 50)?;
     }
     let agent = db.transaction(|tx| {
-        let agent = agents::update(tx, id, name, cluster, status)?.ok_or_else(access::no_agent)?;
-        let audit = record::audit(call.principal, "agent.updated", "agent", id).details(json!({
+        let agent =
+            agents::update(tx, id, name, cluster, status)?.ok_or_else(authorization::no_agent)?;
+        let audit = audit::audit(call.principal, "agent.updated", "agent", id).details(json!({
             "name": agent.name, "cluster_name": agent.cluster_name, "status": agent.status,
         }));
         emit(tx, &[audit], &[])?;
@@ -207,15 +208,15 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden),
     security(("admin_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     db.transaction(|tx| {
         let Some(deleted_at) = agents::delete(tx, id)? else {
             return Ok(());
         };
-        let audit = record::audit(call.principal, "agent.deleted", "agent", id);
-        let event = Event::new(
+        let audit = audit::audit(call.principal, "agent.deleted", "agent", id);
+        let event = SubscriberEvent::new(
             "agent.deregistered",
             json!({ "agent_id": id, "deleted_at": deleted_at }),
         );
@@ -242,12 +243,12 @@ struct Rotated<'a> {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn rotate(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_agent(call.principal, id)?;
+    authorization::admin_or_agent(call.principal, id)?;
     let pak = call.mint()?;
-    let by = By::Caller(call.principal.into());
-    let agent = db.transaction(|tx| enrol::rotate_agent(tx, by, id, &pak.hash()))?;
+    let by = Caller::Caller(call.principal.into());
+    let agent = db.transaction(|tx| provisioning::rotate_agent(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Agent(id));
     call.app.live.revoke(id);
     Reply::ok(&Rotated {
@@ -271,9 +272,9 @@ struct Heartbeat {
     responses((status = 204, description = "Noted"), Always, BadRequest, Forbidden),
     security(("agent_pak" = [])),
 )]
-fn heartbeat(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn heartbeat(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::agent_itself(call.principal, id)?;
+    authorization::agent_itself(call.principal, id)?;
     let report = call
         .body()
         .ok()

@@ -7,9 +7,9 @@ use serde::Serialize;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::access;
-use super::call::{Call, Reply, plain};
-use super::openapi::answers::{Always, Forbidden};
+use super::authorization;
+use super::openapi::responses::{Always, Forbidden};
+use super::operation::{ApiRequest, Reply, plain};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
@@ -52,8 +52,8 @@ struct WsConnectionInfo {
     ),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
-    access::admin(call.principal)?;
+fn list(call: &ApiRequest, _: &mut Conn) -> Result<Reply, Error> {
+    authorization::admin(call.principal)?;
     let (agents, subscribers) = call.app.live.connections();
     let connections: Vec<_> = agents
         .into_iter()

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::access;
-use super::call::{Call, Reply, plain, with_body};
+use super::authorization;
+use super::operation::{ApiRequest, Reply, plain, with_body};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::{Error, ErrorResponse};
-use crate::live::Live;
-use crate::store::health::{self, Outcome, Record, Report, Status};
+use crate::store::deployment_health::{
+    self, HealthOutcome, HealthRecord, HealthReport, HealthStatus,
+};
+use crate::websocket::WebSockets;
 
 #[derive(OpenApi)]
 #[openapi(paths(update, of_object, of_stack))]
@@ -98,11 +100,11 @@ struct ResourceHealth {
     ),
     security(("agent_pak" = [])),
 )]
-fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let agent = call.id()?;
     let update: HealthStatusUpdate = call.json()?;
-    access::admin_or_agent(call.principal, agent)?;
-    let reports: Vec<Report> = update
+    authorization::admin_or_agent(call.principal, agent)?;
+    let reports: Vec<HealthReport> = update
         .deployment_objects
         .into_iter()
         .map(checked)
@@ -113,26 +115,26 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 
 /// Stores an agent's reports, sent by REST or over its socket; stores all of them or none.
 pub(crate) fn take(
-    live: &Live,
+    live: &WebSockets,
     db: &mut Conn,
     agent: Uuid,
-    reports: &[Report],
+    reports: &[HealthReport],
 ) -> Result<(), Error> {
-    match health::report(db, agent, reports)? {
-        Outcome::Stored { news } => {
+    match deployment_health::report(db, agent, reports)? {
+        HealthOutcome::Stored { news } => {
             if news {
                 live.fleet_changed(agent);
             }
             Ok(())
         }
-        Outcome::UnknownObject => Err(access::no_object_to_report_on(
+        HealthOutcome::UnknownObject => Err(authorization::no_object_to_report_on(
             "deployment_health_deployment_object_id_fkey",
         )),
-        Outcome::NotAssociated => Err(access::not_associated()),
+        HealthOutcome::NotAssociated => Err(authorization::not_associated()),
     }
 }
 
-fn checked(update: DeploymentObjectHealthUpdate) -> Result<Report, Error> {
+fn checked(update: DeploymentObjectHealthUpdate) -> Result<HealthReport, Error> {
     let summary = update
         .summary
         .as_ref()
@@ -151,8 +153,8 @@ pub(crate) fn report_on(
     status: &str,
     summary: Option<String>,
     checked_at: DateTime<Utc>,
-) -> Result<Report, Error> {
-    Report::new(object, status, summary, checked_at).map_err(|wrong| {
+) -> Result<HealthReport, Error> {
+    HealthReport::new(object, status, summary, checked_at).map_err(|wrong| {
         Error::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "invalid_health_record",
@@ -168,7 +170,7 @@ struct ObjectHealth {
     /// Id of the object.
     deployment_object_id: Uuid,
     /// Latest report of each agent, newest first.
-    health_records: Vec<Record>,
+    health_records: Vec<HealthRecord>,
     /// Worst of the reported statuses.
     overall_status: &'static str,
 }
@@ -189,16 +191,16 @@ struct ObjectHealth {
     ),
     security(("admin_pak" = [])),
 )]
-fn of_object(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn of_object(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
-    let health_records = health::of_object(db, id)?;
+    authorization::admin(call.principal)?;
+    let health_records = deployment_health::of_object(db, id)?;
     let said = health_records
         .iter()
-        .filter_map(|record| Status::parse(&record.status));
+        .filter_map(|record| HealthStatus::parse(&record.status));
     Reply::ok(&ObjectHealth {
         deployment_object_id: id,
-        overall_status: Status::worst(said).as_str(),
+        overall_status: HealthStatus::worst(said).as_str(),
         health_records,
     })
 }
@@ -246,11 +248,11 @@ struct DeploymentObjectHealthSummary {
     ),
     security(("admin_pak" = [])),
 )]
-fn of_stack(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn of_stack(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
-    let tallies = health::of_stack(db, id)?;
-    let worst = Status::worst(tallies.iter().map(health::Tally::status));
+    authorization::admin(call.principal)?;
+    let tallies = deployment_health::of_stack(db, id)?;
+    let worst = HealthStatus::worst(tallies.iter().map(deployment_health::Tally::status));
     Reply::ok(&StackHealth {
         stack_id: id,
         overall_status: worst.as_str(),

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::{access, check};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
 use crate::error::{Error, ErrorResponse};
-use crate::store::diagnostics::{self, Answer, Findings, Request};
+use crate::store::diagnostics::{self, DiagnosticAnswer, Findings, Request};
 
 /// Default lifetime of a request, in minutes.
 const OPEN_FOR: i64 = 60;
@@ -72,10 +72,10 @@ struct NewRequest {
     ),
     security(("admin_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let object = call.id()?;
     let new: NewRequest = call.json()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let subjects = diagnostics::subjects(db, object, new.agent_id)?;
     if !subjects.object {
         return Err(Error::not_found(
@@ -84,7 +84,7 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         ));
     }
     if !subjects.agent {
-        return Err(access::no_agent());
+        return Err(authorization::no_agent());
     }
     let minutes = new.retention_minutes.unwrap_or(OPEN_FOR);
     let minutes = i32::try_from(minutes)
@@ -97,10 +97,10 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             )
         })?;
     let requested_by = new.requested_by.as_deref();
-    check::storable(
+    validation::storable(
         "`requested_by`",
         requested_by.unwrap_or_default(),
-        check::NAME,
+        validation::NAME,
     )?;
     let request = diagnostics::insert(db, object, new.agent_id, requested_by, minutes)?;
     Reply::created(&request)
@@ -122,9 +122,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("agent_pak" = [])),
 )]
-fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn pending(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let agent = call.id()?;
-    access::admin_or_agent(call.principal, agent)?;
+    authorization::admin_or_agent(call.principal, agent)?;
     Reply::ok(&diagnostics::pending(db, agent)?)
 }
 
@@ -155,7 +155,7 @@ struct Shown {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let request = asked(db, call.principal, id, true)?;
     let result = diagnostics::findings(db, id)?;
@@ -180,7 +180,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("agent_pak" = [])),
 )]
-fn claim(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn claim(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     asked(db, call.principal, id, true)?;
     let claimed = diagnostics::claim(db, id)?.ok_or_else(|| {
@@ -229,7 +229,7 @@ struct NewFindings {
     ),
     security(("agent_pak" = [])),
 )]
-fn submit(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn submit(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewFindings = call.json()?;
     asked(db, call.principal, id, false)?;
@@ -243,11 +243,11 @@ fn submit(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 format!("{what} must not be empty"),
             ));
         }
-        check::no_nul(what, text)?;
+        validation::no_nul(what, text)?;
     }
-    check::no_nul("`log_tails`", new.log_tails.as_deref().unwrap_or_default())?;
-    check::time("`collected_at`", new.collected_at)?;
-    let answer = Answer {
+    validation::no_nul("`log_tails`", new.log_tails.as_deref().unwrap_or_default())?;
+    validation::time("`collected_at`", new.collected_at)?;
+    let answer = DiagnosticAnswer {
         pod_statuses: &new.pod_statuses,
         events: &new.events,
         log_tails: new.log_tails.as_deref(),

@@ -1,4 +1,4 @@
-//! Measured state of the fleet, without verdicts. The live form is a socket ([`super::sockets`]).
+//! Measured state of the fleet, without verdicts. The live form is a socket ([`super::websockets`]).
 
 use axum::Router;
 use axum::routing::get;
@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::access;
-use super::call::{Call, Reply, plain};
-use super::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
+use super::authorization;
+use super::openapi::responses::{Always, BadRequest, Forbidden, NotFound};
+use super::operation::{ApiRequest, Reply, plain};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
-use crate::live;
-use crate::store::events::{self, Event};
-use crate::store::fleet::{self, Record};
+use crate::store::events::{self, AgentEvent};
+use crate::store::fleet::{self, FleetRecord};
+use crate::websocket;
 
 /// Number of newest events in one agent's record.
 const RECENT: i64 = 20;
@@ -37,25 +37,25 @@ struct Filter {
 /// Record of an agent with its newest events.
 #[derive(Serialize, ToSchema)]
 struct AgentFleetStatusResponse {
-    record: Record,
+    record: FleetRecord,
     /// At most 20 events, newest first.
-    recent_events: Vec<Event>,
+    recent_events: Vec<AgentEvent>,
 }
 
 #[utoipa::path(
     get, path = "/fleet", operation_id = "list_fleet", tag = "fleet",
     params(("pak_id" = Option<Uuid>, Query, nullable, description = "Of agents registered with this generator")),
-    responses((status = 200, description = "Each live agent's record", body = [Record]), Always, BadRequest, Forbidden),
+    responses((status = 200, description = "Each live agent's record", body = [FleetRecord]), Always, BadRequest, Forbidden),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let mut records = match filter.pak_id {
         None => fleet::list(db)?,
         Some(generator) => fleet::of_registered(db, generator)?,
     };
-    live::fill(&call.app.live, &mut records);
+    websocket::fill(&call.app.live, &mut records);
     Reply::ok(&records)
 }
 
@@ -68,12 +68,15 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let mut records = fleet::of_agents(db, &[id])?;
-    live::fill(&call.app.live, &mut records);
-    let record = records.into_iter().next().ok_or_else(access::no_agent)?;
+    websocket::fill(&call.app.live, &mut records);
+    let record = records
+        .into_iter()
+        .next()
+        .ok_or_else(authorization::no_agent)?;
     Reply::ok(&AgentFleetStatusResponse {
         record,
         recent_events: events::newest_of_agent(db, id, RECENT)?,

@@ -8,15 +8,15 @@ use serde_json::json;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, check, push, record};
+use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{audit, authorization, notifications, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
-use crate::emit::emit;
-use crate::enrol::{self, By};
 use crate::error::Error;
+use crate::outbox::emit;
+use crate::provisioning::{self, Caller};
 use crate::store::generators::{self, Generator};
 use crate::store::stacks;
 
@@ -41,8 +41,8 @@ pub(super) fn routes() -> Router<App> {
     responses((status = 200, description = "Generators, oldest first", body = [Generator]), Always, Forbidden),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
-    access::admin(call.principal)?;
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
+    authorization::admin(call.principal)?;
     Reply::ok(&generators::list(db)?)
 }
 
@@ -60,9 +60,9 @@ struct WithPak<'a> {
 }
 
 fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
-    check::not_blank("`name`", name, "invalid_generator")?;
-    check::storable("`name`", name, check::NAME)?;
-    check::no_nul("`description`", description.unwrap_or_default())
+    validation::not_blank("`name`", name, "invalid_generator")?;
+    validation::storable("`name`", name, validation::NAME)?;
+    validation::no_nul("`description`", description.unwrap_or_default())
 }
 
 #[utoipa::path(
@@ -74,15 +74,15 @@ fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewGenerator = call.json()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     valid(&new.name, new.description.as_deref())?;
     let pak = call.mint()?;
-    let by = By::Caller(call.principal.into());
+    let by = Caller::Caller(call.principal.into());
     let (name, description) = (new.name.as_str(), new.description.as_deref());
     let generator =
-        db.transaction(|tx| enrol::generator(tx, by, name, description, &pak.hash()))?;
+        db.transaction(|tx| provisioning::generator(tx, by, name, description, &pak.hash()))?;
     Reply::created(&WithPak {
         generator,
         pak: pak.expose(),
@@ -95,10 +95,10 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 200, description = "The generator", body = Generator), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_generator(call.principal, id, "generator_not_owned")?;
-    Reply::ok(&generators::get(db, id)?.ok_or_else(access::no_generator)?)
+    authorization::admin_or_generator(call.principal, id, "generator_not_owned")?;
+    Reply::ok(&generators::get(db, id)?.ok_or_else(authorization::no_generator)?)
 }
 
 /// A whole generator, of which only name, description and `is_active` are used. The other fields are parsed so that a
@@ -127,10 +127,10 @@ struct Replacement {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: Replacement = call.json()?;
-    access::admin_or_generator(call.principal, id, "generator_not_owned")?;
+    authorization::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let description = new.description.as_deref();
     let invalid = valid(&new.name, description);
     let generator = db.transaction(|tx| {
@@ -141,7 +141,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         }
         let generator = generators::update(tx, id, &new.name, description, new.is_active)?
             .ok_or_else(no_row)?;
-        let audit = record::audit(call.principal, "generator.updated", "generator", id)
+        let audit = audit::audit(call.principal, "generator.updated", "generator", id)
             .details(json!({ "name": generator.name }));
         emit(tx, &[audit], &[])?;
         Ok(generator)
@@ -162,11 +162,11 @@ fn no_row() -> Error {
     responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_generator(call.principal, id, "generator_not_owned")?;
+    authorization::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let its_stacks = db.transaction(|tx| {
-        let generator = generators::get_locked(tx, id)?.ok_or_else(access::no_generator)?;
+        let generator = generators::get_locked(tx, id)?.ok_or_else(authorization::no_generator)?;
         if generator.is_system {
             return Err(Error::forbidden(
                 "cannot_delete_system_generator",
@@ -178,13 +178,13 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             stacks::delete_locked(tx, &its_stacks)?;
         }
         generators::delete(tx, id)?;
-        let audit = record::audit(call.principal, "generator.deleted", "generator", id);
+        let audit = audit::audit(call.principal, "generator.deleted", "generator", id);
         emit(tx, &[audit], &[])?;
         Ok(its_stacks)
     })?;
     call.app.auth.forget(Principal::Generator(id));
     call.app.live.doubt();
-    push::stacks_deleted(call, db, &its_stacks);
+    notifications::stacks_deleted(call, db, &its_stacks);
     Ok(Reply::no_content())
 }
 
@@ -197,12 +197,12 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn rotate(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn rotate(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_generator(call.principal, id, "generator_not_owned")?;
+    authorization::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let pak = call.mint()?;
-    let by = By::Caller(call.principal.into());
-    let generator = db.transaction(|tx| enrol::rotate_generator(tx, by, id, &pak.hash()))?;
+    let by = Caller::Caller(call.principal.into());
+    let generator = db.transaction(|tx| provisioning::rotate_generator(tx, by, id, &pak.hash()))?;
     call.app.auth.forget(Principal::Generator(id));
     call.app.live.doubt();
     Reply::created(&WithPak {

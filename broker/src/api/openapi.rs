@@ -4,8 +4,8 @@
 //! the first request, because most brokers never get that request and the document is larger than the rest of an idle
 //! broker's memory.
 
-pub(in crate::api) mod answers;
 mod models;
+pub(in crate::api) mod responses;
 
 use std::sync::LazyLock;
 
@@ -17,10 +17,10 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 
 use super::{
-    admin, agent_marks, agents, auth, connections, deployment_health, diagnostics, events, fleet,
-    generators, instantiate, objects, paks, registrations, stack_marks, stacks, target_state,
-    targets, telemetry, template_marks, templates, webhook_deliveries, webhooks, work_order_log,
-    work_orders,
+    admin, agent_events, agent_labels, agents, connections, deployment_health, deployment_objects,
+    diagnostics, fleet, generators, pak_lookup, paks, registrations, stack_labels, stacks,
+    target_state, targets, telemetry, template_instantiation, template_labels, templates,
+    webhook_deliveries, webhooks, work_order_log, work_orders,
 };
 use crate::error::{Error, ErrorResponse};
 
@@ -38,26 +38,26 @@ pub fn document() -> Document {
     let mut document = Root::openapi();
     for part in [
         admin::Doc::openapi(),
-        agent_marks::Doc::openapi(),
+        agent_labels::Doc::openapi(),
         agents::Doc::openapi(),
-        auth::Doc::openapi(),
+        pak_lookup::Doc::openapi(),
         connections::Doc::openapi(),
         deployment_health::Doc::openapi(),
         diagnostics::Doc::openapi(),
-        events::Doc::openapi(),
+        agent_events::Doc::openapi(),
         fleet::Doc::openapi(),
         generators::Doc::openapi(),
-        instantiate::Doc::openapi(),
+        template_instantiation::Doc::openapi(),
         models::Doc::openapi(),
-        objects::Doc::openapi(),
+        deployment_objects::Doc::openapi(),
         paks::Doc::openapi(),
         registrations::Doc::openapi(),
-        stack_marks::Doc::openapi(),
+        stack_labels::Doc::openapi(),
         stacks::Doc::openapi(),
         target_state::Doc::openapi(),
         targets::Doc::openapi(),
         telemetry::Doc::openapi(),
-        template_marks::Doc::openapi(),
+        template_labels::Doc::openapi(),
         templates::Doc::openapi(),
         webhook_deliveries::Doc::openapi(),
         webhooks::Doc::openapi(),

@@ -4,8 +4,8 @@ use axum::Router;
 use axum::routing::get;
 use utoipa::OpenApi;
 
-use super::access;
-use super::call::{Call, Reply, plain};
+use super::authorization;
+use super::operation::{ApiRequest, Reply, plain};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::{Error, ErrorResponse};
@@ -33,7 +33,7 @@ pub(super) fn routes() -> Router<App> {
     ),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
-    access::admin(call.principal)?;
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
+    authorization::admin(call.principal)?;
     Reply::ok(&paks::list(db)?)
 }

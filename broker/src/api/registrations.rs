@@ -7,14 +7,14 @@ use serde_json::json;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, push, record};
+use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{audit, authorization, notifications};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
-use crate::emit::emit;
 use crate::error::Error;
+use crate::outbox::emit;
 use crate::store::registrations::{self, Registration};
 use crate::store::{agents, generators};
 
@@ -44,10 +44,10 @@ pub(super) fn routes() -> Router<App> {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn of_agent(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_agent(call.principal, id)?;
-    agents::get(db, id)?.ok_or_else(access::no_agent)?;
+    authorization::admin_or_agent(call.principal, id)?;
+    agents::get(db, id)?.ok_or_else(authorization::no_agent)?;
     Reply::ok(&registrations::of_agent(db, id)?)
 }
 
@@ -60,11 +60,11 @@ fn of_agent(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn with_generator(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn with_generator(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_generator(call.principal, id, "not_authorized")?;
-    let generator = generators::get(db, id)?.ok_or_else(access::no_generator)?;
-    access::tenant_only(call.principal, &generator)?;
+    authorization::admin_or_generator(call.principal, id, "not_authorized")?;
+    let generator = generators::get(db, id)?.ok_or_else(authorization::no_generator)?;
+    authorization::tenant_only(call.principal, &generator)?;
     Reply::ok(&registrations::with_generator(db, id)?)
 }
 
@@ -76,14 +76,19 @@ struct Whom {
 
 /// Returns the agent of the request: the calling agent, or the agent that the admin names. A missing generator is
 /// reported before a missing `agent_id`.
-fn subject(call: &Call, db: &mut impl Sql, generator: Uuid, whom: &Whom) -> Result<Uuid, Error> {
+fn subject(
+    call: &ApiRequest,
+    db: &mut impl Sql,
+    generator: Uuid,
+    whom: &Whom,
+) -> Result<Uuid, Error> {
     if matches!(call.principal, Principal::Generator(_)) {
         return Err(Error::forbidden(
             "forbidden",
             "generators do not register agents",
         ));
     }
-    generators::get(db, generator)?.ok_or_else(access::no_generator)?;
+    generators::get(db, generator)?.ok_or_else(authorization::no_generator)?;
     match call.principal {
         Principal::Agent(id) => Ok(id),
         _ => whom.agent_id.ok_or_else(|| {
@@ -102,7 +107,7 @@ fn subject(call: &Call, db: &mut impl Sql, generator: Uuid, whom: &Whom) -> Resu
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn register(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let generator = call.id()?;
     let whom: Whom = call.json()?;
     let agent = subject(call, db, generator, &whom)?;
@@ -113,7 +118,7 @@ fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 "the agent is registered with this generator already",
             )
         })?;
-        let audit = record::audit(call.principal, "agent.registered", "agent", agent)
+        let audit = audit::audit(call.principal, "agent.registered", "agent", agent)
             .details(json!({ "generator_id": generator }));
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(registration)
@@ -129,18 +134,18 @@ fn register(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 204, description = "It is gone"), Always, JsonBody, Forbidden, NotFound),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn deregister(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn deregister(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let generator = call.id()?;
     let whom: Whom = call.json()?;
     let agent = subject(call, db, generator, &whom)?;
     db.transaction(|tx| {
         if registrations::remove(tx, agent, generator)? {
-            let audit = record::audit(call.principal, "agent.deregistered", "agent", agent)
+            let audit = audit::audit(call.principal, "agent.deregistered", "agent", agent)
                 .details(json!({ "generator_id": generator }));
             emit(tx, &[audit], &[])?;
         }
         Ok::<_, Error>(())
     })?;
-    push::target_changed(call, agent);
+    notifications::target_changed(call, agent);
     Ok(Reply::no_content())
 }

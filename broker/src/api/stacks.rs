@@ -9,14 +9,14 @@ use serde_json::json;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, check, push, record};
+use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{audit, authorization, notifications, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
-use crate::emit::{Event, emit};
 use crate::error::Error;
+use crate::outbox::{SubscriberEvent, emit};
 use crate::store::stacks::{self, Stack};
 
 #[derive(OpenApi)]
@@ -48,7 +48,7 @@ struct Filter {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
     match (call.principal, filter.pak_id) {
         (Principal::Agent(_), _) => Err(Error::forbidden(
@@ -63,9 +63,9 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
-    check::not_blank("`name`", name, "invalid_stack")?;
-    check::storable("`name`", name, check::NAME)?;
-    check::no_nul("`description`", description.unwrap_or_default())
+    validation::not_blank("`name`", name, "invalid_stack")?;
+    validation::storable("`name`", name, validation::NAME)?;
+    validation::no_nul("`description`", description.unwrap_or_default())
 }
 
 fn other_generator() -> Error {
@@ -98,7 +98,7 @@ struct NewStack {
     responses((status = 201, description = "The stack", body = Stack), Always, JsonBody, Forbidden, Conflict),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewStack = call.json()?;
     match call.principal {
         Principal::Agent(_) => {
@@ -115,9 +115,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let stack = db.transaction(|tx| {
         let stack = stacks::insert(tx, &new.name, description, new.generator_id)?
             .ok_or_else(unknown_generator)?;
-        let audit = record::audit(call.principal, "stack.created", "stack", stack.id)
+        let audit = audit::audit(call.principal, "stack.created", "stack", stack.id)
             .details(json!({ "name": stack.name, "generator_id": stack.generator_id }));
-        let event = Event::new(
+        let event = SubscriberEvent::new(
             "stack.created",
             json!({
                 "stack_id": stack.id,
@@ -138,9 +138,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 200, description = "The stack", body = Stack), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    Reply::ok(&access::owned_stack(db, call.principal, id)?)
+    Reply::ok(&authorization::owned_stack(db, call.principal, id)?)
 }
 
 /// A whole stack, of which only name and description are used.
@@ -166,11 +166,11 @@ struct Replacement {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: Replacement = call.json()?;
     let stack = db.transaction(|tx| {
-        let current = access::owned_stack_locked(tx, call.principal, id)?;
+        let current = authorization::owned_stack_locked(tx, call.principal, id)?;
         if new.id != id {
             return Err(Error::bad_request(
                 "stack_id_mismatch",
@@ -182,8 +182,9 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         }
         let description = new.description.as_deref();
         valid(&new.name, description)?;
-        let stack = stacks::update(tx, id, &new.name, description)?.ok_or_else(access::no_stack)?;
-        let audit = record::audit(call.principal, "stack.updated", "stack", id)
+        let stack =
+            stacks::update(tx, id, &new.name, description)?.ok_or_else(authorization::no_stack)?;
+        let audit = audit::audit(call.principal, "stack.updated", "stack", id)
             .details(json!({ "name": stack.name }));
         emit(tx, &[audit], &[])?;
         Ok(stack)
@@ -197,13 +198,13 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let stack = db.transaction(|tx| {
-        let mut stack = access::owned_stack_locked(tx, call.principal, id)?;
+        let mut stack = authorization::owned_stack_locked(tx, call.principal, id)?;
         let deleted_at = stacks::delete_locked(tx, &[id])?;
-        let audit = record::audit(call.principal, "stack.deleted", "stack", id);
-        let event = Event::new(
+        let audit = audit::audit(call.principal, "stack.deleted", "stack", id);
+        let event = SubscriberEvent::new(
             "stack.deleted",
             json!({ "stack_id": id, "deleted_at": deleted_at }),
         );
@@ -211,6 +212,6 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         stack.deleted_at = Some(deleted_at);
         Ok::<_, Error>(stack)
     })?;
-    push::stack_deleted(call, db, &stack);
+    notifications::stack_deleted(call, db, &stack);
     Ok(Reply::no_content())
 }

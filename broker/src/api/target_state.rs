@@ -6,14 +6,14 @@ use brokkr_tenant::TargetStateMode;
 use serde::Deserialize;
 use utoipa::OpenApi;
 
-use super::access;
-use super::call::{Call, Reply, plain};
-use super::openapi::answers::{Always, BadRequest, Forbidden};
+use super::authorization;
+use super::openapi::responses::{Always, BadRequest, Forbidden};
+use super::operation::{ApiRequest, Reply, plain};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
-use crate::store::association::{self, Mode};
 use crate::store::objects::Object as DeploymentObject;
+use crate::store::stack_matching::{self, Mode};
 use crate::store::stacks::Stack;
 
 #[derive(OpenApi)]
@@ -35,10 +35,10 @@ pub(super) fn routes() -> Router<App> {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn stacks(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn stacks(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_agent(call.principal, id)?;
-    Reply::ok(&association::stacks(db, id)?)
+    authorization::admin_or_agent(call.principal, id)?;
+    Reply::ok(&stack_matching::stacks(db, id)?)
 }
 
 #[derive(Deserialize)]
@@ -61,10 +61,10 @@ struct Asked {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn target_state(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn target_state(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let asked: Asked = call.query()?;
-    access::admin_or_agent(call.principal, id)?;
+    authorization::admin_or_agent(call.principal, id)?;
     let mode = match asked.mode.as_deref() {
         None => match call.app.config.broker.target_state_default {
             TargetStateMode::Full => Mode::Full,
@@ -73,5 +73,5 @@ fn target_state(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         Some("full") => Mode::Full,
         Some(_) => Mode::Incremental,
     };
-    Reply::ok(&association::target_state(db, id, mode)?)
+    Reply::ok(&stack_matching::target_state(db, id, mode)?)
 }

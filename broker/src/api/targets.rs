@@ -6,10 +6,10 @@ use serde::Deserialize;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::agent_marks::same_agent;
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{access, push};
+use super::agent_labels::same_agent;
+use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{authorization, notifications};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
@@ -38,16 +38,16 @@ pub(super) fn routes() -> Router<App> {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin_or_agent(call.principal, id)?;
+    authorization::admin_or_agent(call.principal, id)?;
     Reply::ok(&targets::list(db, id)?)
 }
 
 /// Requires a live stack, a caller that owns it (or the admin), and an agent registered with its generator. The
 /// registration is required of the admin too, and also to remove a target.
-fn permitted(db: &mut impl Sql, call: &Call, agent: Uuid, stack: Uuid) -> Result<(), Error> {
-    let standing = targets::standing(db, agent, stack)?.ok_or_else(access::no_stack)?;
+fn permitted(db: &mut impl Sql, call: &ApiRequest, agent: Uuid, stack: Uuid) -> Result<(), Error> {
+    let standing = targets::standing(db, agent, stack)?.ok_or_else(authorization::no_stack)?;
     match call.principal {
         Principal::Agent(_) => Err(Error::forbidden(
             "target_create_denied",
@@ -82,7 +82,7 @@ struct NewTarget {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn add(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: NewTarget = call.json()?;
     let target = db.transaction(|tx| {
@@ -100,11 +100,11 @@ fn add(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let (id, stack) = (call.id()?, call.uuid("stack_id")?);
     permitted(db, call, id, stack)?;
     if targets::remove(db, id, stack)? {
-        push::target_changed(call, id);
+        notifications::target_changed(call, id);
         return Ok(Reply::no_content());
     }
     Err(Error::not_found(

@@ -1,5 +1,5 @@
 //! Stored telemetry of a stack: events and log lines that its agents saw. The live form is a socket
-//! ([`super::sockets`]).
+//! ([`super::websockets`]).
 
 use axum::Router;
 use axum::routing::get;
@@ -7,9 +7,9 @@ use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
-use super::access;
-use super::call::{Call, Reply, plain};
-use super::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
+use super::authorization;
+use super::openapi::responses::{Always, BadRequest, Forbidden, NotFound};
+use super::operation::{ApiRequest, Reply, plain};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
@@ -80,14 +80,14 @@ impl RetentionInfo {
 #[derive(Serialize, ToSchema)]
 struct K8sEventHistoryResponse {
     retention: RetentionInfo,
-    events: Vec<telemetry::Event>,
+    events: Vec<telemetry::KubeEvent>,
 }
 
 /// Stored log lines of a stack.
 #[derive(Serialize, ToSchema)]
 struct PodLogHistoryResponse {
     retention: RetentionInfo,
-    lines: Vec<telemetry::Line>,
+    lines: Vec<telemetry::LogLine>,
 }
 
 #[utoipa::path(
@@ -103,10 +103,10 @@ struct PodLogHistoryResponse {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn events(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn events(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let window: Window = call.query()?;
-    access::owned_stack(db, call.principal, id)?;
+    authorization::owned_stack(db, call.principal, id)?;
     let events = telemetry::events(db, id, window.since(), window.limit())?;
     Reply::ok(&K8sEventHistoryResponse {
         retention: RetentionInfo::since(events.last().map(|event| event.created_at)),
@@ -127,10 +127,10 @@ fn events(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn logs(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn logs(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let window: Window = call.query()?;
-    access::owned_stack(db, call.principal, id)?;
+    authorization::owned_stack(db, call.principal, id)?;
     let lines = telemetry::lines(db, id, window.since(), window.limit())?;
     Reply::ok(&PodLogHistoryResponse {
         retention: RetentionInfo::since(lines.last().map(|line| line.created_at)),

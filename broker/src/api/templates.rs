@@ -8,17 +8,17 @@ use serde_json::json;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::objects::checksum;
-use super::openapi::answers::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::{check, record};
+use super::deployment_objects::checksum;
+use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{audit, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
-use crate::emit::emit;
 use crate::error::Error;
+use crate::outbox::emit;
 use crate::store::templates::{self, NewTemplate, Template};
-use crate::template::{self, Refusal};
+use crate::template::{self, TemplateError};
 
 #[derive(OpenApi)]
 #[openapi(paths(list, create, show, update, remove))]
@@ -94,7 +94,7 @@ fn no_template() -> Error {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     match call.principal {
         Principal::Admin => Reply::ok(&templates::list(db)?),
         Principal::Generator(id) => Reply::ok(&templates::list_for(db, id)?),
@@ -128,15 +128,15 @@ struct UpdateTemplateRequest {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn create(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, _: &mut Conn) -> Result<Reply, Error> {
     let new: CreateTemplateRequest = call.json()?;
     let generator_id = match call.principal {
         Principal::Admin => None,
         Principal::Generator(id) => Some(id),
         Principal::Agent(_) => return Err(not_for_agents()),
     };
-    check::not_blank("`name`", &new.name, "invalid_template")?;
-    check::storable("`name`", &new.name, check::NAME)?;
+    validation::not_blank("`name`", &new.name, "invalid_template")?;
+    validation::storable("`name`", &new.name, validation::NAME)?;
     let new = Draft {
         generator_id,
         name: new.name,
@@ -166,14 +166,14 @@ impl Draft {
     /// Runs the cheap checks of every field except the name.
     fn valid(&self) -> Result<(), Error> {
         if let Some(description) = &self.description {
-            check::not_blank("`description`", description, "invalid_template")?;
-            check::no_nul("`description`", description)?;
+            validation::not_blank("`description`", description, "invalid_template")?;
+            validation::no_nul("`description`", description)?;
         }
         for (what, text, most) in [
             ("`template_content`", &self.content, template::CONTENT),
             ("`parameters_schema`", &self.schema, template::SCHEMA),
         ] {
-            check::no_nul(what, text)?;
+            validation::no_nul(what, text)?;
             if text.len() > most {
                 return Err(Error::invalid_value(format!(
                     "{what} may have at most {most} bytes"
@@ -192,17 +192,17 @@ impl Draft {
 }
 
 /// Makes the error that tells a caller why a template or its rendering was refused.
-pub(super) fn refused(refusal: Refusal) -> Error {
+pub(super) fn refused(refusal: TemplateError) -> Error {
     match refusal {
-        Refusal::Syntax(text) => Error::bad_request("invalid_template_syntax", text),
-        Refusal::Schema(text) => Error::bad_request("invalid_parameters_schema", text),
-        Refusal::Parameters(problems) => Error::bad_request(
+        TemplateError::Syntax(text) => Error::bad_request("invalid_template_syntax", text),
+        TemplateError::Schema(text) => Error::bad_request("invalid_parameters_schema", text),
+        TemplateError::Parameters(problems) => Error::bad_request(
             "invalid_parameters",
             "the parameters do not keep the template's schema",
         )
         .detail("validation_errors", problems),
-        Refusal::Rendering(text) => Error::bad_request("template_render_failed", text),
-        Refusal::Busy => Error::new(
+        TemplateError::Rendering(text) => Error::bad_request("template_render_failed", text),
+        TemplateError::Busy => Error::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "too_many_templates",
             "too many templates at once; try again shortly",
@@ -213,7 +213,7 @@ pub(super) fn refused(refusal: Refusal) -> Error {
 
 /// Adds a version, with its audit entry. The previous version must still exist, and the caller must own it.
 fn add(
-    call: &Call,
+    call: &ApiRequest,
     db: &mut Conn,
     action: &'static str,
     new: &Draft,
@@ -235,7 +235,7 @@ fn add(
             Error::conflict("unique_violation", "others are adding versions faster")
                 .detail("constraint", "unique_template_version")
         })?;
-        let audit = record::audit(call.principal, action, "template", template.id)
+        let audit = audit::audit(call.principal, action, "template", template.id)
             .details(json!({ "name": template.name, "version": template.version }));
         emit(tx, &[audit], &[])?;
         call.in_time()?;
@@ -249,7 +249,7 @@ fn add(
     responses((status = 200, description = "The template", body = Template), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     Reply::ok(&readable(db, call.principal, id)?)
 }
@@ -265,7 +265,7 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let new: UpdateTemplateRequest = call.json()?;
     let old = owned(db, call.principal, id)?;
@@ -291,14 +291,14 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 204, description = "This version is gone"), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = []), ("generator_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     owned(db, call.principal, id)?;
     db.transaction(|tx| {
         if !templates::delete(tx, id)? {
             return Err(no_template());
         }
-        let audit = record::audit(call.principal, "template.deleted", "template", id);
+        let audit = audit::audit(call.principal, "template.deleted", "template", id);
         emit(tx, &[audit], &[])?;
         Ok(())
     })?;

@@ -7,9 +7,9 @@ use serde_json::json;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::access;
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{Always, BadRequest, Forbidden, JsonBody, NotFound};
+use super::authorization;
+use super::openapi::responses::{Always, BadRequest, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
 use super::webhooks::no_webhook;
 use crate::app::App;
 use crate::auth::Principal;
@@ -17,11 +17,11 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::jobs::Job;
 use crate::metrics::Carrier;
-use crate::store::deliveries::claims::{self, Taken};
-use crate::store::deliveries::{self, Delivery, FeedItem, Page, STATES};
+use crate::store::deliveries::claims::{self, ClaimedDelivery};
+use crate::store::deliveries::{self, Delivery, DeliveryPage, FeedItem, STATES};
 use crate::store::{agents, webhooks};
 use crate::webhook::endpoint::{Clear, Field};
-use crate::webhook::outcome::{Next, Outcome};
+use crate::webhook::retry_policy::{AttemptOutcome, Next};
 use crate::webhook::settle;
 
 /// Largest number of deliveries given to an agent at once.
@@ -48,7 +48,7 @@ struct ListDeliveriesQuery {
 }
 
 impl ListDeliveriesQuery {
-    fn page(&self, most: i64) -> Result<Page<'_>, Error> {
+    fn page(&self, most: i64) -> Result<DeliveryPage<'_>, Error> {
         let status = self.status.as_deref();
         if let Some(status) = status
             && !STATES.contains(&status)
@@ -58,7 +58,7 @@ impl ListDeliveriesQuery {
                 format!("`status` must be one of {}", STATES.join(", ")),
             ));
         }
-        Ok(Page {
+        Ok(DeliveryPage {
             status,
             limit: self.limit.unwrap_or(50).clamp(1, most),
             offset: self.offset.unwrap_or(0).max(0),
@@ -83,10 +83,10 @@ impl ListDeliveriesQuery {
     ),
     security(("admin_pak" = [])),
 )]
-fn of_subscription(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn of_subscription(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let query: ListDeliveriesQuery = call.query()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     if !webhooks::exists(db, id)? {
         return Err(no_webhook());
     }
@@ -110,9 +110,9 @@ fn of_subscription(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn feed(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn feed(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let query: ListDeliveriesQuery = call.query()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     Reply::ok(&deliveries::feed(db, query.page(200)?)?)
 }
 
@@ -131,7 +131,7 @@ struct PendingWebhookDelivery {
 }
 
 impl PendingWebhookDelivery {
-    fn new(taken: Taken, clear: Clear) -> Self {
+    fn new(taken: ClaimedDelivery, clear: Clear) -> Self {
         Self {
             id: taken.held.id,
             subscription_id: taken.held.subscription_id,
@@ -160,11 +160,11 @@ impl PendingWebhookDelivery {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn pending(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let agent = call.uuid("agent_id")?;
-    access::admin_or_agent(call.principal, agent)?;
+    authorization::admin_or_agent(call.principal, agent)?;
     if agents::get(db, agent)?.is_none() {
-        return Err(access::no_agent());
+        return Err(authorization::no_agent());
     }
     let key = call.app.webhooks.opening_key().map_err(|error| {
         tracing::error!(%error, "no webhook key");
@@ -192,10 +192,15 @@ fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 /// Marks a delivery dead because its endpoint cannot be decrypted.
-fn bury(call: &Call, db: &mut Conn, taken: &Taken, field: Field) -> Result<(), Error> {
+fn bury(
+    call: &ApiRequest,
+    db: &mut Conn,
+    taken: &ClaimedDelivery,
+    field: Field,
+) -> Result<(), Error> {
     call.app.metrics.webhooks.count(field, Carrier::Agent);
     call.app.webhooks.say_unreadable(taken.held.subscription_id);
-    settle(db, &taken.held, &Outcome::unreadable(field), None)?;
+    settle(db, &taken.held, &AttemptOutcome::unreadable(field), None)?;
     Ok(())
 }
 
@@ -229,7 +234,7 @@ fn not_acquired() -> Error {
     ),
     security(("agent_pak" = [])),
 )]
-fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn report(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let said: DeliveryResultRequest = call.json()?;
     let Principal::Agent(agent) = call.principal else {
@@ -242,9 +247,9 @@ fn report(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         .ok_or_else(|| Error::not_found("delivery_not_found", "there is no such delivery"))?
         .ok_or_else(not_acquired)?;
     let outcome = if said.success {
-        Outcome::Delivered
+        AttemptOutcome::Delivered
     } else {
-        Outcome::of_report(said.status_code, said.error.as_deref())
+        AttemptOutcome::of_report(said.status_code, said.error.as_deref())
     };
     let settled = settle(db, &held, &outcome, Some(agent))?.ok_or_else(not_acquired)?;
     let next = outcome.next(held.attempts, held.max_retries);

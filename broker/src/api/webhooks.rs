@@ -8,15 +8,15 @@ use axum::routing::{get, post};
 use serde_json::json;
 use utoipa::OpenApi;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{Always, BadRequest, Forbidden, JsonBody, NotFound};
-use super::{access, record};
+use super::openapi::responses::{Always, BadRequest, Forbidden, JsonBody, NotFound};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{audit, authorization};
 use crate::app::App;
 use crate::db::Conn;
-use crate::emit::emit;
 use crate::error::Error;
 use crate::jobs::Job;
-use crate::store::webhooks::{self, Change, New, Subscription};
+use crate::outbox::emit;
+use crate::store::webhooks::{self, NewSubscription, Subscription, SubscriptionChange};
 use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::{Sealed, lane};
 use request::{CreateWebhookRequest, UpdateWebhookRequest};
@@ -59,7 +59,7 @@ pub(super) fn no_webhook() -> Error {
 }
 
 /// Returns the key that encrypts endpoints, or 500; the reason is logged for the operator only.
-fn sealing_key(call: &Call) -> Result<Key, Error> {
+fn sealing_key(call: &ApiRequest) -> Result<Key, Error> {
     call.app.webhooks.sealing_key().map_err(|error| {
         tracing::error!(%error, "no webhook key");
         Error::internal()
@@ -84,8 +84,8 @@ fn seal(key: &Key, text: &str) -> Result<Vec<u8>, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
-    access::admin(call.principal)?;
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
+    authorization::admin(call.principal)?;
     Reply::ok(&webhooks::list(db)?)
 }
 
@@ -100,8 +100,8 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn event_types(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
-    access::admin(call.principal)?;
+fn event_types(call: &ApiRequest, _: &mut Conn) -> Result<Reply, Error> {
+    authorization::admin(call.principal)?;
     Reply::ok(&EVENT_TYPES)
 }
 
@@ -117,9 +117,9 @@ fn event_types(call: &Call, _: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let body = call.value()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let new = CreateWebhookRequest::read(body)?;
     let url = new.valid()?;
     let key = sealing_key(call)?;
@@ -128,7 +128,7 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         url: seal(&key, &new.url)?,
         auth_header: auth_header.map(|text| seal(&key, text)).transpose()?,
     };
-    let row = New {
+    let row = NewSubscription {
         name: &new.name,
         sealed: &sealed,
         lane: lane(&key, &url),
@@ -144,7 +144,7 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         let made = webhooks::insert(tx, &row)?;
         webhooks::note_interest(tx)?;
         let kind = "webhook_subscription";
-        let audit = record::audit(call.principal, "webhook.created", kind, made.id)
+        let audit = audit::audit(call.principal, "webhook.created", kind, made.id)
             .details(json!({ "name": made.name, "event_types": made.event_types }));
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(made)
@@ -164,9 +164,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     Reply::ok(&webhooks::get(db, id)?.ok_or_else(no_webhook)?)
 }
 
@@ -183,10 +183,10 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let body = call.value()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let current = webhooks::get(db, id)?.ok_or_else(no_webhook)?;
     let new = UpdateWebhookRequest::read(body)?;
     let url = new.valid()?;
@@ -208,7 +208,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             sealed_header = Some(seal(&key, text)?);
         }
     }
-    let change = Change {
+    let change = SubscriptionChange {
         name: new.name.as_deref(),
         url: sealed_url
             .as_ref()
@@ -226,7 +226,7 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         let changed = webhooks::update(tx, id, &change)?.ok_or_else(no_webhook)?;
         webhooks::note_interest(tx)?;
         let kind = "webhook_subscription";
-        let audit = record::audit(call.principal, "webhook.updated", kind, id)
+        let audit = audit::audit(call.principal, "webhook.updated", kind, id)
             .details(json!({ "name": changed.name, "enabled": changed.enabled }));
         emit(tx, &[audit], &[])?;
         Ok::<_, Error>(changed)
@@ -250,9 +250,9 @@ fn update(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     ),
     security(("admin_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     db.transaction(|tx| {
         webhooks::lock(tx)?;
         if !webhooks::delete(tx, id)? {
@@ -260,7 +260,7 @@ fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
         }
         webhooks::note_interest(tx)?;
         let kind = "webhook_subscription";
-        let audit = record::audit(call.principal, "webhook.deleted", kind, id);
+        let audit = audit::audit(call.principal, "webhook.deleted", kind, id);
         emit(tx, &[audit], &[])?;
         Ok(())
     })?;

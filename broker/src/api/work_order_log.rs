@@ -6,13 +6,13 @@ use serde::Deserialize;
 use utoipa::OpenApi;
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain};
-use super::openapi::answers::{Always, BadRequest, Forbidden, NotFound, Unstorable};
-use super::{access, check};
+use super::openapi::responses::{Always, BadRequest, Forbidden, NotFound, Unstorable};
+use super::operation::{ApiRequest, Reply, plain};
+use super::{authorization, validation};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
-use crate::store::work_order_log::{self, Entry};
+use crate::store::work_order_log::{self, WorkOrderLogEntry};
 
 #[derive(OpenApi)]
 #[openapi(paths(list, show))]
@@ -41,14 +41,14 @@ struct Filter {
         ("limit" = Option<i64>, Query, description = "At most so many; 10,000 at most, and by default"),
     ),
     responses(
-        (status = 200, description = "Orders that ended, the last one first", body = [Entry]),
+        (status = 200, description = "Orders that ended, the last one first", body = [WorkOrderLogEntry]),
         Always, BadRequest, Forbidden, Unstorable,
     ),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let limit = filter.limit.unwrap_or(work_order_log::MOST);
     if limit < 0 {
         return Err(Error::bad_request(
@@ -56,11 +56,11 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             "`limit` must not be negative",
         ));
     }
-    check::no_nul(
+    validation::no_nul(
         "`work_type`",
         filter.work_type.as_deref().unwrap_or_default(),
     )?;
-    let wanted = work_order_log::Filter {
+    let wanted = work_order_log::WorkOrderLogFilter {
         agent: filter.agent_id,
         work_type: filter.work_type.as_deref(),
         success: filter.success,
@@ -71,12 +71,12 @@ fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
 #[utoipa::path(
     get, path = "/work-order-log/{id}", operation_id = "get_work_order_log", tag = "work-orders",
     params(("id" = Uuid, Path, description = "The order's id")),
-    responses((status = 200, description = "How it ended", body = Entry), Always, BadRequest, Forbidden, NotFound),
+    responses((status = 200, description = "How it ended", body = WorkOrderLogEntry), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let entry = work_order_log::get(db, id)?.ok_or_else(|| {
         Error::not_found(
             "work_order_log_entry_not_found",

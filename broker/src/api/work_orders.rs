@@ -9,19 +9,19 @@ use serde_json::json;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::call::{Call, Reply, plain, with_body};
-use super::openapi::answers::{
+use super::openapi::responses::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::{access, check, record};
+use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::{audit, authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Tx};
-use crate::emit::{Event, emit};
 use crate::error::Error;
 use crate::jobs::Job;
-use crate::store::work_order_log::{self, Entry};
-use crate::store::work_orders::{self, New, WorkOrder};
+use crate::outbox::{SubscriberEvent, emit};
+use crate::store::work_order_log::{self, WorkOrderLogEntry};
+use crate::store::work_orders::{self, NewWorkOrder, WorkOrder};
 
 /// Largest number of characters in a work type.
 const WORK_TYPE: usize = 50;
@@ -60,12 +60,12 @@ struct Filter {
     ),
     security(("admin_pak" = [])),
 )]
-fn list(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let filter: Filter = call.query()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let (status, work_type) = (filter.status.as_deref(), filter.work_type.as_deref());
-    check::no_nul("`status`", status.unwrap_or_default())?;
-    check::no_nul("`work_type`", work_type.unwrap_or_default())?;
+    validation::no_nul("`status`", status.unwrap_or_default())?;
+    validation::no_nul("`work_type`", work_type.unwrap_or_default())?;
     Reply::ok(&work_orders::list(db, status, work_type)?)
 }
 
@@ -101,9 +101,9 @@ struct NewOrder {
     ),
     security(("admin_pak" = [])),
 )]
-fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let body: NewOrder = call.json()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let targeting = body.targeting.unwrap_or_default();
     let agents = agents(
         targeting.agent_ids.unwrap_or_default(),
@@ -121,14 +121,14 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     let labels: Vec<&str> = labels
         .iter()
         .map(String::as_str)
-        .filter(|label| check::label(label).is_ok() && storable_mark(label))
+        .filter(|label| validation::label(label).is_ok() && storable_mark(label))
         .collect();
     let (keys, values): (Vec<&str>, Vec<&str>) = annotations
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
-        .filter(|(key, value)| check::annotation(key, value).is_ok())
+        .filter(|(key, value)| validation::annotation(key, value).is_ok())
         .unzip();
-    let new = New {
+    let new = NewWorkOrder {
         work_type: &body.work_type,
         yaml_content: &body.yaml_content,
         max_retries: body.max_retries.unwrap_or(3),
@@ -141,9 +141,9 @@ fn create(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     valid(&new)?;
     let order = db.transaction(|tx| {
         let order = work_orders::insert(tx, &new)?;
-        let audit = record::audit(call.principal, "workorder.created", "work_order", order.id)
+        let audit = audit::audit(call.principal, "workorder.created", "work_order", order.id)
             .details(json!({ "work_type": order.work_type }));
-        let event = Event::new(
+        let event = SubscriberEvent::new(
             "workorder.created",
             json!({
                 "work_order_id": order.id,
@@ -180,12 +180,12 @@ fn agents(mut listed: Vec<Uuid>, legacy: Vec<Uuid>) -> Result<Vec<Uuid>, Error> 
 }
 
 fn storable_mark(value: &str) -> bool {
-    check::storable("a label", value, check::MARK).is_ok()
+    validation::storable("a label", value, validation::MARK).is_ok()
 }
 
-fn valid(new: &New<'_>) -> Result<(), Error> {
-    check::not_blank("`work_type`", new.work_type, "invalid_work_order")?;
-    check::not_blank("`yaml_content`", new.yaml_content, "invalid_work_order")?;
+fn valid(new: &NewWorkOrder<'_>) -> Result<(), Error> {
+    validation::not_blank("`work_type`", new.work_type, "invalid_work_order")?;
+    validation::not_blank("`yaml_content`", new.yaml_content, "invalid_work_order")?;
     for (name, value, least) in [
         ("max_retries", new.max_retries, 0),
         ("backoff_seconds", new.backoff_seconds, 1),
@@ -198,8 +198,8 @@ fn valid(new: &New<'_>) -> Result<(), Error> {
             ));
         }
     }
-    check::storable("`work_type`", new.work_type, WORK_TYPE)?;
-    check::no_nul("`yaml_content`", new.yaml_content)
+    validation::storable("`work_type`", new.work_type, WORK_TYPE)?;
+    validation::no_nul("`yaml_content`", new.yaml_content)
 }
 
 fn no_order() -> Error {
@@ -215,9 +215,9 @@ fn no_order() -> Error {
     ),
     security(("admin_pak" = [])),
 )]
-fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     Reply::ok(&work_orders::get(db, id)?.ok_or_else(no_order)?)
 }
 
@@ -227,9 +227,9 @@ fn show(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
     responses((status = 204, description = "It is gone"), Always, BadRequest, Forbidden, NotFound),
     security(("admin_pak" = [])),
 )]
-fn remove(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     if work_orders::delete(db, id)? {
         return Ok(Reply::no_content());
     }
@@ -253,12 +253,12 @@ struct PendingFilter {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn pending(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn pending(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let agent = call.uuid("agent_id")?;
     let filter: PendingFilter = call.query()?;
-    access::admin_or_agent(call.principal, agent)?;
+    authorization::admin_or_agent(call.principal, agent)?;
     let work_type = filter.work_type.as_deref();
-    check::no_nul("`work_type`", work_type.unwrap_or_default())?;
+    validation::no_nul("`work_type`", work_type.unwrap_or_default())?;
     Reply::ok(&work_orders::pending(db, agent, work_type)?)
 }
 
@@ -278,10 +278,10 @@ struct Claim {
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn claim(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn claim(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let Claim { agent_id: agent } = call.json()?;
-    access::admin_or_agent(call.principal, agent)?;
+    authorization::admin_or_agent(call.principal, agent)?;
     let order = db.transaction(|tx| {
         let order = work_orders::claim(tx, id, agent)?.ok_or_else(|| {
             Error::not_found(
@@ -289,11 +289,11 @@ fn claim(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
                 "no such work order is pending for this agent",
             )
         })?;
-        let mut audit = record::audit(call.principal, "workorder.claimed", "work_order", id);
+        let mut audit = audit::audit(call.principal, "workorder.claimed", "work_order", id);
         if call.principal == Principal::Admin {
             audit = audit.details(json!({ "agent_id": agent }));
         }
-        let event = Event::new(
+        let event = SubscriberEvent::new(
             "workorder.claimed",
             json!({
                 "work_order_id": id,
@@ -333,7 +333,7 @@ struct Scheduled {
 /// Result of completing an order.
 enum Ending {
     /// The order has ended and is in the log.
-    Final(Entry),
+    Final(WorkOrderLogEntry),
     /// The order has failed and will be retried.
     Retry,
 }
@@ -343,13 +343,13 @@ enum Ending {
     params(("id" = Uuid, Path)),
     request_body = Outcome,
     responses(
-        (status = 200, description = "The order has ended", body = Entry),
+        (status = 200, description = "The order has ended", body = WorkOrderLogEntry),
         (status = 202, description = "The order has failed and is tried again later"),
         Always, JsonBody, Forbidden, NotFound,
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
-fn complete(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+fn complete(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let outcome: Outcome = call.json()?;
     if let Principal::Generator(_) = call.principal {
@@ -362,7 +362,7 @@ fn complete(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
             Principal::Agent(agent) if order.claimed_by == Some(agent) => {}
             _ => return Err(not_claimed()),
         }
-        check::no_nul("`message`", outcome.message.as_deref().unwrap_or_default())?;
+        validation::no_nul("`message`", outcome.message.as_deref().unwrap_or_default())?;
         let ending = end(tx, call.principal, &order, &outcome)?;
         Ok((order, ending))
     })?;
@@ -394,7 +394,7 @@ fn end(
     order: &WorkOrder,
     outcome: &Outcome,
 ) -> Result<Ending, Error> {
-    let audit = |action| record::audit(by, action, "work_order", order.id);
+    let audit = |action| audit::audit(by, action, "work_order", order.id);
     let message = outcome.message.as_deref();
     let message = if outcome.success {
         message
@@ -416,7 +416,7 @@ fn end(
             audit("workorder.failed").details(details),
         )
     };
-    let event = Event::new(
+    let event = SubscriberEvent::new(
         name,
         json!({
             "work_order_log_id": entry.id,

@@ -5,10 +5,10 @@ use std::fmt::Write;
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{Exit, Stream, failed, lost, mint, one_line, refused, say, uuid, wrong};
+use super::{ServeError, Stream, failed, lost, mint, one_line, refused, say, uuid, wrong};
 use crate::config::Instance;
-use crate::db::{DbError, Single, Tx};
-use crate::enrol::{self, By, Refusal};
+use crate::db::{CliConnection, DbError, Tx};
+use crate::provisioning::{self, Caller, ProvisioningError};
 use crate::store::{agents, generators, registrations};
 
 /// Largest number of characters in a name.
@@ -16,7 +16,7 @@ const NAME: usize = 255;
 
 /// Kinds of principal that can be created.
 #[derive(Subcommand)]
-pub(super) enum What {
+pub(super) enum CreateTarget {
     /// An agent, registered with the system generator and the given generators
     Agent {
         /// Its name, unique within the cluster
@@ -40,14 +40,16 @@ pub(super) enum What {
     },
 }
 
-pub(super) fn run(instance: &Instance, what: &What) -> Result<(), Exit> {
+pub(super) fn run(instance: &Instance, what: &CreateTarget) -> Result<(), ServeError> {
     match what {
-        What::Agent {
+        CreateTarget::Agent {
             name,
             cluster_name,
             generator_ids,
         } => agent(instance, name, cluster_name, generator_ids),
-        What::Generator { name, description } => generator(instance, name, description.as_deref()),
+        CreateTarget::Generator { name, description } => {
+            generator(instance, name, description.as_deref())
+        }
     }
 }
 
@@ -56,7 +58,7 @@ fn agent(
     name: &str,
     cluster: &str,
     generator_ids: &[String],
-) -> Result<(), Exit> {
+) -> Result<(), ServeError> {
     valid(instance, "--name", name)?;
     valid(instance, "--cluster-name", cluster)?;
     let wanted: Vec<Uuid> = generator_ids
@@ -65,15 +67,16 @@ fn agent(
         .map(|id| uuid(instance, "--generator-ids", id))
         .collect::<Result<_, _>>()?;
     let pak = mint(instance)?;
-    let mut db = Single::open(&instance.plan()).map_err(|error| failed(instance, error))?;
+    let mut db = CliConnection::open(&instance.plan()).map_err(|error| failed(instance, error))?;
     let made = db.transaction(|tx| {
-        let agent = enrol::agent(tx, By::Command, (name, cluster), &wanted, &pak.hash())?;
+        let agent =
+            provisioning::agent(tx, Caller::Command, (name, cluster), &wanted, &pak.hash())?;
         let system = generators::system(tx)?.map(|generator| generator.id);
         let with = registrations::of_agent(tx, agent.id)?;
         let mut with: Vec<Uuid> = with.iter().map(|r| r.generator_id).collect();
         // The system generator comes first, then the generators in the order of the flag.
         with.sort_by_key(|id| (Some(*id) != system, wanted.iter().position(|w| w == id)));
-        Ok::<_, Refusal>((agent, system, with))
+        Ok::<_, ProvisioningError>((agent, system, with))
     });
     let (agent, system, with) = made.map_err(|refusal| {
         taken(instance, &mut db, refusal, "unique_agent_cluster", |tx| {
@@ -112,12 +115,13 @@ fn agent(
     say(Stream::Out, &text)
 }
 
-fn generator(instance: &Instance, name: &str, description: Option<&str>) -> Result<(), Exit> {
+fn generator(instance: &Instance, name: &str, description: Option<&str>) -> Result<(), ServeError> {
     valid(instance, "--name", name)?;
     let pak = mint(instance)?;
-    let mut db = Single::open(&instance.plan()).map_err(|error| failed(instance, error))?;
-    let made =
-        db.transaction(|tx| enrol::generator(tx, By::Command, name, description, &pak.hash()));
+    let mut db = CliConnection::open(&instance.plan()).map_err(|error| failed(instance, error))?;
+    let made = db.transaction(|tx| {
+        provisioning::generator(tx, Caller::Command, name, description, &pak.hash())
+    });
     let generator = made.map_err(|refusal| {
         taken(instance, &mut db, refusal, "unique_generator_name", |tx| {
             let generator = generators::find(tx, name)?;
@@ -135,7 +139,7 @@ fn generator(instance: &Instance, name: &str, description: Option<&str>) -> Resu
     )
 }
 
-fn valid(instance: &Instance, flag: &str, name: &str) -> Result<(), Exit> {
+fn valid(instance: &Instance, flag: &str, name: &str) -> Result<(), ServeError> {
     if name.trim().is_empty() {
         return Err(wrong(instance, format!("{flag} must not be blank")));
     }
@@ -149,18 +153,20 @@ fn valid(instance: &Instance, flag: &str, name: &str) -> Result<(), Exit> {
 /// Explains a refusal; when the name is taken, names the agent or generator that has it.
 fn taken(
     instance: &Instance,
-    db: &mut Single,
-    refusal: Refusal,
+    db: &mut CliConnection,
+    refusal: ProvisioningError,
     unique: &str,
     holder: impl FnOnce(&mut Tx<'_>) -> Result<Option<String>, DbError>,
-) -> Exit {
+) -> ServeError {
     match &refusal {
-        Refusal::Db(error) if error.constraint() == Some(unique) => match db.transaction(holder) {
-            Ok(Some(reason)) => wrong(instance, reason),
-            // The holder of the name has been deleted in the meantime.
-            Ok(None) => lost(instance, error),
-            Err(error) => lost(instance, &error),
-        },
+        ProvisioningError::Db(error) if error.constraint() == Some(unique) => {
+            match db.transaction(holder) {
+                Ok(Some(reason)) => wrong(instance, reason),
+                // The holder of the name has been deleted in the meantime.
+                Ok(None) => lost(instance, error),
+                Err(error) => lost(instance, &error),
+            }
+        }
         _ => refused(instance, refusal),
     }
 }

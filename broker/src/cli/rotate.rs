@@ -3,16 +3,16 @@
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{Exit, Stream, failed, mint, one_line, refused, say, uuid};
+use super::{ServeError, Stream, failed, mint, one_line, refused, say, uuid};
 use crate::config::Instance;
 use crate::db::start::rotate_admin;
-use crate::db::{Single, Tx};
-use crate::enrol::{self, By, Refusal};
+use crate::db::{CliConnection, Tx};
 use crate::pak::PakHash;
+use crate::provisioning::{self, Caller, ProvisioningError};
 
 /// Holders whose PAK can be rotated.
 #[derive(Subcommand)]
-pub(super) enum What {
+pub(super) enum RotateTarget {
     /// The administrator's PAK; prints the new PAK and replaces admin.pak
     Admin,
     /// An agent's PAK
@@ -32,14 +32,14 @@ pub(super) enum What {
 /// The time is the bound that `auth/cache.rs` guarantees.
 const OLD_PAK: &str = "The old PAK is dead: a running broker refuses it within a second.\n";
 
-pub(super) fn run(instance: &Instance, what: &What) -> Result<(), Exit> {
+pub(super) fn run(instance: &Instance, what: &RotateTarget) -> Result<(), ServeError> {
     match what {
-        What::Admin => admin(instance),
-        What::Agent { uuid } => holder(instance, "Agent", uuid, |tx, id, hash| {
-            Ok(enrol::rotate_agent(tx, By::Command, id, hash)?.name)
+        RotateTarget::Admin => admin(instance),
+        RotateTarget::Agent { uuid } => holder(instance, "Agent", uuid, |tx, id, hash| {
+            Ok(provisioning::rotate_agent(tx, Caller::Command, id, hash)?.name)
         }),
-        What::Generator { uuid } => holder(instance, "Generator", uuid, |tx, id, hash| {
-            Ok(enrol::rotate_generator(tx, By::Command, id, hash)?.name)
+        RotateTarget::Generator { uuid } => holder(instance, "Generator", uuid, |tx, id, hash| {
+            Ok(provisioning::rotate_generator(tx, Caller::Command, id, hash)?.name)
         }),
     }
 }
@@ -48,11 +48,11 @@ fn holder(
     instance: &Instance,
     kind: &str,
     id: &str,
-    rotate: impl FnOnce(&mut Tx<'_>, Uuid, &PakHash) -> Result<String, Refusal>,
-) -> Result<(), Exit> {
+    rotate: impl FnOnce(&mut Tx<'_>, Uuid, &PakHash) -> Result<String, ProvisioningError>,
+) -> Result<(), ServeError> {
     let id = uuid(instance, "--uuid", id)?;
     let pak = mint(instance)?;
-    let mut db = Single::open(&instance.plan()).map_err(|error| failed(instance, error))?;
+    let mut db = CliConnection::open(&instance.plan()).map_err(|error| failed(instance, error))?;
     let name = db
         .transaction(|tx| rotate(tx, id, &pak.hash()))
         .map_err(|refusal| refused(instance, refusal))?;
@@ -66,7 +66,7 @@ fn holder(
     )
 }
 
-fn admin(instance: &Instance) -> Result<(), Exit> {
+fn admin(instance: &Instance) -> Result<(), ServeError> {
     let plan = instance.plan();
     match rotate_admin(&plan).map_err(|error| failed(instance, error))? {
         Some(pak) => say(

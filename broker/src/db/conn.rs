@@ -7,8 +7,8 @@ use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
 use super::error::{DbError, spoils_connection, stale_statement};
-use super::manager::{Live, Manager};
-use super::signs::Signs;
+use super::manager::{Manager, OpenConnection};
+use super::signs::CheckoutSignals;
 
 /// Runs a store's statements. Each text is prepared once per connection, and the statement is kept by its `&'static
 /// str`.
@@ -55,7 +55,7 @@ pub struct Conn {
     live: r2d2::PooledConnection<Manager>,
     wrote: bool,
     wrote_events: bool,
-    signs: Signs,
+    signs: CheckoutSignals,
     only_reads: bool,
 }
 
@@ -65,7 +65,7 @@ pub struct Tx<'a> {
     statements: &'a mut HashMap<&'static str, Statement>,
     spoiled: bool,
     wrote_events: bool,
-    signs: Signs,
+    signs: CheckoutSignals,
 }
 
 impl Conn {
@@ -74,7 +74,7 @@ impl Conn {
             live,
             wrote: false,
             wrote_events: false,
-            signs: Signs::default(),
+            signs: CheckoutSignals::default(),
             only_reads: false,
         }
     }
@@ -84,7 +84,7 @@ impl Conn {
         self.only_reads = true;
     }
 
-    pub(super) fn signs(&self) -> &Signs {
+    pub(super) fn signs(&self) -> &CheckoutSignals {
         &self.signs
     }
 
@@ -160,7 +160,7 @@ impl Conn {
             statements: &mut live.statements,
             spoiled: false,
             wrote_events: false,
-            signs: Signs::default(),
+            signs: CheckoutSignals::default(),
         };
         let result = work(&mut tx);
         let Tx {
@@ -288,7 +288,7 @@ impl<'a> Tx<'a> {
             statements,
             spoiled: false,
             wrote_events: false,
-            signs: Signs::default(),
+            signs: CheckoutSignals::default(),
         })
     }
 
@@ -348,7 +348,7 @@ const CHANGES_NOTHING: DbError = DbError::Refused("a write, where nothing may be
 
 /// Runs one statement in a transaction in which the server refuses every write.
 fn reading<T>(
-    live: &mut Live,
+    live: &mut OpenConnection,
     call: impl FnOnce(&mut Client) -> Result<T, postgres::Error>,
 ) -> Result<T, postgres::Error> {
     // Stays set until the transaction has surely ended, as in `Conn::transaction`.

@@ -2,7 +2,7 @@
 //!
 //! r2d2 opens connections on its helper thread, repeats a failed attempt for ever, and tells the waiting request only
 //! that time ran out. So [`Manager::connect`] never fails: after a failed attempt the waiting request gets a
-//! [`Slotted`] without a connection, which carries the reason and is dropped at once. r2d2 also queues one attempt for
+//! [`PooledConnection`] without a connection, which carries the reason and is dropped at once. r2d2 also queues one attempt for
 //! every request that waited, so `connect` makes no attempt when no request waits any more; otherwise an outage would
 //! end with fifty new connections.
 //!
@@ -27,9 +27,9 @@ use r2d2::ManageConnection;
 
 use super::error::{DbError, describe, spoils_connection};
 use login::Login;
-pub use shared::Away;
+pub use shared::ServerOutage;
 pub(super) use shared::Shared;
-use shared::{Counted, Opening, give_up};
+use shared::{ConnectAttempt, OpenCount, give_up};
 
 /// The longest lifetime of a connection. Each connection gets a random lifetime between three quarters of this and all
 /// of it, so that connections opened together do not end together.
@@ -57,7 +57,7 @@ pub(super) struct Recipe {
 
 /// The item that r2d2 keeps: a connection, or the reason why there is none. Boxed, because r2d2 reserves memory for the
 /// largest number of items.
-pub(super) struct Slotted(Box<Inner>);
+pub(super) struct PooledConnection(Box<Inner>);
 
 struct Inner {
     state: State,
@@ -69,7 +69,7 @@ struct Inner {
     reason = "nearly every one is live, and it is behind a box already"
 )]
 enum State {
-    Live(Live),
+    Live(OpenConnection),
     Failed(Failed),
 }
 
@@ -82,7 +82,7 @@ pub(super) struct Failed {
 }
 
 /// An open connection.
-pub(super) struct Live {
+pub(super) struct OpenConnection {
     pub(super) client: Client,
     pub(super) statements: HashMap<&'static str, Statement>,
     /// True when the connection must not be used again.
@@ -94,7 +94,7 @@ pub(super) struct Live {
     checkouts: u64,
     expires: Instant,
     // Declared after the client, so that the connection is closed before it stops being counted.
-    _counted: Counted,
+    _counted: OpenCount,
 }
 
 /// Returns the statement that every checkout runs.
@@ -122,9 +122,9 @@ impl Recipe {
     }
 
     /// Opens one connection and prepares its session.
-    fn open(&self) -> Result<Live, String> {
+    fn open(&self) -> Result<OpenConnection, String> {
         let mut counted =
-            Counted::new(&self.shared).ok_or("as many connections are open as may be")?;
+            OpenCount::new(&self.shared).ok_or("as many connections are open as may be")?;
         let moves = self.shared.moves.load(Ordering::Relaxed);
         // `postgres` builds a runtime per connection and panics when descriptors run out. Uncaught, the panic would end
         // the attempt without a reason for the waiting request.
@@ -147,7 +147,7 @@ impl Recipe {
         counted.is_served_by(backend.ok_or("the server does not say which process serves this")?);
         self.shared.set_reads_only(false);
         let lifetime = MAX_LIFETIME.mul_f64(0.75 + 0.25 * fastrand::f64());
-        Ok(Live {
+        Ok(OpenConnection {
             client,
             statements: HashMap::new(),
             spoiled: false,
@@ -162,12 +162,12 @@ impl Recipe {
 
 /// Runs [`Recipe::open`] within [`OPEN_TIMEOUT`]. An attempt that was given up goes on in its thread, and closes its
 /// connection if it succeeds later.
-fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
+fn open_in_time(recipe: &Arc<Recipe>) -> Result<OpenConnection, String> {
     let shared = &recipe.shared;
     if let Some(reason) = shared.hold_back() {
         return Err(reason);
     }
-    let opening = Opening::new(shared);
+    let opening = ConnectAttempt::new(shared);
     let settled = opening.settled.clone();
     let _connecting = shared.gate.connecting();
     let (done, opened) = mpsc::sync_channel(1);
@@ -190,9 +190,9 @@ fn open_in_time(recipe: &Arc<Recipe>) -> Result<Live, String> {
     Ok(live)
 }
 
-impl Slotted {
+impl PooledConnection {
     /// Returns the connection, or the reason why there is none as an error.
-    pub(super) fn live(&mut self) -> Result<&mut Live, DbError> {
+    pub(super) fn live(&mut self) -> Result<&mut OpenConnection, DbError> {
         match &mut self.0.state {
             State::Live(live) => Ok(live),
             State::Failed(failed) => Err(DbError::unavailable(
@@ -299,11 +299,11 @@ fn leaves_unknown(error: &postgres::Error) -> bool {
 }
 
 impl ManageConnection for Manager {
-    type Connection = Slotted;
+    type Connection = PooledConnection;
     type Error = DbError;
 
     /// Never fails; the module's documentation says why.
-    fn connect(&self) -> Result<Slotted, DbError> {
+    fn connect(&self) -> Result<PooledConnection, DbError> {
         let shared = &self.0.shared;
         let needed = shared.wanted.load(Ordering::Relaxed) > 0
             && *shared.open.borrow() < shared.gate.figures().0;
@@ -318,7 +318,7 @@ impl ManageConnection for Manager {
                 reason: None,
             }),
         };
-        Ok(Slotted(Box::new(Inner {
+        Ok(PooledConnection(Box::new(Inner {
             state,
             recipe: self.0.clone(),
         })))
@@ -326,7 +326,7 @@ impl ManageConnection for Manager {
 
     /// Sets the path. This one round trip proves that the connection works and sees only this tenant's schema. Only if
     /// the server refuses, a second round trip tests the connection.
-    fn is_valid(&self, slotted: &mut Slotted) -> Result<(), DbError> {
+    fn is_valid(&self, slotted: &mut PooledConnection) -> Result<(), DbError> {
         let live = slotted.live()?;
         live.checkouts += 1;
         let Err(error) = live.client.batch_execute(&self.0.set_path) else {
@@ -341,7 +341,7 @@ impl ManageConnection for Manager {
     }
 
     /// Returns true when a connection that comes back must be closed.
-    fn has_broken(&self, slotted: &mut Slotted) -> bool {
+    fn has_broken(&self, slotted: &mut PooledConnection) -> bool {
         let shared = &self.0.shared;
         let State::Live(live) = &mut slotted.0.state else {
             return true;

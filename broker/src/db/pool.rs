@@ -13,10 +13,10 @@ use brokkr_tenant::{DatabaseUrl, SchemaName};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use tokio::sync::{oneshot, watch};
 
+use super::concurrency_limit::{ConcurrencyLimit, WorkPermit};
 use super::conn::Conn;
 use super::error::DbError;
-use super::gate::{Gate, Slot};
-use super::manager::{Away, Manager, Recipe, Shared, set_path};
+use super::manager::{Manager, Recipe, ServerOutage, Shared, set_path};
 use super::signs::LostSchema;
 
 /// The idle time after which a connection is closed (checked every 30 s).
@@ -67,7 +67,7 @@ struct Inner {
     manager: Manager,
     shared: Arc<Shared>,
     options: Options,
-    last: Mutex<Last>,
+    last: Mutex<LastCheckout>,
     /// Time and reason of the last refused write; cleared by a successful trial.
     unwritable: Mutex<Option<(Instant, String)>>,
     /// The schema that lacks something the broker's statements name; cleared by a successful trial.
@@ -81,7 +81,7 @@ struct Inner {
 
 /// Result of the latest attempt to get a working connection.
 #[derive(Clone, Debug, Default)]
-pub enum Last {
+pub enum LastCheckout {
     /// No attempt has been made yet.
     #[default]
     Unknown,
@@ -91,9 +91,9 @@ pub enum Last {
     Failed(Instant, String),
 }
 
-impl Last {
+impl LastCheckout {
     fn failed(reason: String) -> Self {
-        Last::Failed(Instant::now(), reason)
+        LastCheckout::Failed(Instant::now(), reason)
     }
 }
 
@@ -105,7 +105,7 @@ impl Db {
     pub fn new(options: Options) -> Result<Self, DbError> {
         let cap = options.connections.max(1);
         let shared = Arc::new(Shared {
-            gate: Gate::new(working(&options, cap)),
+            gate: ConcurrencyLimit::new(working(&options, cap)),
             open: watch::Sender::new(0),
             backends: Mutex::default(),
             cap: AtomicUsize::new(cap as usize),
@@ -204,7 +204,7 @@ impl Db {
             Ok(_) => {}
             Err(_) => {
                 let reason = format!("the server did not answer within {acquire_timeout:?}");
-                self.0.note(Last::failed(reason.clone()));
+                self.0.note(LastCheckout::failed(reason.clone()));
                 return Err(DbError::unavailable(reason).into());
             }
         }
@@ -249,7 +249,7 @@ impl Db {
 
     /// Stores the supervisor's verdict: the server is away, with the reason, or it is not. While it is away,
     /// [`Db::run`] waits at most `acquire_timeout` for running work, and few requests try to connect.
-    pub fn set_away(&self, away: Option<Away>) {
+    pub fn set_away(&self, away: Option<ServerOutage>) {
         self.0.shared.away.send_replace(away);
     }
 
@@ -259,7 +259,7 @@ impl Db {
     }
 
     /// Returns the result of the latest checkout.
-    pub fn last(&self) -> Last {
+    pub fn last(&self) -> LastCheckout {
         self.0
             .last
             .lock()
@@ -333,7 +333,7 @@ impl Inner {
     /// Runs the blocking side of [`Db::run`].
     fn job<T, E, F>(
         &self,
-        slot: Slot,
+        slot: WorkPermit,
         until: Instant,
         started: oneshot::Sender<()>,
         work: F,
@@ -392,11 +392,13 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, last: Last) {
+    fn note(&self, last: LastCheckout) {
         let mut current = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*current, &last) {
-            (Last::Failed(..), Last::Worked(_)) => tracing::info!("the database answers again"),
-            (Last::Worked(_) | Last::Unknown, Last::Failed(_, reason)) => {
+            (LastCheckout::Failed(..), LastCheckout::Worked(_)) => {
+                tracing::info!("the database answers again")
+            }
+            (LastCheckout::Worked(_) | LastCheckout::Unknown, LastCheckout::Failed(_, reason)) => {
                 tracing::warn!(%reason, "the database does not answer");
             }
             _ => {}

@@ -13,14 +13,14 @@ use super::error::{describe, schema_lost};
 
 /// The signs of one checkout.
 #[derive(Debug, Default)]
-pub(in crate::db) struct Signs {
+pub(in crate::db) struct CheckoutSignals {
     /// Reason why the server took no writes.
     pub(in crate::db) unwritable: Option<TakesNoWrites>,
     /// The statement that named something missing, and the server's message.
     pub(in crate::db) schema_lost: Option<(&'static str, String)>,
 }
 
-impl Signs {
+impl CheckoutSignals {
     /// Notes the meaning of an error. `sql` is the failed statement, if known.
     pub(in crate::db) fn note(&mut self, error: &postgres::Error, sql: Option<&'static str>) {
         if let Some(said) = TakesNoWrites::said_by(error) {
@@ -34,7 +34,7 @@ impl Signs {
     }
 
     /// Adds the signs of a later transaction.
-    pub(in crate::db) fn add(&mut self, later: Signs) {
+    pub(in crate::db) fn add(&mut self, later: CheckoutSignals) {
         self.unwritable = later.unwritable.or(self.unwritable.take());
         self.schema_lost = later.schema_lost.or(self.schema_lost.take());
     }

@@ -9,11 +9,11 @@
 //!
 //! Nothing here is async. It runs on a blocking thread or in a command.
 
+mod admin_pak_file;
 mod bootstrap;
-mod earlier;
 mod error;
-mod key_file;
 mod lock;
+mod previous_start;
 mod schema;
 mod webhook_key;
 
@@ -24,13 +24,13 @@ use postgres::Client;
 
 use super::error::describe;
 use super::manager::set_path;
-use crate::pak::{Format, PakHash};
+use crate::pak::{PakFormat, PakHash};
 use crate::webhook::key::KeySource;
+pub use admin_pak_file::AdminPakFile;
 pub use error::StartError;
 use error::{contended, sort};
-pub use key_file::KeyFile;
-use lock::Lock;
-use schema::Schema;
+use lock::StartLock;
+use schema::SchemaState;
 
 mod embedded {
     refinery::embed_migrations!("../migrations");
@@ -56,11 +56,11 @@ pub struct Plan {
     /// The name that `pg_stat_activity` shows.
     pub application_name: String,
     /// The format of a minted admin PAK.
-    pub pak_format: Format,
+    pub pak_format: PakFormat,
     /// `broker.pak_hash`: used instead of minting a PAK.
     pub pak_hash: Option<PakHash>,
     /// The file that receives a minted admin PAK.
-    pub key_file: KeyFile,
+    pub key_file: AdminPakFile,
     /// The source of the webhook key.
     pub webhook_key: KeySource,
     /// The longest wait for another start's lock.
@@ -80,7 +80,7 @@ pub enum Step {
 
 /// The result of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct StartReport {
     /// The schema's version after the start.
     pub version: i32,
     /// The number of migrations that this start applied.
@@ -92,10 +92,10 @@ pub struct Outcome {
 ///
 /// # Errors
 /// After any error a new call is safe: finished parts are kept, and unfinished parts were rolled back.
-pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
+pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError> {
     let mut client = connect(plan)?;
-    let schema = Schema::look(&mut client, &plan.schema)?;
-    earlier::check(&mut client, plan)?;
+    let schema = SchemaState::look(&mut client, &plan.schema)?;
+    previous_start::check(&mut client, plan)?;
     schema.ensure(&mut client)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if let Some(version) = up_to_date(&mut client)?
@@ -103,37 +103,37 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
     {
         bootstrap::finish_key_file(&mut client, plan)?;
         webhook_key::check(&mut client, plan)?;
-        earlier::note(plan);
-        return Ok(Outcome {
+        previous_start::note(plan);
+        return Ok(StartReport {
             version,
             applied: 0,
         });
     }
     schema.writable()?;
-    let lock = Lock::take(plan, &mut client, step)?;
+    let lock = StartLock::take(plan, &mut client, step)?;
     let outcome = migrate_locked(&mut client, step)?;
     bootstrap::finish_key_file(&mut client, plan)?;
     bootstrap::run(&mut client, plan)?;
     lock.release();
     webhook_key::check(&mut client, plan)?;
-    earlier::note(plan);
+    previous_start::note(plan);
     Ok(outcome)
 }
 
 /// Creates and migrates the schema, but leaves the administrator to the first start.
-pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
+pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError> {
     let mut client = connect(plan)?;
-    let schema = Schema::look(&mut client, &plan.schema)?;
+    let schema = SchemaState::look(&mut client, &plan.schema)?;
     schema.ensure(&mut client)?;
     client.batch_execute(&set_path(&plan.schema))?;
     if let Some(version) = up_to_date(&mut client)? {
-        return Ok(Outcome {
+        return Ok(StartReport {
             version,
             applied: 0,
         });
     }
     schema.writable()?;
-    let lock = Lock::take(plan, &mut client, step)?;
+    let lock = StartLock::take(plan, &mut client, step)?;
     let outcome = migrate_locked(&mut client, step)?;
     lock.release();
     Ok(outcome)
@@ -190,7 +190,7 @@ fn connect(plan: &Plan) -> Result<Client, StartError> {
 /// Opens a connection for a command to a schema that has been started. Creates and migrates nothing.
 pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
     let mut client = connect(plan)?;
-    let state = if !Schema::look(&mut client, &plan.schema)?.is_there() {
+    let state = if !SchemaState::look(&mut client, &plan.schema)?.is_there() {
         "does not exist"
     } else {
         client.batch_execute(&set_path(&plan.schema))?;
@@ -246,11 +246,11 @@ fn newest(runner: &refinery::Runner) -> i32 {
         .unwrap_or_default()
 }
 
-fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, StartError> {
+fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<StartReport, StartError> {
     // Another start may have migrated while this start waited for the lock. This also refuses a schema that needs a
     // newer broker.
     if let Some(version) = up_to_date(client)? {
-        return Ok(Outcome {
+        return Ok(StartReport {
             version,
             applied: 0,
         });
@@ -269,7 +269,7 @@ fn migrate_locked(client: &mut Client, step: &dyn Fn(Step)) -> Result<Outcome, S
             Ok(report) => {
                 let applied = report.applied_migrations().len();
                 tracing::info!(version = newest, applied, "schema is up to date");
-                return Ok(Outcome {
+                return Ok(StartReport {
                     version: newest,
                     applied,
                 });

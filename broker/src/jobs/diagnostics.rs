@@ -32,7 +32,7 @@ pub(super) use due;
 pub(super) fn next(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
     let open: Option<f64> = row.try_get("diagnostics_due")?;
     let ended: Option<f64> = row.try_get("diagnostics_age")?;
-    let keep = app.hot.get().diagnostic_max_age.as_secs_f64();
+    let keep = app.runtime_config.get().diagnostic_max_age.as_secs_f64();
     let first = [open, ended.map(|age| keep - age)]
         .into_iter()
         .flatten()
@@ -45,7 +45,7 @@ pub(super) fn next(app: &App, row: &Row) -> Result<Option<Duration>, DbError> {
 
 /// Returns the time until the interval allows the next sweep.
 fn rest(app: &App) -> Duration {
-    let interval = app.hot.get().diagnostic_cleanup_interval;
+    let interval = app.runtime_config.get().diagnostic_cleanup_interval;
     let swept = *SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
     swept.map_or(Duration::ZERO, |at| interval.saturating_sub(at.elapsed()))
 }
@@ -56,7 +56,7 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     if !rest.is_zero() {
         return Ok(Some(rest));
     }
-    let keep = app.hot.get().diagnostic_max_age;
+    let keep = app.runtime_config.get().diagnostic_max_age;
     while !app.db.run(move |conn| sweep(conn, keep)).await? {}
     *SWEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     let row = app

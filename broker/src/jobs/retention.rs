@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::app::App;
 use crate::db::{Db, DbError, Sql};
-use crate::hot::days;
+use crate::runtime_config::days;
 use crate::store::telemetry::RETENTION_SECONDS;
 
 /// Largest number of rows that one statement deletes, so that a year's backlog does not become one long transaction.
@@ -32,7 +32,7 @@ const TELEMETRY: Duration = Duration::from_secs(RETENTION_SECONDS as u64);
 ///
 /// The statements name rows by an array, because `id IN (…)` would read the whole table. `SKIP LOCKED` lets two brokers
 /// sweep at once: each takes rows that the other does not hold.
-pub struct Kept {
+pub struct RetainedTable {
     /// Column of the `look` statement that holds the age of the table's oldest row.
     age: &'static str,
     /// Statement that deletes at most `$2` rows older than `$1` seconds (double precision).
@@ -90,8 +90,8 @@ macro_rules! delete_telemetry {
 }
 
 /// Tables that are swept.
-pub const KEPT: [Kept; 8] = [
-    Kept {
+pub const KEPT: [RetainedTable; 8] = [
+    RetainedTable {
         age: "audit_log_age",
         delete: "DELETE FROM audit_log WHERE id = ANY (ARRAY (SELECT id FROM audit_log \
                  WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
@@ -99,7 +99,7 @@ pub const KEPT: [Kept; 8] = [
         keep: |app| days(app.config.broker.audit_log_retention_days),
         period: DAY,
     },
-    Kept {
+    RetainedTable {
         age: "agent_events_age",
         delete: concat!(
             "DELETE FROM agent_events WHERE id = ANY (ARRAY (
@@ -119,34 +119,34 @@ pub const KEPT: [Kept; 8] = [
         period: HOUR,
     },
     // Events that old are dropped even when they never became deliveries.
-    Kept {
+    RetainedTable {
         age: "event_outbox_age",
         delete: "DELETE FROM event_outbox WHERE id = ANY (ARRAY (SELECT id FROM event_outbox \
                  WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
                  FOR UPDATE SKIP LOCKED))",
-        keep: |app| app.hot.get().webhook_retention,
+        keep: |app| app.runtime_config.get().webhook_retention,
         period: HOUR,
     },
-    Kept {
+    RetainedTable {
         age: "finished_webhook_deliveries_age",
         delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
                  WHERE status IN ('success', 'dead') AND created_at < now() - make_interval(secs => $1) \
                  ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
-        keep: |app| app.hot.get().webhook_retention,
+        keep: |app| app.runtime_config.get().webhook_retention,
         period: HOUR,
     },
     // Without this, deliveries for labels that no agent has would be kept for ever.
-    Kept {
+    RetainedTable {
         age: "unfetched_webhook_deliveries_age",
         delete: "DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (SELECT id FROM webhook_deliveries \
                  WHERE status IN ('pending', 'failed') AND NOT for_broker \
                  AND created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2 \
                  FOR UPDATE SKIP LOCKED))",
-        keep: |app| app.hot.get().webhook_retention,
+        keep: |app| app.runtime_config.get().webhook_retention,
         period: HOUR,
     },
     // Health reports about objects that have been replaced or deleted.
-    Kept {
+    RetainedTable {
         age: "deployment_health_age",
         delete: concat!(
             "DELETE FROM deployment_health WHERE id = ANY (ARRAY (
@@ -160,13 +160,13 @@ pub const KEPT: [Kept; 8] = [
         keep: |app| days(app.config.broker.agent_events_retention_days),
         period: DAY,
     },
-    Kept {
+    RetainedTable {
         age: "agent_k8s_events_age",
         delete: delete_telemetry!("agent_k8s_events"),
         keep: |_| TELEMETRY,
         period: MINUTE,
     },
-    Kept {
+    RetainedTable {
         age: "agent_pod_logs_age",
         delete: delete_telemetry!("agent_pod_logs"),
         keep: |_| TELEMETRY,
@@ -214,7 +214,7 @@ pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
     Ok(None)
 }
 
-impl Kept {
+impl RetainedTable {
     /// Returns the table's name.
     pub fn table(&self) -> &'static str {
         self.age.trim_end_matches("_age")
@@ -262,8 +262,8 @@ impl Kept {
 mod tests {
     use super::*;
 
-    fn kept(period: Duration) -> Kept {
-        Kept {
+    fn kept(period: Duration) -> RetainedTable {
+        RetainedTable {
             age: "x_age",
             delete: "",
             keep: |_| Duration::ZERO,

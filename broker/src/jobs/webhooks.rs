@@ -15,13 +15,13 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::db::{Conn, DbError};
 use crate::metrics::Carrier;
-use crate::store::deliveries::claims::{self, Taken};
+use crate::store::deliveries::claims::{self, ClaimedDelivery};
 use crate::store::deliveries::fan_out::fan_out;
 use crate::store::webhooks;
 use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::Endpoint;
-use crate::webhook::flights::LANE;
-use crate::webhook::outcome::Outcome;
+use crate::webhook::in_flight::LANE;
+use crate::webhook::retry_policy::AttemptOutcome;
 use crate::webhook::settle;
 
 /// Largest number of events that one statement turns into deliveries.
@@ -52,7 +52,7 @@ pub(super) use due;
 
 /// A delivery that is ready to be sent.
 struct Departure {
-    taken: Taken,
+    taken: ClaimedDelivery,
     endpoint: Endpoint,
 }
 
@@ -67,25 +67,34 @@ struct Round {
 
 /// Runs the database work and starts a task for each delivery; returns the time until the next run.
 pub(super) async fn run(app: &App) -> Result<Option<Duration>, DbError> {
-    let hot = app.hot.get();
-    if let Some(rest) = app.webhooks.rounds().begin(hot.webhook_delivery_interval) {
+    let runtime_config = app.runtime_config.get();
+    if let Some(rest) = app
+        .webhooks
+        .rounds()
+        .begin(runtime_config.webhook_delivery_interval)
+    {
         return Ok(Some(rest));
     }
-    let batch = hot.webhook_delivery_batch_size;
-    let flights = app.webhooks.flights();
-    let landed = flights.landings();
+    let batch = runtime_config.webhook_delivery_batch_size;
+    let in_flight = app.webhooks.in_flight();
+    let landed = in_flight.landings();
     let worker = app.clone();
     let round = app.db.run(move |conn| round(&worker, conn, batch)).await?;
     for Departure { taken, endpoint } in round.departures {
-        let flight = flights.begin(taken.lane);
-        tokio::spawn(deliver::deliver(app.clone(), taken, endpoint, flight));
+        let in_flight_permit = in_flight.begin(taken.lane);
+        tokio::spawn(deliver::deliver(
+            app.clone(),
+            taken,
+            endpoint,
+            in_flight_permit,
+        ));
     }
     if round.more {
         app.webhooks.rounds().goes_on();
         // While deliveries are under way, the next run starts when one of them ends, so that an endpoint that hangs
         // does not make this broker poll. A delivery that ended since the count above did not know of the remaining
         // work, so run again.
-        if flights.aloft() == 0 || flights.landings() != landed {
+        if in_flight.in_flight_count() == 0 || in_flight.landings() != landed {
             return Ok(Some(Duration::ZERO));
         }
     }
@@ -111,7 +120,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
         more,
         due,
     };
-    let free = i64::try_from(app.webhooks.flights().free()).unwrap_or(0);
+    let free = i64::try_from(app.webhooks.in_flight().free()).unwrap_or(0);
     let wanted = free.min(batch);
     if app.health.is_draining() || wanted == 0 {
         round.more |= wanted == 0;
@@ -120,7 +129,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
     let Some(key) = key(app, conn)? else {
         return Ok(round);
     };
-    let (lanes, counts) = app.webhooks.flights().lanes();
+    let (lanes, counts) = app.webhooks.in_flight().lanes();
     let taken = claims::for_broker(conn, wanted, &lanes, &counts)?;
     // More deliveries may wait behind a full lane or a full batch.
     round.more |= taken.len() as i64 == wanted || is_full(&lanes, &counts, &taken);
@@ -133,7 +142,7 @@ fn round(app: &App, conn: &mut Conn, batch: i64) -> Result<Round, DbError> {
 }
 
 /// Returns true when the deliveries under way and those taken now fill a lane.
-fn is_full(lanes: &[Uuid], counts: &[i32], taken: &[Taken]) -> bool {
+fn is_full(lanes: &[Uuid], counts: &[i32], taken: &[ClaimedDelivery]) -> bool {
     let mut places: HashMap<Uuid, i32> =
         lanes.iter().copied().zip(counts.iter().copied()).collect();
     for taken in taken {
@@ -162,14 +171,15 @@ fn key(app: &App, conn: &mut Conn) -> Result<Option<Key>, DbError> {
 }
 
 /// Decrypts a delivery's endpoint. When that fails, marks the delivery dead and returns `None`.
-fn open(app: &App, conn: &mut Conn, key: &Key, taken: Taken) -> Option<Departure> {
+fn open(app: &App, conn: &mut Conn, key: &Key, taken: ClaimedDelivery) -> Option<Departure> {
     match Endpoint::open(key, &taken.sealed) {
         Ok(endpoint) => Some(Departure { taken, endpoint }),
         Err(field) => {
             app.metrics.webhooks.count(field, Carrier::Broker);
             app.webhooks.say_unreadable(taken.held.subscription_id);
             // If this fails, the claim expires and the delivery becomes pending again.
-            if let Err(error) = settle(conn, &taken.held, &Outcome::unreadable(field), None) {
+            if let Err(error) = settle(conn, &taken.held, &AttemptOutcome::unreadable(field), None)
+            {
                 tracing::warn!(%error, "a dead webhook delivery could not be written down");
             }
             None

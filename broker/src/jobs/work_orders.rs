@@ -1,6 +1,6 @@
 //! Makes work orders pending again when their retry is due or their claim is stale.
 //!
-//! This broker's own claims and failures announce when their order is due ([`super::Jobs::due_in`]); those of another
+//! This broker's own claims and failures announce when their order is due ([`super::Schedule::due_in`]); those of another
 //! process are found by `look`.
 
 use std::time::Duration;

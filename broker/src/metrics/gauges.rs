@@ -19,7 +19,7 @@ pub const MOST_AGENTS: i64 = 1000;
 
 /// The result of one reading.
 #[derive(Clone, Debug, Default)]
-pub struct Reading {
+pub struct GaugeReading {
     /// Live agents whose status is `ACTIVE`.
     pub active_agents: i64,
     /// Live stacks.
@@ -27,12 +27,12 @@ pub struct Reading {
     /// Live deployment objects, deletion markers included.
     pub deployment_objects: i64,
     /// The longest silent agents, at most [`MOST_AGENTS`].
-    pub heartbeats: Vec<Heartbeat>,
+    pub heartbeats: Vec<AgentHeartbeat>,
 }
 
 /// An agent's last heartbeat.
 #[derive(Clone, Debug)]
-pub struct Heartbeat {
+pub struct AgentHeartbeat {
     /// The agent.
     pub agent: Uuid,
     /// The agent's name.
@@ -47,7 +47,7 @@ pub struct Gauges(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    read: Option<(Instant, Reading)>,
+    read: Option<(Instant, GaugeReading)>,
     scraped: Option<Instant>,
     default_admin_pak: bool,
 }
@@ -69,7 +69,7 @@ impl Gauges {
     }
 
     /// Replaces the reading. Agents that it does not name are no longer shown.
-    pub fn set(&self, reading: Reading) {
+    pub fn set(&self, reading: GaugeReading) {
         self.state().read = Some((Instant::now(), reading));
     }
 
@@ -148,15 +148,15 @@ mod tests {
         assert!(text().contains("brokkr_default_admin_pak_hash_in_use 0\n"));
         assert!(!text().contains("brokkr_active_agents"), "not known yet");
         let agent = Uuid::nil();
-        let heartbeat = Heartbeat {
+        let heartbeat = AgentHeartbeat {
             agent,
             name: "a\"\\\nb".to_owned(),
             age: Duration::from_secs(5),
         };
-        let mut reading = Reading {
+        let mut reading = GaugeReading {
             active_agents: 3,
             heartbeats: vec![heartbeat],
-            ..Reading::default()
+            ..GaugeReading::default()
         };
         gauges.set(reading.clone());
         tokio::time::sleep(Duration::from_secs(10)).await;

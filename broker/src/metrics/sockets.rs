@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::live::Kind;
+use crate::websocket::FrameKind;
 
 /// The tables that hold telemetry, as a label names them.
 pub const TELEMETRY_TABLES: [&str; 2] = ["agent_k8s_events", "agent_pod_logs"];
@@ -59,7 +59,7 @@ pub struct Sockets {
     pub live_subscribers: AtomicU64,
     /// Subscribers of the fleet connected now.
     pub fleet_subscribers: AtomicU64,
-    frames: [[AtomicU64; Kind::ALL.len()]; 2],
+    frames: [[AtomicU64; FrameKind::ALL.len()]; 2],
     lost: [AtomicU64; Loss::ALL.len()],
     eviction_runs: AtomicU64,
     evicted: [AtomicU64; TELEMETRY_TABLES.len()],
@@ -67,7 +67,7 @@ pub struct Sockets {
 
 impl Sockets {
     /// Counts one frame.
-    pub fn frame(&self, direction: Direction, kind: Kind) {
+    pub fn frame(&self, direction: Direction, kind: FrameKind) {
         self.frames[direction as usize][kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -144,7 +144,7 @@ impl Sockets {
             "# HELP {name} Frames received and sent.\n# TYPE {name} counter"
         );
         for (direction, frames) in ["in", "out"].iter().zip(&self.frames) {
-            for kind in Kind::ALL {
+            for kind in FrameKind::ALL {
                 let count = frames[kind as usize].load(Ordering::Relaxed);
                 if count > 0 {
                     let kind = kind.name();
@@ -166,8 +166,8 @@ mod tests {
     fn frames_are_counted_by_direction_and_type_and_sweeps_by_table() {
         let sockets = Sockets::default();
         sockets.agents.store(3, Ordering::Relaxed);
-        sockets.frame(Direction::In, Kind::Heartbeat);
-        sockets.frame(Direction::Out, Kind::FleetUpdate);
+        sockets.frame(Direction::In, FrameKind::Heartbeat);
+        sockets.frame(Direction::Out, FrameKind::FleetUpdate);
         sockets.swept("agent_pod_logs", 7);
         sockets.swept("audit_log", 9);
         sockets.lost(Loss::NoRoom, 3);

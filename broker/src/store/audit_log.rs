@@ -50,7 +50,7 @@ pub enum Action {
 
 /// The conditions that a selected entry must meet; unset fields are no condition.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct AuditFilter {
     /// The kind of actor.
     pub actor_type: Option<String>,
     /// The actor.
@@ -69,7 +69,7 @@ pub struct Filter {
 
 /// One page of the selected entries, newest first.
 #[derive(Debug)]
-pub struct Page {
+pub struct AuditPage {
     /// The number of all selected entries.
     pub total: i64,
     /// The entries of this page.
@@ -117,7 +117,7 @@ macro_rules! page {
     };
 }
 
-impl Filter {
+impl AuditFilter {
     /// Returns the statement whose first condition usually selects the fewest entries.
     fn statement(&self) -> &'static str {
         match self {
@@ -165,10 +165,10 @@ fn after(prefix: &str) -> Option<String> {
 /// Returns the selected entries, newest first, at most `limit` from `offset` on.
 pub fn page(
     db: &mut impl Sql,
-    mut filter: Filter,
+    mut filter: AuditFilter,
     limit: i64,
     offset: i64,
-) -> Result<Page, DbError> {
+) -> Result<AuditPage, DbError> {
     let beyond = match &filter.action {
         Some(Action::Prefix(prefix)) => after(prefix),
         _ => None,
@@ -209,7 +209,7 @@ pub fn page(
             entries.push(read(id, row)?);
         }
     }
-    Ok(Page { total, entries })
+    Ok(AuditPage { total, entries })
 }
 
 fn read(id: Uuid, row: &Row) -> Result<AuditLogEntry, DbError> {

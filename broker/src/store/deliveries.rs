@@ -14,7 +14,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
-use crate::webhook::outcome::Next;
+use crate::webhook::retry_policy::Next;
 
 /// All states of a delivery, as the API names them.
 pub const STATES: [&str; 5] = ["pending", "acquired", "success", "failed", "dead"];
@@ -83,7 +83,7 @@ pub struct FeedItem {
 
 /// The requested part of a list.
 #[derive(Clone, Copy, Debug)]
-pub struct Page<'a> {
+pub struct DeliveryPage<'a> {
     /// The state to which the list is limited.
     pub status: Option<&'a str>,
     /// The largest number of entries.
@@ -94,7 +94,7 @@ pub struct Page<'a> {
 
 /// A claimed delivery, with the values needed to end its attempt.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct LeasedDelivery {
     /// The delivery's id.
     pub id: Uuid,
     /// The id of its claim.
@@ -111,7 +111,7 @@ pub struct Held {
 
 /// The state of a delivery after an attempt.
 #[derive(Clone, Copy, Debug)]
-pub struct Settled {
+pub struct DeliveryResult {
     /// The number of attempts so far.
     pub attempts: i32,
     /// Time of the next attempt.
@@ -172,7 +172,7 @@ impl FeedItem {
 pub fn of_subscription(
     db: &mut impl Sql,
     subscription: Uuid,
-    page: Page<'_>,
+    page: DeliveryPage<'_>,
 ) -> Result<Vec<Delivery>, DbError> {
     const ANY: &str = concat!(
         "SELECT ",
@@ -214,7 +214,7 @@ macro_rules! feed {
 }
 
 /// Returns the deliveries of all subscriptions, newest first.
-pub fn feed(db: &mut impl Sql, page: Page<'_>) -> Result<Vec<FeedItem>, DbError> {
+pub fn feed(db: &mut impl Sql, page: DeliveryPage<'_>) -> Result<Vec<FeedItem>, DbError> {
     const ANY: &str = feed!("");
     const IN_STATE: &str = feed!("WHERE status = $3");
     let rows = match page.status {
@@ -225,7 +225,11 @@ pub fn feed(db: &mut impl Sql, page: Page<'_>) -> Result<Vec<FeedItem>, DbError>
 }
 
 /// Returns the delivery with this id if it exists, and inside that the agent's claim if the agent holds it.
-pub fn held_by(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<Option<Held>>, DbError> {
+pub fn held_by(
+    db: &mut impl Sql,
+    id: Uuid,
+    agent: Uuid,
+) -> Result<Option<Option<LeasedDelivery>>, DbError> {
     const SQL: &str = "\
         SELECT d.id, CASE WHEN d.status = 'acquired' AND d.acquired_by = $2 THEN d.claim END, d.subscription_id,
                d.event_type, d.attempts, s.max_retries
@@ -235,7 +239,7 @@ pub fn held_by(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<Option
             let Some(claim) = row.try_get(1)? else {
                 return Ok(None);
             };
-            Ok(Some(Held {
+            Ok(Some(LeasedDelivery {
                 id: row.try_get(0)?,
                 claim,
                 subscription_id: row.try_get(2)?,
@@ -251,10 +255,10 @@ pub fn held_by(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<Option
 /// that delivered.
 pub fn settle(
     db: &mut impl Sql,
-    held: &Held,
+    held: &LeasedDelivery,
     next: Next,
     error: Option<&str>,
-) -> Result<Option<Settled>, DbError> {
+) -> Result<Option<DeliveryResult>, DbError> {
     const SQL: &str = "\
         UPDATE webhook_deliveries SET
                status = $3::text,
@@ -283,7 +287,7 @@ pub fn settle(
         ],
     )?;
     row.map(|row| {
-        Ok(Settled {
+        Ok(DeliveryResult {
             attempts: row.try_get(0)?,
             next_retry_at: row.try_get(1)?,
         })

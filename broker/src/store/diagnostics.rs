@@ -166,7 +166,7 @@ pub fn claim(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
 /// The result that an agent sends.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Answer<'a> {
+pub struct DiagnosticAnswer<'a> {
     pub pod_statuses: &'a str,
     pub events: &'a str,
     pub log_tails: Option<&'a str>,
@@ -177,7 +177,7 @@ pub struct Answer<'a> {
 pub fn complete(
     db: &mut impl Sql,
     id: Uuid,
-    answer: &Answer<'_>,
+    answer: &DiagnosticAnswer<'_>,
 ) -> Result<Option<Findings>, DbError> {
     const SQL: &str = "\
         WITH completed AS (

@@ -13,7 +13,7 @@ use crate::db::{DbError, Sql};
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = AgentEvent)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Event {
+pub struct AgentEvent {
     pub id: Uuid,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
@@ -27,7 +27,7 @@ pub struct Event {
 
 /// A report to store.
 #[derive(Debug)]
-pub struct Report<'a> {
+pub struct AgentEventReport<'a> {
     /// The reporting agent.
     pub agent: Uuid,
     /// The object that the report is about.
@@ -46,7 +46,7 @@ macro_rules! columns {
     };
 }
 
-impl Event {
+impl AgentEvent {
     fn read(row: &Row) -> Result<Self, DbError> {
         Ok(Self {
             id: row.try_get(0)?,
@@ -62,7 +62,7 @@ impl Event {
     }
 }
 
-impl Report<'_> {
+impl AgentEventReport<'_> {
     /// Returns true when the agent reports a success.
     pub fn is_success(&self) -> bool {
         self.status.eq_ignore_ascii_case("SUCCESS")
@@ -112,38 +112,42 @@ macro_rules! newest {
 }
 
 /// Returns the newest live events of an agent, newest first, as many as a list may hold.
-pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Event>, DbError> {
+pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<AgentEvent>, DbError> {
     const SQL: &str = newest!("agent_id = $1", "created_at DESC, id DESC");
-    super::all(db.query(SQL, &[&agent])?, Event::read)
+    super::all(db.query(SQL, &[&agent])?, AgentEvent::read)
 }
 
 /// Returns the newest live events of an agent, newest first, at most `most`.
-pub fn newest_of_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Event>, DbError> {
+pub fn newest_of_agent(
+    db: &mut impl Sql,
+    agent: Uuid,
+    most: i64,
+) -> Result<Vec<AgentEvent>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
         " FROM agent_events WHERE agent_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
     );
-    super::all(db.query(SQL, &[&agent, &most])?, Event::read)
+    super::all(db.query(SQL, &[&agent, &most])?, AgentEvent::read)
 }
 
 /// Returns the newest live events of all agents, oldest first.
-pub fn list(db: &mut impl Sql) -> Result<Vec<Event>, DbError> {
+pub fn list(db: &mut impl Sql) -> Result<Vec<AgentEvent>, DbError> {
     const SQL: &str = newest!("true", "created_at, id");
-    super::all(db.query(SQL, &[])?, Event::read)
+    super::all(db.query(SQL, &[])?, AgentEvent::read)
 }
 
 /// Returns the newest live events of the agents registered with a generator, oldest first; none when it is unknown.
-pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Event>, DbError> {
+pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<AgentEvent>, DbError> {
     const SQL: &str = newest!(
         "agent_id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)",
         "created_at, id"
     );
-    super::all(db.query(SQL, &[&generator])?, Event::read)
+    super::all(db.query(SQL, &[&generator])?, AgentEvent::read)
 }
 
 /// Returns the live event with this id.
-pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Event>, DbError> {
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<AgentEvent>, DbError> {
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
@@ -151,7 +155,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Event>, DbError> {
     );
     db.query_opt(SQL, &[&id])?
         .as_ref()
-        .map(Event::read)
+        .map(AgentEvent::read)
         .transpose()
 }
 
@@ -187,7 +191,10 @@ pub fn subject(db: &mut impl Sql, object: Uuid) -> Result<Option<Subject>, DbErr
 ///
 /// # Errors
 /// When the agent or object is unknown.
-pub fn insert(db: &mut impl Sql, report: &Report<'_>) -> Result<(Event, bool), DbError> {
+pub fn insert(
+    db: &mut impl Sql,
+    report: &AgentEventReport<'_>,
+) -> Result<(AgentEvent, bool), DbError> {
     const SQL: &str = concat!(
         "WITH answered AS (
              UPDATE stack_departures SET answered_at = now()
@@ -217,5 +224,5 @@ pub fn insert(db: &mut impl Sql, report: &Report<'_>) -> Result<(Event, bool), D
             &report.success_digest(),
         ],
     )?;
-    Ok((Event::read(&row)?, row.try_get::<_, i64>(9)? == 1))
+    Ok((AgentEvent::read(&row)?, row.try_get::<_, i64>(9)? == 1))
 }

@@ -13,7 +13,7 @@ use crate::db::{DbError, Sql};
 /// An agent's record as the API shows it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = FleetAgentRecord)]
-pub struct Record {
+pub struct FleetRecord {
     /// The agent's id.
     pub agent_id: Uuid,
     /// The agent's name.
@@ -52,9 +52,9 @@ pub struct Record {
 
 /// The counts of a record that change without a report of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counters([i64; 5]);
+pub struct FleetCounters([i64; 5]);
 
-impl Record {
+impl FleetRecord {
     /// Adds the start of the agent's WebSocket, which only this process knows.
     pub fn connected(&mut self, since: Option<DateTime<Utc>>) {
         self.ws_connected = since.is_some();
@@ -62,8 +62,8 @@ impl Record {
     }
 
     /// Returns the record's counts.
-    pub fn counters(&self) -> Counters {
-        Counters([
+    pub fn counters(&self) -> FleetCounters {
+        FleetCounters([
             self.pending_object_count,
             self.pending_work_orders,
             self.claimed_work_orders,
@@ -197,21 +197,21 @@ macro_rules! records {
 }
 
 /// Returns the record of every live agent.
-pub fn list(db: &mut impl Sql) -> Result<Vec<Record>, DbError> {
+pub fn list(db: &mut impl Sql) -> Result<Vec<FleetRecord>, DbError> {
     const SQL: &str = records!("true");
-    super::all(db.query(SQL, &[])?, Record::read)
+    super::all(db.query(SQL, &[])?, FleetRecord::read)
 }
 
 /// Returns the records of the live agents registered with a generator; none when it is unknown.
-pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Record>, DbError> {
+pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<FleetRecord>, DbError> {
     const SQL: &str = records!(
         "a.id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)"
     );
-    super::all(db.query(SQL, &[&generator])?, Record::read)
+    super::all(db.query(SQL, &[&generator])?, FleetRecord::read)
 }
 
 /// Returns the records of those of the given agents that are live.
-pub fn of_agents(db: &mut impl Sql, agents: &[Uuid]) -> Result<Vec<Record>, DbError> {
+pub fn of_agents(db: &mut impl Sql, agents: &[Uuid]) -> Result<Vec<FleetRecord>, DbError> {
     const SQL: &str = records!("a.id = ANY ($1)");
-    super::all(db.query(SQL, &[&agents])?, Record::read)
+    super::all(db.query(SQL, &[&agents])?, FleetRecord::read)
 }

@@ -29,7 +29,7 @@ impl Target {
 
 /// The facts that decide if a target may be added or removed.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct TargetEligibility {
     /// The generator that owns the stack.
     pub generator: Uuid,
     /// True when the agent is registered with that generator.
@@ -37,7 +37,11 @@ pub struct Standing {
 }
 
 /// Returns an agent's standing to a live stack, or `None` when there is no such live stack.
-pub fn standing(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<Option<Standing>, DbError> {
+pub fn standing(
+    db: &mut impl Sql,
+    agent: Uuid,
+    stack: Uuid,
+) -> Result<Option<TargetEligibility>, DbError> {
     // Locks the registration until the end of the transaction. An agent that leaves its generator meanwhile waits, and
     // then removes this target too.
     const SQL: &str = "\
@@ -47,7 +51,7 @@ pub fn standing(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<Option<St
           FROM stacks s WHERE s.id = $2 AND s.deleted_at IS NULL";
     db.query_opt(SQL, &[&agent, &stack])?
         .map(|row| {
-            Ok(Standing {
+            Ok(TargetEligibility {
                 generator: row.try_get(0)?,
                 registered: row.try_get(1)?,
             })

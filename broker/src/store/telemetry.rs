@@ -22,7 +22,7 @@ const ANSWER: i64 = 16 * 1024 * 1024;
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AgentK8sEvent)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Event {
+pub struct KubeEvent {
     pub id: Uuid,
     pub agent_id: Uuid,
     pub stack_id: Uuid,
@@ -39,7 +39,7 @@ pub struct Event {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AgentPodLog)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Line {
+pub struct LogLine {
     pub id: Uuid,
     pub agent_id: Uuid,
     pub stack_id: Uuid,
@@ -54,7 +54,7 @@ pub struct Line {
 /// A Kubernetes event to store. Its texts hold no NUL, and its time fits the column.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct NewEvent {
+pub struct NewKubeEvent {
     pub agent_id: Uuid,
     pub stack_id: Uuid,
     pub observed_at: DateTime<Utc>,
@@ -68,7 +68,7 @@ pub struct NewEvent {
 /// A log line to store. Its texts hold no NUL, and its time fits the column.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct NewLine {
+pub struct NewLogLine {
     pub agent_id: Uuid,
     pub stack_id: Uuid,
     pub namespace: String,
@@ -78,7 +78,7 @@ pub struct NewLine {
     pub line: String,
 }
 
-impl Event {
+impl KubeEvent {
     fn read(row: &Row) -> Result<Self, DbError> {
         Ok(Self {
             id: row.try_get(0)?,
@@ -95,7 +95,7 @@ impl Event {
     }
 }
 
-impl Line {
+impl LogLine {
     fn read(row: &Row) -> Result<Self, DbError> {
         Ok(Self {
             id: row.try_get(0)?,
@@ -117,7 +117,7 @@ pub fn events(
     stack: Uuid,
     since: Option<DateTime<Utc>>,
     limit: i64,
-) -> Result<Vec<Event>, DbError> {
+) -> Result<Vec<KubeEvent>, DbError> {
     const SQL: &str = "\
         SELECT id, agent_id, stack_id, observed_at, reason, message, event_type, source, involved_object, created_at
           FROM (SELECT e.id, e.agent_id, e.stack_id, e.observed_at, e.reason, e.message, e.event_type, e.source,
@@ -134,7 +134,7 @@ pub fn events(
     let keep = f64::from(RETENTION_SECONDS);
     super::all(
         db.query(SQL, &[&stack, &since, &keep, &limit, &ANSWER])?,
-        Event::read,
+        KubeEvent::read,
     )
 }
 
@@ -144,7 +144,7 @@ pub fn lines(
     stack: Uuid,
     since: Option<DateTime<Utc>>,
     limit: i64,
-) -> Result<Vec<Line>, DbError> {
+) -> Result<Vec<LogLine>, DbError> {
     const SQL: &str = "\
         SELECT id, agent_id, stack_id, namespace, pod, container, ts, line, created_at
           FROM (SELECT l.id, l.agent_id, l.stack_id, l.namespace, l.pod, l.container, l.ts, l.line, l.created_at, l.n,
@@ -159,7 +159,7 @@ pub fn lines(
     let keep = f64::from(RETENTION_SECONDS);
     super::all(
         db.query(SQL, &[&stack, &since, &keep, &limit, &ANSWER])?,
-        Line::read,
+        LogLine::read,
     )
 }
 
@@ -172,7 +172,7 @@ macro_rules! without_waiting {
 }
 
 /// Stores events in this order, in one statement.
-pub fn insert_events(db: &mut impl Sql, events: &[NewEvent]) -> Result<(), DbError> {
+pub fn insert_events(db: &mut impl Sql, events: &[NewKubeEvent]) -> Result<(), DbError> {
     const SQL: &str = concat!(
         without_waiting!(),
         "INSERT INTO agent_k8s_events
@@ -202,7 +202,7 @@ pub fn insert_events(db: &mut impl Sql, events: &[NewEvent]) -> Result<(), DbErr
 }
 
 /// Stores log lines in this order, in one statement.
-pub fn insert_lines(db: &mut impl Sql, lines: &[NewLine]) -> Result<(), DbError> {
+pub fn insert_lines(db: &mut impl Sql, lines: &[NewLogLine]) -> Result<(), DbError> {
     const SQL: &str = concat!(
         without_waiting!(),
         "INSERT INTO agent_pod_logs (agent_id, stack_id, namespace, pod, container, ts, line)

@@ -43,7 +43,7 @@ pub struct Filters {
 
 /// A subscription to store.
 #[derive(Debug)]
-pub struct New<'a> {
+pub struct NewSubscription<'a> {
     /// The subscription's name.
     pub name: &'a str,
     /// The sealed URL and `Authorization` value.
@@ -67,7 +67,7 @@ pub struct New<'a> {
 /// The changes to a subscription. `None` keeps a value, `Some(None)` removes it.
 #[derive(Debug, Default)]
 #[allow(missing_docs, reason = "as in New")]
-pub struct Change<'a> {
+pub struct SubscriptionChange<'a> {
     pub name: Option<&'a str>,
     /// The sealed URL and the id of its host.
     pub url: Option<(&'a [u8], Uuid)>,
@@ -176,7 +176,7 @@ pub fn endpoint(db: &mut impl Sql, id: Uuid) -> Result<Option<(Sealed, i32)>, Db
 }
 
 /// Adds a subscription.
-pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<Subscription, DbError> {
+pub fn insert(db: &mut impl Sql, new: &NewSubscription<'_>) -> Result<Subscription, DbError> {
     const SQL: &str = concat!(
         "INSERT INTO webhook_subscriptions (name, url, auth_header, lane, event_types, filters, target_labels, max_retries,
                 timeout_seconds, created_by)
@@ -205,7 +205,7 @@ pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<Subscription, DbError>
 pub fn update(
     db: &mut impl Sql,
     id: Uuid,
-    change: &Change<'_>,
+    change: &SubscriptionChange<'_>,
 ) -> Result<Option<Subscription>, DbError> {
     const SQL: &str = concat!(
         "UPDATE webhook_subscriptions SET

@@ -16,7 +16,7 @@ pub const MOST: i64 = 10_000;
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = WorkOrderLog)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Entry {
+pub struct WorkOrderLogEntry {
     /// The work order's id.
     pub id: Uuid,
     pub work_type: String,
@@ -37,7 +37,7 @@ macro_rules! columns {
     };
 }
 
-impl Entry {
+impl WorkOrderLogEntry {
     fn read(row: &Row) -> Result<Self, DbError> {
         Ok(Self {
             id: row.try_get(0)?,
@@ -60,7 +60,7 @@ pub fn finish(
     order: Uuid,
     success: bool,
     message: Option<&str>,
-) -> Result<Entry, DbError> {
+) -> Result<WorkOrderLogEntry, DbError> {
     const SQL: &str = concat!(
         "WITH ended AS (
              DELETE FROM work_orders WHERE id = $1
@@ -72,20 +72,24 @@ pub fn finish(
          RETURNING ",
         columns!()
     );
-    Entry::read(&db.query_one(SQL, &[&order, &success, &message])?)
+    WorkOrderLogEntry::read(&db.query_one(SQL, &[&order, &success, &message])?)
 }
 
 /// The conditions of a list; each that is set must hold.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Filter<'a> {
+pub struct WorkOrderLogFilter<'a> {
     pub agent: Option<Uuid>,
     pub work_type: Option<&'a str>,
     pub success: Option<bool>,
 }
 
 /// Returns the entries that ended last, latest first, at most `most` and at most [`MOST`].
-pub fn list(db: &mut impl Sql, filter: Filter<'_>, most: i64) -> Result<Vec<Entry>, DbError> {
+pub fn list(
+    db: &mut impl Sql,
+    filter: WorkOrderLogFilter<'_>,
+    most: i64,
+) -> Result<Vec<WorkOrderLogEntry>, DbError> {
     // One text per set of filters, so that each is planned for its own index.
     macro_rules! sql {
         ($filter:literal) => {
@@ -98,7 +102,7 @@ pub fn list(db: &mut impl Sql, filter: Filter<'_>, most: i64) -> Result<Vec<Entr
             )
         };
     }
-    let Filter {
+    let WorkOrderLogFilter {
         agent,
         work_type,
         success,
@@ -118,14 +122,14 @@ pub fn list(db: &mut impl Sql, filter: Filter<'_>, most: i64) -> Result<Vec<Entr
     params.extend(agent.as_ref().map(|p| p as &(dyn ToSql + Sync)));
     params.extend(work_type.as_ref().map(|p| p as &(dyn ToSql + Sync)));
     params.extend(success.as_ref().map(|p| p as &(dyn ToSql + Sync)));
-    super::all(db.query(sql, &params)?, Entry::read)
+    super::all(db.query(sql, &params)?, WorkOrderLogEntry::read)
 }
 
 /// Returns the log entry of this work order.
-pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Entry>, DbError> {
+pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrderLogEntry>, DbError> {
     const SQL: &str = concat!("SELECT ", columns!(), " FROM work_order_log WHERE id = $1");
     db.query_opt(SQL, &[&id])?
         .as_ref()
-        .map(Entry::read)
+        .map(WorkOrderLogEntry::read)
         .transpose()
 }

@@ -140,7 +140,7 @@ impl WorkOrder {
 /// The values of a new order.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are the API's")]
-pub struct New<'a> {
+pub struct NewWorkOrder<'a> {
     pub work_type: &'a str,
     pub yaml_content: &'a str,
     pub max_retries: i32,
@@ -157,7 +157,7 @@ pub struct New<'a> {
 ///
 /// # Errors
 /// When an agent is unknown, or an agent or label is named twice.
-pub fn insert(db: &mut impl Sql, new: &New<'_>) -> Result<WorkOrder, DbError> {
+pub fn insert(db: &mut impl Sql, new: &NewWorkOrder<'_>) -> Result<WorkOrder, DbError> {
     const SQL: &str = concat!(
         "WITH made AS (
              INSERT INTO work_orders (work_type, yaml_content, max_retries, backoff_seconds, claim_timeout_seconds)

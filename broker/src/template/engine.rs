@@ -9,14 +9,16 @@ use serde_json::Value;
 use tera::{Context, Error, Filter, Function, Template, Tera, Test};
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::weight::NODE;
-use super::{OUTPUT, VALUE, bounded, filters, patterns, scan, weave, weight};
+use super::value_size::NODE;
+use super::{
+    OUTPUT, VALUE, filters, instrument, metered_thread, regex_cost, syntax_limits, value_size,
+};
 
-/// The name of the call that `weave` inserts into each body.
+/// The name of the call that `instrument` inserts into each body.
 pub(super) const TICK: &str = "!tick";
-/// The name of the filter that `weave` adds to each value.
+/// The name of the filter that `instrument` adds to each value.
 pub(super) const WEIGH: &str = "!weigh";
-/// The name of the filter that `weave` adds to each looped value.
+/// The name of the filter that `instrument` adds to each looped value.
 pub(super) const EACH: &str = "!each";
 
 /// The template's name in Tera's messages, without a suffix for which Tera escapes.
@@ -58,12 +60,12 @@ pub(super) fn parse(content: &str) -> Result<Template, String> {
     if content.trim().is_empty() {
         return Err("the template must not be blank".to_owned());
     }
-    scan::check(content)?;
+    syntax_limits::check(content)?;
     // The limit holds for the whole process, but only Tera parses with pest.
     pest::set_call_limit(NonZeroUsize::new(STEPS));
     let mut template =
         Template::new(NAME, None, content).map_err(|error| where_and_why(&say(&error)))?;
-    weave::weave(&mut template)?;
+    instrument::instrument(&mut template)?;
     Ok(template)
 }
 
@@ -119,7 +121,7 @@ struct Output(Vec<u8>);
 impl Write for Output {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         if self.0.len() + text.len() > OUTPUT {
-            bounded::stop("the rendered text is too large");
+            metered_thread::stop("the rendered text is too large");
         }
         self.0.extend_from_slice(text);
         Ok(text.len())
@@ -141,7 +143,7 @@ impl Filter for CountedFilter {
         pay([value].into_iter().chain(args.values()));
         filters::foresee(&self.name, value, args)?;
         let result = self.filter.filter(value, args)?;
-        weight::spend(&result);
+        value_size::spend(&result);
         Ok(result)
     }
 }
@@ -163,24 +165,24 @@ impl Function for CountedFunction {
     fn call(&self, args: &HashMap<String, Value>) -> Outcome<Value> {
         pay(args.values());
         let result = self.0.call(args)?;
-        weight::spend(&result);
+        value_size::spend(&result);
         Ok(result)
     }
 }
 
 /// Spends the weight of a call's arguments.
 fn pay<'a>(given: impl Iterator<Item = &'a Value>) {
-    bounded::spend(NODE + given.map(weight::weigh).sum::<usize>());
+    metered_thread::spend(NODE + given.map(value_size::weigh).sum::<usize>());
 }
 
 fn tick(args: &HashMap<String, Value>) -> Outcome<Value> {
     let text = args.get("text").and_then(Value::as_u64).unwrap_or(0);
-    bounded::spend(NODE + usize::try_from(text).unwrap_or(usize::MAX));
+    metered_thread::spend(NODE + usize::try_from(text).unwrap_or(usize::MAX));
     Ok(Value::Null)
 }
 
 fn weigh(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
-    weight::spend(value);
+    value_size::spend(value);
     Ok(value.clone())
 }
 
@@ -188,16 +190,16 @@ fn weigh(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
 /// from the string's beginning.
 fn each(value: &Value, _: &HashMap<String, Value>) -> Outcome<Value> {
     let Value::String(text) = value else {
-        weight::spend(value);
+        value_size::spend(value);
         return Ok(value.clone());
     };
     // A letter has at least one byte.
     if text.len().saturating_mul(NODE) > VALUE {
-        bounded::stop("a string is too long to be looped over");
+        metered_thread::stop("a string is too long to be looped over");
     }
     let letters = text.graphemes(true).map(Value::from).collect();
     let letters = Value::Array(letters);
-    weight::spend(&letters);
+    value_size::spend(&letters);
     Ok(letters)
 }
 
@@ -230,10 +232,10 @@ fn range(args: &HashMap<String, Value>) -> Outcome<Value> {
         ));
     }
     if ((end - start) / step).saturating_mul(NODE) >= VALUE {
-        bounded::stop("a range is too long");
+        metered_thread::stop("a range is too long");
     }
     let numbers = Value::Array((start..end).step_by(step).map(Value::from).collect());
-    weight::spend(&numbers);
+    value_size::spend(&numbers);
     Ok(numbers)
 }
 
@@ -245,11 +247,11 @@ fn matching(value: Option<&Value>, args: &[Value]) -> Outcome<bool> {
             "Tester `matching` is for a string and takes a string",
         ));
     };
-    let (regex, size) = patterns::compile(pattern).map_err(|error| {
+    let (regex, size) = regex_cost::compile(pattern).map_err(|error| {
         Error::msg(format!(
             "Tester `matching`: Invalid regular expression: {error}"
         ))
     })?;
-    patterns::pay(size, text.len());
+    regex_cost::pay(size, text.len());
     Ok(regex.is_match(text))
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tera::Error;
 
-use super::weight::{NODE, weigh};
-use super::{VALUE, bounded};
+use super::value_size::{NODE, weigh};
+use super::{VALUE, metered_thread};
 
 /// The longest text for `striptags`, in bytes, because Tera's expression looks ahead to the end of the line at each
 /// tag.
@@ -45,7 +45,7 @@ pub(super) fn foresee(
         _ => 0,
     };
     if size > VALUE {
-        bounded::stop("a filter would make too large a value, or is given too large a one");
+        metered_thread::stop("a filter would make too large a value, or is given too large a one");
     }
     for name in ["attribute", "key", "format"] {
         if arg(name).len() > NAME {

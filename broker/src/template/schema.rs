@@ -11,7 +11,7 @@ use jsonschema::paths::{LazyLocation, Location};
 use jsonschema::{Draft, Keyword, PatternOptions, Retrieve, Uri, ValidationError, Validator};
 use serde_json::{Map, Value};
 
-use super::{bounded, patterns, weight};
+use super::{metered_thread, regex_cost, value_size};
 use prepare::COUNT;
 
 /// The largest compiled pattern, in bytes.
@@ -34,7 +34,7 @@ pub(super) fn compile(text: &str) -> Result<Validator, String> {
         .with_draft(draft)
         .with_retriever(Nowhere)
         .with_pattern_options(PatternOptions::regex().size_limit(PATTERN))
-        .with_format("regex", |text: &str| patterns::compile(text).is_ok())
+        .with_format("regex", |text: &str| regex_cost::compile(text).is_ok())
         .with_keyword(COUNT, Count::of)
         .build(&schema)
         .map_err(|error| within(&error))
@@ -42,7 +42,7 @@ pub(super) fn compile(text: &str) -> Result<Validator, String> {
 
 /// Checks the parameters. Returns a validator for [`problems`] when they break the schema.
 pub(super) fn check(text: &str, parameters: &Value) -> Result<Option<Validator>, String> {
-    if !weight::fits(parameters) {
+    if !value_size::fits(parameters) {
         return Err("the parameters are too large or too deeply nested".to_owned());
     }
     let validator = compile(text)?;
@@ -105,13 +105,13 @@ impl Count {
             let ascii = pattern
                 .replace("\\w", "[0-9A-Za-z_]")
                 .replace("\\d", "[0-9]");
-            patterns::compile(&ascii).map_or(PATTERN, |(_, size)| size)
+            regex_cost::compile(&ascii).map_or(PATTERN, |(_, size)| size)
         };
         let pattern = subschema.get("pattern").and_then(Value::as_str);
         let names = subschema
             .get("patternProperties")
             .and_then(Value::as_object);
-        bounded::spend(PROBLEM + own);
+        metered_thread::spend(PROBLEM + own);
         Ok(Box::new(Self {
             own,
             errors,
@@ -122,11 +122,11 @@ impl Count {
 
     fn pay(&self, value: &Value) {
         // Comparing costs an eighth, because it is quicker than copying.
-        bounded::spend(weight::NODE + self.own / 8);
+        metered_thread::spend(value_size::NODE + self.own / 8);
         match value {
-            Value::String(text) => patterns::pay(self.pattern, text.len()),
+            Value::String(text) => regex_cost::pay(self.pattern, text.len()),
             Value::Object(entries) => {
-                patterns::pay(self.names, entries.keys().map(String::len).sum());
+                regex_cost::pay(self.names, entries.keys().map(String::len).sum());
             }
             _ => {}
         }
@@ -141,7 +141,7 @@ impl Keyword for Count {
     ) -> Result<(), ValidationError<'i>> {
         self.pay(value);
         let path = Location::from(location).as_str().len();
-        bounded::spend(self.own + self.errors.saturating_mul(PROBLEM + path));
+        metered_thread::spend(self.own + self.errors.saturating_mul(PROBLEM + path));
         Ok(())
     }
 

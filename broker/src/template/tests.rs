@@ -13,28 +13,28 @@ fn rendered(content: &str, parameters: Value) -> String {
 
 fn why(content: &str, parameters: Value) -> String {
     match render(content, &parameters) {
-        Err(Refusal::Rendering(text)) => text,
+        Err(TemplateError::Rendering(text)) => text,
         other => panic!("{content}: {other:?}"),
     }
 }
 
 fn no_syntax(content: &str) -> String {
     match check(content, "{}") {
-        Err(Refusal::Syntax(text)) => text,
+        Err(TemplateError::Syntax(text)) => text,
         other => panic!("{content}: {other:?}"),
     }
 }
 
 fn no_schema(schema: &str) -> String {
     match check("x", schema) {
-        Err(Refusal::Schema(text)) => text,
+        Err(TemplateError::Schema(text)) => text,
         other => panic!("{schema}: {other:?}"),
     }
 }
 
 fn wrong(schema: &Value, parameters: &Value) -> Vec<String> {
     match validate(&schema.to_string(), parameters) {
-        Err(Refusal::Parameters(problems)) => problems,
+        Err(TemplateError::Parameters(problems)) => problems,
         other => panic!("{schema}: {other:?}"),
     }
 }

@@ -1,12 +1,12 @@
 //! The HTTP client of webhooks: one request to an allowed address, within a time limit, with a bounded answer.
 //!
-//! Each request has a connection of its own. The client resolves the name once, judges every address ([`Policy`]), and
+//! Each request has a connection of its own. The client resolves the name once, judges every address ([`AddressPolicy`]), and
 //! connects only to an allowed address, so a name that resolves otherwise a moment later changes nothing. A redirect
 //! goes through the same steps, and keeps the `Authorization` value only within its origin. The client uses no proxy,
 //! and ignores proxy variables of the environment.
 
-mod bounded;
 mod connect;
+mod read_limit;
 mod redirect;
 
 use std::time::Duration;
@@ -19,10 +19,10 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout_at};
 use url::{Position, Url};
 
+use super::address_policy::AddressPolicy;
 use super::endpoint::Endpoint;
-use super::target::Policy;
-use bounded::Bounded;
 use connect::Connector;
+use read_limit::ReadLimit;
 
 /// The largest number of redirects of one request.
 const REDIRECTS: usize = 5;
@@ -46,14 +46,14 @@ pub struct Client {
 
 /// The answer of an endpoint.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct WebhookResponse {
     /// The status.
     pub status: StatusCode,
     /// The beginning of the body.
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl WebhookResponse {
     /// Returns at most this many characters of the body.
     pub fn beginning(&self, characters: usize) -> String {
         String::from_utf8_lossy(&self.body)
@@ -93,7 +93,7 @@ pub enum SendError {
 
 impl Client {
     /// Returns a client that obeys this policy.
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(policy: AddressPolicy) -> Self {
         Self {
             connector: Connector::new(policy),
         }
@@ -108,7 +108,7 @@ impl Client {
         endpoint: &Endpoint,
         json: Bytes,
         timeout: Duration,
-    ) -> Result<Answer, SendError> {
+    ) -> Result<WebhookResponse, SendError> {
         let deadline = Instant::now() + timeout;
         let late = |_| SendError::Timeout(timeout.as_secs());
         let mut url = endpoint.url().clone();
@@ -139,11 +139,11 @@ impl Client {
         url: &Url,
         request: Request<Full<Bytes>>,
         deadline: Instant,
-    ) -> Result<(Answer, Option<HeaderValue>), SendError> {
+    ) -> Result<(WebhookResponse, Option<HeaderValue>), SendError> {
         let stream = self.connector.connect(url, deadline).await?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(MOST)
-            .handshake(TokioIo::new(Bounded::new(stream, MOST_READ)))
+            .handshake(TokioIo::new(ReadLimit::new(stream, MOST_READ)))
             .await
             .map_err(failed)?;
         let conversation = async {
@@ -159,7 +159,7 @@ impl Client {
                 read(body, end.min(deadline - LAST)).await
             };
             let status = head.status;
-            Ok((Answer { status, body }, location))
+            Ok((WebhookResponse { status, body }, location))
         };
         let (mut conversation, mut connection) =
             (std::pin::pin!(conversation), std::pin::pin!(connection));

@@ -16,12 +16,12 @@ mod unfit;
 
 use std::time::Duration;
 
-use brokkr_broker::db::start::{KeyFile, Plan};
+use brokkr_broker::db::start::{AdminPakFile, Plan};
 use brokkr_broker::db::{Db, Options};
-use brokkr_broker::pak::Format;
+use brokkr_broker::pak::PakFormat;
 use brokkr_broker::webhook::key::KeySource;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
-use brokkr_tests::{PgServer, Place};
+use brokkr_tests::{PgServer, TestDir};
 
 /// Returns a one-threaded event loop, as the broker has.
 fn event_loop() -> tokio::runtime::Runtime {
@@ -52,14 +52,14 @@ fn pool(server: &PgServer, change: impl FnOnce(&mut Options)) -> Db {
     Db::new(options).unwrap()
 }
 
-fn plan(server: &PgServer, schema: &str, place: &Place) -> Plan {
+fn plan(server: &PgServer, schema: &str, place: &TestDir) -> Plan {
     Plan {
         url: DatabaseUrl::parse(&server.url("brokkr", "brokkr")).unwrap(),
         schema: SchemaName::parse(schema).unwrap(),
         application_name: "brokkr:test".to_owned(),
-        pak_format: Format::default(),
+        pak_format: PakFormat::default(),
         pak_hash: None,
-        key_file: KeyFile::in_folder(&place.join("state")),
+        key_file: AdminPakFile::in_folder(&place.join("state")),
         webhook_key: KeySource::new(None, &place.join("state")),
         patience: Duration::from_secs(50),
     }

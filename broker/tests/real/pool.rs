@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use brokkr_broker::db::{Away, Conn, Db, DbError, Sql};
+use brokkr_broker::db::{Conn, Db, DbError, ServerOutage, Sql};
 use brokkr_tests::pg::Options;
 use brokkr_tests::{PgServer, until};
 
@@ -464,7 +464,7 @@ fn work_that_goes_on_is_given_up_only_while_the_server_is_said_to_be_away() {
                 }
             };
             heard().await;
-            db.set_away(Some(Away {
+            db.set_away(Some(ServerOutage {
                 reason: "no answer".to_owned(),
                 read_only: false,
             }));

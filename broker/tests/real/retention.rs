@@ -6,8 +6,8 @@ use brokkr_broker::db::start::start;
 use brokkr_broker::db::{Conn, Db, DbError};
 use brokkr_broker::jobs::diagnostics;
 use brokkr_broker::jobs::retention::{CHUNK, KEPT};
-use brokkr_broker::store::association::{Mode, target_state};
-use brokkr_tests::{Broker, PgServer, Place, until};
+use brokkr_broker::store::stack_matching::{Mode, target_state};
+use brokkr_tests::{Broker, PgServer, TestDir, until};
 use uuid::Uuid;
 
 use crate::{aside, event_loop, options, plan, sql};
@@ -22,7 +22,7 @@ struct Schema {
 
 impl Schema {
     fn new(name: &'static str) -> Self {
-        let (server, place) = (PgServer::start(), Place::new());
+        let (server, place) = (PgServer::start(), TestDir::new());
         start(&plan(&server, name, &place), &|_| {}).unwrap();
         Self { server, name }
     }

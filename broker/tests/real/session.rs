@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use brokkr_broker::db::start::{StartError, start};
 use brokkr_broker::db::{Conn, Db, DbError, Sql};
-use brokkr_tests::{PgServer, Place};
+use brokkr_tests::{PgServer, TestDir};
 
 use crate::{event_loop, options, plan};
 
@@ -50,7 +50,7 @@ async fn shown(db: &Db, name: &'static str) -> String {
 
 #[test]
 fn a_role_cannot_change_what_the_broker_rests_on() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     role_sets(&server, &HOSTILE.map(|(name, hostile, _)| (name, hostile)));
     role_sets(&server, &[("search_path", "public")]);
     let version: i32 = server
@@ -114,7 +114,7 @@ fn what_is_the_operators_stays_the_operators() {
 
 #[test]
 fn sessions_without_triggers_and_foreign_keys_are_refused() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     role_sets(&server, &[("session_replication_role", "replica")]);
     let Err(StartError::Configuration(reason)) =
         start(&plan(&server, "tenant_pool", &place), &|_| {})

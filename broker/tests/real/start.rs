@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use brokkr_broker::db::DbError;
 use brokkr_broker::db::start::{StartError, Step, migrate, rotate_admin, start};
-use brokkr_broker::emit::{Actor, Audit, Event, emit};
+use brokkr_broker::outbox::{Actor, AuditRecord, SubscriberEvent, emit};
 use brokkr_broker::pak::PakHash;
-use brokkr_tests::{PgServer, Place};
+use brokkr_tests::{PgServer, TestDir};
 use serde_json::json;
 
 use crate::{event_loop, options, plan};
@@ -32,7 +32,7 @@ fn count(server: &PgServer, what: &str) -> i64 {
 
 #[test]
 fn the_first_start_makes_everything_and_the_second_changes_nothing() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "Tenant_First", &place);
     let outcome = start(&plan, QUIET).unwrap();
     assert!(outcome.applied > 0);
@@ -81,7 +81,7 @@ fn the_first_start_makes_everything_and_the_second_changes_nothing() {
 
 #[test]
 fn a_tenant_without_a_schema_lives_in_public() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     server
         .client_as("brokkr", "postgres")
         .batch_execute("GRANT ALL ON SCHEMA public TO brokkr")
@@ -99,7 +99,7 @@ fn a_tenant_without_a_schema_lives_in_public() {
 
 #[test]
 fn a_start_that_fails_after_the_commit_is_finished_by_the_next() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_half", &place);
     // The rename fails because a directory stands in the file's place.
     fs::create_dir_all(place.join("state/admin.pak/in-the-way")).unwrap();
@@ -114,7 +114,7 @@ fn a_start_that_fails_after_the_commit_is_finished_by_the_next() {
 
 #[test]
 fn a_start_that_fails_before_the_commit_leaves_no_administrator() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_early", &place);
     migrate(&plan, QUIET).unwrap();
     assert_eq!(count(&server, "tenant_early.admin_role"), 0);
@@ -139,7 +139,7 @@ fn a_start_that_fails_before_the_commit_leaves_no_administrator() {
 
 #[test]
 fn fault_25_brokers_that_start_together_on_one_schema_make_one_administrator() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_race", &place);
     let applied: usize = std::thread::scope(|scope| {
         let starts: Vec<_> = (0..6)
@@ -163,7 +163,7 @@ fn fault_25_brokers_that_start_together_on_one_schema_make_one_administrator() {
 
 #[test]
 fn a_configured_hash_is_taken_and_no_pak_is_written() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let mut plan = plan(&server, "tenant_hash", &place);
     plan.pak_hash = PakHash::parse(&"AB".repeat(32));
     start(&plan, QUIET).unwrap();
@@ -173,7 +173,7 @@ fn a_configured_hash_is_taken_and_no_pak_is_written() {
 
 #[test]
 fn a_broker_that_is_too_old_for_the_schema_refuses_and_an_older_one_that_is_not_runs() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_new", &place);
     start(&plan, QUIET).unwrap();
     server.sql("INSERT INTO tenant_new.refinery_schema_history VALUES (9999, 'from_the_future', now()::text, '1')");
@@ -187,7 +187,7 @@ fn a_broker_that_is_too_old_for_the_schema_refuses_and_an_older_one_that_is_not_
 
 #[test]
 fn a_wrong_password_or_database_is_a_matter_for_a_person_and_a_server_away_is_not() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = PgServer::start();
     let mut plan = plan(&server, "tenant_url", &place);
     let url = |database: &str, user: &str| {
@@ -212,7 +212,7 @@ fn a_wrong_password_or_database_is_a_matter_for_a_person_and_a_server_away_is_no
 
 #[test]
 fn rotating_the_administrator_replaces_hash_and_file() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let mut plan = plan(&server, "tenant_rotate", &place);
     assert!(
         matches!(rotate_admin(&plan), Err(StartError::Configuration(_))),
@@ -243,7 +243,7 @@ fn rotating_the_administrator_replaces_hash_and_file() {
 
 #[test]
 fn what_is_emitted_lives_and_dies_with_its_transaction_and_events_wait_only_for_readers() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     start(&plan(&server, "tenant_emit", &place), QUIET).unwrap();
     let db = brokkr_broker::db::Db::new(options(&server, "tenant_emit")).unwrap();
     let write = |fail: bool| {
@@ -251,17 +251,17 @@ fn what_is_emitted_lives_and_dies_with_its_transaction_and_events_wait_only_for_
             conn.transaction(|tx| {
                 let actor = Actor::Generator(uuid::Uuid::nil());
                 let audits = [
-                    Audit::new(actor, "stack.created", "stack", Some(uuid::Uuid::nil()))
+                    AuditRecord::new(actor, "stack.created", "stack", Some(uuid::Uuid::nil()))
                         .details(json!({"name": "a'b"})),
-                    Audit {
+                    AuditRecord {
                         user_agent: Some("nul\0".to_owned()),
-                        ..Audit::new(Actor::System, "auth.failed", "system", None)
+                        ..AuditRecord::new(Actor::System, "auth.failed", "system", None)
                     },
                 ];
                 emit(
                     tx,
                     &audits,
-                    &[Event::new("stack.created", json!({"name": "a"}))],
+                    &[SubscriberEvent::new("stack.created", json!({"name": "a"}))],
                 )?;
                 if fail {
                     Err(DbError::Refused("test"))

@@ -10,14 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use brokkr_tenant::{InstanceConfig, Layer, Mode, TenantName, resolve};
-use brokkr_tests::{Addr, Connection, PgServer, Place, Response, bin, until};
+use brokkr_tests::{Addr, Connection, PgServer, Response, TestDir, bin, until};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 struct Instance {
-    place: Place,
+    place: TestDir,
     listener: TcpListener,
     notify: UnixDatagram,
     child: Child,
@@ -40,7 +40,7 @@ impl Instance {
     }
 
     fn start_on(server: &PgServer, connections: u32, listener: TcpListener) -> Self {
-        let place = Place::new();
+        let place = TestDir::new();
         listener.set_nonblocking(true).unwrap();
         let private = UnixListener::bind(place.join("private")).unwrap();
         private.set_nonblocking(true).unwrap();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use brokkr_broker::db::start::{Plan, StartError, Step, migrate, start};
 use brokkr_tenant::DatabaseUrl;
-use brokkr_tests::{PgServer, Place};
+use brokkr_tests::{PgServer, TestDir};
 
 use crate::plan;
 
@@ -37,7 +37,7 @@ fn contents(server: &PgServer, schema: &str) -> Vec<String> {
 
 #[test]
 fn a_database_that_is_not_utf8_is_refused() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     server.sql("CREATE DATABASE latin OWNER brokkr ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
     let mut plan = plan(&server, "tenant_latin", &place);
     plan.url = DatabaseUrl::parse(&server.url("latin", "brokkr")).unwrap();
@@ -49,7 +49,7 @@ fn a_database_that_is_not_utf8_is_refused() {
 
 #[test]
 fn a_schema_of_another_role_is_refused_with_what_helps_and_that_helps() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     server.role("Owner", "");
     server.sql("CREATE SCHEMA tenant_other AUTHORIZATION \"Owner\"");
     let plan = plan(&server, "tenant_other", &place);
@@ -73,7 +73,7 @@ fn a_schema_of_another_role_is_refused_with_what_helps_and_that_helps() {
 
 #[test]
 fn a_schema_of_the_published_broker_is_refused_and_left_as_it_is() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     server.sql(
         "SET ROLE brokkr; CREATE SCHEMA tenant_old; \
          CREATE TABLE tenant_old.__diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on timestamp NOT NULL DEFAULT now()); \
@@ -90,7 +90,7 @@ fn a_schema_of_the_published_broker_is_refused_and_left_as_it_is() {
 
 #[test]
 fn what_is_in_the_way_for_ever_is_no_race() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     for (schema, in_the_way, named) in [
         (
             "tenant_table",
@@ -126,7 +126,7 @@ fn what_is_in_the_way_for_ever_is_no_race() {
 
 #[test]
 fn a_name_that_the_first_start_needs_is_no_race_when_it_is_taken() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_name", &place);
     migrate(&plan, QUIET).unwrap();
     server.sql("INSERT INTO tenant_name.generators (name) VALUES ('__system__')");
@@ -139,7 +139,7 @@ fn a_name_that_the_first_start_needs_is_no_race_when_it_is_taken() {
 
 #[test]
 fn a_lock_that_no_start_holds_is_waited_for_with_patience_and_its_holder_is_named() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let mut plan = plan(&server, "tenant_locked", &place);
     server.sql(
         "SET ROLE brokkr; CREATE SCHEMA tenant_locked; CREATE TABLE tenant_locked.brokkr_lock ()",
@@ -163,7 +163,7 @@ fn a_lock_that_no_start_holds_is_waited_for_with_patience_and_its_holder_is_name
 
 #[test]
 fn a_schema_that_was_started_before_and_is_away_is_not_taken_for_a_new_one() {
-    let (server, place) = (PgServer::start(), Place::new());
+    let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_away", &place);
     let _ = start(&plan, QUIET).unwrap();
     let pak = std::fs::read_to_string(plan.key_file.path()).unwrap();

@@ -4,12 +4,12 @@
 //! supervisor was down is noticed, and a schema or an address stays its owner's over a reboot. `OID` and `DATABASE` are
 //! the database as the server and as the URL name it; `-` is unknown. All but the name may be missing.
 
-use super::{Seat, ServerId};
+use super::{SchemaAndAddress, ServerId};
 use brokkr_tenant::{Listen, SchemaName, TenantName};
 
 /// An admitted tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admission {
+pub struct AdmittedTenant {
     /// The tenant.
     pub tenant: TenantName,
     /// The pool it was admitted with, in connections.
@@ -17,17 +17,21 @@ pub struct Admission {
     /// The server it was admitted on; `None` in a list written by hand.
     pub server: Option<ServerId>,
     /// The schema and address it was admitted with. No other tenant gets them, even while no instance runs.
-    pub seat: Option<Seat>,
+    pub schema_and_address: Option<SchemaAndAddress>,
 }
 
 /// Returns the list as text for the file.
-pub fn format_admitted(admitted: &[Admission]) -> String {
+pub fn format_admitted(admitted: &[AdmittedTenant]) -> String {
     let mut text = String::new();
     for admission in admitted {
-        let Admission { tenant, pool, .. } = admission;
+        let AdmittedTenant { tenant, pool, .. } = admission;
         let server = admission.server.as_ref().map_or("", ServerId::as_str);
-        let seat = admission.seat.as_ref().map(format_seat).unwrap_or_default();
-        let line = format!("{tenant} {pool} {server} {seat}");
+        let schema_and_address = admission
+            .schema_and_address
+            .as_ref()
+            .map(format_schema_and_address)
+            .unwrap_or_default();
+        let line = format!("{tenant} {pool} {server} {schema_and_address}");
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -36,8 +40,8 @@ pub fn format_admitted(admitted: &[Admission]) -> String {
 
 /// Reads the list from the file's text. Returns invalid lines separately, each with its number from 1, so that a
 /// damaged line costs only its own tenant the place.
-pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
-    let mut admitted: Vec<Admission> = Vec::new();
+pub fn parse_admitted(text: &str) -> (Vec<AdmittedTenant>, Vec<(usize, String)>) {
+    let mut admitted: Vec<AdmittedTenant> = Vec::new();
     let mut bad = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let mut words = line.split_whitespace();
@@ -49,21 +53,21 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
         let pool = words.next().map_or(Ok(u32::MAX), str::parse);
         let server = words.next().map(ServerId::new);
         let rest: Vec<&str> = words.collect();
-        let seat = match (rest.is_empty(), &server) {
+        let schema_and_address = match (rest.is_empty(), &server) {
             (true, _) => Ok(None),
-            (false, Some(server)) => parse_seat(server, &rest).map(Some).ok_or(()),
+            (false, Some(server)) => parse_schema_and_address(server, &rest).map(Some).ok_or(()),
             (false, None) => Err(()),
         };
-        match (TenantName::parse(name), pool, seat) {
-            (Ok(tenant), Ok(pool), Ok(seat)) => {
+        match (TenantName::parse(name), pool, schema_and_address) {
+            (Ok(tenant), Ok(pool), Ok(schema_and_address)) => {
                 if admitted.iter().any(|a| a.tenant == tenant) {
                     bad.push((number, line.to_owned()));
                 } else {
-                    admitted.push(Admission {
+                    admitted.push(AdmittedTenant {
                         tenant,
                         pool,
                         server,
-                        seat,
+                        schema_and_address,
                     });
                 }
             }
@@ -73,21 +77,21 @@ pub fn parse_admitted(text: &str) -> (Vec<Admission>, Vec<(usize, String)>) {
     (admitted, bad)
 }
 
-fn format_seat(seat: &Seat) -> String {
-    let oid = seat
+fn format_schema_and_address(schema_and_address: &SchemaAndAddress) -> String {
+    let oid = schema_and_address
         .database
         .as_ref()
         .map_or("-".to_owned(), |(_, oid)| oid.to_string());
     format!(
         "{oid} {} {} {}",
-        seat.schema.as_str(),
-        seat.spelled,
-        seat.listen
+        schema_and_address.schema.as_str(),
+        schema_and_address.spelled,
+        schema_and_address.listen
     )
 }
 
 /// Parses a seat. The address is last because the path of a Unix socket may contain spaces.
-fn parse_seat(server: &ServerId, words: &[&str]) -> Option<Seat> {
+fn parse_schema_and_address(server: &ServerId, words: &[&str]) -> Option<SchemaAndAddress> {
     let [oid, schema, spelled, listen @ ..] = words else {
         return None;
     };
@@ -95,7 +99,7 @@ fn parse_seat(server: &ServerId, words: &[&str]) -> Option<Seat> {
         "-" => None,
         oid => Some((server.clone(), oid.parse().ok()?)),
     };
-    Some(Seat {
+    Some(SchemaAndAddress {
         database,
         spelled: (*spelled).to_owned(),
         schema: SchemaName::parse(schema).ok()?,

@@ -3,7 +3,7 @@
 //! A running tenant keeps its own. Otherwise the admitted list decides, oldest first; then priority, then name. A
 //! tenant refused here claims neither its schema nor its address, so that it blocks no other tenant.
 
-use super::{Admission, ServerId};
+use super::{AdmittedTenant, ServerId};
 use brokkr_tenant::{Listen, SchemaName, TenantName};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// The schema and address that a configuration needs for itself alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seat {
+pub struct SchemaAndAddress {
     /// The server and the database's OID; `None` until the prober has been there.
     pub database: Option<(ServerId, u32)>,
     /// Host, port and database as the URL spells them, compared until `database` is known.
@@ -25,15 +25,15 @@ pub struct Seat {
 
 /// A tenant's present and wanted seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stake {
+pub struct OwnershipClaim {
     /// The tenant.
     pub tenant: TenantName,
     /// Order among newcomers: higher first.
     pub priority: i32,
     /// Seats of its instances now.
-    pub running: Vec<Seat>,
+    pub running: Vec<SchemaAndAddress>,
     /// Seat that its file asks for; `None` when it wants nothing.
-    pub wanted: Option<Seat>,
+    pub wanted: Option<SchemaAndAddress>,
 }
 
 /// The thing that two tenants want.
@@ -79,7 +79,10 @@ impl fmt::Display for Conflict {
 
 /// Returns every tenant whose schema or address another tenant owns, with the first conflict found. `order` is the
 /// admitted list, oldest first.
-pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, Conflict> {
+pub fn conflicts(
+    order: &[AdmittedTenant],
+    stakes: &[OwnershipClaim],
+) -> BTreeMap<TenantName, Conflict> {
     let place: BTreeMap<&TenantName, usize> = order
         .iter()
         .enumerate()
@@ -87,11 +90,11 @@ pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, 
         .collect();
     let mut owned = Owned::default();
     for stake in stakes {
-        for seat in &stake.running {
-            owned.take(&stake.tenant, seat);
+        for schema_and_address in &stake.running {
+            owned.take(&stake.tenant, schema_and_address);
         }
     }
-    let mut turns: Vec<&Stake> = stakes.iter().collect();
+    let mut turns: Vec<&OwnershipClaim> = stakes.iter().collect();
     turns.sort_by_key(|stake| {
         (
             stake.running.is_empty(),
@@ -125,40 +128,49 @@ pub fn conflicts(order: &[Admission], stakes: &[Stake]) -> BTreeMap<TenantName, 
 /// Owners of all seats, indexed by schema and by port or path, so that a thousand tenants are not compared pairwise.
 #[derive(Default)]
 struct Owned<'s> {
-    by_schema: BTreeMap<&'s SchemaName, Vec<(&'s TenantName, &'s Seat)>>,
-    by_address: BTreeMap<Result<u16, &'s Path>, Vec<(&'s TenantName, &'s Seat)>>,
+    by_schema: BTreeMap<&'s SchemaName, Vec<(&'s TenantName, &'s SchemaAndAddress)>>,
+    by_address: BTreeMap<Result<u16, &'s Path>, Vec<(&'s TenantName, &'s SchemaAndAddress)>>,
 }
 
 impl<'s> Owned<'s> {
-    fn take(&mut self, tenant: &'s TenantName, seat: &'s Seat) {
+    fn take(&mut self, tenant: &'s TenantName, schema_and_address: &'s SchemaAndAddress) {
         self.by_schema
-            .entry(&seat.schema)
+            .entry(&schema_and_address.schema)
             .or_default()
-            .push((tenant, seat));
+            .push((tenant, schema_and_address));
         self.by_address
-            .entry(bucket(&seat.listen))
+            .entry(bucket(&schema_and_address.listen))
             .or_default()
-            .push((tenant, seat));
+            .push((tenant, schema_and_address));
     }
 
-    fn contested(&self, tenant: &TenantName, wanted: &Seat) -> Option<(&'s TenantName, Contested)> {
-        let others = |seats: Option<&Vec<(&'s TenantName, &'s Seat)>>| {
-            seats
-                .into_iter()
-                .flatten()
-                .copied()
-                .filter(|(owner, _)| *owner != tenant)
-                .collect::<Vec<_>>()
-        };
+    fn contested(
+        &self,
+        tenant: &TenantName,
+        wanted: &SchemaAndAddress,
+    ) -> Option<(&'s TenantName, Contested)> {
+        let others =
+            |schemas_and_addresses: Option<&Vec<(&'s TenantName, &'s SchemaAndAddress)>>| {
+                schemas_and_addresses
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .filter(|(owner, _)| *owner != tenant)
+                    .collect::<Vec<_>>()
+            };
         let schema = others(self.by_schema.get(&wanted.schema))
             .into_iter()
-            .find(|(_, seat)| same_database(seat, wanted))
-            .map(|(owner, seat)| (owner, Contested::Schema(seat.schema.clone())));
+            .find(|(_, schema_and_address)| same_database(schema_and_address, wanted))
+            .map(|(owner, schema_and_address)| {
+                (owner, Contested::Schema(schema_and_address.schema.clone()))
+            });
         schema.or_else(|| {
             others(self.by_address.get(&bucket(&wanted.listen)))
                 .into_iter()
-                .find(|(_, seat)| overlap(&seat.listen, &wanted.listen))
-                .map(|(owner, seat)| (owner, Contested::Address(seat.listen.clone())))
+                .find(|(_, schema_and_address)| overlap(&schema_and_address.listen, &wanted.listen))
+                .map(|(owner, schema_and_address)| {
+                    (owner, Contested::Address(schema_and_address.listen.clone()))
+                })
         })
     }
 }
@@ -171,7 +183,7 @@ fn bucket(listen: &Listen) -> Result<u16, &Path> {
     }
 }
 
-fn same_database(a: &Seat, b: &Seat) -> bool {
+fn same_database(a: &SchemaAndAddress, b: &SchemaAndAddress) -> bool {
     match (&a.database, &b.database) {
         (Some(a), Some(b)) => a == b,
         // One database is not known yet. Different spellings may still be the same database; that is decided after the

@@ -1,21 +1,21 @@
 //! Decides conflicts and budget together, because a tenant refused for one must not block others in the other.
 
 use super::{
-    Admission, Claim, Conflict, Decision, Facts, Seat, ServerId, Stake, Verdict, Wanted, admit,
-    conflicts,
+    AdmittedTenant, Claim, Conflict, Decision, Facts, OwnershipClaim, SchemaAndAddress, ServerId,
+    TenantDemand, Verdict, admit, conflicts,
 };
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A tenant's claims.
 #[derive(Debug, Clone)]
-pub struct Party {
+pub struct TenantClaim {
     /// The schema and address it wants and has.
-    pub stake: Stake,
+    pub stake: OwnershipClaim,
     /// The connections it claims.
     pub claim: Claim,
     /// The connections it claims after losing a conflict: those of the configuration it runs, or none.
-    pub fallback: Wanted,
+    pub fallback: TenantDemand,
 }
 
 /// The conflicts and the budget's verdict.
@@ -30,27 +30,27 @@ pub struct Decided {
 /// Decides which tenants may run. A refused tenant claims neither schema nor address, so the conflicts of a tenant over
 /// budget are decided once more without it.
 pub fn decide(
-    order: &[Admission],
-    parties: &[Party],
+    order: &[AdmittedTenant],
+    tenant_claims: &[TenantClaim],
     facts: &BTreeMap<ServerId, Facts>,
     headroom: u32,
 ) -> Decided {
-    let seats: BTreeMap<&TenantName, &Seat> = order
+    let schemas_and_addresses: BTreeMap<&TenantName, &SchemaAndAddress> = order
         .iter()
-        .filter_map(|admission| Some((&admission.tenant, admission.seat.as_ref()?)))
+        .filter_map(|admission| Some((&admission.tenant, admission.schema_and_address.as_ref()?)))
         .collect();
     let mut over_budget: BTreeSet<TenantName> = BTreeSet::new();
     // Each round excludes at least one more tenant, so there are no more rounds than tenants.
     loop {
-        let stakes: Vec<Stake> = parties
+        let stakes: Vec<OwnershipClaim> = tenant_claims
             .iter()
-            .map(|party| {
-                let mut stake = party.stake.clone();
+            .map(|tenant_claim| {
+                let mut stake = tenant_claim.stake.clone();
                 // An admitted tenant keeps its seat while no instance runs, after a crash and over a reboot.
                 if stake.wanted.is_some()
-                    && let Some(seat) = seats.get(&stake.tenant)
+                    && let Some(schema_and_address) = schemas_and_addresses.get(&stake.tenant)
                 {
-                    stake.running.push((*seat).clone());
+                    stake.running.push((*schema_and_address).clone());
                 }
                 if over_budget.contains(&stake.tenant) {
                     stake.wanted = None;
@@ -59,12 +59,12 @@ pub fn decide(
             })
             .collect();
         let conflicts = conflicts(order, &stakes);
-        let claims: Vec<Claim> = parties
+        let claims: Vec<Claim> = tenant_claims
             .iter()
-            .map(|party| {
-                let mut claim = party.claim.clone();
+            .map(|tenant_claim| {
+                let mut claim = tenant_claim.claim.clone();
                 if conflicts.contains_key(&claim.tenant) {
-                    claim.wanted = party.fallback.clone();
+                    claim.wanted = tenant_claim.fallback.clone();
                 }
                 claim
             })
@@ -77,7 +77,12 @@ pub fn decide(
             .map(|(tenant, _)| tenant.clone())
             .collect();
         if refused.is_subset(&over_budget) {
-            seat_the_admitted(&mut verdict, parties, &conflicts, &seats);
+            seat_the_admitted(
+                &mut verdict,
+                tenant_claims,
+                &conflicts,
+                &schemas_and_addresses,
+            );
             return Decided { conflicts, verdict };
         }
         over_budget.extend(refused);
@@ -87,19 +92,24 @@ pub fn decide(
 /// Records each admitted tenant's seat: the seat it asked for if that was granted, else the old one.
 fn seat_the_admitted(
     verdict: &mut Verdict,
-    parties: &[Party],
+    tenant_claims: &[TenantClaim],
     conflicts: &BTreeMap<TenantName, Conflict>,
-    before: &BTreeMap<&TenantName, &Seat>,
+    before: &BTreeMap<&TenantName, &SchemaAndAddress>,
 ) {
-    let wanted: BTreeMap<&TenantName, &Seat> = parties
+    let wanted: BTreeMap<&TenantName, &SchemaAndAddress> = tenant_claims
         .iter()
-        .filter_map(|party| Some((&party.stake.tenant, party.stake.wanted.as_ref()?)))
+        .filter_map(|tenant_claim| {
+            Some((
+                &tenant_claim.stake.tenant,
+                tenant_claim.stake.wanted.as_ref()?,
+            ))
+        })
         .collect();
     for admission in &mut verdict.admitted {
         let had = before.get(&admission.tenant).copied();
         let granted = verdict.tenants.get(&admission.tenant) == Some(&Decision::Admitted)
             && !conflicts.contains_key(&admission.tenant);
-        let seat = match (wanted.get(&admission.tenant).copied(), had) {
+        let schema_and_address = match (wanted.get(&admission.tenant).copied(), had) {
             (Some(asked), None) if granted => Some(asked),
             (Some(asked), Some(had)) if granted => {
                 // While the server is down, the database is known only from the old seat.
@@ -114,42 +124,42 @@ fn seat_the_admitted(
             }
             _ => had,
         };
-        admission.seat = seat.cloned();
+        admission.schema_and_address = schema_and_address.cloned();
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::super::{Place, Seat};
+    use super::super::{ConnectionTarget, SchemaAndAddress};
     use super::*;
     use brokkr_tenant::{Listen, SchemaName};
 
-    fn party(name: &str, schema: &str, pool: u32, priority: i32) -> Party {
+    fn tenant_claim(name: &str, schema: &str, pool: u32, priority: i32) -> TenantClaim {
         let tenant = TenantName::parse(name).unwrap();
-        let place = Place {
+        let place = ConnectionTarget {
             server: ServerId::new("s"),
             database: 1,
             role: "r".into(),
             superuser: false,
         };
         let port = 1000 + u32::from(name.as_bytes()[0]);
-        let seat = Seat {
+        let schema_and_address = SchemaAndAddress {
             database: Some((place.server.clone(), 1)),
             spelled: "s/d".into(),
             schema: SchemaName::parse(schema).unwrap(),
             listen: Listen::parse(&format!("127.0.0.1:{port}")).unwrap(),
         };
-        let wanted = Wanted::Pool {
+        let wanted = TenantDemand::Pool {
             connections: pool,
             at: Some(place),
         };
-        Party {
-            stake: Stake {
+        TenantClaim {
+            stake: OwnershipClaim {
                 tenant: tenant.clone(),
                 priority,
                 running: vec![],
-                wanted: Some(seat),
+                wanted: Some(schema_and_address),
             },
             claim: Claim {
                 tenant,
@@ -157,7 +167,7 @@ mod tests {
                 wanted,
                 held: vec![],
             },
-            fallback: Wanted::Nothing,
+            fallback: TenantDemand::Nothing,
         }
     }
 
@@ -169,12 +179,12 @@ mod tests {
             ..Facts::default()
         };
         let facts = BTreeMap::from([(ServerId::new("s"), facts)]);
-        let parties = [
-            party("a", "one", 500, 9),
-            party("b", "one", 10, 0),
-            party("c", "two", 10, 0),
+        let tenant_claims = [
+            tenant_claim("a", "one", 500, 9),
+            tenant_claim("b", "one", 10, 0),
+            tenant_claim("c", "two", 10, 0),
         ];
-        let decided = decide(&[], &parties, &facts, 3);
+        let decided = decide(&[], &tenant_claims, &facts, 3);
         assert!(decided.conflicts.is_empty(), "{:?}", decided.conflicts);
         let state = |name: &str| &decided.verdict.tenants[&TenantName::parse(name).unwrap()];
         assert!(matches!(state("a"), Decision::Refused(_)));
@@ -190,14 +200,20 @@ mod tests {
             ..Facts::default()
         };
         let facts = BTreeMap::from([(ServerId::new("s"), facts)]);
-        let both = [party("a", "one", 8, 0), party("b", "two", 8, 0)];
+        let both = [
+            tenant_claim("a", "one", 8, 0),
+            tenant_claim("b", "two", 8, 0),
+        ];
         let first = decide(&[], &both, &facts, 3).verdict.admitted;
         let text = super::super::format_admitted(&first);
         let (order, bad) = super::super::parse_admitted(&text);
         assert_eq!((&order, bad.len()), (&first, 0), "{text}");
         // b is older in the list and asks for a's schema while a has no instance.
-        let order: Vec<Admission> = order.into_iter().rev().collect();
-        let greedy = [party("a", "one", 8, 0), party("b", "one", 8, 9)];
+        let order: Vec<AdmittedTenant> = order.into_iter().rev().collect();
+        let greedy = [
+            tenant_claim("a", "one", 8, 0),
+            tenant_claim("b", "one", 8, 9),
+        ];
         let decided = decide(&order, &greedy, &facts, 3);
         let names: Vec<_> = decided.conflicts.keys().map(TenantName::as_str).collect();
         assert_eq!(names, ["b"]);

@@ -1,8 +1,8 @@
 //! Sums up the connections that each tenant is charged in each scope: server, database, role.
 
 use super::{
-    Account, Admission, COMMAND, Claim, Facts, OWN, Place, REPLACEMENT, Remedy, Scope, ServerId,
-    Shortage, Wanted,
+    Account, AdmittedTenant, COMMAND, Claim, ConnectionTarget, Facts, OWN, REPLACEMENT, Remedy,
+    Scope, ServerId, Shortage, TenantDemand,
 };
 use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ enum Key {
 }
 
 impl Key {
-    fn all(place: &Place) -> [Key; 3] {
+    fn all(place: &ConnectionTarget) -> [Key; 3] {
         [
             Key::Server(place.server.clone()),
             Key::Database(place.server.clone(), place.database),
@@ -60,7 +60,12 @@ impl<'f> Ledger<'f> {
     }
 
     /// Charges a tenant in every scope of a place, regardless of the limits.
-    pub(super) fn charge(&mut self, tenant: &TenantName, place: &Place, connections: u32) {
+    pub(super) fn charge(
+        &mut self,
+        tenant: &TenantName,
+        place: &ConnectionTarget,
+        connections: u32,
+    ) {
         for key in Key::all(place) {
             if let Key::Role(server, role) = &key
                 && place.superuser
@@ -87,8 +92,8 @@ impl<'f> Ledger<'f> {
     }
 
     /// Charges an admitted tenant its admission, or less if it now asks for less and will surely get it.
-    pub(super) fn charge_admission(&mut self, claim: &Claim, admission: &Admission) {
-        let Wanted::Pool { connections, at } = &claim.wanted else {
+    pub(super) fn charge_admission(&mut self, claim: &Claim, admission: &AdmittedTenant) {
+        let TenantDemand::Pool { connections, at } = &claim.wanted else {
             return;
         };
         if let Some(place) = at
@@ -110,7 +115,7 @@ impl<'f> Ledger<'f> {
 
     /// Notes the connections a tenant asks for, for the advice in a refusal.
     pub(super) fn note_wish(&mut self, claim: &Claim) {
-        if let Wanted::Pool {
+        if let TenantDemand::Pool {
             connections,
             at: Some(place),
         } = &claim.wanted
@@ -126,7 +131,12 @@ impl<'f> Ledger<'f> {
     }
 
     /// Returns true when the tenant is charged this much already, in every scope of the place.
-    pub(super) fn covered(&self, claim: &Claim, place: &Place, connections: u32) -> bool {
+    pub(super) fn covered(
+        &self,
+        claim: &Claim,
+        place: &ConnectionTarget,
+        connections: u32,
+    ) -> bool {
         Key::all(place).iter().all(|key| {
             (place.superuser && !matches!(key, Key::Server(_)))
                 || self
@@ -141,7 +151,7 @@ impl<'f> Ledger<'f> {
     pub(super) fn fits(
         &self,
         tenant: &TenantName,
-        place: &Place,
+        place: &ConnectionTarget,
         connections: u32,
     ) -> Result<(), Shortage> {
         if !self.facts.contains_key(&place.server) {
@@ -166,7 +176,7 @@ impl<'f> Ledger<'f> {
     }
 
     /// Returns true when the scope's limit does not apply to the tenant, because its role is a superuser.
-    fn is_exempt(&self, key: &Key, tenant: &TenantName, place: &Place) -> bool {
+    fn is_exempt(&self, key: &Key, tenant: &TenantName, place: &ConnectionTarget) -> bool {
         place.superuser
             && match key {
                 Key::Server(_) => false,
@@ -181,7 +191,7 @@ impl<'f> Ledger<'f> {
     }
 
     /// Returns the shortage of an admitted tenant that wants more from a server that is down.
-    pub(super) fn unseen(&self, claim: &Claim, admission: &Admission, needs: u32) -> Shortage {
+    pub(super) fn unseen(&self, claim: &Claim, admission: &AdmittedTenant, needs: u32) -> Shortage {
         let server = admission
             .server
             .clone()

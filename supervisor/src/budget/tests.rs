@@ -14,8 +14,8 @@ fn name(text: &str) -> TenantName {
     TenantName::parse(text).unwrap()
 }
 
-fn place(server: &str, database: u32, role: &str) -> Place {
-    Place {
+fn place(server: &str, database: u32, role: &str) -> ConnectionTarget {
+    ConnectionTarget {
         server: ServerId::new(server),
         database,
         role: role.into(),
@@ -23,11 +23,11 @@ fn place(server: &str, database: u32, role: &str) -> Place {
     }
 }
 
-fn claim(tenant: &str, pool: u32, at: Option<Place>) -> Claim {
+fn claim(tenant: &str, pool: u32, at: Option<ConnectionTarget>) -> Claim {
     Claim {
         tenant: name(tenant),
         priority: 0,
-        wanted: Wanted::Pool {
+        wanted: TenantDemand::Pool {
             connections: pool,
             at,
         },
@@ -127,7 +127,7 @@ fn a_pool_raised_beyond_what_is_free_keeps_the_old_one_even_over_a_reboot() {
     let facts = servers(&[("A", facts(100))]);
     let first = admit(&[], &[on_a("acme", 50), on_a("bolt", 20)], &facts, 3);
     let mut raised = on_a("acme", 90);
-    raised.held = vec![Held {
+    raised.held = vec![HeldConnections {
         place: place("A", 1, "brokkr"),
         connections: 50,
     }];
@@ -156,7 +156,7 @@ fn a_shrink_frees_only_when_the_old_instance_has_gone() {
     let facts = servers(&[("A", facts(100))]);
     let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
     let mut shrunk = on_a("acme", 10);
-    shrunk.held = vec![Held {
+    shrunk.held = vec![HeldConnections {
         place: place("A", 1, "brokkr"),
         connections: 80,
     }];
@@ -177,7 +177,7 @@ fn a_tenant_that_moves_counts_on_both_servers_until_it_has() {
     let facts = servers(&[("A", facts(100)), ("B", facts(100))]);
     let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
     let mut moving = claim("acme", 80, Some(place("B", 1, "brokkr")));
-    moving.held = vec![Held {
+    moving.held = vec![HeldConnections {
         place: place("A", 1, "brokkr"),
         connections: 80,
     }];
@@ -276,7 +276,7 @@ fn a_superuser_is_exempt_but_not_at_the_cost_of_others() {
         claim(
             tenant,
             pool,
-            Some(Place {
+            Some(ConnectionTarget {
                 superuser: true,
                 ..place("A", 1, "root")
             }),
@@ -338,8 +338,8 @@ fn a_stopped_tenant_gives_up_its_place_and_not_what_its_instance_still_holds() {
     let facts = servers(&[("A", facts(100))]);
     let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
     let mut stopped = on_a("acme", 80);
-    stopped.wanted = Wanted::Nothing;
-    stopped.held = vec![Held {
+    stopped.wanted = TenantDemand::Nothing;
+    stopped.held = vec![HeldConnections {
         place: place("A", 1, "brokkr"),
         connections: 80,
     }];
@@ -388,8 +388,8 @@ fn the_admitted_list_reads_back_and_a_damaged_line_costs_only_itself() {
     );
 }
 
-fn seat(schema: &str, listen: &str) -> Seat {
-    Seat {
+fn schema_and_address(schema: &str, listen: &str) -> SchemaAndAddress {
+    SchemaAndAddress {
         database: Some((ServerId::new("A"), 1)),
         spelled: "a:5432/app".into(),
         schema: SchemaName::parse(schema).unwrap(),
@@ -397,8 +397,8 @@ fn seat(schema: &str, listen: &str) -> Seat {
     }
 }
 
-fn stake(tenant: &str, wanted: Seat) -> Stake {
-    Stake {
+fn stake(tenant: &str, wanted: SchemaAndAddress) -> OwnershipClaim {
+    OwnershipClaim {
         tenant: name(tenant),
         priority: 0,
         running: vec![],
@@ -408,7 +408,10 @@ fn stake(tenant: &str, wanted: Seat) -> Stake {
 
 #[test]
 fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
-    let (a, b) = (seat("t_x", "127.0.0.1:1001"), seat("T_X", "127.0.0.1:1002"));
+    let (a, b) = (
+        schema_and_address("t_x", "127.0.0.1:1001"),
+        schema_and_address("T_X", "127.0.0.1:1002"),
+    );
     let found = conflicts(&[], &[stake("bolt", b.clone()), stake("acme", a.clone())]);
     assert_eq!(
         found.keys().map(TenantName::as_str).collect::<Vec<_>>(),
@@ -419,11 +422,11 @@ fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
         text.contains("tenant acme") && text.contains("tenant bolt") && text.contains("t_x"),
         "{text}"
     );
-    let order = [Admission {
+    let order = [AdmittedTenant {
         tenant: name("bolt"),
         pool: 5,
         server: None,
-        seat: None,
+        schema_and_address: None,
     }];
     let found = conflicts(
         &order,
@@ -432,7 +435,7 @@ fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
     assert!(found.contains_key(&name("acme")) && found.len() == 1);
     let mut running = stake("bolt", b);
     running.running = vec![a.clone()];
-    running.wanted = Some(seat("t_y", "127.0.0.1:1003"));
+    running.wanted = Some(schema_and_address("t_y", "127.0.0.1:1003"));
     let found = conflicts(&[], &[running, stake("acme", a)]);
     assert!(
         found.contains_key(&name("acme")),
@@ -442,15 +445,15 @@ fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
 
 #[test]
 fn the_same_schema_elsewhere_is_no_conflict_and_unseen_databases_are_compared_as_spelled() {
-    let a = seat("t_x", "127.0.0.1:1001");
-    let other = Seat {
+    let a = schema_and_address("t_x", "127.0.0.1:1001");
+    let other = SchemaAndAddress {
         database: Some((ServerId::new("A"), 2)),
-        ..seat("t_x", "127.0.0.1:1002")
+        ..schema_and_address("t_x", "127.0.0.1:1002")
     };
     assert!(conflicts(&[], &[stake("acme", a.clone()), stake("bolt", other)]).is_empty());
-    let unseen = Seat {
+    let unseen = SchemaAndAddress {
         database: None,
-        ..seat("t_x", "127.0.0.1:1002")
+        ..schema_and_address("t_x", "127.0.0.1:1002")
     };
     assert_eq!(
         conflicts(
@@ -460,7 +463,7 @@ fn the_same_schema_elsewhere_is_no_conflict_and_unseen_databases_are_compared_as
         .len(),
         1
     );
-    let elsewhere = Seat {
+    let elsewhere = SchemaAndAddress {
         spelled: "b:5432/app".into(),
         ..unseen
     };
@@ -472,7 +475,10 @@ fn an_unspecified_address_takes_its_port_everywhere() {
     let clash = |a: &str, b: &str| {
         !conflicts(
             &[],
-            &[stake("acme", seat("x_a", a)), stake("bolt", seat("x_b", b))],
+            &[
+                stake("acme", schema_and_address("x_a", a)),
+                stake("bolt", schema_and_address("x_b", b)),
+            ],
         )
         .is_empty()
     };

@@ -7,13 +7,13 @@ mod runs_on;
 mod table;
 
 use crate::budget::{
-    self, Admission, Claim, Conflict, Contested, Database, Decided, Decision, Facts, Party, Place,
-    Role, ServerId, Stake, Verdict, parse_admitted,
+    self, AdmittedTenant, Claim, Conflict, ConnectionTarget, Contested, Database, Decided,
+    Decision, Facts, OwnershipClaim, Role, ServerId, TenantClaim, Verdict, parse_admitted,
 };
+use crate::budget_input;
 use crate::cli;
-use crate::config::{self, Look, Scanner, Supervisor, TenantConfig};
+use crate::config::{self, ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded;
-use crate::parties;
 use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, schema_problems};
 use brokkr_tenant::{DatabaseUrl, Layer, SchemaName, TenantName};
 use runs_on::RunsOn;
@@ -73,7 +73,7 @@ pub(crate) fn check(path: &Path, options: &cli::Check) -> ExitCode {
     }
 }
 
-fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String {
+fn judge(config: &SupervisorConfig, offline: bool, findings: &mut Findings) -> String {
     findings.warnings.extend(
         config
             .warnings
@@ -110,29 +110,29 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
         false => report_schemas(&view, findings),
     };
 
-    let parties: Vec<Party> = findings
+    let tenant_claims: Vec<TenantClaim> = findings
         .wanted
         .iter()
-        .map(|(tenant, config)| Party {
-            stake: Stake {
+        .map(|(tenant, config)| TenantClaim {
+            stake: OwnershipClaim {
                 tenant: tenant.clone(),
-                priority: parties::priority(config),
+                priority: budget_input::priority(config),
                 running: Vec::new(),
-                wanted: Some(parties::seat(config, &view)),
+                wanted: Some(budget_input::schema_and_address(config, &view)),
             },
             claim: Claim {
                 tenant: tenant.clone(),
-                priority: parties::priority(config),
-                wanted: parties::wanted(config, &view),
+                priority: budget_input::priority(config),
+                wanted: budget_input::wanted(config, &view),
                 held: Vec::new(),
             },
             fallback: runs_on.fallback(tenant, config, &admitted, &view),
         })
-        .chain(runs_on.parties())
+        .chain(runs_on.tenant_claims())
         .collect();
     let headroom = config.budget.headroom;
     let Decided { conflicts, verdict } =
-        budget::decide(&admitted, &parties, &view.facts(), headroom);
+        budget::decide(&admitted, &tenant_claims, &view.facts(), headroom);
     let refused = report_conflicts(conflicts, findings);
     report_shortages(&verdict, findings);
     report_shrunk(&verdict, findings);
@@ -175,7 +175,7 @@ fn judge(config: &Supervisor, offline: bool, findings: &mut Findings) -> String 
 }
 
 /// Returns the embedded server's URL for tenants without their own, if the server is configured.
-fn embedded_url(config: &Supervisor, findings: &mut Findings) -> Option<DatabaseUrl> {
+fn embedded_url(config: &SupervisorConfig, findings: &mut Findings) -> Option<DatabaseUrl> {
     if !config.postgres.embedded {
         return None;
     }
@@ -184,7 +184,7 @@ fn embedded_url(config: &Supervisor, findings: &mut Findings) -> Option<Database
         .ok()
 }
 
-fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mut Findings) {
+fn read_files(config: &SupervisorConfig, embedded: Option<&DatabaseUrl>, findings: &mut Findings) {
     let mut layers = Vec::new();
     if let Some(url) = embedded {
         layers.push(Layer::from_pairs(
@@ -194,7 +194,7 @@ fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mu
     }
     layers.push(config.defaults.clone());
     let mut scanner = Scanner::new(config.tenants_dir.clone(), config.broker.clone(), layers);
-    let look = Look {
+    let look = ScanMode {
         removals_at_once: true,
         confirm_removals: true,
     };
@@ -225,7 +225,7 @@ fn read_files(config: &Supervisor, embedded: Option<&DatabaseUrl>, findings: &mu
     }
 }
 
-fn read_admitted(config: &Supervisor, findings: &mut Findings) -> Vec<Admission> {
+fn read_admitted(config: &SupervisorConfig, findings: &mut Findings) -> Vec<AdmittedTenant> {
     let path = config.state_dir.join("admitted");
     match std::fs::read_to_string(&path) {
         Ok(text) => parse_admitted(&text).0,
@@ -275,7 +275,7 @@ fn ask(findings: &mut Findings) -> Arc<ServersView> {
 /// Adds the embedded server with the values that it will have once it runs.
 fn with_embedded(view: &ServersView, url: &DatabaseUrl, max_connections: u32) -> ServersView {
     let server = ServerId::new("embedded");
-    let place = Place {
+    let place = ConnectionTarget {
         server: server.clone(),
         database: 1,
         role: url.user().to_owned(),
@@ -306,7 +306,7 @@ fn with_embedded(view: &ServersView, url: &DatabaseUrl, max_connections: u32) ->
     let mut view = view.clone();
     view.endpoints.insert(url.clone(), Endpoint::Ready(place));
     view.servers
-        .insert(server, crate::servers::Server::unseen(facts));
+        .insert(server, crate::servers::ServerView::unseen(facts));
     view
 }
 
@@ -427,7 +427,7 @@ fn report_shrunk(verdict: &Verdict, findings: &mut Findings) {
 }
 
 /// Reports a broker program that cannot be executed, because otherwise every tenant would fail to start.
-fn report_broker(config: &Supervisor, findings: &mut Findings) {
+fn report_broker(config: &SupervisorConfig, findings: &mut Findings) {
     let broker = &config.broker;
     let problem = match std::fs::metadata(broker) {
         Ok(found) if !found.is_file() => "is no file".to_owned(),

@@ -23,12 +23,12 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct ControlClient {
     socket: PathBuf,
     runtime: Runtime,
 }
 
-impl Client {
+impl ControlClient {
     pub(super) fn new(runtime_dir: &Path) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,11 +1,11 @@
 //! The command `logs`.
 
-use super::client::Client;
+use super::client::ControlClient;
 use super::{Failure, say};
 use crate::cli::{LogFormat, Logs};
 use std::fmt::Write;
 
-pub(super) fn logs(client: &Client, options: &Logs) -> Result<(), Failure> {
+pub(super) fn logs(client: &ControlClient, options: &Logs) -> Result<(), Failure> {
     let format = match options.format {
         LogFormat::Text => "text",
         LogFormat::Json => "json",

@@ -1,14 +1,14 @@
 //! The commands `start`, `stop` and `restart`.
 
-use super::client::Client;
+use super::client::ControlClient;
 use super::{Failure, harmless, say};
 use crate::cli::Which;
-use crate::control::Orders;
+use crate::control::OrderRequest;
 use crate::fleet::handle::{Order, Outcome, Selection};
 use std::io::{self, Write};
 
 pub(super) fn order(
-    client: &Client,
+    client: &ControlClient,
     which: &Which,
     order: Order,
     keep_going: bool,
@@ -20,7 +20,7 @@ pub(super) fn order(
     };
     let outcomes: Vec<Outcome> = client.post(
         "/v1/orders",
-        &Orders {
+        &OrderRequest {
             selection,
             order,
             keep_going,

@@ -1,17 +1,17 @@
 //! The command `reload`.
 
-use super::client::Client;
+use super::client::ControlClient;
 use super::{EXIT_PROBLEM, Failure, complain, harmless, say};
-use crate::control::Reload;
+use crate::control::ReloadRequest;
 use crate::fleet::handle::ReloadReport;
 
-pub(super) fn reload(client: &Client, confirm_removals: bool) -> Result<(), Failure> {
+pub(super) fn reload(client: &ControlClient, confirm_removals: bool) -> Result<(), Failure> {
     tell(&ask(client, confirm_removals)?)
 }
 
 /// Reloads without printing, and returns when all has settled.
-pub(super) fn ask(client: &Client, confirm_removals: bool) -> Result<ReloadReport, Failure> {
-    client.post("/v1/reload", &Reload { confirm_removals })
+pub(super) fn ask(client: &ControlClient, confirm_removals: bool) -> Result<ReloadReport, Failure> {
+    client.post("/v1/reload", &ReloadRequest { confirm_removals })
 }
 
 /// Prints the changes and every problem.

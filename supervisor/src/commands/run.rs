@@ -1,20 +1,20 @@
 //! `run`, the daemon: parse, lock, take over what an earlier supervisor left, serve, wait for a signal, drain or leave.
 
-mod folders;
-mod kept;
-mod patient;
-mod serve;
-mod service;
+mod abort_on_panic;
+mod daemon;
+mod last_good_config;
+mod retry_later;
+mod runtime_dirs;
+mod signal_loop;
 mod signals;
 mod surroundings;
-mod vital;
 
-use crate::config::Supervisor;
-use crate::fleet::leave::Ended;
-use crate::handover::inherited::{Giver, Inherited};
-use crate::instance::group::Groups;
+use crate::config::SupervisorConfig;
+use crate::fleet::handover::FleetExit;
+use crate::handover::inherited::{HandoverSource, InheritedFds};
+use crate::instance::cgroup::CgroupTree;
 use crate::instance::successor;
-use crate::logs::{Format, Hub, Output};
+use crate::logs::{Hub, Output, OutputFormat};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -31,12 +31,12 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Runs the daemon until SIGTERM or SIGINT.
-pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
-    let (config, problem) = match kept::load(path, &inherited) {
+pub(crate) fn run(path: &Path, mut inherited: InheritedFds) -> ExitCode {
+    let (config, problem) = match last_good_config::load(path, &inherited) {
         Ok(loaded) => loaded,
         Err(problems) => return super::complain(&problems, super::EXIT_CONFIGURATION),
     };
-    let lock = match folders::prepare(&config, inherited.lock.take()) {
+    let lock = match runtime_dirs::prepare(&config, inherited.lock.take()) {
         Ok(lock) => lock,
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),
     };
@@ -45,7 +45,7 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
     let given = inherited
         .index
         .as_ref()
-        .filter(|_| inherited.giver == Giver::Ourselves);
+        .filter(|_| inherited.handover_source == HandoverSource::Ourselves);
     let open_files = given.and_then(|index| index.open_files).unwrap_or(raised);
     // Block the signals before a second thread starts.
     if let Err(problem) = signals::hold_back() {
@@ -56,14 +56,14 @@ pub(crate) fn run(path: &Path, mut inherited: Inherited) -> ExitCode {
         Ok(hub) => hub,
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),
     };
-    let daemon = serve::Daemon {
+    let daemon = daemon::Daemon {
         file: path.to_owned(),
-        groups: Groups::detect(&config.runtime_dir),
+        groups: CgroupTree::detect(&config.runtime_dir),
         config: Arc::new(config),
         problem,
         hub: hub.clone(),
         open_files,
-        ending: signals::Ending::default(),
+        ending: signals::ShutdownKind::default(),
         taken: Arc::new(Mutex::new(lock)),
     };
     daemon.groups.tidy();
@@ -93,33 +93,35 @@ pub(crate) fn check_state(path: &Path) -> ExitCode {
 
 /// Checks without any change that this program can take over, because after its execution there is no way back.
 fn could_take_over(path: &Path) -> Result<(), String> {
-    let inherited = Inherited {
-        giver: Giver::Ourselves,
+    let inherited = InheritedFds {
+        handover_source: HandoverSource::Ourselves,
         index: Some(successor::read_state()?),
-        ..Inherited::default()
+        ..InheritedFds::default()
     };
-    let config = kept::look(path, &inherited)?;
-    serve::read_stopped(&config)?;
-    folders::could_serve(&config)
+    let config = last_good_config::look(path, &inherited)?;
+    daemon::read_stopped(&config)?;
+    runtime_dirs::could_serve(&config)
 }
 
 /// Returns the last good configuration for the file at `path`, if `state_dir` has a readable copy.
-pub(crate) fn last_good(state_dir: &Path, path: &Path) -> Option<Supervisor> {
-    kept::last_good(state_dir, path)
+pub(crate) fn last_good(state_dir: &Path, path: &Path) -> Option<SupervisorConfig> {
+    last_good_config::last_good(state_dir, path)
 }
 
 /// Takes the runtime folder until the returned value is dropped.
-pub(crate) fn take_over_folder(config: &Supervisor) -> Result<folders::Taken, String> {
-    folders::prepare(config, None)
+pub(crate) fn take_over_folder(
+    config: &SupervisorConfig,
+) -> Result<runtime_dirs::RuntimeDirLock, String> {
+    runtime_dirs::prepare(config, None)
 }
 
 /// Returns the folder of the instances' files.
-pub(crate) fn instances(config: &Supervisor) -> PathBuf {
-    folders::instances(config)
+pub(crate) fn instances(config: &SupervisorConfig) -> PathBuf {
+    runtime_dirs::instances(config)
 }
 
 /// Serves, and serves again when another program should have taken over but could not be executed.
-fn turns(daemon: &serve::Daemon, mut inherited: Inherited) -> Result<(), String> {
+fn turns(daemon: &daemon::Daemon, mut inherited: InheritedFds) -> Result<(), String> {
     loop {
         // One thread runs the loop, because the fleet, the instances' tasks and the control socket take only short
         // turns. Blocking work (spawning, scanning, name resolution) runs on threads of its own.
@@ -134,7 +136,7 @@ fn turns(daemon: &serve::Daemon, mut inherited: Inherited) -> Result<(), String>
         let ended = runtime.block_on(daemon.serve(inherited));
         // A thread may hang in a file system or a name server and must not keep the process.
         runtime.shutdown_timeout(LAST_LINES);
-        let Ended::Left(mut estate, Some(successor)) = ended? else {
+        let FleetExit::Left(mut handover_state, Some(successor)) = ended? else {
             return Ok(());
         };
         // Flush the lines already read from the pipes, because the next program cannot read them again.
@@ -144,19 +146,19 @@ fn turns(daemon: &serve::Daemon, mut inherited: Inherited) -> Result<(), String>
         daemon.ending.pass_on();
         let error = {
             let taken = daemon.taken.lock().unwrap_or_else(PoisonError::into_inner);
-            successor.execute(&mut estate, &taken.file)
+            successor.execute(&mut handover_state, &taken.file)
         };
         tracing::error!(program = %successor.program().display(), %error, "cannot be executed: this supervisor runs on");
-        inherited = Inherited::again(*estate);
+        inherited = InheritedFds::again(*handover_state);
     }
 }
 
-fn start_log(config: &Supervisor) -> Result<Hub, String> {
+fn start_log(config: &SupervisorConfig) -> Result<Hub, String> {
     let format = match config.log_format.as_str() {
-        "text" => Format::Text,
-        "json" => Format::Json,
-        "journald" => Format::Journald,
-        _ => Format::Auto,
+        "text" => OutputFormat::Text,
+        "json" => OutputFormat::Json,
+        "journald" => OutputFormat::Journald,
+        _ => OutputFormat::Auto,
     };
     let hub = std::io::stdout()
         .as_fd()
@@ -168,6 +170,6 @@ fn start_log(config: &Supervisor) -> Result<Hub, String> {
         .with(level)
         .with(hub.layer())
         .init();
-    vital::end_with_them(hub.clone(), LAST_LINES);
+    abort_on_panic::end_with_them(hub.clone(), LAST_LINES);
     Ok(hub)
 }

@@ -1,13 +1,13 @@
 //! The command `status`.
 
-use super::client::{Client, not_understood};
+use super::client::{ControlClient, not_understood};
 use super::{Failure, harmless, say};
 use crate::cli::{Status, StatusFormat};
 use crate::status::{Snapshot, TenantStatus};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::io::{IsTerminal, stdout};
 
-pub(super) fn status(client: &Client, options: &Status) -> Result<(), Failure> {
+pub(super) fn status(client: &ControlClient, options: &Status) -> Result<(), Failure> {
     let mut path = "/v1/status".to_owned();
     if let Some(tenant) = &options.tenant {
         path = format!("{path}?tenant={tenant}");

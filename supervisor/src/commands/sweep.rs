@@ -3,11 +3,11 @@
 //! A supervisor leaves its brokers when it restarts or is killed. Only systemd knows whether another supervisor will
 //! come: a stop may be queued behind a restart.
 
-use super::found::{self, Found};
+use super::locate_supervisor::{self, SupervisorPaths};
 use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run, say};
 use crate::embedded;
-use crate::instance::group::Groups;
-use crate::instance::survivors;
+use crate::instance::cgroup::CgroupTree;
+use crate::instance::leftover_instances;
 use crate::systemd::job;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(45);
 
 /// Ends every broker, and the embedded server last, unless another supervisor will take them over.
 pub(crate) fn sweep(path: &Path) -> ExitCode {
-    let found = match found::find(path) {
+    let found = match locate_supervisor::find(path) {
         Ok(found) => found,
         Err(problems) => return complain(&problems, EXIT_CONFIGURATION),
     };
@@ -60,15 +60,15 @@ fn is_stop(result: Option<String>, job: Result<Option<String>, String>) -> bool 
     }
 }
 
-async fn end_all(found: &Found) -> Result<(), String> {
+async fn end_all(found: &SupervisorPaths) -> Result<(), String> {
     let config = &found.config;
     // Hold the lock to the end, so that no supervisor starts and takes over what is being ended.
     let _lock = run::take_over_folder(config)
         .map_err(|problem| format!("{problem} (what a supervisor runs is not swept)"))?;
     let grace = config.stop.grace.min(LONGEST_GRACE);
     let folder = run::instances(config);
-    let groups = Groups::detect(&config.runtime_dir);
-    let swept = survivors::end_all(&folder, grace, &groups)
+    let groups = CgroupTree::detect(&config.runtime_dir);
+    let swept = leftover_instances::end_all(&folder, grace, &groups)
         .map_err(|error| format!("{}: {error}", folder.display()))?;
     // End also the processes that brokers started, even if they tried to detach.
     groups.end_all();

@@ -1,9 +1,9 @@
 //! The commands `tenant add`, `tenant remove` and `tenant list`.
 
-use super::client::{Client, not_understood};
+use super::client::{ControlClient, not_understood};
 use super::{Failure, harmless, reload, say};
 use crate::cli::{Add, Tenant};
-use crate::config::{Supervisor, TenantConfig};
+use crate::config::{SupervisorConfig, TenantConfig};
 use crate::status::{Snapshot, State, TenantStatus};
 use brokkr_tenant::{DatabaseUrl, Layer, TenantName};
 use std::fs::{self, OpenOptions};
@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub(super) fn tenant(
-    client: &Client,
-    config: &Supervisor,
+    client: &ControlClient,
+    config: &SupervisorConfig,
     command: &Tenant,
 ) -> Result<(), Failure> {
     match command {
@@ -107,7 +107,7 @@ fn list(folder: &Path) -> Result<(), Failure> {
 
 /// Returns the supervisor's status of the tenant. Only the supervisor knows whether schema, address or budget prevent
 /// the tenant, and it decides only when it sees the file.
-fn status_of(client: &Client, tenant: &TenantName) -> Result<Option<TenantStatus>, Failure> {
+fn status_of(client: &ControlClient, tenant: &TenantName) -> Result<Option<TenantStatus>, Failure> {
     let answer = client.get("/v1/status")?;
     let snapshot: Snapshot =
         serde_json::from_slice(&answer).map_err(|error| not_understood(&error))?;
@@ -116,7 +116,12 @@ fn status_of(client: &Client, tenant: &TenantName) -> Result<Option<TenantStatus
 }
 
 /// Removes the file of a refused tenant, and returns the failure to report.
-fn take_back(client: &Client, tenant: &TenantName, written: &Written, reason: &str) -> Failure {
+fn take_back(
+    client: &ControlClient,
+    tenant: &TenantName,
+    written: &Written,
+    reason: &str,
+) -> Failure {
     let reason = harmless(reason);
     // Keep a file that another user has replaced meanwhile.
     let ours = fs::metadata(&written.path).is_ok_and(|now| (now.dev(), now.ino()) == written.inode);
@@ -144,7 +149,7 @@ struct Written {
 }
 
 /// Writes the file once it is known to be good, and never over another file.
-fn add(config: &Supervisor, options: &Add) -> Result<Written, Failure> {
+fn add(config: &SupervisorConfig, options: &Add) -> Result<Written, Failure> {
     let tenant = &options.tenant;
     let path = file_of(&config.tenants_dir, tenant);
     // The supervisor ignores a file whose name begins with a dot.
@@ -188,7 +193,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 fn judge(
-    config: &Supervisor,
+    config: &SupervisorConfig,
     tenant: &TenantName,
     early: &Path,
     path: &Path,
@@ -252,7 +257,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    fn host() -> (tempfile::TempDir, Supervisor) {
+    fn host() -> (tempfile::TempDir, SupervisorConfig) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("supervisor.toml");
         fs::write(

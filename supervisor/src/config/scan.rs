@@ -159,7 +159,7 @@ struct Known {
 
 /// The options of a scan.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Look {
+pub(crate) struct ScanMode {
     /// True for a reload: an absent file is a removal at once, and another program is new at once.
     pub(crate) removals_at_once: bool,
     /// True to carry out any number of removals.
@@ -259,7 +259,12 @@ impl Scanner {
     }
 
     /// Scans the folder. `busy` files are being written and keep their last state. Blocks on the file system.
-    pub(crate) fn scan(&mut self, now: Instant, look: Look, busy: &BTreeSet<PathBuf>) -> Scanned {
+    pub(crate) fn scan(
+        &mut self,
+        now: Instant,
+        look: ScanMode,
+        busy: &BTreeSet<PathBuf>,
+    ) -> Scanned {
         self.scans += 1;
         let mut problems = Vec::new();
         let mut again_at = None;
@@ -306,7 +311,7 @@ impl Scanner {
     }
 
     /// Returns every path in the folder with the name of a tenant file.
-    fn list(&mut self, look: Look) -> io::Result<Vec<PathBuf>> {
+    fn list(&mut self, look: ScanMode) -> io::Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
         let folder = std::fs::metadata(&self.folder)?;
         let identity = (folder.dev(), folder.ino());
@@ -372,7 +377,7 @@ impl Scanner {
         &mut self,
         present: &BTreeSet<TenantName>,
         now: Instant,
-        look: Look,
+        look: ScanMode,
         problems: &mut Vec<FileProblem>,
     ) -> Option<Instant> {
         let mut due = Vec::new();

@@ -1,7 +1,7 @@
 //! One tenant's effective configuration, with the origins of its values.
 
 use super::Stamp;
-use crate::handover::{Clear, Described};
+use crate::handover::{ConfigSummary, SecretConfig};
 use brokkr_tenant::{
     BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, resolve,
 };
@@ -20,13 +20,16 @@ pub(crate) struct TenantConfig {
     pub(crate) digest: [u8; 32],
     /// Warnings about settings without effect.
     pub(crate) warnings: Vec<String>,
-    clear: OnceLock<Clear>,
+    clear: OnceLock<SecretConfig>,
 }
 
 impl TenantConfig {
     /// Returns the configuration of an instance from an earlier supervisor: the complete configuration if it was handed
     /// over, else that of the lock file, where secrets are masked. `None` when neither can be read.
-    pub(crate) fn found(clear: Option<&Clear>, what: Option<&Described>) -> Option<Self> {
+    pub(crate) fn found(
+        clear: Option<&SecretConfig>,
+        what: Option<&ConfigSummary>,
+    ) -> Option<Self> {
         let whole = clear.and_then(|clear| BrokerConfig::from_json(clear.0.get()));
         // Computes the digest of a complete configuration again, because another version may compute another digest.
         let (config, digest) = match (whole, what) {
@@ -49,17 +52,17 @@ impl TenantConfig {
     }
 
     /// Describes an instance of this configuration, started from `program`, for the next supervisor.
-    pub(crate) fn described(&self, program: Option<Stamp>) -> Described {
-        Described::brief(self.broker(), Digest(self.digest), program)
+    pub(crate) fn described(&self, program: Option<Stamp>) -> ConfigSummary {
+        ConfigSummary::brief(self.broker(), Digest(self.digest), program)
     }
 
     /// Returns the effective configuration with its secrets in the clear, only for a sealed memfd.
-    pub(crate) fn clear(&self) -> Option<Clear> {
+    pub(crate) fn clear(&self) -> Option<SecretConfig> {
         if let Some(clear) = self.clear.get() {
             return Some(clear.clone());
         }
         let json = RawValue::from_string(self.broker().to_clear_json()).ok()?;
-        Some(self.clear.get_or_init(|| Clear(json.into())).clone())
+        Some(self.clear.get_or_init(|| SecretConfig(json.into())).clone())
     }
 
     /// Reads `path` and merges it with the layers `under` it. Also returns the files that the configuration refers to.
@@ -135,7 +138,7 @@ mod tests {
     fn what_an_instance_runs_is_known_whole_from_what_was_left_and_by_its_digest_from_its_lock() {
         let text = "[database]\nurl = \"postgres://u:hunter2@h/d\"\nschema = \"acme\"\n[http]\nlisten = \"127.0.0.1:3001\"\n";
         let config = load(text);
-        let what = Described::of(config.broker(), None);
+        let what = ConfigSummary::of(config.broker(), None);
         assert!(!serde_json::to_string(&what).unwrap().contains("hunter2"));
         let clear = config.clear().unwrap();
         assert!(clear.0.get().contains("hunter2") && !format!("{config:?}").contains("hunter2"));
@@ -149,7 +152,7 @@ mod tests {
         assert_eq!(masked.digest, config.digest);
         assert_eq!(masked.broker().http, config.broker().http);
         assert!(TenantConfig::found(None, None).is_none());
-        let nonsense = Clear(RawValue::from_string("{}".into()).unwrap().into());
+        let nonsense = SecretConfig(RawValue::from_string("{}".into()).unwrap().into());
         assert!(TenantConfig::found(Some(&nonsense), None).is_none());
         let pool = PoolSize::new(7).unwrap();
         assert!(

@@ -1,8 +1,8 @@
 //! Answers `GET /v1/logs`.
 
 use super::App;
-use super::peer::Peer;
-use super::routes::Problem;
+use super::peer_credentials::Peer;
+use super::routes::ApiError;
 use super::stream;
 use crate::logs::{Filter, Followed, Level, Subscription, TextEncoder};
 use axum::Extension;
@@ -29,7 +29,7 @@ struct Query {
 
 impl Query {
     /// Parses the query by hand, because `tenant` and `not` may occur more than once.
-    fn parse(query: &str) -> Result<Self, Problem> {
+    fn parse(query: &str) -> Result<Self, ApiError> {
         let mut parsed = Query {
             filter: Filter::default(),
             lines: LINES,
@@ -39,11 +39,11 @@ impl Query {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode_str(value).decode_utf8_lossy();
-            let bad = || Problem::bad(format!("{key}={value} is not understood"));
+            let bad = || ApiError::bad(format!("{key}={value} is not understood"));
             match key {
                 "tenant" | "not" => {
                     let name = TenantName::parse(&value);
-                    let name = name.map_err(|e| Problem::bad(e.to_string()))?;
+                    let name = name.map_err(|e| ApiError::bad(e.to_string()))?;
                     if key == "not" {
                         parsed.filter.not.push(name);
                     } else {
@@ -82,7 +82,7 @@ pub(super) async fn lines(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+) -> Result<Response, ApiError> {
     let query = Query::parse(query.as_deref().unwrap_or_default())?;
     let snapshot = app.context.fleet.snapshot();
     for name in query.filter.tenants.iter().chain(&query.filter.not) {
@@ -91,7 +91,7 @@ pub(super) async fn lines(
             .iter()
             .any(|tenant| tenant.name == name.as_str())
         {
-            return Err(Problem::no_tenant(name));
+            return Err(ApiError::no_tenant(name));
         }
     }
     let form = if query.json {
@@ -121,7 +121,7 @@ pub(super) async fn lines(
     });
     let (tail, subscription, form) = gathered
         .await
-        .map_err(|error| Problem::internal(error.to_string()))?;
+        .map_err(|error| ApiError::internal(error.to_string()))?;
     let body = match (subscription, permit) {
         (Some(subscription), Some(permit)) => {
             peer.patience().be_long();

@@ -1,6 +1,6 @@
 //! Requests and answers of the control API.
 
-use super::peer::Peer;
+use super::peer_credentials::Peer;
 use super::{App, logs, metrics, pak, stream};
 use crate::fleet::handle::{Order, RequestError, Selection};
 use crate::status::{self, Snapshot};
@@ -49,7 +49,7 @@ pub(super) fn metrics_only(app: App) -> Router {
 
 /// Builds a router that answers 403 to every request.
 pub(super) fn refused(why: String) -> Router {
-    let answer = async move || Problem {
+    let answer = async move || ApiError {
         status: StatusCode::FORBIDDEN,
         error: why.clone(),
     };
@@ -58,12 +58,12 @@ pub(super) fn refused(why: String) -> Router {
 
 /// Error that a client receives.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(super) struct ApiError {
     status: StatusCode,
     error: String,
 }
 
-impl Problem {
+impl ApiError {
     pub(super) fn bad(error: String) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
@@ -87,7 +87,7 @@ impl Problem {
     }
 }
 
-impl From<RequestError> for Problem {
+impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let status = match error {
             RequestError::UnknownTenant(_) => StatusCode::NOT_FOUND,
@@ -100,7 +100,7 @@ impl From<RequestError> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         #[derive(Serialize)]
         struct Body {
@@ -112,10 +112,10 @@ impl IntoResponse for Problem {
 
 impl App {
     /// Takes a slot for a streaming answer.
-    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.streams)
             .try_acquire_owned()
-            .map_err(|_| Problem {
+            .map_err(|_| ApiError {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 error: format!("{} streams are open already", super::STREAMS),
             })
@@ -133,16 +133,16 @@ async fn status(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     query: Result<Query<StatusQuery>, axum::extract::rejection::QueryRejection>,
-) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|error| Problem::bad(error.body_text()))?;
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::bad(error.body_text()))?;
     let watching = match &query.watch {
         None => false,
         Some(value) => logs::flag(value)
-            .ok_or_else(|| Problem::bad(format!("watch={value} is not understood")))?,
+            .ok_or_else(|| ApiError::bad(format!("watch={value} is not understood")))?,
     };
     let latest = one_tenant(&app.context.fleet.snapshot(), query.tenant.as_ref());
     if let (Some(name), true) = (&query.tenant, latest.tenants.is_empty()) {
-        return Err(Problem::no_tenant(name));
+        return Err(ApiError::no_tenant(name));
     }
     if !watching {
         return Ok(Json(latest).into_response());
@@ -215,7 +215,7 @@ fn watch(
 /// Body of `POST /v1/orders`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Orders {
+pub(crate) struct OrderRequest {
     /// Tenants that the order is for.
     pub(crate) selection: Selection,
     /// Order to carry out.
@@ -229,8 +229,8 @@ async fn orders(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     request: Body,
-) -> Result<Response, Problem> {
-    let Orders {
+) -> Result<Response, ApiError> {
+    let OrderRequest {
         selection,
         order,
         keep_going,
@@ -258,7 +258,7 @@ async fn orders(
 /// Body of `POST /v1/reload`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Reload {
+pub(crate) struct ReloadRequest {
     /// True to carry out removals that were held because there were too many of them.
     pub(crate) confirm_removals: bool,
 }
@@ -267,8 +267,8 @@ async fn reload(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     request: Body,
-) -> Result<Response, Problem> {
-    let Reload { confirm_removals } = body(request).await?;
+) -> Result<Response, ApiError> {
+    let ReloadRequest { confirm_removals } = body(request).await?;
     tracing::info!(confirm_removals, "{peer} asks for a reload");
     let fleet = app.context.fleet.clone();
     let settled = tokio::spawn(async move { fleet.reload(confirm_removals).await }).await;
@@ -276,20 +276,20 @@ async fn reload(
 }
 
 /// Parses a JSON body, regardless of its declared content type.
-async fn body<T: DeserializeOwned>(request: Body) -> Result<T, Problem> {
+async fn body<T: DeserializeOwned>(request: Body) -> Result<T, ApiError> {
     let reading = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(request, BODY)).await;
     let bytes = reading
-        .map_err(|_| Problem::bad("the body took too long".to_owned()))?
-        .map_err(|error| Problem::bad(error.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::bad(error.to_string()))
+        .map_err(|_| ApiError::bad("the body took too long".to_owned()))?
+        .map_err(|error| ApiError::bad(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::bad(error.to_string()))
 }
 
 async fn admin_pak(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     Path(name): Path<String>,
-) -> Result<Response, Problem> {
-    let name = TenantName::parse(&name).map_err(|error| Problem::bad(error.to_string()))?;
+) -> Result<Response, ApiError> {
+    let name = TenantName::parse(&name).map_err(|error| ApiError::bad(error.to_string()))?;
     tracing::info!(tenant = name.as_str(), "{peer} asks for the admin PAK");
     let state_dir = app.context.state_dir.clone();
     let tenant = name.clone();
@@ -298,12 +298,12 @@ async fn admin_pak(
     let snapshot = app.context.fleet.snapshot();
     let status = snapshot.tenants.iter().find(|t| t.name == name.as_str());
     let known = status.is_some();
-    let none = |error| Problem {
+    let none = |error| ApiError {
         status: StatusCode::NOT_FOUND,
         error,
     };
     match read {
-        Ok(None) if !known => Err(Problem::no_tenant(&name)),
+        Ok(None) if !known => Err(ApiError::no_tenant(&name)),
         // The tenant's database may be gone or belong to another tenant by now, so the client is told instead of given
         // the PAK.
         _ if !known => {
@@ -325,7 +325,7 @@ async fn admin_pak(
             "{name} has no admin PAK yet: it is written when the tenant first becomes ready; if it is lost, \
              `brokkr-broker rotate admin` with the tenant's file makes a new one"
         ))),
-        Err(error) => Err(Problem::internal(format!(
+        Err(error) => Err(ApiError::internal(format!(
             "the admin PAK of {name} cannot be read: {error}"
         ))),
     }
@@ -340,15 +340,15 @@ async fn figures(State(app): State<App>) -> Response {
         .into_response()
 }
 
-async fn nothing() -> Problem {
-    Problem {
+async fn nothing() -> ApiError {
+    ApiError {
         status: StatusCode::NOT_FOUND,
         error: "there is nothing here".to_owned(),
     }
 }
 
-async fn wrong_method() -> Problem {
-    Problem {
+async fn wrong_method() -> ApiError {
+    ApiError {
         status: StatusCode::METHOD_NOT_ALLOWED,
         error: "not with this method".to_owned(),
     }

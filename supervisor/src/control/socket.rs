@@ -17,26 +17,26 @@ pub(crate) const NAME: &str = "control.sock";
 #[derive(Debug)]
 pub(super) struct Socket {
     listener: UnixListener,
-    file: Bound,
+    file: BoundSocket,
     group: Option<Gid>,
     warning: Option<String>,
 }
 
 /// The socket's file; removed when dropped, unless another file has replaced it.
 #[derive(Debug)]
-pub(super) struct Bound {
+pub(super) struct BoundSocket {
     path: PathBuf,
     inode: u64,
 }
 
-impl Bound {
+impl BoundSocket {
     /// Returns true when the file is still where it was put.
     pub(super) fn is_there(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
     }
 }
 
-impl Drop for Bound {
+impl Drop for BoundSocket {
     fn drop(&mut self) {
         if self.is_there() {
             // If this fails, the next supervisor replaces the file.
@@ -108,7 +108,7 @@ impl Socket {
         fs::rename(early, path)?;
         Ok(Self {
             listener,
-            file: Bound {
+            file: BoundSocket {
                 path: path.to_owned(),
                 inode,
             },
@@ -122,7 +122,7 @@ impl Socket {
         self.group
     }
 
-    pub(super) fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Bound)> {
+    pub(super) fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, BoundSocket)> {
         self.listener.set_nonblocking(true)?;
         Ok((
             tokio::net::UnixListener::from_std(self.listener)?,

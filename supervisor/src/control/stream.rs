@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// The task's end of the stream.
-pub(super) struct Feed(mpsc::Sender<Bytes>);
+pub(super) struct StreamSender(mpsc::Sender<Bytes>);
 
 struct Taken {
     pieces: mpsc::Receiver<Bytes>,
@@ -18,10 +18,10 @@ struct Taken {
 }
 
 /// Creates the two ends of a stream. The connection holds `permit` until it ends.
-pub(super) fn channel(permit: OwnedSemaphorePermit) -> (Feed, Body) {
+pub(super) fn channel(permit: OwnedSemaphorePermit) -> (StreamSender, Body) {
     let (sender, pieces) = mpsc::channel(2);
     (
-        Feed(sender),
+        StreamSender(sender),
         Body::new(Taken {
             pieces,
             _permit: permit,
@@ -29,7 +29,7 @@ pub(super) fn channel(permit: OwnedSemaphorePermit) -> (Feed, Body) {
     )
 }
 
-impl Feed {
+impl StreamSender {
     /// Sends a piece; returns false once the client has gone.
     pub(super) async fn send(&mut self, piece: Bytes) -> bool {
         self.0.send(piece).await.is_ok()

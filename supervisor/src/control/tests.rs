@@ -42,7 +42,7 @@ struct Host {
     dir: TempDir,
     snapshots: watch::Sender<Arc<Snapshot>>,
     hub: Hub,
-    control: Control,
+    control: ControlServer,
 }
 
 impl Host {
@@ -101,7 +101,7 @@ impl Host {
         });
         let sink = File::create(dir.path().join("log")).unwrap();
         let hub = Hub::start(Output::Json(sink.into())).unwrap();
-        let control = Control::start(&config, Handle::new(snapshot, requests), hub.clone())
+        let control = ControlServer::start(&config, Handle::new(snapshot, requests), hub.clone())
             .await
             .unwrap();
         Self {

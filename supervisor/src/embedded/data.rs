@@ -1,8 +1,8 @@
 //! The data folder: created once, and its access rules, written before every start.
 
 use super::programs::Programs;
-use super::{NAME, SUPERUSER, unfinished};
-use crate::instance::postgres::Launch;
+use super::{NAME, SUPERUSER, initdb};
+use crate::instance::postgres::PostgresCommand;
 use nix::unistd::{User, chown, geteuid};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub(super) fn prepare(
     user: Option<(u32, u32)>,
 ) -> Result<(), String> {
     if !is_made(data) {
-        unfinished::make(data, user, |folder, held| {
+        initdb::make(data, user, |folder, held| {
             init(programs, folder, user, held)
         })?;
     }
@@ -77,7 +77,7 @@ fn init(
         "UTF8",
         "--locale=C",
     ];
-    let launch = Launch {
+    let launch = PostgresCommand {
         program: programs.initdb.clone(),
         arguments: arguments.map(str::to_owned).to_vec(),
         user,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Level;
 
-use crate::instance::postgres::Server;
+use crate::instance::postgres::PostgresProcess;
 
 /// Longest line in bytes; a longer line is cut, as brokers' lines are.
 const LONGEST: u64 = 16 * 1024;
@@ -95,7 +95,7 @@ fn read(pipe: impl Read + Send + 'static, last: Arc<LastLines>) -> io::Result<()
 
 /// Reads the server's log from now on, if the supervisor holds its pipe. A pipe that is not read stops the server after
 /// 64 KiB.
-pub(super) fn follow(server: &Server, last: Arc<LastLines>) -> Result<(), String> {
+pub(super) fn follow(server: &PostgresProcess, last: Arc<LastLines>) -> Result<(), String> {
     let Some(pipe) = &server.left().log else {
         return Ok(());
     };

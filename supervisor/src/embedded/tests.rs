@@ -6,11 +6,11 @@
 )]
 //! Tests with a real server in temporary folders.
 
-use super::{Embedded, Remark, blocking, connect, url};
-use crate::config::{self, Supervisor};
-use crate::instance::postgres::{Server, remains};
+use super::{Embedded, EmbeddedStatus, blocking, connect, url};
+use crate::config::{self, SupervisorConfig};
+use crate::instance::postgres::{PostgresProcess, remains};
 use brokkr_tenant::DatabaseUrl;
-use brokkr_tests::Place;
+use brokkr_tests::TestDir;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const BOUND: Duration = Duration::from_secs(60);
 
 /// Starts or adopts the server, and waits until tenants can connect.
-async fn up(config: &Arc<Supervisor>) -> Embedded {
+async fn up(config: &Arc<SupervisorConfig>) -> Embedded {
     let embedded = Embedded::start(config, BTreeMap::new(), false)
         .await
         .unwrap();
@@ -37,7 +37,7 @@ async fn is_up(embedded: &Embedded) {
 }
 
 /// Waits until the reported problem is `wanted`.
-async fn says(remark: &mut Remark, wanted: impl Fn(Option<&str>) -> bool) {
+async fn says(remark: &mut EmbeddedStatus, wanted: impl Fn(Option<&str>) -> bool) {
     let wait = async {
         while !wanted(remark.problem().as_deref()) {
             remark.changed().await;
@@ -48,7 +48,7 @@ async fn says(remark: &mut Remark, wanted: impl Fn(Option<&str>) -> bool) {
     }
 }
 
-fn configured(place: &Place) -> Arc<Supervisor> {
+fn configured(place: &TestDir) -> Arc<SupervisorConfig> {
     let file = place.join("supervisor.toml");
     std::fs::write(
         &file,
@@ -76,8 +76,8 @@ async fn asked(url: &DatabaseUrl, sql: &'static str) -> Result<String, String> {
     .await
 }
 
-async fn pid(config: &Supervisor) -> i32 {
-    let server = Server::adopt(&config.postgres.data_dir, None)
+async fn pid(config: &SupervisorConfig) -> i32 {
+    let server = PostgresProcess::adopt(&config.postgres.data_dir, None)
         .unwrap()
         .expect("a server");
     server.pid()
@@ -85,7 +85,7 @@ async fn pid(config: &Supervisor) -> i32 {
 
 #[tokio::test]
 async fn it_is_made_started_kept_adopted_and_stopped() {
-    let place = Place::new();
+    let place = TestDir::new();
     let config = configured(&place);
     let embedded = up(&config).await;
     assert_eq!(*embedded.url().unwrap(), url(&config).unwrap());
@@ -122,7 +122,7 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
     embedded.stop().await;
     assert!(asked(&stopping, "SELECT 'up'").await.is_err());
     assert!(
-        Server::adopt(&config.postgres.data_dir, None)
+        PostgresProcess::adopt(&config.postgres.data_dir, None)
             .unwrap()
             .is_none()
     );
@@ -134,10 +134,10 @@ async fn it_lets_nobody_else_in() {
         eprintln!("skipped: needs root to be somebody else");
         return;
     }
-    let place = Place::new();
+    let place = TestDir::new();
     let config = configured(&place);
     let embedded = up(&config).await;
-    let sockets = super::folder::socket_folder(&config.runtime_dir).unwrap();
+    let sockets = super::ownership::socket_folder(&config.runtime_dir).unwrap();
     let stranger = |name: &str| {
         let mut psql = std::process::Command::new("psql");
         std::os::unix::process::CommandExt::uid(&mut psql, 65534);
@@ -181,7 +181,7 @@ async fn it_lets_nobody_else_in() {
 
 #[tokio::test]
 async fn what_postgresql_says_is_in_the_error_when_it_does_not_start() {
-    let place = Place::new();
+    let place = TestDir::new();
     let config = configured(&place);
     up(&config).await.stop().await;
     let file = config.postgres.data_dir.join("postgresql.conf");
@@ -204,7 +204,7 @@ async fn what_postgresql_says_is_in_the_error_when_it_does_not_start() {
 
 #[tokio::test]
 async fn a_first_start_that_fails_says_why_unless_brokers_wait_for_it() {
-    let place = Place::new();
+    let place = TestDir::new();
     let mut config = (*configured(&place)).clone();
     config.postgres.bin_dir = Some(place.join("nothing"));
     let config = Arc::new(config);
@@ -224,7 +224,7 @@ async fn a_first_start_that_fails_says_why_unless_brokers_wait_for_it() {
 
 #[tokio::test]
 async fn a_paused_server_is_kept_and_one_that_listens_elsewhere_is_replaced() {
-    let place = Place::new();
+    let place = TestDir::new();
     let config = configured(&place);
     let embedded = up(&config).await;
     let before = pid(&config).await;
@@ -261,7 +261,7 @@ async fn a_paused_server_is_kept_and_one_that_listens_elsewhere_is_replaced() {
 
 #[tokio::test]
 async fn what_a_killed_server_left_is_waited_for() {
-    let place = Place::new();
+    let place = TestDir::new();
     let config = configured(&place);
     let embedded = up(&config).await;
     let before = pid(&config).await;

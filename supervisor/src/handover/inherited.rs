@@ -1,8 +1,8 @@
 //! Takes the descriptors this process was given at its start: by systemd from its descriptor store, or by the
 //! supervisor that executed this process.
 
-use super::names::Name;
-use super::{Estate, Index, IndexError, LONGEST};
+use super::fd_names::FdName;
+use super::{HandoverIndex, HandoverState, IndexError, LONGEST};
 use crate::{memfd, sys};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -18,7 +18,7 @@ const FIRST: RawFd = 3;
 
 /// The giver of the descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Giver {
+pub(crate) enum HandoverSource {
     /// None: nothing was given.
     #[default]
     Nobody,
@@ -30,20 +30,20 @@ pub(crate) enum Giver {
 
 /// The inherited descriptors and their index. Dropping closes them.
 #[derive(Debug, Default)]
-pub(crate) struct Inherited {
-    pub(crate) giver: Giver,
+pub(crate) struct InheritedFds {
+    pub(crate) handover_source: HandoverSource,
     /// The index, if there is a readable one.
-    pub(crate) index: Option<Index>,
+    pub(crate) index: Option<HandoverIndex>,
     /// Reason why there is no index, for the operator.
     pub(crate) problem: Option<String>,
-    /// Descriptors with a valid [`Name`].
-    pub(crate) descriptors: BTreeMap<Name, OwnedFd>,
+    /// Descriptors with a valid [`FdName`].
+    pub(crate) descriptors: BTreeMap<FdName, OwnedFd>,
     pub(crate) lock: Option<OwnedFd>,
     /// Every name in systemd's store.
     pub(crate) stored: Vec<String>,
 }
 
-impl Inherited {
+impl InheritedFds {
     /// Takes the descriptors that the environment names. Must be called once, first in `main`, before other code can
     /// have opened descriptors of these numbers.
     pub(crate) fn take() -> Self {
@@ -62,16 +62,16 @@ impl Inherited {
     }
 
     /// Takes up an estate again whose successor could not be executed.
-    pub(crate) fn again(estate: Estate) -> Self {
-        let copies = estate.descriptors.iter();
+    pub(crate) fn again(handover_state: HandoverState) -> Self {
+        let copies = handover_state.descriptors.iter();
         Self {
-            giver: Giver::Ourselves,
-            stored: estate.index.stored.clone(),
+            handover_source: HandoverSource::Ourselves,
+            stored: handover_state.index.stored.clone(),
             // A descriptor that cannot be copied is taken back from its broker.
             descriptors: copies
                 .filter_map(|(name, fd)| Some((*name, fd.try_clone().ok()?)))
                 .collect(),
-            index: Some(estate.index),
+            index: Some(handover_state.index),
             problem: None,
             lock: None,
         }
@@ -79,7 +79,7 @@ impl Inherited {
 
     fn ours(number: &str) -> Self {
         let mut inherited = Self {
-            giver: Giver::Ourselves,
+            handover_source: HandoverSource::Ourselves,
             ..Self::default()
         };
         match passed(number).and_then(|fd| read(&fd)) {
@@ -88,7 +88,7 @@ impl Inherited {
                     let Ok(fd) = sys::inherit(*number) else {
                         continue;
                     };
-                    match Name::parse(name) {
+                    match FdName::parse(name) {
                         Some(name) => {
                             inherited.descriptors.insert(name, fd);
                         }
@@ -106,7 +106,7 @@ impl Inherited {
 
     fn systemds(count: RawFd, names: &str) -> Self {
         let mut inherited = Self {
-            giver: Giver::Systemd,
+            handover_source: HandoverSource::Systemd,
             ..Self::default()
         };
         let mut problems = Vec::new();
@@ -115,7 +115,7 @@ impl Inherited {
                 continue;
             };
             inherited.stored.push(name.to_owned());
-            if let Some(name) = Name::parse(name) {
+            if let Some(name) = FdName::parse(name) {
                 inherited.descriptors.insert(name, fd);
             } else if INDEX_NAMES.contains(&name) {
                 match read(&fd) {
@@ -149,7 +149,7 @@ fn passed(number: &str) -> Result<OwnedFd, String> {
 }
 
 /// Reads the index from a memfd. The error repeats nothing of the text, which holds secrets.
-pub(crate) fn read(fd: &OwnedFd) -> Result<Index, String> {
+pub(crate) fn read(fd: &OwnedFd) -> Result<HandoverIndex, String> {
     let json = memfd::read(fd.as_fd(), LONGEST).map_err(|error| error.to_string())?;
-    Index::decode(&json).map_err(|error: IndexError| error.to_string())
+    HandoverIndex::decode(&json).map_err(|error: IndexError| error.to_string())
 }

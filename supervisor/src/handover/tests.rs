@@ -1,7 +1,7 @@
 //! Tests that the index can be read across versions, and that names stay short.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::names::{Ids, Kind, MOST_BYTES, MOST_STORED, Name, fitting};
+use super::fd_names::{FdKind, FdName, Ids, MOST_BYTES, MOST_STORED, fitting};
 use super::*;
 use std::collections::BTreeSet;
 
@@ -9,15 +9,15 @@ fn tenant(n: u32) -> TenantName {
     TenantName::parse(&format!("tenant-with-quite-a-long-name-{n:06}")).unwrap()
 }
 
-fn record(n: u32) -> Record {
-    Record {
+fn record(n: u32) -> InstanceRecord {
+    InstanceRecord {
         id: Some(n),
         tenant: tenant(n),
         instance: 7,
         pid: 4_000_000,
         start_time: u64::from(n),
         files: format!("/run/brokkr/instances/{}.7", tenant(n)).into(),
-        what: Some(Described {
+        what: Some(ConfigSummary {
             digest: "d".repeat(64),
             listen: Listen::parse("127.0.0.1:3001").unwrap(),
             schema: "tenant_acme".into(),
@@ -25,23 +25,23 @@ fn record(n: u32) -> Record {
             program: None,
             config: serde_json::json!({"database": {"url": "postgres://u:***@h/d"}}),
         }),
-        config: Some(Clear(
+        config: Some(SecretConfig(
             RawValue::from_string(r#"{"url":"postgres://u:hunter2@h/d"}"#.into())
                 .unwrap()
                 .into(),
         )),
-        phase: Phase::Serving,
+        phase: RecordedPhase::Serving,
         connections: 10,
         outdated: false,
-        log: Carry {
+        log: PartialLine {
             bytes: b"{\"time".to_vec(),
             beyond: 0,
         },
     }
 }
 
-fn index(instances: u32) -> Index {
-    Index {
+fn index(instances: u32) -> HandoverIndex {
+    HandoverIndex {
         version: VERSION,
         serial: 3,
         supervisor: "0.1.0".into(),
@@ -61,15 +61,16 @@ fn an_index_of_a_thousand_instances_reads_back_equal_and_shows_no_secret() {
     let index = index(1000);
     let json = index.encode();
     assert!((json.len() as u64) < LONGEST / 10);
-    assert_eq!(Index::decode(&json).unwrap(), index);
+    assert_eq!(HandoverIndex::decode(&json).unwrap(), index);
     assert!(!format!("{index:?}").contains("hunter2"));
 }
 
 #[test]
 fn another_version_is_known_by_its_number_whatever_else_it_holds() {
-    let error = Index::decode(br#"{"version":2,"tenants":{"acme":"anything"}}"#).unwrap_err();
+    let error =
+        HandoverIndex::decode(br#"{"version":2,"tenants":{"acme":"anything"}}"#).unwrap_err();
     assert!(matches!(error, IndexError::Version(2)), "{error}");
-    let error = Index::decode(br#"{"version":1,"instances":"hunter2"}"#).unwrap_err();
+    let error = HandoverIndex::decode(br#"{"version":1,"instances":"hunter2"}"#).unwrap_err();
     assert!(!format!("{error:?} {error}").contains("hunter2"));
 }
 
@@ -84,8 +85,8 @@ fn what_a_later_supervisor_adds_is_passed_over_and_what_it_leaves_out_has_a_defa
         .unwrap()
         .remove("config");
     json.as_object_mut().unwrap().remove("restarts");
-    let read = Index::decode(json.to_string().as_bytes()).unwrap();
-    assert_eq!(read.instances[0].phase, Phase::Unknown);
+    let read = HandoverIndex::decode(json.to_string().as_bytes()).unwrap();
+    assert_eq!(read.instances[0].phase, RecordedPhase::Unknown);
     assert_eq!(read.instances[0].config, None);
     assert!(read.restarts.is_empty());
 }
@@ -93,13 +94,13 @@ fn what_a_later_supervisor_adds_is_passed_over_and_what_it_leaves_out_has_a_defa
 #[test]
 fn names_are_read_back_and_nothing_else_is_taken_for_one() {
     for (id, kind, text) in [
-        (17, Kind::Listener, "17l"),
-        (17, Kind::Log, "17p"),
-        (0, Kind::Death, "0d"),
-        (9, Kind::Notify, "9n"),
+        (17, FdKind::Listener, "17l"),
+        (17, FdKind::Log, "17p"),
+        (0, FdKind::Death, "0d"),
+        (9, FdKind::Notify, "9n"),
     ] {
-        assert_eq!(Name::new(id, kind).to_string(), text);
-        assert_eq!(Name::parse(text), Some(Name::new(id, kind)));
+        assert_eq!(FdName::new(id, kind).to_string(), text);
+        assert_eq!(FdName::parse(text), Some(FdName::new(id, kind)));
     }
     for text in [
         "",
@@ -113,14 +114,14 @@ fn names_are_read_back_and_nothing_else_is_taken_for_one() {
         "99999999999l",
         "stored",
     ] {
-        assert_eq!(Name::parse(text), None, "{text}");
+        assert_eq!(FdName::parse(text), None, "{text}");
     }
 }
 
 #[test]
 fn ids_are_given_again_so_that_names_stay_short() {
     let mut ids = Ids::default();
-    assert!(ids.claim(2) && !ids.claim(2) && !ids.claim(names::EMBEDDED));
+    assert!(ids.claim(2) && !ids.claim(2) && !ids.claim(fd_names::EMBEDDED));
     assert_eq!([ids.take(), ids.take(), ids.take()], [1, 3, 4]);
     ids.free(3);
     assert_eq!(ids.take(), 3);
@@ -132,11 +133,11 @@ fn ids_are_given_again_so_that_names_stay_short() {
 }
 
 /// Returns a group of three names for each of `n` instances.
-fn groups(n: u32) -> BTreeMap<u32, Vec<Name>> {
+fn groups(n: u32) -> BTreeMap<u32, Vec<FdName>> {
     (1..=n)
         .map(|id| {
-            let kinds = [Kind::Listener, Kind::Log, Kind::Death];
-            (id, kinds.map(|kind| Name::new(id, kind)).to_vec())
+            let kinds = [FdKind::Listener, FdKind::Log, FdKind::Death];
+            (id, kinds.map(|kind| FdName::new(id, kind)).to_vec())
         })
         .collect()
 }

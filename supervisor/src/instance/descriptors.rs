@@ -22,9 +22,9 @@ pub(crate) struct Descriptors {
 
 /// Descriptors of an instance; empty until the process exists.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Slot(Arc<OnceLock<Descriptors>>);
+pub(crate) struct DescriptorCell(Arc<OnceLock<Descriptors>>);
 
-impl Slot {
+impl DescriptorCell {
     /// Fills the slot.
     pub(crate) fn fill(&self, descriptors: Descriptors) {
         // Only one task fills a slot, once; an error cannot happen.

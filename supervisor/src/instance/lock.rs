@@ -7,7 +7,7 @@
 //! The first line names the process. The second line describes, in JSON, what the process runs, so that a supervisor
 //! can take the instance over from the lock file alone.
 
-use crate::handover::Described;
+use crate::handover::ConfigSummary;
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::TenantName;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 
 /// The process that a lock file names; tells that process from a later process with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Holder {
+pub(crate) struct LockHolder {
     pub(crate) pid: i32,
     /// Field 22 of `/proc/PID/stat`, in clock ticks since boot.
     pub(crate) start_time: u64,
     pub(crate) boot_id: String,
 }
 
-impl Holder {
+impl LockHolder {
     /// Reads the identity of a running process from `/proc`.
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
         Ok(Self {
@@ -94,11 +94,11 @@ pub(crate) fn boot_id() -> io::Result<String> {
 
 /// The files of one instance in the runtime folder.
 #[derive(Debug, Clone)]
-pub(crate) struct Files {
+pub(crate) struct InstanceFiles {
     stem: PathBuf,
 }
 
-impl Files {
+impl InstanceFiles {
     /// Names the files; creates none.
     pub(crate) fn new(folder: &Path, tenant: &TenantName, id: InstanceId) -> Self {
         Self {
@@ -168,8 +168,8 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Writes the holder and what it runs into its lock file.
-pub(crate) fn sign(file: &File, holder: &Holder, what: &Described) -> io::Result<()> {
-    let Holder {
+pub(crate) fn sign(file: &File, holder: &LockHolder, what: &ConfigSummary) -> io::Result<()> {
+    let LockHolder {
         pid,
         start_time,
         boot_id,
@@ -181,37 +181,37 @@ pub(crate) fn sign(file: &File, holder: &Holder, what: &Described) -> io::Result
 
 /// State of a lock file.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Found {
+pub(crate) enum LockState {
     /// No process holds the lock.
     Stale,
     /// A process holds the lock.
-    Held(Box<Label>),
+    Held(Box<LockLabel>),
 }
 
 /// Content of a held lock file.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Label {
+pub(crate) struct LockLabel {
     /// The process that the file names.
-    pub(crate) holder: Option<Holder>,
+    pub(crate) holder: Option<LockHolder>,
     /// Description of what the process runs.
-    pub(crate) what: Option<Described>,
+    pub(crate) what: Option<ConfigSummary>,
 }
 
 /// Reads a lock file without keeping its lock.
-pub(crate) fn look(path: &Path) -> io::Result<Found> {
+pub(crate) fn look(path: &Path) -> io::Result<LockState> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
         .open(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Found::Stale),
+        Ok(()) => Ok(LockState::Stale),
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             file.read_to_string(&mut text)?;
             let mut lines = text.lines();
-            Ok(Found::Held(Box::new(Label {
-                holder: lines.next().and_then(Holder::parse),
+            Ok(LockState::Held(Box::new(LockLabel {
+                holder: lines.next().and_then(LockHolder::parse),
                 what: lines
                     .next()
                     .and_then(|line| serde_json::from_str(line).ok()),
@@ -240,7 +240,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("acme.7.lock");
         let file = create(&path).unwrap();
-        let what = Described {
+        let what = ConfigSummary {
             digest: "abc".into(),
             listen: brokkr_tenant::Listen::parse("127.0.0.1:1").unwrap(),
             schema: "acme".into(),
@@ -248,11 +248,11 @@ mod tests {
             program: None,
             config: serde_json::Value::Null,
         };
-        let us = Holder::of(std::process::id() as i32).unwrap();
+        let us = LockHolder::of(std::process::id() as i32).unwrap();
         sign(&file, &us, &what).unwrap();
         let inherited = file.try_clone().unwrap();
         drop(file);
-        let Found::Held(label) = look(&path).unwrap() else {
+        let LockState::Held(label) = look(&path).unwrap() else {
             panic!("not held")
         };
         assert_eq!(label.what, Some(what));
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(holder.pid, std::process::id() as i32);
         assert!(holder.lives());
         assert!(
-            !Holder {
+            !LockHolder {
                 start_time: holder.start_time + 1,
                 ..holder
             }
@@ -268,7 +268,7 @@ mod tests {
         );
         assert!(create(&path).is_err());
         drop(inherited);
-        assert_eq!(look(&path).unwrap(), Found::Stale);
+        assert_eq!(look(&path).unwrap(), LockState::Stale);
         assert_eq!(parse_name("acme.7.lock").unwrap().1, InstanceId(7));
         assert!(parse_name("acme.7.sock").is_none() && parse_name("supervisor.lock").is_none());
     }

@@ -21,7 +21,7 @@ const LONGEST_STATUS: usize = 400;
 
 /// A statement of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum NotifyMessage {
     Ready,
     Status(String),
     Extend(Duration),
@@ -37,12 +37,12 @@ const BURST: u32 = 100;
 /// Limits how often an instance is heard, so that it cannot take the supervisor's time. Further datagrams wait in the
 /// socket; once that is full, the instance waits.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct NotifyRateLimit {
     /// Time at which the datagrams heard so far are within the rate.
     paid: Option<Instant>,
 }
 
-impl Pace {
+impl NotifyRateLimit {
     /// Counts a datagram.
     pub(crate) fn one(&mut self) {
         let now = Instant::now();
@@ -87,7 +87,7 @@ impl NotifySocket {
     }
 
     /// Receives the next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.
-    pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<Said>> {
+    pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<NotifyMessage>> {
         loop {
             let mut ready = self.socket.readable().await?;
             // A datagram that cannot be read whole comes from a stranger and is ignored.
@@ -100,7 +100,7 @@ impl NotifySocket {
     }
 
     /// Returns the datagrams already received, for a process that has ended.
-    pub(crate) fn drain(&self, pid: i32) -> Vec<Said> {
+    pub(crate) fn drain(&self, pid: i32) -> Vec<NotifyMessage> {
         let mut all = Vec::new();
         loop {
             match read_one(self.socket.get_ref()) {
@@ -149,19 +149,21 @@ fn read_one(socket: &OwnedFd) -> io::Result<(Option<i32>, String)> {
     ))
 }
 
-fn parse(text: &str) -> Vec<Said> {
+fn parse(text: &str) -> Vec<NotifyMessage> {
     text.lines()
         .filter_map(|line| {
             let (key, value) = line.split_once('=')?;
             match key {
-                "READY" if value == "1" => Some(Said::Ready),
-                "STATUS" => Some(Said::Status(value.chars().take(LONGEST_STATUS).collect())),
+                "READY" if value == "1" => Some(NotifyMessage::Ready),
+                "STATUS" => Some(NotifyMessage::Status(
+                    value.chars().take(LONGEST_STATUS).collect(),
+                )),
                 "EXTEND_TIMEOUT_USEC" => value
                     .parse()
                     .ok()
-                    .map(|n| Said::Extend(Duration::from_micros(n))),
-                "EXIT_STATUS" => value.parse().ok().map(Said::ExitStatus),
-                "X_CONNECTIONS" => value.parse().ok().map(Said::Connections),
+                    .map(|n| NotifyMessage::Extend(Duration::from_micros(n))),
+                "EXIT_STATUS" => value.parse().ok().map(NotifyMessage::ExitStatus),
+                "X_CONNECTIONS" => value.parse().ok().map(NotifyMessage::Connections),
                 _ => None,
             }
         })
@@ -189,9 +191,9 @@ mod tests {
         assert_eq!(
             socket.receive(us).await.unwrap(),
             [
-                Said::Ready,
-                Said::Status("up and well".into()),
-                Said::Connections(3)
+                NotifyMessage::Ready,
+                NotifyMessage::Status("up and well".into()),
+                NotifyMessage::Connections(3)
             ]
         );
         let stranger = std::process::Command::new("python3")
@@ -211,14 +213,17 @@ mod tests {
             Some(&nix::sys::socket::UnixAddr::new(&path).unwrap()),
         )
         .unwrap();
-        assert_eq!(socket.receive(us).await.unwrap(), [Said::Ready]);
+        assert_eq!(socket.receive(us).await.unwrap(), [NotifyMessage::Ready]);
         sender.send_to(b"EXIT_STATUS=78", &path).unwrap();
-        assert_eq!(socket.receive(us).await.unwrap(), [Said::ExitStatus(78)]);
+        assert_eq!(
+            socket.receive(us).await.unwrap(),
+            [NotifyMessage::ExitStatus(78)]
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_instance_is_heard_in_bursts_and_then_at_a_pace() {
-        let mut pace = Pace::default();
+        let mut pace = NotifyRateLimit::default();
         for _ in 0..=BURST {
             assert!(pace.may_hear());
             pace.one();

@@ -1,8 +1,8 @@
 //! The processes of the embedded PostgreSQL: `initdb`, the server, and a server that an earlier supervisor left.
 
+use super::fd_recovery;
 use super::lock;
-use super::orphans::{self, Registered};
-use super::take_back;
+use super::reaper::{self, OwnedChild};
 use crate::sys;
 use nix::sys::signal::Signal;
 use std::io;
@@ -19,7 +19,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A program of PostgreSQL and how to start it.
 #[derive(Debug, Clone)]
-pub(crate) struct Launch {
+pub(crate) struct PostgresCommand {
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
     /// User and group to switch to; `None`: the supervisor's own.
@@ -28,7 +28,7 @@ pub(crate) struct Launch {
     pub(crate) folder: PathBuf,
 }
 
-impl Launch {
+impl PostgresCommand {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -59,14 +59,14 @@ impl Launch {
         let child = command.spawn()?;
         // Dropping the command closes this process's copy of `held`.
         drop(command);
-        let _registered = orphans::register(pid_of(&child));
+        let _registered = reaper::register(pid_of(&child));
         child.wait_with_output()
     }
 
     /// Starts the program as a server.
-    pub(crate) fn server(&self) -> io::Result<Server> {
+    pub(crate) fn server(&self) -> io::Result<PostgresProcess> {
         let mut child = self.command().spawn()?;
-        let registered = orphans::register(pid_of(&child));
+        let registered = reaper::register(pid_of(&child));
         let pidfd = match sys::pidfd_open(pid_of(&child)) {
             Ok(pidfd) => pidfd,
             Err(error) => {
@@ -77,10 +77,10 @@ impl Launch {
         };
         let log = child.stderr.take();
         let pidfd = Arc::new(pidfd);
-        Ok(Server {
+        Ok(PostgresProcess {
             pid: pid_of(&child),
             ended: sys::readable_shared(Arc::clone(&pidfd))?,
-            left: Left {
+            left: PostgresHandover {
                 pidfd,
                 log: log.map(|log| Arc::new(log.into())),
             },
@@ -96,16 +96,16 @@ fn pid_of(child: &Child) -> i32 {
 
 /// A running server, started or adopted. Dropping this leaves it running.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct PostgresProcess {
     pid: i32,
     ended: AsyncFd<Arc<OwnedFd>>,
-    left: Left,
-    child: Option<(Child, Registered)>,
+    left: PostgresHandover,
+    child: Option<(Child, OwnedChild)>,
 }
 
 /// The descriptors that another supervisor needs to take the server over.
 #[derive(Debug, Clone)]
-pub(crate) struct Left {
+pub(crate) struct PostgresHandover {
     /// Readable once the server has ended.
     pub(crate) pidfd: Arc<OwnedFd>,
     /// The read end of its standard error; `None` when it could not be opened.
@@ -120,7 +120,7 @@ fn shows_nobody(error: &io::Error) -> bool {
     )
 }
 
-impl Server {
+impl PostgresProcess {
     /// Takes over the server that runs on this data folder, if there is one. `postmaster.pid` names the process, and
     /// its working directory proves it, because the pid may belong to another process by now. `log` is the inherited
     /// read end of its standard error; without it the pipe is opened again.
@@ -144,11 +144,11 @@ impl Server {
             return Ok(None);
         }
         let pidfd = Arc::new(pidfd);
-        let log = log.or_else(|| take_back::log(pid).ok());
+        let log = log.or_else(|| fd_recovery::log(pid).ok());
         Ok(Some(Self {
             pid,
             ended: sys::readable_shared(Arc::clone(&pidfd))?,
-            left: Left {
+            left: PostgresHandover {
                 pidfd,
                 log: log.map(Arc::new),
             },
@@ -161,7 +161,7 @@ impl Server {
     }
 
     /// Returns the descriptors to pass to another supervisor.
-    pub(crate) fn left(&self) -> &Left {
+    pub(crate) fn left(&self) -> &PostgresHandover {
         &self.left
     }
 
@@ -215,7 +215,7 @@ pub(crate) fn remains(data: &Path) -> Vec<i32> {
 
 /// Signals backends whose postmaster is dead. A backend may run its statement for any time before it notices that, and
 /// no server can start until then. Nothing is lost, because that server must recover from a crash already.
-pub(crate) fn end_orphans(data: &Path, signal: Signal) {
+pub(crate) fn end_owned_children(data: &Path, signal: Signal) {
     let is_server = |pid: i32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm"))
             .is_ok_and(|name| name.trim_end() == "postgres")
@@ -227,12 +227,12 @@ pub(crate) fn end_orphans(data: &Path, signal: Signal) {
         let parent = lock::parent(pid)
             .ok()
             .and_then(|pid| i32::try_from(pid).ok());
-        let orphan = titled && parent.is_some_and(|parent| !is_server(parent));
+        let owned_child = titled && parent.is_some_and(|parent| !is_server(parent));
         let Ok(pidfd) = sys::pidfd_open(pid) else {
             continue;
         };
         // Checked again after the pidfd was opened, because the pid may have named another process before.
-        if orphan && remains(data).contains(&pid) {
+        if owned_child && remains(data).contains(&pid) {
             // An error means that the backend has ended.
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal as i32);
         }

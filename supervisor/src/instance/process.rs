@@ -1,17 +1,17 @@
 //! The task of one instance, from spawn or adoption to its end: it owns the process, its reports and its exit status.
 
-use super::descriptors::{Descriptors, Slot};
-use super::end::{self, End, Mortal};
-use super::group::Group;
-use super::launch::{Launch, Launched};
-use super::lock::Files;
-use super::notify::{NotifySocket, Pace, Said};
-use super::orphans::{self, Registered};
-use super::private::{Private, ProbeTimes, Wishes};
-use super::question::{self, Answer};
-use super::report::{Reporter, What};
-use crate::handover::Carry;
-use crate::lifecycle::{Event, InstanceId, Stage};
+use super::cgroup::Cgroup;
+use super::descriptors::{DescriptorCell, Descriptors};
+use super::events::{EventKind, EventSender};
+use super::lock::InstanceFiles;
+use super::notify::{NotifyMessage, NotifyRateLimit, NotifySocket};
+use super::probe_client::{InstanceSettings, ProbeTask, ProbeTimes};
+use super::reaper::{self, OwnedChild};
+use super::spawn::{SpawnRequest, SpawnedInstance};
+use super::state_query::{self, InstanceState};
+use super::termination::{self, ProcessRef, Termination};
+use crate::handover::PartialLine;
+use crate::lifecycle::{AdoptedStage, Event, InstanceId};
 use crate::logs::Hub;
 use crate::sys;
 use brokkr_tenant::LimitsConfig;
@@ -29,26 +29,26 @@ const EXIT_CONFIGURATION: u8 = 78;
 const ASKED_FIRST: Duration = Duration::from_secs(2);
 
 /// The task of one instance, before it runs.
-pub(crate) struct Process {
+pub(crate) struct InstanceTask {
     pub(crate) id: InstanceId,
-    pub(crate) reporter: Reporter,
+    pub(crate) reporter: EventSender,
     pub(crate) hub: Hub,
-    pub(crate) ends: mpsc::Receiver<End>,
-    pub(crate) wishes: watch::Receiver<Wishes>,
+    pub(crate) ends: mpsc::Receiver<Termination>,
+    pub(crate) wishes: watch::Receiver<InstanceSettings>,
     pub(crate) times: ProbeTimes,
     /// Holds its descriptors for passing them to another supervisor.
-    pub(crate) slot: Slot,
+    pub(crate) slot: DescriptorCell,
     /// Its cgroup, where instances have cgroups.
-    pub(crate) group: Option<Group>,
+    pub(crate) group: Option<Cgroup>,
 }
 
 /// A process that an earlier supervisor started; its descriptors are in the slot.
-pub(crate) struct Adoption {
-    pub(crate) files: Files,
+pub(crate) struct AdoptedProcess {
+    pub(crate) files: InstanceFiles,
     /// The incomplete last line of its log.
-    pub(crate) carry: Carry,
+    pub(crate) partial_line: PartialLine,
     /// The last known stage.
-    pub(crate) stage: Stage,
+    pub(crate) stage: AdoptedStage,
     /// The largest number of connections it may hold, as last told.
     pub(crate) connections: u32,
     /// The limits of its cgroup.
@@ -56,29 +56,29 @@ pub(crate) struct Adoption {
 }
 
 /// A running process.
-struct Alive {
+struct RunningProcess {
     pid: i32,
     pidfd: Arc<OwnedFd>,
     notify: Arc<OwnedFd>,
-    mortal: Mortal,
-    files: Files,
+    process_ref: ProcessRef,
+    files: InstanceFiles,
     /// Must be dropped only after the process has been reaped.
-    registered: Option<Registered>,
+    registered: Option<OwnedChild>,
     told_connections: Option<u32>,
     /// The stage of an adopted process.
-    adopted: Option<Stage>,
+    adopted: Option<AdoptedStage>,
 }
 
 /// Last status and exit status that an instance reported itself.
 #[derive(Debug, Default)]
-struct Testament {
+struct ExitReport {
     status: Option<String>,
     exit_status: Option<u8>,
 }
 
-impl Process {
+impl InstanceTask {
     /// Starts the instance, watches it until it ends, and reports its end.
-    pub(crate) async fn run(self, launch: Launch) {
+    pub(crate) async fn run(self, launch: SpawnRequest) {
         let files = launch.files.clone();
         let told_connections = Some(launch.config.connections);
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
@@ -86,7 +86,7 @@ impl Process {
             Ok(Err(reason)) => return self.failed(reason).await,
             Err(panic) => return self.failed(format!("starting it failed: {panic}")).await,
         };
-        let Launched {
+        let SpawnedInstance {
             process,
             start_time,
             program,
@@ -103,12 +103,12 @@ impl Process {
             log: Some(Arc::new(log)),
             notify: Arc::new(notify),
         };
-        self.read_log(&descriptors, Carry::default());
-        let alive = Alive {
+        self.read_log(&descriptors, PartialLine::default());
+        let alive = RunningProcess {
             pid,
             pidfd: Arc::clone(&descriptors.pidfd),
             notify: Arc::clone(&descriptors.notify),
-            mortal: Mortal::child(pid, start_time),
+            process_ref: ProcessRef::child(pid, start_time),
             files,
             registered,
             told_connections,
@@ -122,10 +122,10 @@ impl Process {
     }
 
     /// Takes over an instance of an earlier supervisor, watches it until it ends, and reports its end.
-    pub(crate) async fn adopt(self, adoption: Adoption) {
-        let Adoption {
+    pub(crate) async fn adopt(self, adoption: AdoptedProcess) {
+        let AdoptedProcess {
             files,
-            carry,
+            partial_line,
             stage,
             connections: _,
             limits: _,
@@ -134,16 +134,16 @@ impl Process {
         let Some(descriptors) = slot.get() else {
             return self.failed("nothing is known of it".into()).await;
         };
-        self.read_log(descriptors, carry);
+        self.read_log(descriptors, partial_line);
         let pid = descriptors.pid;
-        let mortal = Mortal::found(pid, descriptors.start_time);
-        self.live(Alive {
+        let process_ref = ProcessRef::found(pid, descriptors.start_time);
+        self.live(RunningProcess {
             pid,
             pidfd: Arc::clone(&descriptors.pidfd),
             notify: Arc::clone(&descriptors.notify),
             // The process is a child when the earlier supervisor executed this program in its place.
-            registered: mortal.is_child().then(|| orphans::register(pid)),
-            mortal,
+            registered: process_ref.is_child().then(|| reaper::register(pid)),
+            process_ref,
             files,
             told_connections: None,
             adopted: Some(stage),
@@ -151,33 +151,36 @@ impl Process {
         .await;
     }
 
-    fn read_log(&self, descriptors: &Descriptors, carry: Carry) {
+    fn read_log(&self, descriptors: &Descriptors, partial_line: PartialLine) {
         let Some(log) = &descriptors.log else { return };
         let (tenant, pid) = (self.reporter.tenant().clone(), descriptors.pid);
-        if let Err(error) = self.hub.attach(tenant, pid, Arc::clone(log), carry) {
+        if let Err(error) = self.hub.attach(tenant, pid, Arc::clone(log), partial_line) {
             tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "its log pipe cannot be read");
         }
     }
 
-    async fn live(mut self, alive: Alive) {
+    async fn live(mut self, alive: RunningProcess) {
         let pid = alive.pid;
-        let mut testament = Testament::default();
-        let end = match self.see_through(&alive, &mut testament).await {
+        let mut exit_report = ExitReport::default();
+        let end = match self.see_through(&alive, &mut exit_report).await {
             Ok(end) => end,
             Err(error) => {
                 // Kills the process before reporting its exit; otherwise the next instance would run beside it.
                 tracing::error!(tenant = %self.reporter.tenant(), pid, %error, "the supervisor lost sight of it: it is killed");
-                let (mortal, pidfd) = (alive.mortal, Arc::clone(&alive.pidfd));
+                let (process_ref, pidfd) = (alive.process_ref, Arc::clone(&alive.pidfd));
                 let killed =
-                    tokio::task::spawn_blocking(move || mortal.kill_and_wait(&pidfd)).await;
+                    tokio::task::spawn_blocking(move || process_ref.kill_and_wait(&pidfd)).await;
                 killed.unwrap_or_else(|panic| panic.to_string())
             }
         };
         drop(alive.registered);
         alive.files.remove();
         let end = self.leave_group(end);
-        let configuration = testament.exit_status == Some(EXIT_CONFIGURATION);
-        let reason = match testament.status.filter(|_| testament.exit_status.is_some()) {
+        let configuration = exit_report.exit_status == Some(EXIT_CONFIGURATION);
+        let reason = match exit_report
+            .status
+            .filter(|_| exit_report.exit_status.is_some())
+        {
             Some(said) => format!("{end}: {said}"),
             None => end,
         };
@@ -189,7 +192,9 @@ impl Process {
             })
             .await;
         let words = self.hub.last_words(self.reporter.tenant(), pid).await;
-        self.reporter.send(What::LastWords(self.id, words)).await;
+        self.reporter
+            .send(EventKind::LastWords(self.id, words))
+            .await;
     }
 
     /// Ends the remaining processes of the cgroup and adds an out-of-memory kill to the reason.
@@ -215,38 +220,38 @@ impl Process {
 
     async fn see_through(
         &mut self,
-        alive: &Alive,
-        testament: &mut Testament,
+        alive: &RunningProcess,
+        exit_report: &mut ExitReport,
     ) -> io::Result<String> {
         let pid = alive.pid;
         let pidfd = sys::readable_shared(Arc::clone(&alive.pidfd))?;
         let notify = NotifySocket::new(Arc::clone(&alive.notify))?;
         let mut private: Option<JoinHandle<()>> = None;
-        let (answer_to, mut answers) = mpsc::channel(question::ANSWERS);
+        let (answer_to, mut answers) = mpsc::channel(state_query::ANSWERS);
         let asking = alive.adopted.map(|_| {
-            let ask = question::ask(alive.files.private(), answer_to);
+            let ask = state_query::ask(alive.files.private(), answer_to);
             tokio::spawn(ask)
         });
         // SIGTERM waits until the instance is known not to drain already.
         let mut sure = asking.is_none();
         let mut to_terminate = false;
         let ask_until = Instant::now() + ASKED_FIRST;
-        let mut heard = Pace::default();
+        let mut heard = NotifyRateLimit::default();
         loop {
             // Cancel-safe: readiness of a descriptor is a level, a datagram is taken only when it is returned, orders
             // and answers stay in their channels, and the timers are made anew.
             tokio::select! {
                 biased;
                 Some(end) = self.ends.recv() => match end {
-                    End::Terminate if !sure => to_terminate = true,
+                    Termination::Terminate if !sure => to_terminate = true,
                     end => self.end(end, alive),
                 },
                 _ = pidfd.readable() => break,
                 said = notify.receive(pid), if heard.may_hear() => {
                     heard.one();
                     for said in said? {
-                    let ready = said == Said::Ready;
-                    self.hear(said, testament).await;
+                    let ready = said == NotifyMessage::Ready;
+                    self.hear(said, exit_report).await;
                     if ready && private.is_none() {
                         private = Some(self.probe(alive, alive.told_connections));
                     }
@@ -258,22 +263,22 @@ impl Process {
                     // An instance without an answer is probed too, because it may be hung; an instance that starts
                     // would say so.
                     let probed = match answer {
-                        Some(answer) => answer.stage != Stage::Starting,
-                        None => alive.adopted != Some(Stage::Starting),
+                        Some(answer) => answer.stage != AdoptedStage::Starting,
+                        None => alive.adopted != Some(AdoptedStage::Starting),
                     };
                     if probed && private.is_none() {
                         private = Some(self.probe(alive, told));
                     }
                     if let Some(answer) = answer {
                         sure = true;
-                        to_terminate &= answer.stage != Stage::Stopping;
+                        to_terminate &= answer.stage != AdoptedStage::Stopping;
                     }
                 },
                 () = tokio::time::sleep_until(heard.next()), if !heard.may_hear() => {}
                 () = tokio::time::sleep_until(ask_until), if !sure => sure = true,
             }
             if sure && std::mem::take(&mut to_terminate) {
-                self.end(End::Terminate, alive);
+                self.end(Termination::Terminate, alive);
             }
         }
         for task in [private, asking].into_iter().flatten() {
@@ -282,27 +287,27 @@ impl Process {
             let _ = task.await;
         }
         for said in notify.drain(pid) {
-            self.hear(said, testament).await;
+            self.hear(said, exit_report).await;
         }
-        let status = alive.mortal.wait(&alive.pidfd).await?;
+        let status = alive.process_ref.wait(&alive.pidfd).await?;
         if let Some(code) = status.code() {
-            testament.exit_status.get_or_insert(code);
+            exit_report.exit_status.get_or_insert(code);
         }
         Ok(status.to_string())
     }
 
     /// Ends the instance. SIGKILL goes to the whole cgroup too, which no descendant can leave.
-    fn end(&self, end: End, alive: &Alive) {
-        if end == End::Kill
+    fn end(&self, end: Termination, alive: &RunningProcess) {
+        if end == Termination::Kill
             && let Some(group) = &self.group
         {
             group.end();
         }
-        end::send(end, alive.pid, &alive.pidfd);
+        termination::send(end, alive.pid, &alive.pidfd);
     }
 
-    fn probe(&self, alive: &Alive, told_connections: Option<u32>) -> JoinHandle<()> {
-        let private = Private {
+    fn probe(&self, alive: &RunningProcess, told_connections: Option<u32>) -> JoinHandle<()> {
+        let private = ProbeTask {
             id: self.id,
             path: alive.files.private(),
             times: self.times,
@@ -314,8 +319,8 @@ impl Process {
         tokio::spawn(private.run())
     }
 
-    async fn learn(&self, answer: Option<Answer>) {
-        let Some(Answer {
+    async fn learn(&self, answer: Option<InstanceState>) {
+        let Some(InstanceState {
             stage,
             connections,
             held,
@@ -334,22 +339,22 @@ impl Process {
         self.reporter.life(Event::Connections(id, held)).await;
     }
 
-    async fn hear(&self, said: Said, testament: &mut Testament) {
+    async fn hear(&self, said: NotifyMessage, exit_report: &mut ExitReport) {
         let id = self.id;
         match said {
-            Said::Ready => {
+            NotifyMessage::Ready => {
                 self.reporter.life(Event::Ready(id)).await;
             }
-            Said::Extend(more) => {
+            NotifyMessage::Extend(more) => {
                 self.reporter.life(Event::Extend(id, more)).await;
             }
-            Said::Connections(held) => {
+            NotifyMessage::Connections(held) => {
                 self.reporter.life(Event::Connections(id, held)).await;
             }
-            Said::ExitStatus(status) => testament.exit_status = Some(status),
-            Said::Status(text) => {
-                testament.status = Some(text.clone());
-                self.reporter.send(What::Status(id, text)).await;
+            NotifyMessage::ExitStatus(status) => exit_report.exit_status = Some(status),
+            NotifyMessage::Status(text) => {
+                exit_report.status = Some(text.clone());
+                self.reporter.send(EventKind::Status(id, text)).await;
             }
         }
     }

@@ -1,11 +1,11 @@
 //! Replaces this process by the program on disk, after asking it whether it understands the state. Brokers stay
 //! children of this process, descriptors stay open, and every socket keeps listening.
 
-use super::orphans;
+use super::reaper;
 use crate::handover::inherited::{self, LOCK, VARIABLE};
-use crate::handover::{Estate, Index};
+use crate::handover::{HandoverIndex, HandoverState};
 use crate::memfd;
-use crate::sys::{self, Plan};
+use crate::sys::{self, SpawnPlan};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -93,7 +93,7 @@ impl Successor {
     fn ask(&self, state: &[u8]) -> io::Result<(Option<WaitStatus>, String)> {
         let state = memfd::sealed("brokkr-state", state)?;
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let plan = Plan {
+        let plan = SpawnPlan {
             program: text(self.program.as_os_str())?,
             arguments: vec![
                 c"brokkr-supervisor".into(),
@@ -112,7 +112,7 @@ impl Successor {
         };
         let mut registered = None;
         let spawned = sys::spawn(&plan, |pid| {
-            registered = Some(orphans::register(pid));
+            registered = Some(reaper::register(pid));
             Ok(())
         })?;
         drop(write);
@@ -128,23 +128,23 @@ impl Successor {
     }
 
     /// Executes the program in place of this process. Returns only when that failed; then nothing has changed.
-    pub(crate) fn execute(&self, estate: &mut Estate, lock: &File) -> io::Error {
-        self.try_execute(estate, lock)
+    pub(crate) fn execute(&self, handover_state: &mut HandoverState, lock: &File) -> io::Error {
+        self.try_execute(handover_state, lock)
             .err()
             .unwrap_or_else(|| io::Error::other("it came back"))
     }
 
-    fn try_execute(&self, estate: &mut Estate, lock: &File) -> io::Result<()> {
-        let numbers = estate
+    fn try_execute(&self, handover_state: &mut HandoverState, lock: &File) -> io::Result<()> {
+        let numbers = handover_state
             .descriptors
             .iter()
             .map(|(n, fd)| (n.to_string(), fd.as_raw_fd()));
-        estate.index.descriptors = numbers.collect();
-        estate
+        handover_state.index.descriptors = numbers.collect();
+        handover_state
             .index
             .descriptors
             .insert(LOCK.to_owned(), lock.as_raw_fd());
-        let state = memfd::sealed("brokkr-state", &estate.index.encode())?;
+        let state = memfd::sealed("brokkr-state", &handover_state.index.encode())?;
         let arguments: Vec<CString> = std::env::args_os()
             .map(|argument| text(&argument))
             .collect::<Result<_, _>>()?;
@@ -155,7 +155,7 @@ impl Successor {
         let child = SigSet::from(Signal::SIGCHLD);
         let mask = child.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         let passed = || {
-            let descriptors = estate.descriptors.values().map(|fd| fd.as_fd());
+            let descriptors = handover_state.descriptors.values().map(|fd| fd.as_fd());
             descriptors.chain([lock.as_fd(), state.as_fd()])
         };
         let failed = passed()
@@ -171,7 +171,7 @@ impl Successor {
 }
 
 /// Reads the state from standard input, for `run --check-state`.
-pub(crate) fn read_state() -> Result<Index, String> {
+pub(crate) fn read_state() -> Result<HandoverIndex, String> {
     let stdin = io::stdin()
         .as_fd()
         .try_clone_to_owned()

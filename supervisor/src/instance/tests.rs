@@ -7,15 +7,15 @@
 )]
 
 use super::*;
-use crate::handover::Described;
-use crate::instance::report::What;
-use crate::logs::{Format, Output};
+use crate::handover::ConfigSummary;
+use crate::instance::events::EventKind;
+use crate::logs::{Output, OutputFormat};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::process::Command;
 use std::time::Duration;
 
-fn edge(folder: &std::path::Path) -> (Edge, mpsc::Receiver<Report>) {
+fn manager(folder: &std::path::Path) -> (InstanceManager, mpsc::Receiver<InstanceEvent>) {
     let settings = Settings {
         program: "/bin/false".into(),
         folder: folder.to_owned(),
@@ -24,21 +24,21 @@ fn edge(folder: &std::path::Path) -> (Edge, mpsc::Receiver<Report>) {
             timeout: Duration::from_secs(1),
         },
         open_files: (256, 1024),
-        groups: Groups::default(),
+        groups: CgroupTree::default(),
     };
     let null = std::fs::File::create("/dev/null").unwrap();
-    let hub = Hub::start(Output::choose(Format::Json, null.into())).unwrap();
+    let hub = Hub::start(Output::choose(OutputFormat::Json, null.into())).unwrap();
     let (reports, reported) = mpsc::channel(16);
-    (Edge::new(settings, hub, reports), reported)
+    (InstanceManager::new(settings, hub, reports), reported)
 }
 
 #[tokio::test]
 async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_behind() {
     let folder = tempfile::tempdir().unwrap();
-    let (edge, mut reported) = edge(folder.path());
+    let (manager, mut reported) = manager(folder.path());
     let tenant = TenantName::parse("acme").unwrap();
     let id = InstanceId(1);
-    let files = Files::new(folder.path(), &tenant, id);
+    let files = InstanceFiles::new(folder.path(), &tenant, id);
     // A process that holds the instance's lock, as if the task had started it.
     let lock = lock::create(&files.lock()).unwrap();
     let child = Command::new("sleep")
@@ -47,7 +47,7 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
         .spawn()
         .unwrap();
     let pid = Pid::from_raw(child.id() as i32);
-    let what = Described {
+    let what = ConfigSummary {
         digest: "abc".into(),
         listen: Listen::parse("127.0.0.1:1").unwrap(),
         schema: "acme".into(),
@@ -55,15 +55,15 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
         program: None,
         config: serde_json::Value::Null,
     };
-    lock::sign(&lock, &lock::Holder::of(pid.as_raw()).unwrap(), &what).unwrap();
+    lock::sign(&lock, &lock::LockHolder::of(pid.as_raw()).unwrap(), &what).unwrap();
     drop(lock);
 
     let task = tokio::spawn(async { panic!("a mistake of ours") });
-    edge.watch(tenant.clone(), id, files.clone(), task);
+    manager.watch(tenant.clone(), id, files.clone(), task);
     let report = reported.recv().await.unwrap();
     assert_eq!(report.tenant, tenant);
     match report.what {
-        What::Life(Event::Exited {
+        EventKind::Life(Event::Exited {
             id: ended, reason, ..
         }) => {
             assert_eq!(ended, id);
@@ -79,6 +79,6 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
     assert!(!files.lock().exists());
     // The task of another tenant is not affected.
     let task = tokio::spawn(async {});
-    edge.watch(TenantName::parse("globex").unwrap(), id, files, task);
+    manager.watch(TenantName::parse("globex").unwrap(), id, files, task);
     assert!(reported.try_recv().is_err());
 }

@@ -42,7 +42,7 @@ struct Host {
     aborted: Vec<InstanceId>,
     killed: Vec<InstanceId>,
     connections: Vec<(InstanceId, u32)>,
-    stand_in: bool,
+    fallback: bool,
     forgotten: bool,
     counted: bool,
 }
@@ -59,7 +59,7 @@ impl Host {
             aborted: vec![],
             killed: vec![],
             connections: vec![],
-            stand_in: false,
+            fallback: false,
             forgotten: false,
             counted: false,
         }
@@ -86,7 +86,7 @@ impl Host {
                     Action::Abort(id) => self.aborted.push(id),
                     Action::Kill(id) => self.killed.push(id),
                     Action::SetConnections(id, n) => self.connections.push((id, n)),
-                    Action::StandIn(on) => self.stand_in = on,
+                    Action::StandIn(on) => self.fallback = on,
                     // Before the first spawn nothing can be left over.
                     Action::CountLeftOver { since, .. } if self.spawned.is_empty() => {
                         queue.push_back(Event::LeftOver { since, count: 0 });
@@ -346,7 +346,7 @@ fn a_hung_broker_that_may_leave_a_core_is_aborted_and_killed_when_that_takes_too
     let detail = "hung".to_owned();
     host.on(Event::ReplaceHung { id, detail });
     assert_eq!((host.aborted.as_slice(), host.killed.len()), (&[id][..], 0));
-    assert_eq!(host.life.pulse(), Pulse::BeingReplaced);
+    assert_eq!(host.life.pulse(), ProbeHealth::BeingReplaced);
     host.after(CORE_WITHIN - Duration::from_millis(1));
     assert!(host.killed.is_empty());
     host.after(Duration::from_millis(1));
@@ -362,13 +362,13 @@ fn a_hung_broker_is_killed_when_it_is_its_turn_and_started_again() {
         assert!(host.killed.is_empty());
         host.on(Event::ProbeMissed { id, on_time: true });
     }
-    assert_eq!(host.life.pulse(), Pulse::Hung);
+    assert_eq!(host.life.pulse(), ProbeHealth::Hung);
     host.on(Event::ReplaceHung {
         id,
         detail: "hung".into(),
     });
     assert_eq!(host.killed, [id]);
-    assert_eq!(host.life.pulse(), Pulse::BeingReplaced);
+    assert_eq!(host.life.pulse(), ProbeHealth::BeingReplaced);
     host.exit(id);
     assert_eq!(host.state(), State::Starting);
     assert_eq!(host.life.view().reason.as_deref(), Some("hung"));
@@ -400,7 +400,7 @@ fn late_probes_of_a_late_supervisor_do_not_count() {
     for _ in 0..9 {
         host.on(Event::ProbeMissed { id, on_time: false });
     }
-    assert_eq!(host.life.pulse(), Pulse::Fine);
+    assert_eq!(host.life.pulse(), ProbeHealth::Fine);
 }
 
 #[test]
@@ -440,14 +440,14 @@ fn a_removed_tenant_is_forgotten_once_it_has_drained() {
 fn the_stand_in_answers_after_two_seconds_without_a_server_of_requests() {
     let mut host = Host::new();
     host.on(wanted(spec(1))).after(Duration::from_millis(1900));
-    assert!(!host.stand_in);
+    assert!(!host.fallback);
     host.after(Duration::from_millis(100));
-    assert!(host.stand_in);
+    assert!(host.fallback);
     host.on(Event::Server(Ok(())));
     let id = host.spawned[0];
-    assert!(host.stand_in, "still nobody accepts");
+    assert!(host.fallback, "still nobody accepts");
     host.on(Event::Ready(id));
-    assert!(!host.stand_in);
+    assert!(!host.fallback);
 }
 
 /// A random event.

@@ -1,7 +1,7 @@
 //! Encodes canonical lines in the format of the sink.
 
 use super::journal;
-use super::queue::Chunk;
+use super::queue::LogChunk;
 use super::text::TextEncoder;
 use bytes::Bytes;
 
@@ -18,7 +18,7 @@ pub(super) enum Encoder {
 
 impl Encoder {
     /// Returns the lines of `chunk` in the sink's format; JSON shares the chunk's bytes without a copy.
-    pub(super) fn encoded(&self, chunk: &Chunk) -> Bytes {
+    pub(super) fn encoded(&self, chunk: &LogChunk) -> Bytes {
         let lines = chunk.bytes.split_inclusive(|byte| *byte == b'\n');
         let mut out = Vec::with_capacity(chunk.bytes.len());
         match self {

@@ -1,7 +1,7 @@
 //! Selection of log lines by tenant and level.
 
-use super::flat::{Pairs, Value};
-use super::queue::Name;
+use super::json_scan::{JsonPairs, JsonValue};
+use super::queue::LogSource;
 use brokkr_tenant::TenantName;
 use serde::{Deserialize, Serialize};
 
@@ -41,9 +41,9 @@ impl Level {
         if text.is_empty() {
             return Level::Info;
         }
-        let mut pairs = Pairs::new(text);
+        let mut pairs = JsonPairs::new(text);
         match pairs.find(|(key, _)| *key == "level") {
-            Some((_, Value::String(word))) => Self::parse(word),
+            Some((_, JsonValue::String(word))) => Self::parse(word),
             _ => Level::Info,
         }
     }
@@ -87,7 +87,7 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    pub(super) fn wants(&self, name: &Name) -> bool {
+    pub(super) fn wants(&self, name: &LogSource) -> bool {
         match name {
             None => self.tenants.is_empty(),
             Some(name) => {

@@ -1,7 +1,7 @@
 //! New log lines for the clients of `logs -f`.
 
 use super::filter::{Filter, Level};
-use super::queue::Chunk;
+use super::queue::LogChunk;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ const MOST: usize = 4 << 20;
 
 #[derive(Debug, Default)]
 struct Waiting {
-    chunks: VecDeque<Chunk>,
+    chunks: VecDeque<LogChunk>,
     bytes: usize,
     lost: u64,
 }
@@ -37,7 +37,7 @@ impl Follower {
         }
     }
 
-    pub(super) fn offer(&self, chunk: &Chunk) {
+    pub(super) fn offer(&self, chunk: &LogChunk) {
         if !self.filter.wants(&chunk.origin.tenant) {
             return;
         }

@@ -4,8 +4,8 @@
 //! Each encoded datagram follows its length, four bytes in native byte order, so that one chunk holds many datagrams.
 
 use super::filter::Level;
-use super::flat::{Pairs, Value, unescape};
-use super::line::Origin;
+use super::json_scan::{JsonPairs, JsonValue, unescape};
+use super::line_format::LineOrigin;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -23,7 +23,7 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 const TENANT_PID: &str = "TENANT_PID";
 
 /// Appends one canonical line as a datagram after its length.
-pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
+pub(super) fn encode(origin: &LineOrigin, line: &[u8], out: &mut Vec<u8>) {
     let Ok(text) = std::str::from_utf8(line) else {
         return;
     };
@@ -47,9 +47,9 @@ pub(super) fn encode(origin: &Origin, line: &[u8], out: &mut Vec<u8>) {
     };
     field(out, pid_field, &origin.pid.to_string());
     let mut level = Level::Info;
-    for (key, value) in Pairs::new(text) {
-        let (Value::String(raw) | Value::Bare(raw)) = value;
-        let value = if matches!(value, Value::String(_)) {
+    for (key, value) in JsonPairs::new(text) {
+        let (JsonValue::String(raw) | JsonValue::Bare(raw)) = value;
+        let value = if matches!(value, JsonValue::String(_)) {
             unescape(raw)
         } else {
             raw.into()
@@ -175,8 +175,8 @@ mod tests {
     use nix::sys::socket::{ControlMessageOwned, recvmsg};
     use std::io::{IoSliceMut, Read, Seek};
 
-    fn acme() -> Origin {
-        Origin::new(Some(TenantName::parse("acme").unwrap()), 7)
+    fn acme() -> LineOrigin {
+        LineOrigin::new(Some(TenantName::parse("acme").unwrap()), 7)
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_supervisors_line_about_a_tenant_has_the_brokers_pid_or_none() {
-        let origin = Origin::supervisor(Some(TenantName::parse("acme").unwrap()));
+        let origin = LineOrigin::supervisor(Some(TenantName::parse("acme").unwrap()));
         let fields = |line: &[u8]| {
             let mut out = Vec::new();
             encode(&origin, line, &mut out);

@@ -3,7 +3,7 @@
 use super::encode::Encoder;
 use super::journal;
 use super::text::TextEncoder;
-use super::writer::{Sink, Stream};
+use super::writer::{ByteSink, Sink};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// Value of `log.format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Format {
+pub(crate) enum OutputFormat {
     /// `journald` when standard error is the journal, `text` otherwise.
     #[default]
     Auto,
@@ -39,13 +39,13 @@ pub(crate) enum Output {
 
 impl Output {
     /// Returns the output for `format`; text and JSON go to `stdout`.
-    pub(crate) fn choose(format: Format, stdout: OwnedFd) -> Self {
+    pub(crate) fn choose(format: OutputFormat, stdout: OwnedFd) -> Self {
         match format {
-            Format::Text => Output::Text(stdout),
-            Format::Json => Output::Json(stdout),
-            Format::Journald => Output::Journald(journal::SOCKET.into()),
-            Format::Auto if stderr_is_journal() => Output::Journald(journal::SOCKET.into()),
-            Format::Auto => Output::Text(stdout),
+            OutputFormat::Text => Output::Text(stdout),
+            OutputFormat::Json => Output::Json(stdout),
+            OutputFormat::Journald => Output::Journald(journal::SOCKET.into()),
+            OutputFormat::Auto if stderr_is_journal() => Output::Journald(journal::SOCKET.into()),
+            OutputFormat::Auto => Output::Text(stdout),
         }
     }
 
@@ -53,9 +53,9 @@ impl Output {
         Ok(match self {
             Output::Text(fd) => (
                 Encoder::Text(TextEncoder::default()),
-                Sink::Stream(Stream::new(File::from(fd))),
+                Sink::Stream(ByteSink::new(File::from(fd))),
             ),
-            Output::Json(fd) => (Encoder::Json, Sink::Stream(Stream::new(File::from(fd)))),
+            Output::Json(fd) => (Encoder::Json, Sink::Stream(ByteSink::new(File::from(fd)))),
             Output::Journald(path) => (
                 Encoder::Journal,
                 Sink::Journal(UnixDatagram::unbound()?, path),

@@ -6,7 +6,7 @@
 use super::encode::Encoder;
 use super::filter::Filter;
 use super::follow::Follower;
-use super::line::Origin;
+use super::line_format::LineOrigin;
 use super::tail;
 use brokkr_tenant::TenantName;
 use bytes::Bytes;
@@ -30,17 +30,17 @@ const MEMORY_LEAST: usize = 4 << 10;
 const CHUNK_COST: usize = 96;
 
 /// Tenant of a line; `None` for the supervisor's lines about no tenant.
-pub(super) type Name = Option<TenantName>;
+pub(super) type LogSource = Option<TenantName>;
 
 /// Whole canonical lines of one origin.
 #[derive(Debug, Clone)]
-pub(super) struct Chunk {
-    pub(super) origin: Arc<Origin>,
+pub(super) struct LogChunk {
+    pub(super) origin: Arc<LineOrigin>,
     pub(super) bytes: Bytes,
     pub(super) lines: u32,
 }
 
-impl Chunk {
+impl LogChunk {
     fn cost(&self) -> usize {
         self.bytes.len() + CHUNK_COST
     }
@@ -68,10 +68,10 @@ struct Entry {
     queue: VecDeque<Ready>,
     queued: usize,
     /// Chunks with their sequence numbers, which count over all tenants.
-    memory: VecDeque<(u64, Chunk)>,
+    memory: VecDeque<(u64, LogChunk)>,
     remembered: usize,
     /// Lines lost since the last report, and the origin under which the report will appear.
-    losing: Option<(Arc<Origin>, Losses)>,
+    losing: Option<(Arc<LineOrigin>, Losses)>,
     lost: u64,
     /// Number of open pipes.
     pipes: usize,
@@ -80,9 +80,9 @@ struct Entry {
 }
 
 struct State {
-    entries: BTreeMap<Name, Entry>,
+    entries: BTreeMap<LogSource, Entry>,
     /// Names with queued lines, each once, in the order in which the writer serves them.
-    turns: VecDeque<Name>,
+    turns: VecDeque<LogSource>,
     followers: Vec<Arc<Follower>>,
     remembered: usize,
     sequence: u64,
@@ -103,8 +103,8 @@ pub(super) struct Shared {
 
 /// One chunk of one tenant, taken for the sink.
 #[derive(Debug)]
-pub(super) struct Turn {
-    pub(super) name: Name,
+pub(super) struct SourceTurn {
+    pub(super) name: LogSource,
     pub(super) bytes: Bytes,
     pub(super) lines: u32,
     pub(super) says: Option<Losses>,
@@ -137,7 +137,7 @@ impl Shared {
     }
 
     /// Queues whole lines. Blocks only for the lock, which no thread holds during a system call.
-    pub(super) fn push(&self, chunk: Chunk) {
+    pub(super) fn push(&self, chunk: LogChunk) {
         if chunk.lines == 0 {
             return;
         }
@@ -156,7 +156,7 @@ impl Shared {
 
     /// Waits for queued lines, then takes about `budget` bytes, one chunk per tenant in turn. Returns `None` once all
     /// lines are written and no more will come.
-    pub(super) fn take(&self, budget: usize) -> Option<Vec<Turn>> {
+    pub(super) fn take(&self, budget: usize) -> Option<Vec<SourceTurn>> {
         let mut state = self.lock();
         loop {
             if !state.turns.is_empty() {
@@ -180,7 +180,7 @@ impl Shared {
     }
 
     /// Counts `lines` lines that the sink refused, so that the tenant's next lines report them.
-    pub(super) fn lost(&self, name: &Name, lines: u32, says: Option<Losses>) {
+    pub(super) fn lost(&self, name: &LogSource, lines: u32, says: Option<Losses>) {
         let mut state = self.lock();
         let Some(entry) = state.entries.get_mut(name) else {
             return;
@@ -194,7 +194,7 @@ impl Shared {
         let last = entry.memory.back();
         let origin = last.map(|(_, chunk)| Arc::clone(&chunk.origin));
         let (_, losses) = entry.losing.get_or_insert_with(|| {
-            let own = || Arc::new(Origin::supervisor(name.clone()));
+            let own = || Arc::new(LineOrigin::supervisor(name.clone()));
             (origin.unwrap_or_else(own), Losses::default())
         });
         losses.count += new + says.map_or(0, |losses| losses.count);
@@ -237,14 +237,14 @@ impl Shared {
         true
     }
 
-    pub(super) fn pipe_opened(&self, name: &Name) {
+    pub(super) fn pipe_opened(&self, name: &LogSource) {
         let mut state = self.lock();
         let entry = state.entries.entry(name.clone()).or_default();
         entry.pipes += 1;
         entry.gone = false;
     }
 
-    pub(super) fn pipe_closed(&self, name: &Name) {
+    pub(super) fn pipe_closed(&self, name: &LogSource) {
         let mut state = self.lock();
         if let Some(entry) = state.entries.get_mut(name) {
             entry.pipes = entry.pipes.saturating_sub(1);
@@ -252,7 +252,7 @@ impl Shared {
         state.tidy(name);
     }
 
-    pub(super) fn forget(&self, name: &Name) {
+    pub(super) fn forget(&self, name: &LogSource) {
         let mut state = self.lock();
         let Some(entry) = state.entries.get_mut(name) else {
             return;
@@ -265,7 +265,7 @@ impl Shared {
     }
 
     /// Returns the number of lines lost so far by each tenant that lost any. `None` stands for the supervisor's own.
-    pub(super) fn dropped(&self) -> Vec<(Name, u64)> {
+    pub(super) fn dropped(&self) -> Vec<(LogSource, u64)> {
         let state = self.lock();
         let lost = state.entries.iter().filter(|(_, entry)| entry.lost > 0);
         lost.map(|(name, entry)| (name.clone(), entry.lost))
@@ -280,7 +280,7 @@ impl Shared {
         lines: usize,
         follower: Option<Arc<Follower>>,
     ) -> Vec<Bytes> {
-        let sources: Vec<Vec<(u64, Chunk)>> = {
+        let sources: Vec<Vec<(u64, LogChunk)>> = {
             let mut state = self.lock();
             state.followers.extend(follower);
             let wanted = state.entries.iter().filter(|(name, _)| filter.wants(name));
@@ -296,8 +296,8 @@ impl Shared {
     }
 
     /// Returns the last `lines` lines of one process.
-    pub(super) fn last_words(&self, name: &Name, pid: i32, lines: usize) -> Vec<Bytes> {
-        let chunks: Vec<(u64, Chunk)> = {
+    pub(super) fn last_words(&self, name: &LogSource, pid: i32, lines: usize) -> Vec<Bytes> {
+        let chunks: Vec<(u64, LogChunk)> = {
             let state = self.lock();
             let memory = state.entries.get(name).map(|entry| entry.memory.iter());
             let own = memory
@@ -312,7 +312,7 @@ impl Shared {
 }
 
 impl State {
-    fn push(&mut self, chunk: Chunk, encoded: Bytes) {
+    fn push(&mut self, chunk: LogChunk, encoded: Bytes) {
         let name = chunk.origin.tenant.clone();
         let limit = share(QUEUES, self.entries.len(), QUEUE_LEAST, QUEUE_MOST);
         self.remember(&name, chunk.clone());
@@ -342,7 +342,7 @@ impl State {
         }
     }
 
-    fn say_losses(&mut self, name: &Name) {
+    fn say_losses(&mut self, name: &LogSource) {
         let Some((origin, losses)) = self.entries.get_mut(name).and_then(|e| e.losing.take())
         else {
             return;
@@ -356,7 +356,7 @@ impl State {
         };
         let message = format!("dropped {count} {plural}: {why}");
         origin.write(&mut line, "WARN", "brokkr_supervisor::logs", &message);
-        let chunk = Chunk {
+        let chunk = LogChunk {
             origin,
             bytes: line.into(),
             lines: 1,
@@ -366,7 +366,7 @@ impl State {
         self.enqueue(name, encoded, 1, Some(losses));
     }
 
-    fn enqueue(&mut self, name: &Name, bytes: Bytes, lines: u32, says: Option<Losses>) {
+    fn enqueue(&mut self, name: &LogSource, bytes: Bytes, lines: u32, says: Option<Losses>) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -377,7 +377,7 @@ impl State {
         entry.queue.push_back(Ready { bytes, lines, says });
     }
 
-    fn remember(&mut self, name: &Name, chunk: Chunk) {
+    fn remember(&mut self, name: &LogSource, chunk: LogChunk) {
         for follower in &self.followers {
             follower.offer(&chunk);
         }
@@ -405,7 +405,7 @@ impl State {
         }
     }
 
-    fn take(&mut self, budget: usize) -> Vec<Turn> {
+    fn take(&mut self, budget: usize) -> Vec<SourceTurn> {
         let limit = share(QUEUES, self.entries.len(), QUEUE_LEAST, QUEUE_MOST);
         let mut turns = Vec::new();
         let mut taken = 0;
@@ -428,7 +428,7 @@ impl State {
                 self.say_losses(&name);
             }
             self.tidy(&name);
-            turns.push(Turn {
+            turns.push(SourceTurn {
                 name,
                 bytes: ready.bytes,
                 lines: ready.lines,
@@ -439,7 +439,7 @@ impl State {
     }
 
     /// Removes the entry of a removed tenant once the tenant has no pipe, queued line or unreported loss.
-    fn tidy(&mut self, name: &Name) {
+    fn tidy(&mut self, name: &LogSource) {
         let done = self.entries.get(name).is_some_and(|entry| {
             entry.gone && entry.pipes == 0 && entry.queue.is_empty() && entry.losing.is_none()
         });

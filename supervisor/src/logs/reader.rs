@@ -3,9 +3,9 @@
 //! The pipes are in blocking mode. A read does not block, because it follows the report that the pipe is readable and
 //! no other process reads there. A tenant that floods gets one block per round, like every other tenant.
 
-use super::line::{Origin, Splitter, timestamp};
-use super::queue::{Chunk, Shared};
-use crate::handover::Carry;
+use super::line_format::{LineOrigin, LineSplitter, timestamp};
+use super::queue::{LogChunk, Shared};
+use crate::handover::PartialLine;
 use bytes::Bytes;
 use chrono::Utc;
 use nix::errno::Errno;
@@ -29,34 +29,34 @@ const LAST: usize = 1 << 20;
 const WAKE: u64 = 0;
 
 /// Commands to the reader.
-pub(super) enum Command {
+pub(super) enum ReaderCommand {
     /// Read a new pipe.
     Attach {
         token: u64,
-        origin: Arc<Origin>,
+        origin: Arc<LineOrigin>,
         pipe: Arc<OwnedFd>,
-        carry: Carry,
+        partial_line: PartialLine,
     },
     /// Read all that an ended process wrote, emit its unfinished line, and answer.
     Drain {
-        origin: Origin,
+        origin: LineOrigin,
         done: oneshot::Sender<()>,
     },
     /// Release every pipe, and answer with each pipe's unfinished line by pid.
-    Release(oneshot::Sender<BTreeMap<i32, Carry>>),
+    Release(oneshot::Sender<BTreeMap<i32, PartialLine>>),
     /// Read all pipes empty, and end.
     Stop,
 }
 
 /// Handle through which other threads command the reader.
-pub(super) struct Control {
+pub(super) struct ReaderHandle {
     epoll: Epoll,
     wake: EventFd,
-    commands: Mutex<VecDeque<Command>>,
+    commands: Mutex<VecDeque<ReaderCommand>>,
     tokens: AtomicU64,
 }
 
-impl Control {
+impl ReaderHandle {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake =
@@ -74,25 +74,25 @@ impl Control {
     /// Hands a pipe to the reader.
     pub(super) fn attach(
         &self,
-        origin: Arc<Origin>,
+        origin: Arc<LineOrigin>,
         pipe: Arc<OwnedFd>,
-        carry: Carry,
+        partial_line: PartialLine,
     ) -> io::Result<()> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         // Register the pipe here, where the caller gets the error. The reader skips a token that it does not know yet,
         // and the kernel reports a readable pipe again.
         self.epoll
             .add(&*pipe, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-        self.tell(Command::Attach {
+        self.tell(ReaderCommand::Attach {
             token,
             origin,
             pipe,
-            carry,
+            partial_line,
         });
         Ok(())
     }
 
-    pub(super) fn tell(&self, command: Command) {
+    pub(super) fn tell(&self, command: ReaderCommand) {
         self.commands
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -101,7 +101,7 @@ impl Control {
         let _ = self.wake.write(1);
     }
 
-    fn next(&self) -> Option<Command> {
+    fn next(&self) -> Option<ReaderCommand> {
         self.commands
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -110,13 +110,13 @@ impl Control {
 }
 
 struct Source {
-    origin: Arc<Origin>,
+    origin: Arc<LineOrigin>,
     pipe: Arc<OwnedFd>,
-    splitter: Splitter,
+    splitter: LineSplitter,
 }
 
 pub(super) struct Reader {
-    control: Arc<Control>,
+    control: Arc<ReaderHandle>,
     shared: Arc<Shared>,
     sources: HashMap<u64, Source>,
     block: Box<[u8]>,
@@ -124,7 +124,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(control: Arc<Control>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(control: Arc<ReaderHandle>, shared: Arc<Shared>) -> Self {
         let block = vec![0; BLOCK].into_boxed_slice();
         Self {
             control,
@@ -166,13 +166,13 @@ impl Reader {
         let _ = self.control.wake.read();
         while let Some(command) = self.control.next() {
             match command {
-                Command::Attach {
+                ReaderCommand::Attach {
                     token,
                     origin,
                     pipe,
-                    carry,
+                    partial_line,
                 } => {
-                    let splitter = Splitter::resume(carry);
+                    let splitter = LineSplitter::resume(partial_line);
                     self.sources.insert(
                         token,
                         Source {
@@ -182,7 +182,7 @@ impl Reader {
                         },
                     );
                 }
-                Command::Drain { origin, done } => {
+                ReaderCommand::Drain { origin, done } => {
                     let of_it = self
                         .sources
                         .iter()
@@ -193,7 +193,7 @@ impl Reader {
                     // The requester may have gone; the lines are in memory anyway.
                     let _ = done.send(());
                 }
-                Command::Release(done) => {
+                ReaderCommand::Release(done) => {
                     let mut left = BTreeMap::new();
                     for (_, source) in self.sources.drain() {
                         // The descriptor stays open elsewhere, so the kernel would go on reporting it.
@@ -203,7 +203,7 @@ impl Reader {
                     }
                     let _ = done.send(left);
                 }
-                Command::Stop => {
+                ReaderCommand::Stop => {
                     for token in self.sources.keys().copied().collect::<Vec<_>>() {
                         self.drain(token);
                     }
@@ -273,10 +273,10 @@ impl Reader {
     }
 }
 
-fn hand_on(shared: &Shared, origin: &Arc<Origin>, out: &mut Vec<u8>, lines: u32) {
+fn hand_on(shared: &Shared, origin: &Arc<LineOrigin>, out: &mut Vec<u8>, lines: u32) {
     if lines > 0 {
         let bytes = Bytes::copy_from_slice(out);
-        shared.push(Chunk {
+        shared.push(LogChunk {
             origin: Arc::clone(origin),
             bytes,
             lines,

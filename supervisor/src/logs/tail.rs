@@ -5,14 +5,14 @@
 //! the others, so that a single source, or few lines in all, are shown whole.
 
 use super::filter::Level;
-use super::queue::Chunk;
+use super::queue::LogChunk;
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// One line with its line feed.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(super) struct TailLine {
     /// Sequence number of the line's chunk, and the line's offset in that chunk.
     at: (u64, usize),
     pub(super) bytes: Bytes,
@@ -20,10 +20,10 @@ pub(super) struct Line {
 
 /// Takes the last `most` lines of one source, newest first, from its chunks, which also come newest first.
 pub(super) fn newest(
-    chunks: impl Iterator<Item = (u64, Chunk)>,
+    chunks: impl Iterator<Item = (u64, LogChunk)>,
     most: usize,
     level: Option<Level>,
-) -> Vec<Line> {
+) -> Vec<TailLine> {
     let mut lines = Vec::new();
     for (sequence, chunk) in chunks {
         let mut end = chunk.bytes.len();
@@ -31,7 +31,7 @@ pub(super) fn newest(
             let start = memchr::memrchr(b'\n', &chunk.bytes[..end - 1]).map_or(0, |at| at + 1);
             let bytes = chunk.bytes.slice(start..end);
             if level.is_none_or(|least| Level::of_line(&bytes).at_least(least)) {
-                lines.push(Line {
+                lines.push(TailLine {
                     at: (sequence, start),
                     bytes,
                 });
@@ -46,10 +46,10 @@ pub(super) fn newest(
 }
 
 /// Deals out `most` lines among `sources`, each newest first. Returns the lines in the order in which they came.
-pub(super) fn deal(sources: Vec<Vec<Line>>, most: usize) -> Vec<Line> {
+pub(super) fn deal(sources: Vec<Vec<TailLine>>, most: usize) -> Vec<TailLine> {
     let shares = shares(&sources, most);
     let dealt = sources.into_iter().zip(shares);
-    let mut lines: Vec<Line> = dealt
+    let mut lines: Vec<TailLine> = dealt
         .flat_map(|(source, share)| source.into_iter().take(share))
         .collect();
     lines.sort_unstable_by_key(|line| line.at);
@@ -57,7 +57,7 @@ pub(super) fn deal(sources: Vec<Vec<Line>>, most: usize) -> Vec<Line> {
 }
 
 /// Returns the number of lines for each source.
-fn shares(sources: &[Vec<Line>], most: usize) -> Vec<usize> {
+fn shares(sources: &[Vec<TailLine>], most: usize) -> Vec<usize> {
     let mut shares = vec![0; sources.len()];
     let by_age = most.div_ceil(2);
     let mut newest: BinaryHeap<_> = sources
@@ -97,12 +97,12 @@ mod tests {
     use super::*;
 
     /// Creates a source for each list of times of its lines.
-    fn sources(of: &[Vec<u64>]) -> Vec<Vec<Line>> {
+    fn sources(of: &[Vec<u64>]) -> Vec<Vec<TailLine>> {
         of.iter()
             .map(|times| {
                 let newest_first = times.iter().rev();
                 newest_first
-                    .map(|time| Line {
+                    .map(|time| TailLine {
                         at: (*time, 0),
                         bytes: Bytes::new(),
                     })

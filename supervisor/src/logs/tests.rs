@@ -36,7 +36,7 @@ fn hub(output: fn(OwnedFd) -> Output) -> (Hub, BufReader<File>) {
 
 fn attach(hub: &Hub, tenant: &str, pid: i32) -> File {
     let (write, read) = pipe();
-    hub.attach(name(tenant), pid, read, Carry::default())
+    hub.attach(name(tenant), pid, read, PartialLine::default())
         .unwrap();
     write
 }
@@ -438,8 +438,8 @@ proptest! {
         ],
         cut in any::<prop::sample::Index>(),
     ) {
-        let origin = Origin::new(Some(name("acme")), 4711);
-        let mut splitter = line::Splitter::default();
+        let origin = LineOrigin::new(Some(name("acme")), 4711);
+        let mut splitter = line_format::LineSplitter::default();
         let mut out = Vec::new();
         let (before, after) = bytes.split_at(if bytes.is_empty() { 0 } else { cut.index(bytes.len()) });
         let mut count = splitter.feed(&origin, before, "now", &mut out);
@@ -470,7 +470,7 @@ fn a_pipe_that_is_let_go_in_the_midst_of_a_line_is_read_on_by_another_hub() {
     let (mut acme, read) = pipe();
     let read = Arc::new(read);
     first
-        .attach(name("acme"), 7, Arc::clone(&read), Carry::default())
+        .attach(name("acme"), 7, Arc::clone(&read), PartialLine::default())
         .unwrap();
     acme.write_all(b"whole\nhalf of ").unwrap();
     let seen = Instant::now() + Duration::from_secs(20);
@@ -482,7 +482,7 @@ fn a_pipe_that_is_let_go_in_the_midst_of_a_line_is_read_on_by_another_hub() {
         .build()
         .unwrap();
     let mut carries = runtime.block_on(first.release());
-    let carry = carries.remove(&7).unwrap();
+    let partial_line = carries.remove(&7).unwrap();
     // These lines are written while no hub reads the pipe.
     acme.write_all(b"a line\nlast\n").unwrap();
     assert!(first.flush(soon()));
@@ -497,7 +497,7 @@ fn a_pipe_that_is_let_go_in_the_midst_of_a_line_is_read_on_by_another_hub() {
     assert_eq!(messages(rest(&first, out)), ["whole"]);
 
     let (second, out) = hub(Output::Json);
-    second.attach(name("acme"), 7, read, carry).unwrap();
+    second.attach(name("acme"), 7, read, partial_line).unwrap();
     drop(acme);
     assert_eq!(messages(rest(&second, out)), ["half of a line", "last"]);
 }

@@ -3,7 +3,7 @@
 //! A broker's text stays on its own line and in its column: control characters, including those that begin a terminal's
 //! escape sequences, and characters that change the direction of text are shown as escapes.
 
-use super::flat::{Pairs, Value, unescape};
+use super::json_scan::{JsonPairs, JsonValue, unescape};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Writes canonical lines as text.
@@ -80,12 +80,12 @@ impl<'a> Parts<'a> {
         if !text.starts_with('{') {
             return None;
         }
-        for (key, value) in Pairs::new(text) {
-            let (Value::String(raw) | Value::Bare(raw)) = value;
+        for (key, value) in JsonPairs::new(text) {
+            let (JsonValue::String(raw) | JsonValue::Bare(raw)) = value;
             match key {
                 "timestamp" => parts.timestamp = raw,
                 "level" => parts.level = raw,
-                "tenant" => parts.tenant = matches!(value, Value::String(_)).then_some(raw),
+                "tenant" => parts.tenant = matches!(value, JsonValue::String(_)).then_some(raw),
                 "target" => parts.target = raw,
                 "message" => parts.message = raw,
                 "pid" => {}
@@ -105,7 +105,7 @@ impl<'a> Parts<'a> {
         if !self.fields {
             return;
         }
-        for (key, value) in Pairs::new(self.text) {
+        for (key, value) in JsonPairs::new(self.text) {
             if matches!(
                 key,
                 "timestamp" | "level" | "tenant" | "pid" | "target" | "message"
@@ -116,13 +116,13 @@ impl<'a> Parts<'a> {
             plain(out, key);
             out.push(b'=');
             match value {
-                Value::String(raw) if is_word(raw) => plain(out, raw),
-                Value::String(raw) => {
+                JsonValue::String(raw) if is_word(raw) => plain(out, raw),
+                JsonValue::String(raw) => {
                     out.push(b'"');
                     shown(out, &unescape(raw), true);
                     out.push(b'"');
                 }
-                Value::Bare(word) => plain(out, word),
+                JsonValue::Bare(word) => plain(out, word),
             }
         }
     }

@@ -2,7 +2,7 @@
 //! slow sink.
 
 use super::journal;
-use super::queue::{Shared, Turn};
+use super::queue::{Shared, SourceTurn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Write};
@@ -28,27 +28,27 @@ const JOURNAL_SECOND: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Sink {
     /// A file, pipe or terminal.
-    Stream(Stream),
+    Stream(ByteSink),
     /// journald's socket.
     Journal(UnixDatagram, PathBuf),
 }
 
 /// Byte stream that takes whole lines.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct ByteSink {
     file: File,
     /// True after a write failed within a line: the next write begins with a line feed, so that only that line is
     /// spoilt.
     torn: bool,
 }
 
-impl Stream {
+impl ByteSink {
     pub(super) fn new(file: File) -> Self {
         Self { file, torn: false }
     }
 
     /// Writes all of `turns`. On failure returns the index of the first turn that is not fully written.
-    fn write(&mut self, turns: &[Turn]) -> Result<(), usize> {
+    fn write(&mut self, turns: &[SourceTurn]) -> Result<(), usize> {
         let mut at = 0;
         let mut within = 0;
         while let Some(turn) = turns.get(at) {

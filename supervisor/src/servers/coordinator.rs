@@ -3,17 +3,17 @@
 mod attempts;
 mod merge;
 mod notes;
-mod reported;
+mod probe_results;
 
-use super::identify::{Identity, Marks, identify, spelled};
+use super::identify::{Identity, ServerMarks, identify, spelled};
 use super::knock::knock;
 use super::probe::{self, Sample};
-use super::session::{DEADLINE, Failure, Kind, Session, within};
-use super::view::{Endpoint, Server, ServersView};
-use crate::budget::{Facts, Place, ServerId};
-use attempts::{Attempt, Door};
+use super::session::{DEADLINE, FailureKind, ProbeFailure, Session, within};
+use super::view::{Endpoint, ServerView, ServersView};
+use crate::budget::{ConnectionTarget, Facts, ServerId};
+use attempts::{AddressState, UrlAttempt};
 use brokkr_tenant::{DatabaseUrl, Host, TenantName};
-use notes::Notes;
+use notes::ServerNotes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,13 +34,13 @@ enum Event {
     Tried {
         url: DatabaseUrl,
         number: u64,
-        result: Result<Box<Found>, Failure>,
+        result: Result<Box<Found>, ProbeFailure>,
     },
     /// Result of a knock at an address.
     Knocked {
         address: Address,
         number: u64,
-        result: Result<(), Failure>,
+        result: Result<(), ProbeFailure>,
     },
     /// An answer to a server's probe.
     Sampled {
@@ -52,7 +52,7 @@ enum Event {
     Lost {
         server: ServerId,
         probe: u64,
-        failure: Failure,
+        failure: ProbeFailure,
     },
 }
 
@@ -64,9 +64,9 @@ struct Found {
 }
 
 struct Watched {
-    view: Server,
+    view: ServerView,
     /// Identity of the server, from all its URLs.
-    marks: Marks,
+    marks: ServerMarks,
     probe: Option<(u64, AbortHandle)>,
 }
 
@@ -74,12 +74,12 @@ struct Coordinator {
     prefix: String,
     endpoints: BTreeMap<DatabaseUrl, Endpoint>,
     /// Notes for the operator about each URL.
-    notes: BTreeMap<DatabaseUrl, Notes>,
-    attempts: BTreeMap<DatabaseUrl, Attempt>,
-    doors: BTreeMap<Address, Door>,
+    notes: BTreeMap<DatabaseUrl, ServerNotes>,
+    attempts: BTreeMap<DatabaseUrl, UrlAttempt>,
+    doors: BTreeMap<Address, AddressState>,
     servers: BTreeMap<ServerId, Watched>,
     /// Failures of URLs whose server has lost its probe; they count once none of its URLs gets an answer.
-    doubts: BTreeMap<DatabaseUrl, Failure>,
+    doubts: BTreeMap<DatabaseUrl, ProbeFailure>,
     /// Reloads, and the URLs that each still waits for.
     refreshes: Vec<(BTreeSet<DatabaseUrl>, oneshot::Sender<()>)>,
     events: mpsc::UnboundedSender<Event>,
@@ -165,7 +165,7 @@ impl Coordinator {
         for url in urls {
             if !self.endpoints.contains_key(url) {
                 self.endpoints.insert(url.clone(), Endpoint::Unknown);
-                self.attempts.insert(url.clone(), Attempt::due(now));
+                self.attempts.insert(url.clone(), UrlAttempt::due(now));
                 self.doors.entry(address_of(url)).or_default();
             }
         }
@@ -204,11 +204,11 @@ impl Coordinator {
         let now = Instant::now();
         for attempt in self.attempts.values_mut() {
             attempt.stop();
-            *attempt = Attempt::due(now);
+            *attempt = UrlAttempt::due(now);
         }
         for door in self.doors.values_mut() {
             door.stop();
-            *door = Door::default();
+            *door = AddressState::default();
         }
         let urls = self.endpoints.keys().cloned().collect();
         self.refreshes.push((urls, done));
@@ -233,7 +233,7 @@ impl Coordinator {
             } => {
                 let prefix = self.prefix.clone();
                 if let Some(watched) = self.of_probe(&server, probe) {
-                    reported::count(&mut watched.view, &sample, &prefix);
+                    probe_results::count(&mut watched.view, &sample, &prefix);
                 }
             }
             Event::Lost {
@@ -305,8 +305,8 @@ impl Coordinator {
     }
 
     fn end(mut self) {
-        self.attempts.values_mut().for_each(Attempt::stop);
-        self.doors.values_mut().for_each(Door::stop);
+        self.attempts.values_mut().for_each(UrlAttempt::stop);
+        self.doors.values_mut().for_each(AddressState::stop);
         for (_, probe) in self
             .servers
             .values()
@@ -318,7 +318,7 @@ impl Coordinator {
 }
 
 /// Identifies the server of a URL and counts its connections.
-async fn look(url: &DatabaseUrl, name: &str) -> Result<Box<Found>, Failure> {
+async fn look(url: &DatabaseUrl, name: &str) -> Result<Box<Found>, ProbeFailure> {
     within("the answers", LOOK, async {
         let (identity, session) = identify(url, name).await?;
         let sample = probe::sample(&session).await?;

@@ -1,6 +1,6 @@
 //! Logs into one URL, identifies its server, and checks that it is usable for a tenant.
 
-use super::session::{DEADLINE, Failure, Row, Session};
+use super::session::{DEADLINE, ProbeFailure, Row, Session};
 use crate::budget::{Database, Role};
 use brokkr_tenant::{DatabaseUrl, Host};
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ const HEARD_LATE: Duration = Duration::from_millis(100);
 
 /// Identity of a server, as far as a URL may read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Marks {
+pub(super) struct ServerMarks {
     /// `system_identifier`, when both it and the start time may be read.
     pub(super) identifier: Option<String>,
     /// `pg_postmaster_start_time()`, to the microsecond.
@@ -25,7 +25,7 @@ pub(super) struct Marks {
     pub(super) addresses: BTreeSet<String>,
 }
 
-impl Marks {
+impl ServerMarks {
     /// Returns true when both identify the same server, by the best value that both know.
     pub(super) fn same_server(&self, other: &Self) -> bool {
         match (&self.identifier, &other.identifier) {
@@ -45,7 +45,7 @@ impl Marks {
 /// Result of one look over one connection.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
-    pub(super) marks: Marks,
+    pub(super) marks: ServerMarks,
     /// The address as it resolves here: the server's name when there is no better name.
     pub(super) address: String,
     pub(super) database_oid: u32,
@@ -81,7 +81,7 @@ const WHO: &str = "SELECT system_identifier, extract(epoch FROM pg_catalog.pg_po
 pub(super) async fn identify(
     url: &DatabaseUrl,
     name: &str,
-) -> Result<(Identity, Session), Failure> {
+) -> Result<(Identity, Session), ProbeFailure> {
     let first = Session::open(url, name).await?;
     let own = first.ask_backend().await?;
     let told = first.process_id().await;
@@ -96,18 +96,18 @@ pub(super) async fn identify(
 
     let row = first.ask_one(ASK).await?;
     if row.flag(10)? {
-        return Err(Failure::read_only(
+        return Err(ProbeFailure::read_only(
             "is a standby: it is in recovery and takes no writes",
         ));
     }
     if row.text(11)? == "on" {
-        return Err(Failure::read_only(
+        return Err(ProbeFailure::read_only(
             "is read-only: transaction_read_only is on for this role, database or server",
         ));
     }
     let (database, encoding) = (row.text(1)?, row.text(14)?);
     if encoding != "UTF8" {
-        return Err(Failure::refused(&format!(
+        return Err(ProbeFailure::refused(&format!(
             "database \"{database}\" has encoding {encoding}; Brokkr needs UTF8: create it with ENCODING 'UTF8' \
              TEMPLATE template0"
         )));
@@ -126,7 +126,7 @@ pub(super) async fn identify(
     let address = resolved(url).await;
     let superuser = row.flag(5)?;
     let identity = Identity {
-        marks: Marks {
+        marks: ServerMarks {
             identifier,
             started,
             addresses: [spelled(url), address.clone()].into(),
@@ -162,14 +162,14 @@ async fn not_shared(
     pooler: bool,
     url: &DatabaseUrl,
     name: &str,
-) -> Result<(), Failure> {
+) -> Result<(), ProbeFailure> {
     let second = async {
         let second = Session::open(url, name).await?;
         second.ask_backend().await?;
         if !pooler {
             second.set_own_settings().await?;
         }
-        Ok::<_, Failure>(second)
+        Ok::<_, ProbeFailure>(second)
     };
     tokio::pin!(second);
     let second = match tokio::time::timeout(QUEUES, &mut second).await {
@@ -190,7 +190,7 @@ async fn not_shared(
     not_served_by_one(first, &second).await
 }
 
-async fn not_served_by_one(first: &Session, second: &Session) -> Result<(), Failure> {
+async fn not_served_by_one(first: &Session, second: &Session) -> Result<(), ProbeFailure> {
     let mut seen: [Option<i32>; 2] = [None, None];
     for _ in 0..ROUNDS {
         for (session, seen) in [first, second].into_iter().zip(&mut seen) {
@@ -207,15 +207,15 @@ async fn not_served_by_one(first: &Session, second: &Session) -> Result<(), Fail
     Ok(())
 }
 
-fn pooled() -> Failure {
-    Failure::refused(
+fn pooled() -> ProbeFailure {
+    ProbeFailure::refused(
         "is a pooler in transaction or statement mode: two connections share one backend, which would \
          carry search_path from one tenant to another; use session mode, or the server itself",
     )
 }
 
 /// Reads a connection limit. -1 means no limit; other negative values mark an invalid database, which refuses logins.
-fn limit(row: &Row, column: usize) -> Result<Option<u32>, Failure> {
+fn limit(row: &Row, column: usize) -> Result<Option<u32>, ProbeFailure> {
     let text = row.text(column)?;
     Ok(if text == "-1" {
         None

@@ -4,7 +4,7 @@
 //! it starts, stops or is full. So the answer holds for every URL of the address. The result of a login does not: a
 //! login may hang or fail for reasons of its own.
 
-use super::session::{Failure, within};
+use super::session::{ProbeFailure, within};
 use brokkr_tenant::Host;
 use std::io;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// Sends the request and waits for one byte.
-pub(super) async fn knock(host: &Host, port: u16, deadline: Duration) -> Result<(), Failure> {
+pub(super) async fn knock(host: &Host, port: u16, deadline: Duration) -> Result<(), ProbeFailure> {
     let shown = match host {
         Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
         Host::Tcp(name) => format!("{name}:{port}"),
@@ -28,11 +28,11 @@ pub(super) async fn knock(host: &Host, port: u16, deadline: Duration) -> Result<
                 ask(UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await).await
             }
         };
-        asked.map_err(|error| Failure::of_address(format!("{shown}: {error}")))
+        asked.map_err(|error| ProbeFailure::of_address(format!("{shown}: {error}")))
     };
     within(&format!("{shown}: an answer"), deadline, answer)
         .await
-        .map_err(|failure| Failure::of_address(failure.reason().to_owned()))
+        .map_err(|failure| ProbeFailure::of_address(failure.reason().to_owned()))
 }
 
 async fn ask<S: AsyncRead + AsyncWrite + Unpin>(stream: io::Result<S>) -> io::Result<()> {

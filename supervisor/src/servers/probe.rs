@@ -1,6 +1,6 @@
 //! Probes one server: a kept connection and a statement once a second.
 
-use super::session::{DEADLINE, Failure, Session};
+use super::session::{DEADLINE, ProbeFailure, Session};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -33,23 +33,23 @@ pub(super) struct Sample {
 }
 
 /// Probes a server once.
-pub(super) async fn sample(session: &Session) -> Result<Sample, Failure> {
+pub(super) async fn sample(session: &Session) -> Result<Sample, ProbeFailure> {
     sample_within(session, DEADLINE).await
 }
 
-async fn sample_within(session: &Session, deadline: Duration) -> Result<Sample, Failure> {
+async fn sample_within(session: &Session, deadline: Duration) -> Result<Sample, ProbeFailure> {
     let mut sample = Sample {
         asked: Instant::now(),
         backends: BTreeMap::new(),
     };
     for row in session.ask_within(deadline, ASK).await? {
         if row.flag(2)? {
-            return Err(Failure::read_only(
+            return Err(ProbeFailure::read_only(
                 "has become a standby: it is in recovery",
             ));
         }
         if row.text(3)? == "on" {
-            return Err(Failure::read_only(
+            return Err(ProbeFailure::read_only(
                 "has become read-only: transaction_read_only is on",
             ));
         }
@@ -67,7 +67,7 @@ pub(super) async fn watch(
     mut session: Session,
     mut soon: tokio::sync::watch::Receiver<u64>,
     mut tell: impl FnMut(Sample),
-) -> Failure {
+) -> ProbeFailure {
     loop {
         let asked = tokio::time::Instant::now();
         let wanted = async {

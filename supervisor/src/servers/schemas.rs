@@ -1,6 +1,6 @@
 //! Checks in the catalogue that a tenant's role can work in its schema. Writes nothing.
 
-use super::session::{Failure, Session, within};
+use super::session::{ProbeFailure, Session, within};
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -62,7 +62,7 @@ async fn ask(
     url: &DatabaseUrl,
     schemas: &BTreeSet<SchemaName>,
     name: &str,
-) -> Result<Vec<(SchemaName, String)>, Failure> {
+) -> Result<Vec<(SchemaName, String)>, ProbeFailure> {
     let session = Session::open(url, name).await?;
     session.set_own_settings().await?;
     // A schema's name has letters, digits and underscores only, so it needs no escaping.

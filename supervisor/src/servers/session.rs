@@ -17,14 +17,14 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Reason why a URL is not usable now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: Kind,
+pub(super) struct ProbeFailure {
+    pub(super) kind: FailureKind,
     reason: String,
 }
 
 /// Cause of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FailureKind {
     /// The address: no server answers there, or the server refuses every login.
     Address,
     /// This URL: its connection failed or has ended. Only a knock tells whether the address is at fault.
@@ -43,22 +43,22 @@ pub(super) enum Kind {
     ReadOnly,
 }
 
-impl Failure {
-    fn new(kind: Kind, reason: String) -> Self {
+impl ProbeFailure {
+    fn new(kind: FailureKind, reason: String) -> Self {
         Self { kind, reason }
     }
 
     pub(super) fn refused(reason: &str) -> Self {
-        Self::new(Kind::Refused, reason.to_owned())
+        Self::new(FailureKind::Refused, reason.to_owned())
     }
 
     pub(super) fn read_only(reason: &str) -> Self {
-        Self::new(Kind::ReadOnly, reason.to_owned())
+        Self::new(FailureKind::ReadOnly, reason.to_owned())
     }
 
     /// Returns the failure of an address that gives no answer.
     pub(super) fn of_address(reason: String) -> Self {
-        Self::new(Kind::Address, reason)
+        Self::new(FailureKind::Address, reason)
     }
 
     pub(super) fn reason(&self) -> &str {
@@ -67,45 +67,45 @@ impl Failure {
 
     /// Returns true when it may pass without a change to a configuration.
     pub(super) fn passes(&self) -> bool {
-        !matches!(self.kind, Kind::Refused | Kind::ReadOnly)
+        !matches!(self.kind, FailureKind::Refused | FailureKind::ReadOnly)
     }
 
     pub(super) fn late(what: &str, after: Duration) -> Self {
         Self::new(
-            Kind::Late,
+            FailureKind::Late,
             format!("{what} took longer than {} s", after.as_secs()),
         )
     }
 }
 
-impl From<ConnectError> for Failure {
+impl From<ConnectError> for ProbeFailure {
     fn from(error: ConnectError) -> Self {
         // A pooler uses class 08 when the server behind it is unreachable.
         let behind = error
             .code()
             .is_some_and(|code| code.code().starts_with("08"));
         let kind = match error.reason() {
-            _ if error.concerns_every_login() => Kind::Address,
-            Reason::TooManyConnections => Kind::Full,
-            Reason::Unreachable => Kind::Silent,
-            _ if error.is_transient() || behind => Kind::Unavailable,
-            _ => Kind::Refused,
+            _ if error.concerns_every_login() => FailureKind::Address,
+            Reason::TooManyConnections => FailureKind::Full,
+            Reason::Unreachable => FailureKind::Silent,
+            _ if error.is_transient() || behind => FailureKind::Unavailable,
+            _ => FailureKind::Refused,
         };
         Self::new(kind, error.to_string())
     }
 }
 
-impl From<tokio_postgres::Error> for Failure {
+impl From<tokio_postgres::Error> for ProbeFailure {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(db) = error.as_db_error() {
             // Class 53 is "insufficient resources", 08 "connection exception" (a pooler's server is unreachable).
             let code = db.code().code();
             let kind = match db.code() {
-                &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN => Kind::Silent,
-                &SqlState::CANNOT_CONNECT_NOW => Kind::Unavailable,
-                &SqlState::QUERY_CANCELED => Kind::Cancelled,
-                _ if code.starts_with("53") || code.starts_with("08") => Kind::Unavailable,
-                _ => Kind::Refused,
+                &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN => FailureKind::Silent,
+                &SqlState::CANNOT_CONNECT_NOW => FailureKind::Unavailable,
+                &SqlState::QUERY_CANCELED => FailureKind::Cancelled,
+                _ if code.starts_with("53") || code.starts_with("08") => FailureKind::Unavailable,
+                _ => FailureKind::Refused,
             };
             return Self::new(kind, format!("{} ({code})", db.message()));
         }
@@ -119,9 +119,9 @@ impl From<tokio_postgres::Error> for Failure {
             source = cause.source();
         }
         if reason.starts_with("invalid configuration") || reason.contains("TLS") {
-            Self::new(Kind::Refused, reason)
+            Self::new(FailureKind::Refused, reason)
         } else {
-            Self::new(Kind::Silent, reason)
+            Self::new(FailureKind::Silent, reason)
         }
     }
 }
@@ -131,12 +131,10 @@ pub(super) struct Row(SimpleQueryRow);
 
 impl Row {
     /// Returns a column that is never null.
-    pub(super) fn text(&self, column: usize) -> Result<&str, Failure> {
-        self.0
-            .try_get(column)
-            .ok()
-            .flatten()
-            .ok_or_else(|| Failure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
+    pub(super) fn text(&self, column: usize) -> Result<&str, ProbeFailure> {
+        self.0.try_get(column).ok().flatten().ok_or_else(|| {
+            ProbeFailure::refused("gave an answer PostgreSQL 14 to 18 does not give")
+        })
     }
 
     /// Returns a column that may be null.
@@ -144,13 +142,13 @@ impl Row {
         self.0.try_get(column).ok().flatten()
     }
 
-    pub(super) fn number(&self, column: usize) -> Result<u32, Failure> {
+    pub(super) fn number(&self, column: usize) -> Result<u32, ProbeFailure> {
         self.text(column)?
             .parse()
-            .map_err(|_| Failure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
+            .map_err(|_| ProbeFailure::refused("gave an answer PostgreSQL 14 to 18 does not give"))
     }
 
-    pub(super) fn flag(&self, column: usize) -> Result<bool, Failure> {
+    pub(super) fn flag(&self, column: usize) -> Result<bool, ProbeFailure> {
         Ok(self.text(column)? == "t")
     }
 }
@@ -176,7 +174,7 @@ const TRIES: usize = 20;
 #[derive(Debug)]
 pub(super) struct Session {
     client: Client,
-    ended: JoinHandle<Option<Failure>>,
+    ended: JoinHandle<Option<ProbeFailure>>,
     backend: Cell<Option<i32>>,
     /// True while a statement is unanswered.
     asking: Cell<bool>,
@@ -193,18 +191,20 @@ impl Drop for Session {
 
 impl Session {
     /// Connects and logs in, with `name` as `application_name`.
-    pub(super) async fn open(url: &DatabaseUrl, name: &str) -> Result<Self, Failure> {
+    pub(super) async fn open(url: &DatabaseUrl, name: &str) -> Result<Self, ProbeFailure> {
         let (client, connection) = within("connecting", DEADLINE, async {
             // Reading certificates may block, and this thread serves every tenant.
             let (url, options) = (url.clone(), Options::new(name));
             let connector = tokio::task::spawn_blocking(move || Connector::new(&url, &options))
                 .await
-                .map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))??;
+                .map_err(|error| {
+                    ProbeFailure::new(FailureKind::Unavailable, error.to_string())
+                })??;
             Ok(connector.open().await?)
         })
         .await?;
         let ended =
-            tokio::task::spawn_local(async move { connection.await.err().map(Failure::from) });
+            tokio::task::spawn_local(async move { connection.await.err().map(ProbeFailure::from) });
         Ok(Self {
             client,
             ended,
@@ -215,18 +215,20 @@ impl Session {
 
     /// Overrides the settings of the role and database for this session. Must not be used through a pooler that may
     /// share backends, because the next client would get these settings too.
-    pub(super) async fn set_own_settings(&self) -> Result<(), Failure> {
+    pub(super) async fn set_own_settings(&self) -> Result<(), ProbeFailure> {
         self.ask(NO_STATEMENT_TIMEOUT).await?;
         self.ask(OWN_SETTINGS).await.map(|_| ())
     }
 
     /// Returns the rows of one statement by the simple protocol: one round trip and nothing prepared, so that a pooler
     /// in any mode answers. A statement that the server cancels is sent again, [`TRIES`] times in all.
-    pub(super) async fn ask(&self, sql: &str) -> Result<Vec<Row>, Failure> {
+    pub(super) async fn ask(&self, sql: &str) -> Result<Vec<Row>, ProbeFailure> {
         let mut tries = 1;
         loop {
             match self.ask_within(DEADLINE, sql).await {
-                Err(failure) if failure.kind == Kind::Cancelled && tries < TRIES => tries += 1,
+                Err(failure) if failure.kind == FailureKind::Cancelled && tries < TRIES => {
+                    tries += 1
+                }
                 result => return result,
             }
         }
@@ -237,13 +239,15 @@ impl Session {
         &self,
         deadline: Duration,
         sql: &str,
-    ) -> Result<Vec<Row>, Failure> {
+    ) -> Result<Vec<Row>, ProbeFailure> {
         self.asking.set(true);
         let messages = within("an answer", deadline, async {
             Ok(self.client.simple_query(sql).await?)
         })
         .await;
-        let unanswered = messages.as_ref().is_err_and(|f| f.kind == Kind::Late);
+        let unanswered = messages
+            .as_ref()
+            .is_err_and(|f| f.kind == FailureKind::Late);
         self.asking.set(unanswered);
         let messages = messages?;
         Ok(messages
@@ -256,20 +260,20 @@ impl Session {
     }
 
     /// Returns the only row of a statement.
-    pub(super) async fn ask_one(&self, sql: &str) -> Result<Row, Failure> {
+    pub(super) async fn ask_one(&self, sql: &str) -> Result<Row, ProbeFailure> {
         self.ask(sql)
             .await?
             .pop()
-            .ok_or_else(|| Failure::refused("gave no answer where there is always one"))
+            .ok_or_else(|| ProbeFailure::refused("gave no answer where there is always one"))
     }
 
     /// Asks for the backend that serves this connection now.
-    pub(super) async fn ask_backend(&self) -> Result<i32, Failure> {
+    pub(super) async fn ask_backend(&self) -> Result<i32, ProbeFailure> {
         let row = self.ask_one("SELECT pg_catalog.pg_backend_pid()").await?;
         let pid = row
             .text(0)?
             .parse()
-            .map_err(|_| Failure::refused("gave a backend that is no number"))?;
+            .map_err(|_| ProbeFailure::refused("gave a backend that is no number"))?;
         self.backend.set(Some(pid));
         Ok(pid)
     }
@@ -285,7 +289,7 @@ impl Session {
         // request has four numbers: length, code, process, key.
         let (mut ours, theirs) = tokio::io::duplex(64);
         let token = self.client.cancel_token();
-        let cancel = token.cancel_query_raw(theirs, super::plain::Plain);
+        let cancel = token.cancel_query_raw(theirs, super::no_tls::Plain);
         let read = async {
             let mut request = [0; 16];
             ours.read_exact(&mut request[..8]).await.ok()?;
@@ -305,10 +309,13 @@ impl Session {
     }
 
     /// Waits until the connection ends, and returns the reason.
-    pub(super) async fn ended(&mut self) -> Failure {
+    pub(super) async fn ended(&mut self) -> ProbeFailure {
         match (&mut self.ended).await {
             Ok(Some(failure)) => failure,
-            _ => Failure::new(Kind::Silent, "connection closed by the server".to_owned()),
+            _ => ProbeFailure::new(
+                FailureKind::Silent,
+                "connection closed by the server".to_owned(),
+            ),
         }
     }
 }
@@ -326,9 +333,9 @@ fn number(request: &[u8; 16], at: usize) -> i32 {
 pub(super) async fn within<T>(
     what: &str,
     deadline: Duration,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+    work: impl Future<Output = Result<T, ProbeFailure>>,
+) -> Result<T, ProbeFailure> {
     tokio::time::timeout(deadline, work)
         .await
-        .unwrap_or_else(|_| Err(Failure::late(what, deadline)))
+        .unwrap_or_else(|_| Err(ProbeFailure::late(what, deadline)))
 }

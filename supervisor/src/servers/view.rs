@@ -1,6 +1,6 @@
 //! The results of the probers, as published to the fleet.
 
-use crate::budget::{Admission, Facts, Place, ServerId};
+use crate::budget::{AdmittedTenant, ConnectionTarget, Facts, ServerId};
 use brokkr_tenant::{DatabaseUrl, TenantName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -11,7 +11,7 @@ pub struct ServersView {
     /// Every wanted URL.
     pub endpoints: BTreeMap<DatabaseUrl, Endpoint>,
     /// Every server that a wanted URL leads to, or led to when it was last up.
-    pub servers: BTreeMap<ServerId, Server>,
+    pub servers: BTreeMap<ServerId, ServerView>,
     /// Present names of servers, by the address names they have had, or would have, while no URL could identify them.
     pub aliases: BTreeMap<ServerId, ServerId>,
 }
@@ -28,7 +28,7 @@ pub enum Endpoint {
         /// Time since which the URL is unreachable.
         since: Instant,
         /// The server it led to when it was last up.
-        last: Option<Place>,
+        last: Option<ConnectionTarget>,
     },
     /// A server answers but is not usable for a tenant: a wrong password, no such database, a pooler that shares
     /// backends, a standby. The URL is tried again every few seconds, because the server may be corrected.
@@ -36,18 +36,18 @@ pub enum Endpoint {
         /// Reason in words, without secrets.
         reason: String,
         /// The server it led to when it was last usable.
-        last: Option<Place>,
+        last: Option<ConnectionTarget>,
         /// True when the server was usable before and only refuses writes now. The URL is tried again several times a
         /// second, because this may end without any change to this host.
         passing: bool,
     },
     /// A usable server for a tenant.
-    Ready(Place),
+    Ready(ConnectionTarget),
 }
 
 impl Endpoint {
     /// Returns the place it leads to, or led to when last known.
-    pub fn place(&self) -> Option<&Place> {
+    pub fn place(&self) -> Option<&ConnectionTarget> {
         match self {
             Endpoint::Unknown => None,
             Endpoint::Unreachable { last, .. } | Endpoint::Refused { last, .. } => last.as_ref(),
@@ -72,7 +72,7 @@ impl Endpoint {
 
 /// State of one server.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Server {
+pub struct ServerView {
     /// Its settings and limits, as read when it was last up.
     pub facts: Facts,
     /// True when the server answers.
@@ -95,7 +95,7 @@ pub struct Server {
     pub warnings: Vec<String>,
 }
 
-impl Server {
+impl ServerView {
     /// Returns a server of which only these facts are known.
     pub fn unseen(facts: Facts) -> Self {
         let now = Instant::now();
@@ -138,7 +138,7 @@ impl ServersView {
     }
 
     /// Returns the admitted list with the present names of servers.
-    pub fn by_present_names(&self, admitted: &[Admission]) -> Vec<Admission> {
+    pub fn by_present_names(&self, admitted: &[AdmittedTenant]) -> Vec<AdmittedTenant> {
         let rename = |server: &mut ServerId| {
             if let Some(name) = self.aliases.get(server) {
                 server.clone_from(name);
@@ -146,7 +146,10 @@ impl ServersView {
         };
         let mut admitted = admitted.to_vec();
         for admission in &mut admitted {
-            let database = admission.seat.as_mut().and_then(|s| s.database.as_mut());
+            let database = admission
+                .schema_and_address
+                .as_mut()
+                .and_then(|s| s.database.as_mut());
             let of_database = database.map(|(server, _)| server);
             admission
                 .server
@@ -163,7 +166,7 @@ impl ServersView {
     }
 
     /// Returns the server that a URL leads to, if ever seen.
-    pub fn server(&self, url: &DatabaseUrl) -> Option<(&ServerId, &Server)> {
+    pub fn server(&self, url: &DatabaseUrl) -> Option<(&ServerId, &ServerView)> {
         self.servers
             .get_key_value(&self.endpoint(url).place()?.server)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::world::{Due, Habit, World};
-use crate::lifecycle::{Event, InstanceId, Revision, Stage, Time};
+use crate::lifecycle::{AdoptedStage, Event, InstanceId, Revision, Time};
 
 /// The next step of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,7 +20,7 @@ pub(super) enum Step {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Process {
+pub(super) struct SimProcess {
     pub(super) revision: Revision,
     pub(super) generation: u64,
     pub(super) server: usize,
@@ -40,7 +40,7 @@ pub(super) struct Process {
 
 /// Connections that outlive their process on the server.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Left {
+pub(super) struct SimLeftover {
     pub(super) server: usize,
     pub(super) most: u32,
     /// Pool of the process that had them.
@@ -53,7 +53,7 @@ impl World {
         self.check_spawn(n, revision);
         let tenant = &mut self.tenants[n];
         let file = tenant.revisions[&revision].clone();
-        let process = Process {
+        let process = SimProcess {
             revision,
             generation: tenant.generation,
             server: file.server,
@@ -137,7 +137,7 @@ impl World {
         };
         if left {
             let until = self.now + linger;
-            tenant.lingering.push(Left {
+            tenant.lingering.push(SimLeftover {
                 server: process.server,
                 most: process.most,
                 pool: tenant.revisions[&process.revision].pool,
@@ -258,7 +258,7 @@ impl World {
                 let life = self.tenants[n].life.as_ref();
                 let instance = life.and_then(|life| life.instances().find(|i| i.id == id));
                 if instance.is_some_and(|instance| instance.unsure) {
-                    let stage = Stage::Serving;
+                    let stage = AdoptedStage::Serving;
                     self.feed(
                         n,
                         Event::Learned {

@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use brokkr_tenant::{Listen, SchemaName, TenantName};
 
-use super::process::{Left, Process, Step};
+use super::process::{SimLeftover, SimProcess, Step};
 use super::rules::Cause;
 use crate::budget::{
-    Admission, Claim, Contested, Database, Decided, Decision, Facts, Held, Party, Place, Role,
-    Seat, ServerId, Stake, Verdict, Wanted, decide,
+    AdmittedTenant, Claim, ConnectionTarget, Contested, Database, Decided, Decision, Facts,
+    HeldConnections, OwnershipClaim, Role, SchemaAndAddress, ServerId, TenantClaim, TenantDemand,
+    Verdict, decide,
 };
-use crate::fleet::slots::{Inherited, Limits, Slots};
+use crate::fleet::start_slots::{InheritedStarts, StartLimits, StartSlots};
 use crate::lifecycle::{
-    Action, Event, Hangs, InstanceId, Lifecycle, Policy, Revision, SlotKind, Spec, Time, Want,
+    Action, Event, HangDetector, InstanceId, Lifecycle, Policy, Revision, SlotKind, Spec, Time,
+    Want,
 };
 use crate::status::State;
 
@@ -67,14 +69,14 @@ pub(super) struct File {
 
 /// The latest facts given to a lifecycle.
 #[derive(Debug, Clone, PartialEq)]
-struct Told {
+struct SimLastFacts {
     want: Want,
     pending: Option<String>,
     server: Result<(), String>,
     overlap: bool,
 }
 
-pub(super) struct Tenant {
+pub(super) struct SimTenant {
     pub(super) name: TenantName,
     /// `None` without a file, `Some(Err)` for an unreadable file.
     pub(super) file: Option<Result<File, ()>>,
@@ -84,10 +86,10 @@ pub(super) struct Tenant {
     pub(super) accepted: Option<(Revision, File)>,
     pub(super) revisions: BTreeMap<Revision, File>,
     last_revision: u64,
-    told: Option<Told>,
-    pub(super) processes: BTreeMap<InstanceId, Process>,
+    told: Option<SimLastFacts>,
+    pub(super) processes: BTreeMap<InstanceId, SimProcess>,
     /// Connections left by killed processes.
-    pub(super) lingering: Vec<Left>,
+    pub(super) lingering: Vec<SimLeftover>,
     /// The configurations whose address is bound.
     pub(super) bound: Vec<usize>,
     /// Number of `restart` and new-program orders so far.
@@ -105,7 +107,7 @@ pub(super) struct Tenant {
     past: VecDeque<String>,
 }
 
-pub(super) struct Server {
+pub(super) struct SimServer {
     pub(super) id: ServerId,
     pub(super) up: bool,
     /// True once the present supervisor has identified the server.
@@ -113,7 +115,7 @@ pub(super) struct Server {
     pub(super) max_connections: u32,
     /// The largest capacity under which the present instances were admitted.
     pub(super) granted: u32,
-    slots: Slots,
+    slots: StartSlots,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,14 +132,14 @@ pub(super) enum Due {
 pub(super) struct World {
     pub(super) rng: fastrand::Rng,
     pub(super) now: Time,
-    pub(super) tenants: Vec<Tenant>,
-    pub(super) servers: Vec<Server>,
-    pub(super) admitted: Vec<Admission>,
+    pub(super) tenants: Vec<SimTenant>,
+    pub(super) servers: Vec<SimServer>,
+    pub(super) admitted: Vec<AdmittedTenant>,
     pub(super) verdict: Verdict,
     pub(super) faults: bool,
     /// The whole host is stalled until this time.
     pub(super) stalled_until: Time,
-    hangs: Hangs<usize>,
+    hangs: HangDetector<usize>,
     names: BTreeMap<TenantName, usize>,
     queue: BinaryHeap<Reverse<(Time, u64, Due)>>,
     order: u64,
@@ -153,17 +155,17 @@ impl World {
     pub(super) fn new(seed: u64, tenants: usize, again: String) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let servers = (0..SERVERS)
-            .map(|n| Server {
+            .map(|n| SimServer {
                 id: ServerId::new(&format!("server-{n}")),
                 up: true,
                 seen: true,
                 // Room for about three quarters of the connections that will be asked for.
                 max_connections: u32::try_from(tenants / SERVERS).unwrap() * 8 + rng.u32(10..40),
                 granted: 0,
-                slots: Slots::default(),
+                slots: StartSlots::default(),
             })
             .collect();
-        let tenants: Vec<Tenant> = (0..tenants).map(|n| Tenant::new(n, &mut rng)).collect();
+        let tenants: Vec<SimTenant> = (0..tenants).map(|n| SimTenant::new(n, &mut rng)).collect();
         let names = tenants.iter().enumerate().map(|(n, t)| (t.name.clone(), n));
         let mut world = Self {
             names: names.collect(),
@@ -175,7 +177,7 @@ impl World {
             verdict: Verdict::default(),
             faults: true,
             stalled_until: Duration::ZERO,
-            hangs: Hangs::new(STALL_PATIENCE),
+            hangs: HangDetector::new(STALL_PATIENCE),
             queue: BinaryHeap::new(),
             order: 0,
             again,
@@ -419,7 +421,7 @@ impl World {
     }
 }
 
-impl Tenant {
+impl SimTenant {
     fn new(n: usize, _rng: &mut fastrand::Rng) -> Self {
         Self {
             name: TenantName::parse(&format!("t{n}")).unwrap(),
@@ -474,7 +476,7 @@ impl Tenant {
     }
 }
 
-impl Server {
+impl SimServer {
     fn facts(&self) -> Facts {
         Facts {
             max_connections: self.max_connections,

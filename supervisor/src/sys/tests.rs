@@ -6,7 +6,7 @@ use std::io::Read;
 fn run(script: &str, passed: &[BorrowedFd<'_>]) -> (String, Spawned) {
     let null = std::fs::File::open("/dev/null").unwrap();
     let (read, write) = nix::unistd::pipe().unwrap();
-    let plan = Plan {
+    let plan = SpawnPlan {
         program: c"/bin/sh".into(),
         arguments: vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()],
         environment: vec![c"A=1".into()],
@@ -56,7 +56,7 @@ fn a_child_has_its_own_pid_in_listen_pid_its_descriptors_in_order_and_nothing_el
 #[test]
 fn a_program_that_is_not_there_is_an_error_of_the_spawn() {
     let null = std::fs::File::open("/dev/null").unwrap();
-    let plan = Plan {
+    let plan = SpawnPlan {
         program: c"/no/such/program".into(),
         arguments: vec![c"x".into()],
         environment: vec![],
@@ -73,7 +73,7 @@ fn a_child_whose_parent_gave_up_never_becomes_the_program() {
     let directory = tempfile::tempdir().unwrap();
     let mark = directory.path().join("mark");
     let null = std::fs::File::open("/dev/null").unwrap();
-    let plan = Plan {
+    let plan = SpawnPlan {
         program: c"/bin/sh".into(),
         arguments: vec![
             c"sh".into(),
@@ -94,7 +94,7 @@ fn a_child_starts_though_every_number_within_its_own_limit_is_taken() {
     let null = std::fs::File::open("/dev/null").unwrap();
     // A supervisor of many tenants has raised its own limit and has more descriptors open than a broker may have.
     let taken: Vec<std::fs::File> = (0..64).map(|_| null.try_clone().unwrap()).collect();
-    let plan = Plan {
+    let plan = SpawnPlan {
         program: c"/bin/sh".into(),
         arguments: vec![c"sh".into(), c"-c".into(), c"exit 0".into()],
         environment: vec![],

@@ -6,9 +6,9 @@
 //! killed, though it may be incomplete.
 
 use super::Notifier;
+use crate::handover::fd_names::{FdKind, FdName, MOST_STORED, fitting};
 use crate::handover::inherited::INDEX_NAMES;
-use crate::handover::names::{Kind, MOST_STORED, Name, fitting};
-use crate::handover::{Estate, Index};
+use crate::handover::{HandoverIndex, HandoverState};
 use crate::{memfd, sys};
 use brokkr_tenant::TenantName;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -27,24 +27,24 @@ const INDEXES: usize = INDEX_NAMES.len();
 
 /// The wanted content of the store.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct StoreContents {
     /// Descriptors by name.
     descriptors: BTreeMap<String, Arc<OwnedFd>>,
     /// The index that says which tenant each descriptor belongs to.
-    index: Option<Arc<Index>>,
+    index: Option<Arc<HandoverIndex>>,
     /// Number of the last release, which is confirmed once systemd has closed its copies of unwanted descriptors.
     pub(crate) released: u64,
 }
 
 /// Selects the tenants to store when not all fit. A tenant is stored whole or not at all, and keeps its place.
 #[derive(Debug)]
-pub(crate) struct Choice {
+pub(crate) struct StoreSelection {
     most: usize,
     kept: BTreeSet<TenantName>,
     left_out: Vec<TenantName>,
 }
 
-impl Choice {
+impl StoreSelection {
     /// Starts a choice among at most as many descriptors as systemd keeps for the unit.
     pub(crate) fn new(most: u32) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -61,19 +61,19 @@ impl Choice {
     }
 
     /// Selects the descriptors to store and returns the wish.
-    pub(crate) fn choose(&mut self, mut estate: Estate) -> Wanted {
-        let mut groups: BTreeMap<(bool, TenantName), Vec<Name>> = BTreeMap::new();
-        let listeners = estate.index.listeners.iter();
-        let listeners = listeners.map(|l| (&l.tenant, Name::new(l.id, Kind::Listener)));
-        let instances = estate.index.instances.iter().flat_map(|record| {
+    pub(crate) fn choose(&mut self, mut handover_state: HandoverState) -> StoreContents {
+        let mut groups: BTreeMap<(bool, TenantName), Vec<FdName>> = BTreeMap::new();
+        let listeners = handover_state.index.listeners.iter();
+        let listeners = listeners.map(|l| (&l.tenant, FdName::new(l.id, FdKind::Listener)));
+        let instances = handover_state.index.instances.iter().flat_map(|record| {
             let kinds = record
                 .id
                 .into_iter()
-                .flat_map(|id| [Kind::Log, Kind::Death].map(|kind| Name::new(id, kind)));
+                .flat_map(|id| [FdKind::Log, FdKind::Death].map(|kind| FdName::new(id, kind)));
             kinds.map(move |name| (&record.tenant, name))
         });
         for (tenant, name) in listeners.chain(instances) {
-            if estate.descriptors.contains_key(&name) {
+            if handover_state.descriptors.contains_key(&name) {
                 let newcomer = !self.kept.contains(tenant);
                 let group = groups.entry((newcomer, tenant.clone())).or_default();
                 group.push(name);
@@ -87,32 +87,32 @@ impl Choice {
             .filter(|group| !fitting.contains(*group))
             .map(|(_, tenant)| tenant.clone())
             .collect();
-        for record in &mut estate.index.instances {
+        for record in &mut handover_state.index.instances {
             record.id = record.id.filter(|_| self.kept.contains(&record.tenant));
         }
-        estate
+        handover_state
             .index
             .listeners
             .retain(|l| self.kept.contains(&l.tenant));
-        let stored: BTreeSet<Name> = groups
+        let stored: BTreeSet<FdName> = groups
             .iter()
             .filter(|(group, _)| fitting.contains(*group))
             .flat_map(|(_, names)| names.iter().copied())
             .collect();
-        let embedded = |name: &Name| name.id == crate::handover::names::EMBEDDED;
-        let descriptors = estate
+        let embedded = |name: &FdName| name.id == crate::handover::fd_names::EMBEDDED;
+        let descriptors = handover_state
             .descriptors
             .into_iter()
             .filter(|(name, _)| embedded(name) || stored.contains(name))
             .map(|(name, fd)| (name.to_string(), fd))
             .collect();
-        Wanted {
+        StoreContents {
             descriptors: if self.most > 0 {
                 descriptors
             } else {
                 BTreeMap::new()
             },
-            index: (self.most > 0).then(|| Arc::new(estate.index)),
+            index: (self.most > 0).then(|| Arc::new(handover_state.index)),
             released: 0,
         }
     }
@@ -120,23 +120,23 @@ impl Choice {
 
 /// Handle of the task, which ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Store {
-    wanted: watch::Sender<Wanted>,
+pub(crate) struct FdStoreClient {
+    wanted: watch::Sender<StoreContents>,
     /// Requests for a final confirmation.
     finish: mpsc::Sender<oneshot::Sender<()>>,
-    there: watch::Receiver<There>,
+    there: watch::Receiver<StoredEntries>,
     confirmed: watch::Receiver<u64>,
 }
 
 /// Content of the store.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct There {
+pub(crate) struct StoredEntries {
     pub(crate) names: Vec<String>,
     /// Serial number of the last index.
     pub(crate) serial: u64,
 }
 
-impl Store {
+impl FdStoreClient {
     /// Starts the task. `there` is the present content. `claimed` lists those of its names whose descriptors `now` has
     /// under the same name. `None` when there is no systemd to notify.
     ///
@@ -144,16 +144,16 @@ impl Store {
     /// When the event loop cannot take the socket.
     pub(crate) fn start(
         notifier: &Notifier,
-        there: There,
-        claimed: &BTreeSet<Name>,
-        now: &Estate,
+        there: StoredEntries,
+        claimed: &BTreeSet<FdName>,
+        now: &HandoverState,
     ) -> io::Result<Option<Self>> {
-        let There { names, serial } = there;
+        let StoredEntries { names, serial } = there;
         let Some(socket) = notifier.connected()? else {
             return Ok(None);
         };
         let known = |name: &String| {
-            let name = Name::parse(name).filter(|name| claimed.contains(name))?;
+            let name = FdName::parse(name).filter(|name| claimed.contains(name))?;
             now.descriptors.get(&name).cloned()
         };
         let stored: BTreeMap<String, Option<Arc<OwnedFd>>> = names
@@ -163,8 +163,8 @@ impl Store {
                 (name, known)
             })
             .collect();
-        let (wanted, wishes) = watch::channel(Wanted::default());
-        let (there_now, there) = watch::channel(There::default());
+        let (wanted, wishes) = watch::channel(StoreContents::default());
+        let (there_now, there) = watch::channel(StoredEntries::default());
         let (confirm, confirmed) = watch::channel(0);
         let (finish, finishes) = mpsc::channel(1);
         let keeper = Keeper {
@@ -186,7 +186,7 @@ impl Store {
     }
 
     /// Sets the wanted content of the store.
-    pub(crate) fn want(&self, wanted: Wanted) {
+    pub(crate) fn want(&self, wanted: StoreContents) {
         self.wanted.send_replace(wanted);
     }
 
@@ -203,7 +203,7 @@ impl Store {
     }
 
     /// Waits, for a limited time, until systemd has read everything, and returns the content of the store.
-    pub(crate) async fn finish(self) -> There {
+    pub(crate) async fn finish(self) -> StoredEntries {
         let (done, finished) = oneshot::channel();
         if self.finish.send(done).await.is_ok() {
             // After a timeout the next supervisor finds the stored descriptors, and other instances by their locks.
@@ -217,10 +217,10 @@ struct Keeper {
     socket: AsyncFd<OwnedFd>,
     /// Content of the store; `None` for a descriptor of an earlier supervisor that is not used.
     stored: BTreeMap<String, Option<Arc<OwnedFd>>>,
-    there: watch::Sender<There>,
+    there: watch::Sender<StoredEntries>,
     serial: u64,
     /// The last index written.
-    index: Option<Arc<Index>>,
+    index: Option<Arc<HandoverIndex>>,
     /// Number of the last release that systemd was asked to confirm.
     released: u64,
     confirm: watch::Sender<u64>,
@@ -229,7 +229,7 @@ struct Keeper {
 impl Keeper {
     async fn run(
         mut self,
-        mut wishes: watch::Receiver<Wanted>,
+        mut wishes: watch::Receiver<StoreContents>,
         mut finishes: mpsc::Receiver<oneshot::Sender<()>>,
     ) {
         let mut failing = false;
@@ -259,7 +259,7 @@ impl Keeper {
                 tracing::error!(%error, "systemd's descriptor store is not in step: after a crash, brokers are taken over by their locks");
             }
             failing = outcome.is_err();
-            self.there.send_replace(There {
+            self.there.send_replace(StoredEntries {
                 names: self.stored.keys().cloned().collect(),
                 serial: self.serial,
             });
@@ -272,7 +272,7 @@ impl Keeper {
         }
     }
 
-    async fn sync(&mut self, wanted: Wanted) -> io::Result<()> {
+    async fn sync(&mut self, wanted: StoreContents) -> io::Result<()> {
         let Some(index) = wanted.index else {
             return Ok(());
         };
@@ -302,7 +302,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn write_index(&mut self, index: Arc<Index>) -> io::Result<()> {
+    async fn write_index(&mut self, index: Arc<HandoverIndex>) -> io::Result<()> {
         self.serial += 1;
         let mut numbered = (*index).clone();
         numbered.serial = self.serial;
@@ -332,8 +332,8 @@ impl Keeper {
 
     async fn add(&mut self, name: &str, fd: &Arc<OwnedFd>) -> io::Result<()> {
         // systemd must drop a listening socket that no longer listens, but keep the others when they hang up.
-        let poll = match Name::parse(name).map(|name| name.kind) {
-            Some(Kind::Listener) => "",
+        let poll = match FdName::parse(name).map(|name| name.kind) {
+            Some(FdKind::Listener) => "",
             _ => "\nFDPOLL=0",
         };
         let text = format!("FDSTORE=1\nFDNAME={name}{poll}");

@@ -2,8 +2,8 @@
 
 use super::Host;
 use crate::bin;
-use crate::place::{AtDeath, mortal, set_mode, spawn};
 use crate::procs;
+use crate::test_dir::{AtDeath, mortal, set_mode, spawn};
 use crate::wait::until;
 use nix::sys::signal::Signal;
 use std::fs::{self, File};

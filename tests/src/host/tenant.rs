@@ -137,7 +137,7 @@ impl<'h> Tenant<'h> {
     pub fn replace_file(&self, text: &str) {
         let temporary = self.host.tenants_dir().join(format!(".{}.tmp", self.name));
         fs::write(&temporary, text).unwrap();
-        crate::place::set_mode(&temporary, 0o600);
+        crate::test_dir::set_mode(&temporary, 0o600);
         fs::rename(&temporary, self.file()).unwrap();
     }
 

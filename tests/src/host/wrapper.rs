@@ -4,7 +4,7 @@
 //! beside the script decides its behaviour, so that a bad tenant can run among good tenants.
 
 use super::Host;
-use crate::{bin, place};
+use crate::{bin, test_dir};
 use std::fs;
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ impl Wrapper {
         );
         let temporary = self.folder.join(".new");
         fs::write(&temporary, text).unwrap();
-        place::set_mode(&temporary, 0o755);
+        test_dir::set_mode(&temporary, 0o755);
         fs::rename(&temporary, self.folder.join("brokkr-broker")).unwrap();
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{own, postgres_user};
 use crate::bin::run_command;
-use crate::place::{AtDeath, Place, mortal, set_mode};
+use crate::test_dir::{AtDeath, TestDir, mortal, set_mode};
 
 pub(super) fn as_postgres(program: &Path) -> Command {
     let mut command = mortal(program, AtDeath::Kill, postgres_user());
@@ -66,7 +66,7 @@ pub(super) fn template() -> PathBuf {
     if folder.exists() {
         return folder;
     }
-    let place = Place::new();
+    let place = TestDir::new();
     own(place.path());
     let data = place.join("data");
     let mut initdb = as_postgres(&bin.join("initdb"));

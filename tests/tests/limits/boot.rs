@@ -2,8 +2,8 @@
 
 use crate::INSIDE;
 use brokkr_tests::PgServer;
-use brokkr_tests::machine::stage;
-use brokkr_tests::place::{AtDeath, Place, mortal, set_mode, spawn};
+use brokkr_tests::systemd_host::stage;
+use brokkr_tests::test_dir::{AtDeath, TestDir, mortal, set_mode, spawn};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(8 * 60);
 
 /// Boots a machine, runs this test in it and returns the output.
 pub(crate) fn on_a_machine_of_its_own(test: &str) -> String {
-    let place = Place::new();
+    let place = TestDir::new();
     stage(&place, &[]);
     let job = place.folder("job", 0o755);
     fs::copy(std::env::current_exe().unwrap(), job.join("test")).unwrap();

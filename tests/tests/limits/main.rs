@@ -14,9 +14,9 @@ mod boot;
 mod group;
 
 use brokkr_tests::host::{Status, TenantStatus};
-use brokkr_tests::machine::Machine;
 use brokkr_tests::pg::Options;
-use brokkr_tests::place::is_root;
+use brokkr_tests::systemd_host::Machine;
+use brokkr_tests::test_dir::is_root;
 use brokkr_tests::{Addr, Api, PgServer, http, procs};
 use group::{Allowed, figure, group, in_group, read};
 use nix::sys::signal::Signal;

@@ -1,7 +1,7 @@
 //! The server is out of connections, or out of disk.
 
 use crate::scene::{Fails, Fault};
-use brokkr_tests::{Host, pg, place, until};
+use brokkr_tests::{Host, pg, test_dir, until};
 use postgres::Client;
 use std::fs::File;
 use std::io::Write;
@@ -58,7 +58,7 @@ fn a_server_out_of_connections_is_waited_for() {
 
 #[test]
 fn a_server_out_of_disk_is_not_ready_until_it_has_room_again() {
-    if !place::is_root() {
+    if !test_dir::is_root() {
         println!("skipped: a disk to be filled needs root");
         return;
     }

@@ -1,6 +1,6 @@
 //! A full disk under the state folder and under the log.
 
-use brokkr_tests::{Host, place, procs, until};
+use brokkr_tests::{Host, procs, test_dir, until};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -44,10 +44,10 @@ fn fill(folder: &Path) -> PathBuf {
 }
 
 fn may_mount() -> bool {
-    if !place::is_root() {
+    if !test_dir::is_root() {
         println!("skipped: a disk to be filled needs root");
     }
-    place::is_root()
+    test_dir::is_root()
 }
 
 #[test]

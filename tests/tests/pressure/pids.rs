@@ -2,7 +2,7 @@
 
 use crate::descriptors::{lower, restore};
 use crate::world::{host, ready, tenants};
-use brokkr_tests::{holds_for, http, place, procs};
+use brokkr_tests::{holds_for, http, procs, test_dir};
 use nix::sys::signal::Signal;
 use std::os::unix::fs::chown;
 use std::time::Duration;
@@ -12,7 +12,7 @@ fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
     let host = host();
     // Another user that has no other processes, because the kernel does not count root's.
     let uid = 50_000 + std::process::id() % 10_000;
-    if place::is_root() {
+    if test_dir::is_root() {
         let id = uid.to_string();
         host.under(&[
             "setpriv",
@@ -27,7 +27,7 @@ fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
         ]);
     }
     let tenants = tenants(&host, 3);
-    if place::is_root() {
+    if test_dir::is_root() {
         let files = tenants.iter().map(|t| t.file());
         for path in files.chain([host.root().to_owned(), host.config(), host.tenants_dir()]) {
             chown(path, Some(uid), Some(uid)).unwrap();
@@ -49,7 +49,7 @@ fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
     // A changed file is still read, and its tenant keeps the old broker until a new broker can start.
     let text = tenants[1].read_file();
     tenants[1].replace_file(&format!("{text}\n[log]\nlevel = \"debug\"\n"));
-    if place::is_root() {
+    if test_dir::is_root() {
         chown(tenants[1].file(), Some(uid), Some(uid)).unwrap();
     }
     tenants[1].wait("waiting for its replacement", |t| t.pending.is_some());

@@ -1,7 +1,7 @@
 //! A systemd booted for one test.
 
-use brokkr_tests::machine::{Machine, stage};
-use brokkr_tests::place::{AtDeath, Place, is_root, mortal, spawn};
+use brokkr_tests::systemd_host::{Machine, stage};
+use brokkr_tests::test_dir::{AtDeath, TestDir, is_root, mortal, spawn};
 use brokkr_tests::{procs, until};
 use std::fs::{self, File};
 use std::ops::Deref;
@@ -13,7 +13,7 @@ use std::time::Duration;
 pub(crate) struct Booted {
     machine: Machine,
     _nspawn: Nspawn,
-    _place: Place,
+    _place: TestDir,
 }
 
 /// The nspawn process; waited for when dropped, and killed if necessary.
@@ -22,7 +22,7 @@ struct Nspawn(Child);
 impl Booted {
     /// Boots a machine with the files that `make install` installs.
     pub(crate) fn boot(configuration: &[(&str, &str)]) -> Self {
-        let place = Place::new();
+        let place = TestDir::new();
         stage(&place, configuration);
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/box");
         let console = File::create(place.join("console")).unwrap();

@@ -17,7 +17,7 @@ mod watchdog;
 
 use booted::{Booted, impossible};
 use brokkr_tests::host::Status;
-use brokkr_tests::machine::systemd_version;
+use brokkr_tests::systemd_host::systemd_version;
 use brokkr_tests::{Addr, Api, Load, http, until};
 use lines::Numbered;
 use serde_json::json;
@@ -260,7 +260,7 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     // The state of another version cannot be read, and no broker is ended because of that.
     let wrapper = machine.path("/usr/bin/after-another-version");
     fs::write(&wrapper, AFTER_ANOTHER_VERSION).unwrap();
-    brokkr_tests::place::set_mode(&wrapper, 0o755);
+    brokkr_tests::test_dir::set_mode(&wrapper, 0o755);
     fs::write(
         drop_in.join("other.conf"),
         "[Service]\nExecStart=\nExecStart=/usr/bin/after-another-version\n",

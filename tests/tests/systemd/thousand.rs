@@ -21,7 +21,7 @@ fn a_thousand_instances_are_stored_and_taken_over_after_a_kill() {
     let machine = Booted::boot(&[("supervisor.toml", &many)]);
     let program = machine.path("/usr/bin/trivial");
     fs::write(&program, "#!/bin/sh\nexec sleep 100000\n").unwrap();
-    brokkr_tests::place::set_mode(&program, 0o755);
+    brokkr_tests::test_dir::set_mode(&program, 0o755);
     for n in 0..TENANTS {
         let name = format!("t{n:04}");
         let text = format!(

@@ -10,7 +10,7 @@ use serde_json::Value;
 use url::Url;
 use utoipa::ToSchema;
 
-use crate::api::{check, wording};
+use crate::api::{deserialize_errors, validation};
 use crate::error::Error;
 use crate::store::webhooks::Filters;
 use crate::webhook::endpoint::{UrlError, header, parse_url};
@@ -149,12 +149,12 @@ fn shaped<T: DeserializeOwned>(body: Value) -> Result<T, Error> {
     if !body.is_object() || body.get("filters").is_some_and(Value::is_array) {
         return Err(wrong(&"objects are expected"));
     }
-    serde_json::from_value(body).map_err(|error| wrong(&wording::of_json(&error)))
+    serde_json::from_value(body).map_err(|error| wrong(&deserialize_errors::of_json(&error)))
 }
 
 fn valid_url(text: &str) -> Result<Url, Error> {
-    check::not_blank("`url`", text, "url_required")?;
-    check::storable("`url`", text, SECRET)?;
+    validation::not_blank("`url`", text, "url_required")?;
+    validation::storable("`url`", text, SECRET)?;
     parse_url(text).map_err(|error| match error {
         UrlError::Scheme => Error::bad_request(
             "invalid_url_scheme",
@@ -165,11 +165,11 @@ fn valid_url(text: &str) -> Result<Url, Error> {
 }
 
 fn valid_name(name: &str) -> Result<(), Error> {
-    check::not_blank("`name`", name, "invalid_webhook")?;
-    if name.len() > check::NAME {
+    validation::not_blank("`name`", name, "invalid_webhook")?;
+    if name.len() > validation::NAME {
         return Err(invalid("`name` may have at most 255 bytes"));
     }
-    check::no_nul("`name`", name)
+    validation::no_nul("`name`", name)
 }
 
 fn valid_event_types(patterns: &[String]) -> Result<(), Error> {
@@ -180,7 +180,11 @@ fn valid_event_types(patterns: &[String]) -> Result<(), Error> {
 }
 
 fn valid_labels(labels: Option<&[String]>) -> Result<(), Error> {
-    valid_entries("`target_labels`", labels.unwrap_or_default(), check::MARK)
+    valid_entries(
+        "`target_labels`",
+        labels.unwrap_or_default(),
+        validation::MARK,
+    )
 }
 
 fn valid_entries(what: &str, entries: &[String], most: usize) -> Result<(), Error> {
@@ -190,8 +194,8 @@ fn valid_entries(what: &str, entries: &[String], most: usize) -> Result<(), Erro
         )));
     }
     for entry in entries {
-        check::not_blank(&format!("an entry of {what}"), entry, "invalid_webhook")?;
-        check::storable(&format!("an entry of {what}"), entry, most)?;
+        validation::not_blank(&format!("an entry of {what}"), entry, "invalid_webhook")?;
+        validation::storable(&format!("an entry of {what}"), entry, most)?;
     }
     Ok(())
 }
@@ -200,7 +204,7 @@ fn valid_header(text: Option<&str>) -> Result<(), Error> {
     let Some(text) = text else {
         return Ok(());
     };
-    check::storable("`auth_header`", text, SECRET)?;
+    validation::storable("`auth_header`", text, SECRET)?;
     match header(text) {
         Some(_) => Ok(()),
         None => Err(invalid("`auth_header` cannot be the value of a header")),

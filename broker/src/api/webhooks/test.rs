@@ -9,15 +9,15 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::no_webhook;
-use crate::api::access;
-use crate::api::call::{Call, Reply};
-use crate::api::openapi::answers::{Always, BadRequest, Forbidden, NotFound};
+use crate::api::authorization;
+use crate::api::openapi::responses::{Always, BadRequest, Forbidden, NotFound};
+use crate::api::operation::{ApiRequest, Reply};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::metrics::Carrier;
 use crate::store::webhooks;
-use crate::webhook::client::{Answer, SendError};
+use crate::webhook::client::{SendError, WebhookResponse};
 use crate::webhook::endpoint::Endpoint;
 
 /// Largest number of characters of the endpoint's answer that are shown.
@@ -37,9 +37,9 @@ const SHOWN: usize = 500;
     ),
     security(("admin_pak" = [])),
 )]
-pub(super) fn test(call: &Call, db: &mut Conn) -> Result<Reply, Error> {
+pub(super) fn test(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
-    access::admin(call.principal)?;
+    authorization::admin(call.principal)?;
     let (sealed, timeout) = webhooks::endpoint(db, id)?.ok_or_else(no_webhook)?;
     let key = call.app.webhooks.opening_key().map_err(|error| {
         tracing::error!(%error, "no webhook key");
@@ -69,7 +69,7 @@ async fn send(
     id: Uuid,
     endpoint: &Endpoint,
     timeout: Duration,
-) -> Result<Answer, SendError> {
+) -> Result<WebhookResponse, SendError> {
     let began = Instant::now();
     let waiting = tokio::time::timeout(timeout, app.webhooks.tests().acquire());
     // The semaphore is never closed.
@@ -97,7 +97,7 @@ async fn send(
         })
 }
 
-fn reply(answer: Result<Answer, SendError>) -> Result<Reply, Error> {
+fn reply(answer: Result<WebhookResponse, SendError>) -> Result<Reply, Error> {
     let answer = answer.map_err(|error| failed(error.to_string()))?;
     let status = answer.status.as_u16();
     if answer.status.is_success() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::db::gate::Gate;
+use crate::db::concurrency_limit::ConcurrencyLimit;
 
 /// The largest number of attempts that were given up and still hang.
 const MOST_HANGING: usize = 3;
@@ -23,7 +23,7 @@ const READ_ONLY_FOR: Duration = Duration::from_secs(5);
 
 /// The supervisor's verdict that a server cannot serve the tenant now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Away {
+pub struct ServerOutage {
     /// Reason for the verdict.
     pub reason: String,
     /// True when the server answers but takes no writes.
@@ -31,7 +31,7 @@ pub struct Away {
 }
 
 pub(in crate::db) struct Shared {
-    pub(in crate::db) gate: Arc<Gate>,
+    pub(in crate::db) gate: Arc<ConcurrencyLimit>,
     /// Connections open or being opened; watched while draining.
     pub(in crate::db) open: watch::Sender<u32>,
     /// Pids of the backends of the open connections.
@@ -42,7 +42,7 @@ pub(in crate::db) struct Shared {
     pub(in crate::db) wanted: AtomicUsize,
     pub(in crate::db) draining: AtomicBool,
     /// The supervisor's verdict, while the server counts as away.
-    pub(in crate::db) away: watch::Sender<Option<Away>>,
+    pub(in crate::db) away: watch::Sender<Option<ServerOutage>>,
     /// Attempts to open a connection that are running now.
     pub(in crate::db) opening: AtomicUsize,
     /// The attempts among `opening` that were given up.
@@ -87,7 +87,7 @@ impl Shared {
     pub(super) fn hold_back(&self) -> Option<String> {
         let away = self.away.borrow().clone();
         let opening = self.opening.load(Ordering::Relaxed);
-        let Some(Away { reason, .. }) = away else {
+        let Some(ServerOutage { reason, .. }) = away else {
             let hanging = self.hanging.load(Ordering::Relaxed);
             let too_many = hanging >= MOST_HANGING;
             return too_many.then(|| format!("{hanging} attempts to connect have had no answer"));
@@ -107,23 +107,23 @@ impl Shared {
 }
 
 /// A guard that counts one attempt in [`Shared::opening`], and in [`Shared::hanging`] once it is given up.
-pub(super) struct Opening {
+pub(super) struct ConnectAttempt {
     shared: Arc<Shared>,
     /// True once the attempt has ended or was given up, whichever came first.
     pub(super) settled: Arc<AtomicBool>,
 }
 
-impl Opening {
+impl ConnectAttempt {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
         shared.opening.fetch_add(1, Ordering::Relaxed);
-        Opening {
+        ConnectAttempt {
             shared: shared.clone(),
             settled: Arc::default(),
         }
     }
 }
 
-impl Drop for Opening {
+impl Drop for ConnectAttempt {
     fn drop(&mut self) {
         self.shared.opening.fetch_sub(1, Ordering::Relaxed);
         if self.settled.swap(true, Ordering::Relaxed) {
@@ -142,12 +142,12 @@ pub(super) fn give_up(shared: &Shared, settled: &AtomicBool) {
 }
 
 /// A guard that counts one connection in [`Shared::open`], and in [`Shared::backends`] once it is open.
-pub(super) struct Counted {
+pub(super) struct OpenCount {
     shared: Arc<Shared>,
     backend: Option<i32>,
 }
 
-impl Counted {
+impl OpenCount {
     /// Counts a connection, or returns `None` when the cap is reached.
     pub(super) fn new(shared: &Arc<Shared>) -> Option<Self> {
         let most = shared.cap.load(Ordering::Relaxed) as u32;
@@ -156,7 +156,7 @@ impl Counted {
             *open += u32::from(room);
             room
         });
-        counted.then(|| Counted {
+        counted.then(|| OpenCount {
             shared: shared.clone(),
             backend: None,
         })
@@ -168,7 +168,7 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenCount {
     fn drop(&mut self) {
         if let Some(backend) = self.backend {
             self.shared.backends().remove(&backend);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use r2d2::ManageConnection;
 
-use super::{Inner, Last};
+use super::{Inner, LastCheckout};
 use crate::db::error::DbError;
 use crate::db::manager::Manager;
 
@@ -35,7 +35,7 @@ impl Inner {
                     // On a busy host an attempt may take longer than one wait and still succeed.
                     Err(_) if Instant::now() < until => continue,
                     Err(error) => {
-                        self.note(Last::failed(error.to_string()));
+                        self.note(LastCheckout::failed(error.to_string()));
                         return Err(error);
                     }
                 },
@@ -52,18 +52,18 @@ impl Inner {
                         && !self.shared.must_do_with_what_is_open() =>
                 {
                     let reason = failed.reason.clone().unwrap_or_default();
-                    self.note(Last::failed(reason.clone()));
+                    self.note(LastCheckout::failed(reason.clone()));
                     return Err(DbError::unavailable(reason));
                 }
                 // The attempt was made for an earlier request that stopped waiting, or no attempt was made.
                 Some(_) => {}
                 None => match self.manager.is_valid(&mut slotted) {
                     Ok(()) => {
-                        self.note(Last::Worked(Instant::now()));
+                        self.note(LastCheckout::Worked(Instant::now()));
                         return Ok(slotted);
                     }
                     Err(error) => {
-                        self.note(Last::failed(error.to_string()));
+                        self.note(LastCheckout::failed(error.to_string()));
                         if !slotted.is_spoiled() {
                             return Err(error);
                         }

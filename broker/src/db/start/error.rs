@@ -7,7 +7,7 @@ use std::time::Duration;
 use brokkr_pg::Reason;
 use postgres::error::SqlState;
 
-use super::KeyFile;
+use super::AdminPakFile;
 use crate::db::error::{describe, server_lost};
 use crate::pak::MintError;
 
@@ -30,7 +30,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    pub(super) fn key_file(file: &KeyFile, error: &std::io::Error) -> Self {
+    pub(super) fn key_file(file: &AdminPakFile, error: &std::io::Error) -> Self {
         StartError::Failed(format!("{}: {error}", file.path().display()))
     }
 }

@@ -13,9 +13,9 @@ use crate::db::manager::set_path;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// `brokkr_lock`, held in an open transaction on a connection of its own.
-pub(super) struct Lock(Client);
+pub(super) struct StartLock(Client);
 
-impl Lock {
+impl StartLock {
     /// Takes the lock. Waits for at most [`Plan::patience`] while another session has it.
     pub(super) fn take(
         plan: &Plan,
@@ -39,7 +39,7 @@ impl Lock {
             match holder
                 .batch_execute("BEGIN; LOCK TABLE brokkr_lock IN ACCESS EXCLUSIVE MODE NOWAIT")
             {
-                Ok(()) => return Ok(Lock(holder)),
+                Ok(()) => return Ok(StartLock(holder)),
                 Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                     holder.batch_execute("ROLLBACK")?;
                 }

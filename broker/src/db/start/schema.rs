@@ -24,7 +24,7 @@ const LOOK: &str = "SELECT current_database()::text, current_setting('server_enc
         ORDER BY 2 LIMIT 1) t ON true";
 
 /// The schema as found, and the rights of the role in it.
-pub(super) struct Schema {
+pub(super) struct SchemaState {
     name: String,
     quoted: String,
     role: String,
@@ -37,7 +37,7 @@ pub(super) struct Schema {
     tables: Option<(String, bool)>,
 }
 
-impl Schema {
+impl SchemaState {
     /// Inspects the schema. Refuses a database or a schema in which the broker can never work.
     pub(super) fn look(client: &mut Client, name: &SchemaName) -> Result<Self, StartError> {
         let row = client.query_one(LOOK, &[&name.as_str()])?;
@@ -56,7 +56,7 @@ impl Schema {
         let owner: Option<String> = row.try_get(6)?;
         let tables: Option<String> = row.try_get(10)?;
         let readable: bool = row.try_get(11)?;
-        let schema = Schema {
+        let schema = SchemaState {
             name: name.to_string(),
             role: row.try_get(2)?,
             quoted_role: row.try_get(3)?,

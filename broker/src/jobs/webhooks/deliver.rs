@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::DbError;
 use crate::jobs::Job;
-use crate::store::deliveries::Settled;
-use crate::store::deliveries::claims::Taken;
+use crate::store::deliveries::DeliveryResult;
+use crate::store::deliveries::claims::ClaimedDelivery;
 use crate::webhook::endpoint::Endpoint;
-use crate::webhook::flights::Flight;
-use crate::webhook::outcome::{Next, Outcome};
+use crate::webhook::in_flight::InFlightPermit;
+use crate::webhook::retry_policy::{AttemptOutcome, Next};
 use crate::webhook::settle;
 
 /// Time between two attempts to record an outcome.
@@ -22,7 +22,12 @@ const AGAIN: Duration = Duration::from_secs(2);
 const CLAIM_LEFT: Duration = Duration::from_secs(30);
 
 /// Sends a delivery, records the outcome, frees its slot and wakes the webhook job if more deliveries wait.
-pub(super) async fn deliver(app: App, taken: Taken, endpoint: Endpoint, flight: Flight) {
+pub(super) async fn deliver(
+    app: App,
+    taken: ClaimedDelivery,
+    endpoint: Endpoint,
+    in_flight_permit: InFlightPermit,
+) {
     let timeout = Duration::from_secs(u64::try_from(taken.timeout_seconds).unwrap_or(1));
     let payload = Bytes::from(taken.payload.clone());
     let outcome = match app
@@ -31,11 +36,11 @@ pub(super) async fn deliver(app: App, taken: Taken, endpoint: Endpoint, flight: 
         .post(&endpoint, payload, timeout)
         .await
     {
-        Ok(answer) => Outcome::of_answer(&answer),
-        Err(error) => Outcome::of_error(&error),
+        Ok(answer) => AttemptOutcome::of_answer(&answer),
+        Err(error) => AttemptOutcome::of_error(&error),
     };
     record(&app, &taken, &outcome).await;
-    drop(flight);
+    drop(in_flight_permit);
     let next = outcome.next(taken.held.attempts, taken.held.max_retries);
     if let Next::Failed(pause) = next {
         app.jobs.due_in(Job::Webhooks, pause);
@@ -46,7 +51,7 @@ pub(super) async fn deliver(app: App, taken: Taken, endpoint: Endpoint, flight: 
 }
 
 /// Records an outcome; while the database is unavailable, retries until the claim may have expired.
-async fn record(app: &App, taken: &Taken, outcome: &Outcome) {
+async fn record(app: &App, taken: &ClaimedDelivery, outcome: &AttemptOutcome) {
     let until = Instant::now() + CLAIM_LEFT;
     loop {
         let (held, ended) = (taken.held.clone(), outcome.clone());
@@ -67,7 +72,7 @@ async fn record(app: &App, taken: &Taken, outcome: &Outcome) {
     }
 }
 
-fn tell(taken: &Taken, outcome: &Outcome, settled: Option<Settled>) {
+fn tell(taken: &ClaimedDelivery, outcome: &AttemptOutcome, settled: Option<DeliveryResult>) {
     let delivery = taken.held.id.to_string();
     let Some(settled) = settled else {
         tracing::warn!(
@@ -76,7 +81,7 @@ fn tell(taken: &Taken, outcome: &Outcome, settled: Option<Settled>) {
         );
         return;
     };
-    if let Outcome::Failed(failure) = outcome {
+    if let AttemptOutcome::Failed(failure) = outcome {
         let attempts = settled.attempts;
         tracing::debug!(
             delivery,

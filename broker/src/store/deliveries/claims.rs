@@ -3,16 +3,16 @@
 use postgres::Row;
 use uuid::Uuid;
 
-use super::Held;
+use super::LeasedDelivery;
 use crate::db::{DbError, Sql};
 use crate::webhook::endpoint::Sealed;
-use crate::webhook::flights::LANE;
+use crate::webhook::in_flight::LANE;
 
 /// A claimed delivery, with the values needed to deliver it.
 #[derive(Clone, Debug)]
-pub struct Taken {
+pub struct ClaimedDelivery {
     /// The values needed to end the attempt.
-    pub held: Held,
+    pub held: LeasedDelivery,
     /// The body to send, JSON.
     pub payload: String,
     /// The sealed URL and `Authorization` value.
@@ -47,10 +47,10 @@ macro_rules! columns {
     };
 }
 
-impl Taken {
+impl ClaimedDelivery {
     fn read(row: &Row) -> Result<Self, DbError> {
         Ok(Self {
-            held: Held {
+            held: LeasedDelivery {
                 id: row.try_get(0)?,
                 // Null where a delivery is only read.
                 claim: row.try_get::<_, Option<Uuid>>(1)?.unwrap_or_default(),
@@ -72,8 +72,8 @@ impl Taken {
 }
 
 /// Sorts deliveries by creation, because `RETURNING` promises no order.
-fn oldest_first(rows: Vec<Row>) -> Result<Vec<Taken>, DbError> {
-    let mut taken = crate::store::all(rows, Taken::read)?;
+fn oldest_first(rows: Vec<Row>) -> Result<Vec<ClaimedDelivery>, DbError> {
+    let mut taken = crate::store::all(rows, ClaimedDelivery::read)?;
     taken.sort_by_key(|taken| taken.position);
     Ok(taken)
 }
@@ -101,7 +101,7 @@ pub fn for_broker(
     most: i64,
     lanes: &[Uuid],
     counts: &[i32],
-) -> Result<Vec<Taken>, DbError> {
+) -> Result<Vec<ClaimedDelivery>, DbError> {
     const SQL: &str = concat!(
         "WITH ready AS (
              SELECT d.id, d.position, s.lane, coalesce(busy.count, 0) AS count
@@ -165,7 +165,11 @@ macro_rules! for_agent {
 }
 
 /// Claims up to `most` deliveries for an agent: the oldest whose labels the agent has in full.
-pub fn for_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Taken>, DbError> {
+pub fn for_agent(
+    db: &mut impl Sql,
+    agent: Uuid,
+    most: i64,
+) -> Result<Vec<ClaimedDelivery>, DbError> {
     const SQL: &str = concat!(
         for_agent!("FOR UPDATE SKIP LOCKED"),
         take!("$1"),
@@ -175,7 +179,11 @@ pub fn for_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Taken>
 }
 
 /// Returns the deliveries that [`for_agent`] would claim, without a claim.
-pub fn seen_by_agent(db: &mut impl Sql, agent: Uuid, most: i64) -> Result<Vec<Taken>, DbError> {
+pub fn seen_by_agent(
+    db: &mut impl Sql,
+    agent: Uuid,
+    most: i64,
+) -> Result<Vec<ClaimedDelivery>, DbError> {
     const SQL: &str = concat!(
         for_agent!(""),
         "SELECT ",

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use jsonschema::Draft;
 use serde_json::{Map, Value, json};
 
-use crate::template::{patterns, weight};
+use crate::template::{regex_cost, value_size};
 
 /// The counting keyword. Its value holds the weight of a subschema's own keywords, and the largest number of errors
 /// that they can cause.
@@ -143,7 +143,7 @@ impl Walk {
             }
             errors += 1 + names_in(keyword, value);
             if !inside {
-                own += weight::weigh(value);
+                own += value_size::weigh(value);
             }
         }
         keywords.insert(COUNT.to_owned(), json!([own, errors]));
@@ -303,11 +303,11 @@ fn patterns_of(keywords: &Map<String, Value>) -> Result<(), String> {
     if pattern
         .into_iter()
         .chain(names.map(String::as_str))
-        .any(|pattern| pattern.len() > patterns::TEXT)
+        .any(|pattern| pattern.len() > regex_cost::TEXT)
     {
         return Err(format!(
             "a pattern may have at most {} bytes",
-            patterns::TEXT
+            regex_cost::TEXT
         ));
     }
     Ok(())

@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use super::SendError;
-use crate::webhook::target::Policy;
+use crate::webhook::address_policy::AddressPolicy;
 
 /// The largest number of names resolved at once; others wait within their own time limit. Each takes a thread until the
 /// system's resolver returns, even if the caller has gone. That thread is not from the runtime's pool, which the
@@ -31,13 +31,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ROOTS_LAST: Duration = Duration::from_secs(60 * 60);
 
 /// A connection, encrypted or not.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+pub(super) trait WebhookStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> WebhookStream for T {}
 
 /// The source of connections.
 #[derive(Debug)]
 pub(super) struct Connector {
-    policy: Policy,
+    policy: AddressPolicy,
     lookups: Arc<Semaphore>,
     /// The system's trusted certificates, and the time of reading them. They are read only when needed, for most
     /// brokers never.
@@ -45,7 +45,7 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(policy: Policy) -> Self {
+    pub(super) fn new(policy: AddressPolicy) -> Self {
         Self {
             policy,
             lookups: Arc::new(Semaphore::new(LOOKUPS)),
@@ -58,7 +58,7 @@ impl Connector {
         &self,
         url: &Url,
         deadline: Instant,
-    ) -> Result<Box<dyn Stream>, SendError> {
+    ) -> Result<Box<dyn WebhookStream>, SendError> {
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
             return Err(SendError::Location);
         };

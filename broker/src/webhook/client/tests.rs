@@ -23,7 +23,7 @@ use crate::webhook::endpoint::Sealed;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn client(networks: &[&str]) -> Client {
-    Client::new(Policy::new(&WebhooksConfig {
+    Client::new(AddressPolicy::new(&WebhooksConfig {
         allowed_networks: networks
             .iter()
             .map(|network| Network::parse(network).unwrap())
@@ -41,7 +41,7 @@ fn endpoint(url: &str, auth_header: Option<&str>) -> Endpoint {
     Endpoint::open(&key, &sealed).unwrap()
 }
 
-async fn post(url: &str, timeout: Duration) -> Result<Answer, SendError> {
+async fn post(url: &str, timeout: Duration) -> Result<WebhookResponse, SendError> {
     let json = Bytes::from_static(b"{\"a\":1}");
     client(&["127.0.0.0/8"])
         .post(&endpoint(url, Some("Bearer secret")), json, timeout)
@@ -221,7 +221,7 @@ async fn what_is_not_allowed_is_not_connected_to_redirects_and_names_included() 
         .await
         .unwrap_err();
     assert!(matches!(error, SendError::Address), "{error}");
-    let ports = Client::new(Policy::new(&WebhooksConfig {
+    let ports = Client::new(AddressPolicy::new(&WebhooksConfig {
         allowed_networks: vec![Network::parse("127.0.0.0/8").unwrap()],
         allowed_ports: vec![443],
     }));

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 fn a_claim() -> impl Strategy<Value = Claim> {
     let at = proptest::option::weighted(
         0.9,
-        (0..2usize, 1..3u32, 0..3usize).prop_map(|(server, database, role)| Place {
+        (0..2usize, 1..3u32, 0..3usize).prop_map(|(server, database, role)| ConnectionTarget {
             superuser: role == 2,
             ..place(["A", "B"][server], database, ["r", "s", "root"][role])
         }),
@@ -83,12 +83,12 @@ fn world() -> impl Strategy<Value = BTreeMap<ServerId, Facts>> {
 }
 
 /// Returns the sum of admitted pools in a scope, computed without the ledger.
-fn sum(verdict: &Verdict, claims: &[Claim], within: impl Fn(&Place) -> bool) -> u32 {
+fn sum(verdict: &Verdict, claims: &[Claim], within: impl Fn(&ConnectionTarget) -> bool) -> u32 {
     claims
         .iter()
         .filter(|c| *decision(verdict, c.tenant.as_str()) == Decision::Admitted)
         .filter_map(|c| match &c.wanted {
-            Wanted::Pool {
+            TenantDemand::Pool {
                 connections,
                 at: Some(at),
             } if within(at) => Some(*connections),

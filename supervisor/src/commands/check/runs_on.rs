@@ -1,9 +1,9 @@
 //! Tenants whose file is bad, or asks for another tenant's schema or address. The supervisor runs them on with their
 //! old configuration, so their pools stay taken.
 
-use super::super::client::Client;
-use crate::budget::{Admission, Claim, Party, Stake, Wanted};
-use crate::config::{Supervisor, TenantConfig};
+use super::super::client::ControlClient;
+use crate::budget::{AdmittedTenant, Claim, OwnershipClaim, TenantClaim, TenantDemand};
+use crate::config::{SupervisorConfig, TenantConfig};
 use crate::servers::ServersView;
 use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub(super) struct RunsOn {
     /// Tenants with a bad file that run, and their admissions.
-    pub(super) counted: BTreeMap<TenantName, Admission>,
+    pub(super) counted: BTreeMap<TenantName, AdmittedTenant>,
     /// The other tenants with a bad file, and why their pools are not counted.
     pub(super) uncounted: BTreeMap<TenantName, &'static str>,
     /// Tenants that have a process.
@@ -23,9 +23,9 @@ pub(super) struct RunsOn {
 impl RunsOn {
     /// Asks the supervisor which of `bad` run.
     pub(super) fn find(
-        config: &Supervisor,
+        config: &SupervisorConfig,
         bad: &BTreeSet<TenantName>,
-        admitted: &[Admission],
+        admitted: &[AdmittedTenant],
     ) -> Self {
         let running = running(config);
         let mut found = Self {
@@ -59,50 +59,52 @@ impl RunsOn {
         &self,
         tenant: &TenantName,
         config: &TenantConfig,
-        admitted: &[Admission],
+        admitted: &[AdmittedTenant],
         view: &ServersView,
-    ) -> Wanted {
+    ) -> TenantDemand {
         let place = view.endpoint(&config.broker().database.url).place();
         let admission = admitted.iter().find(|a| a.tenant == *tenant);
         match admission.filter(|_| self.running.contains(tenant.as_str())) {
-            Some(admission) => Wanted::Pool {
+            Some(admission) => TenantDemand::Pool {
                 connections: admission.pool,
                 // The admission does not name database and role, so those of the file are assumed.
                 at: place
                     .filter(|place| Some(&place.server) == admission.server.as_ref())
                     .cloned(),
             },
-            None => Wanted::Nothing,
+            None => TenantDemand::Nothing,
         }
     }
 
     /// Returns the running tenants as parties that hold their admitted pools. Their database and role are unknown and
     /// not needed, because the budget charges the server with every admission.
-    pub(super) fn parties(&self) -> impl Iterator<Item = Party> {
-        self.counted.values().map(|admission| Party {
-            stake: Stake {
+    pub(super) fn tenant_claims(&self) -> impl Iterator<Item = TenantClaim> {
+        self.counted.values().map(|admission| TenantClaim {
+            stake: OwnershipClaim {
                 tenant: admission.tenant.clone(),
                 priority: 0,
-                running: admission.seat.iter().cloned().collect(),
-                wanted: admission.seat.clone(),
+                running: admission.schema_and_address.iter().cloned().collect(),
+                wanted: admission.schema_and_address.clone(),
             },
             claim: Claim {
                 tenant: admission.tenant.clone(),
                 priority: 0,
-                wanted: Wanted::Pool {
+                wanted: TenantDemand::Pool {
                     connections: admission.pool,
                     at: None,
                 },
                 held: Vec::new(),
             },
-            fallback: Wanted::Nothing,
+            fallback: TenantDemand::Nothing,
         })
     }
 }
 
 /// Returns the tenants that have a process, or `None` where no supervisor answers this user.
-fn running(config: &Supervisor) -> Option<BTreeSet<String>> {
-    let answer = Client::new(&config.runtime_dir).ok()?.get("/v1/status");
+fn running(config: &SupervisorConfig) -> Option<BTreeSet<String>> {
+    let answer = ControlClient::new(&config.runtime_dir)
+        .ok()?
+        .get("/v1/status");
     let snapshot: Snapshot = serde_json::from_slice(&answer.ok()?).ok()?;
     let alive = snapshot.tenants.into_iter().filter(|t| t.pid.is_some());
     Some(alive.map(|tenant| tenant.name).collect())

@@ -117,14 +117,16 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         {
             continue;
         }
-        let seat = admission.seat.as_ref();
+        let schema_and_address = admission.schema_and_address.as_ref();
         table.add_row([
             admission.tenant.as_str(),
             &admission.pool.to_string(),
             "-",
             "-",
-            seat.map_or("-", |seat| seat.schema.as_str()),
-            &seat.map_or("-".to_owned(), |seat| seat.listen.to_string()),
+            schema_and_address.map_or("-", |schema_and_address| schema_and_address.schema.as_str()),
+            &schema_and_address.map_or("-".to_owned(), |schema_and_address| {
+                schema_and_address.listen.to_string()
+            }),
             "runs on: its file is bad",
         ]);
     }

@@ -40,7 +40,7 @@ pub(super) fn hold_back() -> io::Result<()> {
 
 /// Request that a signal stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum SignalRequest {
     /// End the process; `true` for the first such signal.
     End(Signal, bool),
     /// Read every file again.
@@ -53,9 +53,9 @@ pub(super) enum Heard {
 
 /// The first stop signal, noted at the moment it is read.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ending(Arc<AtomicI32>);
+pub(super) struct ShutdownKind(Arc<AtomicI32>);
 
-impl Ending {
+impl ShutdownKind {
     /// Notes a stop signal; returns true when it is the first.
     fn note(&self, signal: Signal) -> bool {
         let first = self
@@ -129,7 +129,7 @@ impl Signals {
 
     /// Returns the next request; a stop signal is noted in `ending` at the moment it is read. Cancel-safe: a signal
     /// that is not returned has not been read.
-    pub(super) async fn next(&mut self, ending: &Ending) -> Heard {
+    pub(super) async fn next(&mut self, ending: &ShutdownKind) -> SignalRequest {
         loop {
             tokio::select! {
                 read = self.waiting.async_io(Interest::READABLE, |waiting| read(waiting, ending)) => {
@@ -141,21 +141,21 @@ impl Signals {
                         }
                     }
                 }
-                () = self.child.next() => return Heard::Child,
+                () = self.child.next() => return SignalRequest::Child,
             }
         }
     }
 }
 
-fn read(waiting: &SignalFd, ending: &Ending) -> io::Result<Heard> {
+fn read(waiting: &SignalFd, ending: &ShutdownKind) -> io::Result<SignalRequest> {
     let Some(info) = waiting.read_signal()? else {
         return Err(io::ErrorKind::WouldBlock.into());
     };
     let number = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
     Ok(match Signal::try_from(number)? {
-        Signal::SIGHUP => Heard::HangUp,
-        Signal::SIGUSR2 => Heard::Succeed,
-        signal => Heard::End(signal, ending.note(signal)),
+        Signal::SIGHUP => SignalRequest::HangUp,
+        Signal::SIGUSR2 => SignalRequest::Succeed,
+        signal => SignalRequest::End(signal, ending.note(signal)),
     })
 }
 
@@ -168,23 +168,29 @@ mod tests {
     #[tokio::test]
     async fn a_signal_waits_for_its_reader_and_one_that_was_read_can_be_passed_on() {
         hold_back().unwrap();
-        let ending = Ending::default();
+        let ending = ShutdownKind::default();
         ending.pass_on();
         raise(Signal::SIGHUP).unwrap();
         raise(Signal::SIGTERM).unwrap();
         let mut signals = Signals::new().unwrap();
         let mut heard = [signals.next(&ending).await, signals.next(&ending).await];
-        heard.sort_by_key(|heard| *heard == Heard::HangUp);
-        assert_eq!(heard, [Heard::End(Signal::SIGTERM, true), Heard::HangUp]);
+        heard.sort_by_key(|heard| *heard == SignalRequest::HangUp);
+        assert_eq!(
+            heard,
+            [
+                SignalRequest::End(Signal::SIGTERM, true),
+                SignalRequest::HangUp
+            ]
+        );
         raise(Signal::SIGINT).unwrap();
         let second = signals.next(&ending).await;
-        assert_eq!(second, Heard::End(Signal::SIGINT, false));
+        assert_eq!(second, SignalRequest::End(Signal::SIGINT, false));
 
         // No reader exists now, and then a new reader comes.
         drop(signals);
         ending.pass_on();
         let mut signals = Signals::new().unwrap();
-        let again = signals.next(&Ending::default()).await;
-        assert_eq!(again, Heard::End(Signal::SIGTERM, true));
+        let again = signals.next(&ShutdownKind::default()).await;
+        assert_eq!(again, SignalRequest::End(Signal::SIGTERM, true));
     }
 }

@@ -5,9 +5,9 @@
 //! removed. Under the unit the supervisor may not create folders in `/run`: there systemd creates the folder
 //! (`RuntimeDirectory=`) when it starts the next supervisor, which takes over every broker.
 
-use super::folders::Taken;
-use crate::config::Supervisor;
-use crate::fleet::leave::Quit;
+use super::runtime_dirs::RuntimeDirLock;
+use crate::config::SupervisorConfig;
+use crate::fleet::handover::ExitRequest;
 use crate::instance::successor::Successor;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +19,13 @@ use tokio::time::MissedTickBehavior;
 const LOOK: Duration = Duration::from_secs(3);
 
 pub(super) struct Surroundings {
-    pub(super) config: Arc<Supervisor>,
+    pub(super) config: Arc<SupervisorConfig>,
     /// The supervisor's own file, which a successor needs too.
     pub(super) file: PathBuf,
-    pub(super) taken: Arc<Mutex<Taken>>,
+    pub(super) taken: Arc<Mutex<RuntimeDirLock>>,
     /// Problem for `status` to show.
     pub(super) remark: watch::Sender<Option<String>>,
-    pub(super) quit: mpsc::Sender<Quit>,
+    pub(super) quit: mpsc::Sender<ExitRequest>,
 }
 
 impl Surroundings {
@@ -61,14 +61,15 @@ impl Surroundings {
                 self.remark.send_replace(None);
                 // The brokers' locks and sockets, and those of an embedded server, are gone too. A new supervisor finds
                 // them missing and replaces the instances that it took over.
-                let word = Successor::find(&self.file).map_or_else(Quit::Refuse, Quit::Succeed);
+                let word = Successor::find(&self.file)
+                    .map_or_else(ExitRequest::Refuse, ExitRequest::Succeed);
                 let _ = self.quit.send(word).await;
             }
             Err(problem) if is_made_by_systemd(&self.config.runtime_dir) => {
                 tracing::error!(
                     "{folder} has been removed, and only systemd can make it again ({problem}): every broker is left to the next supervisor, which systemd starts"
                 );
-                let _ = self.quit.send(Quit::Leave).await;
+                let _ = self.quit.send(ExitRequest::Leave).await;
             }
             Err(problem) => {
                 let problem = format!(

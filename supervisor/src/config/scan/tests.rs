@@ -45,10 +45,10 @@ impl Folder {
 
     fn after(&mut self, time: Duration) -> Scanned {
         self.now += time;
-        self.look(Look::default())
+        self.look(ScanMode::default())
     }
 
-    fn look(&mut self, look: Look) -> Scanned {
+    fn look(&mut self, look: ScanMode) -> Scanned {
         self.scanner.scan(self.now, look, &BTreeSet::new())
     }
 
@@ -136,7 +136,7 @@ fn a_reload_makes_a_removal_count_at_once() {
     folder.write("acme", 1);
     folder.after(NOW);
     folder.remove("acme");
-    let look = Look {
+    let look = ScanMode {
         removals_at_once: true,
         confirm_removals: false,
     };
@@ -172,7 +172,7 @@ fn another_folder_in_its_place_changes_nothing_until_a_reload() {
         "{:?}",
         scanned.desired.problems
     );
-    let look = Look {
+    let look = ScanMode {
         removals_at_once: true,
         confirm_removals: false,
     };
@@ -199,7 +199,7 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
             .brief
             .contains("reload --confirm-removals")
     );
-    let look = Look {
+    let look = ScanMode {
         removals_at_once: true,
         confirm_removals: false,
     };
@@ -217,7 +217,7 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
     );
     folder.remove("a");
     folder.after(NOW);
-    let confirmed = folder.look(Look {
+    let confirmed = folder.look(ScanMode {
         confirm_removals: true,
         ..look
     });
@@ -306,7 +306,7 @@ fn a_file_that_is_being_written_keeps_its_last_state() {
     std::fs::write(folder.path("acme.toml"), "[http").unwrap();
     let busy = BTreeSet::from([folder.path("acme.toml")]);
     let name = TenantName::parse("acme").unwrap();
-    let scanned = folder.scanner.scan(folder.now, Look::default(), &busy);
+    let scanned = folder.scanner.scan(folder.now, ScanMode::default(), &busy);
     assert!(scanned.desired.tenants[&name].is_ok());
     assert!(folder.after(NOW).desired.tenants[&name].is_err());
 }
@@ -332,7 +332,7 @@ fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
 
     std::fs::write(&target, "[http").unwrap();
     let busy = BTreeSet::from([target.clone()]);
-    let scanned = folder.scanner.scan(folder.now, Look::default(), &busy);
+    let scanned = folder.scanner.scan(folder.now, ScanMode::default(), &busy);
     assert!(scanned.desired.tenants[&name].is_ok());
     assert!(folder.after(NOW).desired.tenants[&name].is_err());
     // A second name lets the file change in a folder that is not watched.
@@ -342,7 +342,7 @@ fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
 
 /// Scans at each due time until no scan is due, and returns the number of new programs.
 fn programs(folder: &mut Folder) -> usize {
-    let mut seen = folder.look(Look::default());
+    let mut seen = folder.look(ScanMode::default());
     let mut count = 0;
     let mut last = folder.scanner.program.settled.clone();
     for _ in 0..10 {
@@ -350,7 +350,7 @@ fn programs(folder: &mut Folder) -> usize {
             return count;
         };
         folder.now = at;
-        seen = folder.look(Look::default());
+        seen = folder.look(ScanMode::default());
         let settled = seen.desired.broker.clone();
         if !last.unwrap().is_same_program(&settled.clone().unwrap()) {
             count += 1;
@@ -369,7 +369,7 @@ fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_i
     let beside = |name: &str| root.join(name);
     let (new, backup) = (beside("broker.dpkg-new"), beside("broker.dpkg-tmp"));
     std::fs::write(&broker, "first").unwrap();
-    assert!(folder.look(Look::default()).desired.broker.is_some());
+    assert!(folder.look(ScanMode::default()).desired.broker.is_some());
     std::fs::hard_link(&broker, beside("broker.link")).unwrap();
     let mine = std::fs::metadata(&broker).unwrap();
     std::os::unix::fs::chown(&broker, Some(mine.uid()), Some(mine.gid())).unwrap();
@@ -410,9 +410,9 @@ fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_i
     assert_eq!(programs(&mut folder), 0);
     std::fs::write(&broker, "another").unwrap();
     let before = folder.after(NOW).desired.broker.unwrap();
-    let now = folder.look(Look {
+    let now = folder.look(ScanMode {
         removals_at_once: true,
-        ..Look::default()
+        ..ScanMode::default()
     });
     assert!(now.again_at.is_none() && !before.is_same_program(&now.desired.broker.unwrap()));
 }

@@ -4,8 +4,8 @@ use super::*;
 
 const R1: Revision = Revision(1);
 
-fn found(id: u64, stage: Stage) -> Adopted {
-    Adopted {
+fn found(id: u64, stage: AdoptedStage) -> AdoptedInstance {
+    AdoptedInstance {
         id: InstanceId(id),
         pid: 4000 + id as i32,
         spec: Spec {
@@ -21,7 +21,7 @@ fn found(id: u64, stage: Stage) -> Adopted {
     }
 }
 
-fn learned(id: InstanceId, stage: Stage) -> Event {
+fn learned(id: InstanceId, stage: AdoptedStage) -> Event {
     Event::Learned {
         id,
         stage,
@@ -29,7 +29,7 @@ fn learned(id: InstanceId, stage: Stage) -> Event {
     }
 }
 
-fn adopting(instances: Vec<Adopted>) -> Host {
+fn adopting(instances: Vec<AdoptedInstance>) -> Host {
     let mut host = Host::new();
     host.now = Duration::from_secs(5000);
     host.on(Event::Adopted(Inheritance {
@@ -45,12 +45,12 @@ fn adopting(instances: Vec<Adopted>) -> Host {
 
 fn untouched(host: &Host) {
     assert!(host.spawned.is_empty() && host.terminated.is_empty() && host.killed.is_empty());
-    assert!(!host.stand_in);
+    assert!(!host.fallback);
 }
 
 #[test]
 fn one_that_serves_is_left_alone_whatever_is_known_of_its_server() {
-    let mut host = adopting(vec![found(7, Stage::Serving)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Serving)]);
     assert_eq!(host.state(), State::Ready);
     host.on(wanted(spec(1)))
         .on(Event::Server(Err("not asked yet".into())))
@@ -65,7 +65,7 @@ fn one_that_serves_is_left_alone_whatever_is_known_of_its_server() {
 
 #[test]
 fn one_of_another_configuration_is_replaced_by_overlap() {
-    let mut host = adopting(vec![found(7, Stage::Serving)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Serving)]);
     host.on(wanted(spec(2))).on(Event::Server(Ok(())));
     assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
     host.on(Event::Ready(host.spawned[0]));
@@ -74,9 +74,9 @@ fn one_of_another_configuration_is_replaced_by_overlap() {
 
 #[test]
 fn one_started_from_another_program_is_replaced_too() {
-    let mut host = adopting(vec![Adopted {
+    let mut host = adopting(vec![AdoptedInstance {
         outdated: true,
-        ..found(7, Stage::Serving)
+        ..found(7, AdoptedStage::Serving)
     }]);
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
     assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
@@ -86,44 +86,44 @@ fn one_started_from_another_program_is_replaced_too() {
 
 #[test]
 fn one_that_must_be_asked_is_neither_replaced_nor_ended_before_it_has_answered() {
-    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     host.on(wanted(spec(2))).on(Event::Server(Ok(())));
     untouched(&host);
-    host.on(learned(InstanceId(7), Stage::Serving));
+    host.on(learned(InstanceId(7), AdoptedStage::Serving));
     assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
 }
 
 #[test]
 fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
     let id = InstanceId(7);
-    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Ok(())))
         .on(Event::Unanswered(id));
     for _ in 0..POLICY.probe_failures {
-        assert_ne!(host.life.pulse(), Pulse::Hung);
+        assert_ne!(host.life.pulse(), ProbeHealth::Hung);
         host.on(Event::ProbeMissed { id, on_time: true });
     }
-    assert_eq!(host.life.pulse(), Pulse::Hung);
+    assert_eq!(host.life.pulse(), ProbeHealth::Hung);
     let detail = "hung".to_owned();
     host.on(Event::ReplaceHung { id, detail });
     assert_eq!(host.killed, [id]);
     host.exit(id);
     assert_eq!(host.spawned.len(), 1);
     // An instance that reports starting has the time of a start.
-    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Ok(())))
-        .on(learned(id, Stage::Starting));
+        .on(learned(id, AdoptedStage::Starting));
     for _ in 0..9 {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
-    assert_eq!(host.life.pulse(), Pulse::Absent);
+    assert_eq!(host.life.pulse(), ProbeHealth::Absent);
 }
 
 #[test]
 fn one_that_never_answers_is_ended_when_a_start_would_be() {
-    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
     host.after(Duration::from_secs(61));
     assert_eq!(host.terminated, [InstanceId(7)]);
@@ -131,27 +131,27 @@ fn one_that_never_answers_is_ended_when_a_start_would_be() {
 
 #[test]
 fn nobody_stands_in_for_one_that_may_serve_until_two_seconds_after_it_failed_to_answer() {
-    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
     // On a busy host an answer takes time, and the instance serves meanwhile.
     host.after(Duration::from_secs(10));
-    assert!(!host.stand_in);
+    assert!(!host.fallback);
     host.on(Event::Unanswered(InstanceId(7)));
     host.after(Duration::from_millis(1900));
-    assert!(!host.stand_in);
+    assert!(!host.fallback);
     host.after(Duration::from_millis(200));
-    assert!(host.stand_in);
-    host.on(learned(InstanceId(7), Stage::Serving));
-    assert!(!host.stand_in);
+    assert!(host.fallback);
+    host.on(learned(InstanceId(7), AdoptedStage::Serving));
+    assert!(!host.fallback);
 }
 
 #[test]
 fn one_that_was_starting_goes_on_starting_though_its_server_was_not_asked_yet() {
-    let mut host = adopting(vec![found(7, Stage::Starting)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Starting)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Err("not asked yet".into())));
     untouched(&host);
-    host.on(learned(InstanceId(7), Stage::Starting));
+    host.on(learned(InstanceId(7), AdoptedStage::Starting));
     untouched(&host);
     host.on(Event::Ready(InstanceId(7)));
     assert_eq!(host.state(), State::Ready);
@@ -159,7 +159,10 @@ fn one_that_was_starting_goes_on_starting_though_its_server_was_not_asked_yet() 
 
 #[test]
 fn one_that_drains_is_not_told_again_and_its_successor_serves_on() {
-    let mut host = adopting(vec![found(7, Stage::Stopping), found(8, Stage::Serving)]);
+    let mut host = adopting(vec![
+        found(7, AdoptedStage::Stopping),
+        found(8, AdoptedStage::Serving),
+    ]);
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
     untouched(&host);
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
@@ -171,27 +174,32 @@ fn one_that_drains_is_not_told_again_and_its_successor_serves_on() {
 
 #[test]
 fn of_two_that_must_be_asked_the_older_drains_when_it_says_so_and_when_the_newer_serves() {
-    let both = || adopting(vec![found(7, Stage::Unsure), found(8, Stage::Unsure)]);
+    let both = || {
+        adopting(vec![
+            found(7, AdoptedStage::Unsure),
+            found(8, AdoptedStage::Unsure),
+        ])
+    };
     let mut host = both();
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
-    host.on(learned(InstanceId(7), Stage::Stopping))
-        .on(learned(InstanceId(8), Stage::Serving));
+    host.on(learned(InstanceId(7), AdoptedStage::Stopping))
+        .on(learned(InstanceId(8), AdoptedStage::Serving));
     untouched(&host);
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
 
     let mut host = both();
     host.on(wanted(spec(1))).on(Event::Server(Ok(())));
-    host.on(learned(InstanceId(7), Stage::Serving))
-        .on(learned(InstanceId(8), Stage::Serving));
+    host.on(learned(InstanceId(7), AdoptedStage::Serving))
+        .on(learned(InstanceId(8), AdoptedStage::Serving));
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
     assert_eq!(host.terminated, [InstanceId(7)]);
 }
 
 #[test]
 fn one_whose_address_is_open_in_it_alone_is_drained_before_its_successor_starts() {
-    let mut host = adopting(vec![Adopted {
+    let mut host = adopting(vec![AdoptedInstance {
         keeps_address: true,
-        ..found(7, Stage::Serving)
+        ..found(7, AdoptedStage::Serving)
     }]);
     host.on(wanted(spec(1)));
     untouched(&host);
@@ -206,7 +214,7 @@ fn one_whose_address_is_open_in_it_alone_is_drained_before_its_successor_starts(
 
 #[test]
 fn one_that_died_meanwhile_is_started_again_and_counted() {
-    let mut host = adopting(vec![found(7, Stage::Serving)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Serving)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Ok(())))
         .exit(InstanceId(7));
@@ -240,12 +248,12 @@ fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_want
 #[test]
 fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
     // The instance reports that it was given two of ten connections; no other instance shares the pool.
-    let mut host = adopting(vec![found(7, Stage::Unsure)]);
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     let id = InstanceId(7);
     host.spawned.push(id);
     host.on(Event::Learned {
         id,
-        stage: Stage::Serving,
+        stage: AdoptedStage::Serving,
         connections: 2,
     });
     host.on(Event::Connections(id, 2)).on(Event::Server(Ok(())));

@@ -133,7 +133,7 @@ fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
     host.on(Event::Restart);
     let new = *host.spawned.last().unwrap();
     host.on(Event::Ready(new));
-    let as_it_is = |id, connections, stage| Adopted {
+    let as_it_is = |id, connections, stage| AdoptedInstance {
         id,
         pid: 1,
         spec: Spec {
@@ -150,8 +150,8 @@ fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
     let mut next = Host::new();
     next.on(Event::Adopted(Inheritance {
         instances: vec![
-            as_it_is(old, 10, Stage::Stopping),
-            as_it_is(new, 2, Stage::Serving),
+            as_it_is(old, 10, AdoptedStage::Stopping),
+            as_it_is(new, 2, AdoptedStage::Serving),
         ],
         ..Inheritance::default()
     }));

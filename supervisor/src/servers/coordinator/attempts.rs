@@ -31,7 +31,7 @@ const SLOW: Duration = Duration::from_millis(250);
 
 /// The planned and the running look at one URL.
 #[derive(Default)]
-pub(super) struct Attempt {
+pub(super) struct UrlAttempt {
     due: Option<Instant>,
     running: Option<Running>,
     /// Number of consecutive looks that failed for a reason of the URL's own.
@@ -46,7 +46,7 @@ struct Running {
     since: Instant,
 }
 
-impl Attempt {
+impl UrlAttempt {
     pub(super) fn due(at: Instant) -> Self {
         Self {
             due: Some(at),
@@ -70,7 +70,7 @@ impl Attempt {
 
 /// State of an address.
 #[derive(Default)]
-pub(super) struct Door {
+pub(super) struct AddressState {
     state: DoorState,
     knocking: Option<(u64, AbortHandle)>,
 }
@@ -90,7 +90,7 @@ enum DoorState {
     Closed(Instant),
 }
 
-impl Door {
+impl AddressState {
     pub(super) fn stop(&mut self) {
         if let Some((_, task)) = self.knocking.take() {
             task.abort();
@@ -201,7 +201,12 @@ impl Coordinator {
         door.knocking = Some((number, task.abort_handle()));
     }
 
-    pub(super) fn knocked(&mut self, address: &Address, number: u64, result: Result<(), Failure>) {
+    pub(super) fn knocked(
+        &mut self,
+        address: &Address,
+        number: u64,
+        result: Result<(), ProbeFailure>,
+    ) {
         let Some(door) = self.doors.get_mut(address) else {
             return;
         };
@@ -217,7 +222,7 @@ impl Coordinator {
     }
 
     /// Closes the door and records the failure for every URL of the address.
-    fn close_door(&mut self, address: &Address, failure: &Failure) {
+    fn close_door(&mut self, address: &Address, failure: &ProbeFailure) {
         let until = Instant::now() + Duration::from_millis(fastrand::u64(RETRY));
         self.doors.entry(address.clone()).or_default().state = DoorState::Closed(until);
         let here = self.endpoints.keys().filter(|u| address_of(u) == *address);
@@ -265,7 +270,7 @@ impl Coordinator {
         &mut self,
         url: DatabaseUrl,
         number: u64,
-        result: Result<Box<Found>, Failure>,
+        result: Result<Box<Found>, ProbeFailure>,
     ) {
         let address = address_of(&url);
         let Some(attempt) = self.attempts.get_mut(&url) else {
@@ -277,7 +282,7 @@ impl Coordinator {
         attempt.running = None;
         let failure = match result {
             Ok(found) => {
-                *attempt = Attempt::default();
+                *attempt = UrlAttempt::default();
                 self.answered(&address);
                 self.found(url.clone(), *found);
                 return self.judged(&url);
@@ -285,20 +290,24 @@ impl Coordinator {
             Err(failure) => failure,
         };
         match failure.kind {
-            Kind::Address | Kind::Full if !attempt.alone => {
+            FailureKind::Address | FailureKind::Full if !attempt.alone => {
                 attempt.alone = true;
                 attempt.due = Some(Instant::now());
                 return;
             }
-            Kind::Address => return self.close_door(&address, &failure),
-            Kind::Silent | Kind::Late => {
+            FailureKind::Address => return self.close_door(&address, &failure),
+            FailureKind::Silent | FailureKind::Late => {
                 let door = self.doors.entry(address.clone()).or_default();
                 door.state = match door.state {
                     DoorState::Ajar | DoorState::Open => DoorState::Doubted,
                     _ => DoorState::Unknown,
                 };
             }
-            Kind::Full | Kind::Unavailable | Kind::Cancelled | Kind::Refused | Kind::ReadOnly => {
+            FailureKind::Full
+            | FailureKind::Unavailable
+            | FailureKind::Cancelled
+            | FailureKind::Refused
+            | FailureKind::ReadOnly => {
                 self.answered(&address);
             }
         }
@@ -317,7 +326,7 @@ impl Coordinator {
     }
 
     /// Plans the next look at a URL that has failed for a reason of its own.
-    fn plan(&mut self, url: &DatabaseUrl, kind: Kind) {
+    fn plan(&mut self, url: &DatabaseUrl, kind: FailureKind) {
         let ready = matches!(self.endpoints.get(url), Some(Endpoint::Ready(_)));
         let passing = self
             .endpoints
@@ -328,12 +337,16 @@ impl Coordinator {
         };
         attempt.failures += 1;
         let wait = match kind {
-            Kind::Late => attempt.backoff(RETRY_LATE_AT_MOST),
-            Kind::ReadOnly if passing => Duration::from_millis(fastrand::u64(RETRY_READ_ONLY)),
-            Kind::Refused | Kind::ReadOnly => RETRY_REFUSED,
-            Kind::Address | Kind::Silent | Kind::Full | Kind::Unavailable | Kind::Cancelled => {
-                attempt.backoff(RETRY_AT_MOST)
+            FailureKind::Late => attempt.backoff(RETRY_LATE_AT_MOST),
+            FailureKind::ReadOnly if passing => {
+                Duration::from_millis(fastrand::u64(RETRY_READ_ONLY))
             }
+            FailureKind::Refused | FailureKind::ReadOnly => RETRY_REFUSED,
+            FailureKind::Address
+            | FailureKind::Silent
+            | FailureKind::Full
+            | FailureKind::Unavailable
+            | FailureKind::Cancelled => attempt.backoff(RETRY_AT_MOST),
         };
         attempt.due = (!ready).then(|| Instant::now() + wait);
     }

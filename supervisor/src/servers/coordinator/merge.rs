@@ -25,7 +25,7 @@ impl Coordinator {
         url: &DatabaseUrl,
         was: Option<&ServerId>,
         identifier: &str,
-        marks: &Marks,
+        marks: &ServerMarks,
     ) -> ServerId {
         let same = |watched: &Watched| {
             watched.marks.identifier.is_some() && watched.marks.same_server(marks)
@@ -68,9 +68,9 @@ impl Coordinator {
     }
 
     /// Adds the identity that a URL read to the server's known identity.
-    pub(super) fn mark(&mut self, id: &ServerId, marks: &Marks) {
+    pub(super) fn mark(&mut self, id: &ServerId, marks: &ServerMarks) {
         let watched = self.servers.entry(id.clone()).or_insert_with(|| Watched {
-            view: Server::unseen(Facts::default()),
+            view: ServerView::unseen(Facts::default()),
             marks: marks.clone(),
             probe: None,
         });
@@ -94,7 +94,7 @@ impl Coordinator {
     }
 
     /// Removes the addresses of one server from all others, because an address leads to one server at a time.
-    pub(super) fn keep_addresses(&mut self, id: &ServerId, marks: &Marks) {
+    pub(super) fn keep_addresses(&mut self, id: &ServerId, marks: &ServerMarks) {
         for (other, watched) in &mut self.servers {
             if other != id {
                 let addresses = &mut watched.marks.addresses;

@@ -3,7 +3,7 @@
 use crate::budget::ServerId;
 
 #[derive(Default)]
-pub(super) struct Notes {
+pub(super) struct ServerNotes {
     pub(super) superuser: Option<String>,
     pub(super) pooler: bool,
     /// The server's name when this URL may not read its identity: the address as it resolves.
@@ -12,7 +12,7 @@ pub(super) struct Notes {
     pub(super) unsettled: bool,
 }
 
-impl Notes {
+impl ServerNotes {
     /// Returns the warnings. `known`: the server has been identified, through this URL or another.
     pub(super) fn warnings(&self, server: &ServerId, known: bool) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -1,7 +1,7 @@
 //! Work of the fleet between two events: judge all tenants, grant slots, forget removed tenants.
 
 use super::*;
-use crate::lifecycle::Hang;
+use crate::lifecycle::HangVerdict;
 
 /// Reason for refusing a tenant whose admitted configuration is on another server and is lost.
 pub(super) const ELSEWHERE: &str = "over budget, and admitted elsewhere";
@@ -17,12 +17,12 @@ impl World {
             .map(|s| (s.id.clone(), s.facts()))
             .collect();
         let admitted: BTreeSet<&TenantName> = self.admitted.iter().map(|a| &a.tenant).collect();
-        let parties: Vec<Party> = self
+        let tenant_claims: Vec<TenantClaim> = self
             .tenants
             .iter()
-            .filter_map(|tenant| self.party(tenant, &admitted))
+            .filter_map(|tenant| self.tenant_claim(tenant, &admitted))
             .collect();
-        let decided = decide(&self.admitted, &parties, &facts, HEADROOM);
+        let decided = decide(&self.admitted, &tenant_claims, &facts, HEADROOM);
         self.check_admission(&decided);
         let Decided { conflicts, verdict } = decided;
         self.admitted.clone_from(&verdict.admitted);
@@ -38,7 +38,7 @@ impl World {
                 };
                 format!("{what} is taken by {}", c.owner)
             });
-            let (want, pending) = self.ruling(n, conflict);
+            let (want, pending) = self.admission(n, conflict);
             self.tell(n, want, pending);
         }
         self.note_granted();
@@ -46,7 +46,7 @@ impl World {
         self.grant_slots();
     }
 
-    fn ruling(&mut self, n: usize, conflict: Option<String>) -> (Want, Option<String>) {
+    fn admission(&mut self, n: usize, conflict: Option<String>) -> (Want, Option<String>) {
         let tenant = &mut self.tenants[n];
         let meant = tenant.meant().cloned();
         let refused = |reason: String| (Want::Refused(reason), None);
@@ -107,7 +107,7 @@ impl World {
             Some(s) if self.servers[s].up && self.servers[s].seen => Ok(()),
             Some(s) => Err(format!("{} is away", self.servers[s].id)),
         };
-        let told = Told {
+        let told = SimLastFacts {
             want,
             pending,
             server: reachable,
@@ -142,13 +142,13 @@ impl World {
             .filter_map(|(n, t)| Some((n, t.life.as_ref()?.pulse())))
             .collect();
         match self.hangs.judge(self.now, pulses.into_iter()) {
-            Hang::Nothing | Hang::HostStalled => {}
-            Hang::StallEnded => {
+            HangVerdict::Nothing | HangVerdict::HostStalled => {}
+            HangVerdict::StallEnded => {
                 for n in 0..self.tenants.len() {
                     self.feed(n, Event::StallEnded);
                 }
             }
-            Hang::Replace(n) => {
+            HangVerdict::Replace(n) => {
                 let current = self.tenants[n].life.as_ref().and_then(|l| l.current());
                 if let Some(id) = current.map(|c| c.id) {
                     let detail = "hung".to_owned();
@@ -161,7 +161,7 @@ impl World {
     pub(super) fn grant_slots(&mut self) {
         for s in 0..self.servers.len() {
             let account = self.verdict.servers.get(&self.servers[s].id);
-            let mut inherited = Inherited::default();
+            let mut inherited = InheritedStarts::default();
             for tenant in &self.tenants {
                 let here = tenant.accepted.as_ref().is_some_and(|(_, f)| f.server == s);
                 if here
@@ -171,7 +171,7 @@ impl World {
                     inherited.count(life);
                 }
             }
-            let limits = Limits {
+            let limits = StartLimits {
                 starts: PARALLELISM,
                 replacements: account.map_or(1, |a| a.replacements_at_once as usize),
                 inherited,
@@ -208,9 +208,13 @@ impl World {
         }
     }
 
-    fn party(&self, tenant: &Tenant, admitted: &BTreeSet<&TenantName>) -> Option<Party> {
+    fn tenant_claim(
+        &self,
+        tenant: &SimTenant,
+        admitted: &BTreeSet<&TenantName>,
+    ) -> Option<TenantClaim> {
         let life = tenant.life.as_ref()?;
-        let wanted = |file: &File| Wanted::Pool {
+        let wanted = |file: &File| TenantDemand::Pool {
             connections: file.pool,
             at: self.place(file.server),
         };
@@ -227,35 +231,38 @@ impl World {
             .filter_map(|i| Some((life.charge(i), tenant.revisions.get(&i.revision)?)));
         let running: Vec<(u32, &File)> = running.collect();
         let priority = asks.map_or(0, |file| file.priority);
-        Some(Party {
-            stake: Stake {
+        Some(TenantClaim {
+            stake: OwnershipClaim {
                 tenant: tenant.name.clone(),
                 priority,
-                running: running.iter().map(|(_, file)| self.seat(file)).collect(),
-                wanted: asks.map(|file| self.seat(file)),
+                running: running
+                    .iter()
+                    .map(|(_, file)| self.schema_and_address(file))
+                    .collect(),
+                wanted: asks.map(|file| self.schema_and_address(file)),
             },
             claim: Claim {
                 tenant: tenant.name.clone(),
                 priority,
-                wanted: asks.map_or(Wanted::Nothing, wanted),
+                wanted: asks.map_or(TenantDemand::Nothing, wanted),
                 held: running
                     .iter()
                     .filter_map(|(pool, file)| {
-                        Some(Held {
+                        Some(HeldConnections {
                             place: self.place(file.server)?,
                             connections: *pool,
                         })
                     })
                     .collect(),
             },
-            fallback: meant.map_or(Wanted::Nothing, wanted),
+            fallback: meant.map_or(TenantDemand::Nothing, wanted),
         })
     }
 
     /// Returns the place where tenants of this server connect, once the server is identified.
-    fn place(&self, server: usize) -> Option<Place> {
+    fn place(&self, server: usize) -> Option<ConnectionTarget> {
         let server = &self.servers[server];
-        server.seen.then(|| Place {
+        server.seen.then(|| ConnectionTarget {
             server: server.id.clone(),
             database: 1,
             role: "brokkr".into(),
@@ -263,8 +270,8 @@ impl World {
         })
     }
 
-    pub(super) fn seat(&self, file: &File) -> Seat {
-        Seat {
+    pub(super) fn schema_and_address(&self, file: &File) -> SchemaAndAddress {
+        SchemaAndAddress {
             database: self.place(file.server).map(|place| (place.server, 1)),
             spelled: format!("server-{}", file.server),
             schema: SchemaName::parse(&format!("s{}", file.schema)).unwrap(),

@@ -1,14 +1,14 @@
 //! The supervisor dies, and the next one takes over, as the fleet does.
 
 use super::*;
-use crate::lifecycle::{Adopted, Inheritance, Stage};
+use crate::lifecycle::{AdoptedInstance, AdoptedStage, Inheritance};
 
 impl World {
     /// Loses the old supervisor's memory: pauses, queues, judgements, stand-ins. Keeps the state of host and disk:
     /// processes, sockets, the admitted and stopped lists, instance numbers.
     pub(crate) fn succeed(&mut self) {
         for server in &mut self.servers {
-            server.slots = Slots::default();
+            server.slots = StartSlots::default();
         }
         self.verdict = Verdict::default();
         for n in 0..self.tenants.len() {
@@ -56,23 +56,26 @@ impl World {
         }
         // A process passed on comes with its allowance. If found by its lock, assume the pool.
         let passed_on = self.rng.bool();
-        let adopted = tenant.processes.iter().map(|(id, process)| Adopted {
-            id: *id,
-            pid: 1,
-            spec: Spec {
-                revision: process.revision,
-                pool: tenant.revisions[&process.revision].pool,
-            },
-            connections: match passed_on {
-                true => process.most,
-                false => tenant.revisions[&process.revision].pool,
-            },
-            spawned_at: process.started,
-            stage: Stage::Unsure,
-            outdated: process.generation != tenant.generation,
-            keeps_address: false,
-            deaf: false,
-        });
+        let adopted = tenant
+            .processes
+            .iter()
+            .map(|(id, process)| AdoptedInstance {
+                id: *id,
+                pid: 1,
+                spec: Spec {
+                    revision: process.revision,
+                    pool: tenant.revisions[&process.revision].pool,
+                },
+                connections: match passed_on {
+                    true => process.most,
+                    false => tenant.revisions[&process.revision].pool,
+                },
+                spawned_at: process.started,
+                stage: AdoptedStage::Unsure,
+                outdated: process.generation != tenant.generation,
+                keeps_address: false,
+                deaf: false,
+            });
         let inheritance = Inheritance {
             instances: adopted.collect(),
             open: tenant.open(),
@@ -84,7 +87,7 @@ impl World {
         let tenant = &mut self.tenants[n];
         let life = tenant.life.as_ref();
         let current = life.and_then(Lifecycle::current).filter(|c| !c.planned);
-        tenant.told = current.map(|current| Told {
+        tenant.told = current.map(|current| SimLastFacts {
             want: Want::Run(Spec {
                 revision: current.revision,
                 pool: current.pool,
@@ -112,9 +115,9 @@ impl World {
                 Event::Learned {
                     id,
                     stage: match (process.going, process.ready) {
-                        (true, _) => Stage::Stopping,
-                        (false, true) => Stage::Serving,
-                        (false, false) => Stage::Starting,
+                        (true, _) => AdoptedStage::Stopping,
+                        (false, true) => AdoptedStage::Serving,
+                        (false, false) => AdoptedStage::Starting,
                     },
                     connections: process.most,
                 }
@@ -127,7 +130,7 @@ impl World {
     }
 }
 
-impl Tenant {
+impl SimTenant {
     /// Returns the configuration of the youngest process whose address is open, or revision 0 if only others are open.
     fn open(&self) -> Option<Revision> {
         let mut processes = self.processes.values().rev();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;
-use crate::handover::{Listener, Phase, Record, VERSION};
+use crate::handover::{InstanceRecord, ListenerRecord, RecordedPhase, VERSION};
 use brokkr_tenant::Listen;
 use nix::sys::socket::{ControlMessageOwned, recvmsg};
 use std::fs::File;
@@ -18,20 +18,20 @@ fn descriptor() -> Arc<OwnedFd> {
 }
 
 /// Returns tenants 1 to `n`, each with a socket of id 2n-1 and an instance of id 2n.
-fn estate(n: u32) -> Estate {
+fn handover_state(n: u32) -> HandoverState {
     let json = format!(r#"{{"version":{VERSION}}}"#);
-    let mut estate = Estate {
-        index: Index::decode(json.as_bytes()).unwrap(),
+    let mut handover_state = HandoverState {
+        index: HandoverIndex::decode(json.as_bytes()).unwrap(),
         descriptors: BTreeMap::new(),
     };
     for i in 1..=n {
         let (listens, runs) = (2 * i - 1, 2 * i);
-        estate.index.listeners.push(Listener {
+        handover_state.index.listeners.push(ListenerRecord {
             id: listens,
             tenant: tenant(i),
             listen: Listen::parse(&format!("127.0.0.1:{}", 2000 + i)).unwrap(),
         });
-        estate.index.instances.push(Record {
+        handover_state.index.instances.push(InstanceRecord {
             id: Some(runs),
             tenant: tenant(i),
             instance: 1,
@@ -40,22 +40,24 @@ fn estate(n: u32) -> Estate {
             files: "/x".into(),
             what: None,
             config: None,
-            phase: Phase::Serving,
+            phase: RecordedPhase::Serving,
             connections: 5,
             outdated: false,
             log: Default::default(),
         });
         let kinds = [
-            (listens, Kind::Listener),
-            (runs, Kind::Log),
-            (runs, Kind::Death),
-            (runs, Kind::Notify),
+            (listens, FdKind::Listener),
+            (runs, FdKind::Log),
+            (runs, FdKind::Death),
+            (runs, FdKind::Notify),
         ];
         for (id, kind) in kinds {
-            estate.descriptors.insert(Name::new(id, kind), descriptor());
+            handover_state
+                .descriptors
+                .insert(FdName::new(id, kind), descriptor());
         }
     }
-    estate
+    handover_state
 }
 
 struct Systemd {
@@ -146,7 +148,7 @@ impl Systemd {
         self.store.keys().cloned().collect()
     }
 
-    fn index(&self) -> Index {
+    fn index(&self) -> HandoverIndex {
         let mut indexes = INDEX_NAMES.iter().filter_map(|name| self.store.get(*name));
         let index = crate::handover::inherited::read(indexes.next().unwrap()).unwrap();
         assert!(indexes.next().is_none(), "one index");
@@ -154,7 +156,7 @@ impl Systemd {
     }
 }
 
-async fn told(systemd: Systemd, store: Store, wanted: Wanted) -> Systemd {
+async fn told(systemd: Systemd, store: FdStoreClient, wanted: StoreContents) -> Systemd {
     store.want(wanted);
     let reading = tokio::task::spawn_blocking(|| systemd.read_all());
     store.finish().await;
@@ -164,16 +166,21 @@ async fn told(systemd: Systemd, store: Store, wanted: Wanted) -> Systemd {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_there() {
     let systemd = Systemd::new();
-    let all = estate(1000);
+    let all = handover_state(1000);
     let (index, descriptors) = (all.index.clone(), all.descriptors.clone());
-    let again = || Estate {
+    let again = || HandoverState {
         index: index.clone(),
         descriptors: descriptors.clone(),
     };
-    let store = Store::start(&systemd.notifier, There::default(), &BTreeSet::new(), &all)
-        .unwrap()
-        .unwrap();
-    let mut choice = Choice::new(16_384);
+    let store = FdStoreClient::start(
+        &systemd.notifier,
+        StoredEntries::default(),
+        &BTreeSet::new(),
+        &all,
+    )
+    .unwrap()
+    .unwrap();
+    let mut choice = StoreSelection::new(16_384);
     let systemd = told(systemd, store, choice.choose(all)).await;
     assert_eq!(systemd.store.len(), 3001);
     let read = systemd.index();
@@ -189,20 +196,20 @@ async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_t
     );
 
     // The next supervisor claims all its descriptors except those of one instance.
-    let unknown = [Name::new(8, Kind::Death), Name::new(8, Kind::Log)];
-    let claimed: BTreeSet<Name> = names
+    let unknown = [FdName::new(8, FdKind::Death), FdName::new(8, FdKind::Log)];
+    let claimed: BTreeSet<FdName> = names
         .iter()
-        .filter_map(|name| Name::parse(name))
+        .filter_map(|name| FdName::parse(name))
         .filter(|name| !unknown.contains(name))
         .collect();
-    let there = There { names, serial: 1 };
-    let store = Store::start(&systemd.notifier, there, &claimed, &again())
+    let there = StoredEntries { names, serial: 1 };
+    let store = FdStoreClient::start(&systemd.notifier, there, &claimed, &again())
         .unwrap()
         .unwrap();
     let mut wish = again();
-    wish.index.instances[5].phase = Phase::Stopping;
+    wish.index.instances[5].phase = RecordedPhase::Stopping;
     let before: Vec<RawFd> = systemd.store.values().map(AsRawFd::as_raw_fd).collect();
-    let systemd = told(systemd, store, Choice::new(16_384).choose(wish)).await;
+    let systemd = told(systemd, store, StoreSelection::new(16_384).choose(wish)).await;
     assert_eq!(systemd.store.len(), 3001);
     let after: BTreeSet<RawFd> = systemd.store.values().map(AsRawFd::as_raw_fd).collect();
     let kept = before.iter().filter(|fd| after.contains(fd)).count();
@@ -210,24 +217,24 @@ async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_t
     let index = systemd.index();
     assert_eq!(
         (index.instances[5].phase, index.serial),
-        (Phase::Stopping, 2)
+        (RecordedPhase::Stopping, 2)
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_is_removed_before_its_name_is_used_again() {
     let systemd = Systemd::new();
-    let first = estate(2);
-    let store = Store::start(
+    let first = handover_state(2);
+    let store = FdStoreClient::start(
         &systemd.notifier,
-        There::default(),
+        StoredEntries::default(),
         &BTreeSet::new(),
         &first,
     )
     .unwrap()
     .unwrap();
-    let mut choice = Choice::new(100);
-    let mut second = estate(2);
+    let mut choice = StoreSelection::new(100);
+    let mut second = handover_state(2);
     for (name, fd) in &first.descriptors {
         // Keeps all descriptors except those of the instance of tenant 2.
         if name.id != 4 {
@@ -252,17 +259,24 @@ async fn what_ends_is_removed_before_its_name_is_used_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
     let mut systemd = Systemd::new();
-    let all = estate(2);
-    let mut store = Store::start(&systemd.notifier, There::default(), &BTreeSet::new(), &all)
-        .unwrap()
-        .unwrap();
-    let mut without = Estate {
+    let all = handover_state(2);
+    let mut store = FdStoreClient::start(
+        &systemd.notifier,
+        StoredEntries::default(),
+        &BTreeSet::new(),
+        &all,
+    )
+    .unwrap()
+    .unwrap();
+    let mut without = HandoverState {
         index: all.index.clone(),
         descriptors: all.descriptors.clone(),
     };
     without.index.listeners.retain(|l| l.tenant != tenant(1));
-    without.descriptors.remove(&Name::new(1, Kind::Listener));
-    let mut choice = Choice::new(100);
+    without
+        .descriptors
+        .remove(&FdName::new(1, FdKind::Listener));
+    let mut choice = StoreSelection::new(100);
     store.want(choice.choose(all));
     let reading = tokio::task::spawn_blocking(move || {
         while !systemd.store.contains_key("ia") {
@@ -289,7 +303,7 @@ async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
     assert_eq!(store.confirmed(), 0, "systemd is not done yet");
     // The wish of another tenant is fulfilled meanwhile.
     let mut index = (*wanted.index.unwrap()).clone();
-    index.instances[1].phase = Phase::Stopping;
+    index.instances[1].phase = RecordedPhase::Stopping;
     wanted.index = Some(Arc::new(index));
     store.want(wanted.clone());
     let reading = tokio::task::spawn_blocking(move || {
@@ -297,7 +311,7 @@ async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
         systemd
     });
     systemd = reading.await.unwrap();
-    assert_eq!(systemd.index().instances[1].phase, Phase::Stopping);
+    assert_eq!(systemd.index().instances[1].phase, RecordedPhase::Stopping);
     assert_eq!(store.confirmed(), 0, "systemd is not done yet");
     systemd.barriers.clear();
     let confirmed = async {
@@ -311,8 +325,8 @@ async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
 
 #[test]
 fn who_does_not_fit_is_left_out_whole_and_who_is_stored_stays() {
-    let mut choice = Choice::new(4 + 3 * 2);
-    let wanted = choice.choose(estate(3));
+    let mut choice = StoreSelection::new(4 + 3 * 2);
+    let wanted = choice.choose(handover_state(3));
     assert_eq!(choice.left_out(), [tenant(3)]);
     assert_eq!(wanted.descriptors.len(), 6);
     let index = wanted.index.unwrap();
@@ -320,23 +334,23 @@ fn who_does_not_fit_is_left_out_whole_and_who_is_stored_stays() {
     assert_eq!(ids, [Some(2), Some(4), None], "known, though not stored");
     // Tenant 1 goes. Tenant 3 takes its place and keeps it when a tenant with a smaller name comes.
     let without = |gone: u32| {
-        let mut estate = estate(3);
-        estate
+        let mut handover_state = handover_state(3);
+        handover_state
             .index
             .instances
             .retain(|record| record.tenant != tenant(gone));
-        estate
+        handover_state
             .index
             .listeners
             .retain(|listener| listener.tenant != tenant(gone));
-        estate
+        handover_state
     };
     choice.choose(without(1));
     assert!(choice.left_out().is_empty());
-    choice.choose(estate(3));
+    choice.choose(handover_state(3));
     assert_eq!(choice.left_out(), [tenant(1)]);
 
-    let mut none = Choice::new(0);
-    assert!(none.choose(estate(2)).index.is_none());
+    let mut none = StoreSelection::new(0);
+    assert!(none.choose(handover_state(2)).index.is_none());
     assert_eq!(none.left_out().len(), 2);
 }

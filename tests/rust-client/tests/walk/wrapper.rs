@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use brokkr_client::{AGENT_ACTIVE, AGENT_INACTIVE, ApplyOutcome};
-use brokkr_tests::Place;
+use brokkr_tests::TestDir;
 use uuid::Uuid;
 
 use crate::scene::{Scene, YAML};
@@ -43,7 +43,7 @@ async fn apply_thrice(scene: &Scene, folder: &Path, owner: Option<&str>) {
 pub(crate) async fn walk(scene: Arc<Scene>) {
     let (admin, agent, generator) = (&scene.admin, &scene.agent, &scene.generator);
     let (agent_name, stack_name) = (scene.name("agent"), scene.name("stack"));
-    let place = Place::new();
+    let place = TestDir::new();
     let folder = place.folder("manifests", 0o700);
     scene.label("env:wrapped").await;
     let before = scene.target_state().await.len();

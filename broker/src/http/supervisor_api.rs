@@ -1,0 +1,141 @@
+//! The private socket: the supervisor's probes and orders to this instance.
+
+use std::collections::BTreeSet;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use super::{maps, public};
+use crate::app::App;
+use crate::db::{Figures, ServerOutage};
+
+/// Returns the routes of the private socket.
+pub(super) fn router(app: App, dropped: super::DroppedLines) -> Router {
+    Router::new()
+        .route("/healthz", get(public::healthz))
+        .route("/readyz", get(readyz))
+        .route(
+            "/metrics",
+            get(move |State(app): State<App>| async move { public::render(&app, &dropped) }),
+        )
+        .route("/pool", get(pool).put(set_pool))
+        .route("/server", put(set_server))
+        .route("/maps", get(deleted_maps))
+        .with_state(app)
+}
+
+#[derive(Serialize)]
+struct Pool {
+    connections: u32,
+    held: u32,
+    working: u32,
+    /// The process ids of the server's backends that serve this instance. Other backends under the tenant's name belong
+    /// to other processes.
+    backends: BTreeSet<i32>,
+    /// The phase, for a restarted supervisor that missed the notifications.
+    phase: &'static str,
+}
+
+impl Pool {
+    fn of(app: &App, figures: Figures) -> Self {
+        let phase = match (app.health.is_draining(), app.health.has_started()) {
+            (true, _) => "stopping",
+            (false, true) => "serving",
+            (false, false) => "starting",
+        };
+        Pool {
+            connections: figures.connections,
+            held: figures.held,
+            working: figures.working,
+            backends: app.db.backends(),
+            phase,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct SetPool {
+    connections: u32,
+}
+
+#[derive(Deserialize)]
+struct SetServer {
+    up: bool,
+    reason: Option<String>,
+    /// True when the server answers but takes no writes. Older supervisors do not send this field.
+    #[serde(default)]
+    read_only: bool,
+}
+
+async fn readyz(State(app): State<App>) -> Response {
+    app.health.heard();
+    match app.health.ready(&app.db).await {
+        Ok(()) => "Ready".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
+    }
+}
+
+async fn pool(State(app): State<App>) -> Json<Pool> {
+    Json(Pool::of(&app, app.db.figures()))
+}
+
+#[derive(Serialize)]
+struct Maps {
+    deleted: BTreeSet<String>,
+}
+
+async fn deleted_maps() -> Response {
+    match tokio::task::spawn_blocking(maps::deleted_files).await {
+        Ok(Some(deleted)) => Json(Maps { deleted }).into_response(),
+        _ => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "/proc/self/maps cannot be read",
+        )
+            .into_response(),
+    }
+}
+
+// Bodies are parsed without regard to their content type, because the only client sends JSON.
+
+async fn set_pool(State(app): State<App>, body: Bytes) -> Response {
+    let wanted: SetPool = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => return bad_request(&error),
+    };
+    if wanted.connections == 0 {
+        return (StatusCode::BAD_REQUEST, "connections must be at least 1").into_response();
+    }
+    let figures = app.db.set_cap(wanted.connections).await;
+    tracing::info!(
+        connections = figures.connections,
+        held = figures.held,
+        "most connections changed"
+    );
+    Json(Pool::of(&app, figures)).into_response()
+}
+
+async fn set_server(State(app): State<App>, body: Bytes) -> Response {
+    let verdict: SetServer = match serde_json::from_slice(&body) {
+        Ok(verdict) => verdict,
+        Err(error) => return bad_request(&error),
+    };
+    let away = (!verdict.up).then(|| ServerOutage {
+        reason: verdict
+            .reason
+            .unwrap_or_else(|| "the supervisor says the server is down".to_owned()),
+        read_only: verdict.read_only,
+    });
+    app.health
+        .server(away.clone().map_or(Ok(()), |away| Err(away.reason)));
+    app.db.set_away(away);
+    StatusCode::NO_CONTENT.into_response()
+}
+
+fn bad_request(error: &serde_json::Error) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}

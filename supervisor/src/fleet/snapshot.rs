@@ -1,0 +1,198 @@
+//! Publishes the snapshot that `status` shows, and logs each change of state once.
+
+use super::Fleet;
+use super::tenant_entry::TenantEntry;
+use crate::lifecycle::LifecycleStatus;
+use crate::status::{ServerStatus, Snapshot, State, TenantStatus};
+use brokkr_tenant::TenantName;
+use std::sync::Arc;
+
+impl Fleet {
+    pub(super) fn publish(&mut self) {
+        self.stale = false;
+        let tenants: Vec<TenantStatus> = self
+            .entries
+            .iter()
+            .map(|(name, entry)| self.tenant(name, entry))
+            .collect();
+        let mut notices = self.notices.clone();
+        let desired = self.desired.borrow();
+        notices.extend(desired.problems.iter().map(|p| p.brief.clone()));
+        drop(desired);
+        notices.extend(
+            self.embedded
+                .as_ref()
+                .and_then(|embedded| embedded.problem()),
+        );
+        notices.extend(self.refused_successor.clone());
+        notices.extend(self.unstored());
+        notices.extend(self.surroundings.borrow().clone());
+        notices.extend(self.manager.groups().problem());
+        notices.extend(on_deleted_files(&tenants));
+        if let Some(failing) = self.hangs.stalled() {
+            let patience = self.hangs.patience().as_secs();
+            notices.push(format!(
+                "the host is stalled: {failing} tenants fail their probes together; none is replaced for {patience} s, then one at \
+                 a time on trial (restart TENANT does not wait)"
+            ));
+        }
+        let snapshot = Snapshot {
+            tenants,
+            servers: self.servers(),
+            notices,
+            taken: Some(std::time::Instant::now()),
+        };
+        for (name, entry) in &mut self.entries {
+            log_change(name, entry);
+        }
+        self.snapshots.send_replace(Arc::new(snapshot));
+    }
+
+    fn tenant(&self, name: &TenantName, entry: &TenantEntry) -> TenantStatus {
+        let now = self.now();
+        let view = entry.life.view();
+        let LifecycleStatus {
+            state,
+            reason,
+            pending,
+            amiss: _,
+            restarts,
+            instance,
+            next_try,
+        } = view;
+        let running = instance
+            .as_ref()
+            .and_then(|i| entry.revisions.get(&i.revision));
+        let shown = running
+            .or(entry.asked())
+            .or(entry.accepted.as_ref().map(|(_, c)| c));
+        let alive = instance.as_ref().filter(|i| i.pid.is_some());
+        let servers = self.view.borrow();
+        let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
+        let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
+        let limits = shown.map(|c| &c.broker().limits);
+        let unenforced = limits.and_then(|limits| self.manager.groups().unenforced(limits));
+        warnings.extend(unenforced.map(|limits| format!("tenant {name}: {limits}")));
+        if self.manager.outside(name) {
+            warnings.push(format!(
+                "tenant {name}: its broker runs outside its own control group: [limits] is not enforced; `brokkr-supervisor restart {name}` puts that right"
+            ));
+        }
+        TenantStatus {
+            name: name.to_string(),
+            state,
+            reason: match state {
+                State::Starting => entry.status.clone().or(reason),
+                _ => reason,
+            },
+            pending,
+            pid: alive.and_then(|i| i.pid),
+            uptime_s: alive.map(|i| now.saturating_sub(i.spawned_at).as_secs_f64()),
+            restarts,
+            listen: shown.map(|c| c.broker().http.listen.to_string()),
+            schema: shown.map(|c| c.broker().database.schema.as_str().to_owned()),
+            pool_size: instance
+                .as_ref()
+                .map(|i| i.pool)
+                .or(shown.map(|c| c.broker().database.pool_size.get())),
+            server: server.map(|place| place.server.to_string()),
+            next_try_s: next_try.map(|at| at.saturating_sub(now).as_secs_f64()),
+            last_words: entry.last_words.clone(),
+            last_exit: entry.last_exit.clone(),
+            deleted_maps: match (&entry.deleted_maps, alive) {
+                (Some((id, files)), Some(instance)) if *id == instance.id => Some(files.clone()),
+                _ => None,
+            },
+            warnings,
+            problem: entry.file_problem().map(|problem| problem.full.clone()),
+        }
+    }
+
+    fn servers(&self) -> Vec<ServerStatus> {
+        let view = self.view.borrow();
+        let headroom = self.config.budget.headroom;
+        let seen = view.servers.iter().map(|(id, server)| {
+            let account = self.verdict.servers.get(id);
+            let facts = &server.facts;
+            ServerStatus {
+                id: id.to_string(),
+                max_connections: Some(facts.max_connections),
+                reserved: Some(facts.superuser_reserved + facts.reserved),
+                headroom: Some(headroom.max(facts.foreign)),
+                capacity: Some(facts.capacity(headroom)),
+                committed: account.map_or(0, |a| a.committed),
+                in_use: server.up.then_some(server.in_use),
+                up: server.up,
+                reason: server
+                    .reason
+                    .clone()
+                    .or_else(|| server.warnings.first().cloned()),
+            }
+        });
+        let unseen = self
+            .verdict
+            .servers
+            .iter()
+            .filter(|(id, _)| !view.servers.contains_key(*id));
+        let unseen = unseen.map(|(id, account)| ServerStatus {
+            id: id.to_string(),
+            max_connections: None,
+            reserved: None,
+            headroom: None,
+            capacity: None,
+            committed: account.committed,
+            in_use: None,
+            up: false,
+            reason: Some("not seen yet".into()),
+        });
+        seen.chain(unseen).collect()
+    }
+}
+
+/// Returns a notice that names brokers executing files that are no longer on disk.
+fn on_deleted_files(tenants: &[TenantStatus]) -> Option<String> {
+    let mut old = tenants.iter().filter_map(|tenant| {
+        let files = tenant.deleted_maps.as_ref()?;
+        (!files.is_empty()).then_some((&tenant.name, files))
+    });
+    let (name, files) = old.next()?;
+    let others = match old.count() {
+        0 => String::new(),
+        1 => " and of one other tenant".to_owned(),
+        others => format!(" and of {others} other tenants"),
+    };
+    Some(format!(
+        "the broker of tenant {name}{others} still executes files that are no longer on disk ({}): after an upgrade of \
+         libraries, `brokkr-supervisor restart --all --keep-going` puts every broker on the new ones",
+        files.join(", "),
+    ))
+}
+
+/// Logs a tenant's state and reason, only if they changed since the last log line.
+fn log_change(name: &TenantName, entry: &mut TenantEntry) {
+    let LifecycleStatus {
+        state,
+        reason,
+        pending,
+        amiss,
+        instance,
+        ..
+    } = entry.life.view();
+    let said = (state, reason.clone().or(pending));
+    if entry.logged.as_ref() == Some(&said) {
+        return;
+    }
+    let broker_pid = instance.and_then(|i| i.pid);
+    let why = said.1.as_deref().unwrap_or("");
+    match state {
+        State::Refused | State::Backoff | State::Degraded => {
+            tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}")
+        }
+        _ if amiss && !why.is_empty() => {
+            tracing::warn!(tenant = %name, %state, broker_pid, "{state}: {why}")
+        }
+        _ if why.is_empty() => tracing::info!(tenant = %name, %state, broker_pid, "{state}"),
+        _ => tracing::info!(tenant = %name, %state, broker_pid, "{state}: {why}"),
+    }
+    entry.logged = Some(said);
+}

@@ -1,0 +1,231 @@
+//! Records the results of looks and probes: a URL's server was found, not found, or lost.
+
+use super::*;
+
+impl Coordinator {
+    pub(super) fn found(&mut self, url: DatabaseUrl, found: Found) {
+        let Found {
+            identity,
+            sample,
+            session,
+        } = found;
+        let id = self.name(&url, &identity);
+        let place = ConnectionTarget {
+            server: id.clone(),
+            database: identity.database_oid,
+            role: identity.role_name.clone(),
+            superuser: identity.role.superuser,
+        };
+        let certain = identity.marks.identifier.is_some();
+        let before = self.notes.get(&url);
+        let notes = ServerNotes {
+            superuser: identity.role.superuser.then(|| identity.role_name.clone()),
+            pooler: identity.pooler,
+            address: (!certain).then(|| ServerId::new(&identity.address)),
+            unsettled: !certain && before.is_none_or(|notes| notes.unsettled),
+        };
+        self.notes.insert(url.clone(), notes);
+        self.mark(&id, &identity.marks);
+        let Some(watched) = self.servers.get_mut(&id) else {
+            return;
+        };
+        let view = &mut watched.view;
+        if !view.up {
+            view.up = true;
+            view.reason = None;
+            view.since = Instant::now();
+        }
+        view.version = identity.version;
+        view.facts.max_connections = identity.max_connections;
+        view.facts.superuser_reserved = identity.superuser_reserved;
+        view.facts.reserved = identity.reserved;
+        view.facts.foreign = sample
+            .backends
+            .iter()
+            .filter(|((name, _), _)| !name.starts_with(&self.prefix))
+            .fold(0, |sum, (_, backends)| sum + backends.len() as u32);
+        view.facts
+            .databases
+            .insert(identity.database_oid, identity.database);
+        view.facts.roles.insert(identity.role_name, identity.role);
+        count(view, &sample, &self.prefix);
+        if watched.probe.is_none() {
+            view.facts.own = Some(place.clone());
+            self.watch(&id, session);
+        }
+        self.doubts.remove(&url);
+        self.endpoints.insert(url, Endpoint::Ready(place));
+        if certain {
+            self.merge_into(&id);
+        }
+        self.keep_addresses(&id, &identity.marks);
+        self.end_doubts(&id);
+    }
+
+    /// Starts the probe of a server over this connection.
+    fn watch(&mut self, id: &ServerId, session: Session) {
+        let number = self.number();
+        let (events, soon, server) = (self.events.clone(), self.soon.clone(), id.clone());
+        let task = spawn_local(async move {
+            let failure = probe::watch(session, soon, |sample| {
+                // An error means that the coordinator has ended, and this task will be dropped.
+                let _ = events.send(Event::Sampled {
+                    server: server.clone(),
+                    probe: number,
+                    sample,
+                });
+            })
+            .await;
+            let _ = events.send(Event::Lost {
+                server,
+                probe: number,
+                failure,
+            });
+        });
+        if let Some(watched) = self.servers.get_mut(id) {
+            watched.probe = Some((number, task.abort_handle()));
+        }
+    }
+
+    /// Records that a look at a URL found no usable server.
+    pub(super) fn missed(&mut self, url: &DatabaseUrl, failure: &ProbeFailure) {
+        let Some(before) = self.endpoints.get(url) else {
+            return;
+        };
+        let last = before.place().cloned();
+        if let Endpoint::Ready(_) = before
+            && failure.passes()
+        {
+            if self.doubted_server(before).is_none() {
+                // The server's own probe is still answered, so the server is full or only this login failed. The probe
+                // detects when the server is down.
+                return;
+            }
+            if failure.kind != FailureKind::Address {
+                // Another URL may still get an answer from this server.
+                self.doubts.insert(url.clone(), failure.clone());
+                return;
+            }
+        }
+        self.doubts.remove(url);
+        // The failure that ended the server's probe may be an hour old.
+        let server = last
+            .as_ref()
+            .and_then(|place| self.servers.get_mut(&place.server));
+        if let Some(watched) = server.filter(|watched| watched.probe.is_none()) {
+            watched.view.reason = Some(failure.reason().to_owned());
+        }
+        let reason = failure.reason().to_owned();
+        let endpoint = if failure.passes() {
+            let since = match before {
+                Endpoint::Unreachable { since, .. } => *since,
+                _ => Instant::now(),
+            };
+            Endpoint::Unreachable {
+                reason,
+                since,
+                last,
+            }
+        } else {
+            Endpoint::Refused {
+                reason,
+                passing: failure.kind == FailureKind::ReadOnly && last.is_some(),
+                last,
+            }
+        };
+        self.endpoints.insert(url.clone(), endpoint);
+    }
+
+    /// Handles the end or the silence of a probe's connection. The connection belonged to one role and one database, so
+    /// its end alone does not mean that the server is down: every URL of the server is looked at, and the first that is
+    /// answered gets the next probe.
+    pub(super) fn lost(&mut self, server: &ServerId, probe: u64, failure: &ProbeFailure) {
+        let Some(watched) = self.of_probe(server, probe) else {
+            return;
+        };
+        watched.probe = None;
+        watched.view.reason = Some(failure.reason().to_owned());
+        let ready = self.endpoints.iter().filter(
+            |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *server),
+        );
+        for url in ready.map(|(url, _)| url.clone()).collect::<Vec<_>>() {
+            self.doubt(&url);
+        }
+    }
+
+    /// Returns the endpoint's server when that counts as up and has lost its probe.
+    pub(super) fn doubted_server<'e>(&self, endpoint: &'e Endpoint) -> Option<&'e ServerId> {
+        let Endpoint::Ready(ConnectionTarget { server, .. }) = endpoint else {
+            return None;
+        };
+        let watched = self.servers.get(server)?;
+        watched.probe.is_none().then_some(server)
+    }
+
+    /// Ends the doubts about a server that has answered; failures of its URLs meanwhile concerned those URLs only.
+    fn end_doubts(&mut self, id: &ServerId) {
+        let here = self.endpoints.iter().filter(
+            |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *id),
+        );
+        for url in here.map(|(url, _)| url.clone()).collect::<Vec<_>>() {
+            self.doubts.remove(&url);
+            self.trust(&url);
+        }
+    }
+
+    /// Marks a server as down once every URL of it was looked at and none was answered.
+    pub(super) fn settle_doubts(&mut self) {
+        let mut undecided = BTreeSet::new();
+        for (url, endpoint) in &self.endpoints {
+            if let Some(server) = self.doubted_server(endpoint)
+                && !self.doubts.contains_key(url)
+            {
+                undecided.insert(server.clone());
+            }
+        }
+        let given_up: Vec<(DatabaseUrl, ProbeFailure)> = self
+            .doubts
+            .iter()
+            .filter(|(url, _)| {
+                let place = self.endpoints.get(url).and_then(Endpoint::place);
+                place.is_none_or(|place| !undecided.contains(&place.server))
+            })
+            .map(|(url, failure)| (url.clone(), failure.clone()))
+            .collect();
+        for (url, failure) in given_up {
+            self.doubts.remove(&url);
+            let last = self.endpoints.get(&url).and_then(Endpoint::place).cloned();
+            let endpoint = Endpoint::Unreachable {
+                reason: failure.reason().to_owned(),
+                since: Instant::now(),
+                last,
+            };
+            self.endpoints.insert(url.clone(), endpoint);
+            self.plan_soon(&url);
+        }
+        for (id, watched) in &mut self.servers {
+            if watched.view.up && watched.probe.is_none() && !undecided.contains(id) {
+                watched.view.up = false;
+                watched.view.since = Instant::now();
+                watched.view.ours.clear();
+                watched.view.in_use = 0;
+            }
+        }
+    }
+}
+
+/// Enters a count of connections into a server's view.
+pub(super) fn count(view: &mut ServerView, sample: &Sample, prefix: &str) {
+    view.ours.clear();
+    view.in_use = 0;
+    view.sampled = sample.asked;
+    for ((name, database), backends) in &sample.backends {
+        let Some(rest) = name.strip_prefix(prefix) else {
+            continue;
+        };
+        view.in_use += backends.len() as u32;
+        if let Ok(tenant) = TenantName::parse(rest) {
+            view.ours.insert((tenant, *database), backends.clone());
+        }
+    }
+}
