@@ -1,11 +1,11 @@
 # make run       the demo: PostgreSQL, two tenants, one supervisor; Ctrl-C ends it
-# make test      everything that is checked: format, lints, documentation, every test
+# make test      checks format, lints and documentation, and runs every test
 # make chaos     random faults under load for twenty minutes: CHAOS_SECONDS= CHAOS_TENANTS= CHAOS_LONGEST_MS= CHAOS_SEED=
 # make simulate  lifecycle and budget of thousands of tenants, simulated: SIMULATE_TENANTS= SIMULATE_SECONDS= SIMULATE_SEED=
 #                (make test plays fixed seeds; chaos and simulate deal new ones, unless told one)
 # make check     format, lints, documentation
 # make install   DESTDIR= PREFIX=/usr SYSTEMD=: binaries, units, users, folders, configuration
-# make deps      what else this machine needs (as root: installs it)
+# make deps      names the packages that this machine lacks (as root: installs them)
 #
 # Every target honours CARGO_TARGET_DIR.
 
@@ -17,26 +17,27 @@ PREFIX  ?= /usr
 DESTDIR ?=
 # Binaries to install; empty: build them for release.
 BIN     ?=
-# Version of the systemd it is installed for; empty: this machine's.
+# Version of systemd to install for; empty: this machine's.
 SYSTEMD ?=
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
-# The published Python client, for the test that walks through the API with it.
+# One test walks through the API with the published Python client.
 CLIENT := brokkr-client==0.10.0
 VENV   := $(TARGET)/client-$(subst ==,-,$(CLIENT))
-# What asks the broker for everything its OpenAPI document has.
+# schemathesis sends the broker requests for every operation of its OpenAPI document.
 FUZZER := schemathesis==4.32.5
 FUZZER_VENV := $(TARGET)/fuzzer-$(subst ==,-,$(FUZZER))
-# Tests that hang end; a whole run takes a quarter of an hour on two cores. What a machine needs to build them does not count.
+# The timeout ends tests that hang. A whole run takes a quarter of an hour on two cores; the timeout excludes the build.
 TEST_TIMEOUT ?= 30m
-# The long form of the chaos test; `make test` has the short one. A seed given in CHAOS_SEED repeats a plan.
+# `make chaos` runs the long form of the chaos test, `make test` the short form. CHAOS_SEED repeats a plan.
 CHAOS_SECONDS    ?= 1200
 CHAOS_TENANTS    ?= 20
 CHAOS_LONGEST_MS ?= 8000
 CHAOS_SEED       ?= random
 
-# Two thousand tenants for two simulated minutes, three seeds at once; the same rules as in `make test`, optimised.
+# `make simulate` runs two thousand tenants for two simulated minutes, three seeds at once, with the rules of `make test`,
+# in an optimised build.
 SIMULATE_TENANTS ?= 2000
 SIMULATE_SECONDS ?= 120
 SIMULATE_SEED    ?= random
@@ -88,7 +89,7 @@ $(VENV)/.done $(FUZZER_VENV)/.done:
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install $(PACKAGE) </dev/null
 	touch $@
 
-# The units are complete with /usr paths; another PREFIX is the only thing that changes them.
+# The units contain paths below /usr; only another PREFIX changes these paths.
 install: $(if $(BIN),,release)
 	systemd/install "$(or $(BIN),$(TARGET)/release)" "$(DESTDIR)" "$(PREFIX)" "$(SYSTEMD)"
 

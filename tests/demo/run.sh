@@ -1,20 +1,20 @@
 #!/bin/bash
-# run.sh FOLDER: the demo, with the binaries in FOLDER. Started by `make run`.
+# run.sh FOLDER: runs the demo with the binaries in FOLDER. `make run` starts this script.
 #
-# The supervisor is this very process in the end (exec), so Ctrl-C and SIGTERM reach it and nobody else has to pass
-# them on. A small watcher beside it waits until every tenant has settled and says what to try.
+# The script ends in the supervisor (exec), so that Ctrl-C and SIGTERM reach the supervisor directly. A background function
+# waits until every tenant has settled and prints commands to try.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${1:?usage: run.sh FOLDER}
 config=tests/demo/supervisor.toml
 supervisor=$$
 
-# Everything the demo writes. A link when it could not be in the checkout, see below.
+# The demo writes only to target/demo, which is a link where the checkout cannot hold the data, see below.
 [ -e target/demo ] || { rm -f target/demo; mkdir -p target/demo; }
 demo=$(cd target/demo && pwd -P)
 if [ "$(id -u)" = 0 ]; then
-  # PostgreSQL refuses to run as root and must be able to reach its folder as another user. In a checkout below a
-  # closed home it cannot: then target/demo is a link to a folder it can reach.
+  # PostgreSQL refuses to run as root and must reach its folder as another user. Below a home that this user cannot enter,
+  # target/demo becomes a link to a folder that the user can reach.
   user=$(id -un postgres 2>/dev/null || echo 65534)
   reachable() { setpriv --reuid="$user" --regid=65534 --clear-groups sh -c 'cd "$1"' sh "$1" 2>/dev/null; }
   if ! reachable "$demo"; then
@@ -36,7 +36,7 @@ show() {
   for _ in $(seq 240); do
     kill -0 "$supervisor" 2>/dev/null || return 0
     answer=$("$bin/brokkr-supervisor" status --format json --config "$config" 2>/dev/null) || answer=
-    # Settled: every tenant is known, and none is on its way any more.
+    # Stop waiting when `status` shows the tenants and no tenant is waiting or starting.
     if [ -n "$answer" ] && grep -q '"state"' <<<"$answer" && ! grep -Eq '"state": *"(waiting|starting)"' <<<"$answer"; then
       break
     fi

@@ -1,9 +1,10 @@
-"""Walks a tenant's API with the published client, unmodified: what it cannot parse or does not expect ends a part of the walk.
+"""Calls every operation of a tenant's API with the unmodified published client.
 
 Usage: walk BASE_URL ADMIN_PAK_FILE
 
-Every answer is parsed by the client's own models, and every operation the installed client has must have been called.
-Prints one line per call and "walk: N operations" at the end; after a part that failed the others are walked all the same.
+The client's own models parse every answer. An answer that the client cannot parse, or that a part does not expect, ends
+that part; the other parts still run. The walk fails unless every operation of the installed client has been called. It
+prints one line per call and "walk: N operations" at the end.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""The admin's own: who there is, who did what, and the configuration read anew."""
+"""Walks the admin's operations: the list of PAKs, the audit log, and the reload of the configuration."""
 
 from talk import call
 

@@ -1,4 +1,4 @@
-"""Everything ends: a deleted stack reaches its agent, rotated PAKs are dead, agent and generator are gone."""
+"""Walks deletions: a deleted stack reaches its agent, rotated PAKs are refused, agent and generator are deleted."""
 
 from brokkr_broker_client.models import AgentRegistrationBody, NewAgentEvent, NewAgentTarget
 

@@ -1,4 +1,4 @@
-"""Who is who: PAKs, agents with their marks, generators, consent."""
+"""Walks PAKs, agents with their labels and annotations, generators and registrations."""
 
 from brokkr_broker_client.models import AgentRegistrationBody, HeartbeatReport, NewAgentAnnotation, NewAgentLabel
 
@@ -30,7 +30,7 @@ def walk(scene):
     assert len(call(200, "agents_list_annotations", agent_id, client=agent)) == 1
     call(204, "agents_remove_annotation", agent_id, "team", client=admin)
 
-    # Generators and consent.
+    # Generators and registrations.
     assert generator_id in [g.id for g in call(200, "list_generators", client=admin)]
     whole = call(200, "get_generator", generator_id, client=generator)
     whole.description = "walked"

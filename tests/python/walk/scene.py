@@ -1,4 +1,4 @@
-"""Who and what every part of the walk needs: the admin, a generator, an agent that serves one of its stacks."""
+"""Makes the callers that every part of the walk needs: the admin, a generator, and an agent that serves its stack."""
 
 import uuid
 
@@ -43,7 +43,7 @@ class Scene:
         call(201, "agents_add_label", self.agent_id, client=self.admin, body=body)
 
     def new_stack(self, name):
-        """A stack of the generator; its id."""
+        """Creates a stack of the generator and returns its id."""
         body = NewStack(name=f"{name}-{self.tag}", generator_id=self.generator_id)
         return call(201, "create_stack", client=self.generator, body=body).id
 

@@ -1,4 +1,4 @@
-"""Stacks, their objects, what an agent should have applied, and what it reports."""
+"""Walks stacks, their deployment objects, an agent's target state and its events."""
 
 from brokkr_broker_client.models import CreateDeploymentObjectRequest, NewAgentEvent, NewStackAnnotation
 

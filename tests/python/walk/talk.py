@@ -1,4 +1,4 @@
-"""How the walk talks: one operation of the published client, what it must answer, and which operations have been called."""
+"""Calls operations of the published client, checks their answers, and records which operations have been called."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from brokkr_broker_client.models import ErrorResponse
 
 
 def operations():
-    """Every operation the installed client has, by name."""
+    """Returns every operation of the installed client, by name."""
     found = {}
     for module in pkgutil.walk_packages(api.__path__, api.__name__ + "."):
         if not module.ispkg:
@@ -23,12 +23,12 @@ def operations():
 
 OPERATIONS = operations()
 CALLED = set()
-# Their success has no body, or one of any shape.
+# A success of these operations has no body, or a body without a fixed schema.
 UNTYPED = {"rotate_agent_pak", "update_health_status", "report_delivery_result", "test_webhook"}
 
 
 def call(status, name, /, *args, client, **kwargs):
-    """One operation, which must answer with this status and a body that the client understands. The parsed answer."""
+    """Calls one operation, checks the answer's status, and returns the answer as the client parses it."""
     response = OPERATIONS[name].sync_detailed(*args, client=client.api, **kwargs)
     CALLED.add(name)
     print(f"{int(response.status_code)} {name}")
@@ -43,7 +43,7 @@ def call(status, name, /, *args, client, **kwargs):
 
 
 def until(what, look):
-    """Looks again and again until there is something to see, for half a minute at most."""
+    """Calls `look` until it returns a true value, for half a minute at most, and returns that value."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         seen = look()

@@ -1,4 +1,4 @@
-"""What an agent sends over its WebSocket, as it is read afterwards; and who is connected."""
+"""Walks the telemetry that an agent sends over its WebSocket, and the list of connected agents."""
 
 import asyncio
 import datetime
@@ -47,7 +47,7 @@ def walk(scene):
 
 
 async def own_ways(scene, began):
-    """The client's own ways to the same, on connections of this event loop's own."""
+    """Reads the same telemetry with the client's own methods, on new connections, which belong to this event loop."""
     admin, generator = scene.connect(scene.admin_pak), scene.connect(scene.generator_pak)
     seen = await generator.list_telemetry_events(scene.stack_id, since=began, limit=1)
     assert len(seen.events) == 1 and seen.retention.retention_ceiling_seconds == 6 * 3600

@@ -1,4 +1,4 @@
-"""Templates: versions, marks, and making an object of one."""
+"""Walks templates: versions, labels and annotations, and their instantiation as a deployment object."""
 
 import json
 
@@ -24,7 +24,7 @@ def new(name, content=CONTENT, schema=SCHEMA):
 
 def walk(scene):
     admin, agent, generator = scene.admin, scene.agent, scene.generator
-    # Of its own, so that the walk's agent does not come to serve it.
+    # Use a separate stack, so that the walk's agent does not serve its objects.
     stack = scene.new_stack("templated")
     call(201, "stacks_add_label", stack, client=generator, body="kind:templated")
 

@@ -1,4 +1,4 @@
-"""What is known of agents and of what they apply: diagnostics, health, the fleet."""
+"""Walks the reports on agents and their deployment objects: diagnostics, health, the fleet."""
 
 import datetime
 import json
@@ -27,7 +27,7 @@ def diagnostics(scene):
     assert (asked.status, asked.requested_by) == ("pending", "walk")
     pending = call(200, "get_pending_diagnostics", agent_id, client=agent)
     assert [d.id for d in pending] == [asked.id]
-    # `result` is null until the agent has answered, which the client of 0.10.0 cannot parse.
+    # Read this answer without the client, because client 0.10.0 cannot parse the null `result` of a pending request.
     found = admin.api.get_httpx_client().request("GET", f"/diagnostics/{asked.id}")
     assert (found.status_code, found.json()["request"]["status"], found.json()["result"]) == (200, "pending", None)
     result = SubmitDiagnosticResult(pod_statuses="[]", events="[]", log_tails="{}", collected_at=now())

@@ -1,4 +1,4 @@
-"""Webhooks: subscriptions, and deliveries that an agent takes over."""
+"""Walks webhooks: subscriptions, and deliveries that an agent sends."""
 
 from brokkr_broker_client.models import (
     CreateWebhookRequest,
@@ -16,7 +16,7 @@ def walk(scene):
     nowhere = CreateWebhookRequest(name="x", url="", event_types=["*"])
     assert call(400, "create_webhook", client=admin, body=nowhere).code == "url_required"
 
-    # Its deliveries are the agent's, so nothing leaves this machine.
+    # The agent sends this subscription's deliveries, so no request leaves this machine.
     scene.label(f"hooks:{scene.tag}")
     body = CreateWebhookRequest(
         name=f"hook-{scene.tag}",

@@ -1,4 +1,4 @@
-"""As much of a WebSocket (RFC 6455) as an agent needs to say something; the published client has none."""
+"""Implements the sending part of a WebSocket client (RFC 6455), because the published client has no WebSocket."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ class Socket:
         assert answer.startswith(b"HTTP/1.1 101 "), answer
 
     def say(self, kind, body):
-        """One text frame, masked as a client's must be."""
+        """Sends one text frame, masked as RFC 6455 requires of a client."""
         text = json.dumps({"type": kind, "body": body}).encode()
         assert len(text) < 65536
         length = struct.pack("!B", 0x80 | len(text)) if len(text) < 126 else struct.pack("!BH", 0x80 | 126, len(text))

@@ -1,4 +1,4 @@
-"""Work orders: from their creation to the log."""
+"""Walks work orders from their creation to the log."""
 
 from brokkr_broker_client.models import (
     ClaimWorkOrderRequest,
@@ -13,7 +13,7 @@ from talk import call
 
 def walk(scene):
     admin, agent, agent_id = scene.admin, scene.agent, scene.agent_id
-    # So that neither list holds anybody else's.
+    # A work type of this walk's own keeps other walks' work orders out of both lists.
     kind = f"custom-{scene.tag}"
 
     def create(**targeting):

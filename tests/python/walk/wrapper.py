@@ -1,4 +1,4 @@
-"""The client's own flows: apply for oneself and for another, retries, errors with a code."""
+"""Walks the client's own methods: apply as a generator and as the admin, retries, errors with a code."""
 
 import asyncio
 import pathlib
@@ -12,7 +12,7 @@ from talk import OPERATIONS, call
 
 
 async def apply_thrice(client, stack, **owner):
-    """Once to create, once to find nothing changed, once to update."""
+    """Applies a manifest three times: to create it, to find it unchanged, and to update it."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = pathlib.Path(folder) / "walked.yaml"
         for content, outcome in ((YAML, "created"), (YAML, "unchanged"), (YAML + "# more\n", "updated")):
