@@ -227,9 +227,6 @@ fn broker_and_supervisor_never_depend_on_each_other_and_tenant_on_nothing_of_our
     }
 }
 
-/// The crate of the pool's connections, exempt from the check below.
-const OF_THE_POOL: &str = "r2d2_postgres";
-
 #[test]
 fn every_declared_dependency_is_used_by_its_member() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
@@ -237,7 +234,6 @@ fn every_declared_dependency_is_used_by_its_member() {
     let (declared, _) = declared.split_once("\n[").unwrap();
     let mut unused: Vec<String> = names(declared).collect();
     assert!(unused.len() > 40, "{unused:?}");
-    unused.retain(|name| name != OF_THE_POOL);
     for member in [
         "tenant",
         "pg",
