@@ -205,7 +205,7 @@ fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     // Print one line per tenant on any terminal, because grep, awk and readers rely on it.
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
     for column in table.column_iter_mut() {

@@ -233,7 +233,7 @@ mod tests {
         let second = ours.get(&address).unwrap();
         assert!(!Arc::ptr_eq(&first, &second) && knock(&path).is_ok());
         // The holder of the old socket still gets the connections made to it.
-        nix::sys::socket::accept(first.as_raw_fd()).unwrap();
+        nix::sys::socket::accept(&first).unwrap();
         drop(waiting);
 
         // A dead socket of another program at the path is replaced; when nothing can be bound, the old socket is kept.

@@ -71,7 +71,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         _ => writeln!(text, "server {group}"),
     };
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header([
         "tenant", "pool", "role", "database", "schema", "listen", "verdict",
     ]);
@@ -136,7 +136,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     push(text, &table);
 
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let account = sums.verdict.servers.iter();
     let mut account = account.filter(|(id, _)| id.as_str() == group);
     let account = account.next().map(|(_, account)| account);
