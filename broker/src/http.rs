@@ -207,7 +207,8 @@ fn app(instance: &Instance) -> Result<App, ServeError> {
     let db =
         Db::new(instance.db_options()).map_err(|error| ServeError::failed("database", error))?;
     let config = Arc::new(instance.config.clone());
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Metrics::new().map_err(|error| ServeError::failed("metrics", error))?;
+    let metrics = Arc::new(metrics);
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),

@@ -1,7 +1,4 @@
-//! Counters and histograms, and the text of `/metrics` (Prometheus exposition format 0.0.4).
-//!
-//! Each kind of figure is a field of [`Metrics`] that keeps its own state and appends its own lines in
-//! [`Metrics::render`].
+//! Counters, gauges and histograms, and the text of `/metrics` (Prometheus exposition format 0.0.4).
 //!
 //! The router bounds the labels: route templates, standard methods, status codes. So an anonymous caller cannot add a
 //! series.
@@ -10,17 +7,16 @@ pub mod gauges;
 pub mod sockets;
 mod webhooks;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 
 use crate::db::Figures;
 use gauges::Gauges;
 pub use webhooks::{Carrier, DecryptFailures};
-
-/// The content type of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 /// The endpoint label of a request that no route matched.
 pub const UNMATCHED: &str = "unmatched";
@@ -34,32 +30,49 @@ const BUCKETS: [f64; 12] = [
 ];
 
 /// All of the broker's own figures.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
+    /// Figures that are counted as events occur; all other figures are read at each scrape.
+    registry: Registry,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
     /// Figures of WebSockets.
     pub sockets: Arc<sockets::Sockets>,
-    http: Mutex<BTreeMap<Endpoint, Series>>,
     /// Figures that come from the database.
     pub gauges: Gauges,
     /// The count of webhook secrets that could not be decrypted.
     pub webhooks: DecryptFailures,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Endpoint {
-    endpoint: String,
-    method: &'static str,
-}
-
-#[derive(Debug, Default)]
-struct Series {
-    by_status: BTreeMap<u16, u64>,
-    buckets: [u64; BUCKETS.len()],
-    sum: Duration,
-    count: u64,
-}
-
 impl Metrics {
+    /// Creates the figures, all zero.
+    ///
+    /// # Errors
+    ///
+    /// When two metrics have the same name, which would be a bug.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let seconds = HistogramOpts::new(
+            "brokkr_http_request_duration_seconds",
+            "Time to answer a request.",
+        );
+        let seconds = HistogramVec::new(seconds.buckets(BUCKETS.into()), &["endpoint", "method"])?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Self {
+            requests: counters(
+                &registry,
+                "brokkr_http_requests_total",
+                "Requests answered.",
+                &["endpoint", "method", "status"],
+            )?,
+            seconds,
+            sockets: Arc::new(sockets::Sockets::new(&registry)?),
+            gauges: Gauges::default(),
+            webhooks: DecryptFailures::new(&registry)?,
+            registry,
+        })
+    }
+
     /// Counts one answered request. `endpoint` is a route template or [`UNMATCHED`].
     pub fn request(
         &self,
@@ -76,116 +89,76 @@ impl Metrics {
         self.count(UNMATCHED, OTHER_METHOD, status, Duration::ZERO);
     }
 
-    fn count(&self, endpoint: &str, method: &'static str, status: u16, took: Duration) {
-        let key = Endpoint {
-            endpoint: endpoint.to_owned(),
-            method,
-        };
-        let mut http = self.http();
-        let series = http.entry(key).or_default();
-        *series.by_status.entry(status).or_default() += 1;
-        if let Some(bucket) = BUCKETS
-            .iter()
-            .position(|bound| took.as_secs_f64() <= *bound)
-        {
-            series.buckets[bucket] += 1;
-        }
-        series.sum += took;
-        series.count += 1;
+    fn count(&self, endpoint: &str, method: &str, status: u16, took: Duration) {
+        self.requests
+            .with_label_values(&[endpoint, method, &status.to_string()])
+            .inc();
+        self.seconds
+            .with_label_values(&[endpoint, method])
+            .observe(took.as_secs_f64());
     }
 
     /// Returns the exposition text, with the pool's current state.
-    pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> String {
-        let mut out = String::with_capacity(4096);
-        self.render_http(&mut out);
-        self.sockets.render(&mut out);
-        self.webhooks.render(&mut out);
-        self.gauges.render(&mut out);
-        render_pool(&mut out, pool);
-        let name = "brokkr_log_lines_dropped_total";
-        header(
-            &mut out,
-            name,
+    ///
+    /// # Errors
+    ///
+    /// When two metrics have the same name, which would be a bug.
+    pub fn render(&self, pool: Figures, log_lines_dropped: u64) -> prometheus::Result<String> {
+        let scrape = Registry::new();
+        self.gauges.read(&scrape)?;
+        for (name, help, value) in [
+            (
+                "brokkr_db_connections_max",
+                "Most database connections this broker may hold.",
+                pool.connections,
+            ),
+            (
+                "brokkr_db_connections",
+                "Database connections held.",
+                pool.held,
+            ),
+            (
+                "brokkr_db_connections_working",
+                "Database connections in use.",
+                pool.working,
+            ),
+        ] {
+            gauge(&scrape, name, help)?.set(value.into());
+        }
+        let dropped = counter(
+            &scrape,
+            "brokkr_log_lines_dropped_total",
             "Log lines dropped because nobody read them.",
-            "counter",
-        );
-        let _ = writeln!(out, "{name} {log_lines_dropped}");
-        out
-    }
-
-    fn render_http(&self, out: &mut String) {
-        let http = self.http();
-        let total = "brokkr_http_requests_total";
-        header(out, total, "Requests answered.", "counter");
-        for (key, series) in http.iter() {
-            for (status, count) in &series.by_status {
-                let (endpoint, method) = (escape(&key.endpoint), key.method);
-                let _ = writeln!(
-                    out,
-                    "{total}{{endpoint=\"{endpoint}\",method=\"{method}\",status=\"{status}\"}} {count}"
-                );
-            }
-        }
-        let seconds = "brokkr_http_request_duration_seconds";
-        header(out, seconds, "Time to answer a request.", "histogram");
-        for (key, series) in http.iter() {
-            let labels = format!(
-                "endpoint=\"{}\",method=\"{}\"",
-                escape(&key.endpoint),
-                key.method
-            );
-            let mut below = 0;
-            for (bound, count) in BUCKETS.iter().zip(series.buckets) {
-                below += count;
-                let _ = writeln!(out, "{seconds}_bucket{{{labels},le=\"{bound}\"}} {below}");
-            }
-            let _ = writeln!(
-                out,
-                "{seconds}_bucket{{{labels},le=\"+Inf\"}} {}",
-                series.count
-            );
-            let _ = writeln!(
-                out,
-                "{seconds}_sum{{{labels}}} {}",
-                series.sum.as_secs_f64()
-            );
-            let _ = writeln!(out, "{seconds}_count{{{labels}}} {}", series.count);
-        }
-    }
-
-    fn http(&self) -> MutexGuard<'_, BTreeMap<Endpoint, Series>> {
-        self.http.lock().unwrap_or_else(PoisonError::into_inner)
+        )?;
+        dropped.inc_by(log_lines_dropped);
+        let mut families = self.registry.gather();
+        families.extend(scrape.gather());
+        TextEncoder::new().encode_to_string(&families)
     }
 }
 
-// Writing into a String cannot fail, so results of `writeln!` are ignored.
-
-/// Writes the lines before a metric's samples.
-fn header(out: &mut String, name: &str, help: &str, kind: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone())).map(|()| gauge)
 }
 
-fn render_pool(out: &mut String, pool: Figures) {
-    for (name, help, value) in [
-        (
-            "brokkr_db_connections_max",
-            "Most database connections this broker may hold.",
-            pool.connections,
-        ),
-        (
-            "brokkr_db_connections",
-            "Database connections held.",
-            pool.held,
-        ),
-        (
-            "brokkr_db_connections_working",
-            "Database connections in use.",
-            pool.working,
-        ),
-    ] {
-        header(out, name, help, "gauge");
-        let _ = writeln!(out, "{name} {value}");
-    }
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    let counter = IntCounter::new(name, help)?;
+    registry
+        .register(Box::new(counter.clone()))
+        .map(|()| counter)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry
+        .register(Box::new(counters.clone()))
+        .map(|()| counters)
 }
 
 fn method_label(method: &axum::http::Method) -> &'static str {
@@ -199,13 +172,6 @@ fn method_label(method: &axum::http::Method) -> &'static str {
         "OPTIONS" => "OPTIONS",
         _ => OTHER_METHOD,
     }
-}
-
-fn escape(label: &str) -> String {
-    label
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -223,7 +189,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_template_method_and_status() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new().unwrap();
         metrics.request(
             "/api/v1/agents/{id}",
             &Method::GET,
@@ -242,7 +208,7 @@ mod tests {
             404,
             Duration::ZERO,
         );
-        let text = metrics.render(POOL, 7);
+        let text = metrics.render(POOL, 7).unwrap();
         for line in [
             "brokkr_http_requests_total{endpoint=\"/api/v1/agents/{id}\",method=\"GET\",status=\"200\"} 1",
             "brokkr_http_requests_total{endpoint=\"unmatched\",method=\"other\",status=\"404\"} 1",

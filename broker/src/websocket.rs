@@ -151,7 +151,7 @@ impl WebSockets {
 
     /// Returns the agents connected here.
     pub fn connected(&self) -> Vec<Uuid> {
-        if self.0.metrics.agents.load(Ordering::Relaxed) == 0 {
+        if self.0.metrics.agents.get() == 0 {
             return Vec::new();
         }
         self.0.registry.agent_ids()
@@ -181,7 +181,7 @@ impl WebSockets {
             })
             .collect();
         agents.sort_by_key(|connected| (connected.since, connected.agent));
-        let subscribers = self.0.metrics.live_subscribers.load(Ordering::Relaxed);
+        let subscribers = self.0.metrics.live_subscribers.get().cast_unsigned();
         (agents, subscribers)
     }
 
@@ -207,7 +207,7 @@ impl WebSockets {
 
     /// Returns true when the fleet has subscribers.
     fn is_watched(&self) -> bool {
-        self.0.metrics.fleet_subscribers.load(Ordering::Relaxed) > 0
+        self.0.metrics.fleet_subscribers.get() > 0
     }
 
     /// Sends telemetry to the stack's subscribers. Builds no frame without subscribers.

@@ -10,8 +10,8 @@ use axum::routing::get;
 
 use super::access_log::observe;
 use crate::app::App;
+use crate::error::Error;
 use crate::jobs::Job;
-use crate::metrics;
 
 /// Returns the routes of the tenant's own address.
 pub(super) fn router(app: App, dropped: super::DroppedLines) -> Router {
@@ -53,15 +53,13 @@ pub(super) fn render(app: &App, dropped: &super::DroppedLines) -> Response {
     app.metrics.gauges.scraped();
     app.jobs.wake(Job::Gauges);
     let lost = dropped.load(std::sync::atomic::Ordering::Relaxed);
-    let text = app.metrics.render(app.db.figures(), lost);
-    (
-        [(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(metrics::CONTENT_TYPE),
-        )],
-        text,
-    )
-        .into_response()
+    match app.metrics.render(app.db.figures(), lost) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be written");
+            Error::internal().into_response()
+        }
+    }
 }
 
 async fn not_found() -> Response {

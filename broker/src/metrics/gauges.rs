@@ -4,14 +4,14 @@
 //! reads nothing while there are no scrapes. Heartbeats are kept as points in time, so that ages grow between two
 //! readings.
 
-use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{escape, header};
+use super::gauge;
 
 /// The largest number of agents whose heartbeat is shown, because each is a series of its own. The longest silent come
 /// first.
@@ -83,20 +83,17 @@ impl Gauges {
         self.state().default_admin_pak
     }
 
-    /// Appends the gauges to the exposition text. Values that have not been read yet are left out, because zero would
-    /// be wrong.
-    pub(super) fn render(&self, out: &mut String) {
+    /// Adds the gauges to a scrape. Values that have not been read yet are left out, because zero would be wrong.
+    pub(super) fn read(&self, scrape: &Registry) -> prometheus::Result<()> {
         let state = self.state();
-        let name = "brokkr_default_admin_pak_hash_in_use";
-        header(
-            out,
-            name,
+        gauge(
+            scrape,
+            "brokkr_default_admin_pak_hash_in_use",
             "1 when the administrator's PAK is the public development one.",
-            "gauge",
-        );
-        let _ = writeln!(out, "{name} {}", u8::from(state.default_admin_pak));
+        )?
+        .set(state.default_admin_pak.into());
         let Some((at, reading)) = &state.read else {
-            return;
+            return Ok(());
         };
         for (name, help, value) in [
             (
@@ -111,20 +108,20 @@ impl Gauges {
                 reading.deployment_objects,
             ),
         ] {
-            header(out, name, help, "gauge");
-            let _ = writeln!(out, "{name} {value}");
+            gauge(scrape, name, help)?.set(value);
         }
-        let name = "brokkr_agent_heartbeat_age_seconds";
-        let help = "Seconds since an agent's last heartbeat, as of half a minute ago at most; of the 1000 agents silent for longest.";
-        header(out, name, help, "gauge");
+        let ages = Opts::new(
+            "brokkr_agent_heartbeat_age_seconds",
+            "Seconds since an agent's last heartbeat, as of half a minute ago at most; of the 1000 agents silent for longest.",
+        );
+        let ages = IntGaugeVec::new(ages, &["agent_id", "agent_name"])?;
+        scrape.register(Box::new(ages.clone()))?;
         for heartbeat in &reading.heartbeats {
-            let (agent, label) = (heartbeat.agent, escape(&heartbeat.name));
-            let age = (heartbeat.age + at.elapsed()).as_secs();
-            let _ = writeln!(
-                out,
-                "{name}{{agent_id=\"{agent}\",agent_name=\"{label}\"}} {age}"
-            );
+            let age = heartbeat.age + at.elapsed();
+            ages.with_label_values(&[&heartbeat.agent.to_string(), &heartbeat.name])
+                .set(age.as_secs().cast_signed());
         }
+        Ok(())
     }
 
     /// A panic cannot leave the state half changed, because every change is one assignment.
@@ -134,16 +131,21 @@ impl Gauges {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use prometheus::TextEncoder;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn ages_go_on_growing_and_what_is_gone_is_shown_no_longer() {
         let gauges = Gauges::default();
         let text = || {
-            let mut out = String::new();
-            gauges.render(&mut out);
-            out
+            let scrape = Registry::new();
+            gauges.read(&scrape).unwrap();
+            TextEncoder::new()
+                .encode_to_string(&scrape.gather())
+                .unwrap()
         };
         assert!(text().contains("brokkr_default_admin_pak_hash_in_use 0\n"));
         assert!(!text().contains("brokkr_active_agents"), "not known yet");

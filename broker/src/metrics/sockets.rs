@@ -1,8 +1,8 @@
 //! Counters and gauges of WebSocket connections and of telemetry.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
+use super::{counter, counters, gauge};
 use crate::websocket::FrameKind;
 
 /// The tables that hold telemetry, as a label names them.
@@ -51,128 +51,118 @@ pub enum Direction {
 }
 
 /// The counters and gauges of WebSockets. The set of possible series is fixed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sockets {
     /// Agents connected now.
-    pub agents: AtomicU64,
+    pub agents: IntGauge,
     /// Subscribers of stacks connected now.
-    pub live_subscribers: AtomicU64,
+    pub live_subscribers: IntGauge,
     /// Subscribers of the fleet connected now.
-    pub fleet_subscribers: AtomicU64,
-    frames: [[AtomicU64; FrameKind::ALL.len()]; 2],
-    lost: [AtomicU64; Loss::ALL.len()],
-    eviction_runs: AtomicU64,
-    evicted: [AtomicU64; TELEMETRY_TABLES.len()],
+    pub fleet_subscribers: IntGauge,
+    frames: IntCounterVec,
+    lost: IntCounterVec,
+    eviction_runs: IntCounter,
+    evicted: IntCounterVec,
 }
 
 impl Sockets {
+    /// Creates the figures, all zero.
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let lost = counters(
+            registry,
+            "brokkr_ws_telemetry_dropped_total",
+            "Telemetry of agents that was not kept.",
+            &["reason"],
+        )?;
+        let evicted = counters(
+            registry,
+            "brokkr_ws_telemetry_evicted_total",
+            "Rows of telemetry past their retention removed.",
+            &["table"],
+        )?;
+        for why in Loss::ALL {
+            lost.with_label_values(&[why.name()]);
+        }
+        for table in TELEMETRY_TABLES {
+            evicted.with_label_values(&[table]);
+        }
+        Ok(Self {
+            agents: gauge(
+                registry,
+                "brokkr_ws_connected_agents",
+                "Agents connected by WebSocket.",
+            )?,
+            live_subscribers: gauge(
+                registry,
+                "brokkr_ws_live_subscribers",
+                "Subscribers of stacks' live channels.",
+            )?,
+            fleet_subscribers: gauge(
+                registry,
+                "brokkr_fleet_live_subscribers",
+                "Subscribers of the fleet's live channel.",
+            )?,
+            frames: counters(
+                registry,
+                "brokkr_ws_messages_total",
+                "Frames received and sent.",
+                &["direction", "type"],
+            )?,
+            lost,
+            eviction_runs: counter(
+                registry,
+                "brokkr_ws_log_eviction_runs_total",
+                "Sweeps of tables of telemetry.",
+            )?,
+            evicted,
+        })
+    }
+
     /// Counts one frame.
     pub fn frame(&self, direction: Direction, kind: FrameKind) {
-        self.frames[direction as usize][kind as usize].fetch_add(1, Ordering::Relaxed);
+        let direction = match direction {
+            Direction::In => "in",
+            Direction::Out => "out",
+        };
+        self.frames
+            .with_label_values(&[direction, kind.name()])
+            .inc();
     }
 
     /// Counts rows of telemetry that were not stored.
     pub fn lost(&self, why: Loss, rows: u64) {
-        self.lost[why as usize].fetch_add(rows, Ordering::Relaxed);
+        self.lost.with_label_values(&[why.name()]).inc_by(rows);
     }
 
     /// Counts one sweep of a telemetry table; ignores any other table.
     pub fn swept(&self, table: &str, rows: u64) {
-        if let Some(index) = TELEMETRY_TABLES.iter().position(|known| *known == table) {
-            self.eviction_runs.fetch_add(1, Ordering::Relaxed);
-            self.evicted[index].fetch_add(rows, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn render(&self, out: &mut String) {
-        let gauges = [
-            (
-                "brokkr_ws_connected_agents",
-                "Agents connected by WebSocket.",
-                &self.agents,
-            ),
-            (
-                "brokkr_ws_live_subscribers",
-                "Subscribers of stacks' live channels.",
-                &self.live_subscribers,
-            ),
-            (
-                "brokkr_fleet_live_subscribers",
-                "Subscribers of the fleet's live channel.",
-                &self.fleet_subscribers,
-            ),
-        ];
-        // Results are ignored, because writing into a String cannot fail.
-        for (name, help, value) in gauges {
-            let value = value.load(Ordering::Relaxed);
-            let _ = writeln!(
-                out,
-                "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
-            );
-        }
-        self.render_frames(out);
-        let name = "brokkr_ws_telemetry_dropped_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Telemetry of agents that was not kept.\n# TYPE {name} counter"
-        );
-        for (why, rows) in Loss::ALL.iter().zip(&self.lost) {
-            let (why, rows) = (why.name(), rows.load(Ordering::Relaxed));
-            let _ = writeln!(out, "{name}{{reason=\"{why}\"}} {rows}");
-        }
-        let name = "brokkr_ws_log_eviction_runs_total";
-        let runs = self.eviction_runs.load(Ordering::Relaxed);
-        let _ = writeln!(
-            out,
-            "# HELP {name} Sweeps of tables of telemetry.\n# TYPE {name} counter\n{name} {runs}"
-        );
-        let name = "brokkr_ws_telemetry_evicted_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Rows of telemetry past their retention removed.\n# TYPE {name} counter"
-        );
-        for (table, rows) in TELEMETRY_TABLES.iter().zip(&self.evicted) {
-            let rows = rows.load(Ordering::Relaxed);
-            let _ = writeln!(out, "{name}{{table=\"{table}\"}} {rows}");
-        }
-    }
-
-    fn render_frames(&self, out: &mut String) {
-        let name = "brokkr_ws_messages_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Frames received and sent.\n# TYPE {name} counter"
-        );
-        for (direction, frames) in ["in", "out"].iter().zip(&self.frames) {
-            for kind in FrameKind::ALL {
-                let count = frames[kind as usize].load(Ordering::Relaxed);
-                if count > 0 {
-                    let kind = kind.name();
-                    let _ = writeln!(
-                        out,
-                        "{name}{{direction=\"{direction}\",type=\"{kind}\"}} {count}"
-                    );
-                }
-            }
+        if TELEMETRY_TABLES.contains(&table) {
+            self.eviction_runs.inc();
+            self.evicted.with_label_values(&[table]).inc_by(rows);
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use prometheus::TextEncoder;
+
     use super::*;
 
     #[test]
     fn frames_are_counted_by_direction_and_type_and_sweeps_by_table() {
-        let sockets = Sockets::default();
-        sockets.agents.store(3, Ordering::Relaxed);
+        let registry = Registry::new();
+        let sockets = Sockets::new(&registry).unwrap();
+        sockets.agents.set(3);
         sockets.frame(Direction::In, FrameKind::Heartbeat);
         sockets.frame(Direction::Out, FrameKind::FleetUpdate);
         sockets.swept("agent_pod_logs", 7);
         sockets.swept("audit_log", 9);
         sockets.lost(Loss::NoRoom, 3);
-        let mut text = String::new();
-        sockets.render(&mut text);
+        let text = TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap();
         for line in [
             "brokkr_ws_connected_agents 3",
             "brokkr_ws_live_subscribers 0",

@@ -1,8 +1,8 @@
 //! Counts webhook secrets that could not be decrypted, because the key was lost or changed.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use prometheus::{IntCounterVec, Registry};
 
+use super::counters;
 use crate::webhook::endpoint::Field;
 
 /// The party that was about to deliver.
@@ -14,47 +14,56 @@ pub enum Carrier {
     Agent,
 }
 
-const FIELDS: [(Field, &str); 2] = [(Field::Url, "url"), (Field::AuthHeader, "auth_header")];
-const CARRIERS: [(Carrier, &str); 2] = [(Carrier::Broker, "broker"), (Carrier::Agent, "agent")];
+/// Labels of [`Field`], in the order of its variants.
+const FIELDS: [&str; 2] = ["url", "auth_header"];
+
+/// Labels of [`Carrier`], in the order of its variants.
+const CARRIERS: [&str; 2] = ["broker", "agent"];
 
 /// `brokkr_webhook_decrypt_failures_total`.
-#[derive(Debug, Default)]
-pub struct DecryptFailures([[AtomicU64; 2]; 2]);
+#[derive(Debug)]
+pub struct DecryptFailures(IntCounterVec);
 
 impl DecryptFailures {
-    /// Counts one failure.
-    pub fn count(&self, field: Field, carrier: Carrier) {
-        self.0[carrier as usize][field as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    // Results are ignored below, because writing into a String cannot fail.
-    pub(super) fn render(&self, out: &mut String) {
-        let name = "brokkr_webhook_decrypt_failures_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Webhook secrets that could not be decrypted.\n# TYPE {name} counter"
-        );
-        for (carrier, path) in CARRIERS {
-            for (field, label) in FIELDS {
-                let count = self.0[carrier as usize][field as usize].load(Ordering::Relaxed);
-                let _ = writeln!(out, "{name}{{field=\"{label}\",path=\"{path}\"}} {count}");
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let failures = counters(
+            registry,
+            "brokkr_webhook_decrypt_failures_total",
+            "Webhook secrets that could not be decrypted.",
+            &["field", "path"],
+        )?;
+        for field in FIELDS {
+            for carrier in CARRIERS {
+                failures.with_label_values(&[field, carrier]);
             }
         }
+        Ok(Self(failures))
+    }
+
+    /// Counts one failure.
+    pub fn count(&self, field: Field, carrier: Carrier) {
+        let labels = [FIELDS[field as usize], CARRIERS[carrier as usize]];
+        self.0.with_label_values(&labels).inc();
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use prometheus::TextEncoder;
+
     use super::*;
 
     #[test]
     fn failures_are_counted_by_field_and_path() {
-        let failures = DecryptFailures::default();
+        let registry = Registry::new();
+        let failures = DecryptFailures::new(&registry).unwrap();
         failures.count(Field::AuthHeader, Carrier::Agent);
         failures.count(Field::AuthHeader, Carrier::Agent);
         failures.count(Field::Url, Carrier::Broker);
-        let mut text = String::new();
-        failures.render(&mut text);
+        let text = TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap();
         for line in [
             "brokkr_webhook_decrypt_failures_total{field=\"url\",path=\"broker\"} 1",
             "brokkr_webhook_decrypt_failures_total{field=\"auth_header\",path=\"broker\"} 0",

@@ -205,11 +205,10 @@ impl Registry {
     }
 
     fn count(&self, peers: &Peers) {
-        let store = |gauge: &AtomicU64, value: usize| gauge.store(value as u64, Ordering::Relaxed);
-        store(&self.metrics.agents, peers.agents.len());
-        let live = peers.stacks.values().map(Vec::len).sum();
-        store(&self.metrics.live_subscribers, live);
-        store(&self.metrics.fleet_subscribers, peers.fleet.len());
+        let live: usize = peers.stacks.values().map(Vec::len).sum();
+        self.metrics.agents.set(peers.agents.len() as i64);
+        self.metrics.live_subscribers.set(live as i64);
+        self.metrics.fleet_subscribers.set(peers.fleet.len() as i64);
     }
 
     fn lock(&self) -> MutexGuard<'_, Peers> {
@@ -222,9 +221,10 @@ impl Registry {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
 
     fn registry() -> Registry {
-        Registry::new(Arc::default())
+        Registry::new(Metrics::new().unwrap().sockets)
     }
 
     fn hash() -> PakHash {
@@ -255,8 +255,7 @@ mod tests {
         assert_eq!(registry.of_stack(stack).len(), 1);
         registry.leave(&two);
         assert!(registry.lock().stacks.is_empty());
-        let gauge = &registry.metrics.live_subscribers;
-        assert_eq!(gauge.load(Ordering::Relaxed), 0);
+        assert_eq!(registry.metrics.live_subscribers.get(), 0);
     }
 
     #[test]

@@ -1,12 +1,24 @@
 //! The supervisor's own metrics in Prometheus's text format.
 
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
 use crate::logs::Hub;
 use crate::status::{Snapshot, State};
-use std::fmt::Write;
 
-pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> String {
-    let mut text = Text::default();
-    text.head("tenants", "gauge", "Tenants by state.");
+pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> prometheus::Result<String> {
+    let registry = Registry::new_custom(Some("brokkr_supervisor".to_owned()), None)?;
+    let gauges = |name, label, help| {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+        registry.register(Box::new(gauges.clone())).map(|()| gauges)
+    };
+    let counters = |name, label, help| {
+        let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+        registry
+            .register(Box::new(counters.clone()))
+            .map(|()| counters)
+    };
+
+    let tenants = gauges("tenants", "state", "Tenants by state.")?;
     for state in [
         State::Refused,
         State::Waiting,
@@ -17,96 +29,61 @@ pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> String {
         State::Stopping,
         State::Stopped,
     ] {
-        let count = snapshot
-            .tenants
-            .iter()
-            .filter(|tenant| tenant.state == state)
-            .count();
-        text.value("tenants", "state", state.as_str(), count as f64);
+        tenants.with_label_values(&[state.as_str()]).set(0);
     }
-    text.head(
+    let restarts = counters(
         "tenant_restarts_total",
-        "counter",
+        "tenant",
         "Unplanned exits of a tenant's instances.",
-    );
+    )?;
     for tenant in &snapshot.tenants {
-        text.value(
-            "tenant_restarts_total",
-            "tenant",
-            &tenant.name,
-            tenant.restarts as f64,
-        );
+        tenants.with_label_values(&[tenant.state.as_str()]).inc();
+        restarts
+            .with_label_values(&[&tenant.name])
+            .inc_by(tenant.restarts);
     }
-    text.head(
+
+    let up = gauges(
         "server_up",
-        "gauge",
+        "server",
         "1 while the PostgreSQL server answers.",
-    );
+    )?;
+    let capacity = gauges(
+        "server_connections_capacity",
+        "server",
+        "Connections tenants may take altogether.",
+    )?;
+    let committed = gauges(
+        "server_connections_committed",
+        "server",
+        "Connections promised to admitted tenants.",
+    )?;
+    let in_use = gauges(
+        "server_connections_in_use",
+        "server",
+        "Connections of ours the server has.",
+    )?;
     for server in &snapshot.servers {
-        text.value(
-            "server_up",
-            "server",
-            &server.id,
-            f64::from(u8::from(server.up)),
-        );
-    }
-    let servers = snapshot.servers.iter();
-    let figures = servers
-        .map(|s| (&s.id, [s.capacity, Some(s.committed), s.in_use]))
-        .collect::<Vec<_>>();
-    for (at, (name, help)) in [
-        (
-            "server_connections_capacity",
-            "Connections tenants may take altogether.",
-        ),
-        (
-            "server_connections_committed",
-            "Connections promised to admitted tenants.",
-        ),
-        (
-            "server_connections_in_use",
-            "Connections of ours the server has.",
-        ),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        text.head(name, "gauge", help);
-        for (id, values) in &figures {
-            if let Some(value) = values[at] {
-                text.value(name, "server", id, f64::from(value));
+        for (gauge, value) in [
+            (&up, Some(server.up.into())),
+            (&capacity, server.capacity),
+            (&committed, Some(server.committed)),
+            (&in_use, server.in_use),
+        ] {
+            if let Some(value) = value {
+                gauge.with_label_values(&[&server.id]).set(value.into());
             }
         }
     }
-    let help = "Log lines lost because they came faster than the log is read; the supervisor's own without a tenant.";
-    text.head("log_lines_dropped_total", "counter", help);
+
+    let dropped = counters(
+        "log_lines_dropped_total",
+        "tenant",
+        "Log lines lost because they came faster than the log is read; the supervisor's own without a tenant.",
+    )?;
     for (tenant, count) in logs.dropped() {
         let tenant = tenant.as_ref().map_or("", |tenant| tenant.as_str());
-        text.value("log_lines_dropped_total", "tenant", tenant, count as f64);
+        dropped.with_label_values(&[tenant]).inc_by(count);
     }
-    text.0
-}
-
-#[derive(Default)]
-struct Text(String);
-
-impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing into a string cannot fail, here and below.
-        let _ = write!(
-            self.0,
-            "# HELP brokkr_supervisor_{name} {help}\n# TYPE brokkr_supervisor_{name} {kind}\n"
-        );
-    }
-
-    fn value(&mut self, name: &str, label: &str, of: &str, value: f64) {
-        let of = of
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
-        let _ = writeln!(
-            self.0,
-            "brokkr_supervisor_{name}{{{label}=\"{of}\"}} {value}"
-        );
-    }
+    TextEncoder::new().encode_to_string(&registry.gather())
 }

@@ -331,13 +331,11 @@ async fn admin_pak(
     }
 }
 
-async fn figures(State(app): State<App>) -> Response {
-    let text = metrics::render(&app.context.fleet.snapshot(), &app.context.logs);
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        text,
-    )
-        .into_response()
+async fn figures(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    let text = metrics::render(&app.context.fleet.snapshot(), &app.context.logs)
+        .map_err(|error| ApiError::internal(format!("the metrics cannot be written: {error}")))?;
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    Ok(([(CONTENT_TYPE, kind)], text))
 }
 
 async fn nothing() -> ApiError {

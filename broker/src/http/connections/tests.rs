@@ -25,7 +25,7 @@ impl Server {
             .route("/large", get(async || vec![b'x'; 1 << 20]))
             .route("/echo", get(echo));
         let (phase, phases) = watch::channel(Phase::Serving);
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new().unwrap());
         Server {
             connections: Connections::new(router, metrics.clone(), phases, most),
             phase,
@@ -140,14 +140,12 @@ async fn a_head_that_trickles_has_ten_seconds_whatever_it_sends() {
     is_error(&rest(&mut stream).await, "408", "request_timeout");
     end.await.unwrap();
     assert!(after(began_again) <= 18 && after(began) < 40);
-    let counted = server.metrics.render(
-        crate::db::Figures {
-            connections: 0,
-            held: 0,
-            working: 0,
-        },
-        0,
-    );
+    let pool = crate::db::Figures {
+        connections: 0,
+        held: 0,
+        working: 0,
+    };
+    let counted = server.metrics.render(pool, 0).unwrap();
     for line in [
         "brokkr_http_requests_total{endpoint=\"unmatched\",method=\"other\",status=\"400\"} 1",
         "brokkr_http_requests_total{endpoint=\"unmatched\",method=\"other\",status=\"408\"} 1",

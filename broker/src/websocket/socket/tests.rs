@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::websocket::FrameKind;
 
 /// One end of an in-memory socket.
@@ -57,7 +58,7 @@ struct Scene {
 }
 
 fn scene(stuck: bool) -> Scene {
-    let live = WebSockets::new(Arc::default());
+    let live = WebSockets::new(Metrics::new().unwrap().sockets);
     let hash = PakHash::of("a_b_c").unwrap();
     let peer = live.0.registry.join(QueueOwner::Stack(Uuid::nil()), hash);
     let (to, incoming) = mpsc::unbounded_channel();
