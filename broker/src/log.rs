@@ -4,6 +4,9 @@
 //! queue of 4096 lines to one writer thread, and no request ever waits for the log. A full queue drops and counts the
 //! line; the writer adds the count after the next line that gets through. A reader that has gone (EPIPE) only loses the
 //! lines.
+//!
+//! `tracing-appender` does not do this. While its queue is full, its guard prints to standard output as the process
+//! ends, which can block for ever; and it panics when its thread cannot be started.
 
 use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
