@@ -7,14 +7,14 @@
 //! a file in `store`, and a line in [`router`].
 
 mod admin;
-pub(crate) mod agent_events;
+mod agent_events;
 mod agent_labels;
 mod agents;
 mod audit;
 mod authorization;
 mod bounded_json;
 mod connections;
-pub(crate) mod deployment_health;
+mod deployment_health;
 mod deployment_objects;
 mod deserialize_errors;
 mod diagnostics;

@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
-use crate::outbox::Actor;
+use crate::domain::outbox::Actor;
 use crate::pak::PakHash;
 use crate::store::credentials::{self, Holder};
 

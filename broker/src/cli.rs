@@ -19,10 +19,10 @@ use uuid::Uuid;
 use crate::config::{ConfigError, Instance};
 use crate::db::DbError;
 use crate::db::start::{StartError, migrate};
+use crate::domain::provisioning::ProvisioningError;
 use crate::http::{InheritedSockets, ServeError, serve};
 use crate::log;
 use crate::pak::{Pak, PakFormat};
-use crate::provisioning::ProvisioningError;
 
 const CONFIGURATION: u8 = 78;
 const UNAVAILABLE: u8 = 69;

@@ -13,6 +13,9 @@ use postgres::error::SqlState;
 use serde::Serialize;
 
 use crate::db::DbError;
+use crate::domain::provisioning::ProvisioningError;
+use crate::domain::report::ReportRefusal;
+use crate::domain::text::InvalidText;
 
 /// Seconds until a caller may try again, when the database gave no better figure.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -198,6 +201,48 @@ impl From<DbError> for Error {
                 tracing::error!(%error, "a request failed");
                 Self::internal()
             }
+        }
+    }
+}
+
+impl From<InvalidText> for Error {
+    fn from(InvalidText(message): InvalidText) -> Self {
+        Self::invalid_value(message)
+    }
+}
+
+impl From<ProvisioningError> for Error {
+    fn from(refusal: ProvisioningError) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            ProvisioningError::UnknownGenerator => Self::bad_request("invalid_generator_id", text),
+            ProvisioningError::NoAgent => Self::not_found("agent_not_found", text),
+            ProvisioningError::NoGenerator => Self::not_found("generator_not_found", text),
+            ProvisioningError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReportRefusal> for Error {
+    fn from(refusal: ReportRefusal) -> Self {
+        match refusal {
+            ReportRefusal::Text(invalid) => invalid.into(),
+            ReportRefusal::HealthRecord(message) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid_health_record",
+                message,
+            ),
+            ReportRefusal::UnknownObject(constraint) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "foreign_key_violation",
+                "there is no such deployment object",
+            )
+            .detail("constraint", constraint),
+            ReportRefusal::NotAssociated => Self::forbidden(
+                "agent_not_associated",
+                "the agent does not serve the object's stack",
+            ),
+            ReportRefusal::Db(error) => error.into(),
         }
     }
 }

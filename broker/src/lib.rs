@@ -8,7 +8,7 @@
 //! - One thread turns the event loop. Database work runs only on blocking threads ([`db`]).
 //! - A start brings the schema up to date before the broker takes the first request ([`db::start`]).
 //! - Templates and their schemas have bounded memory and time ([`template`]).
-//! - A write stores its audit entries and events in its own transaction ([`outbox`]).
+//! - A write stores its audit entries and events in its own transaction ([`domain::outbox`]).
 //! - Supervisor and broker share only the protocol of `docs/src/instance-protocol.md`: descriptors, datagrams, a
 //!   private socket. Without a supervisor everything works the same, on a socket of the broker's own.
 
@@ -18,15 +18,14 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod db;
+pub mod domain;
 pub mod error;
 pub mod health;
 pub mod http;
 pub mod jobs;
 pub mod log;
 pub mod metrics;
-pub mod outbox;
 pub mod pak;
-pub mod provisioning;
 pub mod reload;
 pub mod runtime_config;
 pub mod store;

@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod gauges;
 pub mod generators;
 pub mod objects;
+pub mod outbox;
 pub mod paks;
 pub mod registrations;
 pub mod stack_labels;

@@ -11,7 +11,7 @@
 //! `store::deliveries`.
 //!
 //! A broker or agent claims a delivery when it takes it, until the claim ends. Only the holder of the claim records the
-//! result ([`settle`]), so two brokers never settle the same delivery, and a killed broker's delivery is taken again.
+//! result (`domain::webhook_deliveries`), so two brokers never settle the same delivery, and a killed broker's delivery is taken again.
 
 pub mod address_policy;
 pub mod client;
@@ -26,20 +26,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brokkr_tenant::BrokerConfig;
-use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::db::{Conn, DbError};
-use crate::outbox::{Actor, AuditRecord, emit};
-use crate::store::deliveries::{self, DeliveryResult, LeasedDelivery};
 use address_policy::AddressPolicy;
 use client::Client;
 use crypto::Key;
 use in_flight::InFlight;
 use key::{KeyError, KeySource};
 pub use poll_pacing::PollPacing;
-use retry_policy::{AttemptOutcome, Next};
 
 /// The largest number of test requests at once; others wait within their own time limit.
 const TESTS: usize = 8;
@@ -131,50 +126,4 @@ impl Webhooks {
     pub fn tests(&self) -> &Semaphore {
         &self.0.tests
     }
-}
-
-/// Records the result of an attempt, and adds an audit entry if it was the last. Returns `None` and records nothing
-/// when the claim has ended before, because the delivery may have another holder.
-pub fn settle(
-    db: &mut Conn,
-    held: &LeasedDelivery,
-    outcome: &AttemptOutcome,
-    by: Option<Uuid>,
-) -> Result<Option<DeliveryResult>, DbError> {
-    let next = outcome.next(held.attempts, held.max_retries);
-    let failure = match outcome {
-        AttemptOutcome::Delivered => None,
-        AttemptOutcome::Failed(failure) => Some(failure),
-    };
-    let error = failure.map(|failure| failure.error.as_str());
-    if next != Next::Dead {
-        return deliveries::settle(db, held, next, error);
-    }
-    db.transaction(|tx| {
-        let settled = deliveries::settle(tx, held, next, error)?;
-        if let Some(settled) = &settled {
-            let mut details = json!({
-                "delivery_id": held.id,
-                "event_type": held.event_type,
-                "attempts": settled.attempts,
-                "error": error,
-                "retryable": failure.is_some_and(|failure| failure.retryable),
-            });
-            if let Some(code) = failure.and_then(|failure| failure.status_code) {
-                details["status_code"] = Value::from(code);
-            }
-            if let Some(agent) = by {
-                details["delivered_by_agent"] = json!(agent);
-            }
-            let audit = AuditRecord::new(
-                Actor::System,
-                "webhook.delivery_failed",
-                "webhook_subscription",
-                Some(held.subscription_id),
-            )
-            .details(details);
-            emit(tx, &[audit], &[])?;
-        }
-        Ok(settled)
-    })
 }

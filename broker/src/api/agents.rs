@@ -15,9 +15,9 @@ use super::{audit, authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
+use crate::domain::outbox::{SubscriberEvent, emit};
+use crate::domain::provisioning::{self, Caller};
 use crate::error::Error;
-use crate::outbox::{SubscriberEvent, emit};
-use crate::provisioning::{self, Caller};
 use crate::store::agents::{self, Agent, ClusterReport, ListedBy};
 
 #[derive(OpenApi)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::auth::Principal;
 use crate::db::Conn;
-use crate::outbox::{self, Actor, AuditRecord};
+use crate::domain::outbox::{self, Actor, AuditRecord};
 
 /// Largest number of refused PAKs recorded per [`WINDOW`], because anyone can cause such a row.
 const REFUSALS: u32 = 60;

@@ -1,6 +1,5 @@
 //! Access rules that depend only on the principal and the path.
 
-use axum::http::StatusCode;
 use uuid::Uuid;
 
 use crate::auth::Principal;
@@ -86,24 +85,6 @@ pub(super) fn no_agent() -> Error {
 
 pub(super) fn no_generator() -> Error {
     Error::not_found("generator_not_found", "there is no such generator")
-}
-
-/// 403 `agent_not_associated`, for an agent that reports on an object that it does not serve.
-pub(super) fn not_associated() -> Error {
-    Error::forbidden(
-        "agent_not_associated",
-        "the agent does not serve the object's stack",
-    )
-}
-
-/// 422 `foreign_key_violation`, for a report on an object that does not exist.
-pub(super) fn no_object_to_report_on(constraint: &'static str) -> Error {
-    Error::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "foreign_key_violation",
-        "there is no such deployment object",
-    )
-    .detail("constraint", constraint)
 }
 
 /// Refuses a system generator to callers other than the admin.

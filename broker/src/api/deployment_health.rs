@@ -12,11 +12,9 @@ use super::authorization;
 use super::operation::{ApiRequest, Reply, plain, with_body};
 use crate::app::App;
 use crate::db::Conn;
+use crate::domain::deployment_health::{report_on, take};
 use crate::error::{Error, ErrorResponse};
-use crate::store::deployment_health::{
-    self, HealthOutcome, HealthRecord, HealthReport, HealthStatus,
-};
-use crate::websocket::WebSockets;
+use crate::store::deployment_health::{self, HealthRecord, HealthReport, HealthStatus};
 
 #[derive(OpenApi)]
 #[openapi(paths(update, of_object, of_stack))]
@@ -109,29 +107,10 @@ fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
         .into_iter()
         .map(checked)
         .collect::<Result<_, _>>()?;
-    take(&call.app.live, db, agent, &reports)?;
-    Ok(Reply::Empty(StatusCode::OK))
-}
-
-/// Stores an agent's reports, sent by REST or over its socket; stores all of them or none.
-pub(crate) fn take(
-    live: &WebSockets,
-    db: &mut Conn,
-    agent: Uuid,
-    reports: &[HealthReport],
-) -> Result<(), Error> {
-    match deployment_health::report(db, agent, reports)? {
-        HealthOutcome::Stored { news } => {
-            if news {
-                live.fleet_changed(agent);
-            }
-            Ok(())
-        }
-        HealthOutcome::UnknownObject => Err(authorization::no_object_to_report_on(
-            "deployment_health_deployment_object_id_fkey",
-        )),
-        HealthOutcome::NotAssociated => Err(authorization::not_associated()),
+    if take(db, agent, &reports)? {
+        call.app.live.fleet_changed(agent);
     }
+    Ok(Reply::Empty(StatusCode::OK))
 }
 
 fn checked(update: DeploymentObjectHealthUpdate) -> Result<HealthReport, Error> {
@@ -144,23 +123,12 @@ fn checked(update: DeploymentObjectHealthUpdate) -> Result<HealthReport, Error> 
             tracing::error!(%error, "a health summary could not be serialised");
             Error::internal()
         })?;
-    report_on(update.id, &update.status, summary, update.checked_at)
-}
-
-/// Makes a report that can be stored; otherwise 422 `invalid_health_record`.
-pub(crate) fn report_on(
-    object: Uuid,
-    status: &str,
-    summary: Option<String>,
-    checked_at: DateTime<Utc>,
-) -> Result<HealthReport, Error> {
-    HealthReport::new(object, status, summary, checked_at).map_err(|wrong| {
-        Error::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid_health_record",
-            format!("object {object}: {wrong}"),
-        )
-    })
+    Ok(report_on(
+        update.id,
+        &update.status,
+        summary,
+        update.checked_at,
+    )?)
 }
 
 /// Health of an object, with the reports of its agents.

@@ -14,9 +14,9 @@ use super::{audit, authorization, notifications, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
+use crate::domain::outbox::emit;
+use crate::domain::provisioning::{self, Caller};
 use crate::error::Error;
-use crate::outbox::emit;
-use crate::provisioning::{self, Caller};
 use crate::store::generators::{self, Generator};
 use crate::store::stacks;
 

@@ -13,8 +13,8 @@ use super::{audit, authorization, notifications};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
+use crate::domain::outbox::emit;
 use crate::error::Error;
-use crate::outbox::emit;
 use crate::store::registrations::{self, Registration};
 use crate::store::{agents, generators};
 

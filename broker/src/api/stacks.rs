@@ -15,8 +15,8 @@ use super::{audit, authorization, notifications, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
+use crate::domain::outbox::{SubscriberEvent, emit};
 use crate::error::Error;
-use crate::outbox::{SubscriberEvent, emit};
 use crate::store::stacks::{self, Stack};
 
 #[derive(OpenApi)]

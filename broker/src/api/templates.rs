@@ -15,8 +15,8 @@ use super::{audit, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Sql};
+use crate::domain::outbox::emit;
 use crate::error::Error;
-use crate::outbox::emit;
 use crate::store::templates::{self, NewTemplate, Template};
 use crate::template::{self, TemplateError};
 

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::domain::text;
 use crate::error::Error;
 use crate::store;
 
@@ -10,24 +11,14 @@ pub(super) const NAME: usize = 255;
 /// Largest number of characters in a label, or in a key or value of an annotation.
 pub(super) const MARK: usize = 64;
 
-/// Refuses a NUL byte or more than `most` characters, because no column holds them: 422 `invalid_value`.
+/// Refuses a NUL byte or more than `most` characters: 422 `invalid_value`.
 pub(super) fn storable(what: &str, value: &str, most: usize) -> Result<(), Error> {
-    no_nul(what, value)?;
-    // The length in bytes is compared first because it is known and never smaller than the number of characters.
-    if value.len() > most && value.chars().count() > most {
-        return Err(Error::invalid_value(format!(
-            "{what} may have at most {most} characters"
-        )));
-    }
-    Ok(())
+    Ok(text::storable(what, value, most)?)
 }
 
-/// Refuses a NUL byte, because PostgreSQL's text cannot hold it: 422 `invalid_value`.
+/// Refuses a NUL byte: 422 `invalid_value`.
 pub(super) fn no_nul(what: &str, value: &str) -> Result<(), Error> {
-    if value.contains('\0') {
-        return Err(Error::invalid_value(format!("{what} contains a NUL byte")));
-    }
-    Ok(())
+    Ok(text::no_nul(what, value)?)
 }
 
 /// Refuses a time that no column, or no RFC 3339 text, can hold: 422 `invalid_value`.

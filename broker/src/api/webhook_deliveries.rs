@@ -14,6 +14,7 @@ use super::webhooks::no_webhook;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
+use crate::domain::webhook_deliveries::settle;
 use crate::error::Error;
 use crate::jobs::Job;
 use crate::metrics::Carrier;
@@ -22,7 +23,6 @@ use crate::store::deliveries::{self, Delivery, DeliveryPage, FeedItem, STATES};
 use crate::store::{agents, webhooks};
 use crate::webhook::endpoint::{Clear, Field};
 use crate::webhook::retry_policy::{AttemptOutcome, Next};
-use crate::webhook::settle;
 
 /// Largest number of deliveries given to an agent at once.
 const PENDING: i64 = 10;

@@ -17,9 +17,9 @@ use super::{audit, authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Tx};
+use crate::domain::outbox::{SubscriberEvent, emit};
 use crate::error::Error;
 use crate::jobs::Job;
-use crate::outbox::{SubscriberEvent, emit};
 use crate::store::work_order_log::{self, WorkOrderLogEntry};
 use crate::store::work_orders::{self, NewWorkOrder, WorkOrder};
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{ServeError, Stream, failed, lost, mint, one_line, refused, say, uuid, wrong};
 use crate::config::Instance;
 use crate::db::{CliConnection, DbError, Tx};
-use crate::provisioning::{self, Caller, ProvisioningError};
+use crate::domain::provisioning::{self, Caller, ProvisioningError};
 use crate::store::{agents, generators, registrations};
 
 /// Largest number of characters in a name.

@@ -7,8 +7,8 @@ use super::{ServeError, Stream, failed, mint, one_line, refused, say, uuid};
 use crate::config::Instance;
 use crate::db::start::rotate_admin;
 use crate::db::{CliConnection, Tx};
+use crate::domain::provisioning::{self, Caller, ProvisioningError};
 use crate::pak::PakHash;
-use crate::provisioning::{self, Caller, ProvisioningError};
 
 /// Holders whose PAK can be rotated.
 #[derive(Subcommand)]

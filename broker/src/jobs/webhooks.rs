@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::db::{Conn, DbError};
+use crate::domain::webhook_deliveries::settle;
 use crate::metrics::Carrier;
 use crate::store::deliveries::claims::{self, ClaimedDelivery};
 use crate::store::deliveries::fan_out::fan_out;
@@ -22,7 +23,6 @@ use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::Endpoint;
 use crate::webhook::in_flight::LANE;
 use crate::webhook::retry_policy::AttemptOutcome;
-use crate::webhook::settle;
 
 /// Largest number of events that one statement turns into deliveries.
 const EVENTS: i64 = 200;

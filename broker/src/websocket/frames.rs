@@ -10,7 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::outbound_queue::Frame;
-use crate::api::agent_events::NewAgentEvent;
+use crate::domain::agent_events::NewAgentEvent;
 
 /// Largest number of bytes of a log line or of an event's message.
 const TEXT: usize = 16 * 1024;

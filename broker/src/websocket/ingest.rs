@@ -20,10 +20,11 @@ use super::credential_recheck;
 use super::frames::{FrameKind, GapReason, HealthReport, K8sEvent, LogGap, PodLogLine, Uplink};
 use super::registry::Peer;
 use super::telemetry_writer::Row;
-use crate::api::agent_events::{self, NewAgentEvent};
-use crate::api::deployment_health;
 use crate::app::App;
 use crate::db::Conn;
+use crate::domain::agent_events::{self, NewAgentEvent};
+use crate::domain::deployment_health;
+use crate::domain::report::ReportRefusal;
 use crate::error::Error;
 use crate::metrics::sockets::{Direction, Loss};
 use crate::store::agents::{self, ClusterReport};
@@ -150,7 +151,10 @@ impl Ingest {
                 ..
             } = report;
             let report = deployment_health::report_on(object, &status, summary, checked_at)?;
-            deployment_health::take(&live, db, agent, &[report])
+            if deployment_health::take(db, agent, &[report])? {
+                live.fleet_changed(agent);
+            }
+            Ok(())
         })
         .await;
     }
@@ -158,7 +162,7 @@ impl Ingest {
     /// Runs the work of a REST report on a connection.
     async fn report<F>(&self, kind: FrameKind, work: F)
     where
-        F: FnOnce(&mut Conn, Uuid) -> Result<(), Error> + Send + 'static,
+        F: FnOnce(&mut Conn, Uuid) -> Result<(), ReportRefusal> + Send + 'static,
     {
         let (agent, peer, jobs) = (self.agent, self.peer.clone(), self.app.jobs.clone());
         let done = self
@@ -177,7 +181,7 @@ impl Ingest {
             })
             .await;
         if let Err(error) = done {
-            self.failed(kind, &error);
+            self.failed(kind, &error.into());
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use brokkr_broker::db::DbError;
 use brokkr_broker::db::start::{StartError, Step, migrate, rotate_admin, start};
-use brokkr_broker::outbox::{Actor, AuditRecord, SubscriberEvent, emit};
+use brokkr_broker::domain::outbox::{Actor, AuditRecord, SubscriberEvent, emit};
 use brokkr_broker::pak::PakHash;
 use brokkr_tests::{PgServer, TestDir};
 use serde_json::json;

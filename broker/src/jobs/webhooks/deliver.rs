@@ -7,13 +7,13 @@ use tokio::time::Instant;
 
 use crate::app::App;
 use crate::db::DbError;
+use crate::domain::webhook_deliveries::settle;
 use crate::jobs::Job;
 use crate::store::deliveries::DeliveryResult;
 use crate::store::deliveries::claims::ClaimedDelivery;
 use crate::webhook::endpoint::Endpoint;
 use crate::webhook::in_flight::InFlightPermit;
 use crate::webhook::retry_policy::{AttemptOutcome, Next};
-use crate::webhook::settle;
 
 /// Time between two attempts to record an outcome.
 const AGAIN: Duration = Duration::from_secs(2);

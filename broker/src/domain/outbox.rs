@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
+use crate::store::outbox;
 
 /// The author of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,16 +96,6 @@ impl SubscriberEvent {
     }
 }
 
-const EMIT: &str = "\
-WITH audited AS (
-    INSERT INTO audit_log (actor_type, actor_id, action, resource_type, resource_id, details, ip_address, user_agent)
-    SELECT actor_type, actor_id, action, resource_type, resource_id, details, ip_address, user_agent
-    FROM jsonb_to_recordset($1) AS entry (actor_type text, actor_id uuid, action text, resource_type text,
-         resource_id uuid, details jsonb, ip_address text, user_agent text))
-INSERT INTO event_outbox (event_type, data)
-SELECT event_type, data FROM jsonb_to_recordset($2) AS event (event_type text, data jsonb)
-WHERE (SELECT wants_events FROM brokkr_meta)";
-
 /// Records audit entries and events in the caller's transaction, in one statement. Call it once per write, with
 /// everything.
 ///
@@ -124,8 +115,7 @@ pub fn emit(
         .iter()
         .map(|e| json!({ "event_type": e.event_type, "data": e.data }))
         .collect();
-    // The statement counts the inserted events.
-    if sql.execute(EMIT, &[&audits, &events])? > 0 {
+    if outbox::insert(sql, &audits, &events)? > 0 {
         sql.wrote_events();
     }
     Ok(())

@@ -6,9 +6,8 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::outbox::{Actor, AuditRecord, SubscriberEvent, emit};
 use crate::db::{DbError, Sql};
-use crate::error::Error;
-use crate::outbox::{Actor, AuditRecord, SubscriberEvent, emit};
 use crate::pak::PakHash;
 use crate::store::agents::{self, Agent};
 use crate::store::generators::{self, Generator};
@@ -66,18 +65,6 @@ pub enum ProvisioningError {
     /// The name is taken, or a statement failed.
     #[error(transparent)]
     Db(#[from] DbError),
-}
-
-impl From<ProvisioningError> for Error {
-    fn from(refusal: ProvisioningError) -> Self {
-        let text = refusal.to_string();
-        match refusal {
-            ProvisioningError::UnknownGenerator => Error::bad_request("invalid_generator_id", text),
-            ProvisioningError::NoAgent => Error::not_found("agent_not_found", text),
-            ProvisioningError::NoGenerator => Error::not_found("generator_not_found", text),
-            ProvisioningError::Db(error) => error.into(),
-        }
-    }
 }
 
 /// Adds an agent, and registers it with the system generator and with the given generators.
