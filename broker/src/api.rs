@@ -1,10 +1,10 @@
 //! The API under `/api/v1`: one file per resource, with its routes and its handlers.
 //!
-//! The broker first captures the whole request (headers, path, query, body). One closure on one connection (`operation`)
-//! then authenticates, reads path, query and body, authorises, checks that the resource exists, validates, and does the
-//! work. That order is part of the API, because it decides which of several possible errors a caller sees. A handler is
-//! a plain function from a `operation::ApiRequest` and a connection to a reply; it holds no SQL. A new resource needs a file here,
-//! a file in `store`, and a line in [`router`].
+//! The broker first captures the whole request (headers, path, query, body). One closure on one connection
+//! (`operation`) then authenticates, reads path, query and body, authorises, checks that the resource exists,
+//! validates, and does the work. That order is part of the API, because it decides which of several possible errors a
+//! caller sees. A handler is a plain function from a `request::ApiRequest` and a connection to a reply; it holds no
+//! SQL. A new resource needs a file here, a file in `store`, and a line in [`router`].
 
 mod admin;
 mod agent_events;
@@ -26,6 +26,8 @@ mod operation;
 mod pak_lookup;
 mod paks;
 mod registrations;
+mod reply;
+mod request;
 mod request_body;
 mod response_budget;
 mod stack_labels;

@@ -7,12 +7,12 @@ use brokkr_tenant::BrokerConfig;
 use crate::auth;
 use crate::db::Db;
 use crate::health::Health;
-use crate::jobs::Schedule;
+use crate::jobs::schedule::Schedule;
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runtime_config::RuntimeConfig;
 use crate::webhook::Webhooks;
-use crate::websocket::WebSockets;
+use crate::websocket::handle::WebSockets;
 
 /// The state behind the router: handles only, so it is cheap to clone.
 #[derive(Clone)]

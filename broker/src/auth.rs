@@ -10,51 +10,17 @@
 //! statement a second.
 
 mod cache;
+mod principal;
 
-pub use cache::Cache;
-
-use std::fmt;
 use std::time::Instant;
 
 use subtle::ConstantTimeEq;
-use uuid::Uuid;
 
 use crate::db::{DbError, Sql};
-use crate::domain::outbox::Actor;
 use crate::pak::PakHash;
 use crate::store::credentials::{self, Holder};
-
-/// An authenticated caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Principal {
-    /// Holder of the admin PAK.
-    Admin,
-    /// A live agent.
-    Agent(Uuid),
-    /// A live generator.
-    Generator(Uuid),
-}
-
-/// Formats the principal as the access log shows it.
-impl fmt::Display for Principal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Principal::Admin => f.write_str("admin"),
-            Principal::Agent(id) => write!(f, "agent:{id}"),
-            Principal::Generator(id) => write!(f, "generator:{id}"),
-        }
-    }
-}
-
-impl From<Principal> for Actor {
-    fn from(principal: Principal) -> Self {
-        match principal {
-            Principal::Admin => Actor::Admin,
-            Principal::Agent(id) => Actor::Agent(id),
-            Principal::Generator(id) => Actor::Generator(id),
-        }
-    }
-}
+pub use cache::Cache;
+pub use principal::Principal;
 
 /// Hashes the PAK in an `Authorization` value: `Bearer <PAK>` (the scheme in any case) or the bare PAK. Returns `None`
 /// when the value holds no PAK.

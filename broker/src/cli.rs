@@ -4,28 +4,26 @@
 //! usage, 69 no server, 78 configuration.
 
 mod create;
+mod exit;
 mod healthcheck;
+mod output;
 mod rotate;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use brokkr_tenant::LogFormat;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use uuid::Uuid;
 
-use crate::config::{ConfigError, Instance};
-use crate::db::DbError;
-use crate::db::start::{StartError, migrate};
-use crate::domain::provisioning::ProvisioningError;
+use crate::config::Instance;
+use crate::db::start::migrate;
 use crate::http::{InheritedSockets, ServeError, serve};
 use crate::log;
 use crate::pak::{Pak, PakFormat};
-
-const CONFIGURATION: u8 = 78;
-const UNAVAILABLE: u8 = 69;
+use exit::failed;
+use output::{Stream, say};
 
 /// One tenant's Brokkr broker.
 #[derive(Parser)]
@@ -100,15 +98,10 @@ fn run(cli: &Cli, instance: Instance) -> Result<(), ServeError> {
 
 fn run_serve(instance: Instance) -> Result<(), ServeError> {
     if instance.supervised {
-        guard_memory(&instance).map_err(|error| ServeError {
-            code: 1,
-            reason: format!("core: {error}"),
-        })?;
+        guard_memory(&instance).map_err(|error| ServeError::failed("core", error))?;
     }
-    let inherited = InheritedSockets::from_env().map_err(|error| ServeError {
-        code: 1,
-        reason: format!("LISTEN_FDS: {error}"),
-    })?;
+    let inherited =
+        InheritedSockets::from_env().map_err(|error| ServeError::failed("LISTEN_FDS", error))?;
     // The supervisor's pipe needs JSON, even if the file asks for text.
     let format = match instance.config.log.format {
         LogFormat::Text if !instance.supervised => log::LogFormat::Text,
@@ -116,10 +109,8 @@ fn run_serve(instance: Instance) -> Result<(), ServeError> {
     };
     let level = instance.config.log.level.as_str();
     let tenant = (!instance.supervised).then_some(instance.tenant.as_str());
-    let guard = log::init(level, format, tenant).map_err(|error| ServeError {
-        code: 1,
-        reason: format!("log: {error}"),
-    })?;
+    let guard =
+        log::init(level, format, tenant).map_err(|error| ServeError::failed("log", error))?;
     for warning in &instance.warnings {
         tracing::warn!(tenant = instance.tenant, "{warning}");
     }
@@ -190,98 +181,10 @@ fn generate_pak(cli: &Cli) -> Result<(), ServeError> {
     )
 }
 
-/// Creates a PAK in the configured format.
-fn mint(instance: &Instance) -> Result<Pak, ServeError> {
-    Pak::mint(&instance.pak_format()).map_err(|error| failed(instance, error.into()))
-}
-
-/// Parses a UUID that a person typed.
-fn uuid(instance: &Instance, flag: &str, text: &str) -> Result<Uuid, ServeError> {
-    Uuid::parse_str(text.trim()).map_err(|_| {
-        wrong(
-            instance,
-            format!("{flag}: `{}` is not a UUID", one_line(text)),
-        )
-    })
-}
-
-/// Replaces control characters, so that a name cannot imitate a line of the broker's output.
-fn one_line(name: &str) -> String {
-    name.replace(char::is_control, "\u{fffd}")
-}
-
-/// Returns the exit for a wrong argument.
-fn wrong(instance: &Instance, reason: impl std::fmt::Display) -> ServeError {
-    ServeError {
-        code: 1,
-        reason: format!("{}: {reason}", instance.tenant),
-    }
-}
-
-fn refused(instance: &Instance, refusal: ProvisioningError) -> ServeError {
-    match refusal {
-        ProvisioningError::Db(error) => lost(instance, &error),
-        refusal => wrong(instance, refusal),
-    }
-}
-
-/// Returns the exit for a failed database request.
-fn lost(instance: &Instance, error: &DbError) -> ServeError {
-    ServeError {
-        code: if error.is_unavailable() {
-            UNAVAILABLE
-        } else {
-            1
-        },
-        reason: format!("{}: {error}", instance.tenant),
-    }
-}
-
 fn print_openapi() -> Result<(), ServeError> {
     let json = crate::api::openapi::json().map_err(|error| ServeError {
         code: 1,
         reason: error.to_string(),
     })?;
     say(Stream::Out, &format!("{json}\n"))
-}
-
-fn failed(instance: &Instance, error: StartError) -> ServeError {
-    let code = match &error {
-        StartError::Away(_) => UNAVAILABLE,
-        StartError::Configuration(_) => CONFIGURATION,
-        StartError::Failed(_) => 1,
-    };
-    ServeError {
-        code,
-        reason: format!("{}: {error}", instance.tenant),
-    }
-}
-
-impl From<ConfigError> for ServeError {
-    fn from(error: ConfigError) -> Self {
-        ServeError {
-            code: CONFIGURATION,
-            reason: error.to_string(),
-        }
-    }
-}
-
-enum Stream {
-    Out,
-    Err,
-}
-
-/// Writes to a standard stream. A closed pipe is no error.
-fn say(stream: Stream, text: &str) -> Result<(), ServeError> {
-    let mut to: Box<dyn Write> = match stream {
-        Stream::Out => Box::new(std::io::stdout().lock()),
-        Stream::Err => Box::new(std::io::stderr().lock()),
-    };
-    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(ServeError {
-            code: 1,
-            reason: format!("standard output: {error}"),
-        }),
-        _ => Ok(()),
-    }
 }

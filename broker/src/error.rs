@@ -76,6 +76,11 @@ impl Error {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
+    /// Returns a 400 `bad_request`: the request cannot be read.
+    pub fn unreadable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::bad_request("bad_request", message)
+    }
+
     /// Returns a 401: the request has no PAK, or a PAK that is not valid.
     pub fn unauthorized() -> Self {
         Self::new(
@@ -100,9 +105,14 @@ impl Error {
         Self::new(StatusCode::CONFLICT, code, message)
     }
 
+    /// Returns a 422: the request is understood, but cannot be stored.
+    pub fn unprocessable(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+    }
+
     /// Returns a 422 `invalid_value`: no column can hold the value, because it is too long or has a NUL byte.
     pub fn invalid_value(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", message)
+        Self::unprocessable("invalid_value", message)
     }
 
     /// Returns a 500: the broker failed. The reason belongs in the log, not here.
@@ -227,13 +237,10 @@ impl From<ReportRefusal> for Error {
     fn from(refusal: ReportRefusal) -> Self {
         match refusal {
             ReportRefusal::Text(invalid) => invalid.into(),
-            ReportRefusal::HealthRecord(message) => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "invalid_health_record",
-                message,
-            ),
-            ReportRefusal::UnknownObject(constraint) => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
+            ReportRefusal::HealthRecord(message) => {
+                Self::unprocessable("invalid_health_record", message)
+            }
+            ReportRefusal::UnknownObject(constraint) => Self::unprocessable(
                 "foreign_key_violation",
                 "there is no such deployment object",
             )
@@ -255,24 +262,22 @@ fn from_postgres(error: &postgres::Error) -> Error {
     };
     let state = server.code();
     let constraint = server.constraint().unwrap_or_default();
-    let unprocessable =
-        |code, message: &'static str| Error::new(StatusCode::UNPROCESSABLE_ENTITY, code, message);
     if *state == SqlState::UNIQUE_VIOLATION {
         return Error::conflict("unique_violation", "this exists already")
             .detail("constraint", constraint);
     }
     if *state == SqlState::FOREIGN_KEY_VIOLATION {
-        return unprocessable(
+        return Error::unprocessable(
             "foreign_key_violation",
             "the request refers to something that does not exist",
         )
         .detail("constraint", constraint);
     }
     if *state == SqlState::CHECK_VIOLATION {
-        return unprocessable("check_violation", "a value is outside its allowed range");
+        return Error::unprocessable("check_violation", "a value is outside its allowed range");
     }
     if *state == SqlState::NOT_NULL_VIOLATION {
-        return unprocessable("not_null_violation", "a required value is missing");
+        return Error::unprocessable("not_null_violation", "a required value is missing");
     }
     if *state == SqlState::STRING_DATA_RIGHT_TRUNCATION {
         return Error::invalid_value("a value is too long");

@@ -15,6 +15,7 @@ mod access_log;
 mod connection_state;
 mod connections;
 mod cors;
+mod error_answer;
 mod listener;
 mod maps;
 mod public;
@@ -25,11 +26,8 @@ mod supervisor_api;
 mod timeout_stream;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
-use axum::http::{HeaderValue, Response, StatusCode, header};
 use tokio::sync::{mpsc, watch};
 
 use crate::app::App;
@@ -39,20 +37,21 @@ use crate::db::Db;
 use crate::db::start::{Plan, StartError, StartReport, Step, start};
 use crate::health::Health;
 use crate::jobs;
+use crate::jobs::schedule::Schedule;
 use crate::metrics::Metrics;
 use crate::reload::{self, Reloader};
 use crate::runtime_config::RuntimeConfig;
 use crate::sys;
 use crate::webhook::{self, Webhooks};
-use crate::websocket::{self, WebSockets};
-use connections::{Connections, Phase};
+use crate::websocket;
+use crate::websocket::handle::WebSockets;
+use connection_state::Phase;
+use connections::Connections;
 pub use listener::InheritedSockets;
 use listener::Listener;
+use public::DroppedLines;
 use sd_notify::Notifier;
 use signals::Signals;
-
-/// The count of dropped log lines.
-pub type DroppedLines = Arc<AtomicU64>;
 
 /// The share of the grace after which idle connections are closed, so that the process ends before the grace is over.
 const IDLE_SHARE: f64 = 0.85;
@@ -81,7 +80,8 @@ pub struct ServeError {
 }
 
 impl ServeError {
-    fn failed(what: &str, error: impl std::fmt::Display) -> Self {
+    /// Returns exit code 1 with the failed part and the error.
+    pub fn failed(what: &str, error: impl std::fmt::Display) -> Self {
         ServeError {
             code: 1,
             reason: format!("{what}: {error}"),
@@ -191,9 +191,9 @@ async fn run_notified(
     if let Some(listener) = listener.take() {
         accepting = Some(tokio::spawn(public.clone().accept(listener)));
     }
-    jobs::spawn(&app);
+    jobs::runner::spawn(&app);
     websocket::spawn(&app);
-    reload::watch(&app);
+    reload::watch::watch(&app.reloader, &app.health);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -209,16 +209,23 @@ fn app(instance: &Instance) -> Result<App, ServeError> {
     let config = Arc::new(instance.config.clone());
     let metrics = Metrics::new().map_err(|error| ServeError::failed("metrics", error))?;
     let metrics = Arc::new(metrics);
+    let runtime_config = RuntimeConfig::new(&config);
+    let jobs = Schedule::new();
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
-        runtime_config: RuntimeConfig::new(&config),
-        reloader: Reloader::new(instance),
+        reloader: Reloader::new(
+            instance,
+            config.clone(),
+            runtime_config.clone(),
+            jobs.clone(),
+        ),
+        runtime_config,
         config,
         live: WebSockets::new(metrics.sockets.clone()),
         metrics,
         health: Arc::new(Health::new()),
-        jobs: jobs::Schedule::new(),
+        jobs,
         webhooks: Webhooks::new(&instance.config, instance.webhook_key()),
     })
 }
@@ -412,16 +419,4 @@ async fn tell_connections(notifier: &Notifier, app: &App) {
             std::future::pending::<()>().await;
         }
     }
-}
-
-/// Returns an error with the API's body, for answers given before the API is reached.
-fn error_answer(status: StatusCode, code: &str, message: &str) -> Response<Body> {
-    let body = serde_json::json!({ "code": code, "message": message });
-    let mut response = Response::new(Body::from(body.to_string()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    response
 }

@@ -3,6 +3,7 @@
 //! The router bounds the labels: route templates, standard methods, status codes. So an anonymous caller cannot add a
 //! series.
 
+pub mod frame_kind;
 pub mod gauges;
 pub mod sockets;
 mod webhooks;

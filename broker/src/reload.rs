@@ -1,25 +1,22 @@
 //! Reloading of the configuration while the broker runs.
 //!
-//! A reload applies the values that can change at run time (`runtime_config`), and reports other changed keys as needing a
-//! restart. A configuration with any error changes nothing. Under a supervisor a reload does nothing, because the
-//! supervisor replaces the instance when the tenant's file changes.
+//! A reload applies the values that can change at run time (`runtime_config`), and reports other changed keys as
+//! needing a restart. A configuration with any error changes nothing. Under a supervisor a reload does nothing, because
+//! the supervisor replaces the instance when the tenant's file changes.
 //!
 //! Two callers reload: the admin (`POST /admin/config/reload`), and the watch of the file ([`watch`]).
 
-mod watch;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use brokkr_tenant::{Diagnostic, Diagnostics};
+use brokkr_tenant::{BrokerConfig, Diagnostic, Diagnostics};
 
-use crate::app::App;
 use crate::config;
-use crate::jobs::Job;
+use crate::jobs::schedule::{Job, Schedule};
 use crate::log;
-use crate::runtime_config::{ConfigChange, Values};
-
-pub use watch::watch;
+use crate::runtime_config::{ConfigChange, RuntimeConfig, Values};
 
 /// Reloads the configuration. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,6 +26,11 @@ pub struct Reloader(Arc<Inner>);
 struct Inner {
     supervised: bool,
     file: Option<PathBuf>,
+    /// The configuration at the start.
+    config: Arc<BrokerConfig>,
+    runtime_config: RuntimeConfig,
+    /// The jobs whose intervals a reload may change.
+    jobs: Schedule,
     /// The lock held from reading until applying, otherwise an older reading could win.
     turn: Mutex<()>,
 }
@@ -37,6 +39,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Pending<'a> {
     _turn: MutexGuard<'a, ()>,
+    reloader: &'a Inner,
     values: Option<Values>,
     /// The values that will change.
     pub changes: Vec<ConfigChange>,
@@ -46,10 +49,18 @@ pub struct Pending<'a> {
 
 impl Reloader {
     /// Returns a reloader for this instance.
-    pub fn new(instance: &config::Instance) -> Self {
+    pub fn new(
+        instance: &config::Instance,
+        config: Arc<BrokerConfig>,
+        runtime_config: RuntimeConfig,
+        jobs: Schedule,
+    ) -> Self {
         Self(Arc::new(Inner {
             supervised: instance.supervised,
             file: instance.file.clone(),
+            config,
+            runtime_config,
+            jobs,
             turn: Mutex::new(()),
         }))
     }
@@ -60,11 +71,12 @@ impl Reloader {
     }
 
     /// Reads file and environment, and compares them with the current values. Blocks.
-    pub fn read(&self, app: &App) -> Result<Pending<'_>, Diagnostics> {
+    pub fn read(&self) -> Result<Pending<'_>, Diagnostics> {
         // The lock guards no data, so a panic leaves nothing half-done.
         let turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pending = Pending {
             _turn: turn,
+            reloader: &self.0,
             values: None,
             changes: Vec::new(),
             needs_restart: Vec::new(),
@@ -72,8 +84,9 @@ impl Reloader {
         if !self.0.supervised {
             let config = config::read(self.0.file.as_deref())?.config;
             let values = Values::of(&config);
-            pending.changes = app.runtime_config.get().changes(&values);
-            pending.needs_restart = app
+            pending.changes = self.0.runtime_config.get().changes(&values);
+            pending.needs_restart = self
+                .0
                 .config
                 .differing(&config)
                 .into_iter()
@@ -87,7 +100,7 @@ impl Reloader {
 
 impl Pending<'_> {
     /// Applies the changes. Returns false when the log's level should change but cannot, because `RUST_LOG` decides.
-    pub fn apply(self, app: &App) -> bool {
+    pub fn apply(self) -> bool {
         let Some(values) = self.values else {
             return true;
         };
@@ -100,10 +113,10 @@ impl Pending<'_> {
             tracing::info!(key, old_value, new_value, "configuration changed");
         }
         let level = values.log_level;
-        let level_before = app.runtime_config.set(values).log_level;
+        let level_before = self.reloader.runtime_config.set(values).log_level;
         // The changes may concern these jobs' intervals and retention times.
-        app.jobs.wake(Job::Diagnostics);
-        app.jobs.wake(Job::Webhooks);
+        self.reloader.jobs.wake(Job::Diagnostics);
+        self.reloader.jobs.wake(Job::Webhooks);
         level == level_before || log::set_level(level)
     }
 }

@@ -4,9 +4,10 @@
 //! libraries `tera` and `jsonschema` do the work, but neither bounds it. So each piece of work runs on its own thread
 //! with a meter (`metered_thread`), and calls in both libraries feed that meter:
 //!
-//! - Before Tera parses a template, `syntax_limits` checks for deep recursion, and the parser has a step limit of its own. Then
-//!   `instrument` inserts calls that count, at the start of every body and at every value. Tera's functions, filters and
-//!   tests are wrapped; those that could grow without bound are checked ahead or replaced (`engine`, `filters`).
+//! - Before Tera parses a template, `syntax_limits` checks for deep recursion, and the parser has a step limit of its
+//!   own. Then `instrument` inserts calls that count, at the start of every body and at every value. Tera's functions,
+//!   filters and tests are wrapped; those that could grow without bound are checked ahead or replaced (`engine`,
+//!   `filters`).
 //! - Before a schema is compiled, `schema` walks it: only references to its own subschemas, a bounded number of
 //!   applications to one value, and patterns of the linear-time engine. Every subschema gets a keyword that counts.
 //!
@@ -16,6 +17,7 @@
 mod engine;
 mod filters;
 mod instrument;
+mod message;
 pub(crate) mod metered_thread;
 mod regex_cost;
 mod schema;
@@ -24,6 +26,7 @@ mod value_size;
 
 use serde_json::Value;
 
+use message::cut;
 pub(crate) use metered_thread::THREAD;
 use metered_thread::{Interrupted, ThreadLimit};
 
@@ -31,16 +34,8 @@ use metered_thread::{Interrupted, ThreadLimit};
 pub const CONTENT: usize = 512 * 1024;
 /// The largest schema, in bytes.
 pub const SCHEMA: usize = 128 * 1024;
-/// The largest value in bytes, parameters included, as [`value_size`] counts them.
-const VALUE: usize = 1024 * 1024;
-/// The largest rendered text, in bytes.
-const OUTPUT: usize = 4 * 1024 * 1024;
 /// The largest sum of bytes of values and text in one piece of work.
 const ALLOWANCE: u64 = 64 * 1024 * 1024;
-/// The deepest nesting of values.
-const DEPTH: usize = 32;
-/// The longest message from a library, in bytes, because it may quote a whole value.
-const MESSAGE: usize = 600;
 
 /// Reason why a template was not accepted or not rendered. Texts are for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,14 +121,6 @@ fn settle<T>(
         )),
         Err(Interrupted::Busy) => Err(TemplateError::Busy),
     }
-}
-
-/// Cuts a text after at most [`MESSAGE`] bytes, and marks the cut.
-fn cut(text: &str) -> String {
-    if text.len() <= MESSAGE {
-        return text.to_owned();
-    }
-    format!("{}…", &text[..text.floor_char_boundary(MESSAGE)])
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use serde_json::json;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{authorization, validation};
 use crate::app::App;
 use crate::db::Conn;
@@ -172,7 +174,7 @@ struct ConfigReloadResponse {
 fn reload_config(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     authorization::admin(call.principal)?;
     let app = &call.app;
-    let pending = app.reloader.read(app).map_err(|problems| {
+    let pending = app.reloader.read().map_err(|problems| {
         let told: Vec<String> = problems.errors().map(reload::told).collect();
         Error::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -185,7 +187,7 @@ fn reload_config(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let audit = AuditRecord::new(Actor::Admin, "config.reloaded", "config", None)
         .details(json!({ "changes": changes }));
     emit(db, &[audit], &[])?;
-    let log_follows = pending.apply(app);
+    let log_follows = pending.apply();
     let mut message = Vec::new();
     if app.reloader.is_supervised() {
         message.push(

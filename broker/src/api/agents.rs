@@ -10,7 +10,9 @@ use uuid::Uuid;
 use super::openapi::responses::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::operation::{ApiRequest, Reply, parse_json, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::{ApiRequest, parse_json};
 use super::{audit, authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;

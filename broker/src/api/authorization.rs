@@ -87,6 +87,10 @@ pub(super) fn no_generator() -> Error {
     Error::not_found("generator_not_found", "there is no such generator")
 }
 
+pub(super) fn no_webhook() -> Error {
+    Error::not_found("webhook_not_found", "there is no such webhook subscription")
+}
+
 /// Refuses a system generator to callers other than the admin.
 pub(super) fn tenant_only(principal: Principal, generator: &Generator) -> Result<(), Error> {
     if generator.is_system && principal != Principal::Admin {

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::authorization;
 use super::openapi::responses::{Always, Forbidden};
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;

@@ -9,7 +9,9 @@ use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::authorization;
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::domain::deployment_health::{report_on, take};

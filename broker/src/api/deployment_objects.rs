@@ -12,7 +12,9 @@ use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::openapi::responses::{Always, BadRequest, Body, Forbidden, NotFound};
-use super::operation::{ApiRequest, Reply, plain, with_bundle};
+use super::operation::{plain, with_bundle};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{authorization, notifications, request_body};
 use crate::app::App;
 use crate::auth::Principal;

@@ -8,13 +8,14 @@ use uuid::Uuid;
 
 use super::authorization;
 use super::openapi::responses::{Always, BadRequest, Forbidden, NotFound};
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::store::events::{self, AgentEvent};
 use crate::store::fleet::{self, FleetRecord};
-use crate::websocket;
 
 /// Number of newest events in one agent's record.
 const RECENT: i64 = 20;
@@ -55,7 +56,7 @@ fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
         None => fleet::list(db)?,
         Some(generator) => fleet::of_registered(db, generator)?,
     };
-    websocket::fill(&call.app.live, &mut records);
+    call.app.live.fill(&mut records);
     Reply::ok(&records)
 }
 
@@ -72,7 +73,7 @@ fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     authorization::admin(call.principal)?;
     let mut records = fleet::of_agents(db, &[id])?;
-    websocket::fill(&call.app.live, &mut records);
+    call.app.live.fill(&mut records);
     let record = records
         .into_iter()
         .next()

@@ -7,7 +7,7 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use super::operation::ApiRequest;
+use super::request::ApiRequest;
 use crate::db::{Conn, DbError};
 use crate::store::stack_matching;
 use crate::store::stacks::Stack;

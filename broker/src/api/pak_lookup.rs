@@ -7,7 +7,9 @@ use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::openapi::responses::Always;
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;

@@ -5,7 +5,9 @@ use axum::routing::get;
 use utoipa::OpenApi;
 
 use super::authorization;
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::{Error, ErrorResponse};

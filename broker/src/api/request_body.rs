@@ -120,7 +120,7 @@ impl IncomingBody {
     }
 
     fn take(&mut self, frame: Result<hyper::body::Frame<Bytes>, axum::Error>) -> Result<(), Error> {
-        let frame = frame.map_err(|_| super::operation::bad_request("the body ended early"))?;
+        let frame = frame.map_err(|_| Error::unreadable("the body ended early"))?;
         // Trailers are ignored.
         let Ok(data) = frame.into_data() else {
             return Ok(());

@@ -9,7 +9,9 @@ use uuid::Uuid;
 use super::openapi::responses::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{authorization, notifications, validation};
 use crate::app::App;
 use crate::auth::Principal;

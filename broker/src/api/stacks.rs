@@ -1,7 +1,6 @@
 //! Operations on stacks.
 
 use axum::Router;
-use axum::http::StatusCode;
 use axum::routing::get;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -10,7 +9,9 @@ use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{audit, authorization, notifications, validation};
 use crate::app::App;
 use crate::auth::Principal;
@@ -77,8 +78,7 @@ fn other_generator() -> Error {
 
 /// Makes the same error as the foreign key does, because a deleted generator counts as missing.
 fn unknown_generator() -> Error {
-    Error::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
+    Error::unprocessable(
         "foreign_key_violation",
         "`generator_id` names a generator that does not exist",
     )

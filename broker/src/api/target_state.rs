@@ -8,7 +8,9 @@ use utoipa::OpenApi;
 
 use super::authorization;
 use super::openapi::responses::{Always, BadRequest, Forbidden};
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;

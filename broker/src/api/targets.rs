@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::agent_labels::same_agent;
 use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{authorization, notifications};
 use crate::app::App;
 use crate::auth::Principal;

@@ -9,7 +9,9 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::authorization;
 use super::openapi::responses::{Always, BadRequest, Forbidden, NotFound};
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;

@@ -12,7 +12,9 @@ use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::openapi::responses::{Always, Forbidden, JsonBody, NotFound};
-use super::operation::{ApiRequest, Reply, with_body};
+use super::operation::with_body;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::templates::{readable, refused};
 use super::{authorization, deployment_objects};
 use crate::app::App;
@@ -103,8 +105,7 @@ fn mismatch(missing: Missing) -> Error {
         .into_iter()
         .map(|(key, value)| Value::from(vec![key, value]))
         .collect();
-    Error::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
+    Error::unprocessable(
         "template_stack_mismatch",
         "the stack does not have all labels and annotations of the template",
     )

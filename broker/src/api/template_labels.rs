@@ -8,7 +8,9 @@ use utoipa::{OpenApi, ToSchema};
 use super::openapi::responses::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::templates::{owned, readable};
 use super::validation;
 use crate::app::App;

@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::deployment_objects::checksum;
 use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{audit, validation};
 use crate::app::App;
 use crate::auth::Principal;

@@ -9,14 +9,15 @@ use uuid::Uuid;
 
 use super::authorization;
 use super::openapi::responses::{Always, BadRequest, Forbidden, JsonBody, NotFound};
-use super::operation::{ApiRequest, Reply, plain, with_body};
-use super::webhooks::no_webhook;
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::Conn;
 use crate::domain::webhook_deliveries::settle;
 use crate::error::Error;
-use crate::jobs::Job;
+use crate::jobs::schedule::Job;
 use crate::metrics::Carrier;
 use crate::store::deliveries::claims::{self, ClaimedDelivery};
 use crate::store::deliveries::{self, Delivery, DeliveryPage, FeedItem, STATES};
@@ -88,7 +89,7 @@ fn of_subscription(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let query: ListDeliveriesQuery = call.query()?;
     authorization::admin(call.principal)?;
     if !webhooks::exists(db, id)? {
-        return Err(no_webhook());
+        return Err(authorization::no_webhook());
     }
     let page = query.page(1000)?;
     Reply::ok(&deliveries::of_subscription(db, id, page)?)

@@ -9,13 +9,15 @@ use serde_json::json;
 use utoipa::OpenApi;
 
 use super::openapi::responses::{Always, BadRequest, Forbidden, JsonBody, NotFound};
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{audit, authorization};
 use crate::app::App;
 use crate::db::Conn;
 use crate::domain::outbox::emit;
 use crate::error::Error;
-use crate::jobs::Job;
+use crate::jobs::schedule::Job;
 use crate::store::webhooks::{self, NewSubscription, Subscription, SubscriptionChange};
 use crate::webhook::crypto::Key;
 use crate::webhook::endpoint::{Sealed, lane};
@@ -53,10 +55,6 @@ const EVENT_TYPES: [&str; 12] = [
     "workorder.completed",
     "workorder.failed",
 ];
-
-pub(super) fn no_webhook() -> Error {
-    Error::not_found("webhook_not_found", "there is no such webhook subscription")
-}
 
 /// Returns the key that encrypts endpoints, or 500; the reason is logged for the operator only.
 fn sealing_key(call: &ApiRequest) -> Result<Key, Error> {
@@ -167,7 +165,7 @@ fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     authorization::admin(call.principal)?;
-    Reply::ok(&webhooks::get(db, id)?.ok_or_else(no_webhook)?)
+    Reply::ok(&webhooks::get(db, id)?.ok_or_else(authorization::no_webhook)?)
 }
 
 #[utoipa::path(
@@ -187,7 +185,7 @@ fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     let body = call.value()?;
     authorization::admin(call.principal)?;
-    let current = webhooks::get(db, id)?.ok_or_else(no_webhook)?;
+    let current = webhooks::get(db, id)?.ok_or_else(authorization::no_webhook)?;
     let new = UpdateWebhookRequest::read(body)?;
     let url = new.valid()?;
     if new.is_empty() {
@@ -223,7 +221,7 @@ fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     };
     let changed = db.transaction(|tx| {
         webhooks::lock(tx)?;
-        let changed = webhooks::update(tx, id, &change)?.ok_or_else(no_webhook)?;
+        let changed = webhooks::update(tx, id, &change)?.ok_or_else(authorization::no_webhook)?;
         webhooks::note_interest(tx)?;
         let kind = "webhook_subscription";
         let audit = audit::audit(call.principal, "webhook.updated", kind, id)
@@ -256,7 +254,7 @@ fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     db.transaction(|tx| {
         webhooks::lock(tx)?;
         if !webhooks::delete(tx, id)? {
-            return Err(no_webhook());
+            return Err(authorization::no_webhook());
         }
         webhooks::note_interest(tx)?;
         let kind = "webhook_subscription";

@@ -20,7 +20,9 @@ use crate::db::Conn;
 use crate::error::Error;
 use crate::pak::PakHash;
 use crate::store::stacks;
-use crate::websocket::{self, PeerConnection, QueueOwner, SocketClient, SocketPermit};
+use crate::websocket::connection_permit::{PeerConnection, SocketPermit};
+use crate::websocket::outbound_queue::QueueOwner;
+use crate::websocket::socket::{self, SocketClient};
 
 /// Largest frame of an agent, in bytes: log lines and events are far smaller, and a health summary fits.
 const AGENT_FRAME: usize = 1024 * 1024;
@@ -149,7 +151,7 @@ fn stack_id(params: Result<RawPathParams, RawPathParamsRejection>) -> Result<Uui
             let (_, id) = params.iter().find(|(name, _)| *name == "id")?;
             Uuid::parse_str(id).ok()
         })
-        .ok_or_else(|| Error::bad_request("bad_request", "`id` in the path is not a UUID"))
+        .ok_or_else(|| Error::unreadable("`id` in the path is not a UUID"))
 }
 
 /// The authenticated caller with the permission or its refusal; the outer error is a failed authentication.
@@ -182,7 +184,7 @@ where
     let Some(credential) = credential else {
         return Err(Error::unauthorized());
     };
-    // Read before the look-up of the PAK: see `websocket::serve`.
+    // Read before the look-up of the PAK: see `socket::serve`.
     let deaths = app.live.deaths();
     let cache = app.auth.clone();
     app.db
@@ -229,7 +231,7 @@ fn open(
         .write_buffer_size(BUFFER)
         .max_frame_size(largest)
         .max_message_size(largest)
-        .on_upgrade(move |socket| websocket::serve(app, socket, guest, seat))
+        .on_upgrade(move |socket| socket::serve(app, socket, guest, seat))
 }
 
 fn seat(app: &App, place: Option<Extension<PeerConnection>>) -> Result<SocketPermit, Error> {

@@ -7,7 +7,9 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use super::openapi::responses::{Always, BadRequest, Forbidden, NotFound, Unstorable};
-use super::operation::{ApiRequest, Reply, plain};
+use super::operation::plain;
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{authorization, validation};
 use crate::app::App;
 use crate::db::Conn;
@@ -51,10 +53,7 @@ fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     authorization::admin(call.principal)?;
     let limit = filter.limit.unwrap_or(work_order_log::MOST);
     if limit < 0 {
-        return Err(Error::bad_request(
-            "bad_request",
-            "`limit` must not be negative",
-        ));
+        return Err(Error::unreadable("`limit` must not be negative"));
     }
     validation::no_nul(
         "`work_type`",

@@ -12,14 +12,16 @@ use uuid::Uuid;
 use super::openapi::responses::{
     Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound, Unstorable,
 };
-use super::operation::{ApiRequest, Reply, plain, with_body};
+use super::operation::{plain, with_body};
+use super::reply::Reply;
+use super::request::ApiRequest;
 use super::{audit, authorization, validation};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::{Conn, Tx};
 use crate::domain::outbox::{SubscriberEvent, emit};
 use crate::error::Error;
-use crate::jobs::Job;
+use crate::jobs::schedule::Job;
 use crate::store::work_order_log::{self, WorkOrderLogEntry};
 use crate::store::work_orders::{self, NewWorkOrder, WorkOrder};
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Principal;
+use super::principal::Principal;
 use crate::pak::PakHash;
 
 /// Largest number of entries.

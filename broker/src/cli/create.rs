@@ -5,10 +5,12 @@ use std::fmt::Write;
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{ServeError, Stream, failed, lost, mint, one_line, refused, say, uuid, wrong};
+use super::exit::{failed, lost, mint, refused, uuid, wrong};
+use super::output::{Stream, one_line, say};
 use crate::config::Instance;
 use crate::db::{CliConnection, DbError, Tx};
 use crate::domain::provisioning::{self, Caller, ProvisioningError};
+use crate::http::ServeError;
 use crate::store::{agents, generators, registrations};
 
 /// Largest number of characters in a name.

@@ -3,11 +3,13 @@
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{ServeError, Stream, failed, mint, one_line, refused, say, uuid};
+use super::exit::{failed, mint, refused, uuid};
+use super::output::{Stream, one_line, say};
 use crate::config::Instance;
 use crate::db::start::rotate_admin;
 use crate::db::{CliConnection, Tx};
 use crate::domain::provisioning::{self, Caller, ProvisioningError};
+use crate::http::ServeError;
 use crate::pak::PakHash;
 
 /// Holders whose PAK can be rotated.

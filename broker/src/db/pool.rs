@@ -22,6 +22,9 @@ use super::signs::LostSchema;
 /// The idle time after which a connection is closed (checked every 30 s).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The longest single wait for r2d2. r2d2's pause between its attempts grows to half of it.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The settings of a pool.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -139,7 +142,7 @@ impl Db {
             .idle_timeout(Some(IDLE_TIMEOUT))
             // Each connection has its own jittered lifetime; r2d2's would end them all together.
             .max_lifetime(None)
-            .connection_timeout(checkout::CONNECTION_TIMEOUT)
+            .connection_timeout(CONNECTION_TIMEOUT)
             // `checkout` tests the connection, because it can also report the reason of a failure.
             .test_on_check_out(false)
             .error_handler(Box::new(r2d2::NopErrorHandler))

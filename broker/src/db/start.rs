@@ -13,70 +13,33 @@ mod admin_pak_file;
 mod bootstrap;
 mod error;
 mod lock;
+mod plan;
 mod previous_start;
 mod schema;
 mod webhook_key;
 
 use std::time::Duration;
 
-use brokkr_tenant::{DatabaseUrl, SchemaName};
 use postgres::Client;
 
 use super::error::describe;
 use super::manager::set_path;
-use crate::pak::{PakFormat, PakHash};
-use crate::webhook::key::KeySource;
 pub use admin_pak_file::AdminPakFile;
 pub use error::StartError;
 use error::{contended, sort};
 use lock::StartLock;
+pub use plan::{PATIENCE, Plan, Step};
 use schema::SchemaState;
 
 mod embedded {
     refinery::embed_migrations!("../migrations");
 }
 
-/// The default time that a start waits for another start's lock. Shorter than the supervisor's default start timeout of
-/// 60 s, so that the reason is reported before that timeout ends the start.
-pub const PATIENCE: Duration = Duration::from_secs(50);
-
 /// The number of retries of a migration that gave way to running work, before the whole start begins again.
 const MIGRATION_TRIES: usize = 20;
 
 /// The pause between two of these retries.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
-
-/// The settings of a start.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The server's URL.
-    pub url: DatabaseUrl,
-    /// The tenant's schema.
-    pub schema: SchemaName,
-    /// The name that `pg_stat_activity` shows.
-    pub application_name: String,
-    /// The format of a minted admin PAK.
-    pub pak_format: PakFormat,
-    /// `broker.pak_hash`: used instead of minting a PAK.
-    pub pak_hash: Option<PakHash>,
-    /// The file that receives a minted admin PAK.
-    pub key_file: AdminPakFile,
-    /// The source of the webhook key.
-    pub webhook_key: KeySource,
-    /// The longest wait for another start's lock.
-    pub patience: Duration,
-}
-
-/// The current step of a start, reported only when more than a look is needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Waits for another broker's start on the same schema.
-    WaitingForLock,
-    /// Applies migrations.
-    Migrating,
-    /// Retries a migration that gave way to another transaction.
-    MigratingAgain,
-}
 
 /// The result of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +56,7 @@ pub struct StartReport {
 /// # Errors
 /// After any error a new call is safe: finished parts are kept, and unfinished parts were rolled back.
 pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError> {
-    let mut client = connect(plan)?;
+    let mut client = plan.connect()?;
     let schema = SchemaState::look(&mut client, &plan.schema)?;
     previous_start::check(&mut client, plan)?;
     schema.ensure(&mut client)?;
@@ -122,7 +85,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError
 
 /// Creates and migrates the schema, but leaves the administrator to the first start.
 pub fn migrate(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError> {
-    let mut client = connect(plan)?;
+    let mut client = plan.connect()?;
     let schema = SchemaState::look(&mut client, &plan.schema)?;
     schema.ensure(&mut client)?;
     client.batch_execute(&set_path(&plan.schema))?;
@@ -178,18 +141,9 @@ pub fn rotate_admin(plan: &Plan) -> Result<Option<crate::pak::Pak>, StartError> 
     Ok(minted)
 }
 
-/// Connects without a statement timeout, because a migration may take long. Waits for locks are bounded, so that a
-/// migration never blocks the instance that still serves this schema.
-fn connect(plan: &Plan) -> Result<Client, StartError> {
-    let options = brokkr_pg::Options::new(plan.application_name.as_str())
-        .read_write()
-        .settings("SET lock_timeout = '2s'");
-    Ok(brokkr_pg::connect(&plan.url, &options)?)
-}
-
 /// Opens a connection for a command to a schema that has been started. Creates and migrates nothing.
 pub(super) fn open(plan: &Plan) -> Result<Client, StartError> {
-    let mut client = connect(plan)?;
+    let mut client = plan.connect()?;
     let state = if !SchemaState::look(&mut client, &plan.schema)?.is_there() {
         "does not exist"
     } else {

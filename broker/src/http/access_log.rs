@@ -12,7 +12,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::cors::{self, Area};
-use super::{error_answer, request_id};
+use super::error_answer::error_answer;
+use super::request_id;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::metrics::UNMATCHED;

@@ -1,4 +1,4 @@
-//! The turn of a connection: the state that its bytes and its requests share.
+//! The state of a connection that its bytes and its requests share.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,29 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connections::Phase;
 use super::request_id;
-use super::timeout_stream::{HEAD, IDLE};
 use crate::metrics::Metrics;
+
+/// The time from the connection, or from the first byte of a later request, to the end of the request's head.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// The time between two requests. It is longer than usual clients keep a connection in their pools, so that they close
+/// first.
+const IDLE: Duration = Duration::from_secs(90);
 
 /// The largest answer in bytes that goes to the connection in one piece.
 const ONE_PIECE: u64 = 64 * 1024;
+
+/// The phase of all connections of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Accepts and serves.
+    Serving,
+    /// Accepts no more; every answer is the last on its connection.
+    Draining,
+    /// Closes idle connections.
+    Closing,
+}
 
 /// Handle to the state of one connection. Cheap to clone.
 #[derive(Clone)]

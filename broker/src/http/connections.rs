@@ -1,12 +1,12 @@
 //! Connections of clients: accepting, serving, draining.
 //!
 //! hyper's own graceful shutdown closes an idle keep-alive connection at once, so a client that is just sending its
-//! next request loses that request. So draining has two phases ([`Phase`]). First every answer carries
-//! `Connection: close`, and idle connections stay open for one more request. Only at the end of the grace are idle
-//! connections closed.
+//! next request loses that request. So draining has two phases ([`Phase`]). First every answer carries `Connection:
+//! close`, and idle connections stay open for one more request. Only at the end of the grace are idle connections
+//! closed.
 //!
-//! The time limits of a peer are in `wire`. While all connections are in use, idle ones are closed to make room for
-//! connections that wait in the backlog.
+//! The time limits of a peer are in `timeout_stream`. While all connections are in use, idle ones are closed to make
+//! room for connections that wait in the backlog.
 
 use std::future::Future;
 use std::io;
@@ -27,11 +27,12 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service;
 
-use super::connection_state::ConnectionState;
+use super::connection_state::{ConnectionState, Phase};
+use super::error_answer::error_answer;
 use super::listener::{AcceptedStream, Listener};
 use super::timeout_stream::TimeoutStream;
 use crate::metrics::Metrics;
-use crate::websocket::PeerConnection;
+use crate::websocket::connection_permit::PeerConnection;
 
 /// The largest head of a request, path and query included. A PAK and a proxy's headers take a few hundred bytes.
 const MAX_HEAD: usize = 32 * 1024;
@@ -42,17 +43,6 @@ const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 
 /// The pause before accepting again after descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The phase of all connections of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    /// Accepts and serves.
-    Serving,
-    /// Accepts no more; every answer is the last on its connection.
-    Draining,
-    /// Closes idle connections.
-    Closing,
-}
 
 /// All connections of one listener.
 #[derive(Clone)]
@@ -233,7 +223,7 @@ where
     .await;
     match polled {
         Some(Ok(response)) => response,
-        None => super::error_answer(
+        None => error_answer(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal_error",
             "internal error",

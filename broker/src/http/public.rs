@@ -1,6 +1,9 @@
 //! The public router: probes, metrics, the OpenAPI document, and the API under `/api/v1` and `/internal`. The `access`
 //! middleware surrounds every request.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,12 +12,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::access_log::observe;
+use super::error_answer::error_answer;
 use crate::app::App;
 use crate::error::Error;
-use crate::jobs::Job;
+use crate::jobs::schedule::Job;
+
+/// The count of dropped log lines.
+pub(super) type DroppedLines = Arc<AtomicU64>;
 
 /// Returns the routes of the tenant's own address.
-pub(super) fn router(app: App, dropped: super::DroppedLines) -> Router {
+pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
     Router::new()
         .nest("/api/v1", crate::api::router())
         .nest("/internal", crate::api::internal_router())
@@ -49,10 +56,10 @@ async fn readyz(State(app): State<App>) -> Response {
     }
 }
 
-pub(super) fn render(app: &App, dropped: &super::DroppedLines) -> Response {
+pub(super) fn render(app: &App, dropped: &DroppedLines) -> Response {
     app.metrics.gauges.scraped();
     app.jobs.wake(Job::Gauges);
-    let lost = dropped.load(std::sync::atomic::Ordering::Relaxed);
+    let lost = dropped.load(Ordering::Relaxed);
     match app.metrics.render(app.db.figures(), lost) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
@@ -63,7 +70,7 @@ pub(super) fn render(app: &App, dropped: &super::DroppedLines) -> Response {
 }
 
 async fn not_found() -> Response {
-    super::error_answer(
+    error_answer(
         StatusCode::NOT_FOUND,
         "not_found",
         "there is nothing at this path",
@@ -71,7 +78,7 @@ async fn not_found() -> Response {
 }
 
 async fn method_not_allowed() -> Response {
-    super::error_answer(
+    error_answer(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
         "this path does not take this method",

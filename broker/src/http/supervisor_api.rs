@@ -10,12 +10,13 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
+use super::public::DroppedLines;
 use super::{maps, public};
 use crate::app::App;
 use crate::db::{Figures, ServerOutage};
 
 /// Returns the routes of the private socket.
-pub(super) fn router(app: App, dropped: super::DroppedLines) -> Router {
+pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
     Router::new()
         .route("/healthz", get(public::healthz))
         .route("/readyz", get(readyz))

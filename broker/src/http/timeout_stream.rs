@@ -2,14 +2,14 @@
 //!
 //! | the peer | has |
 //! |---|---|
-//! | has connected, or has begun a request, and owes the rest of the head | [`HEAD`] |
-//! | is idle between two requests | [`IDLE`] |
+//! | has connected, or has begun a request, and owes the rest of the head | `connection_state::HEAD` |
+//! | is idle between two requests | `connection_state::IDLE` |
 //! | takes no byte of a waiting answer | [`STALL`] |
 //! | still sends a body that the broker no longer reads | [`LINGER`], while it sends |
 //!
 //! hyper cannot tell the first two apart, so its own timeout is off. hyper also answers invalid HTTP by itself, without
-//! a body. The turn recognises that answer, because no request is being worked on; the wire then sends the usual JSON
-//! error instead.
+//! a body. The connection state recognises that answer, because no request is being worked on; the stream then sends
+//! the usual JSON error instead.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,13 +22,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connection_state::ConnectionState;
-
-/// The time from the connection, or from the first byte of a later request, to the end of the request's head.
-pub(super) const HEAD: Duration = Duration::from_secs(10);
-
-/// The time between two requests. It is longer than usual clients keep a connection in their pools, so that they close
-/// first.
-pub(super) const IDLE: Duration = Duration::from_secs(90);
 
 /// The time after which a peer that takes no byte is cut off. Bytes in the kernel's buffers count as taken, so a slow
 /// reader is not cut off as long as it reads.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use postgres::Row;
 
-use super::{Job, diagnostics, retention, webhooks, work_orders};
+use super::schedule::Job;
+use super::{diagnostics, retention, webhooks, work_orders};
 use crate::app::App;
 use crate::db::{DbError, Sql};
 

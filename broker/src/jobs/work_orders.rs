@@ -1,7 +1,7 @@
 //! Makes work orders pending again when their retry is due or their claim is stale.
 //!
-//! This broker's own claims and failures announce when their order is due ([`super::Schedule::due_in`]); those of another
-//! process are found by `look`.
+//! This broker's own claims and failures announce when their order is due ([`super::schedule::Schedule::due_in`]);
+//! those of another process are found by `look`.
 
 use std::time::Duration;
 

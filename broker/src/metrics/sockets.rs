@@ -2,8 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
+use super::frame_kind::FrameKind;
 use super::{counter, counters, gauge};
-use crate::websocket::FrameKind;
 
 /// The tables that hold telemetry, as a label names them.
 pub const TELEMETRY_TABLES: [&str; 2] = ["agent_k8s_events", "agent_pod_logs"];

@@ -15,21 +15,22 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use crate::app::App;
+use super::Reloader;
+use crate::health::Health;
 
 /// The default time between the first event and the reading.
 const DEBOUNCE: Duration = Duration::from_secs(5);
 
-/// Watches the configuration file for as long as the process lives, if there is a file and the watch is enabled.
-pub fn watch(app: &App) {
-    let Some(file) = app.reloader.0.file.as_deref().filter(|_| enabled()) else {
+/// Watches the configuration file until the broker drains, if there is a file and the watch is enabled.
+pub fn watch(reloader: &Reloader, health: &Arc<Health>) {
+    let Some(file) = reloader.0.file.as_deref().filter(|_| enabled()) else {
         return;
     };
     // Capacity 1 is enough, because an event says only that something changed.
     let (happened, events) = mpsc::channel(1);
     match Watched::new(file, happened) {
         Ok(watched) => {
-            tokio::spawn(keep(app.clone(), watched, events));
+            tokio::spawn(keep(reloader.clone(), health.clone(), watched, events));
         }
         Err(error) => {
             tracing::warn!(file = %file.display(), %error, "the configuration file is not watched");
@@ -116,7 +117,12 @@ fn concerns(names: &BTreeSet<PathBuf>, event: notify::Result<Event>) -> bool {
     }
 }
 
-async fn keep(app: App, mut watched: Watched, mut events: mpsc::Receiver<()>) {
+async fn keep(
+    reloader: Reloader,
+    health: Arc<Health>,
+    mut watched: Watched,
+    mut events: mpsc::Receiver<()>,
+) {
     let debounce = debounce();
     // The last logged outcome, so that an error that stays is logged once.
     let mut told = String::new();
@@ -124,7 +130,7 @@ async fn keep(app: App, mut watched: Watched, mut events: mpsc::Receiver<()>) {
         // Further events do not extend the pause, otherwise a busy file in the same folder could delay the reload for
         // ever.
         tokio::time::sleep(debounce).await;
-        if app.health.is_draining() {
+        if health.is_draining() {
             break;
         }
         let _ = events.try_recv();
@@ -132,7 +138,7 @@ async fn keep(app: App, mut watched: Watched, mut events: mpsc::Receiver<()>) {
         if let Err(error) = watched.follow() {
             tracing::warn!(%error, "the configuration file is not watched any more");
         }
-        let reading = app.clone();
+        let reading = reloader.clone();
         // The panic hook has logged a panic.
         if let Ok(outcome) = tokio::task::spawn_blocking(move || read(&reading)).await {
             if outcome != told && !outcome.is_empty() {
@@ -144,8 +150,8 @@ async fn keep(app: App, mut watched: Watched, mut events: mpsc::Receiver<()>) {
 }
 
 /// Reads and applies the configuration. Returns a message for the log, or an empty text.
-fn read(app: &App) -> String {
-    match app.reloader.read(app) {
+fn read(reloader: &Reloader) -> String {
+    match reloader.read() {
         Err(problems) => {
             let problems: Vec<String> = problems.errors().map(super::told).collect();
             format!(
@@ -155,7 +161,7 @@ fn read(app: &App) -> String {
         }
         Ok(pending) => {
             let needs_restart = pending.needs_restart.join(", ");
-            pending.apply(app);
+            pending.apply();
             if needs_restart.is_empty() {
                 String::new()
             } else {

@@ -9,17 +9,12 @@ use serde_json::Value;
 use tera::{Context, Error, Filter, Function, Template, Tera, Test};
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::value_size::NODE;
-use super::{
-    OUTPUT, VALUE, filters, instrument, metered_thread, regex_cost, syntax_limits, value_size,
-};
+use super::instrument::{self, EACH, TICK, WEIGH};
+use super::value_size::{self, NODE, VALUE};
+use super::{filters, metered_thread, regex_cost, syntax_limits};
 
-/// The name of the call that `instrument` inserts into each body.
-pub(super) const TICK: &str = "!tick";
-/// The name of the filter that `instrument` adds to each value.
-pub(super) const WEIGH: &str = "!weigh";
-/// The name of the filter that `instrument` adds to each looped value.
-pub(super) const EACH: &str = "!each";
+/// The largest rendered text, in bytes.
+const OUTPUT: usize = 4 * 1024 * 1024;
 
 /// The template's name in Tera's messages, without a suffix for which Tera escapes.
 const NAME: &str = "template";

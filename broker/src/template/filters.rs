@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tera::Error;
 
-use super::value_size::{NODE, weigh};
-use super::{VALUE, metered_thread};
+use super::metered_thread;
+use super::value_size::{NODE, VALUE, weigh};
 
 /// The longest text for `striptags`, in bytes, because Tera's expression looks ahead to the end of the line at each
 /// tag.

@@ -8,7 +8,12 @@
 use tera::Template;
 use tera::ast::{Expr, ExprVal, Forloop, FunctionCall, Node, WS};
 
-use super::engine::{EACH, TICK, WEIGH};
+/// The name of the call inserted into each body.
+pub(super) const TICK: &str = "!tick";
+/// The name of the filter added to each value.
+pub(super) const WEIGH: &str = "!weigh";
+/// The name of the filter added to each looped value.
+pub(super) const EACH: &str = "!each";
 
 /// The largest number of operands of one `~`, because all are held at once before their sum is weighed.
 const OPERANDS: usize = 16;

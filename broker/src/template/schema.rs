@@ -11,6 +11,7 @@ use jsonschema::paths::{LazyLocation, Location};
 use jsonschema::{Draft, Keyword, PatternOptions, Retrieve, Uri, ValidationError, Validator};
 use serde_json::{Map, Value};
 
+use super::message::cut;
 use super::{metered_thread, regex_cost, value_size};
 use prepare::COUNT;
 
@@ -54,7 +55,7 @@ pub(super) fn problems(validator: &Validator, parameters: &Value) -> Vec<String>
     validator
         .iter_errors(parameters)
         .take(PROBLEMS)
-        .map(|error| super::cut(&within(&error)))
+        .map(|error| cut(&within(&error)))
         .collect()
 }
 

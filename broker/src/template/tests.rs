@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::message::MESSAGE;
+use super::value_size::VALUE;
 use super::*;
 
 fn rendered(content: &str, parameters: Value) -> String {

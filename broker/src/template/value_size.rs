@@ -2,7 +2,12 @@
 
 use serde_json::Value;
 
-use super::{DEPTH, VALUE, metered_thread};
+use super::metered_thread;
+
+/// The largest value in bytes, parameters included, as [`weigh`] counts them.
+pub(super) const VALUE: usize = 1024 * 1024;
+/// The deepest nesting of values.
+const DEPTH: usize = 32;
 
 /// The bytes of a value itself, without its contents.
 pub(super) const NODE: usize = 32;

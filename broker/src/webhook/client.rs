@@ -1,13 +1,14 @@
 //! The HTTP client of webhooks: one request to an allowed address, within a time limit, with a bounded answer.
 //!
-//! Each request has a connection of its own. The client resolves the name once, judges every address ([`AddressPolicy`]), and
-//! connects only to an allowed address, so a name that resolves otherwise a moment later changes nothing. A redirect
-//! goes through the same steps, and keeps the `Authorization` value only within its origin. The client uses no proxy,
-//! and ignores proxy variables of the environment.
+//! Each request has a connection of its own. The client resolves the name once, judges every address
+//! ([`AddressPolicy`]), and connects only to an allowed address, so a name that resolves otherwise a moment later
+//! changes nothing. A redirect goes through the same steps, and keeps the `Authorization` value only within its origin.
+//! The client uses no proxy, and ignores proxy variables of the environment.
 
 mod connect;
 mod read_limit;
 mod redirect;
+mod send_error;
 
 use std::time::Duration;
 
@@ -23,9 +24,8 @@ use super::address_policy::AddressPolicy;
 use super::endpoint::Endpoint;
 use connect::Connector;
 use read_limit::ReadLimit;
-
-/// The largest number of redirects of one request.
-const REDIRECTS: usize = 5;
+use send_error::REDIRECTS;
+pub use send_error::SendError;
 
 /// The largest part read of an answer's body, and of its head, in bytes.
 const MOST: usize = 64 * 1024;
@@ -61,34 +61,6 @@ impl WebhookResponse {
             .take(characters)
             .collect()
     }
-}
-
-/// Reason why there was no answer. The texts name neither URL nor address.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "each is what it says")]
-pub enum SendError {
-    #[error("the name of the host cannot be resolved: {0}")]
-    Resolve(String),
-    #[error(
-        "the address of the target is not public, and not in `webhooks.allowed_networks` of the tenant file"
-    )]
-    Address,
-    #[error("port {0} is not in `webhooks.allowed_ports` of the tenant file")]
-    Port(u16),
-    #[error("cannot connect: {0}")]
-    Connect(String),
-    #[error("TLS: {0}")]
-    Tls(String),
-    #[error("no answer within {0} s")]
-    Timeout(u64),
-    #[error("HTTP: {0}")]
-    Http(String),
-    #[error("more than {REDIRECTS} redirects")]
-    Redirects,
-    #[error("redirected from https to http, which is not followed")]
-    Downgrade,
-    #[error("redirected to what is no http or https URL")]
-    Location,
 }
 
 impl Client {

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::outbound_queue::QueueOwner;
 use super::registry::{CloseReason, Peer};
 use crate::app::App;
 use crate::auth::Principal;
 use crate::db::DbError;
 use crate::store::credentials;
-use crate::websocket::QueueOwner;
 
 /// Time between two checks, in memory alone, for a possibly revoked PAK.
 const LOOK: Duration = Duration::from_secs(1);

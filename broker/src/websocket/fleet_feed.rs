@@ -4,18 +4,17 @@
 //! Without subscribers nothing runs and no change is noted. Changes within `GATHER` share one statement, so the
 //! heartbeats of a fleet of any size cost a few statements a second.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use uuid::Uuid;
 
 use super::frames;
-use super::{FrameKind, WebSockets};
+use super::handle::WebSockets;
 use crate::app::App;
 use crate::db::DbError;
+use crate::metrics::frame_kind::FrameKind;
 use crate::store::fleet::{self, FleetCounters, FleetRecord};
 
 /// Time for which changes are gathered. The statement is large: planning it takes milliseconds, for any number of
@@ -24,45 +23,16 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Time between two comparisons of every agent's counters.
 const SWEEP: Duration = Duration::from_secs(20);
 
-/// Agents that changed since the last statement.
-#[derive(Debug, Default)]
-pub(super) struct FleetFeed {
-    changed: Mutex<HashSet<Uuid>>,
-    woken: Notify,
-}
-
-impl FleetFeed {
-    /// Notes that an agent changed. The caller notes changes only while the fleet has subscribers; the set holds each
-    /// agent once.
-    pub(super) fn changed(&self, agent: Uuid) {
-        self.lock().insert(agent);
-        self.woken.notify_one();
-    }
-
-    /// Wakes the feed because a fleet subscriber came or left.
-    pub(super) fn subscribed(&self) {
-        self.woken.notify_one();
-    }
-
-    fn take(&self) -> Vec<Uuid> {
-        std::mem::take(&mut *self.lock()).into_iter().collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Runs the feed for ever.
 pub(super) async fn keep(app: App) {
-    let feed = &app.live.0.feed;
+    let changes = &app.live.0.fleet_changes;
     loop {
         while !app.live.is_watched() {
-            feed.woken.notified().await;
+            changes.woken.notified().await;
         }
         watched(&app).await;
         // Drops changes that were noted for subscribers that have left.
-        drop(feed.take());
+        drop(changes.take());
     }
 }
 
@@ -76,7 +46,7 @@ async fn watched(app: &App) {
         // Both arms are cancel-safe: a notification stays stored.
         let done = tokio::select! {
             _ = sweeps.tick() => sweep(app, &mut known).await,
-            () = app.live.0.feed.woken.notified() => {
+            () = app.live.0.fleet_changes.woken.notified() => {
                 sleep(GATHER).await;
                 tell(app, &mut known).await
             }
@@ -89,12 +59,12 @@ async fn watched(app: &App) {
 
 /// Sends the records of the agents that were noted.
 async fn tell(app: &App, known: &mut HashMap<Uuid, FleetCounters>) -> Result<(), DbError> {
-    let agents = app.live.0.feed.take();
+    let agents = app.live.0.fleet_changes.take();
     if agents.is_empty() || !app.live.is_watched() {
         return Ok(());
     }
     let mut records = app.db.run(move |db| fleet::of_agents(db, &agents)).await?;
-    fill(&app.live, &mut records);
+    app.live.fill(&mut records);
     for record in records {
         known.insert(record.agent_id, record.counters());
         send(&app.live, &record);
@@ -106,7 +76,7 @@ async fn tell(app: &App, known: &mut HashMap<Uuid, FleetCounters>) -> Result<(),
 /// remembered, because its connection already causes a record.
 async fn sweep(app: &App, known: &mut HashMap<Uuid, FleetCounters>) -> Result<(), DbError> {
     let mut records = app.db.run(fleet::list).await?;
-    fill(&app.live, &mut records);
+    app.live.fill(&mut records);
     let mut before = std::mem::take(known);
     for record in records {
         let counters = record.counters();
@@ -119,14 +89,6 @@ async fn sweep(app: &App, known: &mut HashMap<Uuid, FleetCounters>) -> Result<()
         known.insert(record.agent_id, counters);
     }
     Ok(())
-}
-
-/// Adds to each record the time since which its agent is connected, because only this process knows it.
-pub(crate) fn fill(live: &WebSockets, records: &mut [FleetRecord]) {
-    let connected = live.connected_since();
-    for record in records {
-        record.connected(connected.get(&record.agent_id).copied());
-    }
 }
 
 fn send(live: &WebSockets, record: &FleetRecord) {

@@ -9,85 +9,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::outbound_queue::Frame;
 use crate::domain::agent_events::NewAgentEvent;
+use crate::metrics::frame_kind::FrameKind;
 
 /// Largest number of bytes of a log line or of an event's message.
 const TEXT: usize = 16 * 1024;
 /// Largest number of bytes of any other telemetry text: names in Kubernetes have at most 253.
 const NAME: usize = 512;
 
-/// Types of frame, with two more for unknown types and for invalid input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameKind {
-    /// An agent is alive.
-    Heartbeat,
-    /// An agent reports on an object.
-    AgentEvent,
-    /// An agent reports an object's health.
-    AgentHealth,
-    /// Something happened in a cluster.
-    K8sEvent,
-    /// A line of a pod's log.
-    PodLogLine,
-    /// Lines are missing.
-    LogGap,
-    /// To an agent: it has a work order.
-    WorkOrder,
-    /// To an agent: its targets changed.
-    TargetChanged,
-    /// To an agent: a stack it serves changed.
-    StackChanged,
-    /// To a fleet subscriber: an agent's record.
-    FleetUpdate,
-    /// A type of frame this broker does not know.
-    Other,
-    /// Input that is not a frame.
-    Invalid,
-}
-
-impl FrameKind {
-    /// Every kind, in the order of the variants.
-    pub const ALL: [FrameKind; 12] = [
-        FrameKind::Heartbeat,
-        FrameKind::AgentEvent,
-        FrameKind::AgentHealth,
-        FrameKind::K8sEvent,
-        FrameKind::PodLogLine,
-        FrameKind::LogGap,
-        FrameKind::WorkOrder,
-        FrameKind::TargetChanged,
-        FrameKind::StackChanged,
-        FrameKind::FleetUpdate,
-        FrameKind::Other,
-        FrameKind::Invalid,
-    ];
-
-    /// Returns the type's name on the wire and in the metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            FrameKind::Heartbeat => "heartbeat",
-            FrameKind::AgentEvent => "agent_event",
-            FrameKind::AgentHealth => "agent_health",
-            FrameKind::K8sEvent => "k8s_event",
-            FrameKind::PodLogLine => "pod_log_line",
-            FrameKind::LogGap => "log_gap",
-            FrameKind::WorkOrder => "work_order",
-            FrameKind::TargetChanged => "target_changed",
-            FrameKind::StackChanged => "stack_changed",
-            FrameKind::FleetUpdate => "fleet_update",
-            FrameKind::Other => "other",
-            FrameKind::Invalid => "invalid",
-        }
-    }
-
-    /// Returns the kind with this name, or [`FrameKind::Other`].
-    pub(super) fn named(name: &str) -> Self {
-        FrameKind::ALL
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .unwrap_or(FrameKind::Other)
-    }
+/// A frame ready to be sent. All receivers share the text.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    /// Kind, for the counters.
+    pub(crate) kind: FrameKind,
+    /// JSON text of the frame.
+    pub(crate) text: Utf8Bytes,
 }
 
 #[derive(Serialize)]

@@ -1,7 +1,7 @@
 //! Handles the frames of one agent.
 //!
 //! Heartbeats, events and health reports have the same effect as in the REST API; failures are logged, because the
-//! agent gets no answer. Telemetry goes to the stack's subscribers first and then to the recorder. Telemetry is
+//! agent gets no answer. Telemetry goes to the stack's subscribers first and then to the telemetry writer. Telemetry is
 //! accepted only for stacks that the agent serves, because an agent must not write into another stack.
 
 mod stack_access_cache;
@@ -17,15 +17,17 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::credential_recheck;
-use super::frames::{FrameKind, GapReason, HealthReport, K8sEvent, LogGap, PodLogLine, Uplink};
+use super::frames::{GapReason, HealthReport, K8sEvent, LogGap, PodLogLine, Uplink};
 use super::registry::Peer;
-use super::telemetry_writer::Row;
+use super::telemetry_queue::Row;
 use crate::app::App;
 use crate::db::Conn;
 use crate::domain::agent_events::{self, NewAgentEvent};
 use crate::domain::deployment_health;
 use crate::domain::report::ReportRefusal;
 use crate::error::Error;
+use crate::jobs::schedule::Job;
+use crate::metrics::frame_kind::FrameKind;
 use crate::metrics::sockets::{Direction, Loss};
 use crate::store::agents::{self, ClusterReport};
 use crate::store::telemetry;
@@ -175,7 +177,7 @@ impl Ingest {
                 }
                 let done = work(db, agent);
                 if db.take_wrote_events() {
-                    jobs.wake(crate::jobs::Job::Webhooks);
+                    jobs.wake(Job::Webhooks);
                 }
                 done
             })
@@ -260,9 +262,9 @@ impl Ingest {
         }
     }
 
-    /// Hands a row to the recorder. A row without room is counted, and the stack's subscribers are sent a gap.
+    /// Hands a row to the telemetry writer. A row without room is counted, and the stack's subscribers are sent a gap.
     async fn keep(&mut self, stack: Uuid, row: Row, size: usize) {
-        let kept = self.app.live.0.telemetry_writer.take(row, size).await;
+        let kept = self.app.live.0.telemetry_queue.take(row, size).await;
         let due = self
             .gap
             .as_ref()

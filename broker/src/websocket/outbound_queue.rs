@@ -7,12 +7,12 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use axum::extract::ws::Utf8Bytes;
 use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::frames::{self, FrameKind, GapReason, LogGap};
+use super::frames::{self, Frame, GapReason, LogGap};
+use crate::metrics::frame_kind::FrameKind;
 
 /// Largest number of frames in an agent's queue.
 const CONTROL: usize = 64;
@@ -21,16 +21,7 @@ const TELEMETRY: usize = 1024;
 /// Largest number of bytes in a queue. An empty queue takes a frame of any size, because a large hint must not be lost.
 const BYTES: usize = 4 * 1024 * 1024;
 
-/// A frame ready to be sent. All receivers share the text.
-#[derive(Clone, Debug)]
-pub(crate) struct Frame {
-    /// Kind, for the counters.
-    pub(crate) kind: FrameKind,
-    /// JSON text of the frame.
-    pub(crate) text: Utf8Bytes,
-}
-
-/// Receiver of a mailbox; decides which frame a full mailbox drops.
+/// Receiver of a queue; decides which frame a full queue drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueOwner {
     /// Control channel of this agent.
@@ -165,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agents_full_mailbox_loses_the_newest_hint() {
+    fn an_agents_full_queue_loses_the_newest_hint() {
         let outbound_queue = OutboundQueue::new(QueueOwner::Agent(Uuid::nil()));
         (0..CONTROL + 5).for_each(|n| outbound_queue.put(frame(n.to_string())));
         let texts = texts(&outbound_queue);

@@ -1,8 +1,8 @@
 //! Serves one socket from its upgrade to its end: a reader and a writer in one task.
 //!
-//! The writer sends the frames of the mailbox, pings, and closes. No wait for the peer is unbounded: a slow write or an
-//! unanswered ping ends the socket. While the reader waits for the database, the peer's frames wait in the kernel's
-//! buffers and then at the peer.
+//! The writer sends the frames of the outbound queue, pings, and closes. No wait for the peer is unbounded: a slow
+//! write or an unanswered ping ends the socket. While the reader waits for the database, the peer's frames wait in the
+//! kernel's buffers and then at the peer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +14,13 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
+use super::connection_permit::SocketPermit;
+use super::credential_recheck;
+use super::frames::Frame;
+use super::handle::{CLOSE_WAIT, DrainState, WebSockets};
 use super::ingest::Ingest;
-use super::outbound_queue::{Frame, QueueOwner};
+use super::outbound_queue::QueueOwner;
 use super::registry::{CloseReason, Peer};
-use super::{CLOSE_WAIT, DrainState, SocketPermit, WebSockets, credential_recheck};
 use crate::app::App;
 use crate::metrics::sockets::Direction;
 use crate::pak::PakHash;
@@ -61,7 +64,7 @@ impl Membership {
     fn tell(&self) {
         match self.peer.whose {
             QueueOwner::Agent(id) => self.live.fleet_changed(id),
-            QueueOwner::Fleet => self.live.0.feed.subscribed(),
+            QueueOwner::Fleet => self.live.0.fleet_changes.subscribed(),
             QueueOwner::Stack(_) => {}
         }
     }

@@ -3,7 +3,6 @@
 //! Both bodies are read in two steps: first keys that old versions supported are refused, because ignoring them
 //! silently would harm the caller; then the shape is parsed.
 
-use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -118,16 +117,12 @@ impl UpdateWebhookRequest {
     }
 }
 
-fn unprocessable(code: &'static str, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
-}
-
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::bad_request("invalid_webhook", message)
 }
 
 fn unsupported(field: &'static str, instead: &'static str) -> Error {
-    unprocessable(
+    Error::unprocessable(
         "unsupported_field",
         format!("`{field}` is no more; use {instead}"),
     )
@@ -140,7 +135,7 @@ fn shaped<T: DeserializeOwned>(body: Value) -> Result<T, Error> {
         return Err(unsupported("filters.labels", "target_labels"));
     }
     let wrong = |why: &dyn std::fmt::Display| {
-        unprocessable(
+        Error::unprocessable(
             "invalid_request_body",
             format!("the body has the wrong shape: {why}"),
         )
@@ -213,7 +208,7 @@ fn valid_header(text: Option<&str>) -> Result<(), Error> {
 
 fn valid_ranges(max_retries: Option<i32>, timeout_seconds: Option<i32>) -> Result<(), Error> {
     let within = |what: &str, value: Option<i32>, min: i32, max: i32| match value {
-        Some(value) if !(min..=max).contains(&value) => Err(unprocessable(
+        Some(value) if !(min..=max).contains(&value) => Err(Error::unprocessable(
             "invalid_webhook",
             format!("{what} must be from {min} to {max}"),
         )),

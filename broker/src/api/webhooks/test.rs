@@ -8,10 +8,10 @@ use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::no_webhook;
 use crate::api::authorization;
 use crate::api::openapi::responses::{Always, BadRequest, Forbidden, NotFound};
-use crate::api::operation::{ApiRequest, Reply};
+use crate::api::reply::Reply;
+use crate::api::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
@@ -40,7 +40,7 @@ const SHOWN: usize = 500;
 pub(super) fn test(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let id = call.id()?;
     authorization::admin(call.principal)?;
-    let (sealed, timeout) = webhooks::endpoint(db, id)?.ok_or_else(no_webhook)?;
+    let (sealed, timeout) = webhooks::endpoint(db, id)?.ok_or_else(authorization::no_webhook)?;
     let key = call.app.webhooks.opening_key().map_err(|error| {
         tracing::error!(%error, "no webhook key");
         Error::internal()

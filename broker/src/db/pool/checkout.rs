@@ -5,12 +5,9 @@ use std::time::{Duration, Instant};
 
 use r2d2::ManageConnection;
 
-use super::{Inner, LastCheckout};
+use super::{CONNECTION_TIMEOUT, Inner, LastCheckout};
 use crate::db::error::DbError;
 use crate::db::manager::Manager;
-
-/// The longest single wait for r2d2. r2d2's pause between its attempts grows to half of it.
-pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The pause between two looks for a free connection when no other can be opened.
 const FREE_PAUSE: Duration = Duration::from_millis(2);

@@ -3,7 +3,8 @@
 use postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::{Plan, StartError};
+use super::error::StartError;
+use super::plan::Plan;
 use crate::pak::{Pak, PakHash};
 
 const ADMIN_GENERATOR: &str = "admin-generator";

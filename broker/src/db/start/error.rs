@@ -7,7 +7,7 @@ use std::time::Duration;
 use brokkr_pg::Reason;
 use postgres::error::SqlState;
 
-use super::AdminPakFile;
+use super::admin_pak_file::AdminPakFile;
 use crate::db::error::{describe, server_lost};
 use crate::pak::MintError;
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use postgres::error::SqlState;
 
-use super::error::racing;
-use super::{Plan, StartError, Step, connect};
+use super::error::{StartError, racing};
+use super::plan::{Plan, Step};
 use crate::db::manager::set_path;
 
 /// The pause between two attempts to take the lock.
@@ -32,7 +32,7 @@ impl StartLock {
                 client.batch_execute("CREATE TABLE brokkr_lock ()")
             }
         })?;
-        let mut holder = connect(plan)?;
+        let mut holder = plan.connect()?;
         holder.batch_execute(&set_path(&plan.schema))?;
         let began = Instant::now();
         loop {

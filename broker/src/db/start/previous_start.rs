@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use brokkr_tenant::Host;
 use postgres::Client;
 
-use super::{Plan, StartError};
+use super::error::StartError;
+use super::plan::Plan;
 
 /// Name of the file in the state folder.
 const NAME: &str = "started";

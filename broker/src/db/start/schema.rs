@@ -3,8 +3,7 @@
 use brokkr_tenant::SchemaName;
 use postgres::Client;
 
-use super::StartError;
-use super::error::racing;
+use super::error::{StartError, racing};
 
 /// Reads everything that a start must know beforehand in one row. Runs while `search_path` is still `pg_catalog`.
 const LOOK: &str = "SELECT current_database()::text, current_setting('server_encoding'), current_user::text, \

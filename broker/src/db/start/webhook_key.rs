@@ -6,7 +6,8 @@
 
 use postgres::Client;
 
-use super::{Plan, StartError};
+use super::error::StartError;
+use super::plan::Plan;
 use crate::webhook::endpoint::{Endpoint, Sealed};
 use crate::webhook::key::KeyError;
 

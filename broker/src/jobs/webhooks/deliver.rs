@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::db::DbError;
 use crate::domain::webhook_deliveries::settle;
-use crate::jobs::Job;
+use crate::jobs::schedule::Job;
 use crate::store::deliveries::DeliveryResult;
 use crate::store::deliveries::claims::ClaimedDelivery;
 use crate::webhook::endpoint::Endpoint;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
-use super::SendError;
+use super::send_error::SendError;
 use crate::webhook::address_policy::AddressPolicy;
 
 /// The largest number of names resolved at once; others wait within their own time limit. Each takes a thread until the

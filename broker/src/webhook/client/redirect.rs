@@ -3,7 +3,7 @@
 use axum::http::{HeaderValue, StatusCode};
 use url::Url;
 
-use super::SendError;
+use super::send_error::SendError;
 
 /// Returns the next URL, if this answer is a redirect. Only 303 changes the method to GET. Browsers do so after 301 and
 /// 302 too, but a GET would be answered 200 without the webhook's data.

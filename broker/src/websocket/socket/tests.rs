@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::metrics::Metrics;
-use crate::websocket::FrameKind;
+use crate::metrics::frame_kind::FrameKind;
 
 /// One end of an in-memory socket.
 struct End {
