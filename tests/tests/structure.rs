@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -301,7 +302,7 @@ fn the_published_client_is_a_dependency_of_its_own_tests_alone() {
         assert!(!found.is_empty(), "Cargo.lock has no {name}");
         found
     };
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mut next = vec!["brokkr-broker".to_owned(), "brokkr-supervisor".to_owned()];
     while let Some(name) = next.pop() {
         if !seen.insert(name.clone()) {
@@ -332,7 +333,7 @@ fn the_published_client_is_a_dependency_of_its_own_tests_alone() {
 fn handlers_hold_no_sql_and_stores_know_no_http() {
     for (name, text) in sources("broker/src") {
         for (number, line) in code(&name, &text) {
-            if name.starts_with("broker/src/api") {
+            if name.starts_with("broker/src/api") || name.starts_with("broker/src/domain") {
                 for word in [
                     "\"SELECT ",
                     "\"INSERT ",
@@ -348,6 +349,155 @@ fn handlers_hold_no_sql_and_stores_know_no_http() {
                     assert!(!line.contains(word), "{name}:{number}: {word}");
                 }
             }
+            if name.starts_with("broker/src/domain") {
+                for word in ["crate::api", "axum", "hyper::"] {
+                    assert!(!line.contains(word), "{name}:{number}: {word}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn handlers_and_tasks_alone_know_the_state_of_the_whole_broker() {
+    // The files of websocket/ that are tasks; the others belong to the handle, which the state holds.
+    let tasks = [
+        "websocket.rs",
+        "websocket/credential_recheck.rs",
+        "websocket/fleet_feed.rs",
+        "websocket/ingest.rs",
+        "websocket/socket.rs",
+        "websocket/telemetry_writer.rs",
+    ];
+    for (name, text) in sources("broker/src") {
+        let file = name.trim_start_matches("broker/src/");
+        let may = ["api", "app.rs", "http", "jobs/"]
+            .iter()
+            .any(|place| file.starts_with(place))
+            && file != "jobs/schedule.rs";
+        let knows = code(&name, &text)
+            .iter()
+            .any(|(_, line)| line.contains("app::"));
+        assert!(!knows || may || tasks.contains(&file), "{name} imports App");
+    }
+}
+
+#[test]
+fn the_files_of_the_broker_import_each_other_in_no_loop() {
+    let modules = modules("broker/src");
+    assert!(modules.len() > 100, "{:?}", modules.keys());
+    let imports: Arrows = modules
+        .keys()
+        .map(|module| (module.clone(), imports(&modules, module)))
+        .collect();
+    assert!(imports["api::stacks"].contains("store::stacks"));
+    assert!(imports["api"].contains("api::stacks"));
+    let mut folders = Arrows::new();
+    for (module, imports) in &imports {
+        let folder = |module: &str| module.split("::").next().unwrap().to_owned();
+        let from = folder(module);
+        let others = imports.iter().map(|module| folder(module));
+        // `app` holds the handles of folders whose tasks use it.
+        folders
+            .entry(from.clone())
+            .or_default()
+            .extend(others.filter(|other| *other != from && *other != "app" && from != "app"));
+    }
+    assert_eq!(on_loops(imports), Arrows::new());
+    assert_eq!(on_loops(folders), Arrows::new());
+}
+
+/// What each module or folder imports.
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
+/// Returns the code of each module of a crate, without comments and tests, by the module's path (`api::stacks`).
+fn modules(folder: &str) -> BTreeMap<String, String> {
+    let mut modules = BTreeMap::new();
+    for (name, text) in sources(folder) {
+        let path = name[folder.len() + 1..].trim_end_matches(".rs");
+        if ["lib", "main"].contains(&path) || path.ends_with("tests") {
+            continue;
+        }
+        let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+        let lines = code.lines().filter(|l| !l.trim_start().starts_with("//"));
+        modules.insert(
+            path.replace('/', "::"),
+            lines.collect::<Vec<_>>().join("\n"),
+        );
+    }
+    modules
+}
+
+/// Returns the modules that a module names: by `crate::`, by `super::`, or as a child.
+fn imports(modules: &BTreeMap<String, String>, module: &str) -> BTreeSet<String> {
+    let code = &modules[module];
+    let parent = module.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let mut paths = Vec::new();
+    let mut starts = vec![("crate::".to_owned(), String::new())];
+    starts.push(("super::".to_owned(), format!("{parent}::")));
+    for child in modules.keys() {
+        if let Some(name) = child.strip_prefix(&format!("{module}::"))
+            && !name.contains("::")
+        {
+            starts.push((format!("{name}::"), format!("{child}::")));
+        }
+    }
+    for (word, prefix) in starts {
+        for (at, _) in code.match_indices(&word) {
+            let before = &code[..at];
+            // Part of a longer path, or the visibility `pub(in crate::…)`.
+            let is_part = before.ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
+            if !is_part && !before.ends_with("(in ") {
+                spread(&code[at + word.len()..], &prefix, &mut paths);
+            }
+        }
+    }
+    paths
+        .iter()
+        .filter_map(|path| {
+            let mut path = path.as_str();
+            while !modules.contains_key(path) {
+                path = path.rsplit_once("::")?.0;
+            }
+            (path != module).then(|| path.to_owned())
+        })
+        .collect()
+}
+
+/// Collects the paths of a `use` tree, or one path. Returns the length of the tree.
+fn spread(tree: &str, prefix: &str, paths: &mut Vec<String>) -> usize {
+    let end = tree
+        .find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+        .unwrap_or(tree.len());
+    let path = format!("{prefix}{}", &tree[..end]);
+    if !tree[end..].starts_with('{') {
+        paths.push(path);
+        return end;
+    }
+    let mut at = end + 1;
+    loop {
+        at += tree[at..].len() - tree[at..].trim_start_matches([' ', '\n', ',']).len();
+        if tree[at..].starts_with('}') {
+            return at + 1;
+        }
+        at += spread(&tree[at..], &path, paths);
+        // A name after `as`.
+        at += tree[at..].find([',', '}']).unwrap();
+    }
+}
+
+/// Returns the arrows on a loop or between two loops.
+fn on_loops(mut arrows: Arrows) -> Arrows {
+    loop {
+        let imported: BTreeSet<String> = arrows.values().flatten().cloned().collect();
+        let before = arrows.len();
+        arrows.retain(|name, imports| !imports.is_empty() && imported.contains(name));
+        let left: BTreeSet<String> = arrows.keys().cloned().collect();
+        for imports in arrows.values_mut() {
+            imports.retain(|name| left.contains(name));
+        }
+        if arrows.len() == before {
+            return arrows;
         }
     }
 }
