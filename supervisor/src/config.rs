@@ -1,11 +1,13 @@
 //! The operator's files: `supervisor.toml` here, `tenants.d` in [`scan`].
 
 mod scan;
+mod summary;
 mod tenant;
 
 pub(crate) use scan::{
     Desired, FileProblem, FileState, Referred, ScanMode, Scanned, Scanner, Stamp,
 };
+pub(crate) use summary::{ConfigSummary, SecretConfig};
 pub(crate) use tenant::TenantConfig;
 
 use brokkr_tenant::{

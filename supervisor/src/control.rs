@@ -13,6 +13,7 @@
 //! An error is `{"error":"…"}`. A connection serves one request. Connections, streams, bodies and the wait for a slow
 //! reader are limited, so that no client costs more than its own answer.
 
+mod api_error;
 mod logs;
 mod metrics;
 mod pak;
@@ -30,7 +31,9 @@ pub(crate) use socket::{GROUP, NAME as SOCKET};
 use crate::config::SupervisorConfig;
 use crate::fleet::handle::Handle;
 use crate::logs::Hub;
+use api_error::ApiError;
 use axum::Router;
+use axum::http::StatusCode;
 use brokkr_tenant::Listen;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -146,6 +149,15 @@ impl App {
             context,
             streams: Arc::new(Semaphore::new(STREAMS)),
         }
+    }
+
+    /// Takes a slot for a streaming answer.
+    fn stream(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let slot = Arc::clone(&self.streams).try_acquire_owned();
+        slot.map_err(|_| {
+            let error = format!("{STREAMS} streams are open already");
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error)
+        })
     }
 }
 

@@ -135,7 +135,7 @@ impl Embedded {
     ) -> Result<Self, String> {
         let (sender, now) = watch::channel(Now::default());
         let mut keeper = ServerTask::new(config.clone(), left.remove(&FdKind::Log), sender)?;
-        let first = if brokers || data::is_made(&config.postgres.data_dir) {
+        let first = if brokers || initdb::is_made(&config.postgres.data_dir) {
             None
         } else {
             Some(keeper.first().await?)

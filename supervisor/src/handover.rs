@@ -10,11 +10,10 @@
 pub(crate) mod fd_names;
 pub(crate) mod inherited;
 
-use crate::config::Stamp;
-use brokkr_tenant::{BrokerConfig, Digest, Listen, TenantName};
+use crate::config::{ConfigSummary, SecretConfig};
+use brokkr_tenant::{Listen, TenantName};
 use fd_names::FdName;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -100,46 +99,6 @@ pub(crate) struct InstanceRecord {
     pub(crate) log: PartialLine,
 }
 
-/// The description of an instance's configuration without secrets, also stored in the lock file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ConfigSummary {
-    /// The digest of its effective configuration.
-    pub(crate) digest: String,
-    pub(crate) listen: Listen,
-    pub(crate) schema: String,
-    /// Its pool size.
-    pub(crate) pool: u32,
-    /// The program it was started from.
-    #[serde(default)]
-    pub(crate) program: Option<Stamp>,
-    /// The effective configuration, with secrets masked.
-    #[serde(default)]
-    pub(crate) config: serde_json::Value,
-}
-
-impl ConfigSummary {
-    /// Describes this configuration completely.
-    pub(crate) fn of(config: &BrokerConfig, program: Option<Stamp>) -> Self {
-        Self {
-            // Serialising cannot fail here, and an empty value would lose only a convenience.
-            config: serde_json::to_value(config).unwrap_or_default(),
-            ..Self::brief(config, config.digest(), program)
-        }
-    }
-
-    /// Describes this configuration without the values, for where the complete configuration is stored beside it.
-    pub(crate) fn brief(config: &BrokerConfig, digest: Digest, program: Option<Stamp>) -> Self {
-        Self {
-            digest: digest.to_string(),
-            listen: config.http.listen.clone(),
-            schema: config.database.schema.as_str().to_owned(),
-            pool: config.database.pool_size.get(),
-            program,
-            config: serde_json::Value::Null,
-        }
-    }
-}
-
 /// The phase of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -153,23 +112,6 @@ pub(crate) enum RecordedPhase {
     /// Unknown.
     #[serde(other)]
     Unknown,
-}
-
-/// A configuration with its secrets in the clear.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct SecretConfig(pub(crate) Arc<RawValue>);
-
-impl std::fmt::Debug for SecretConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl PartialEq for SecretConfig {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.get() == other.0.get()
-    }
 }
 
 /// The beginning of a line whose end has not been read yet.

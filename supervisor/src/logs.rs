@@ -31,6 +31,7 @@ mod line_format;
 mod output;
 mod queue;
 mod reader;
+mod record;
 mod tail;
 #[cfg(test)]
 mod tests;

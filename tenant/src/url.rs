@@ -5,6 +5,7 @@
 
 mod options;
 mod parse;
+mod parts;
 
 use std::{
     fmt,

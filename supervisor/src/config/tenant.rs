@@ -1,7 +1,6 @@
 //! One tenant's effective configuration, with the origins of its values.
 
-use super::Stamp;
-use crate::handover::{ConfigSummary, SecretConfig};
+use super::{ConfigSummary, SecretConfig, Stamp};
 use brokkr_tenant::{
     BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, resolve,
 };

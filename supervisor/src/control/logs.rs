@@ -1,8 +1,8 @@
 //! Answers `GET /v1/logs`.
 
 use super::App;
+use super::api_error::ApiError;
 use super::peer_credentials::Peer;
-use super::routes::ApiError;
 use super::stream;
 use crate::logs::{Filter, Followed, Level, Subscription, TextEncoder};
 use axum::Extension;
@@ -43,7 +43,7 @@ impl Query {
             match key {
                 "tenant" | "not" => {
                     let name = TenantName::parse(&value);
-                    let name = name.map_err(|e| ApiError::bad(e.to_string()))?;
+                    let name = name.map_err(ApiError::bad)?;
                     if key == "not" {
                         parsed.filter.not.push(name);
                     } else {
@@ -119,9 +119,7 @@ pub(super) async fn lines(
         };
         (form.all(&tail), subscription, form)
     });
-    let (tail, subscription, form) = gathered
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))?;
+    let (tail, subscription, form) = gathered.await.map_err(ApiError::internal)?;
     let body = match (subscription, permit) {
         (Some(subscription), Some(permit)) => {
             peer.patience().be_long();

@@ -1,5 +1,6 @@
 //! Requests and answers of the control API.
 
+use super::api_error::ApiError;
 use super::peer_credentials::Peer;
 use super::{App, logs, metrics, pak, stream};
 use crate::fleet::handle::{Order, RequestError, Selection};
@@ -49,77 +50,8 @@ pub(super) fn metrics_only(app: App) -> Router {
 
 /// Builds a router that answers 403 to every request.
 pub(super) fn refused(why: String) -> Router {
-    let answer = async move || ApiError {
-        status: StatusCode::FORBIDDEN,
-        error: why.clone(),
-    };
+    let answer = async move || ApiError::new(StatusCode::FORBIDDEN, why.as_str());
     Router::new().fallback(answer)
-}
-
-/// Error that a client receives.
-#[derive(Debug)]
-pub(super) struct ApiError {
-    status: StatusCode,
-    error: String,
-}
-
-impl ApiError {
-    pub(super) fn bad(error: String) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            error,
-        }
-    }
-
-    pub(super) fn internal(error: String) -> Self {
-        Self {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            error,
-        }
-    }
-
-    pub(super) fn no_tenant(name: &TenantName) -> Self {
-        let error = RequestError::UnknownTenant(name.clone()).to_string();
-        Self {
-            status: StatusCode::NOT_FOUND,
-            error,
-        }
-    }
-}
-
-impl From<RequestError> for ApiError {
-    fn from(error: RequestError) -> Self {
-        let status = match error {
-            RequestError::UnknownTenant(_) => StatusCode::NOT_FOUND,
-            RequestError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        Self {
-            status,
-            error: error.to_string(),
-        }
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        #[derive(Serialize)]
-        struct Body {
-            error: String,
-        }
-        (self.status, Json(Body { error: self.error })).into_response()
-    }
-}
-
-impl App {
-    /// Takes a slot for a streaming answer.
-    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.streams)
-            .try_acquire_owned()
-            .map_err(|_| ApiError {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                error: format!("{} streams are open already", super::STREAMS),
-            })
-    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -279,9 +211,9 @@ async fn reload(
 async fn body<T: DeserializeOwned>(request: Body) -> Result<T, ApiError> {
     let reading = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(request, BODY)).await;
     let bytes = reading
-        .map_err(|_| ApiError::bad("the body took too long".to_owned()))?
-        .map_err(|error| ApiError::bad(error.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|error| ApiError::bad(error.to_string()))
+        .map_err(|_| ApiError::bad("the body took too long"))?
+        .map_err(ApiError::bad)?;
+    serde_json::from_slice(&bytes).map_err(ApiError::bad)
 }
 
 async fn admin_pak(
@@ -289,7 +221,7 @@ async fn admin_pak(
     Extension(peer): Extension<Peer>,
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
-    let name = TenantName::parse(&name).map_err(|error| ApiError::bad(error.to_string()))?;
+    let name = TenantName::parse(&name).map_err(ApiError::bad)?;
     tracing::info!(tenant = name.as_str(), "{peer} asks for the admin PAK");
     let state_dir = app.context.state_dir.clone();
     let tenant = name.clone();
@@ -298,17 +230,13 @@ async fn admin_pak(
     let snapshot = app.context.fleet.snapshot();
     let status = snapshot.tenants.iter().find(|t| t.name == name.as_str());
     let known = status.is_some();
-    let none = |error| ApiError {
-        status: StatusCode::NOT_FOUND,
-        error,
-    };
     match read {
         Ok(None) if !known => Err(ApiError::no_tenant(&name)),
         // The tenant's database may be gone or belong to another tenant by now, so the client is told instead of given
         // the PAK.
         _ if !known => {
             let folder = app.context.state_dir.join("tenants").join(name.as_str());
-            Err(none(format!(
+            Err(ApiError::not_found(format!(
                 "there is no tenant {name} any more; what it left is in {}, its last admin PAK in admin.pak there",
                 folder.display()
             )))
@@ -319,9 +247,9 @@ async fn admin_pak(
         Ok(None) if status.is_some_and(|status| status.state == status::State::Ready) => {
             let named = |tenant: &str| snapshot.tenants.iter().any(|t| t.name == tenant);
             let left = pak::left_by_others(&app.context.state_dir, named);
-            Err(none(pak::is_elsewhere(&name, &left)))
+            Err(ApiError::not_found(pak::is_elsewhere(&name, &left)))
         }
-        Ok(None) => Err(none(format!(
+        Ok(None) => Err(ApiError::not_found(format!(
             "{name} has no admin PAK yet: it is written when the tenant first becomes ready; if it is lost, \
              `brokkr-broker rotate admin` with the tenant's file makes a new one"
         ))),
@@ -339,15 +267,9 @@ async fn figures(State(app): State<App>) -> Result<impl IntoResponse, ApiError> 
 }
 
 async fn nothing() -> ApiError {
-    ApiError {
-        status: StatusCode::NOT_FOUND,
-        error: "there is nothing here".to_owned(),
-    }
+    ApiError::not_found("there is nothing here")
 }
 
 async fn wrong_method() -> ApiError {
-    ApiError {
-        status: StatusCode::METHOD_NOT_ALLOWED,
-        error: "not with this method".to_owned(),
-    }
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
 }

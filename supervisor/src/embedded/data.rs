@@ -7,19 +7,13 @@ use nix::unistd::{User, chown, geteuid};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// Returns true when the folder holds a whole cluster. `PG_VERSION` alone is no proof, because `initdb` writes it
-/// early.
-pub(super) fn is_made(data: &Path) -> bool {
-    data.join("PG_VERSION").exists() && data.join("global/pg_control").exists()
-}
-
 /// Creates the data folder if it is missing, and writes the access rules. Blocks for about a second the first time.
 pub(super) fn prepare(
     programs: &Programs,
     data: &Path,
     user: Option<(u32, u32)>,
 ) -> Result<(), String> {
-    if !is_made(data) {
+    if !initdb::is_made(data) {
         initdb::make(data, user, |folder, held| {
             init(programs, folder, user, held)
         })?;

@@ -1,7 +1,6 @@
 //! Creates a data folder under a temporary name beside its place, and renames it when complete. An interruption
 //! therefore leaves nothing that looks like a cluster.
 
-use super::data::is_made;
 use super::ownership;
 use crate::instance::postgres::remains;
 use nix::unistd::{AccessFlags, access};
@@ -18,6 +17,12 @@ use std::time::{Duration, Instant};
 const SUFFIX: &str = ".initdb-unfinished";
 /// Time limit for an `initdb` of an earlier supervisor to end, and the interval between two checks.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(50));
+
+/// Returns true when the folder holds a whole cluster. `PG_VERSION` alone is no proof, because `initdb` writes it
+/// early.
+pub(super) fn is_made(data: &Path) -> bool {
+    data.join("PG_VERSION").exists() && data.join("global/pg_control").exists()
+}
 
 /// Creates a cluster in `data`, which holds none yet. `init` gets the folder to fill and a lock on it, which its
 /// processes must hold as long as they run. Blocks.

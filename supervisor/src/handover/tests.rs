@@ -3,6 +3,7 @@
 
 use super::fd_names::{FdKind, FdName, Ids, MOST_BYTES, MOST_STORED, fitting};
 use super::*;
+use serde_json::value::RawValue;
 use std::collections::BTreeSet;
 
 fn tenant(n: u32) -> TenantName {

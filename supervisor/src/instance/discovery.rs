@@ -13,12 +13,10 @@ use super::listeners::is_found;
 use super::lock::{self, InstanceFiles, LockHolder, LockLabel, LockState};
 use super::notify::NotifySocket;
 use super::process::AdoptedProcess;
-use crate::config::{Stamp, TenantConfig};
+use crate::config::{ConfigSummary, SecretConfig, Stamp, TenantConfig};
 use crate::handover::fd_names::{FdKind, FdName};
 use crate::handover::inherited::InheritedFds;
-use crate::handover::{
-    ConfigSummary, HandoverIndex, InstanceRecord, PartialLine, RecordedPhase, SecretConfig,
-};
+use crate::handover::{HandoverIndex, InstanceRecord, PartialLine, RecordedPhase};
 use crate::lifecycle::{AdoptedStage, InstanceId};
 use crate::systemd::store::StoredEntries;
 use brokkr_tenant::{Listen, TenantName};

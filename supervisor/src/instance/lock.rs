@@ -7,7 +7,7 @@
 //! The first line names the process. The second line describes, in JSON, what the process runs, so that a supervisor
 //! can take the instance over from the lock file alone.
 
-use crate::handover::ConfigSummary;
+use crate::config::ConfigSummary;
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::TenantName;
 use std::fs::{File, OpenOptions, TryLockError};

@@ -7,7 +7,7 @@
 )]
 
 use super::*;
-use crate::handover::ConfigSummary;
+use crate::config::ConfigSummary;
 use crate::instance::events::EventKind;
 use crate::logs::{Output, OutputFormat};
 use nix::sys::wait::{WaitStatus, waitpid};

@@ -1,7 +1,7 @@
 //! Encodes canonical lines in the format of the sink.
 
 use super::journal;
-use super::queue::LogChunk;
+use super::record::LogChunk;
 use super::text::TextEncoder;
 use bytes::Bytes;
 

@@ -1,7 +1,7 @@
 //! Selection of log lines by tenant and level.
 
 use super::json_scan::{JsonPairs, JsonValue};
-use super::queue::LogSource;
+use super::record::LogSource;
 use brokkr_tenant::TenantName;
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! New log lines for the clients of `logs -f`.
 
 use super::filter::{Filter, Level};
-use super::queue::LogChunk;
+use super::record::LogChunk;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,8 +7,8 @@ use super::encode::Encoder;
 use super::filter::Filter;
 use super::follow::Follower;
 use super::line_format::LineOrigin;
+use super::record::{CHUNK_COST, LogChunk, LogSource};
 use super::tail;
-use brokkr_tenant::TenantName;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,26 +26,6 @@ const MEMORY: usize = 32 << 20;
 const MEMORY_MOST: usize = 256 << 10;
 /// Number of bytes of last lines that every tenant may keep, however many tenants there are.
 const MEMORY_LEAST: usize = 4 << 10;
-/// Cost in bytes of a chunk beside its text; otherwise thousands of short lines would exceed the bounds.
-const CHUNK_COST: usize = 96;
-
-/// Tenant of a line; `None` for the supervisor's lines about no tenant.
-pub(super) type LogSource = Option<TenantName>;
-
-/// Whole canonical lines of one origin.
-#[derive(Debug, Clone)]
-pub(super) struct LogChunk {
-    pub(super) origin: Arc<LineOrigin>,
-    pub(super) bytes: Bytes,
-    pub(super) lines: u32,
-}
-
-impl LogChunk {
-    fn cost(&self) -> usize {
-        self.bytes.len() + CHUNK_COST
-    }
-}
-
 /// Whole lines queued for the sink, in the sink's format.
 #[derive(Debug)]
 struct Ready {

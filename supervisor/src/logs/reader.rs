@@ -4,7 +4,8 @@
 //! no other process reads there. A tenant that floods gets one block per round, like every other tenant.
 
 use super::line_format::{LineOrigin, LineSplitter, timestamp};
-use super::queue::{LogChunk, Shared};
+use super::queue::Shared;
+use super::record::LogChunk;
 use crate::handover::PartialLine;
 use bytes::Bytes;
 use chrono::Utc;

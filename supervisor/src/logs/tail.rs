@@ -5,7 +5,7 @@
 //! the others, so that a single source, or few lines in all, are shown whole.
 
 use super::filter::Level;
-use super::queue::LogChunk;
+use super::record::LogChunk;
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

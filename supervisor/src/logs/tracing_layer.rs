@@ -2,7 +2,8 @@
 
 use super::json_scan::escape_into;
 use super::line_format::{LineOrigin, timestamp};
-use super::queue::{LogChunk, Shared};
+use super::queue::Shared;
+use super::record::LogChunk;
 use brokkr_tenant::TenantName;
 use chrono::Utc;
 use std::fmt::{Debug, Write};

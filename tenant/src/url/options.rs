@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     ChannelBinding, DEFAULT_PORT, DatabaseUrl, Host, SslMode,
-    parse::{Parts, decode},
+    parts::{Parts, decode},
 };
 use crate::{Invalid, invalid::shown};
 

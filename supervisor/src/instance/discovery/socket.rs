@@ -2,7 +2,7 @@
 
 use super::super::fd_recovery;
 use super::{FoundListener, Search};
-use crate::handover::ConfigSummary;
+use crate::config::ConfigSummary;
 use crate::handover::fd_names::FdKind;
 use brokkr_tenant::TenantName;
 use std::os::fd::{AsFd, OwnedFd};
