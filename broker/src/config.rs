@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use brokkr_tenant::instance_protocol::CONFIG_FD;
 use brokkr_tenant::{
     BrokerConfig, Diagnostics, InstanceConfig, Layer, Mode, Resolved, TenantName, resolve,
 };
@@ -50,7 +51,7 @@ const GRACE_ALONE: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The descriptor named by `BROKKR_CONFIG_FD` cannot be used.
-    #[error("BROKKR_CONFIG_FD: {0}")]
+    #[error("{CONFIG_FD}: {0}")]
     Descriptor(String),
     /// Everything wrong with the file and the environment.
     #[error("{0}")]
@@ -65,7 +66,7 @@ impl Instance {
     ///
     /// [`ConfigError`]; it holds no secret.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        match std::env::var("BROKKR_CONFIG_FD") {
+        match std::env::var(CONFIG_FD) {
             Ok(number) => Self::from_descriptor(&number),
             Err(_) => Self::alone(file),
         }

@@ -28,5 +28,4 @@ pub mod start;
 pub use cli_connection::CliConnection;
 pub use conn::{Conn, Sql, Tx};
 pub use error::DbError;
-pub use manager::ServerOutage;
 pub use pool::{Db, Figures, LastCheckout, Options};

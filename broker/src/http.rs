@@ -28,6 +28,7 @@ mod timeout_stream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use brokkr_tenant::instance_protocol::HELD_CONNECTIONS;
 use tokio::sync::{mpsc, watch};
 
 use crate::app::App;
@@ -405,7 +406,9 @@ async fn drain(
         ),
     }
     let held = *app.db.held().borrow();
-    notifier.send(&[&format!("X_CONNECTIONS={held}")]).await;
+    notifier
+        .send(&[&format!("{HELD_CONNECTIONS}={held}")])
+        .await;
     tracing::info!("drained");
 }
 
@@ -414,7 +417,7 @@ async fn tell_connections(notifier: &Notifier, app: &App) {
     let mut held = app.db.held();
     loop {
         let now = *held.borrow_and_update();
-        notifier.send(&[&format!("X_CONNECTIONS={now}")]).await;
+        notifier.send(&[&format!("{HELD_CONNECTIONS}={now}")]).await;
         if held.changed().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -31,6 +31,7 @@ pub(crate) mod threads;
 use crate::handover::fd_names::Ids;
 use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
+pub(crate) use brokkr_tenant::instance_protocol::ServerOutage;
 use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName};
 use cgroup::CgroupTree;
 use descriptors::{DescriptorCell, Descriptors};
@@ -39,7 +40,6 @@ use events::{EventSender, InstanceEvent};
 use fallback_503::{Fallback, UnansweredCount};
 use listeners::{Listener, Listeners};
 use lock::InstanceFiles;
-pub(crate) use probe_client::ServerOutage;
 use probe_client::{InstanceSettings, ProbeTimes};
 use process::{AdoptedProcess, InstanceTask};
 use spawn::SpawnRequest;
@@ -162,7 +162,7 @@ impl InstanceManager {
         };
         ours.fallback = listen.and_then(|listen| {
             if let Err(error) = ours.listeners.renew(listen, &mut self.ids) {
-                tracing::warn!(%tenant, %error, "nobody finds its socket");
+                tracing::warn!(%tenant, %error, "its socket can no longer be reached");
             }
             let socket = ours.listeners.get(listen)?;
             Fallback::start(listen, &socket, &self.answering)

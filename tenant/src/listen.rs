@@ -134,25 +134,7 @@ impl fmt::Display for Listen {
     }
 }
 
-impl std::str::FromStr for Listen {
-    type Err = Invalid;
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        Self::parse(text)
-    }
-}
-
-impl TryFrom<String> for Listen {
-    type Error = Invalid;
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        Self::parse(&text)
-    }
-}
-
-impl From<Listen> for String {
-    fn from(listen: Listen) -> Self {
-        listen.to_string()
-    }
-}
+crate::text_conversions::text_conversions!(Listen);
 
 #[cfg(test)]
 mod tests {

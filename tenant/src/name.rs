@@ -111,25 +111,7 @@ impl std::borrow::Borrow<str> for TenantName {
     }
 }
 
-impl std::str::FromStr for TenantName {
-    type Err = Invalid;
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        Self::parse(text)
-    }
-}
-
-impl TryFrom<String> for TenantName {
-    type Error = Invalid;
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        Self::parse(&text)
-    }
-}
-
-impl From<TenantName> for String {
-    fn from(name: TenantName) -> Self {
-        name.0
-    }
-}
+crate::text_conversions::text_conversions!(TenantName);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ mod merged;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::{
-    BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Listen, Origin, Source,
+    BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Listen, Origin, PoolSize, Source,
     config::{
         BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat,
         LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig, WebhooksConfig,
@@ -107,11 +107,8 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     let url = database_url(&mut merged, &home("database.url"), &mut problems);
     let listen = listen(&mut merged, mode, &home("http.listen"), &mut problems);
 
-    let pool_size = merged.pool("database.pool_size");
-    let max_working = match merged
-        .optional_int("database.max_working")
-        .and_then(|n| u32::try_from(n).ok())
-    {
+    let pool_size: PoolSize = merged.required("database.pool_size");
+    let max_working = match merged.optional("database.max_working") {
         Some(most) if most > pool_size.get() => {
             let origin = merged
                 .origin("database.max_working")
@@ -130,87 +127,79 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         None => pool_size.get().min(MAX_WORKING),
     };
     let telemetry = TelemetryConfig {
-        enabled: merged
-            .optional_bool("telemetry.broker.enabled")
-            .unwrap_or_else(|| merged.bool("telemetry.enabled")),
+        enabled: merged.first_of(["telemetry.broker.enabled", "telemetry.enabled"]),
         otlp_endpoint: merged
-            .text_of(&["telemetry.broker.otlp_endpoint", "telemetry.otlp_endpoint"]),
-        service_name: merged.text_of(&["telemetry.broker.service_name", "telemetry.service_name"]),
+            .first_of(["telemetry.broker.otlp_endpoint", "telemetry.otlp_endpoint"]),
+        service_name: merged.first_of(["telemetry.broker.service_name", "telemetry.service_name"]),
         sampling_rate: merged
-            .float_of(&["telemetry.broker.sampling_rate", "telemetry.sampling_rate"]),
+            .first_of(["telemetry.broker.sampling_rate", "telemetry.sampling_rate"]),
     };
-    let sections = Sections {
-        log: LogConfig {
-            level: match merged.text("log.level").as_str() {
-                "error" => LogLevel::Error,
-                "warn" => LogLevel::Warn,
-                "debug" => LogLevel::Debug,
-                "trace" => LogLevel::Trace,
-                _ => LogLevel::Info,
-            },
-            format: if merged.text("log.format") == "json" {
-                LogFormat::Json
-            } else {
-                LogFormat::Text
-            },
+    let log = LogConfig {
+        level: match merged.required::<String>("log.level").as_str() {
+            "error" => LogLevel::Error,
+            "warn" => LogLevel::Warn,
+            "debug" => LogLevel::Debug,
+            "trace" => LogLevel::Trace,
+            _ => LogLevel::Info,
         },
-        limits: LimitsConfig {
-            memory_max: merged.optional_size("limits.memory_max"),
-            cpu_weight: merged
-                .optional_int("limits.cpu_weight")
-                .and_then(|n| u32::try_from(n).ok()),
-            pids_max: merged
-                .optional_int("limits.pids_max")
-                .and_then(|n| u32::try_from(n).ok()),
+        format: if merged.required::<String>("log.format") == "json" {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
         },
-        supervision: SupervisionConfig {
-            enabled: merged.bool("supervision.enabled"),
-            priority: merged.int("supervision.priority"),
-        },
-        broker: BrokerSection {
-            state_dir: merged.optional_path("broker.state_dir"),
-            target_state_default: match merged.text("broker.target_state_default").as_str() {
-                "incremental" => TargetStateMode::Incremental,
-                _ => TargetStateMode::Full,
-            },
-            pak_hash: merged.optional_secret("broker.pak_hash"),
-            auth_cache_ttl_seconds: merged.uint("broker.auth_cache_ttl_seconds"),
-            diagnostic_cleanup_interval_seconds: merged
-                .uint("broker.diagnostic_cleanup_interval_seconds"),
-            diagnostic_max_age_hours: merged.int("broker.diagnostic_max_age_hours"),
-            webhook_encryption_key: merged.optional_secret("broker.webhook_encryption_key"),
-            webhook_delivery_interval_seconds: merged
-                .uint("broker.webhook_delivery_interval_seconds"),
-            webhook_delivery_batch_size: merged.int("broker.webhook_delivery_batch_size"),
-            webhook_cleanup_retention_days: merged.int("broker.webhook_cleanup_retention_days"),
-            audit_log_retention_days: merged.int("broker.audit_log_retention_days"),
-            agent_events_retention_days: merged.int("broker.agent_events_retention_days"),
-        },
-        webhooks: WebhooksConfig {
-            allowed_networks: merged.networks("webhooks.allowed_networks"),
-            allowed_ports: merged.ports("webhooks.allowed_ports"),
-        },
-        pak: PakConfig {
-            prefix: merged.text("pak.prefix"),
-            short_token_prefix: merged.text("pak.short_token_prefix"),
-            short_token_length: merged.size_int("pak.short_token_length"),
-            long_token_length: merged.size_int("pak.long_token_length"),
-        },
-        cors: CorsConfig {
-            allowed_origins: merged.list("cors.allowed_origins"),
-            allowed_methods: merged.list("cors.allowed_methods"),
-            allowed_headers: merged.list("cors.allowed_headers"),
-            max_age_seconds: merged.uint("cors.max_age_seconds"),
-        },
-        telemetry,
     };
-    let (schema, acquire_timeout) = (
-        merged.schema("database.schema"),
-        merged.duration("database.acquire_timeout"),
-    );
-    let statement_timeout = merged.duration("database.statement_timeout");
-    let idle_in_transaction_timeout = merged.duration("database.idle_in_transaction_timeout");
-    let request_timeout = merged.duration("http.request_timeout");
+    let limits = LimitsConfig {
+        memory_max: merged.optional("limits.memory_max"),
+        cpu_weight: merged.optional("limits.cpu_weight"),
+        pids_max: merged.optional("limits.pids_max"),
+    };
+    let supervision = SupervisionConfig {
+        enabled: merged.required("supervision.enabled"),
+        priority: merged.required("supervision.priority"),
+    };
+    let broker = BrokerSection {
+        state_dir: merged.optional("broker.state_dir"),
+        target_state_default: match merged
+            .required::<String>("broker.target_state_default")
+            .as_str()
+        {
+            "incremental" => TargetStateMode::Incremental,
+            _ => TargetStateMode::Full,
+        },
+        pak_hash: merged.optional_secret("broker.pak_hash"),
+        auth_cache_ttl_seconds: merged.required("broker.auth_cache_ttl_seconds"),
+        diagnostic_cleanup_interval_seconds: merged
+            .required("broker.diagnostic_cleanup_interval_seconds"),
+        diagnostic_max_age_hours: merged.required("broker.diagnostic_max_age_hours"),
+        webhook_encryption_key: merged.optional_secret("broker.webhook_encryption_key"),
+        webhook_delivery_interval_seconds: merged
+            .required("broker.webhook_delivery_interval_seconds"),
+        webhook_delivery_batch_size: merged.required("broker.webhook_delivery_batch_size"),
+        webhook_cleanup_retention_days: merged.required("broker.webhook_cleanup_retention_days"),
+        audit_log_retention_days: merged.required("broker.audit_log_retention_days"),
+        agent_events_retention_days: merged.required("broker.agent_events_retention_days"),
+    };
+    let webhooks = WebhooksConfig {
+        allowed_networks: merged.required("webhooks.allowed_networks"),
+        allowed_ports: merged.required("webhooks.allowed_ports"),
+    };
+    let pak = PakConfig {
+        prefix: merged.required("pak.prefix"),
+        short_token_prefix: merged.required("pak.short_token_prefix"),
+        short_token_length: merged.required("pak.short_token_length"),
+        long_token_length: merged.required("pak.long_token_length"),
+    };
+    let cors = CorsConfig {
+        allowed_origins: merged.required("cors.allowed_origins"),
+        allowed_methods: merged.required("cors.allowed_methods"),
+        allowed_headers: merged.required("cors.allowed_headers"),
+        max_age_seconds: merged.required("cors.max_age_seconds"),
+    };
+    let schema = merged.required("database.schema");
+    let acquire_timeout = merged.required("database.acquire_timeout");
+    let statement_timeout = merged.required("database.statement_timeout");
+    let idle_in_transaction_timeout = merged.required("database.idle_in_transaction_timeout");
+    let request_timeout = merged.required("http.request_timeout");
 
     problems.list.extend(merged.mismatches());
     let (Some((url, mut files)), Some(listen), false) = (url, listen, problems.has_errors()) else {
@@ -218,16 +207,6 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         return Err(problems);
     };
     files.extend(url.ssl_root_cert().map(ToOwned::to_owned));
-    let Sections {
-        log,
-        limits,
-        supervision,
-        broker,
-        webhooks,
-        pak,
-        cors,
-        telemetry,
-    } = sections;
     Ok(Resolved {
         config: BrokerConfig {
             database: DatabaseConfig {
@@ -258,18 +237,6 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         origins: merged.origins(),
         home: home("database"),
     })
-}
-
-/// The sections that no other section depends on.
-struct Sections {
-    log: LogConfig,
-    limits: LimitsConfig,
-    supervision: SupervisionConfig,
-    broker: BrokerSection,
-    webhooks: WebhooksConfig,
-    pak: PakConfig,
-    cors: CorsConfig,
-    telemetry: TelemetryConfig,
 }
 
 /// Returns the place of an error about a missing key: the beginning of the tenant's file, or the environment.

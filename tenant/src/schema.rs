@@ -116,6 +116,12 @@ fn suggestion(text: &str) -> Option<String> {
     SchemaName::check(&better).ok().map(|name| name.0)
 }
 
+impl Default for SchemaName {
+    fn default() -> Self {
+        Self::public()
+    }
+}
+
 impl fmt::Display for SchemaName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
@@ -128,25 +134,7 @@ impl fmt::Debug for SchemaName {
     }
 }
 
-impl std::str::FromStr for SchemaName {
-    type Err = Invalid;
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        Self::parse(text)
-    }
-}
-
-impl TryFrom<String> for SchemaName {
-    type Error = Invalid;
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        Self::parse(&text)
-    }
-}
-
-impl From<SchemaName> for String {
-    fn from(name: SchemaName) -> Self {
-        name.0
-    }
-}
+crate::text_conversions::text_conversions!(SchemaName);
 
 #[cfg(test)]
 mod tests {

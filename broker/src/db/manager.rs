@@ -27,7 +27,6 @@ use r2d2::ManageConnection;
 
 use super::error::{DbError, describe, spoils_connection};
 use login::Login;
-pub use shared::ServerOutage;
 pub(super) use shared::Shared;
 use shared::{ConnectAttempt, OpenCount, give_up};
 

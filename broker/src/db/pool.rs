@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use brokkr_tenant::instance_protocol::ServerOutage;
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use tokio::sync::{oneshot, watch};
@@ -16,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use super::concurrency_limit::{ConcurrencyLimit, WorkPermit};
 use super::conn::Conn;
 use super::error::DbError;
-use super::manager::{Manager, Recipe, ServerOutage, Shared, set_path};
+use super::manager::{Manager, Recipe, Shared, set_path};
 use super::signs::LostSchema;
 
 /// The idle time after which a connection is closed (checked every 30 s).

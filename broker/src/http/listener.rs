@@ -10,6 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use brokkr_tenant::Listen;
+use brokkr_tenant::instance_protocol::{HTTP_SOCKET, PRIVATE_SOCKET};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -69,12 +70,12 @@ impl InheritedSockets {
         }
         let names = var("LISTEN_FDNAMES").unwrap_or_default();
         let names: Vec<&str> = names.split(':').collect();
-        let named = names.contains(&"http");
+        let named = names.contains(&HTTP_SOCKET);
         for index in 0..count {
             let name = names.get(index as usize).copied().unwrap_or_default();
             let slot = match name {
-                "http" => &mut inherited.http,
-                "private" => &mut inherited.private,
+                HTTP_SOCKET => &mut inherited.http,
+                PRIVATE_SOCKET => &mut inherited.private,
                 _ if !named && index == 0 => &mut inherited.http,
                 _ => continue,
             };

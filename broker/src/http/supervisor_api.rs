@@ -1,19 +1,17 @@
 //! The private socket: the supervisor's probes and orders to this instance.
 
-use std::collections::BTreeSet;
-
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use brokkr_tenant::instance_protocol::{InstancePhase, Maps, PoolState, SetPool, SetServer};
 
 use super::public::DroppedLines;
 use super::{maps, public};
 use crate::app::App;
-use crate::db::{Figures, ServerOutage};
+use crate::db::Figures;
 
 /// Returns the routes of the private socket.
 pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
@@ -30,47 +28,19 @@ pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
         .with_state(app)
 }
 
-#[derive(Serialize)]
-struct Pool {
-    connections: u32,
-    held: u32,
-    working: u32,
-    /// The process ids of the server's backends that serve this instance. Other backends under the tenant's name belong
-    /// to other processes.
-    backends: BTreeSet<i32>,
-    /// The phase, for a restarted supervisor that missed the notifications.
-    phase: &'static str,
-}
-
-impl Pool {
-    fn of(app: &App, figures: Figures) -> Self {
-        let phase = match (app.health.is_draining(), app.health.has_started()) {
-            (true, _) => "stopping",
-            (false, true) => "serving",
-            (false, false) => "starting",
-        };
-        Pool {
-            connections: figures.connections,
-            held: figures.held,
-            working: figures.working,
-            backends: app.db.backends(),
-            phase,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct SetPool {
-    connections: u32,
-}
-
-#[derive(Deserialize)]
-struct SetServer {
-    up: bool,
-    reason: Option<String>,
-    /// True when the server answers but takes no writes. Older supervisors do not send this field.
-    #[serde(default)]
-    read_only: bool,
+fn pool_state(app: &App, figures: Figures) -> Json<PoolState> {
+    let phase = match (app.health.is_draining(), app.health.has_started()) {
+        (true, _) => InstancePhase::Stopping,
+        (false, true) => InstancePhase::Serving,
+        (false, false) => InstancePhase::Starting,
+    };
+    Json(PoolState {
+        connections: figures.connections,
+        held: figures.held,
+        working: figures.working,
+        backends: Some(app.db.backends()),
+        phase,
+    })
 }
 
 async fn readyz(State(app): State<App>) -> Response {
@@ -81,13 +51,8 @@ async fn readyz(State(app): State<App>) -> Response {
     }
 }
 
-async fn pool(State(app): State<App>) -> Json<Pool> {
-    Json(Pool::of(&app, app.db.figures()))
-}
-
-#[derive(Serialize)]
-struct Maps {
-    deleted: BTreeSet<String>,
+async fn pool(State(app): State<App>) -> Json<PoolState> {
+    pool_state(&app, app.db.figures())
 }
 
 async fn deleted_maps() -> Response {
@@ -117,7 +82,7 @@ async fn set_pool(State(app): State<App>, body: Bytes) -> Response {
         held = figures.held,
         "most connections changed"
     );
-    Json(Pool::of(&app, figures)).into_response()
+    pool_state(&app, figures).into_response()
 }
 
 async fn set_server(State(app): State<App>, body: Bytes) -> Response {
@@ -125,12 +90,7 @@ async fn set_server(State(app): State<App>, body: Bytes) -> Response {
         Ok(verdict) => verdict,
         Err(error) => return bad_request(&error),
     };
-    let away = (!verdict.up).then(|| ServerOutage {
-        reason: verdict
-            .reason
-            .unwrap_or_else(|| "the supervisor says the server is down".to_owned()),
-        read_only: verdict.read_only,
-    });
+    let away = verdict.outage();
     app.health
         .server(away.clone().map_or(Ok(()), |away| Err(away.reason)));
     app.db.set_away(away);

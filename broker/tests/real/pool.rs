@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use brokkr_broker::db::{Conn, Db, DbError, ServerOutage, Sql};
+use brokkr_broker::db::{Conn, Db, DbError, Sql};
+use brokkr_tenant::instance_protocol::ServerOutage;
 use brokkr_tests::pg::Options;
 use brokkr_tests::{PgServer, until};
 

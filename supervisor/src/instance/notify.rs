@@ -1,6 +1,7 @@
 //! Receives an instance's `sd_notify` datagrams, and accepts them only from the instance's own pid.
 
 use brokkr_tenant::SocketPath;
+use brokkr_tenant::instance_protocol::HELD_CONNECTIONS;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
 };
@@ -163,7 +164,7 @@ fn parse(text: &str) -> Vec<NotifyMessage> {
                     .ok()
                     .map(|n| NotifyMessage::Extend(Duration::from_micros(n))),
                 "EXIT_STATUS" => value.parse().ok().map(NotifyMessage::ExitStatus),
-                "X_CONNECTIONS" => value.parse().ok().map(NotifyMessage::Connections),
+                HELD_CONNECTIONS => value.parse().ok().map(NotifyMessage::Connections),
                 _ => None,
             }
         })

@@ -3,12 +3,15 @@
 use super::events::{EventKind, EventSender};
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
+use brokkr_tenant::instance_protocol::{Maps, ServerOutage, SetPool, SetServer};
 use brokkr_tenant::{SocketPath, TenantName};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,15 +25,6 @@ use tokio::time::Instant;
 pub(crate) struct ProbeTimes {
     pub(crate) interval: Duration,
     pub(crate) timeout: Duration,
-}
-
-/// Reason why a server is not usable for a tenant now.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ServerOutage {
-    /// Reason in words.
-    pub(crate) reason: String,
-    /// True when the server still answers reads and only refuses writes.
-    pub(crate) read_only: bool,
 }
 
 /// The state that an instance must be told; only the latest counts.
@@ -116,7 +110,9 @@ impl ProbeTask {
             }
             if maps_due <= Instant::now() && matches!(event, Event::ProbeAnswered { .. }) {
                 maps_due = Instant::now() + MAPS;
-                let seen = ask_maps(&mut client, self.times.timeout).await;
+                // An older broker does not know its maps.
+                let maps: Option<Maps> = client.get_json("/maps", self.times.timeout).await;
+                let seen = maps.map(|maps| maps.deleted.into_iter().collect::<Vec<_>>());
                 if let Some(files) = seen.clone()
                     && seen != deleted_maps
                 {
@@ -147,12 +143,7 @@ impl ProbeTask {
         if let Some(server) = wishes.server
             && self.told_server.as_ref() != Some(&server)
         {
-            let body = match &server {
-                Ok(()) => serde_json::json!({ "up": true }),
-                Err(ServerOutage { reason, read_only }) => {
-                    serde_json::json!({ "up": false, "reason": reason, "read_only": read_only })
-                }
-            };
+            let body = SetServer::from(server.clone());
             if client.put("/server", &body, self.times.timeout).await {
                 self.told_server = Some(server);
             }
@@ -160,7 +151,7 @@ impl ProbeTask {
         if let Some(connections) = wishes.connections
             && self.told_connections != Some(connections)
         {
-            let body = serde_json::json!({ "connections": connections });
+            let body = SetPool { connections };
             if client.put("/pool", &body, self.times.timeout).await {
                 self.told_connections = Some(connections);
             }
@@ -191,19 +182,6 @@ impl ProbeTask {
         };
         Event::ProbeAnswered { id, not_ready }
     }
-}
-
-/// Asks for files that the instance executes and that are no longer on disk. `None` when an older broker does not know.
-async fn ask_maps(client: &mut ProbeClient, timeout: Duration) -> Option<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Maps {
-        deleted: Vec<String>,
-    }
-    let (status, body) = client.get("/maps", timeout).await?;
-    let maps: Maps = serde_json::from_str(&body)
-        .ok()
-        .filter(|_| status.is_success())?;
-    Some(maps.deleted)
 }
 
 /// Runs the future that `make` returns, and again after each panic, `pause` later. Dropping this aborts it.
@@ -256,10 +234,22 @@ impl ProbeClient {
         self.request(Method::GET, path, Bytes::new(), timeout).await
     }
 
-    async fn put(&mut self, path: &str, body: &serde_json::Value, timeout: Duration) -> bool {
-        let answer = self
-            .request(Method::PUT, path, body.to_string().into(), timeout)
-            .await;
+    /// Sends a GET and parses the answer; `None` also when the answer is an error or not of this form.
+    pub(super) async fn get_json<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        timeout: Duration,
+    ) -> Option<T> {
+        let (status, body) = self.get(path, timeout).await?;
+        status.is_success().then_some(())?;
+        serde_json::from_str(&body).ok()
+    }
+
+    async fn put(&mut self, path: &str, body: &impl Serialize, timeout: Duration) -> bool {
+        let Ok(body) = serde_json::to_vec(body) else {
+            return false;
+        };
+        let answer = self.request(Method::PUT, path, body.into(), timeout).await;
         answer.is_some_and(|(status, _)| status.is_success())
     }
 

@@ -8,9 +8,10 @@ use super::state_folder;
 use crate::config::{ConfigSummary, Stamp};
 use crate::memfd;
 use crate::sys::{self, SpawnPlan, Spawned};
+use brokkr_tenant::instance_protocol::{CONFIG_FD, HTTP_SOCKET, PRIVATE_SOCKET};
 use brokkr_tenant::{InstanceConfig, SocketPath};
 use nix::fcntl::OFlag;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -86,13 +87,7 @@ impl SpawnRequest {
         let plan = SpawnPlan {
             program: c_string(&self.program).map_err(said("bad path of the broker"))?,
             arguments: vec![c"brokkr-broker".into(), c"serve".into()],
-            environment: vec![
-                c"LISTEN_FDS=2".into(),
-                c"LISTEN_FDNAMES=http:private".into(),
-                c"BROKKR_CONFIG_FD=5".into(),
-                prefixed("NOTIFY_SOCKET=", &self.files.notify())
-                    .map_err(said("bad runtime folder"))?,
-            ],
+            environment: environment(&self.files.notify()).map_err(said("bad runtime folder"))?,
             standard: [null.as_fd(), log_write.as_fd(), log_write.as_fd()],
             passed: vec![
                 self.listener.as_fd(),
@@ -152,8 +147,16 @@ fn c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-fn prefixed(prefix: &str, path: &Path) -> io::Result<CString> {
-    Ok(CString::new(
-        [prefix.as_bytes(), path.as_os_str().as_bytes()].concat(),
-    )?)
+/// Returns the broker's environment, which names the descriptors of [`SpawnPlan::passed`].
+fn environment(notify_socket: &Path) -> io::Result<Vec<CString>> {
+    let names = format!("{HTTP_SOCKET}:{PRIVATE_SOCKET}");
+    let variables = [
+        ("LISTEN_FDS", OsStr::new("2")),
+        ("LISTEN_FDNAMES", OsStr::new(&names)),
+        (CONFIG_FD, OsStr::new("5")),
+        ("NOTIFY_SOCKET", notify_socket.as_os_str()),
+    ];
+    let assigned = variables
+        .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()));
+    Ok(assigned.into_iter().collect::<Result<_, _>>()?)
 }

@@ -2,7 +2,7 @@
 
 use super::probe_client::ProbeClient;
 use crate::lifecycle::AdoptedStage;
-use serde::Deserialize;
+use brokkr_tenant::instance_protocol::{InstancePhase, PoolState};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -25,15 +25,6 @@ pub(super) struct InstanceState {
     pub(super) held: u32,
 }
 
-/// The body of `GET /pool`. An older broker sends no phase; it counts as serving.
-#[derive(Deserialize)]
-struct Pool {
-    connections: u32,
-    held: u32,
-    #[serde(default)]
-    phase: String,
-}
-
 /// Sends each new answer, and `None` once while there is none, until the instance has started or the receiver is gone.
 pub(super) async fn ask(path: PathBuf, answers: mpsc::Sender<Option<InstanceState>>) {
     let mut client = ProbeClient::new(path);
@@ -54,15 +45,12 @@ pub(super) async fn ask(path: PathBuf, answers: mpsc::Sender<Option<InstanceStat
 }
 
 async fn ask_once(client: &mut ProbeClient) -> Option<InstanceState> {
-    let (status, body) = client.get("/pool", PATIENCE).await?;
-    let pool: Pool = serde_json::from_str(&body)
-        .ok()
-        .filter(|_| status.is_success())?;
+    let pool: PoolState = client.get_json("/pool", PATIENCE).await?;
     Some(InstanceState {
-        stage: match pool.phase.as_str() {
-            "starting" => AdoptedStage::Starting,
-            "stopping" => AdoptedStage::Stopping,
-            _ => AdoptedStage::Serving,
+        stage: match pool.phase {
+            InstancePhase::Starting => AdoptedStage::Starting,
+            InstancePhase::Stopping => AdoptedStage::Stopping,
+            InstancePhase::Serving => AdoptedStage::Serving,
         },
         connections: pool.connections,
         held: pool.held,

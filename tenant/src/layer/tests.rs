@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 use super::*;
 use proptest::prelude::*;
 
@@ -10,161 +10,49 @@ fn first(text: &str) -> String {
     layer(text).problems().list[0].to_string()
 }
 
+/// Mistakes: the text with `\n` for a line end, the place, what the message says, and what its hint says.
+const MISTAKES: &str = r#"
+[database]\nshema = "x" => 2:1 => unknown key `shema` in [database] => `schema`
+[datbase]\nschema = "x" => 1:2 => unknown section `datbase` => `database`
+url = "postgres://u@h/d" => 1:1 => unknown key `url` => [database]
+[http]\n  schema = "x" => 2:3 => unknown key `schema` in [http] => [database]
+[database]\nschema = 5 => 2:1 => must be a text in quotes, not a whole number => tenant_acme
+[database]\nschema = "tenant-acme" => 2:1 => holds `-` => tenant_acme
+[database]\npool_size = "10" => 2:1 => must be a whole number, not a text => 10
+[database]\npool_size = 1 => 2:1 => not possible => 2 to 1000
+[database]\npool_size = -1 => 2:1 => out of range => 2 to 1000
+[database]\npool_size = 99999999999999999999 => 2:1 => not possible|out of range|not TOML => 1000
+[database]\nacquire_timeout = 5 => 2:1 => a duration with its unit => "5s"
+[database]\nacquire_timeout = "5" => 2:1 => unit is missing => 500ms
+[database]\nacquire_timeout = "9h" => 2:1 => out of range => 10m
+[limits]\nmemory_max = "lots" => 2:1 => not a size => 256M
+[limits]\nmemory_max = 256 => 2:1 => a size with its unit => 256M
+[http]\nlisten = "localhost:3000" => 2:1 => host names => 127.0.0.1:3000
+[http]\nlisten = [] => 2:1 => not a list => 127.0.0.1
+[log]\nlevel = "loud" => 2:1 => `loud` => error, warn, info
+[supervision]\nenabled = "yes" => 2:1 => must be true or false, not a text => true
+[cors]\nallowed_origins = "a" => 2:1 => must be a list => [
+[cors]\nallowed_origins = [1] => 2:1 => one of them is a whole number =>
+database = 5 => 1:1 => is a section => [database]
+[database.url]\nx = 1 => 1:11 => must be a value, not a section => `url = …`
+[database]\nschema = "a"\nschema = "b" => 3:1 => twice => keep one
+[database]\n[database] => 2:2 => twice => keep one
+[database]\nschema = x => 2:10 => not TOML =>
+[database\nschema = "x" => 1:10 => not TOML =>
+[database]\nschema = "x => 2: => not TOML =>
+[pak]\nprefix = "a_b" => 2:1 => without an underscore => brokkr
+"database.schema" = "x" => 1:1 => unknown key `database.schema` => schema
+"#;
+
 #[test]
 fn every_kind_of_mistake_shows_its_line_and_what_to_write_instead() {
-    for (text, place, says, hint) in [
-        (
-            "[database]\nshema = \"x\"\n",
-            "2:1",
-            "unknown key `shema` in [database]",
-            "`schema`",
-        ),
-        (
-            "[datbase]\nschema = \"x\"\n",
-            "1:2",
-            "unknown section `datbase`",
-            "`database`",
-        ),
-        (
-            "url = \"postgres://u@h/d\"\n",
-            "1:1",
-            "unknown key `url`",
-            "[database]",
-        ),
-        (
-            "[http]\n  schema = \"x\"\n",
-            "2:3",
-            "unknown key `schema` in [http]",
-            "[database]",
-        ),
-        (
-            "[database]\nschema = 5\n",
-            "2:1",
-            "must be a text in quotes, not a whole number",
-            "tenant_acme",
-        ),
-        (
-            "[database]\nschema = \"tenant-acme\"\n",
-            "2:1",
-            "holds `-`",
-            "tenant_acme",
-        ),
-        (
-            "[database]\npool_size = \"10\"\n",
-            "2:1",
-            "must be a whole number, not a text",
-            "10",
-        ),
-        (
-            "[database]\npool_size = 1\n",
-            "2:1",
-            "not possible",
-            "2 to 1000",
-        ),
-        (
-            "[database]\npool_size = -1\n",
-            "2:1",
-            "out of range",
-            "2 to 1000",
-        ),
-        (
-            "[database]\npool_size = 99999999999999999999\n",
-            "2:1",
-            "not possible|out of range|not TOML",
-            "1000",
-        ),
-        (
-            "[database]\nacquire_timeout = 5\n",
-            "2:1",
-            "a duration with its unit",
-            "\"5s\"",
-        ),
-        (
-            "[database]\nacquire_timeout = \"5\"\n",
-            "2:1",
-            "unit is missing",
-            "500ms",
-        ),
-        (
-            "[database]\nacquire_timeout = \"9h\"\n",
-            "2:1",
-            "out of range",
-            "10m",
-        ),
-        (
-            "[limits]\nmemory_max = \"lots\"\n",
-            "2:1",
-            "not a size",
-            "256M",
-        ),
-        (
-            "[limits]\nmemory_max = 256\n",
-            "2:1",
-            "a size with its unit",
-            "256M",
-        ),
-        (
-            "[http]\nlisten = \"localhost:3000\"\n",
-            "2:1",
-            "host names",
-            "127.0.0.1:3000",
-        ),
-        ("[http]\nlisten = []\n", "2:1", "not a list", "127.0.0.1"),
-        (
-            "[log]\nlevel = \"loud\"\n",
-            "2:1",
-            "`loud`",
-            "error, warn, info",
-        ),
-        (
-            "[supervision]\nenabled = \"yes\"\n",
-            "2:1",
-            "must be true or false, not a text",
-            "true",
-        ),
-        (
-            "[cors]\nallowed_origins = \"a\"\n",
-            "2:1",
-            "must be a list",
-            "[",
-        ),
-        (
-            "[cors]\nallowed_origins = [1]\n",
-            "2:1",
-            "one of them is a whole number",
-            "",
-        ),
-        ("database = 5\n", "1:1", "is a section", "[database]"),
-        (
-            "[database.url]\nx = 1\n",
-            "1:11",
-            "must be a value, not a section",
-            "`url = …`",
-        ),
-        (
-            "[database]\nschema = \"a\"\nschema = \"b\"\n",
-            "3:1",
-            "twice",
-            "keep one",
-        ),
-        ("[database]\n[database]\n", "2:2", "twice", "keep one"),
-        ("[database]\nschema = x\n", "2:10", "not TOML", ""),
-        ("[database\nschema = \"x\"\n", "1:10", "not TOML", ""),
-        ("[database]\nschema = \"x\n", "2:", "not TOML", ""),
-        (
-            "[pak]\nprefix = \"a_b\"\n",
-            "2:1",
-            "without an underscore",
-            "brokkr",
-        ),
-        (
-            "\"database.schema\" = \"x\"\n",
-            "1:1",
-            "unknown key `database.schema`",
-            "schema",
-        ),
-    ] {
-        let shown = first(text);
+    for row in MISTAKES.trim().lines() {
+        let [text, place, says, hint] = row.split(" =>").collect::<Vec<_>>()[..] else {
+            panic!("{row}");
+        };
+        let text = format!("{}\n", text.replace("\\n", "\n"));
+        let (place, says, hint) = (place.trim(), says.trim(), hint.trim());
+        let shown = first(&text);
         assert!(
             shown.starts_with(&format!("t/acme.toml:{place}")),
             "{text}{shown}"

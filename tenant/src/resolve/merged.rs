@@ -118,206 +118,75 @@ impl<'l> Merged<'l> {
             .collect()
     }
 
-    fn optional<T>(&self, key: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+    /// Reads a key that may be absent.
+    pub(super) fn optional<T: FromValue>(&self, key: &str) -> Option<T> {
         let (value, _) = self.entry(key)?;
-        let read = read(value);
+        let read = T::from_value(value);
         if read.is_none() {
             self.mismatches.borrow_mut().push(key.to_owned());
         }
         read
     }
 
-    /// Reads a key that has a default. `fallback` is used only with an error in the table, which is then reported.
-    fn required<T>(&self, key: &str, fallback: T, read: impl Fn(&Value) -> Option<T>) -> T {
+    /// Reads an optional secret. An empty secret counts as none.
+    pub(super) fn optional_secret(&self, key: &str) -> Option<Secret> {
+        let secret: Option<Secret> = self.optional(key);
+        secret.filter(|secret| !secret.expose().is_empty())
+    }
+
+    /// Reads a key that has a default. The default of the type is used only with an error in the table, which is then
+    /// reported.
+    pub(super) fn required<T: FromValue + Default>(&self, key: &str) -> T {
         if self.entry(key).is_none() {
             self.mismatches.borrow_mut().push(key.to_owned());
         }
-        self.optional(key, read).unwrap_or(fallback)
-    }
-
-    pub(super) fn optional_bool(&self, key: &str) -> Option<bool> {
-        self.optional(key, |value| {
-            if let Value::Bool(b) = value {
-                Some(*b)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn optional_int(&self, key: &str) -> Option<i64> {
-        self.optional(key, |value| {
-            if let Value::Int(n) = value {
-                Some(*n)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn optional_size(&self, key: &str) -> Option<ByteSize> {
-        self.optional(key, |value| {
-            if let Value::Size(size) = value {
-                Some(*size)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn optional_path(&self, key: &str) -> Option<PathBuf> {
-        self.optional(key, |value| {
-            if let Value::Path(path) = value {
-                Some(path.clone())
-            } else {
-                None
-            }
-        })
-    }
-
-    /// Reads an optional secret. An empty secret counts as none.
-    pub(super) fn optional_secret(&self, key: &str) -> Option<Secret> {
-        self.optional(key, |value| {
-            if let Value::Secret(secret) = value {
-                Some(secret.clone())
-            } else {
-                None
-            }
-        })
-        .filter(|secret| !secret.expose().is_empty())
-    }
-
-    pub(super) fn bool(&self, key: &str) -> bool {
-        self.required(key, false, |value| {
-            if let Value::Bool(b) = value {
-                Some(*b)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn int(&self, key: &str) -> i64 {
-        self.required(key, 0, |value| {
-            if let Value::Int(n) = value {
-                Some(*n)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn uint(&self, key: &str) -> u64 {
-        self.required(key, 0, |value| {
-            if let Value::Int(n) = value {
-                u64::try_from(*n).ok()
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn size_int(&self, key: &str) -> usize {
-        self.required(key, 0, |value| {
-            if let Value::Int(n) = value {
-                usize::try_from(*n).ok()
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn text(&self, key: &str) -> String {
-        self.required(key, String::new(), |value| {
-            if let Value::Text(text) = value {
-                Some(text.clone())
-            } else {
-                None
-            }
-        })
+        self.optional(key).unwrap_or_default()
     }
 
     /// Reads the first of these keys that has a value.
-    pub(super) fn text_of(&self, keys: &[&str; 2]) -> String {
-        self.text(self.first_of(keys))
-    }
-
-    /// Reads the first of these keys that has a value.
-    pub(super) fn float_of(&self, keys: &[&str; 2]) -> f64 {
-        self.required(self.first_of(keys), 0.0, |value| {
-            if let Value::Float(n) = value {
-                Some(*n)
-            } else {
-                None
-            }
-        })
-    }
-
-    fn first_of<'k>(&self, keys: &[&'k str; 2]) -> &'k str {
-        if self.entry(keys[0]).is_some() {
-            keys[0]
-        } else {
-            keys[1]
+    pub(super) fn first_of<T: FromValue + Default>(&self, keys: [&str; 2]) -> T {
+        let [first, second] = keys;
+        match self.entry(first) {
+            Some(_) => self.required(first),
+            None => self.required(second),
         }
     }
+}
 
-    pub(super) fn list(&self, key: &str) -> Vec<String> {
-        self.required(key, Vec::new(), |value| {
-            if let Value::List(list) = value {
-                Some(list.clone())
-            } else {
-                None
-            }
-        })
-    }
+/// A type that the value of a key is read as.
+pub(super) trait FromValue: Sized {
+    /// Returns `None` when the value is of another kind.
+    fn from_value(value: &Value) -> Option<Self>;
+}
 
-    pub(super) fn networks(&self, key: &str) -> Vec<Network> {
-        self.required(key, Vec::new(), |value| {
-            if let Value::Networks(networks) = value {
-                Some(networks.clone())
-            } else {
-                None
+macro_rules! from_value {
+    ($($type:ty: $kind:ident,)*) => {$(
+        impl FromValue for $type {
+            fn from_value(value: &Value) -> Option<Self> {
+                match value {
+                    Value::$kind(value) => value.clone().try_into().ok(),
+                    _ => None,
+                }
             }
-        })
-    }
+        }
+    )*};
+}
 
-    pub(super) fn ports(&self, key: &str) -> Vec<u16> {
-        self.required(key, Vec::new(), |value| {
-            if let Value::Ports(ports) = value {
-                Some(ports.clone())
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn duration(&self, key: &str) -> Duration {
-        self.required(key, Duration::ZERO, |value| {
-            if let Value::Duration(d) = value {
-                Some(*d)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn pool(&self, key: &str) -> PoolSize {
-        self.required(key, PoolSize::DEFAULT, |value| {
-            if let Value::Pool(size) = value {
-                Some(*size)
-            } else {
-                None
-            }
-        })
-    }
-
-    pub(super) fn schema(&self, key: &str) -> SchemaName {
-        self.required(key, SchemaName::public(), |value| {
-            if let Value::Schema(name) = value {
-                Some(name.clone())
-            } else {
-                None
-            }
-        })
-    }
+from_value! {
+    bool: Bool,
+    i64: Int,
+    u64: Int,
+    u32: Int,
+    usize: Int,
+    f64: Float,
+    String: Text,
+    Vec<String>: List,
+    Vec<Network>: Networks,
+    Vec<u16>: Ports,
+    Duration: Duration,
+    ByteSize: Size,
+    PathBuf: Path,
+    SchemaName: Schema,
+    PoolSize: Pool,
+    Secret: Secret,
 }

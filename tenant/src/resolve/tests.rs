@@ -19,19 +19,30 @@ fn env(pairs: &[(&str, &str)]) -> Layer {
     )
 }
 
+/// Returns a file's text that begins with the URL, in the section `[database]`.
+fn with_url(rest: &str) -> String {
+    format!("[database]\nurl = \"{URL}\"\n{rest}")
+}
+
 fn alone(text: &str) -> Resolved {
     resolve(&[file(text)], Mode::Alone).unwrap()
 }
 
+fn configured(layers: &[Layer]) -> BrokerConfig {
+    resolve(layers, Mode::Alone).unwrap().config
+}
+
+fn supervised(text: &str) -> Diagnostics {
+    resolve(&[file(text)], Mode::Supervised).unwrap_err()
+}
+
 fn refused(text: &str) -> String {
-    resolve(&[file(text)], Mode::Supervised)
-        .unwrap_err()
-        .to_string()
+    supervised(text).to_string()
 }
 
 #[test]
 fn the_references_single_tenant_file_serves_public_on_port_3000() {
-    let config = alone(&format!("[database]\nurl = \"{URL}\"\n")).config;
+    let config = alone(&with_url("")).config;
     assert!(config.database.schema.is_public());
     assert_eq!(config.database.pool_size.get(), 50);
     assert_eq!(config.database.max_working, 8);
@@ -50,45 +61,22 @@ fn the_references_single_tenant_file_serves_public_on_port_3000() {
 
 #[test]
 fn the_references_multi_tenant_file_and_its_variable_name_the_schema() {
-    let config = alone(&format!(
-        "[database]\nurl = \"{URL}\"\nschema = \"tenant_acme\"\n"
-    ))
-    .config;
+    let config = alone(&with_url("schema = \"tenant_acme\"\n")).config;
     assert_eq!(config.database.schema.as_str(), "tenant_acme");
     let layers = [
-        file(&format!("[database]\nurl = \"{URL}\"\n")),
+        file(&with_url("")),
         env(&[("BROKKR__DATABASE__SCHEMA", "tenant_acme")]),
     ];
-    assert_eq!(
-        resolve(&layers, Mode::Alone)
-            .unwrap()
-            .config
-            .database
-            .schema
-            .as_str(),
-        "tenant_acme"
-    );
+    assert_eq!(configured(&layers).database.schema.as_str(), "tenant_acme");
     let only = env(&[("BROKKR__DATABASE__URL", URL)]);
-    assert_eq!(
-        resolve(&[only], Mode::Alone)
-            .unwrap()
-            .config
-            .database
-            .url
-            .expose(),
-        URL
-    );
+    assert_eq!(configured(&[only]).database.url.expose(), URL);
 }
 
 #[test]
 fn every_default_of_the_table_is_of_its_kind() {
     // Reading every key reports a mismatch between the table and its readers.
     assert!(Layer::defaults(&settings::KEYS).problems().is_empty());
-    assert!(
-        alone(&format!("[database]\nurl = \"{URL}\"\n"))
-            .warnings
-            .is_empty()
-    );
+    assert!(alone(&with_url("")).warnings.is_empty());
 }
 
 #[test]
@@ -96,7 +84,7 @@ fn the_highest_layer_wins_key_by_key() {
     let defaults = Layer::from_source(
         Source::new(
             "s.toml",
-            format!("[database]\nurl = \"{URL}\"\npool_size = 20\n[log]\nlevel = \"warn\"\n"),
+            with_url("pool_size = 20\n[log]\nlevel = \"warn\"\n"),
         ),
         &settings::KEYS,
     );
@@ -108,27 +96,11 @@ fn the_highest_layer_wins_key_by_key() {
     .unwrap();
     assert_eq!(resolved.config.database.pool_size.get(), 30);
     assert_eq!(resolved.config.log.level, LogLevel::Debug);
-    assert_eq!(
-        resolved.origin("database.url").unwrap().to_string(),
-        "s.toml:2:1"
-    );
-    assert_eq!(
-        resolved.origin("database.pool_size").unwrap().to_string(),
-        "t/acme.toml:2:1"
-    );
-    assert_eq!(
-        resolved.origin("log.level").unwrap().to_string(),
-        "BROKKR__LOG__LEVEL"
-    );
-    assert_eq!(
-        resolved
-            .origin("http.listen")
-            .unwrap()
-            .position()
-            .unwrap()
-            .1,
-        4
-    );
+    let origin = |key: &str| resolved.origin(key).unwrap().to_string();
+    assert_eq!(origin("database.url"), "s.toml:2:1");
+    assert_eq!(origin("database.pool_size"), "t/acme.toml:2:1");
+    assert_eq!(origin("log.level"), "BROKKR__LOG__LEVEL");
+    assert_eq!(origin("http.listen"), "t/acme.toml:4:1");
     let taken = resolved
         .diagnostic("http.listen", "taken", None)
         .to_string();
@@ -164,44 +136,32 @@ fn what_is_missing_is_missing_at_the_beginning_of_the_tenants_file() {
 
 #[test]
 fn a_bad_value_is_not_missing_as_well_and_other_problems_are_said_too() {
-    let problems = resolve(
-        &[file(
+    for (text, count) in [
+        (
             "x = 1\n[database]\nurl = 5\n[http]\nlisten = \"localhost:1\"\n",
-        )],
-        Mode::Supervised,
-    )
-    .unwrap_err();
-    assert_eq!(problems.errors().count(), 3, "{problems}");
-    let problems = resolve(&[file("x = \n")], Mode::Supervised).unwrap_err();
-    assert_eq!(problems.errors().count(), 1, "{problems}");
-    let problems = resolve(
-        &[file(&format!("y = 1\n[database]\nurl = \"{URL}\"\n"))],
-        Mode::Supervised,
-    )
-    .unwrap_err();
-    assert_eq!(problems.errors().count(), 2, "{problems}");
+            3,
+        ),
+        ("x = \n", 1),
+        (&format!("y = 1\n{}", with_url("")), 2),
+    ] {
+        let problems = supervised(text);
+        assert_eq!(problems.errors().count(), count, "{problems}");
+    }
 }
 
 #[test]
 fn port_0_is_for_a_broker_alone() {
-    let text = format!("[database]\nurl = \"{URL}\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    let text = with_url("[http]\nlisten = \"127.0.0.1:0\"\n");
     assert!(refused(&text).starts_with("t/acme.toml:4:1: `http.listen` is 127.0.0.1:0: port 0"));
     assert_eq!(alone(&text).config.http.listen.to_string(), "127.0.0.1:0");
 }
 
 #[test]
 fn more_at_work_than_the_pool_holds_is_an_error_at_that_key() {
-    let text = format!(
-        "[database]\nurl = \"{URL}\"\npool_size = 4\nmax_working = 5\n[http]\nlisten = \"127.0.0.1:1\"\n"
-    );
+    let text = with_url("pool_size = 4\nmax_working = 5\n[http]\nlisten = \"127.0.0.1:1\"\n");
     assert!(refused(&text).starts_with("t/acme.toml:4:1: `database.max_working` is 5"));
-    assert_eq!(
-        alone(&text.replace("max_working = 5", ""))
-            .config
-            .database
-            .max_working,
-        4
-    );
+    let config = alone(&text.replace("max_working = 5", "")).config;
+    assert_eq!(config.database.max_working, 4);
 }
 
 #[test]
@@ -277,7 +237,7 @@ fn a_tenants_own_url_file_stands_above_a_default_url_and_both_in_one_file_are_an
         "the embedded server"
     );
     assert!(
-        refused(&format!("[database]\nurl = \"{URL}\"\nurl_file = \"x\"\n"))
+        refused(&with_url("url_file = \"x\"\n"))
             .contains("t/acme.toml:3:1: `database.url_file` and")
     );
 }
@@ -314,10 +274,10 @@ fn instance(config: BrokerConfig) -> InstanceConfig {
 #[test]
 fn an_instance_reads_back_what_the_supervisor_wrote_and_only_the_memfd_holds_secrets() {
     let hash = "AB".repeat(32);
-    let text = format!(
-        "[database]\nurl = \"{URL}\"\n[broker]\npak_hash = \"{hash}\"\nwebhook_encryption_key = \"{}\"\n",
+    let text = with_url(&format!(
+        "[broker]\npak_hash = \"{hash}\"\nwebhook_encryption_key = \"{}\"\n",
         "12".repeat(32)
-    );
+    ));
     let instance = instance(alone(&text).config);
     let json = instance.to_json();
     assert!(json.contains(URL) && json.contains(&hash.to_lowercase()));
@@ -348,8 +308,7 @@ fn an_instance_reads_back_what_the_supervisor_wrote_and_only_the_memfd_holds_sec
 
 #[test]
 fn where_webhooks_may_go_is_said_in_networks_and_ports() {
-    let base =
-        format!("[database]\nurl = \"{URL}\"\n[http]\nlisten = \"127.0.0.1:9\"\n[webhooks]\n");
+    let base = with_url("[http]\nlisten = \"127.0.0.1:9\"\n[webhooks]\n");
     let text = format!(
         "{base}allowed_networks = [\"10.0.0.0/8\", \"::1\"]\nallowed_ports = [443, 8443]\n"
     );
@@ -374,7 +333,7 @@ fn where_webhooks_may_go_is_said_in_networks_and_ports() {
             ("BROKKR__WEBHOOKS__ALLOWED_PORTS", "443,80"),
         ]),
     ];
-    let config = resolve(&layers, Mode::Alone).unwrap().config;
+    let config = configured(&layers);
     assert_eq!(config.webhooks.allowed_networks.len(), 2);
     assert_eq!(config.webhooks.allowed_ports, [443, 80]);
     for bad in [
@@ -485,7 +444,8 @@ proptest! {
         schema in "t_[a-z0-9]{0,20}", pool in 2u32..=1000, port in 1u16.., ms in 100u64..3_000_000, rate in 0.0f64..=1.0,
         password in "[^\\pC]{1,12}", origins in proptest::collection::vec("[^\\pC\"\\\\]{0,9}", 0..3), weight in 1u32..=10000,
     ) {
-        let mut config = alone(&format!("[database]\nurl = \"{URL}\"\n[limits]\ncpu_weight = {weight}\n[telemetry]\nsampling_rate = {rate:?}\n")).config;
+        let text = format!("[limits]\ncpu_weight = {weight}\n[telemetry]\nsampling_rate = {rate:?}\n");
+        let mut config = alone(&with_url(&text)).config;
         config.database.url = config.database.url.with_user("u", Some(crate::Secret::new(password)));
         config.database.schema = SchemaName::parse(&schema).unwrap();
         config.database.pool_size = crate::PoolSize::new(pool).unwrap();

@@ -35,7 +35,7 @@ fn the_parts_of_a_url_are_read_as_libpq_reads_them() {
 }
 
 #[test]
-fn what_nobody_said_is_libpqs_default() {
+fn an_option_that_is_left_out_has_libpqs_default() {
     let u = url("postgres://");
     assert_eq!(
         (u.host(), u.port()),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use brokkr_tenant::instance_protocol::ServerOutage;
 use tokio::sync::watch;
 
 use crate::db::concurrency_limit::ConcurrencyLimit;
@@ -20,15 +21,6 @@ const AWAY_PAUSE: Duration = Duration::from_millis(1500);
 
 /// The time for which a sign that the server is read-only holds. After it a new attempt to connect finds out.
 const READ_ONLY_FOR: Duration = Duration::from_secs(5);
-
-/// The supervisor's verdict that a server cannot serve the tenant now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerOutage {
-    /// Reason for the verdict.
-    pub reason: String,
-    /// True when the server answers but takes no writes.
-    pub read_only: bool,
-}
 
 pub(in crate::db) struct Shared {
     pub(in crate::db) gate: Arc<ConcurrencyLimit>,

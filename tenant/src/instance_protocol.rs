@@ -1,0 +1,106 @@
+//! The words that the supervisor and a broker exchange: the JSON of the private socket, and the names of what the broker
+//! inherits.
+//!
+//! Supervisor and broker may have different versions. Fields are therefore added and never renamed, and every added
+//! field has a default.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// The name in `LISTEN_FDNAMES` of the socket on which the broker serves its tenant.
+pub const HTTP_SOCKET: &str = "http";
+/// The name in `LISTEN_FDNAMES` of the private socket.
+pub const PRIVATE_SOCKET: &str = "private";
+/// The variable that names the descriptor of the instance's configuration.
+pub const CONFIG_FD: &str = "BROKKR_CONFIG_FD";
+/// The key of a notification with the number of connections that an ending broker still holds.
+pub const HELD_CONNECTIONS: &str = "X_CONNECTIONS";
+
+/// The phase of an instance. The broker repeats it for a restarted supervisor that missed the notifications.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstancePhase {
+    /// Not ready yet.
+    Starting,
+    /// The instance was told to end.
+    Stopping,
+    /// The instance accepts connections. An unknown phase counts as this, because an older broker sends none.
+    #[default]
+    #[serde(other)]
+    Serving,
+}
+
+/// The answer to `GET /pool` and `PUT /pool`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolState {
+    /// The largest number of connections that the instance may hold.
+    pub connections: u32,
+    /// The number of connections that it holds.
+    pub held: u32,
+    /// The number of these that are working.
+    #[serde(default)]
+    pub working: u32,
+    /// The process ids of the server's backends that serve this instance; `None` from an older broker. Other backends
+    /// under the tenant's name belong to other processes.
+    pub backends: Option<BTreeSet<i32>>,
+    /// The phase of the instance.
+    #[serde(default)]
+    pub phase: InstancePhase,
+}
+
+/// The body of `PUT /pool`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetPool {
+    /// The largest number of connections that the instance may hold.
+    pub connections: u32,
+}
+
+/// The reason why a server cannot serve the tenant now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerOutage {
+    /// The reason in words.
+    pub reason: String,
+    /// True when the server answers reads and takes no writes.
+    pub read_only: bool,
+}
+
+/// The body of `PUT /server`: the supervisor's verdict on the tenant's server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetServer {
+    up: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+}
+
+impl From<Result<(), ServerOutage>> for SetServer {
+    fn from(verdict: Result<(), ServerOutage>) -> Self {
+        let outage = verdict.err();
+        Self {
+            up: outage.is_none(),
+            read_only: outage.as_ref().is_some_and(|outage| outage.read_only),
+            reason: outage.map(|outage| outage.reason),
+        }
+    }
+}
+
+impl SetServer {
+    /// Returns the outage, or `None` when the server is up.
+    pub fn outage(self) -> Option<ServerOutage> {
+        (!self.up).then(|| ServerOutage {
+            reason: self
+                .reason
+                .unwrap_or_else(|| "the supervisor says the server is down".to_owned()),
+            read_only: self.read_only,
+        })
+    }
+}
+
+/// The answer to `GET /maps`: the files that the instance executes and that are no longer on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maps {
+    /// The paths.
+    pub deleted: BTreeSet<String>,
+}
