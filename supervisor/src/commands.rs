@@ -6,7 +6,6 @@ mod interrupt;
 mod locate_supervisor;
 mod logs;
 mod orders;
-mod pak;
 mod reload;
 pub(crate) mod run;
 mod status;
@@ -77,7 +76,7 @@ fn carry_out(command: &Command, config: &Path) -> Result<(), Failure> {
         }
         Command::Reload(options) => reload::reload(&client, options.confirm_removals),
         Command::Tenant { command } => tenant::tenant(&client, &config, command),
-        Command::Pak { tenant } => pak::pak(&client, tenant),
+        Command::Pak { tenant } => say(&client.get(&format!("/v1/pak/{tenant}"))?),
         Command::Run(_) | Command::Check(_) | Command::Sweep => Err(Failure::Problem(
             "this command does not ask the supervisor".to_owned(),
         )),

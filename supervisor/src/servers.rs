@@ -42,7 +42,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 type Wants = watch::Receiver<BTreeSet<DatabaseUrl>>;
 
-fn event_loop() -> io::Result<Runtime> {
+/// Makes an event loop for this thread.
+pub(crate) fn event_loop() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -197,10 +197,10 @@ mod tests {
     }
 
     #[test]
-    fn without_systemd_nothing_is_said_and_a_full_socket_blocks_nobody() {
-        let nobody = Notifier::new(None, |_| None).unwrap();
-        nobody.ready();
-        assert_eq!(nobody.watchdog_interval(), None);
+    fn without_systemd_nothing_is_sent_and_a_full_socket_never_blocks() {
+        let silent = Notifier::new(None, |_| None).unwrap();
+        silent.ready();
+        assert_eq!(silent.watchdog_interval(), None);
         let (_dir, _systemd, notifier) = notifier(&[]);
         for _ in 0..10_000 {
             notifier.ready();

@@ -550,3 +550,45 @@ fn every_fault_of_upstream_has_a_test_that_shows_its_absence() {
         .collect();
     assert_eq!(missing, Vec::<&str>::new());
 }
+
+/// Returns, as "a -> b", the imports between the top folders of `src` that are part of a loop.
+///
+/// Reads only paths that begin with `crate::`, because no other path leads from one top folder to another.
+fn folder_loops(src: &str) -> Vec<String> {
+    let mut imports = std::collections::BTreeSet::new();
+    for (name, text) in sources(src) {
+        let (from, _) = name[src.len() + 1..].split_once(['/', '.']).unwrap();
+        let lines: Vec<&str> = code(&name, &text).iter().map(|(_, line)| *line).collect();
+        for path in lines.join(" ").split("crate::").skip(1) {
+            let targets: Vec<&str> = match path.strip_prefix('{') {
+                Some(group) => group.split('}').next().unwrap().split(',').collect(),
+                None => vec![path],
+            };
+            for to in targets {
+                let end = |c: char| !c.is_alphanumeric() && c != '_';
+                let to = to.trim().split(end).next().unwrap();
+                if to != from {
+                    imports.insert((from.to_owned(), to.to_owned()));
+                }
+            }
+        }
+    }
+    // An import is part of no loop when its target imports nothing, or when nothing imports its source.
+    loop {
+        let all = imports.clone();
+        imports.retain(|(from, to)| {
+            all.iter().any(|(other, _)| other == to) && all.iter().any(|(_, other)| other == from)
+        });
+        if imports.len() == all.len() {
+            return imports
+                .iter()
+                .map(|(from, to)| format!("{from} -> {to}"))
+                .collect();
+        }
+    }
+}
+
+#[test]
+fn no_folders_of_the_supervisor_import_each_other_in_a_loop() {
+    assert_eq!(folder_loops("supervisor/src"), Vec::<String>::new());
+}

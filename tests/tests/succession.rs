@@ -92,7 +92,10 @@ fn what_is_wrong_beside_the_brokers_does_not_end_a_supervisor_that_holds_them() 
     assert_eq!(acme.becomes("ready").restarts, 1);
     let status = host.status();
     let notice = |what: &str| status.notices.iter().any(|n| n.contains(what));
-    assert!(notice("nobody knows who was stopped"), "{status:?}");
+    assert!(
+        notice("it is unknown which tenants were stopped"),
+        "{status:?}"
+    );
     // The tenant was not running, so it may have been stopped by the operator.
     globex.becomes("stopped");
     until(Duration::from_secs(10), "the list written anew", || {

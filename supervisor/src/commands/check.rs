@@ -14,7 +14,7 @@ use crate::budget_input;
 use crate::cli;
 use crate::config::{self, ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded;
-use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, schema_problems};
+use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, event_loop, schema_problems};
 use brokkr_tenant::{DatabaseUrl, Layer, SchemaName, TenantName};
 use runs_on::RunsOn;
 use std::collections::{BTreeMap, BTreeSet};
@@ -252,9 +252,7 @@ fn ask(findings: &mut Findings) -> Arc<ServersView> {
     let asked = Servers::start(brokkr_pg::application_prefix().to_owned()).and_then(|servers| {
         servers.want(urls.clone());
         let mut view = servers.view();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()?;
+        let runtime = event_loop()?;
         let known = |view: &Arc<ServersView>| {
             urls.iter()
                 .all(|url| *view.endpoint(url) != Endpoint::Unknown)
@@ -417,8 +415,8 @@ fn report_shrunk(verdict: &Verdict, findings: &mut Findings) {
             && account.committed > capacity
         {
             findings.problems.push(format!(
-                "server {server}: {} connections are admitted, {} more than its capacity of {capacity}: whoever is admitted stays, and \
-                 nobody else is taken, until pools are smaller or its max_connections is larger",
+                "server {server}: {} connections are admitted, {} more than its capacity of {capacity}: admitted tenants stay, and \
+                 no other is admitted, until pools are smaller or its max_connections is larger",
                 account.committed,
                 account.committed - capacity
             ));

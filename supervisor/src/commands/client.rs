@@ -3,6 +3,7 @@
 use super::Failure;
 use super::interrupt::Interrupt;
 use crate::control::{GROUP, SOCKET};
+use crate::servers::event_loop;
 use brokkr_tenant::SocketPath;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -30,9 +31,7 @@ pub(super) struct ControlClient {
 
 impl ControlClient {
     pub(super) fn new(runtime_dir: &Path) -> Result<Self, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
+        let runtime = event_loop()
             .map_err(|error| Failure::Problem(format!("cannot make the event loop: {error}")))?;
         Ok(Self {
             socket: runtime_dir.join(SOCKET),
@@ -107,7 +106,7 @@ impl ControlClient {
                 () = interrupt.wait() => Err(Failure::Interrupted),
             }
         })?;
-        serde_json::from_slice(&answer).map_err(|error| not_understood(&error))
+        parse(&answer)
     }
 
     async fn ask(
@@ -202,9 +201,11 @@ impl ControlClient {
     }
 }
 
-/// Reports an answer that this program does not know, because the supervisor has a different version.
-pub(super) fn not_understood(error: &serde_json::Error) -> Failure {
-    Failure::Problem(format!(
-        "the supervisor's answer is not understood: {error}"
-    ))
+/// Parses an answer. A supervisor of another version may give answers that this program does not know.
+pub(super) fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(answer).map_err(|error| {
+        Failure::Problem(format!(
+            "the supervisor's answer is not understood: {error}"
+        ))
+    })
 }

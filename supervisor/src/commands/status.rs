@@ -1,6 +1,6 @@
 //! The command `status`.
 
-use super::client::{ControlClient, not_understood};
+use super::client::{ControlClient, parse};
 use super::{Failure, harmless, say};
 use crate::cli::{Status, StatusFormat};
 use crate::status::{Snapshot, TenantStatus};
@@ -41,8 +41,7 @@ pub(super) fn status(client: &ControlClient, options: &Status) -> Result<(), Fai
 }
 
 fn show(options: &Status, answer: &[u8]) -> Result<(), Failure> {
-    let snapshot: Snapshot =
-        serde_json::from_slice(answer).map_err(|error| not_understood(&error))?;
+    let snapshot: Snapshot = parse(answer)?;
     match (options.format, &options.tenant) {
         (StatusFormat::Json, _) => {
             say(answer)?;

@@ -8,6 +8,7 @@ use super::{EXIT_CONFIGURATION, EXIT_PROBLEM, complain, run, say};
 use crate::embedded;
 use crate::instance::cgroup::CgroupTree;
 use crate::instance::leftover_instances;
+use crate::servers::event_loop;
 use crate::systemd::job;
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,10 +27,7 @@ pub(crate) fn sweep(path: &Path) -> ExitCode {
         // Brokers are ended even if the file is bad.
         complain(problems, EXIT_CONFIGURATION);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match event_loop() {
         Ok(runtime) => runtime,
         Err(error) => {
             return complain(
@@ -105,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_ends_brokers_only_when_nobody_is_going_to_come_for_them() {
+    fn brokers_are_ended_only_when_no_supervisor_will_take_them_over() {
         let job = |job: &str| Ok(Some(job.to_owned()));
         let result = |result: &str| Some(result.to_owned());
         assert!(is_stop(result("success"), job("stop")));

@@ -1,6 +1,6 @@
 //! The commands `tenant add`, `tenant remove` and `tenant list`.
 
-use super::client::{ControlClient, not_understood};
+use super::client::{ControlClient, parse};
 use super::{Failure, harmless, reload, say};
 use crate::cli::{Add, Tenant};
 use crate::config::{SupervisorConfig, TenantConfig};
@@ -108,9 +108,7 @@ fn list(folder: &Path) -> Result<(), Failure> {
 /// Returns the supervisor's status of the tenant. Only the supervisor knows whether schema, address or budget prevent
 /// the tenant, and it decides only when it sees the file.
 fn status_of(client: &ControlClient, tenant: &TenantName) -> Result<Option<TenantStatus>, Failure> {
-    let answer = client.get("/v1/status")?;
-    let snapshot: Snapshot =
-        serde_json::from_slice(&answer).map_err(|error| not_understood(&error))?;
+    let snapshot: Snapshot = parse(&client.get("/v1/status")?)?;
     let mut tenants = snapshot.tenants.into_iter();
     Ok(tenants.find(|status| status.name == tenant.as_str()))
 }

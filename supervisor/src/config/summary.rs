@@ -34,6 +34,19 @@ impl ConfigSummary {
         }
     }
 
+    /// Describes an instance that listens on `listen`, for tests.
+    #[cfg(test)]
+    pub(crate) fn listening(listen: Listen) -> Self {
+        Self {
+            digest: "ab".repeat(32),
+            listen,
+            schema: "acme".to_owned(),
+            pool: 7,
+            program: None,
+            config: serde_json::Value::Null,
+        }
+    }
+
     /// Describes this configuration without the values, for where the complete configuration is stored beside it.
     pub(crate) fn brief(config: &BrokerConfig, digest: Digest, program: Option<Stamp>) -> Self {
         Self {

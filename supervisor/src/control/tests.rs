@@ -120,13 +120,15 @@ impl Host {
         BufReader::new(stream)
     }
 
+    /// Sends a GET and returns the stream of its answer.
+    async fn ask(&self, path: &str) -> BufReader<UnixStream> {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"))
+            .await
+    }
+
     /// Returns the status code and the body.
     async fn get(&self, path: &str) -> (u16, String) {
-        whole(
-            self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"))
-                .await,
-        )
-        .await
+        whole(self.ask(path).await).await
     }
 
     async fn post(&self, path: &str, body: &str) -> (u16, String) {
@@ -187,9 +189,7 @@ async fn status_is_the_snapshot_and_an_unknown_tenant_is_named() {
 #[tokio::test]
 async fn a_watched_status_is_a_line_for_each_change() {
     let host = Host::up().await;
-    let mut stream = host
-        .send("GET /v1/status?watch=1 HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await;
+    let mut stream = host.ask("/v1/status?watch=1").await;
     line(&mut stream, "\"state\":\"ready\"").await;
     let changed = TenantStatus {
         state: State::Degraded,
@@ -226,25 +226,13 @@ async fn orders_and_reloads_are_answered_when_settled() {
             .await,
         (200, "[]".into())
     );
-    assert_eq!(
-        host.post(
-            "/v1/orders",
-            r#"{"selection":{"names":["zed"]},"order":"stop"}"#
-        )
-        .await
-        .0,
-        404
-    );
-    assert_eq!(
-        host.post(
-            "/v1/orders",
-            r#"{"selection":{"names":["../x"]},"order":"stop"}"#
-        )
-        .await
-        .0,
-        400
-    );
-    assert_eq!(host.post("/v1/orders", "nonsense").await.0, 400);
+    for (order, code) in [
+        (r#"{"selection":{"names":["zed"]},"order":"stop"}"#, 404),
+        (r#"{"selection":{"names":["../x"]},"order":"stop"}"#, 400),
+        ("nonsense", 400),
+    ] {
+        assert_eq!(host.post("/v1/orders", order).await.0, code, "{order}");
+    }
     let (_, body) = host
         .post("/v1/reload", r#"{"confirm_removals":true}"#)
         .await;
@@ -287,9 +275,7 @@ async fn logs_are_the_last_lines_then_those_that_come() {
     assert_eq!(host.get("/v1/logs?tenant=nobody").await.0, 404);
     assert_eq!(host.get("/v1/logs?level=loud").await.0, 400);
 
-    let mut stream = host
-        .send("GET /v1/logs?follow=1&n=1&format=json HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await;
+    let mut stream = host.ask("/v1/logs?follow=1&n=1&format=json").await;
     line(&mut stream, "\"message\":\"two\"").await;
     writeln!(broker, "three").unwrap();
     line(&mut stream, "\"message\":\"three\"").await;
@@ -330,13 +316,11 @@ async fn figures_name_states_restarts_and_lost_lines() {
 }
 
 #[tokio::test]
-async fn silent_clients_keep_nobody_out_and_streams_are_bounded() {
+async fn silent_clients_keep_no_other_client_out_and_streams_are_bounded() {
     let host = Host::up().await;
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
-        let mut stream = host
-            .send("GET /v1/status?watch=1 HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await;
+        let mut stream = host.ask("/v1/status?watch=1").await;
         line(&mut stream, "\"state\":\"ready\"").await;
         streams.push(stream);
     }
@@ -346,9 +330,7 @@ async fn silent_clients_keep_nobody_out_and_streams_are_bounded() {
     // The slot is free as soon as the supervisor sees the end of the connection.
     let start = std::time::Instant::now();
     loop {
-        let mut stream = host
-            .send("GET /v1/status?watch=1 HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await;
+        let mut stream = host.ask("/v1/status?watch=1").await;
         let mut first = String::new();
         stream.read_line(&mut first).await.unwrap();
         if first.contains("200") {

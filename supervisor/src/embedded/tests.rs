@@ -13,17 +13,28 @@ use brokkr_tenant::DatabaseUrl;
 use brokkr_tests::TestDir;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time limit for each wait, generous because the machine may be busy.
 const BOUND: Duration = Duration::from_secs(60);
 
+/// Starts or adopts the server; `brokers` says whether brokers already run.
+async fn start(config: &Arc<SupervisorConfig>, brokers: bool) -> Result<Embedded, String> {
+    Embedded::start(config, BTreeMap::new(), brokers).await
+}
+
+/// Lets every user enter and read the folder, which is created if it is missing.
+fn open(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
 /// Starts or adopts the server, and waits until tenants can connect.
 async fn up(config: &Arc<SupervisorConfig>) -> Embedded {
-    let embedded = Embedded::start(config, BTreeMap::new(), false)
-        .await
-        .unwrap();
+    let embedded = start(config, false).await.unwrap();
     is_up(&embedded).await;
     embedded
 }
@@ -57,9 +68,7 @@ fn configured(place: &TestDir) -> Arc<SupervisorConfig> {
     .unwrap();
     let config = config::load(&file).unwrap();
     for folder in [place.path(), &config.state_dir, &config.runtime_dir] {
-        std::fs::create_dir_all(folder).unwrap();
-        std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        open(folder);
     }
     Arc::new(config)
 }
@@ -129,9 +138,9 @@ async fn it_is_made_started_kept_adopted_and_stopped() {
 }
 
 #[tokio::test]
-async fn it_lets_nobody_else_in() {
+async fn another_user_cannot_connect() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root to be somebody else");
+        eprintln!("skipped: needs root to become another user");
         return;
     }
     let place = TestDir::new();
@@ -164,11 +173,7 @@ async fn it_lets_nobody_else_in() {
     let (entered, said) = stranger("brokkr");
     assert!(!entered && said.contains("Permission denied"), "{said}");
     // With the folder open, the kernel's peer credentials still keep the other user out.
-    std::fs::set_permissions(
-        &sockets,
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    open(&sockets);
     for name in ["brokkr", "postgres"] {
         let (entered, said) = stranger(name);
         assert!(
@@ -188,9 +193,7 @@ async fn what_postgresql_says_is_in_the_error_when_it_does_not_start() {
     let good = std::fs::read(&file).unwrap();
     std::fs::write(&file, "nonsense = on\n").unwrap();
     // An existing data folder is waited for, so a failing server is no reason to give up.
-    let embedded = Embedded::start(&config, BTreeMap::new(), false)
-        .await
-        .unwrap();
+    let embedded = start(&config, false).await.unwrap();
     let mut remark = embedded.remark();
     says(&mut remark, |said| {
         said.is_some_and(|said| said.contains("nonsense") && said.contains("trying again"))
@@ -208,13 +211,9 @@ async fn a_first_start_that_fails_says_why_unless_brokers_wait_for_it() {
     let mut config = (*configured(&place)).clone();
     config.postgres.bin_dir = Some(place.join("nothing"));
     let config = Arc::new(config);
-    let error = Embedded::start(&config, BTreeMap::new(), false)
-        .await
-        .unwrap_err();
+    let error = start(&config, false).await.unwrap_err();
     assert!(error.contains("bin_dir"), "{error}");
-    let embedded = Embedded::start(&config, BTreeMap::new(), true)
-        .await
-        .unwrap();
+    let embedded = start(&config, true).await.unwrap();
     says(&mut embedded.remark(), |said| {
         said.is_some_and(|said| said.contains("bin_dir"))
     })
@@ -230,9 +229,7 @@ async fn a_paused_server_is_kept_and_one_that_listens_elsewhere_is_replaced() {
     let before = pid(&config).await;
     embedded.task.abort();
     signal(before, Signal::SIGSTOP);
-    let embedded = Embedded::start(&config, BTreeMap::new(), true)
-        .await
-        .unwrap();
+    let embedded = start(&config, true).await.unwrap();
     let mut remark = embedded.remark();
     says(&mut remark, |said| {
         said.is_some_and(|said| said.contains("does not answer"))
@@ -247,12 +244,7 @@ async fn a_paused_server_is_kept_and_one_that_listens_elsewhere_is_replaced() {
     embedded.task.abort();
     let mut moved = (*config).clone();
     moved.runtime_dir = place.join("other");
-    std::fs::create_dir(&moved.runtime_dir).unwrap();
-    std::fs::set_permissions(
-        &moved.runtime_dir,
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    open(&moved.runtime_dir);
     let moved = Arc::new(moved);
     let embedded = up(&moved).await;
     assert_ne!(pid(&moved).await, before);
@@ -291,9 +283,7 @@ async fn what_a_killed_server_left_is_waited_for() {
         .unwrap();
     let told = data.join("pg_hba.conf");
     std::fs::remove_file(&told).unwrap();
-    let embedded = Embedded::start(&config, BTreeMap::new(), true)
-        .await
-        .unwrap();
+    let embedded = start(&config, true).await.unwrap();
     let began = Instant::now();
     while !told.exists() {
         assert!(began.elapsed() < BOUND, "nothing is made ready");

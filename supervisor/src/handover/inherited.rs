@@ -19,9 +19,9 @@ const FIRST: RawFd = 3;
 /// The giver of the descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum HandoverSource {
-    /// None: nothing was given.
+    /// No descriptors were given.
     #[default]
-    Nobody,
+    Nothing,
     /// systemd, from its store: descriptors no longer needed must be removed there.
     Systemd,
     /// An earlier supervisor in this very process: its brokers are children of this process.

@@ -36,7 +36,7 @@ pub(crate) struct CgroupTree {
     /// The mount point of the hierarchy.
     mount: PathBuf,
     /// Controllers that can be set in the instances' cgroups.
-    controllers: Vec<String>,
+    controllers: Vec<&'static str>,
     /// Reason why the holder's subtree cannot be used.
     problem: Option<String>,
 }
@@ -74,19 +74,15 @@ impl CgroupTree {
             return without(error.to_string());
         }
         let there = std::fs::read_to_string(holder.join("cgroup.controllers")).unwrap_or_default();
-        let turned_on = |controller: &&&str| {
-            there.split_whitespace().any(|there| there == **controller)
+        let turned_on = |controller: &&str| {
+            there.split_whitespace().any(|there| there == *controller)
                 && [holder, &root].into_iter().all(|folder| {
                     let control = folder.join("cgroup.subtree_control");
                     write(&control, &format!("+{controller}")).is_ok()
                 })
         };
         Self {
-            controllers: CONTROLLERS
-                .iter()
-                .filter(turned_on)
-                .map(|controller| (*controller).to_owned())
-                .collect(),
+            controllers: CONTROLLERS.into_iter().filter(turned_on).collect(),
             root: Some(root),
             mount,
             problem: None,
@@ -118,9 +114,7 @@ impl CgroupTree {
         ];
         let missing: Vec<&str> = asked
             .iter()
-            .filter(|(_, controller, asked)| {
-                *asked && !self.controllers.iter().any(|c| c == controller)
-            })
+            .filter(|(_, controller, asked)| *asked && !self.controllers.contains(controller))
             .map(|(key, _, _)| *key)
             .collect();
         if missing.is_empty() {
@@ -215,7 +209,7 @@ impl CgroupTree {
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroup {
     path: PathBuf,
-    controllers: Vec<String>,
+    controllers: Vec<&'static str>,
 }
 
 impl Cgroup {
@@ -257,7 +251,7 @@ impl Cgroup {
         ];
         for (controller, file, value) in settings {
             if let Some(value) = value
-                && self.controllers.iter().any(|there| there == controller)
+                && self.controllers.contains(&controller)
             {
                 write(&self.path.join(file), &value)?;
             }
@@ -415,7 +409,7 @@ mod tests {
         };
         let groups = CgroupTree {
             root: Some(folder.path().into()),
-            controllers: vec!["memory".into()],
+            controllers: vec!["memory"],
             ..CgroupTree::default()
         };
         let unenforced = groups.unenforced(&limits).unwrap();

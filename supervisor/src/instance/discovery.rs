@@ -385,7 +385,7 @@ impl Search {
         };
         let listen = what.as_ref().map(|what| &what.listen);
         if let Some(listen) = listen.filter(|listen| !gone && !is_found(listen)) {
-            let text = format!("nobody finds its socket at {listen} any more: it is replaced");
+            let text = format!("its socket at {listen} can no longer be reached: it is replaced");
             self.remark(&tenant, pid, &text);
             outdated = true;
         }

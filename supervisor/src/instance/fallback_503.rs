@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_was_accepted_is_answered_before_the_last_of_them_has_ended() {
+    async fn every_accepted_connection_is_answered_before_the_fallback_has_ended() {
         let answering = UnansweredCount::new();
         let (fallback, _socket, mut client) = met(&answering).await;
         client.write_all(b"GET / HT").await.unwrap();

@@ -240,14 +240,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("acme.7.lock");
         let file = create(&path).unwrap();
-        let what = ConfigSummary {
-            digest: "abc".into(),
-            listen: brokkr_tenant::Listen::parse("127.0.0.1:1").unwrap(),
-            schema: "acme".into(),
-            pool: 3,
-            program: None,
-            config: serde_json::Value::Null,
-        };
+        let listen = brokkr_tenant::Listen::parse("127.0.0.1:1").unwrap();
+        let what = ConfigSummary::listening(listen);
         let us = LockHolder::of(std::process::id() as i32).unwrap();
         sign(&file, &us, &what).unwrap();
         let inherited = file.try_clone().unwrap();

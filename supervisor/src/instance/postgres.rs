@@ -113,7 +113,7 @@ pub(crate) struct PostgresHandover {
 }
 
 /// Returns true when the error shows that there is no such process; other errors show nothing.
-fn shows_nobody(error: &io::Error) -> bool {
+fn is_no_process(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(nix::libc::ESRCH | nix::libc::EINVAL)
@@ -136,7 +136,7 @@ impl PostgresProcess {
         // The pidfd is opened first, because the pid cannot pass to another process after that.
         let pidfd = match sys::pidfd_open(pid) {
             Ok(pidfd) => pidfd,
-            Err(error) if shows_nobody(&error) => return Ok(None),
+            Err(error) if is_no_process(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let at = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();

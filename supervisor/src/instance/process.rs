@@ -7,7 +7,7 @@ use super::lock::InstanceFiles;
 use super::notify::{NotifyMessage, NotifyRateLimit, NotifySocket};
 use super::probe_client::{InstanceSettings, ProbeTask, ProbeTimes};
 use super::reaper::{self, OwnedChild};
-use super::spawn::{SpawnRequest, SpawnedInstance};
+use super::spawn::SpawnRequest;
 use super::state_query::{self, InstanceState};
 use super::termination::{self, ProcessRef, Termination};
 use crate::handover::PartialLine;
@@ -86,22 +86,14 @@ impl InstanceTask {
             Ok(Err(reason)) => return self.failed(reason).await,
             Err(panic) => return self.failed(format!("starting it failed: {panic}")).await,
         };
-        let SpawnedInstance {
-            process,
-            start_time,
-            program,
-            registered,
-            log,
-            notify,
-        } = launched;
-        let pid = process.pid;
+        let (pid, start_time) = (launched.process.pid, launched.start_time);
         let descriptors = Descriptors {
             pid,
             start_time,
-            program,
-            pidfd: Arc::new(process.pidfd),
-            log: Some(Arc::new(log)),
-            notify: Arc::new(notify),
+            program: launched.program,
+            pidfd: Arc::new(launched.process.pidfd),
+            log: Some(Arc::new(launched.log)),
+            notify: Arc::new(launched.notify),
         };
         self.read_log(&descriptors, PartialLine::default());
         let alive = RunningProcess {
@@ -110,7 +102,7 @@ impl InstanceTask {
             notify: Arc::clone(&descriptors.notify),
             process_ref: ProcessRef::child(pid, start_time),
             files,
-            registered,
+            registered: launched.registered,
             told_connections,
             adopted: None,
         };
@@ -123,18 +115,11 @@ impl InstanceTask {
 
     /// Takes over an instance of an earlier supervisor, watches it until it ends, and reports its end.
     pub(crate) async fn adopt(self, adoption: AdoptedProcess) {
-        let AdoptedProcess {
-            files,
-            partial_line,
-            stage,
-            connections: _,
-            limits: _,
-        } = adoption;
         let slot = self.slot.clone();
         let Some(descriptors) = slot.get() else {
             return self.failed("nothing is known of it".into()).await;
         };
-        self.read_log(descriptors, partial_line);
+        self.read_log(descriptors, adoption.partial_line);
         let pid = descriptors.pid;
         let process_ref = ProcessRef::found(pid, descriptors.start_time);
         self.live(RunningProcess {
@@ -144,9 +129,9 @@ impl InstanceTask {
             // The process is a child when the earlier supervisor executed this program in its place.
             registered: process_ref.is_child().then(|| reaper::register(pid)),
             process_ref,
-            files,
+            files: adoption.files,
             told_connections: None,
-            adopted: Some(stage),
+            adopted: Some(adoption.stage),
         })
         .await;
     }
@@ -320,23 +305,19 @@ impl InstanceTask {
     }
 
     async fn learn(&self, answer: Option<InstanceState>) {
-        let Some(InstanceState {
-            stage,
-            connections,
-            held,
-        }) = answer
-        else {
-            self.reporter.life(Event::Unanswered(self.id)).await;
+        let id = self.id;
+        let Some(state) = answer else {
+            self.reporter.life(Event::Unanswered(id)).await;
             return;
         };
-        let id = self.id;
         let learned = Event::Learned {
             id,
-            stage,
-            connections,
+            stage: state.stage,
+            connections: state.connections,
         };
         self.reporter.life(learned).await;
-        self.reporter.life(Event::Connections(id, held)).await;
+        let held = Event::Connections(id, state.held);
+        self.reporter.life(held).await;
     }
 
     async fn hear(&self, said: NotifyMessage, exit_report: &mut ExitReport) {

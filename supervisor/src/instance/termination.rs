@@ -171,9 +171,9 @@ impl fmt::Display for ExitCause {
                 write!(f, "killed by {signal}{core}")
             }
             Self::Known(other) => write!(f, "{other:?}"),
-            Self::Unknown => {
-                f.write_str("ended, nobody knows how: an earlier supervisor was its parent")
-            }
+            Self::Unknown => f.write_str(
+                "ended, its exit status is unknown: an earlier supervisor was its parent",
+            ),
         }
     }
 }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_somebody_elses_child_is_seen_and_its_exit_code_where_the_kernel_tells() {
+    async fn the_end_of_another_processs_child_is_seen_with_its_exit_code_where_the_kernel_tells() {
         use std::io::Write;
         let (mut parent, pid, pidfd) = grandchild();
         let process_ref = ProcessRef::found(pid, lock::start_time(pid).unwrap());
@@ -218,7 +218,7 @@ mod tests {
         match ended {
             ExitCause::Known(_) => assert_eq!(ended.to_string(), "exit code 7"),
             // Kernels before 6.15.
-            ExitCause::Unknown => assert!(ended.to_string().contains("nobody knows")),
+            ExitCause::Unknown => assert!(ended.to_string().contains("is unknown")),
         }
     }
 

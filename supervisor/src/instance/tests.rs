@@ -47,14 +47,7 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
         .spawn()
         .unwrap();
     let pid = Pid::from_raw(child.id() as i32);
-    let what = ConfigSummary {
-        digest: "abc".into(),
-        listen: Listen::parse("127.0.0.1:1").unwrap(),
-        schema: "acme".into(),
-        pool: 3,
-        program: None,
-        config: serde_json::Value::Null,
-    };
+    let what = ConfigSummary::listening(Listen::parse("127.0.0.1:1").unwrap());
     lock::sign(&lock, &lock::LockHolder::of(pid.as_raw()).unwrap(), &what).unwrap();
     drop(lock);
 

@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use proptest::prelude::*;
 use serde_json::Value;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 use tracing_subscriber::prelude::*;
@@ -45,15 +45,20 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
+/// Reads all lines on a thread of its own.
+fn read_all(out: BufReader<File>) -> thread::JoinHandle<Vec<String>> {
+    thread::spawn(move || out.lines().map(Result::unwrap).collect())
+}
+
 /// Ends the hub and returns the lines that are still coming.
-fn rest(hub: &Hub, mut out: BufReader<File>) -> Vec<String> {
-    let reading = thread::spawn(move || {
-        let mut text = String::new();
-        out.read_to_string(&mut text).unwrap();
-        text.lines().map(str::to_owned).collect()
-    });
+fn rest(hub: &Hub, out: BufReader<File>) -> Vec<String> {
+    let reading = read_all(out);
     assert!(hub.flush_and_stop(soon()));
     reading.join().unwrap()
+}
+
+fn message(line: &str) -> String {
+    json(line)["message"].as_str().unwrap().to_owned()
 }
 
 fn all_of(output: fn(OwnedFd) -> Output, bytes: &[u8]) -> Vec<String> {
@@ -61,12 +66,7 @@ fn all_of(output: fn(OwnedFd) -> Output, bytes: &[u8]) -> Vec<String> {
     let mut acme = attach(&hub, "acme", 4711);
     let bytes = bytes.to_vec();
     let writing = thread::spawn(move || acme.write_all(&bytes).unwrap());
-    let reading = thread::spawn(move || {
-        let mut text = String::new();
-        let mut out = out;
-        out.read_to_string(&mut text).unwrap();
-        text.lines().map(str::to_owned).collect()
-    });
+    let reading = read_all(out);
     writing.join().unwrap();
     assert!(hub.flush_and_stop(soon()));
     drop(hub);
@@ -127,7 +127,7 @@ fn a_line_of_a_megabyte_is_cut_and_marked_and_the_next_is_whole() {
     bytes.extend_from_slice(b"\nnext\n");
     let lines = all_of(Output::Json, &bytes);
     assert_eq!(lines.len(), 2);
-    let message = json(&lines[0])["message"].as_str().unwrap().to_owned();
+    let message = message(&lines[0]);
     assert!(
         message.ends_with("… [line cut: 1048576 bytes]"),
         "{}",
@@ -235,17 +235,11 @@ fn a_sink_that_reads_nothing_blocks_no_broker_and_costs_counted_lines_of_the_lou
     }
     writeln!(calm, "after").unwrap();
     let start = Instant::now();
-    while hub
-        .tail(
-            &Filter {
-                tenants: vec![name("calm")],
-                ..Filter::default()
-            },
-            9,
-        )
-        .len()
-        < 2
-    {
+    let filter = Filter {
+        tenants: vec![name("calm")],
+        ..Filter::default()
+    };
+    while hub.tail(&filter, 9).len() < 2 {
         assert!(start.elapsed() < Duration::from_secs(20));
         thread::yield_now();
     }
@@ -486,14 +480,7 @@ fn a_pipe_that_is_let_go_in_the_midst_of_a_line_is_read_on_by_another_hub() {
     // These lines are written while no hub reads the pipe.
     acme.write_all(b"a line\nlast\n").unwrap();
     assert!(first.flush(soon()));
-    let messages = |lines: Vec<String>| -> Vec<String> {
-        let lines = lines
-            .iter()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines
-            .map(|line| line["message"].as_str().unwrap().to_owned())
-            .collect()
-    };
+    let messages = |lines: Vec<String>| lines.iter().map(|l| message(l)).collect::<Vec<_>>();
     assert_eq!(messages(rest(&first, out)), ["whole"]);
 
     let (second, out) = hub(Output::Json);

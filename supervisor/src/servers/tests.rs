@@ -39,10 +39,7 @@ fn wait(
     is: impl Fn(&ServersView) -> bool,
 ) -> (Arc<ServersView>, Duration) {
     let began = Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = event_loop().unwrap();
     let mut view = servers.view();
     let seen = runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| is(view)))
@@ -65,6 +62,20 @@ fn problem(view: &ServersView, url: &str) -> String {
         .problem()
         .unwrap_or_default()
         .to_owned()
+}
+
+/// Asserts that the problem with this URL is described with these words.
+#[track_caller]
+fn assert_problem(view: &ServersView, url: &str, words: &str) {
+    let problem = problem(view, url);
+    assert!(problem.contains(words), "{problem}");
+}
+
+/// Starts the probers of one URL, and waits until its server is ready.
+fn ready_probers(url: &str) -> (Servers, Arc<ServersView>) {
+    let servers = probers(&[url]);
+    let (view, _) = wait(&servers, "ready", |view| ready(view, url));
+    (servers, view)
 }
 
 #[test]
@@ -108,8 +119,7 @@ fn limits_foreigners_and_our_own_connections_are_read() {
     ours.batch_execute(&format!("SET application_name = '{PREFIX}acme'"))
         .unwrap();
     let url = server.url("brokkr", "brokkr");
-    let servers = probers(&[&url]);
-    let (view, _) = wait(&servers, "ready", |view| ready(view, &url));
+    let (servers, view) = ready_probers(&url);
     let (_, seen) = view.server(&url_of(&url)).unwrap();
     assert_eq!(seen.facts.roles["brokkr"].limit, Some(17));
     assert_eq!(
@@ -135,11 +145,7 @@ fn limits_foreigners_and_our_own_connections_are_read() {
         "one connection is kept"
     );
     server.sql("ALTER ROLE brokkr CONNECTION LIMIT 18");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(servers.refresh());
+    event_loop().unwrap().block_on(servers.refresh());
     assert_eq!(
         servers
             .view()
@@ -170,12 +176,8 @@ fn what_says_no_is_told_from_what_does_not_answer() {
         view.endpoint(&url_of(absent)),
         Endpoint::Unreachable { .. }
     ));
-    assert!(problem(&view, &missing).contains("\"nowhere\" does not exist"));
-    assert!(
-        problem(&view, &stranger).contains("pg_hba.conf"),
-        "{}",
-        problem(&view, &stranger)
-    );
+    assert_problem(&view, &missing, "\"nowhere\" does not exist");
+    assert_problem(&view, &stranger, "pg_hba.conf");
     assert!(matches!(
         view.endpoint(&url_of(&missing)),
         Endpoint::Refused { .. }
@@ -199,32 +201,19 @@ fn a_standby_and_a_read_only_database_are_no_servers_for_a_tenant() {
             && !problem(view, &bad).contains("not been")
             && !problem(view, &frozen).contains("not been")
     });
-    assert!(
-        problem(&view, &bad).contains("standby"),
-        "{}",
-        problem(&view, &bad)
-    );
-    assert!(
-        problem(&view, &frozen).contains("read-only"),
-        "{}",
-        problem(&view, &frozen)
-    );
+    assert_problem(&view, &bad, "standby");
+    assert_problem(&view, &frozen, "read-only");
 }
 
 #[test]
 fn a_hung_server_is_noticed_and_so_is_its_return() {
     let server = PgServer::start();
     let url = server.url("brokkr", "brokkr");
-    let servers = probers(&[&url]);
-    let (before, _) = wait(&servers, "ready", |view| ready(view, &url));
+    let (servers, before) = ready_probers(&url);
     server.freeze();
     let (view, took) = wait(&servers, "down", |view| !ready(view, &url));
     assert!(took < Duration::from_millis(3500), "{took:?}");
-    assert!(
-        problem(&view, &url).contains("took longer"),
-        "{}",
-        problem(&view, &url)
-    );
+    assert_problem(&view, &url, "took longer");
     server.thaw();
     let (after, took) = wait(&servers, "up", |view| ready(view, &url));
     assert!(took < Duration::from_secs(4), "{took:?}");
@@ -266,8 +255,7 @@ fn a_restarted_server_is_the_same_server_with_its_figures_read_again() {
 fn a_superuser_is_warned_of() {
     let server = PgServer::start();
     let url = server.url("brokkr", "postgres");
-    let servers = probers(&[&url]);
-    let (view, _) = wait(&servers, "ready", |view| ready(view, &url));
+    let (_servers, view) = ready_probers(&url);
     let warnings = &view.server(&url_of(&url)).unwrap().1.warnings;
     assert!(
         warnings.iter().any(|warning| warning.contains("superuser")),
@@ -283,8 +271,7 @@ fn not_permitted_to_read_the_identity_the_address_stands_for_it() {
         .batch_execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
         .unwrap();
     let url = server.url("brokkr", "brokkr");
-    let servers = probers(&[&url]);
-    let (view, _) = wait(&servers, "ready", |view| ready(view, &url));
+    let (_servers, view) = ready_probers(&url);
     let (id, seen) = view.server(&url_of(&url)).unwrap();
     assert_eq!(id.as_str(), format!("127.0.0.1:{}", server.port()));
     assert!(
@@ -373,11 +360,7 @@ fn a_pooler_that_shares_backends_is_refused_and_one_in_session_mode_is_told_of()
         let (view, _) = wait(&servers, "refused", |view| {
             matches!(view.endpoint(&url_of(&url)), Endpoint::Refused { .. })
         });
-        assert!(
-            problem(&view, &url).contains("pooler"),
-            "{}",
-            problem(&view, &url)
-        );
+        assert_problem(&view, &url, "pooler");
     }
     let Some(bouncer) = Bouncer::start(&server, "session") else {
         return;
@@ -429,7 +412,7 @@ fn a_pooler_that_is_full_is_a_server_all_the_same_and_one_that_shares_is_found_o
 }
 
 #[test]
-fn the_event_loop_is_made_when_the_kernel_has_what_it_takes_and_not_when_nobody_waits() {
+fn the_event_loop_is_made_once_the_kernel_has_resources_unless_no_caller_waits() {
     let (wanted, wants) = watch::channel(BTreeSet::new());
     let mut left = 1;
     let made = made_at_last(&wants, || match std::mem::take(&mut left) {

@@ -3,16 +3,29 @@
 use super::*;
 use std::io::Read;
 
-fn run(script: &str, passed: &[BorrowedFd<'_>]) -> (String, Spawned) {
-    let null = std::fs::File::open("/dev/null").unwrap();
-    let (read, write) = nix::unistd::pipe().unwrap();
-    let plan = SpawnPlan {
+/// Plans a shell that runs `script`, with `null` as its input and output.
+fn plan<'fd>(script: &str, null: &'fd std::fs::File) -> SpawnPlan<'fd> {
+    SpawnPlan {
         program: c"/bin/sh".into(),
         arguments: vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()],
         environment: vec![c"A=1".into()],
+        standard: [null.as_fd(); 3],
+        passed: vec![],
+        open_files: (256, 1024),
+    }
+}
+
+fn null() -> std::fs::File {
+    std::fs::File::open("/dev/null").unwrap()
+}
+
+fn run(script: &str, passed: &[BorrowedFd<'_>]) -> (String, Spawned) {
+    let null = null();
+    let (read, write) = nix::unistd::pipe().unwrap();
+    let plan = SpawnPlan {
         standard: [null.as_fd(), write.as_fd(), write.as_fd()],
         passed: passed.to_vec(),
-        open_files: (256, 1024),
+        ..plan(script, &null)
     };
     let spawned = spawn(&plan, |_| Ok(())).unwrap();
     drop(write);
@@ -55,14 +68,10 @@ fn a_child_has_its_own_pid_in_listen_pid_its_descriptors_in_order_and_nothing_el
 
 #[test]
 fn a_program_that_is_not_there_is_an_error_of_the_spawn() {
-    let null = std::fs::File::open("/dev/null").unwrap();
+    let null = null();
     let plan = SpawnPlan {
         program: c"/no/such/program".into(),
-        arguments: vec![c"x".into()],
-        environment: vec![],
-        standard: [null.as_fd(); 3],
-        passed: vec![],
-        open_files: (256, 1024),
+        ..plan("", &null)
     };
     let error = spawn(&plan, |_| Ok(())).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
@@ -72,35 +81,21 @@ fn a_program_that_is_not_there_is_an_error_of_the_spawn() {
 fn a_child_whose_parent_gave_up_never_becomes_the_program() {
     let directory = tempfile::tempdir().unwrap();
     let mark = directory.path().join("mark");
-    let null = std::fs::File::open("/dev/null").unwrap();
-    let plan = SpawnPlan {
-        program: c"/bin/sh".into(),
-        arguments: vec![
-            c"sh".into(),
-            c"-c".into(),
-            CString::new(format!("touch {}", mark.display())).unwrap(),
-        ],
-        environment: vec![],
-        standard: [null.as_fd(); 3],
-        passed: vec![],
-        open_files: (256, 1024),
-    };
+    let null = null();
+    let plan = plan(&format!("touch {}", mark.display()), &null);
     spawn(&plan, |_| Err(io::Error::other("no"))).unwrap_err();
     assert!(!mark.exists());
 }
 
 #[test]
 fn a_child_starts_though_every_number_within_its_own_limit_is_taken() {
-    let null = std::fs::File::open("/dev/null").unwrap();
+    let null = null();
     // A supervisor of many tenants has raised its own limit and has more descriptors open than a broker may have.
     let taken: Vec<std::fs::File> = (0..64).map(|_| null.try_clone().unwrap()).collect();
     let plan = SpawnPlan {
-        program: c"/bin/sh".into(),
-        arguments: vec![c"sh".into(), c"-c".into(), c"exit 0".into()],
-        environment: vec![],
-        standard: [null.as_fd(); 3],
         passed: vec![taken[63].as_fd()],
         open_files: (32, 64),
+        ..plan("exit 0", &null)
     };
     let spawned = spawn(&plan, |_| Ok(())).unwrap();
     reap(spawned.pid);

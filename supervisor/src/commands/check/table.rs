@@ -193,7 +193,9 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
             .is_some_and(|capacity| account.committed > capacity)
     });
     if shrunk {
-        advice.push("more is admitted than the server has by now: nobody else is taken".to_owned());
+        advice.push(
+            "more is admitted than the server has by now: no other tenant is admitted".to_owned(),
+        );
     }
     for shortage in tenants
         .iter()

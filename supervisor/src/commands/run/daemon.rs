@@ -81,7 +81,7 @@ impl Daemon {
             Err(problem) if holds => (BTreeSet::new(), Some(unsure(&self.config, &problem))),
             Err(problem) => {
                 return Err(format!(
-                    "{problem}: nobody knows who was stopped; write the names that are to stay so, one a line, or remove the file"
+                    "{problem}: it is unknown which tenants were stopped; write the names that are to stay so, one a line, or remove the file"
                 ));
             }
         };
@@ -338,7 +338,7 @@ fn unsure(config: &SupervisorConfig, problem: &str) -> String {
     let path = config.state_dir.join("stopped");
     let _ = std::fs::copy(&path, config.state_dir.join("stopped.unreadable"));
     let notice = format!(
-        "{problem}: nobody knows who was stopped; every tenant that did not run is kept stopped until you start it, and the list is written anew"
+        "{problem}: it is unknown which tenants were stopped; every tenant that did not run is kept stopped until you start it, and the list is written anew"
     );
     tracing::error!("{notice}");
     notice

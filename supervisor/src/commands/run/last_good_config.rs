@@ -48,7 +48,7 @@ fn instead(
     inherited: &InheritedFds,
     problems: String,
 ) -> Result<(SupervisorConfig, Option<String>), String> {
-    if inherited.handover_source == HandoverSource::Nobody {
+    if inherited.handover_source == HandoverSource::Nothing {
         return Err(problems);
     }
     let given = inherited

@@ -24,6 +24,16 @@ impl Folder {
         }
     }
 
+    /// Creates a folder with these tenants, at the ports from 1 on, and scans it once.
+    fn with(tenants: &[&str]) -> Self {
+        let mut folder = Self::new();
+        for (port, name) in (1..).zip(tenants) {
+            folder.write(name, port);
+        }
+        folder.after(NOW);
+        folder
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join("t.d").join(name)
     }
@@ -63,6 +73,16 @@ impl Folder {
 }
 
 const NOW: Duration = Duration::ZERO;
+/// The scan of a reload.
+const RELOAD: ScanMode = ScanMode {
+    removals_at_once: true,
+    confirm_removals: false,
+};
+
+/// Returns the state of the tenant `acme`.
+fn acme(scanned: &Scanned) -> FileState {
+    scanned.desired.tenants[&TenantName::parse("acme").unwrap()].clone()
+}
 
 #[test]
 fn only_toml_files_without_a_leading_dot_are_tenants_and_a_bad_name_is_a_problem() {
@@ -99,7 +119,7 @@ fn only_toml_files_without_a_leading_dot_are_tenants_and_a_bad_name_is_a_problem
 }
 
 #[test]
-fn a_folder_and_a_dangling_link_named_like_a_tenant_are_its_problem_and_nobody_elses() {
+fn a_folder_or_dangling_link_named_like_a_tenant_is_a_problem_of_that_tenant_alone() {
     let mut folder = Folder::new();
     folder.write("acme", 1);
     std::fs::create_dir(folder.path("folder.toml")).unwrap();
@@ -115,9 +135,7 @@ fn a_folder_and_a_dangling_link_named_like_a_tenant_are_its_problem_and_nobody_e
 
 #[test]
 fn a_removal_counts_after_two_seconds_and_a_file_that_comes_back_was_never_gone() {
-    let mut folder = Folder::new();
-    folder.write("acme", 1);
-    folder.after(NOW);
+    let mut folder = Folder::with(&["acme"]);
     folder.remove("acme");
     let scanned = folder.after(NOW);
     assert_eq!(Folder::names(&scanned), ["acme"]);
@@ -132,22 +150,14 @@ fn a_removal_counts_after_two_seconds_and_a_file_that_comes_back_was_never_gone(
 
 #[test]
 fn a_reload_makes_a_removal_count_at_once() {
-    let mut folder = Folder::new();
-    folder.write("acme", 1);
-    folder.after(NOW);
+    let mut folder = Folder::with(&["acme"]);
     folder.remove("acme");
-    let look = ScanMode {
-        removals_at_once: true,
-        confirm_removals: false,
-    };
-    assert!(Folder::names(&folder.look(look)).is_empty());
+    assert!(Folder::names(&folder.look(RELOAD)).is_empty());
 }
 
 #[test]
 fn a_folder_that_cannot_be_read_changes_nothing_and_is_a_problem_until_it_is_back() {
-    let mut folder = Folder::new();
-    folder.write("acme", 1);
-    folder.after(NOW);
+    let mut folder = Folder::with(&["acme"]);
     let away = folder.directory.path().join("away");
     std::fs::rename(folder.directory.path().join("t.d"), &away).unwrap();
     let scanned = folder.after(Duration::from_secs(60));
@@ -159,9 +169,7 @@ fn a_folder_that_cannot_be_read_changes_nothing_and_is_a_problem_until_it_is_bac
 
 #[test]
 fn another_folder_in_its_place_changes_nothing_until_a_reload() {
-    let mut folder = Folder::new();
-    folder.write("acme", 1);
-    folder.after(NOW);
+    let mut folder = Folder::with(&["acme"]);
     let place = folder.directory.path().join("t.d");
     std::fs::rename(&place, folder.directory.path().join("away")).unwrap();
     std::fs::create_dir(&place).unwrap();
@@ -172,21 +180,13 @@ fn another_folder_in_its_place_changes_nothing_until_a_reload() {
         "{:?}",
         scanned.desired.problems
     );
-    let look = ScanMode {
-        removals_at_once: true,
-        confirm_removals: false,
-    };
-    assert!(Folder::names(&folder.look(look)).is_empty());
+    assert!(Folder::names(&folder.look(RELOAD)).is_empty());
 }
 
 #[test]
 fn more_than_half_gone_at_once_is_held_until_confirmed() {
-    let mut folder = Folder::new();
     let all = ["a", "b", "c", "d", "e"];
-    for (port, name) in (1..).zip(all) {
-        folder.write(name, port);
-    }
-    folder.after(NOW);
+    let mut folder = Folder::with(&all);
     folder.run(&all);
     for name in ["a", "b", "c"] {
         folder.remove(name);
@@ -199,12 +199,8 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
             .brief
             .contains("reload --confirm-removals")
     );
-    let look = ScanMode {
-        removals_at_once: true,
-        confirm_removals: false,
-    };
     assert_eq!(
-        folder.look(look).desired.tenants.len(),
+        folder.look(RELOAD).desired.tenants.len(),
         5,
         "a plain reload holds them too"
     );
@@ -219,18 +215,14 @@ fn more_than_half_gone_at_once_is_held_until_confirmed() {
     folder.after(NOW);
     let confirmed = folder.look(ScanMode {
         confirm_removals: true,
-        ..look
+        ..RELOAD
     });
     assert_eq!(Folder::names(&confirmed), ["d", "e"]);
 }
 
 #[test]
 fn those_that_do_not_run_count_neither_among_all_nor_among_the_gone() {
-    let mut folder = Folder::new();
-    for (port, name) in (1..).zip(["a", "b", "c", "d", "e", "v", "w", "x", "y", "z"]) {
-        folder.write(name, port);
-    }
-    folder.after(NOW);
+    let mut folder = Folder::with(&["a", "b", "c", "d", "e", "v", "w", "x", "y", "z"]);
     folder.run(&["a", "b", "c", "d", "e"]);
     for name in ["a", "b", "v", "w", "x", "y", "z"] {
         folder.remove(name);
@@ -264,12 +256,11 @@ fn those_that_do_not_run_count_neither_among_all_nor_among_the_gone() {
 fn an_unchanged_file_is_not_read_again_and_a_changed_one_is() {
     let mut folder = Folder::new();
     folder.write("acme", 1);
-    let name = TenantName::parse("acme").unwrap();
-    let first = folder.after(NOW).desired.tenants[&name].clone().unwrap();
-    let again = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    let first = acme(&folder.after(NOW)).unwrap();
+    let again = acme(&folder.after(NOW)).unwrap();
     assert!(Arc::ptr_eq(&first, &again));
     folder.write("acme", 2);
-    let changed = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    let changed = acme(&folder.after(NOW)).unwrap();
     assert_ne!(first.digest, changed.digest);
 }
 
@@ -281,8 +272,7 @@ fn a_change_of_the_url_file_is_a_change_of_the_tenant() {
     let text = "[database]\nurl_file = \"../url\"\n[http]\nlisten = \"127.0.0.1:1\"\n";
     std::fs::write(folder.path("acme.toml"), text).unwrap();
     let scanned = folder.after(NOW);
-    let name = TenantName::parse("acme").unwrap();
-    let first = scanned.desired.tenants[&name].clone().unwrap();
+    let first = acme(&scanned).unwrap();
     assert!(
         scanned
             .referred
@@ -290,25 +280,22 @@ fn a_change_of_the_url_file_is_a_change_of_the_tenant() {
             .contains(&url.canonicalize().unwrap())
     );
     std::fs::write(&url, "postgres://u:two@h/d\n").unwrap();
-    let second = folder.after(NOW).desired.tenants[&name].clone().unwrap();
+    let second = acme(&folder.after(NOW)).unwrap();
     assert_ne!(first.digest, second.digest);
     std::fs::remove_file(&url).unwrap();
-    assert!(folder.after(NOW).desired.tenants[&name].is_err());
+    assert!(acme(&folder.after(NOW)).is_err());
     std::fs::write(&url, "postgres://u:two@h/d\n").unwrap();
-    assert!(folder.after(NOW).desired.tenants[&name].is_ok());
+    assert!(acme(&folder.after(NOW)).is_ok());
 }
 
 #[test]
 fn a_file_that_is_being_written_keeps_its_last_state() {
-    let mut folder = Folder::new();
-    folder.write("acme", 1);
-    folder.after(NOW);
+    let mut folder = Folder::with(&["acme"]);
     std::fs::write(folder.path("acme.toml"), "[http").unwrap();
     let busy = BTreeSet::from([folder.path("acme.toml")]);
-    let name = TenantName::parse("acme").unwrap();
     let scanned = folder.scanner.scan(folder.now, ScanMode::default(), &busy);
-    assert!(scanned.desired.tenants[&name].is_ok());
-    assert!(folder.after(NOW).desired.tenants[&name].is_err());
+    assert!(acme(&scanned).is_ok());
+    assert!(acme(&folder.after(NOW)).is_err());
 }
 
 #[test]
@@ -322,8 +309,7 @@ fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
     std::fs::rename(folder.path("plain.toml"), &target).unwrap();
     std::os::unix::fs::symlink("../maps/..data/acme.toml", folder.path("acme.toml")).unwrap();
     let scanned = folder.after(NOW);
-    let name = TenantName::parse("acme").unwrap();
-    assert!(scanned.desired.tenants[&name].is_ok());
+    assert!(acme(&scanned).is_ok());
     for name in ["maps/..data", "maps/..1/acme.toml", "t.d/acme.toml", "t.d"] {
         let names = &scanned.referred.names;
         assert!(names.contains(&root.join(name)), "{name}: {names:?}");
@@ -333,8 +319,8 @@ fn a_link_is_followed_to_its_end_and_busy_while_its_target_is() {
     std::fs::write(&target, "[http").unwrap();
     let busy = BTreeSet::from([target.clone()]);
     let scanned = folder.scanner.scan(folder.now, ScanMode::default(), &busy);
-    assert!(scanned.desired.tenants[&name].is_ok());
-    assert!(folder.after(NOW).desired.tenants[&name].is_err());
+    assert!(acme(&scanned).is_ok());
+    assert!(acme(&folder.after(NOW)).is_err());
     // A second name lets the file change in a folder that is not watched.
     std::fs::hard_link(&target, root.join("other")).unwrap();
     assert!(folder.after(NOW).referred.aliased.contains(&target));
@@ -410,10 +396,7 @@ fn a_link_another_owner_and_another_mode_make_no_new_program_and_each_new_file_i
     assert_eq!(programs(&mut folder), 0);
     std::fs::write(&broker, "another").unwrap();
     let before = folder.after(NOW).desired.broker.unwrap();
-    let now = folder.look(ScanMode {
-        removals_at_once: true,
-        ..ScanMode::default()
-    });
+    let now = folder.look(RELOAD);
     assert!(now.again_at.is_none() && !before.is_same_program(&now.desired.broker.unwrap()));
 }
 

@@ -25,14 +25,7 @@ impl Broker {
     fn start(id: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let what = ConfigSummary {
-            digest: "ab".repeat(32),
-            listen: Listen::Tcp(socket.local_addr().unwrap()),
-            schema: "acme".into(),
-            pool: 7,
-            program: None,
-            config: serde_json::Value::Null,
-        };
+        let what = ConfigSummary::listening(Listen::Tcp(socket.local_addr().unwrap()));
         let files = InstanceFiles::new(folder.path(), &acme(), InstanceId(id));
         let lock_file = lock::create(&files.lock()).unwrap();
         std::fs::write(files.private(), "").unwrap();
@@ -119,20 +112,12 @@ impl Broker {
         };
         find(self.folder.path(), inherited, Path::new("/no/such/program")).unwrap()
     }
-
-    fn end(mut self) {
-        sys::pidfd_send_signal(self.spawned.pidfd.as_fd(), 9).unwrap();
-        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.spawned.pid), None).unwrap();
-        self.spawned.pid = 0;
-    }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        if self.spawned.pid != 0 {
-            let _ = sys::pidfd_send_signal(self.spawned.pidfd.as_fd(), 9);
-            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.spawned.pid), None);
-        }
+        let _ = sys::pidfd_send_signal(self.spawned.pidfd.as_fd(), 9);
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.spawned.pid), None);
     }
 }
 
@@ -252,11 +237,10 @@ fn one_that_ended_meanwhile_is_found_with_its_last_words_and_nothing_is_taken_ba
     assert!(finds.remarks.is_empty(), "{:?}", finds.remarks);
     drop(finds);
     assert!(!folder.join("acme.3.lock").exists());
-    broker.end();
 }
 
 #[test]
-fn a_lock_that_names_nobody_bars_its_tenant() {
+fn a_lock_that_names_no_process_bars_its_tenant() {
     let broker = Broker::start(3);
     let lock = broker.folder.path().join("acme.3.lock");
     File::options()

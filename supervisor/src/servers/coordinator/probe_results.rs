@@ -145,12 +145,19 @@ impl Coordinator {
         };
         watched.probe = None;
         watched.view.reason = Some(failure.reason().to_owned());
-        let ready = self.endpoints.iter().filter(
-            |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *server),
-        );
-        for url in ready.map(|(url, _)| url.clone()).collect::<Vec<_>>() {
+        for url in self.ready_on(server) {
             self.doubt(&url);
         }
+    }
+
+    /// Returns the URLs that are ready on this server.
+    fn ready_on(&self, server: &ServerId) -> Vec<DatabaseUrl> {
+        let is_there = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Ready(place) if place.server == *server);
+        let ready = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| is_there(endpoint));
+        ready.map(|(url, _)| url.clone()).collect()
     }
 
     /// Returns the endpoint's server when that counts as up and has lost its probe.
@@ -164,10 +171,7 @@ impl Coordinator {
 
     /// Ends the doubts about a server that has answered; failures of its URLs meanwhile concerned those URLs only.
     fn end_doubts(&mut self, id: &ServerId) {
-        let here = self.endpoints.iter().filter(
-            |(_, endpoint)| matches!(endpoint, Endpoint::Ready(place) if place.server == *id),
-        );
-        for url in here.map(|(url, _)| url.clone()).collect::<Vec<_>>() {
+        for url in self.ready_on(id) {
             self.doubts.remove(&url);
             self.trust(&url);
         }

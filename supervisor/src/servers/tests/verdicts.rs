@@ -29,7 +29,7 @@ fn all_judged(view: &ServersView, urls: &[String]) -> bool {
 }
 
 #[test]
-fn a_limit_of_one_role_or_database_is_nobody_elses_and_needs_no_language() {
+fn a_limit_of_one_role_or_database_concerns_no_other_and_needs_no_language() {
     // A message in another language would have other words but the same function name.
     let server = PgServer::start();
     let urls = tenants(&server, &["a", "b", "c", "d"]);

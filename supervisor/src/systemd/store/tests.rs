@@ -163,6 +163,14 @@ async fn told(systemd: Systemd, store: FdStoreClient, wanted: StoreContents) -> 
     reading.await.unwrap()
 }
 
+/// Starts the client of a store that holds nothing yet.
+fn empty_store(systemd: &Systemd, wanted: &HandoverState) -> FdStoreClient {
+    let none = StoredEntries::default();
+    FdStoreClient::start(&systemd.notifier, none, &BTreeSet::new(), wanted)
+        .unwrap()
+        .unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_there() {
     let systemd = Systemd::new();
@@ -172,14 +180,7 @@ async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_t
         index: index.clone(),
         descriptors: descriptors.clone(),
     };
-    let store = FdStoreClient::start(
-        &systemd.notifier,
-        StoredEntries::default(),
-        &BTreeSet::new(),
-        &all,
-    )
-    .unwrap()
-    .unwrap();
+    let store = empty_store(&systemd, &all);
     let mut choice = StoreSelection::new(16_384);
     let systemd = told(systemd, store, choice.choose(all)).await;
     assert_eq!(systemd.store.len(), 3001);
@@ -225,14 +226,7 @@ async fn a_thousand_instances_are_stored_and_the_next_supervisor_keeps_what_is_t
 async fn what_ends_is_removed_before_its_name_is_used_again() {
     let systemd = Systemd::new();
     let first = handover_state(2);
-    let store = FdStoreClient::start(
-        &systemd.notifier,
-        StoredEntries::default(),
-        &BTreeSet::new(),
-        &first,
-    )
-    .unwrap()
-    .unwrap();
+    let store = empty_store(&systemd, &first);
     let mut choice = StoreSelection::new(100);
     let mut second = handover_state(2);
     for (name, fd) in &first.descriptors {
@@ -260,14 +254,7 @@ async fn what_ends_is_removed_before_its_name_is_used_again() {
 async fn a_release_is_confirmed_when_systemd_has_let_go_and_holds_nothing_up() {
     let mut systemd = Systemd::new();
     let all = handover_state(2);
-    let mut store = FdStoreClient::start(
-        &systemd.notifier,
-        StoredEntries::default(),
-        &BTreeSet::new(),
-        &all,
-    )
-    .unwrap()
-    .unwrap();
+    let mut store = empty_store(&systemd, &all);
     let mut without = HandoverState {
         index: all.index.clone(),
         descriptors: all.descriptors.clone(),
