@@ -336,7 +336,7 @@ impl Fleet {
                 if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event
                 {
                     let ended = entry.life.instances().find(|i| i.id == *id);
-                    if !ended.is_some_and(|i| i.planned) {
+                    if !ended.is_some_and(Instance::ends_as_planned) {
                         let current = entry.life.current();
                         let who = match current.is_some_and(|c| c.serves() && c.id != *id) {
                             true => "a replacement of its broker, which serves on,",
@@ -346,7 +346,7 @@ impl Fleet {
                             Event::SpawnFailed { .. } => "could not be started",
                             _ => "has ended",
                         };
-                        let why = why_it_ended(ended.and_then(|i| i.verdict.as_deref()), reason);
+                        let why = why_it_ended(ended.and_then(Instance::failure), reason);
                         let broker_pid = ended.and_then(|i| i.pid);
                         tracing::warn!(tenant = %report.tenant, broker_pid, "{who} {what}: {why}");
                         entry.last_exit = Some(why);

@@ -217,7 +217,7 @@ impl Fleet {
 
 fn phase(instance: &Instance) -> RecordedPhase {
     match instance.phase {
-        _ if instance.unsure => RecordedPhase::Unknown,
+        _ if instance.is_unsure() => RecordedPhase::Unknown,
         lifecycle::Phase::Starting { .. } => RecordedPhase::Starting,
         lifecycle::Phase::Ready | lifecycle::Phase::Degraded(_) => RecordedPhase::Serving,
         lifecycle::Phase::Stopping { .. } => RecordedPhase::Stopping,

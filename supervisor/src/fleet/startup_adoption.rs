@@ -5,7 +5,7 @@ use super::{Fleet, policy};
 use crate::budget::AdmittedTenant;
 use crate::instance::discovery::{Discovery, FoundInstance, FoundListener};
 use crate::lifecycle::{
-    AdoptedInstance, Event, Inheritance, Lifecycle, Revision, Spec, Time, Want,
+    AdoptedInstance, Event, Inheritance, Instance, Lifecycle, Revision, Spec, Time, Want,
 };
 use crate::{budget_input, sys};
 use brokkr_tenant::TenantName;
@@ -101,7 +101,7 @@ impl Fleet {
     /// that runs cannot have been stopped by the operator; any other tenant may have been.
     pub(super) fn stop_who_does_not_run(&mut self) {
         for (name, entry) in &mut self.entries {
-            if entry.life.current().is_none_or(|current| current.planned) {
+            if entry.life.current().is_none_or(Instance::ends_as_planned) {
                 tracing::warn!(tenant = %name, "may have been stopped, and is kept so");
                 entry.stopped = true;
                 self.stopped.insert(name.clone());
@@ -114,7 +114,11 @@ impl Fleet {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
-        let Some(current) = entry.life.current().filter(|current| !current.planned) else {
+        let Some(current) = entry
+            .life
+            .current()
+            .filter(|current| !current.ends_as_planned())
+        else {
             entry.accepted = None;
             return;
         };

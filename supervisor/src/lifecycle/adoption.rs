@@ -5,9 +5,7 @@
 //! after two seconds the stand-in answers for its tenant, and the probes find out if the instance is hung. An instance
 //! that is only starting would have answered.
 
-use super::{
-    Action, Bind, Instance, InstanceId, Lifecycle, Phase, Revision, Spec, Time, Urgency, Want,
-};
+use super::*;
 
 /// The stage an adopted instance has reached, as far as known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,26 +67,32 @@ impl Lifecycle {
         self.program = self.generation;
         for adopted in instances {
             self.next_id = self.next_id.max(adopted.id.0 + 1);
-            let stopping = adopted.stage == AdoptedStage::Stopping;
             let mut instance = self.inherit(now, adopted);
-            let place = match (stopping, &self.draining, &self.current) {
-                (true, None, _) => &mut self.draining,
-                (_, _, None) => &mut self.current,
-                _ => {
+            self.occupancy = match std::mem::take(&mut self.occupancy) {
+                Occupancy::Empty if instance.stop().is_some() => Occupancy::ending(instance, None),
+                Occupancy::One(current) if instance.stop().is_some() => Occupancy::Draining {
+                    current,
+                    old: instance,
+                },
+                Occupancy::One(old) => {
                     // The older instance serves, or did until now. This one must be asked before it may take its place.
                     if instance.serves() {
-                        instance.phase = self.starting(now);
-                        instance.unsure = true;
+                        instance.phase =
+                            self.starting(now, instance.spawned_at, StartOrigin::Unsure);
                     }
-                    &mut self.next
+                    Occupancy::Replacing { old, new: instance }
+                }
+                mut other => {
+                    other.add(instance);
+                    other
                 }
             };
-            *place = Some(instance);
         }
-        if self.current.as_ref().is_some_and(Instance::may_serve) {
+        let current = self.occupancy.current();
+        if current.is_some_and(Instance::may_serve) {
             self.record = Urgency::Down;
         }
-        if let Some(current) = self.current.as_ref().filter(|current| !current.planned) {
+        if let Some(current) = current.filter(|current| !current.ends_as_planned()) {
             self.begun = Some(current.revision);
             self.want = Want::Run(Spec {
                 revision: current.revision,
@@ -114,14 +118,17 @@ impl Lifecycle {
         let deadline = now + self.policy.start_timeout;
         let mut instance = Instance::new(id, spec, generation, connections, spawned_at, deadline);
         instance.pid = Some(pid);
-        instance.adopted = true;
         // Assume that the instance has served before.
         instance.answers = true;
         instance.keeps_address = keeps_address;
         instance.deaf = deaf;
         match stage {
-            AdoptedStage::Starting => {}
-            AdoptedStage::Unsure => instance.unsure = true,
+            AdoptedStage::Starting => {
+                instance.phase = self.starting(now, spawned_at, StartOrigin::Adopted);
+            }
+            AdoptedStage::Unsure => {
+                instance.phase = self.starting(now, spawned_at, StartOrigin::Unsure)
+            }
             AdoptedStage::Serving => {
                 instance.phase = Phase::Ready;
                 instance.ready_at = Some(spawned_at);
@@ -134,10 +141,8 @@ impl Lifecycle {
         instance
     }
 
-    fn starting(&self, now: Time) -> Phase {
-        Phase::Starting {
-            deadline: now + self.policy.start_timeout,
-        }
+    fn starting(&self, now: Time, spawned_at: Time, origin: StartOrigin) -> Phase {
+        Phase::starting(spawned_at, now + self.policy.start_timeout, origin)
     }
 
     /// Records the stage and the connections that an adopted instance has reported.
@@ -152,8 +157,7 @@ impl Lifecycle {
         let Some(instance) = self.instance_mut(id) else {
             return;
         };
-        instance.unsure = false;
-        instance.silent = false;
+        instance.note_origin(StartOrigin::Adopted);
         instance.connections = connections.min(instance.pool);
         match stage {
             AdoptedStage::Unsure | AdoptedStage::Starting => {}
@@ -162,28 +166,19 @@ impl Lifecycle {
         }
     }
 
-    /// Records that an adopted instance does not answer: from now on it counts as not serving.
-    pub(super) fn unanswered(&mut self, id: InstanceId) {
-        if let Some(instance) = self.instance_mut(id) {
-            instance.silent = instance.unsure;
-        }
-    }
-
     /// Records that the instance drains already. A second SIGTERM would end it at once and lose requests in flight.
     fn found_stopping(&mut self, now: Time, id: InstanceId) {
         let kill_at = now + self.policy.grace;
-        let Some(instance) = self.instance_mut(id) else {
+        let Some(instance) = self.instance_mut(id).filter(|i| i.stop().is_none()) else {
             return;
         };
-        if matches!(instance.phase, Phase::Stopping { .. }) {
-            return;
-        }
         instance.going(kill_at);
-        if self.draining.is_none()
-            && let Some(current) = self.current.take_if(|current| current.id == id)
-        {
-            self.draining = Some(current);
-            self.current = self.next.take();
-        }
+        self.occupancy = match std::mem::take(&mut self.occupancy) {
+            Occupancy::One(old) => Occupancy::ending(old, None),
+            Occupancy::Replacing { old, new } if old.id == id => {
+                Occupancy::Draining { current: new, old }
+            }
+            same => same,
+        };
     }
 }

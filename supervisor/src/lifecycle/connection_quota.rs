@@ -169,7 +169,7 @@ impl Lifecycle {
 
     /// Returns the reason why the current instance has less than its pool, if leftovers are the reason.
     pub(super) fn held_back(&self) -> Option<String> {
-        let current = self.current.as_ref().filter(|current| current.serves())?;
+        let current = self.current().filter(|current| current.serves())?;
         // The first count may be from before the server noticed the disconnect.
         let left = self.lingering.as_ref();
         let found = left.is_some_and(|left| left.counts > 1);
@@ -181,9 +181,9 @@ impl Lifecycle {
 
     /// Splits the pool between the current instance and the tenant's other connections.
     pub(super) fn share_connections(&mut self, actions: &mut Vec<Action>) {
-        let draining = self.draining.as_ref().map_or(0, |d| d.held);
+        let draining = self.occupancy.draining().map_or(0, |d| d.held);
         let left = self.left_over();
-        let Some(current) = &mut self.current else {
+        let Some(current) = self.occupancy.current_mut() else {
             return;
         };
         if !current.serves() {

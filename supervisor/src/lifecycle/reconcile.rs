@@ -6,7 +6,6 @@ impl Lifecycle {
     /// Emits the actions that bring the lifecycle to what is wanted.
     pub(super) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.enforce_deadlines(now, actions);
-        self.let_others_start(now, actions);
         self.count_leftovers(now, actions);
         if !self.judged {
             return;
@@ -29,49 +28,39 @@ impl Lifecycle {
             actions.push(Action::Unlisten(None));
         }
         self.end_next(now, actions);
-        if let Some(mut current) = self.current.take() {
+        if let Some(current) = self.occupancy.current_mut() {
             let grace = current.grace(self.policy.grace);
-            if self.draining.is_none() {
-                self.drain(now, current, grace, actions);
-            } else {
-                current.terminate(now + grace, actions);
-                self.current = Some(current);
-            }
+            current.terminate(now + grace, actions);
         }
-        if self.want == Want::Gone && self.processes() == 0 {
+        self.occupancy = match std::mem::take(&mut self.occupancy) {
+            Occupancy::One(old) => Occupancy::ending(old, None),
+            Occupancy::Replacing { old, new } => Occupancy::ending(old, Some(new)),
+            same => same,
+        };
+        if self.want == Want::Gone && self.instances().next().is_none() {
             actions.push(Action::Forget);
         }
     }
 
     fn settle_running(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
         self.settle_bind(now, spec, actions);
-        let Some(current) = &self.current else {
+        let Some(current) = self.current() else {
             if self.hold.as_ref().is_some_and(|h| h.until <= now) {
                 self.hold = None;
             }
             if self.hold.is_some() {
                 self.release_slot(actions);
-            } else if let Some(draining) = self.draining.as_ref().filter(|d| d.blocks_start) {
-                // An unkillable process must not keep a start slot from other tenants.
-                if draining.unkillable() {
-                    self.release_slot(actions);
-                }
             } else {
-                // Beside a draining instance a start needs a replacement's slot, or waits if they may not overlap.
-                match (&self.draining, self.may_overlap) {
-                    (None, _) => self.start(now, spec, self.start_kind(spec), actions),
-                    (Some(_), true) => self.start(now, spec, SlotKind::Replacement, actions),
-                    (Some(_), false) => self.release_slot(actions),
-                }
+                self.start_current(now, spec, actions);
             }
             return;
         };
-        if current.planned || current.unsure {
+        if current.ends_as_planned() || current.is_unsure() {
             return;
         }
-        if matches!(current.phase, Phase::Starting { .. }) {
+        if let Some(origin) = current.origin() {
             // Do not end an adopted instance only because its server was not asked yet; its deadline bounds the wait.
-            let hopeless = self.server.is_err() && !current.adopted;
+            let hopeless = self.server.is_err() && origin == StartOrigin::Spawned;
             if hopeless || self.outdated() {
                 // A start that is outdated, or cannot become ready: end the instance and start afresh.
                 self.end_unready_current(now, actions);
@@ -80,18 +69,15 @@ impl Lifecycle {
         }
         let right = !self.outdated();
         let alone = current.keeps_address;
-        let next_right = self
-            .next
-            .as_ref()
-            .is_none_or(|n| n.revision == spec.revision && n.generation == self.generation);
-        let asking = self.next.as_ref().is_some_and(|next| next.unsure);
-        if !asking && (right || !next_right || self.server.is_err()) {
-            self.end_next(now, actions);
-        }
-        if right || self.next.is_some() || self.draining.is_some() {
-            if self.next.is_none() {
-                self.release_slot(actions);
+        if let Occupancy::Replacing { new, .. } = &self.occupancy {
+            let fits = new.revision == spec.revision && new.generation == self.generation;
+            if !new.is_unsure() && (right || !fits || self.server.is_err()) {
+                self.end_next(now, actions);
             }
+            return;
+        }
+        if right || self.occupancy.draining().is_some() {
+            self.release_slot(actions);
             return;
         }
         if self.replace_hold.as_ref().is_some_and(|h| h.until <= now) {
@@ -107,11 +93,37 @@ impl Lifecycle {
         if self.may_overlap && !alone {
             self.start(now, spec, SlotKind::Replacement, actions);
         } else if self.holds_slot(self.start_kind(spec), actions)
-            && let Some(mut current) = self.current.take()
+            && let Occupancy::One(mut old) = std::mem::take(&mut self.occupancy)
         {
             // Keep the slot over stop and start, so that a full server's tenants do not all stop at once.
-            current.blocks_start = true;
-            self.drain(now, current, self.policy.grace, actions);
+            old.terminate(now + self.policy.grace, actions);
+            self.occupancy = Occupancy::Ending {
+                old,
+                new: None,
+                blocks_start: true,
+            };
+        }
+    }
+
+    /// Starts the current instance of a tenant that has none.
+    fn start_current(&mut self, now: Time, spec: Spec, actions: &mut Vec<Action>) {
+        match &self.occupancy {
+            Occupancy::Ending {
+                old,
+                blocks_start: true,
+                ..
+            } => {
+                // An unkillable process must not keep a start slot from other tenants.
+                if old.unkillable() {
+                    self.release_slot(actions);
+                }
+            }
+            // Beside a draining instance a start needs a replacement's slot, or waits if they may not overlap.
+            Occupancy::Ending { .. } if self.may_overlap => {
+                self.start(now, spec, SlotKind::Replacement, actions);
+            }
+            Occupancy::Ending { .. } => self.release_slot(actions),
+            _ => self.start(now, spec, self.start_kind(spec), actions),
         }
     }
 
@@ -134,7 +146,7 @@ impl Lifecycle {
         }
         // Close the old address when no instance uses it. If no instance runs at all, do not wait for the new address,
         // because its present holder may in turn wait for the old address.
-        let given_up = match &self.current {
+        let given_up = match self.current() {
             Some(current) => self.bound_for(spec.revision) && current.revision == spec.revision,
             None => !matches!(self.bind, Bind::Asked(_)),
         };
@@ -145,8 +157,8 @@ impl Lifecycle {
     }
 
     fn start(&mut self, now: Time, spec: Spec, kind: SlotKind, actions: &mut Vec<Action>) {
-        let room = self.processes() < MOST_PROCESSES && self.next.is_none();
-        let ready = room && self.server.is_ok() && self.bound_for(spec.revision);
+        let ready =
+            self.occupancy.has_room() && self.server.is_ok() && self.bound_for(spec.revision);
         let Some(connections) = self.may_start_with(spec).filter(|_| ready) else {
             self.release_slot(actions);
             return;
@@ -168,10 +180,7 @@ impl Lifecycle {
             revision: spec.revision,
             connections,
         });
-        match self.current {
-            None => self.current = Some(instance),
-            Some(_) => self.next = Some(instance),
-        }
+        self.occupancy.add(instance);
     }
 
     fn start_kind(&self, spec: Spec) -> SlotKind {
@@ -198,50 +207,12 @@ impl Lifecycle {
     }
 
     fn enforce_deadlines(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let timeout = self.policy.start_timeout;
-        for instance in [&mut self.current, &mut self.next, &mut self.draining]
-            .into_iter()
-            .flatten()
-        {
-            match &mut instance.phase {
-                Phase::Starting { deadline } if *deadline <= now => {
-                    let says = instance.says.as_deref().map(|says| format!(": {says}"));
-                    let says = says.unwrap_or_default();
-                    instance.verdict = Some(format!("not ready within {timeout:?}{says}"));
-                    instance.phase = Phase::Stopping {
-                        kill_at: now + SHORT_GRACE,
-                        killed: false,
-                    };
-                    actions.push(Action::Terminate(instance.id));
-                }
-                Phase::Stopping { kill_at, killed } if *kill_at <= now && !*killed => {
-                    *killed = true;
-                    *kill_at = now;
-                    actions.push(Action::Kill(instance.id));
-                }
-                Phase::Stopping {
-                    kill_at,
-                    killed: true,
-                } if *kill_at + UNKILLABLE_AFTER <= now => {
-                    instance.overdue = true;
-                }
-                _ => {}
-            }
+        let mut gave_up_slot = false;
+        for instance in self.occupancy.instances_mut() {
+            instance.enforce_deadline(now, self.policy.start_timeout, actions);
+            gave_up_slot |= instance.give_up_slot(now);
         }
-    }
-
-    fn let_others_start(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let mut slow = false;
-        for instance in [&mut self.current, &mut self.next].into_iter().flatten() {
-            if matches!(instance.phase, Phase::Starting { .. })
-                && !instance.slow
-                && instance.spawned_at + SLOT_FOR <= now
-            {
-                instance.slow = true;
-                slow = true;
-            }
-        }
-        if slow {
+        if gave_up_slot {
             self.release_slot(actions);
         }
     }
@@ -249,7 +220,7 @@ impl Lifecycle {
     /// Turns the stand-in on when the socket is open and no instance has accepted for two seconds, and off again.
     fn settle_fallback(&mut self, now: Time, actions: &mut Vec<Action>) {
         let open = matches!(self.bind, Bind::Yes(_)) && matches!(self.want, Want::Run(_));
-        let served = self.current.as_ref().is_some_and(Instance::may_serve);
+        let served = self.current().is_some_and(Instance::may_serve);
         if !open || served {
             self.unserved_since = None;
             if self.standing_in {
@@ -265,28 +236,15 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn drain(
-        &mut self,
-        now: Time,
-        mut old: Instance,
-        grace: Duration,
-        actions: &mut Vec<Action>,
-    ) {
-        old.planned = true;
-        old.terminate(now + grace, actions);
-        self.draining = Some(old);
-    }
-
     fn end_next(&mut self, now: Time, actions: &mut Vec<Action>) {
-        if let Some(next) = &mut self.next {
-            next.terminate(now + SHORT_GRACE, actions);
+        if let Occupancy::Replacing { new, .. } = &mut self.occupancy {
+            new.terminate(now + SHORT_GRACE, actions);
             self.release_slot(actions);
         }
     }
 
     fn end_unready_current(&mut self, now: Time, actions: &mut Vec<Action>) {
-        if let Some(current) = &mut self.current {
-            current.planned = true;
+        if let Some(current) = self.occupancy.current_mut() {
             current.terminate(now + SHORT_GRACE, actions);
             self.release_slot(actions);
         }
@@ -312,8 +270,7 @@ impl Lifecycle {
 
     /// Returns true when an instance is starting, as far as known, and is entitled to a start slot.
     pub(crate) fn starts(&self) -> bool {
-        let mut instances = self.instances();
-        instances.any(|i| !i.silent && !i.slow && matches!(i.phase, Phase::Starting { .. }))
+        self.instances().any(Instance::needs_slot)
     }
 
     fn bound_for(&self, revision: Revision) -> bool {

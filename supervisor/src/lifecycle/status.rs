@@ -1,9 +1,6 @@
 //! The lifecycle as seen from outside: its state for `status`, its next deadline, and if it has settled.
 
-use super::{
-    Bind, Instance, InstanceId, Lifecycle, Phase, ProbeHealth, STAND_IN_AFTER, SlotState, Time,
-    Urgency, Want,
-};
+use super::*;
 use crate::status::State;
 
 /// A tenant's state, for `status`.
@@ -29,33 +26,31 @@ impl Lifecycle {
             pending: self.pending(),
             amiss: self.asked_pending.is_some() || self.taken_back().is_some(),
             restarts: self.restarts,
-            instance: self.current.as_ref().or(self.draining.as_ref()).cloned(),
+            instance: self.current().or(self.occupancy.draining()).cloned(),
             next_try: (state == State::Backoff).then(|| self.next_try()).flatten(),
         }
     }
 
     fn state(&self) -> (State, Option<String>) {
-        if let Some(current) = &self.current {
+        if let Some(current) = self.current() {
             return match &current.phase {
-                Phase::Starting { .. } => (State::Starting, self.last_failure.clone()),
+                Phase::Starting(_) => (State::Starting, self.last_failure.clone()),
                 Phase::Ready => (State::Ready, None),
                 Phase::Degraded(reason) => (State::Degraded, Some(reason.clone())),
-                Phase::Stopping { killed, .. } => {
-                    if matches!(self.want, Want::Run(_)) && self.server.is_err() && current.planned
-                    {
+                Phase::Stopping(_) => {
+                    let waits = matches!(self.want, Want::Run(_)) && self.server.is_err();
+                    if waits && current.ends_as_planned() {
                         return self.idle();
                     }
-                    (
-                        State::Stopping,
-                        current.verdict.clone().or(still_there(*killed)),
-                    )
+                    let failure = current.failure().map(str::to_owned);
+                    (State::Stopping, failure.or(still_there(current)))
                 }
             };
         }
-        if let Some(Phase::Stopping { killed, .. }) = self.draining.as_ref().map(|d| &d.phase)
+        if let Some(draining) = self.occupancy.draining()
             && !matches!(self.want, Want::Refused(_))
         {
-            return (State::Stopping, still_there(*killed));
+            return (State::Stopping, still_there(draining));
         }
         self.idle()
     }
@@ -97,7 +92,7 @@ impl Lifecycle {
                 format!("replacement failed: {reason}")
             });
         }
-        let (Some(current), Want::Run(_)) = (&self.current, &self.want) else {
+        let (Some(current), Want::Run(_)) = (self.current(), &self.want) else {
             return None;
         };
         if current.must_answer() && current.missed >= self.policy.probe_failures {
@@ -116,8 +111,10 @@ impl Lifecycle {
         Some(match (&self.bind, &self.server) {
             (Bind::Failed { reason, .. }, _) => format!("replacement waits: {reason}"),
             (_, Err(reason)) => format!("replacement waits: {reason}"),
-            _ if self.next.is_some() => "replacement is starting".into(),
-            _ if self.draining.is_some() => "replacement waits: the last one still drains".into(),
+            _ if self.occupancy.next().is_some() => "replacement is starting".into(),
+            _ if self.occupancy.draining().is_some() => {
+                "replacement waits: the last one still drains".into()
+            }
             _ if self.lingering.is_some() => {
                 "replacement waits: what the last one left at work on the server".into()
             }
@@ -127,7 +124,7 @@ impl Lifecycle {
 
     /// Returns the reason why the last replacement of the running instance failed, until one succeeds.
     fn taken_back(&self) -> Option<&str> {
-        let (Some(_), Want::Run(_), Some(hold)) = (&self.current, &self.want, &self.replace_hold)
+        let (Some(_), Want::Run(_), Some(hold)) = (self.current(), &self.want, &self.replace_hold)
         else {
             return None;
         };
@@ -138,7 +135,7 @@ impl Lifecycle {
     /// instance is what the file asks for.
     pub(crate) fn gave_up(&self) -> bool {
         let hold = self.replace_hold.as_ref();
-        hold.is_some_and(|hold| !hold.configuration) && self.current.is_some() && !self.outdated()
+        hold.is_some_and(|hold| !hold.configuration) && self.current().is_some() && !self.outdated()
     }
 
     /// Returns the time of the next retry after a failure.
@@ -152,16 +149,13 @@ impl Lifecycle {
 
     /// Returns the time when the next `Tick` is due, if no event comes before.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let instances = [&self.current, &self.next, &self.draining]
-            .into_iter()
-            .flatten();
-        let mut due: Vec<Time> = instances.filter_map(Instance::deadline).collect();
+        let mut due: Vec<Time> = self.instances().filter_map(Instance::deadline).collect();
         if matches!(self.want, Want::Run(_)) {
             due.extend(self.count_due());
             if let Bind::Failed { retry_at, .. } = self.bind {
                 due.push(retry_at);
             }
-            if self.current.is_none() {
+            if self.current().is_none() {
                 due.extend(self.hold.as_ref().map(|h| h.until));
             } else {
                 due.extend(
@@ -180,7 +174,7 @@ impl Lifecycle {
 
     /// Returns true when the current instance is not the wanted one.
     pub(super) fn outdated(&self) -> bool {
-        match (&self.current, &self.want) {
+        match (self.current(), &self.want) {
             (Some(c), Want::Run(s)) => {
                 let right = c.revision == s.revision && c.generation == self.generation;
                 !right || c.keeps_address || c.deaf
@@ -194,55 +188,50 @@ impl Lifecycle {
     pub(crate) fn settled(&self) -> Option<bool> {
         if self.asked_pending.is_some()
             && !self.outdated()
-            && self.next.is_none()
-            && self.draining.is_none()
-            && self.current.is_some()
+            && matches!(self.occupancy, Occupancy::One(_))
         {
             return Some(false);
         }
         match &self.want {
-            Want::Refused(_) if self.processes() == 0 => Some(false),
-            Want::Stopped(_) | Want::Gone if self.processes() == 0 => Some(true),
+            Want::Refused(_) if self.instances().next().is_none() => Some(false),
+            Want::Stopped(_) | Want::Gone if self.instances().next().is_none() => Some(true),
             Want::Refused(_) | Want::Stopped(_) | Want::Gone => {
                 self.instances().all(Instance::unkillable).then_some(false)
             }
             Want::Run(_) => {
-                let Some(current) = &self.current else {
+                let draining = self.occupancy.draining();
+                let Some(current) = self.current() else {
                     let stuck = self.hold.is_some()
                         || self.server.is_err()
                         || matches!(self.bind, Bind::Failed { .. });
-                    return (stuck && self.draining.is_none()).then_some(false);
+                    return (stuck && draining.is_none()).then_some(false);
                 };
                 if !current.serves() {
                     return None;
                 }
                 let blocked = self.server.is_err() || matches!(self.bind, Bind::Failed { .. });
-                let stuck = self.draining.as_ref().is_some_and(Instance::unkillable);
+                let stuck = draining.is_some_and(Instance::unkillable);
                 if self.replace_hold.is_some()
-                    || (self.outdated() && self.next.is_none() && blocked)
+                    || (self.outdated() && self.occupancy.next().is_none() && blocked)
                     || stuck
                 {
                     return Some(false);
                 }
-                (!self.outdated() && self.draining.is_none())
-                    .then_some(current.phase == Phase::Ready)
+                (!self.outdated() && draining.is_none()).then_some(current.phase == Phase::Ready)
             }
         }
     }
 
     /// Returns true when the running instance is ready and as last ordered, even if its file asks for something else.
     pub(crate) fn is_as_ordered(&self) -> bool {
-        let ready = self
-            .current
-            .as_ref()
-            .is_some_and(|c| c.phase == Phase::Ready);
+        let ready = self.current().is_some_and(|c| c.phase == Phase::Ready);
         ready && !self.outdated() && self.replace_hold.is_none()
     }
 
     /// Returns how the tenant answers its probes.
     pub(crate) fn pulse(&self) -> ProbeHealth {
-        match &self.current {
-            Some(c) if c.verdict.is_some() && !c.serves() => ProbeHealth::BeingReplaced,
+        match self.current() {
+            Some(c) if c.failure().is_some() => ProbeHealth::BeingReplaced,
             Some(c) if c.must_answer() && c.missed >= self.policy.probe_failures => {
                 if c.answers {
                     ProbeHealth::Hung
@@ -264,21 +253,19 @@ impl Lifecycle {
 
     /// Returns the urgency of the start that the tenant needs a slot for.
     pub(crate) fn urgency(&self) -> Urgency {
-        match &self.current {
+        match self.current() {
             Some(current) if current.serves() => Urgency::Served,
             _ => self.record,
         }
     }
 
     pub(crate) fn current(&self) -> Option<&Instance> {
-        self.current.as_ref()
+        self.occupancy.current()
     }
 
     /// Returns every instance that has, or may have, a process.
     pub(crate) fn instances(&self) -> impl Iterator<Item = &Instance> {
-        [&self.current, &self.next, &self.draining]
-            .into_iter()
-            .flatten()
+        self.occupancy.instances()
     }
 
     /// Returns true when `restart` was ordered after this instance was spawned.
@@ -297,6 +284,7 @@ impl Lifecycle {
     }
 }
 
-fn still_there(killed: bool) -> Option<String> {
+fn still_there(instance: &Instance) -> Option<String> {
+    let killed = instance.is_killed();
     killed.then(|| "SIGKILL was sent; the kernel has not let the process go yet".into())
 }

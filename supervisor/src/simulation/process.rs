@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::world::{Due, Habit, World};
-use crate::lifecycle::{AdoptedStage, Event, InstanceId, Revision, Time};
+use crate::lifecycle::{AdoptedStage, Event, Instance, InstanceId, Revision, Time};
 
 /// The next step of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -257,7 +257,7 @@ impl World {
                 // The process then also answers the question about its stage from a take-over.
                 let life = self.tenants[n].life.as_ref();
                 let instance = life.and_then(|life| life.instances().find(|i| i.id == id));
-                if instance.is_some_and(|instance| instance.unsure) {
+                if instance.is_some_and(Instance::is_unsure) {
                     let stage = AdoptedStage::Serving;
                     self.feed(
                         n,

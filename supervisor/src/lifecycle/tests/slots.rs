@@ -124,7 +124,7 @@ fn what_a_broker_says_it_holds_is_believed_up_to_its_pool() {
     let new = *host.spawned.last().unwrap();
     host.on(Event::Ready(new))
         .on(Event::Connections(old, u32::MAX));
-    assert_eq!(host.life.draining.as_ref().map(|d| d.held), Some(10));
+    assert_eq!(host.life.occupancy.draining().map(|d| d.held), Some(10));
 }
 
 #[test]

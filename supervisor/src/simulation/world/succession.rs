@@ -86,7 +86,9 @@ impl World {
         self.feed(n, Event::Adopted(inheritance));
         let tenant = &mut self.tenants[n];
         let life = tenant.life.as_ref();
-        let current = life.and_then(Lifecycle::current).filter(|c| !c.planned);
+        let current = life
+            .and_then(Lifecycle::current)
+            .filter(|c| !c.ends_as_planned());
         tenant.told = current.map(|current| SimLastFacts {
             want: Want::Run(Spec {
                 revision: current.revision,
