@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_over_budget_does_not_keep_its_schema_from_one_that_fits() {
+    fn a_tenant_over_budget_does_not_block_its_schema() {
         let facts = Facts {
             max_connections: 100,
             superuser_reserved: 3,
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_admitted_tenant_has_is_nobody_elses_while_it_is_down_and_over_a_reboot() {
+    fn an_admitted_tenant_keeps_its_schema_while_it_is_down_and_over_a_reboot() {
         let facts = Facts {
             max_connections: 100,
             superuser_reserved: 3,

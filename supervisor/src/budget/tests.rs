@@ -98,7 +98,7 @@ fn the_second_of_two_default_pools_is_refused_with_numbers_and_advice() {
 }
 
 #[test]
-fn newcomers_come_by_priority_and_then_name_and_a_big_one_blocks_nobody() {
+fn newcomers_are_ordered_by_priority_then_name_and_a_large_one_blocks_no_other() {
     let facts = servers(&[("A", facts(50))]);
     let mut urgent = on_a("zebra", 20);
     urgent.priority = 5;
@@ -152,7 +152,7 @@ fn a_pool_raised_beyond_what_is_free_keeps_the_old_one_even_over_a_reboot() {
 }
 
 #[test]
-fn a_shrink_frees_only_when_the_old_instance_has_gone() {
+fn a_smaller_pool_frees_connections_only_when_the_old_instance_has_ended() {
     let facts = servers(&[("A", facts(100))]);
     let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
     let mut shrunk = on_a("acme", 10);
@@ -173,7 +173,7 @@ fn a_shrink_frees_only_when_the_old_instance_has_gone() {
 }
 
 #[test]
-fn a_tenant_that_moves_counts_on_both_servers_until_it_has() {
+fn a_tenant_that_moves_counts_on_both_servers_until_the_move_is_complete() {
     let facts = servers(&[("A", facts(100)), ("B", facts(100))]);
     let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
     let mut moving = claim("acme", 80, Some(place("B", 1, "brokkr")));
@@ -203,7 +203,7 @@ fn a_move_to_a_full_server_keeps_the_old_place() {
 }
 
 #[test]
-fn a_place_kept_for_want_of_a_better_one_is_kept_whole_while_nothing_runs_in_it() {
+fn a_place_kept_because_the_new_server_is_full_is_kept_whole_while_no_instance_runs() {
     let facts = servers(&[("A", facts(100)), ("B", facts(12))]);
     let order = admit(&[], &[on_a("mover", 60)], &facts, 3).admitted;
     // The tenant wants less on another server, which is full, and its broker has just crashed.
@@ -288,7 +288,7 @@ fn a_superuser_is_exempt_but_not_at_the_cost_of_others() {
 }
 
 #[test]
-fn a_server_not_seen_yet_decides_nothing_and_costs_nobody_a_place() {
+fn an_unseen_server_decides_nothing_and_costs_no_tenant_its_place() {
     let known = servers(&[("A", facts(100))]);
     let first = admit(&[], &[on_a("acme", 50)], &known, 3);
     let verdict = admit(
@@ -318,7 +318,7 @@ fn a_server_not_seen_yet_decides_nothing_and_costs_nobody_a_place() {
 }
 
 #[test]
-fn a_server_that_shrank_evicts_nobody_admits_nobody_and_stops_before_it_starts() {
+fn a_shrunken_server_evicts_and_admits_no_tenant_and_replaces_without_overlap() {
     let claims = [on_a("a", 30), on_a("b", 30)];
     let first = admit(&[], &claims, &servers(&[("A", facts(100))]), 3);
     let mut more = claims.to_vec();
@@ -334,7 +334,7 @@ fn a_server_that_shrank_evicts_nobody_admits_nobody_and_stops_before_it_starts()
 }
 
 #[test]
-fn a_stopped_tenant_gives_up_its_place_and_not_what_its_instance_still_holds() {
+fn a_stopped_tenant_gives_up_its_place_but_its_held_connections_count() {
     let facts = servers(&[("A", facts(100))]);
     let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
     let mut stopped = on_a("acme", 80);
@@ -349,7 +349,7 @@ fn a_stopped_tenant_gives_up_its_place_and_not_what_its_instance_still_holds() {
 }
 
 #[test]
-fn connections_that_are_not_ours_count_when_they_are_more_than_the_headroom() {
+fn foreign_connections_count_when_they_exceed_the_headroom() {
     assert_eq!(facts(100).capacity(3), 94);
     assert_eq!(
         Facts {
@@ -407,7 +407,7 @@ fn stake(tenant: &str, wanted: SchemaAndAddress) -> OwnershipClaim {
 }
 
 #[test]
-fn a_schema_twice_on_one_database_is_kept_by_the_earlier_one() {
+fn a_schema_wanted_twice_on_one_database_belongs_to_the_earlier_tenant() {
     let (a, b) = (
         schema_and_address("t_x", "127.0.0.1:1001"),
         schema_and_address("T_X", "127.0.0.1:1002"),

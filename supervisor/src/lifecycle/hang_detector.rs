@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn brokers_that_never_answered_say_nothing_of_the_host_and_come_last() {
+    fn brokers_that_never_answered_say_nothing_about_the_host_and_come_last() {
         let mut hangs = HangDetector::new(PATIENCE);
         let mute = |n: u8| (n, ProbeHealth::Mute);
         let fleet = |hung: &[u8]| {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_again_and_again_keeps_nobody_waiting() {
+    fn a_tenant_that_hangs_repeatedly_delays_no_other() {
         let mut hangs = HangDetector::new(PATIENCE);
         let fleet = || (0..3u8).map(|n| (n, ProbeHealth::Hung));
         let told: Vec<_> = (0..4).map(|n| hangs.judge(at(n), fleet())).collect();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_that_does_not_end_costs_one_tenant_at_a_time_and_the_next_when_that_one_answers() {
+    fn a_long_stall_replaces_one_tenant_on_trial_and_the_next_when_it_answers() {
         use ProbeHealth::{Absent, BeingReplaced, Fine, Hung};
         let mut hangs = HangDetector::new(PATIENCE);
         let mut tenants = [Hung; 8];

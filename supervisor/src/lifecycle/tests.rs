@@ -4,11 +4,11 @@
 mod adopted;
 mod moved;
 mod orders;
+mod random;
 mod slots;
 
 use super::*;
 use crate::status::State;
-use proptest::prelude::*;
 
 const POLICY: Policy = Policy {
     start_timeout: Duration::from_secs(60),
@@ -112,15 +112,44 @@ impl Host {
         self.on(Event::Tick)
     }
 
+    /// Wants this configuration, and finds the server reachable.
+    fn run(&mut self, revision: u64) -> &mut Self {
+        self.on(wanted(spec(revision))).on(Event::Server(Ok(())))
+    }
+
+    /// Returns a host with a ready instance.
     fn up(revision: u64) -> (Self, InstanceId) {
         let mut host = Self::new();
-        host.on(Event::Server(Ok(()))).on(wanted(spec(revision)));
-        let id = *host.spawned.last().unwrap();
+        host.run(revision);
+        let id = host.latest();
         let not_ready = None;
         host.on(Event::Ready(id))
             .on(Event::ProbeAnswered { id, not_ready });
         assert_eq!(host.state(), State::Ready);
         (host, id)
+    }
+
+    /// Returns a host whose ready instance is being replaced, with that instance and its replacement.
+    fn replacing() -> (Self, InstanceId, InstanceId) {
+        let (mut host, old) = Self::up(1);
+        host.on(Event::Restart);
+        let new = host.latest();
+        assert_ne!(old, new);
+        (host, old, new)
+    }
+
+    /// Returns the instance spawned last.
+    fn latest(&self) -> InstanceId {
+        *self.spawned.last().unwrap()
+    }
+
+    fn pending(&self) -> String {
+        self.life.view().pending.unwrap_or_default()
+    }
+
+    fn replace_hung(&mut self, id: InstanceId) -> &mut Self {
+        let detail = "hung".to_owned();
+        self.on(Event::ReplaceHung { id, detail })
     }
 
     fn state(&self) -> State {
@@ -153,10 +182,10 @@ fn a_tenant_waits_for_its_server_then_starts_with_its_whole_pool() {
 }
 
 #[test]
-fn a_changed_file_replaces_by_overlap_and_the_old_one_drains() {
+fn a_changed_file_replaces_by_overlap_and_drains_the_old_instance() {
     let (mut host, old) = Host::up(1);
     host.on(wanted(spec(2)));
-    let new = *host.spawned.last().unwrap();
+    let new = host.latest();
     assert_ne!(old, new);
     assert_eq!(host.state(), State::Ready);
     assert_eq!(
@@ -182,10 +211,10 @@ fn a_changed_file_replaces_by_overlap_and_the_old_one_drains() {
 }
 
 #[test]
-fn a_replacement_that_never_becomes_ready_is_ended_and_the_old_one_serves_on() {
+fn a_replacement_that_never_becomes_ready_is_ended_and_the_old_instance_serves() {
     let (mut host, old) = Host::up(1);
     host.on(wanted(spec(2)));
-    let new = *host.spawned.last().unwrap();
+    let new = host.latest();
     host.after(Duration::from_secs(61));
     assert_eq!(host.terminated, [new]);
     host.after(Duration::from_secs(3));
@@ -193,24 +222,16 @@ fn a_replacement_that_never_becomes_ready_is_ended_and_the_old_one_serves_on() {
     host.exit(new);
     assert_eq!(host.state(), State::Ready);
     assert_eq!(host.life.current().unwrap().id, old);
-    assert!(
-        host.life
-            .view()
-            .pending
-            .unwrap()
-            .contains("not ready within 60s")
-    );
+    assert!(host.pending().contains("not ready within 60s"));
     assert_eq!(host.life.settled(), Some(false));
 }
 
 #[test]
-fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
-    let (mut host, _) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn a_failed_restart_is_given_up_and_a_changed_file_is_retried() {
+    let (mut host, _, new) = Host::replacing();
     host.exit(new).left_over(0);
     let spawned = host.spawned.len();
-    let pending = host.life.view().pending.unwrap();
+    let pending = host.pending();
     assert!(
         pending.contains("not tried again unless ordered: exit code 1"),
         "{pending}"
@@ -220,32 +241,32 @@ fn a_failed_restart_is_given_up_but_a_changed_file_is_tried_again() {
     assert_eq!(
         host.spawned.len(),
         spawned,
-        "the order has failed; nobody asked again"
+        "the order has failed and was not repeated"
     );
     host.on(wanted(spec(2)));
     assert!(!host.life.gave_up());
-    let new = *host.spawned.last().unwrap();
+    let new = host.latest();
     host.exit(new).left_over(0).after(Duration::from_secs(40));
     assert_eq!(host.spawned.len(), spawned + 2);
 }
 
 #[test]
-fn a_new_program_is_tried_again_whatever_becomes_of_orders_beside_it() {
+fn a_new_program_is_retried_even_if_other_orders_fail() {
     let (mut host, old) = Host::up(1);
     host.on(Event::NewProgram);
     for order in [Event::Tick, Event::Restart, Event::Reload, Event::Tick] {
         host.on(order);
-        let new = *host.spawned.last().unwrap();
+        let new = host.latest();
         assert_ne!(new, old);
         host.exit(new).left_over(0);
         assert!(!host.life.gave_up() && host.life.outdated());
         host.after(Duration::from_secs(40));
-        assert_ne!(*host.spawned.last().unwrap(), new, "tried again");
+        assert_ne!(host.latest(), new, "tried again");
     }
-    let new = *host.spawned.last().unwrap();
+    let new = host.latest();
     host.on(Event::Ready(new)).leave(old);
     host.after(Duration::from_secs(40));
-    assert_eq!(*host.spawned.last().unwrap(), new);
+    assert_eq!(host.latest(), new);
     assert_eq!(
         (host.state(), host.life.view().pending),
         (State::Ready, None)
@@ -257,11 +278,11 @@ fn the_first_crash_restarts_at_once_and_the_second_waits() {
     let (mut host, first) = Host::up(1);
     host.exit(first);
     assert_eq!(host.state(), State::Starting);
-    let second = *host.spawned.last().unwrap();
+    let second = host.latest();
     assert_eq!(
         host.connections.last(),
         Some(&(second, 2)),
-        "backends of the dead may linger"
+        "the crashed instance may have left backends"
     );
     host.on(Event::Ready(second))
         .after(Duration::from_millis(2500));
@@ -280,7 +301,7 @@ fn the_first_crash_restarts_at_once_and_the_second_waits() {
 fn a_good_run_of_a_minute_makes_the_next_crash_the_first_again() {
     let (mut host, first) = Host::up(1);
     host.exit(first);
-    let second = *host.spawned.last().unwrap();
+    let second = host.latest();
     host.on(Event::Ready(second))
         .left_over(0)
         .after(Duration::from_secs(60))
@@ -291,7 +312,7 @@ fn a_good_run_of_a_minute_makes_the_next_crash_the_first_again() {
 #[test]
 fn a_configuration_error_waits_five_minutes_or_for_a_change() {
     let mut host = Host::new();
-    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    host.run(1);
     let id = host.spawned[0];
     host.on(Event::Exited {
         id,
@@ -305,9 +326,9 @@ fn a_configuration_error_waits_five_minutes_or_for_a_change() {
 }
 
 #[test]
-fn a_server_lost_while_starting_puts_the_tenant_back_to_waiting_and_counts_nothing() {
+fn a_server_lost_during_a_start_returns_the_tenant_to_waiting_without_a_restart() {
     let mut host = Host::new();
-    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    host.run(1);
     let id = host.spawned[0];
     host.on(Event::Server(Err("connection refused".into())));
     assert_eq!(host.state(), State::Waiting);
@@ -320,7 +341,7 @@ fn a_server_lost_while_starting_puts_the_tenant_back_to_waiting_and_counts_nothi
 }
 
 #[test]
-fn a_ready_tenant_whose_server_goes_away_is_degraded_and_left_alone() {
+fn a_ready_tenant_without_its_server_is_degraded_and_left_alone() {
     let (mut host, id) = Host::up(1);
     host.on(Event::Server(Err("gone".into())));
     host.on(Event::ProbeAnswered {
@@ -337,14 +358,13 @@ fn a_ready_tenant_whose_server_goes_away_is_degraded_and_left_alone() {
 }
 
 #[test]
-fn a_hung_broker_that_may_leave_a_core_is_aborted_and_killed_when_that_takes_too_long() {
+fn a_hung_broker_is_aborted_for_a_core_and_killed_after_ten_seconds() {
     let (mut host, id) = Host::up(1);
     host.life.set_policy(Policy {
         core: true,
         ..POLICY
     });
-    let detail = "hung".to_owned();
-    host.on(Event::ReplaceHung { id, detail });
+    host.replace_hung(id);
     assert_eq!((host.aborted.as_slice(), host.killed.len()), (&[id][..], 0));
     assert_eq!(host.life.pulse(), ProbeHealth::BeingReplaced);
     host.after(CORE_WITHIN - Duration::from_millis(1));
@@ -363,10 +383,7 @@ fn a_hung_broker_is_killed_when_it_is_its_turn_and_started_again() {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
     assert_eq!(host.life.pulse(), ProbeHealth::Hung);
-    host.on(Event::ReplaceHung {
-        id,
-        detail: "hung".into(),
-    });
+    host.replace_hung(id);
     assert_eq!(host.killed, [id]);
     assert_eq!(host.life.pulse(), ProbeHealth::BeingReplaced);
     host.exit(id);
@@ -375,17 +392,16 @@ fn a_hung_broker_is_killed_when_it_is_its_turn_and_started_again() {
 }
 
 #[test]
-fn a_hung_broker_that_does_not_go_keeps_its_share_of_the_pool() {
+fn a_hung_broker_keeps_its_share_of_the_pool_until_it_ends() {
     let (mut host, first) = Host::up(1);
     host.on(wanted(spec(2)));
-    let hung = *host.spawned.last().unwrap();
+    let hung = host.latest();
     host.on(Event::Ready(hung)).leave(first);
     assert_eq!(host.connections.last(), Some(&(hung, 10)));
-    let detail = "hung".to_owned();
-    host.on(Event::ReplaceHung { id: hung, detail });
+    host.replace_hung(hung);
     // The killed process still exists when the next instance takes its place.
     host.on(Event::MayOverlap(true)).on(Event::Restart);
-    let next = *host.spawned.last().unwrap();
+    let next = host.latest();
     assert_ne!(next, hung);
     host.connections.clear();
     host.on(Event::Ready(next));
@@ -437,7 +453,7 @@ fn a_removed_tenant_is_forgotten_once_it_has_drained() {
 }
 
 #[test]
-fn the_stand_in_answers_after_two_seconds_without_a_server_of_requests() {
+fn the_stand_in_answers_after_two_seconds_without_a_serving_instance() {
     let mut host = Host::new();
     host.on(wanted(spec(1))).after(Duration::from_millis(1900));
     assert!(!host.fallback);
@@ -445,132 +461,7 @@ fn the_stand_in_answers_after_two_seconds_without_a_server_of_requests() {
     assert!(host.fallback);
     host.on(Event::Server(Ok(())));
     let id = host.spawned[0];
-    assert!(host.fallback, "still nobody accepts");
+    assert!(host.fallback, "no instance accepts yet");
     host.on(Event::Ready(id));
     assert!(!host.fallback);
-}
-
-/// A random event.
-#[derive(Debug, Clone)]
-enum Step {
-    Want(u8),
-    Server(bool),
-    MayOverlap(bool),
-    BindFails,
-    Ready(u8),
-    Exit(u8, bool),
-    Missed(u8),
-    Hung(u8),
-    Restart,
-    Start,
-    Wait(u16),
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        3 => (0u8..6).prop_map(Step::Want),
-        2 => any::<bool>().prop_map(Step::Server),
-        1 => any::<bool>().prop_map(Step::MayOverlap),
-        1 => Just(Step::BindFails),
-        6 => (0u8..3).prop_map(Step::Ready),
-        4 => ((0u8..3), any::<bool>()).prop_map(|(i, c)| Step::Exit(i, c)),
-        2 => (0u8..3).prop_map(Step::Missed),
-        1 => (0u8..3).prop_map(Step::Hung),
-        1 => Just(Step::Restart),
-        1 => Just(Step::Start),
-        4 => (0u16..40_000).prop_map(Step::Wait),
-    ];
-    proptest::collection::vec(step, 1..120)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
-
-    /// Never more than two processes, never above pool + 2 connections, every process accounted for; and a wanted
-    /// tenant is ready in the end, once starts and exits succeed.
-    #[test]
-    fn a_life_keeps_its_rules_and_recovers(steps in steps(), seed in any::<u64>()) {
-        let mut life = Lifecycle::new(POLICY, 1, seed);
-        let mut now = Duration::ZERO;
-        let mut alive: Vec<InstanceId> = vec![];
-        let mut bind_fails = false;
-        let play = |life: &mut Lifecycle, now: Time, alive: &mut Vec<InstanceId>, fails: bool, event: Event| {
-            let mut queue = std::collections::VecDeque::from([event]);
-            let mut turns = 0;
-            while let Some(event) = queue.pop_front() {
-                turns += 1;
-                assert!(turns < 100, "spins");
-                for action in life.on(now, event) {
-                    match action {
-                        Action::Listen(r) if fails => queue.push_back(Event::BindFailed(r, "taken".into())),
-                        Action::Listen(r) => queue.push_back(Event::Bound(r)),
-                        Action::AskSlot(_) => queue.push_back(Event::SlotGranted),
-                        Action::CountLeftOver { since, .. } => queue.push_back(Event::LeftOver { since, count: 0 }),
-                        Action::Spawn { id, .. } => alive.push(id),
-                        Action::Kill(id) => {
-                            alive.retain(|a| *a != id);
-                            queue.push_back(Event::Exited { id, reason: "killed".into(), configuration: false });
-                        }
-                        _ => {}
-                    }
-                }
-                assert!(alive.len() <= 2, "{alive:?}");
-                let known: Vec<_> = life.instances().map(|i| i.id).collect();
-                assert!(alive.iter().all(|a| known.contains(a)), "lost a process: {alive:?} {known:?}");
-                let most: u32 = life.instances().map(|i| i.pool).max().unwrap_or(0);
-                let held: u32 = life.instances().map(|i| i.connections.min(i.held.max(i.connections * u32::from(i.serves())))).sum();
-                assert!(held <= most + 2 * REPLACEMENT_CONNECTIONS, "{held} of {most}");
-            }
-        };
-        let pick = |alive: &[InstanceId], i: u8| alive.get(usize::from(i)).copied();
-        for step in steps {
-            let event = match step {
-                Step::Want(0) => wanted(Want::Gone),
-                Step::Want(1) => wanted(Want::Stopped("stop".into())),
-                Step::Want(2) => wanted(Want::Refused("no".into())),
-                Step::Want(n) => wanted(spec(u64::from(n))),
-                Step::Server(up) => Event::Server(up.then_some(()).ok_or_else(|| "down".into())),
-                Step::MayOverlap(may) => Event::MayOverlap(may),
-                Step::BindFails => { bind_fails = !bind_fails; Event::Tick }
-                Step::Ready(i) => pick(&alive, i).map_or(Event::Tick, Event::Ready),
-                Step::Exit(i, configuration) => match pick(&alive, i) {
-                    Some(id) => {
-                        alive.retain(|a| *a != id);
-                        Event::Exited { id, reason: "exit".into(), configuration }
-                    }
-                    None => Event::Tick,
-                },
-                Step::Missed(i) => pick(&alive, i)
-                    .map_or(Event::Tick, |id| Event::ProbeMissed { id, on_time: true }),
-                Step::Hung(i) => pick(&alive, i)
-                    .map_or(Event::Tick, |id| Event::ReplaceHung { id, detail: "hung".into() }),
-                Step::Restart => Event::Restart,
-                Step::Start => Event::Start,
-                Step::Wait(ms) => { now += Duration::from_millis(u64::from(ms)); Event::Tick }
-            };
-            play(&mut life, now, &mut alive, bind_fails, event);
-        }
-        // From here on every process that is told to end does so, and every start succeeds.
-        for event in [Event::Server(Ok(())), Event::MayOverlap(true), wanted(spec(9)), Event::Start] {
-            play(&mut life, now, &mut alive, false, event);
-        }
-        for _ in 0..20 {
-            let due = life.next_deadline();
-            if let Some(due) = due { now = now.max(due); }
-            play(&mut life, now, &mut alive, false, Event::Tick);
-            let going: Vec<_> = life.instances()
-                .filter(|i| i.stop().is_some()).map(|i| i.id).collect();
-            for id in going {
-                alive.retain(|a| *a != id);
-                play(&mut life, now, &mut alive, false, Event::Exited { id, reason: "drained".into(), configuration: false });
-            }
-            for id in alive.clone() {
-                play(&mut life, now, &mut alive, false, Event::Ready(id));
-            }
-        }
-        prop_assert_eq!(life.view().state, State::Ready);
-        prop_assert_eq!(life.view().pending, None);
-        prop_assert_eq!(life.settled(), Some(true));
-        prop_assert_eq!(alive.len(), 1);
-    }
 }

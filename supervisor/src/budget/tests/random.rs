@@ -117,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn adding_tenants_never_evicts_an_admitted_one_over_reboots_too(
+    fn adding_tenants_never_evicts_an_admitted_one_even_over_reboots(
         before in claims(), more in claims(), world in world(),
     ) {
         let first = admit(&[], &before, &world, 3);
@@ -135,7 +135,7 @@ proptest! {
     }
 
     #[test]
-    fn a_newcomer_too_big_blocks_nobody(claims in claims(), world in world()) {
+    fn a_newcomer_too_large_blocks_no_other(claims in claims(), world in world()) {
         let without = admit(&[], &claims, &world, 3);
         let mut with = claims.clone();
         with.push(Claim { priority: 99, ..claim("giant", 1000, Some(place("A", 1, "r"))) });
@@ -145,7 +145,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_claims_come_in_changes_nothing(claims in claims(), world in world(), seed in any::<u64>()) {
+    fn the_order_of_claims_changes_nothing(claims in claims(), world in world(), seed in any::<u64>()) {
         let first = admit(&[], &claims, &world, 3);
         let mut shuffled = claims.clone();
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
@@ -154,7 +154,7 @@ proptest! {
     }
 
     #[test]
-    fn a_smaller_capacity_evicts_nobody_and_admits_nobody_where_it_is_short(
+    fn a_smaller_capacity_evicts_no_tenant_and_admits_none_where_it_is_short(
         before in claims(), more in claims(), world in world(), smaller in 0..60u32,
     ) {
         let first = admit(&[], &before, &world, 3);
@@ -178,7 +178,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_advice_says_would_fit_does(pools in proptest::collection::vec(2..60u32, 1..8), max in 20..120u32) {
+    fn the_advised_pools_and_limits_fit(pools in proptest::collection::vec(2..60u32, 1..8), max in 20..120u32) {
         let claims: Vec<Claim> = pools.iter().zip(0..).map(|(pool, n)| on_a(&format!("t{n}"), *pool)).collect();
         let verdict = admit(&[], &claims, &servers(&[("A", facts(max))]), 3);
         let shortage = verdict.tenants.values().find_map(|d| match d { Decision::Refused(s) => Some(s), _ => None });

@@ -4,7 +4,7 @@ use super::*;
 
 const R1: Revision = Revision(1);
 
-fn found(id: u64, stage: AdoptedStage) -> AdoptedInstance {
+pub(super) fn found(id: u64, stage: AdoptedStage) -> AdoptedInstance {
     AdoptedInstance {
         id: InstanceId(id),
         pid: 4000 + id as i32,
@@ -49,7 +49,7 @@ fn untouched(host: &Host) {
 }
 
 #[test]
-fn one_that_serves_is_left_alone_whatever_is_known_of_its_server() {
+fn a_serving_adopted_instance_is_left_alone_while_its_server_is_unknown() {
     let mut host = adopting(vec![found(7, AdoptedStage::Serving)]);
     assert_eq!(host.state(), State::Ready);
     host.on(wanted(spec(1)))
@@ -64,57 +64,47 @@ fn one_that_serves_is_left_alone_whatever_is_known_of_its_server() {
 }
 
 #[test]
-fn one_of_another_configuration_is_replaced_by_overlap() {
-    let mut host = adopting(vec![found(7, AdoptedStage::Serving)]);
-    host.on(wanted(spec(2))).on(Event::Server(Ok(())));
-    assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
-    host.on(Event::Ready(host.spawned[0]));
-    assert_eq!(host.terminated, [InstanceId(7)]);
+fn an_adopted_instance_of_another_configuration_or_program_is_replaced_by_overlap() {
+    for (revision, outdated) in [(2, false), (1, true)] {
+        let mut host = adopting(vec![AdoptedInstance {
+            outdated,
+            ..found(7, AdoptedStage::Serving)
+        }]);
+        host.run(revision);
+        assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
+        host.on(Event::Ready(host.latest()));
+        assert_eq!(host.terminated, [InstanceId(7)]);
+        host.exit(InstanceId(7));
+        assert_eq!(host.life.settled(), Some(true));
+    }
 }
 
 #[test]
-fn one_started_from_another_program_is_replaced_too() {
-    let mut host = adopting(vec![AdoptedInstance {
-        outdated: true,
-        ..found(7, AdoptedStage::Serving)
-    }]);
-    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
-    assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
-    host.on(Event::Ready(host.spawned[0])).exit(InstanceId(7));
-    assert_eq!(host.life.settled(), Some(true));
-}
-
-#[test]
-fn one_that_must_be_asked_is_neither_replaced_nor_ended_before_it_has_answered() {
+fn an_unsure_instance_is_neither_replaced_nor_ended_before_it_answers() {
     let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.on(wanted(spec(2))).on(Event::Server(Ok(())));
+    host.run(2);
     untouched(&host);
     host.on(learned(InstanceId(7), AdoptedStage::Serving));
     assert_eq!((host.spawned.len(), host.terminated.len()), (1, 0));
 }
 
 #[test]
-fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
+fn an_unsure_instance_that_misses_its_probes_is_hung() {
     let id = InstanceId(7);
     let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.on(wanted(spec(1)))
-        .on(Event::Server(Ok(())))
-        .on(Event::Unanswered(id));
+    host.run(1).on(Event::Unanswered(id));
     for _ in 0..POLICY.probe_failures {
         assert_ne!(host.life.pulse(), ProbeHealth::Hung);
         host.on(Event::ProbeMissed { id, on_time: true });
     }
     assert_eq!(host.life.pulse(), ProbeHealth::Hung);
-    let detail = "hung".to_owned();
-    host.on(Event::ReplaceHung { id, detail });
+    host.replace_hung(id);
     assert_eq!(host.killed, [id]);
     host.exit(id);
     assert_eq!(host.spawned.len(), 1);
     // An instance that reports starting has the time of a start.
     let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.on(wanted(spec(1)))
-        .on(Event::Server(Ok(())))
-        .on(learned(id, AdoptedStage::Starting));
+    host.run(1).on(learned(id, AdoptedStage::Starting));
     for _ in 0..9 {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
@@ -122,17 +112,17 @@ fn one_that_never_says_how_far_it_is_and_misses_its_probes_is_hung() {
 }
 
 #[test]
-fn one_that_never_answers_is_ended_when_a_start_would_be() {
+fn an_unsure_instance_that_never_answers_has_the_time_of_a_start() {
     let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.run(1);
     host.after(Duration::from_secs(61));
     assert_eq!(host.terminated, [InstanceId(7)]);
 }
 
 #[test]
-fn nobody_stands_in_for_one_that_may_serve_until_two_seconds_after_it_failed_to_answer() {
+fn the_stand_in_answers_for_an_unsure_instance_two_seconds_after_it_failed_to_answer() {
     let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.run(1);
     // On a busy host an answer takes time, and the instance serves meanwhile.
     host.after(Duration::from_secs(10));
     assert!(!host.fallback);
@@ -146,7 +136,7 @@ fn nobody_stands_in_for_one_that_may_serve_until_two_seconds_after_it_failed_to_
 }
 
 #[test]
-fn one_that_was_starting_goes_on_starting_though_its_server_was_not_asked_yet() {
+fn an_adopted_start_continues_before_its_server_was_asked() {
     let mut host = adopting(vec![found(7, AdoptedStage::Starting)]);
     host.on(wanted(spec(1)))
         .on(Event::Server(Err("not asked yet".into())));
@@ -158,12 +148,12 @@ fn one_that_was_starting_goes_on_starting_though_its_server_was_not_asked_yet() 
 }
 
 #[test]
-fn one_that_drains_is_not_told_again_and_its_successor_serves_on() {
+fn an_adopted_draining_instance_gets_no_second_sigterm_and_its_successor_serves() {
     let mut host = adopting(vec![
         found(7, AdoptedStage::Stopping),
         found(8, AdoptedStage::Serving),
     ]);
-    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.run(1);
     untouched(&host);
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
     host.exit(InstanceId(7));
@@ -173,7 +163,7 @@ fn one_that_drains_is_not_told_again_and_its_successor_serves_on() {
 }
 
 #[test]
-fn of_two_that_must_be_asked_the_older_drains_when_it_says_so_and_when_the_newer_serves() {
+fn of_two_unsure_instances_the_older_drains_if_it_says_so_or_the_newer_serves() {
     let both = || {
         adopting(vec![
             found(7, AdoptedStage::Unsure),
@@ -181,14 +171,14 @@ fn of_two_that_must_be_asked_the_older_drains_when_it_says_so_and_when_the_newer
         ])
     };
     let mut host = both();
-    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.run(1);
     host.on(learned(InstanceId(7), AdoptedStage::Stopping))
         .on(learned(InstanceId(8), AdoptedStage::Serving));
     untouched(&host);
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
 
     let mut host = both();
-    host.on(wanted(spec(1))).on(Event::Server(Ok(())));
+    host.run(1);
     host.on(learned(InstanceId(7), AdoptedStage::Serving))
         .on(learned(InstanceId(8), AdoptedStage::Serving));
     assert_eq!(host.life.current().unwrap().id, InstanceId(8));
@@ -196,7 +186,7 @@ fn of_two_that_must_be_asked_the_older_drains_when_it_says_so_and_when_the_newer
 }
 
 #[test]
-fn one_whose_address_is_open_in_it_alone_is_drained_before_its_successor_starts() {
+fn an_instance_that_alone_has_the_socket_is_drained_before_its_successor_starts() {
     let mut host = adopting(vec![AdoptedInstance {
         keeps_address: true,
         ..found(7, AdoptedStage::Serving)
@@ -213,17 +203,15 @@ fn one_whose_address_is_open_in_it_alone_is_drained_before_its_successor_starts(
 }
 
 #[test]
-fn one_that_died_meanwhile_is_started_again_and_counted() {
+fn an_adopted_instance_that_exits_is_restarted_and_counted() {
     let mut host = adopting(vec![found(7, AdoptedStage::Serving)]);
-    host.on(wanted(spec(1)))
-        .on(Event::Server(Ok(())))
-        .exit(InstanceId(7));
+    host.run(1).exit(InstanceId(7));
     assert_eq!(host.spawned.len(), 1);
     assert_eq!(host.life.view().restarts, 1);
 }
 
 #[test]
-fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_wanted() {
+fn an_open_address_without_an_instance_stays_open_until_the_tenant_is_judged() {
     let mut host = Host::new();
     let left = Inheritance {
         open: Some(R1),
@@ -246,7 +234,7 @@ fn an_open_address_without_an_instance_stays_open_until_it_is_known_what_is_want
 }
 
 #[test]
-fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
+fn leftovers_of_a_killed_instance_count_over_a_take_over() {
     // The instance reports that it was given two of ten connections; no other instance shares the pool.
     let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
     let id = InstanceId(7);
@@ -263,13 +251,13 @@ fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
     assert_eq!(host.life.view().pending, None);
     host.after(Duration::from_secs(1)).left_over(10);
     assert!(host.connections.is_empty(), "{:?}", host.connections);
-    let pending = host.life.view().pending.unwrap();
+    let pending = host.pending();
     assert!(pending.contains("held at 2 of its 10"), "{pending}");
     host.left_over(3);
     assert_eq!(host.connections, [(id, 9)]);
     // It holds nearly all it may, and a replacement would take two more.
     host.on(Event::Restart);
-    let pending = host.life.view().pending.unwrap();
+    let pending = host.pending();
     assert!(pending.contains("what the last one left"), "{pending}");
     assert_eq!(host.spawned, [id]);
     host.left_over(0);
@@ -279,7 +267,7 @@ fn what_a_killed_one_left_on_the_server_counts_over_a_take_over() {
 }
 
 #[test]
-fn one_that_is_gone_with_its_supervisor_is_counted_before_another_takes_the_whole_pool() {
+fn leftovers_of_an_earlier_supervisor_are_counted_before_the_first_start() {
     let mut host = adopting(vec![]);
     let now = host.now;
     let first = host.life.on(now, wanted(spec(1)));
@@ -304,7 +292,7 @@ fn one_that_is_gone_with_its_supervisor_is_counted_before_another_takes_the_whol
 }
 
 #[test]
-fn what_is_not_left_over_is_not_waited_for_without_end() {
+fn connections_that_never_end_are_waited_for_no_longer_than_a_minute() {
     let mut host = Host::new();
     let actions = host.life.on(host.now, Event::Server(Ok(())));
     assert_eq!(actions, []);
@@ -319,7 +307,7 @@ fn what_is_not_left_over_is_not_waited_for_without_end() {
 }
 
 #[test]
-fn kills_in_a_row_do_not_add_up() {
+fn leftovers_of_several_kills_stay_within_the_pool_plus_two() {
     // A pool of two has no room for leftovers of two instances.
     for pool in [2, 3, 10] {
         let mut host = Host::new();
@@ -329,7 +317,7 @@ fn kills_in_a_row_do_not_add_up() {
         let mut left = 0;
         for _ in 0..8 {
             let Some(&(id, connections)) = host.connections.last() else {
-                panic!("nothing was started");
+                panic!("no instance was started");
             };
             let before = host.spawned.len();
             host.on(Event::Ready(id)).exit(id);
@@ -351,11 +339,11 @@ fn kills_in_a_row_do_not_add_up() {
 }
 
 #[test]
-fn a_count_from_before_somebody_went_says_nothing_of_what_that_one_left() {
+fn a_count_from_before_an_exit_does_not_count_its_leftovers() {
     let (mut host, first) = Host::up(1);
     let since = host.now;
     host.after(Duration::from_millis(10)).exit(first);
-    let second = *host.spawned.last().unwrap();
+    let second = host.latest();
     host.on(Event::Ready(second));
     host.on(Event::LeftOver { since, count: 0 });
     assert_eq!(host.connections.last(), Some(&(second, 2)));

@@ -20,14 +20,14 @@ fn moving() -> (Host, InstanceId) {
         reason: "signal 9".into(),
         configuration: false,
     });
-    let new = *host.spawned.last().unwrap();
+    let new = host.latest();
     host.on(Event::Ready(new)).left_over(10);
     host.on(wanted(spec(2)));
     (host, new)
 }
 
 #[test]
-fn what_a_killed_instance_left_is_counted_on_the_server_that_its_tenant_is_about_to_leave() {
+fn leftovers_are_counted_on_the_server_that_the_tenant_leaves() {
     let (mut host, new) = moving();
     host.now += Duration::from_secs(2);
     let (since, of) = asked(&mut host, Event::Tick).unwrap();
@@ -38,7 +38,7 @@ fn what_a_killed_instance_left_is_counted_on_the_server_that_its_tenant_is_about
 }
 
 #[test]
-fn it_is_counted_there_though_the_new_server_is_away() {
+fn leftovers_are_counted_on_the_old_server_while_the_new_one_is_down() {
     let (mut host, _) = moving();
     host.on(Event::Server(Err("away".into())));
     host.now += Duration::from_secs(2);
@@ -46,7 +46,7 @@ fn it_is_counted_there_though_the_new_server_is_away() {
 }
 
 #[test]
-fn an_old_server_that_never_answers_again_is_given_up_after_a_minute() {
+fn leftovers_on_a_server_that_never_answers_are_given_up_after_a_minute() {
     let (mut host, _) = moving();
     let spawned = host.spawned.len();
     host.after(Duration::from_secs(50));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_address_that_was_taken_is_tried_at_once_when_somebody_orders_it() {
+fn an_order_tries_a_taken_address_at_once() {
     for order in [Event::Start, Event::Restart] {
         let mut life = Lifecycle::new(POLICY, 1, 7);
         let mut listens = |now: u64, event: Event| {
@@ -23,7 +23,7 @@ fn an_address_that_was_taken_is_tried_at_once_when_somebody_orders_it() {
 }
 
 #[test]
-fn the_old_address_is_given_up_at_once_only_where_nothing_runs_on_it() {
+fn the_old_address_is_closed_at_once_only_if_no_instance_runs_on_it() {
     let mut life = Lifecycle::new(POLICY, 1, 7);
     let mut on = |event: Event| life.on(Duration::ZERO, event);
     let unlisten = |revision| Action::Unlisten(Some(Revision(revision)));

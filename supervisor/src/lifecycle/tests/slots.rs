@@ -1,5 +1,6 @@
 //! Tests of the slot a start takes, and how long it keeps it.
 
+use super::adopted::found;
 use super::*;
 
 #[test]
@@ -7,7 +8,7 @@ fn a_replacement_keeps_its_slot_until_both_are_within_the_pool() {
     let (mut host, old) = Host::up(1);
     assert_eq!(host.slot, None);
     host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+    let new = host.latest();
     assert_eq!(host.slot, Some(SlotKind::Replacement));
     // The new instance has two connections, and the old may have ten: twelve, two of them the replacement's room.
     host.on(Event::Ready(new));
@@ -22,16 +23,14 @@ fn a_replacement_keeps_its_slot_until_both_are_within_the_pool() {
 }
 
 #[test]
-fn a_crash_amid_an_overlap_is_made_good_at_once() {
-    let (mut host, old) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn a_crash_during_an_overlap_restarts_beside_the_draining_instance() {
+    let (mut host, old, new) = Host::replacing();
     host.on(Event::Ready(new)).exit(new);
     assert_eq!(host.spawned.len(), 2, "there may be twelve as it is");
     host.left_over(0);
     assert_eq!(host.spawned.len(), 3, "beside the one that drains");
     assert_eq!(host.slot, Some(SlotKind::Replacement));
-    let third = *host.spawned.last().unwrap();
+    let third = host.latest();
     host.on(Event::Ready(third)).exit(old);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
     // The leftovers of the crashed instance have ended too.
@@ -40,14 +39,14 @@ fn a_crash_amid_an_overlap_is_made_good_at_once() {
 }
 
 #[test]
-fn only_what_has_not_run_before_asks_for_room_that_replacements_may_have() {
+fn only_the_first_start_of_a_configuration_waits_for_replacements() {
     let mut host = Host::new();
-    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    host.run(1);
     assert_eq!(host.slot, Some(SlotKind::First));
-    let id = *host.spawned.last().unwrap();
+    let id = host.latest();
     host.on(Event::Ready(id)).exit(id);
     assert_eq!(host.slot, Some(SlotKind::Start), "its place is an old one");
-    let id = *host.spawned.last().unwrap();
+    let id = host.latest();
     host.on(Event::Ready(id));
     host.on(wanted(Want::Stopped("by the operator".into())))
         .exit(id);
@@ -56,10 +55,8 @@ fn only_what_has_not_run_before_asks_for_room_that_replacements_may_have() {
 }
 
 #[test]
-fn one_that_cannot_be_killed_keeps_no_slot_and_is_charged_for_what_it_takes() {
-    let (mut host, old) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn an_unkillable_instance_keeps_no_slot_and_its_overlap_is_charged() {
+    let (mut host, old, new) = Host::replacing();
     host.on(Event::Ready(new));
     host.after(POLICY.grace);
     assert_eq!(host.killed, [old]);
@@ -76,7 +73,7 @@ fn one_that_cannot_be_killed_keeps_no_slot_and_is_charged_for_what_it_takes() {
 }
 
 #[test]
-fn a_start_that_waits_for_one_that_cannot_be_killed_lets_others_start() {
+fn a_start_that_waits_for_an_unkillable_instance_releases_its_slot() {
     let (mut host, old) = Host::up(1);
     host.on(Event::MayOverlap(false)).on(Event::Restart);
     assert_eq!(host.slot, Some(SlotKind::Start), "stop, then start");
@@ -87,10 +84,8 @@ fn a_start_that_waits_for_one_that_cannot_be_killed_lets_others_start() {
 }
 
 #[test]
-fn what_a_killed_one_leaves_on_the_server_counts_until_it_has_gone() {
-    let (mut host, old) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn a_replacement_keeps_its_slot_until_leftovers_have_ended() {
+    let (mut host, old, new) = Host::replacing();
     host.on(Event::Ready(new)).after(POLICY.grace).exit(old);
     assert_eq!(host.slot, Some(SlotKind::Replacement));
     host.left_over(10);
@@ -101,10 +96,10 @@ fn what_a_killed_one_leaves_on_the_server_counts_until_it_has_gone() {
 }
 
 #[test]
-fn a_replacement_that_may_no_more_overlap_leaves_the_queue() {
+fn a_replacement_that_may_no_longer_overlap_leaves_the_queue() {
     let (mut host, old) = Host::up(1);
     host.on(Event::Restart);
-    let id = *host.spawned.last().unwrap();
+    let id = host.latest();
     host.on(Event::Ready(id))
         .on(Event::Connections(old, 1))
         .exit(id);
@@ -118,40 +113,25 @@ fn a_replacement_that_may_no_more_overlap_leaves_the_queue() {
 }
 
 #[test]
-fn what_a_broker_says_it_holds_is_believed_up_to_its_pool() {
-    let (mut host, old) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn a_reported_number_of_connections_is_capped_at_the_pool() {
+    let (mut host, old, new) = Host::replacing();
     host.on(Event::Ready(new))
         .on(Event::Connections(old, u32::MAX));
     assert_eq!(host.life.occupancy.draining().map(|d| d.held), Some(10));
 }
 
 #[test]
-fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
-    let (mut host, old) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn an_adopted_overlap_takes_no_slot() {
+    let (mut host, old, new) = Host::replacing();
     host.on(Event::Ready(new));
-    let as_it_is = |id, connections, stage| AdoptedInstance {
-        id,
-        pid: 1,
-        spec: Spec {
-            revision: Revision(1),
-            pool: 10,
-        },
-        connections,
-        spawned_at: Duration::ZERO,
-        stage,
-        outdated: false,
-        keeps_address: false,
-        deaf: false,
-    };
     let mut next = Host::new();
     next.on(Event::Adopted(Inheritance {
         instances: vec![
-            as_it_is(old, 10, AdoptedStage::Stopping),
-            as_it_is(new, 2, AdoptedStage::Serving),
+            found(old.0, AdoptedStage::Stopping),
+            AdoptedInstance {
+                connections: 2,
+                ..found(new.0, AdoptedStage::Serving)
+            },
         ],
         ..Inheritance::default()
     }));
@@ -162,11 +142,11 @@ fn an_overlap_that_was_taken_over_is_one_without_a_slot() {
 }
 
 #[test]
-fn a_start_that_takes_long_goes_on_without_its_slot() {
+fn a_slow_start_continues_without_its_slot() {
     let mut host = Host::new();
-    host.on(Event::Server(Ok(()))).on(wanted(spec(1)));
+    host.run(1);
     assert_eq!(host.slot, Some(SlotKind::First));
-    let id = *host.spawned.last().unwrap();
+    let id = host.latest();
     host.after(STAND_IN_AFTER);
     assert_eq!(host.life.next_deadline(), Some(SLOT_FOR));
     host.on(Event::Extend(id, Duration::from_secs(600)));
@@ -185,10 +165,8 @@ fn a_start_that_takes_long_goes_on_without_its_slot() {
 }
 
 #[test]
-fn a_replacement_that_takes_long_lets_others_start_and_keeps_its_room() {
-    let (mut host, _) = Host::up(1);
-    host.on(Event::Restart);
-    let new = *host.spawned.last().unwrap();
+fn a_slow_replacement_lets_others_start_and_keeps_its_room() {
+    let (mut host, _, new) = Host::replacing();
     host.after(SLOT_FOR);
     assert!(host.started, "it lets others start");
     assert_eq!(host.slot, Some(SlotKind::Replacement), "twelve are held");
@@ -201,7 +179,7 @@ fn a_replacement_that_takes_long_lets_others_start_and_keeps_its_room() {
     );
     host.left_over(0);
     assert_eq!(host.slot, None);
-    let pending = host.life.view().pending.unwrap();
+    let pending = host.pending();
     assert!(
         pending.contains("not ready within 60s: waiting for a lock"),
         "{pending}"
