@@ -39,12 +39,45 @@ fn on_a(tenant: &str, pool: u32) -> Claim {
     claim(tenant, pool, Some(place("A", 1, "brokkr")))
 }
 
+fn on_b(tenant: &str, pool: u32) -> Claim {
+    claim(tenant, pool, Some(place("B", 1, "brokkr")))
+}
+
+/// Adds connections that the tenant still holds on server A.
+fn holding(connections: u32, claim: Claim) -> Claim {
+    let held = vec![HeldConnections {
+        place: place("A", 1, "brokkr"),
+        connections,
+    }];
+    Claim { held, ..claim }
+}
+
+fn database(name: &str, limit: Option<u32>) -> Database {
+    Database {
+        name: name.into(),
+        limit,
+    }
+}
+
+fn role(limit: Option<u32>, superuser: bool) -> Role {
+    Role { limit, superuser }
+}
+
 fn facts(max_connections: u32) -> Facts {
     Facts {
         max_connections,
         superuser_reserved: 3,
         ..Facts::default()
     }
+}
+
+/// Admits with the headroom of three connections.
+fn admit(order: &[AdmittedTenant], claims: &[Claim], facts: &BTreeMap<ServerId, Facts>) -> Verdict {
+    super::admit(order, claims, facts, 3)
+}
+
+fn account<'v>(verdict: &'v Verdict, server: &str) -> &'v Account {
+    &verdict.servers[&ServerId::new(server)]
 }
 
 fn servers(list: &[(&str, Facts)]) -> BTreeMap<ServerId, Facts> {
@@ -71,14 +104,14 @@ fn refusal(verdict: &Verdict, tenant: &str) -> String {
 #[test]
 fn the_second_of_two_default_pools_is_refused_with_numbers_and_advice() {
     let facts = servers(&[("A", facts(100))]);
-    let verdict = admit(&[], &[on_a("acme", 50), on_a("globex", 50)], &facts, 3);
+    let verdict = admit(&[], &[on_a("acme", 50), on_a("globex", 50)], &facts);
     assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
     assert_eq!(
         refusal(&verdict, "globex"),
         "needs 50 and 4 more of 94 on server A; 40 are free; \
          pool_size = 45 at most for each would fit everyone, or max_connections = 110"
     );
-    let account = &verdict.servers[&ServerId::new("A")];
+    let account = account(&verdict, "A");
     assert_eq!(
         (account.capacity, account.committed, account.free),
         (Some(94), 54, 40)
@@ -92,7 +125,7 @@ fn the_second_of_two_default_pools_is_refused_with_numbers_and_advice() {
                 ..facts[&ServerId::new("A")].clone()
             },
         )]);
-        let verdict = admit(&[], &[on_a("acme", pool), on_a("globex", pool)], &facts, 3);
+        let verdict = admit(&[], &[on_a("acme", pool), on_a("globex", pool)], &facts);
         assert_eq!(names(&verdict), ["acme", "globex"], "the advice holds");
     }
 }
@@ -106,7 +139,6 @@ fn newcomers_are_ordered_by_priority_then_name_and_a_large_one_blocks_no_other()
         &[],
         &[on_a("big", 30), on_a("acme", 10), urgent, on_a("cat", 10)],
         &facts,
-        3,
     );
     assert_eq!(names(&verdict), ["zebra", "acme", "cat"]);
     assert!(matches!(decision(&verdict, "big"), Decision::Refused(_)));
@@ -115,24 +147,20 @@ fn newcomers_are_ordered_by_priority_then_name_and_a_large_one_blocks_no_other()
 #[test]
 fn priority_never_evicts() {
     let facts = servers(&[("A", facts(50))]);
-    let first = admit(&[], &[on_a("acme", 30)], &facts, 3);
+    let first = admit(&[], &[on_a("acme", 30)], &facts);
     let mut urgent = on_a("aaa", 30);
     urgent.priority = 100;
-    let verdict = admit(&first.admitted, &[on_a("acme", 30), urgent], &facts, 3);
+    let verdict = admit(&first.admitted, &[on_a("acme", 30), urgent], &facts);
     assert_eq!(names(&verdict), ["acme"]);
 }
 
 #[test]
 fn a_pool_raised_beyond_what_is_free_keeps_the_old_one_even_over_a_reboot() {
     let facts = servers(&[("A", facts(100))]);
-    let first = admit(&[], &[on_a("acme", 50), on_a("bolt", 20)], &facts, 3);
-    let mut raised = on_a("acme", 90);
-    raised.held = vec![HeldConnections {
-        place: place("A", 1, "brokkr"),
-        connections: 50,
-    }];
+    let first = admit(&[], &[on_a("acme", 50), on_a("bolt", 20)], &facts);
+    let raised = holding(50, on_a("acme", 90));
     for raised in [raised, on_a("acme", 90)] {
-        let verdict = admit(&first.admitted, &[raised, on_a("bolt", 20)], &facts, 3);
+        let verdict = admit(&first.admitted, &[raised, on_a("bolt", 20)], &facts);
         assert!(
             refusal(&verdict, "acme").contains("with the 50 it has"),
             "{}",
@@ -145,7 +173,6 @@ fn a_pool_raised_beyond_what_is_free_keeps_the_old_one_even_over_a_reboot() {
         &first.admitted,
         &[on_a("acme", 70), on_a("bolt", 20)],
         &facts,
-        3,
     );
     assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
     assert_eq!(verdict.admitted[0].pool, 70);
@@ -154,20 +181,15 @@ fn a_pool_raised_beyond_what_is_free_keeps_the_old_one_even_over_a_reboot() {
 #[test]
 fn a_smaller_pool_frees_connections_only_when_the_old_instance_has_ended() {
     let facts = servers(&[("A", facts(100))]);
-    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
-    let mut shrunk = on_a("acme", 10);
-    shrunk.held = vec![HeldConnections {
-        place: place("A", 1, "brokkr"),
-        connections: 80,
-    }];
-    let verdict = admit(&first.admitted, &[shrunk, on_a("bolt", 50)], &facts, 3);
+    let first = admit(&[], &[on_a("acme", 80)], &facts);
+    let shrunk = holding(80, on_a("acme", 10));
+    let verdict = admit(&first.admitted, &[shrunk, on_a("bolt", 50)], &facts);
     assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
     assert!(matches!(decision(&verdict, "bolt"), Decision::Refused(_)));
     let verdict = admit(
         &verdict.admitted,
         &[on_a("acme", 10), on_a("bolt", 50)],
         &facts,
-        3,
     );
     assert_eq!(names(&verdict), ["acme", "bolt"]);
 }
@@ -175,40 +197,36 @@ fn a_smaller_pool_frees_connections_only_when_the_old_instance_has_ended() {
 #[test]
 fn a_tenant_that_moves_counts_on_both_servers_until_the_move_is_complete() {
     let facts = servers(&[("A", facts(100)), ("B", facts(100))]);
-    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
-    let mut moving = claim("acme", 80, Some(place("B", 1, "brokkr")));
-    moving.held = vec![HeldConnections {
-        place: place("A", 1, "brokkr"),
-        connections: 80,
-    }];
-    let verdict = admit(&first.admitted, &[moving, on_a("bolt", 50)], &facts, 3);
+    let first = admit(&[], &[on_a("acme", 80)], &facts);
+    let moving = holding(80, on_b("acme", 80));
+    let verdict = admit(&first.admitted, &[moving, on_a("bolt", 50)], &facts);
     assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
     assert!(matches!(decision(&verdict, "bolt"), Decision::Refused(_)));
-    assert_eq!(verdict.servers[&ServerId::new("A")].committed, 84);
-    assert_eq!(verdict.servers[&ServerId::new("B")].committed, 84);
-    let moved = claim("acme", 80, Some(place("B", 1, "brokkr")));
-    let verdict = admit(&verdict.admitted, &[moved, on_a("bolt", 50)], &facts, 3);
+    assert_eq!(account(&verdict, "A").committed, 84);
+    assert_eq!(account(&verdict, "B").committed, 84);
+    let moved = on_b("acme", 80);
+    let verdict = admit(&verdict.admitted, &[moved, on_a("bolt", 50)], &facts);
     assert_eq!(*decision(&verdict, "bolt"), Decision::Admitted);
 }
 
 #[test]
 fn a_move_to_a_full_server_keeps_the_old_place() {
     let facts = servers(&[("A", facts(100)), ("B", facts(20))]);
-    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
-    let moving = claim("acme", 80, Some(place("B", 1, "brokkr")));
-    let verdict = admit(&first.admitted, &[moving], &facts, 3);
+    let first = admit(&[], &[on_a("acme", 80)], &facts);
+    let moving = on_b("acme", 80);
+    let verdict = admit(&first.admitted, &[moving], &facts);
     assert!(refusal(&verdict, "acme").contains("server B"));
     assert_eq!(verdict.admitted, first.admitted);
-    assert_eq!(verdict.servers[&ServerId::new("A")].committed, 84);
+    assert_eq!(account(&verdict, "A").committed, 84);
 }
 
 #[test]
 fn a_place_kept_because_the_new_server_is_full_is_kept_whole_while_no_instance_runs() {
     let facts = servers(&[("A", facts(100)), ("B", facts(12))]);
-    let order = admit(&[], &[on_a("mover", 60)], &facts, 3).admitted;
+    let order = admit(&[], &[on_a("mover", 60)], &facts).admitted;
     // The tenant wants less on another server, which is full, and its broker has just crashed.
-    let mover = claim("mover", 10, Some(place("B", 1, "brokkr")));
-    let verdict = admit(&order, &[mover, on_a("new", 50)], &facts, 3);
+    let mover = on_b("mover", 10);
+    let verdict = admit(&order, &[mover, on_a("new", 50)], &facts);
     assert!(matches!(decision(&verdict, "mover"), Decision::Keep(_)));
     assert!(refusal(&verdict, "new").contains("30 are free"));
     assert_eq!(names(&verdict), ["mover"]);
@@ -217,20 +235,8 @@ fn a_place_kept_because_the_new_server_is_full_is_kept_whole_while_no_instance_r
 #[test]
 fn databases_and_roles_are_sums_within_the_server() {
     let mut limited = facts(1000);
-    limited.databases.insert(
-        1,
-        Database {
-            name: "app".into(),
-            limit: Some(33),
-        },
-    );
-    limited.roles.insert(
-        "small".into(),
-        Role {
-            limit: Some(13),
-            superuser: false,
-        },
-    );
+    limited.databases.insert(1, database("app", Some(33)));
+    limited.roles.insert("small".into(), role(Some(13), false));
     limited.own = Some(place("A", 9, "other"));
     let facts = servers(&[("A", limited)]);
     let claims = [
@@ -240,7 +246,7 @@ fn databases_and_roles_are_sums_within_the_server() {
         claim("d", 5, Some(place("A", 1, "brokkr"))),
         claim("e", 500, Some(place("A", 3, "brokkr"))),
     ];
-    let verdict = admit(&[], &claims, &facts, 3);
+    let verdict = admit(&[], &claims, &facts);
     assert_eq!(names(&verdict), ["a", "c", "e"]);
     let role = refusal(&verdict, "b");
     assert!(
@@ -257,20 +263,8 @@ fn databases_and_roles_are_sums_within_the_server() {
 #[test]
 fn a_superuser_is_exempt_but_not_at_the_cost_of_others() {
     let mut limited = facts(1000);
-    limited.databases.insert(
-        1,
-        Database {
-            name: "app".into(),
-            limit: Some(20),
-        },
-    );
-    limited.roles.insert(
-        "root".into(),
-        Role {
-            limit: Some(1),
-            superuser: true,
-        },
-    );
+    limited.databases.insert(1, database("app", Some(20)));
+    limited.roles.insert("root".into(), role(Some(1), true));
     let facts = servers(&[("A", limited)]);
     let root = |tenant, pool| {
         claim(
@@ -282,20 +276,19 @@ fn a_superuser_is_exempt_but_not_at_the_cost_of_others() {
             }),
         )
     };
-    assert_eq!(names(&admit(&[], &[root("a", 50)], &facts, 3)), ["a"]);
-    let verdict = admit(&[], &[on_a("a", 10), root("b", 50)], &facts, 3);
+    assert_eq!(names(&admit(&[], &[root("a", 50)], &facts)), ["a"]);
+    let verdict = admit(&[], &[on_a("a", 10), root("b", 50)], &facts);
     assert_eq!(names(&verdict), ["a"]);
 }
 
 #[test]
 fn an_unseen_server_decides_nothing_and_costs_no_tenant_its_place() {
     let known = servers(&[("A", facts(100))]);
-    let first = admit(&[], &[on_a("acme", 50)], &known, 3);
+    let first = admit(&[], &[on_a("acme", 50)], &known);
     let verdict = admit(
         &first.admitted,
         &[claim("acme", 50, None), claim("new", 5, None)],
         &BTreeMap::new(),
-        3,
     );
     assert_eq!(*decision(&verdict, "acme"), Decision::Admitted);
     assert_eq!(*decision(&verdict, "new"), Decision::Wait);
@@ -304,7 +297,6 @@ fn an_unseen_server_decides_nothing_and_costs_no_tenant_its_place() {
         &first.admitted,
         &[claim("acme", 60, None)],
         &BTreeMap::new(),
-        3,
     );
     assert!(refusal(&verdict, "acme").contains("cannot be asked now"));
     // The tenant's URL is broken, but its admission stays counted.
@@ -312,7 +304,6 @@ fn an_unseen_server_decides_nothing_and_costs_no_tenant_its_place() {
         &first.admitted,
         &[claim("acme", 50, None), on_a("new", 50)],
         &known,
-        3,
     );
     assert!(matches!(decision(&verdict, "new"), Decision::Refused(_)));
 }
@@ -320,13 +311,13 @@ fn an_unseen_server_decides_nothing_and_costs_no_tenant_its_place() {
 #[test]
 fn a_shrunken_server_evicts_and_admits_no_tenant_and_replaces_without_overlap() {
     let claims = [on_a("a", 30), on_a("b", 30)];
-    let first = admit(&[], &claims, &servers(&[("A", facts(100))]), 3);
+    let first = admit(&[], &claims, &servers(&[("A", facts(100))]));
     let mut more = claims.to_vec();
     more.push(on_a("c", 2));
-    let verdict = admit(&first.admitted, &more, &servers(&[("A", facts(40))]), 3);
+    let verdict = admit(&first.admitted, &more, &servers(&[("A", facts(40))]));
     assert_eq!(names(&verdict), ["a", "b"]);
     assert!(matches!(decision(&verdict, "c"), Decision::Refused(_)));
-    let account = &verdict.servers[&ServerId::new("A")];
+    let account = account(&verdict, "A");
     assert_eq!(
         (account.overlap, account.replacements_at_once, account.free),
         (false, 1, 0)
@@ -336,14 +327,12 @@ fn a_shrunken_server_evicts_and_admits_no_tenant_and_replaces_without_overlap() 
 #[test]
 fn a_stopped_tenant_gives_up_its_place_but_its_held_connections_count() {
     let facts = servers(&[("A", facts(100))]);
-    let first = admit(&[], &[on_a("acme", 80)], &facts, 3);
-    let mut stopped = on_a("acme", 80);
-    stopped.wanted = TenantDemand::Nothing;
-    stopped.held = vec![HeldConnections {
-        place: place("A", 1, "brokkr"),
-        connections: 80,
-    }];
-    let verdict = admit(&first.admitted, &[stopped, on_a("bolt", 50)], &facts, 3);
+    let first = admit(&[], &[on_a("acme", 80)], &facts);
+    let stopped = Claim {
+        wanted: TenantDemand::Nothing,
+        ..holding(80, on_a("acme", 80))
+    };
+    let verdict = admit(&first.admitted, &[stopped, on_a("bolt", 50)], &facts);
     assert!(verdict.admitted.is_empty());
     assert!(matches!(decision(&verdict, "bolt"), Decision::Refused(_)));
 }

@@ -29,45 +29,11 @@ fn some_facts() -> impl Strategy<Value = Facts> {
     let limit = || proptest::option::of(0..80u32);
     (20..200u32, 0..30u32, limit(), limit(), limit()).prop_map(|(max, foreign, d, r, s)| Facts {
         foreign,
-        databases: [
-            (
-                1,
-                Database {
-                    name: "one".into(),
-                    limit: d,
-                },
-            ),
-            (
-                2,
-                Database {
-                    name: "two".into(),
-                    limit: None,
-                },
-            ),
-        ]
-        .into(),
+        databases: [(1, database("one", d)), (2, database("two", None))].into(),
         roles: [
-            (
-                "r".into(),
-                Role {
-                    limit: r,
-                    superuser: false,
-                },
-            ),
-            (
-                "s".into(),
-                Role {
-                    limit: s,
-                    superuser: false,
-                },
-            ),
-            (
-                "root".into(),
-                Role {
-                    limit: Some(1),
-                    superuser: true,
-                },
-            ),
+            ("r".into(), role(r, false)),
+            ("s".into(), role(s, false)),
+            ("root".into(), role(Some(1), true)),
         ]
         .into(),
         own: Some(place("A", 1, "r")),
@@ -100,7 +66,7 @@ fn sum(verdict: &Verdict, claims: &[Claim], within: impl Fn(&ConnectionTarget) -
 proptest! {
     #[test]
     fn admission_never_exceeds_any_capacity(claims in claims(), world in world()) {
-        let verdict = admit(&[], &claims, &world, 3);
+        let verdict = admit(&[], &claims, &world);
         for (id, facts) in &world {
             let total = sum(&verdict, &claims, |p| p.server == *id);
             prop_assert!(total == 0 || total + 4 <= facts.capacity(3));
@@ -120,14 +86,14 @@ proptest! {
     fn adding_tenants_never_evicts_an_admitted_one_even_over_reboots(
         before in claims(), more in claims(), world in world(),
     ) {
-        let first = admit(&[], &before, &world, 3);
+        let first = admit(&[], &before, &world);
         let known: std::collections::BTreeSet<_> = before.iter().map(|c| c.tenant.clone()).collect();
         let all: Vec<Claim> =
             before.iter().cloned().chain(more.into_iter().filter(|c| !known.contains(&c.tenant))).collect();
         let (admitted, bad) = parse_admitted(&format_admitted(&first.admitted));
         prop_assert_eq!(&admitted, &first.admitted);
         prop_assert!(bad.is_empty());
-        let second = admit(&admitted, &all, &world, 3);
+        let second = admit(&admitted, &all, &world);
         prop_assert_eq!(&second.admitted[..first.admitted.len()], &first.admitted[..]);
         for admission in &first.admitted {
             prop_assert_eq!(&second.tenants[&admission.tenant], &Decision::Admitted);
@@ -136,28 +102,28 @@ proptest! {
 
     #[test]
     fn a_newcomer_too_large_blocks_no_other(claims in claims(), world in world()) {
-        let without = admit(&[], &claims, &world, 3);
+        let without = admit(&[], &claims, &world);
         let mut with = claims.clone();
         with.push(Claim { priority: 99, ..claim("giant", 1000, Some(place("A", 1, "r"))) });
-        let with = admit(&[], &with, &world, 3);
+        let with = admit(&[], &with, &world);
         prop_assert!(matches!(with.tenants[&name("giant")], Decision::Refused(_)));
         prop_assert_eq!(with.admitted, without.admitted);
     }
 
     #[test]
     fn the_order_of_claims_changes_nothing(claims in claims(), world in world(), seed in any::<u64>()) {
-        let first = admit(&[], &claims, &world, 3);
+        let first = admit(&[], &claims, &world);
         let mut shuffled = claims.clone();
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
-        prop_assert_eq!(admit(&first.admitted, &shuffled, &world, 3), admit(&first.admitted, &claims, &world, 3));
-        prop_assert_eq!(admit(&[], &shuffled, &world, 3), first);
+        prop_assert_eq!(admit(&first.admitted, &shuffled, &world), admit(&first.admitted, &claims, &world));
+        prop_assert_eq!(admit(&[], &shuffled, &world), first);
     }
 
     #[test]
     fn a_smaller_capacity_evicts_no_tenant_and_admits_none_where_it_is_short(
         before in claims(), more in claims(), world in world(), smaller in 0..60u32,
     ) {
-        let first = admit(&[], &before, &world, 3);
+        let first = admit(&[], &before, &world);
         let shrunk: BTreeMap<_, _> = world
             .iter()
             .map(|(id, facts)| (id.clone(), Facts { max_connections: smaller, ..facts.clone() }))
@@ -165,7 +131,7 @@ proptest! {
         let known: std::collections::BTreeSet<_> = before.iter().map(|c| c.tenant.clone()).collect();
         let all: Vec<Claim> =
             before.iter().cloned().chain(more.into_iter().filter(|c| !known.contains(&c.tenant))).collect();
-        let second = admit(&first.admitted, &all, &shrunk, 3);
+        let second = admit(&first.admitted, &all, &shrunk);
         prop_assert_eq!(&second.admitted[..first.admitted.len()], &first.admitted[..]);
         for newcomer in &second.admitted[first.admitted.len()..] {
             let account = &second.servers[newcomer.server.as_ref().unwrap()];
@@ -180,15 +146,15 @@ proptest! {
     #[test]
     fn the_advised_pools_and_limits_fit(pools in proptest::collection::vec(2..60u32, 1..8), max in 20..120u32) {
         let claims: Vec<Claim> = pools.iter().zip(0..).map(|(pool, n)| on_a(&format!("t{n}"), *pool)).collect();
-        let verdict = admit(&[], &claims, &servers(&[("A", facts(max))]), 3);
+        let verdict = admit(&[], &claims, &servers(&[("A", facts(max))]));
         let shortage = verdict.tenants.values().find_map(|d| match d { Decision::Refused(s) => Some(s), _ => None });
         if let Some(shortage) = shortage {
             let larger = servers(&[("A", facts(shortage.remedies[0].limit))]);
-            prop_assert_eq!(admit(&[], &claims, &larger, 3).admitted.len(), claims.len());
+            prop_assert_eq!(admit(&[], &claims, &larger).admitted.len(), claims.len());
             if let Some(most) = shortage.pool_that_fits() {
                 let cut: Vec<Claim> =
                     pools.iter().zip(0..).map(|(pool, n)| on_a(&format!("t{n}"), (*pool).min(most))).collect();
-                let verdict = admit(&[], &cut, &servers(&[("A", facts(max))]), 3);
+                let verdict = admit(&[], &cut, &servers(&[("A", facts(max))]));
                 prop_assert_eq!(verdict.admitted.len(), claims.len());
             }
         }
