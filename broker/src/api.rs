@@ -8,7 +8,6 @@
 
 mod admin;
 mod agent_events;
-mod agent_labels;
 mod agents;
 mod audit;
 mod authorization;
@@ -20,6 +19,7 @@ mod deserialize_errors;
 mod diagnostics;
 mod fleet;
 mod generators;
+mod labels;
 mod notifications;
 pub mod openapi;
 mod operation;
@@ -30,13 +30,11 @@ mod reply;
 mod request;
 mod request_body;
 mod response_budget;
-mod stack_labels;
 mod stacks;
 mod target_state;
 mod targets;
 mod telemetry;
 mod template_instantiation;
-mod template_labels;
 mod templates;
 mod validation;
 mod webhook_deliveries;
@@ -56,17 +54,15 @@ pub fn router() -> Router<App> {
     Router::new()
         .merge(pak_lookup::routes())
         .merge(agents::routes())
-        .merge(agent_labels::routes())
+        .merge(labels::routes())
         .merge(targets::routes())
         .merge(agent_events::routes())
         .merge(target_state::routes())
         .merge(generators::routes())
         .merge(registrations::routes())
         .merge(stacks::routes())
-        .merge(stack_labels::routes())
         .merge(deployment_objects::routes())
         .merge(templates::routes())
-        .merge(template_labels::routes())
         .merge(template_instantiation::routes())
         .merge(work_orders::routes())
         .merge(work_order_log::routes())

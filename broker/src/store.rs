@@ -4,7 +4,9 @@
 //! connection and inside a transaction. Rows serialise as the API shows them, so no row holds a secret column (hashes).
 //! Lists come in the order (created_at, id) unless the contract names another.
 
-pub mod agent_labels;
+#[macro_use]
+mod row;
+
 pub mod agents;
 pub mod audit_log;
 pub mod credentials;
@@ -15,25 +17,21 @@ pub mod events;
 pub mod fleet;
 pub mod gauges;
 pub mod generators;
+pub mod labels;
 pub mod objects;
 pub mod outbox;
 pub mod paks;
 pub mod registrations;
-pub mod stack_labels;
 pub mod stack_matching;
 pub mod stacks;
 pub mod targets;
 pub mod telemetry;
-pub mod template_labels;
 pub mod templates;
 pub mod webhooks;
 pub mod work_order_log;
 pub mod work_orders;
 
 use chrono::{DateTime, Datelike, Utc};
-use postgres::Row;
-
-use crate::db::DbError;
 
 /// The largest number of rows of a list that grows by itself; the newest rows are kept.
 macro_rules! most_rows {
@@ -51,12 +49,6 @@ macro_rules! most_bytes {
     };
 }
 use most_bytes;
-
-/// Reads every row, or stops at the first unreadable row. Each row is dropped once it has been read, so that a long
-/// list is not in memory twice.
-fn all<T>(rows: Vec<Row>, read: impl Fn(&Row) -> Result<T, DbError>) -> Result<Vec<T>, DbError> {
-    rows.into_iter().map(|row| read(&row)).collect()
-}
 
 /// Returns true when a time fits both a column and RFC 3339 (years 1 to 9999).
 pub fn storable_time(time: DateTime<Utc>) -> bool {

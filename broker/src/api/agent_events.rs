@@ -6,8 +6,8 @@ use serde::Deserialize;
 use utoipa::OpenApi;
 use uuid::Uuid;
 
-use super::agent_labels::same_agent;
 use super::authorization;
+use super::labels::same_agent;
 use super::openapi::responses::{Always, BadRequest, Forbidden, JsonBody, NotFound};
 use super::operation::{plain, with_body};
 use super::reply::Reply;

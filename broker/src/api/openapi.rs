@@ -17,10 +17,10 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 
 use super::{
-    admin, agent_events, agent_labels, agents, connections, deployment_health, deployment_objects,
-    diagnostics, fleet, generators, pak_lookup, paks, registrations, stack_labels, stacks,
-    target_state, targets, telemetry, template_instantiation, template_labels, templates,
-    webhook_deliveries, webhooks, work_order_log, work_orders,
+    admin, agent_events, agents, connections, deployment_health, deployment_objects, diagnostics,
+    fleet, generators, labels, pak_lookup, paks, registrations, stacks, target_state, targets,
+    telemetry, template_instantiation, templates, webhook_deliveries, webhooks, work_order_log,
+    work_orders,
 };
 use crate::error::{Error, ErrorResponse};
 
@@ -38,7 +38,6 @@ pub fn document() -> Document {
     let mut document = Root::openapi();
     for part in [
         admin::Doc::openapi(),
-        agent_labels::Doc::openapi(),
         agents::Doc::openapi(),
         pak_lookup::Doc::openapi(),
         connections::Doc::openapi(),
@@ -47,17 +46,16 @@ pub fn document() -> Document {
         agent_events::Doc::openapi(),
         fleet::Doc::openapi(),
         generators::Doc::openapi(),
+        labels::Doc::openapi(),
         template_instantiation::Doc::openapi(),
         models::Doc::openapi(),
         deployment_objects::Doc::openapi(),
         paks::Doc::openapi(),
         registrations::Doc::openapi(),
-        stack_labels::Doc::openapi(),
         stacks::Doc::openapi(),
         target_state::Doc::openapi(),
         targets::Doc::openapi(),
         telemetry::Doc::openapi(),
-        template_labels::Doc::openapi(),
         templates::Doc::openapi(),
         webhook_deliveries::Doc::openapi(),
         webhooks::Doc::openapi(),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
-use super::agent_labels::same_agent;
+use super::labels::same_agent;
 use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
 use super::operation::{plain, with_body};
 use super::reply::Reply;

@@ -20,8 +20,8 @@ use super::{authorization, deployment_objects};
 use crate::app::App;
 use crate::db::Conn;
 use crate::error::Error;
+use crate::store::labels::{self, Missing};
 use crate::store::objects::Object as DeploymentObject;
-use crate::store::template_labels::{self, Missing};
 use crate::store::templates;
 use crate::template;
 
@@ -65,7 +65,7 @@ fn instantiate(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let request: TemplateInstantiationRequest = call.json()?;
     authorization::owned_stack(db, call.principal, stack_id)?;
     let template = readable(db, call.principal, request.template_id)?;
-    let missing = template_labels::missing(db, template.id, stack_id)?;
+    let missing = labels::missing(db, template.id, stack_id)?;
     if !missing.is_nothing() {
         return Err(mismatch(missing));
     }

@@ -42,16 +42,33 @@ pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(
     Ok(())
 }
 
-/// Refuses a label that is blank or contains white space: 400 `invalid_label`.
-pub(super) fn label(value: &str) -> Result<(), Error> {
-    not_blank("a label", value, "invalid_label")?;
+/// Refuses a value that is blank or contains white space: 400 with this code.
+fn one_word(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
+    not_blank(what, value, code)?;
     if value.contains(char::is_whitespace) {
         return Err(Error::bad_request(
-            "invalid_label",
-            "a label must not contain white space",
+            code,
+            format!("{what} must not contain white space"),
         ));
     }
     Ok(())
+}
+
+/// Refuses a label that is blank or contains white space: 400 `invalid_label`.
+pub(super) fn label(value: &str) -> Result<(), Error> {
+    one_word("a label", value, "invalid_label")
+}
+
+/// Refuses a value that is blank, longer than 64 bytes or contains white space, with this code.
+pub(super) fn short_word(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
+    one_word(what, value, code)?;
+    if value.len() > MARK {
+        return Err(Error::bad_request(
+            code,
+            format!("{what} may have at most {MARK} bytes"),
+        ));
+    }
+    no_nul(what, value)
 }
 
 /// Refuses an invalid key or value of an annotation. A value may be empty and contain white space.

@@ -1,53 +1,30 @@
 //! Agents: create, read, change and delete them, and store their heartbeats.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// An agent as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Agent {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub deleted_at: Option<DateTime<Utc>>,
-    pub name: String,
-    pub cluster_name: String,
-    pub status: String,
-    pub last_heartbeat: Option<DateTime<Utc>>,
-    pub k8s_reachable: Option<bool>,
-    pub k8s_api_latency_ms: Option<i32>,
-    pub k8s_reported_at: Option<DateTime<Utc>>,
-}
-
-/// The columns of [`Agent`], of the table or alias `a`.
-macro_rules! columns {
-    () => {
-        "a.id, a.created_at, a.updated_at, a.deleted_at, a.name, a.cluster_name, a.status, a.last_heartbeat, \
-         a.k8s_reachable, a.k8s_api_latency_ms, a.k8s_reported_at"
-    };
-}
-
-impl Agent {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            deleted_at: row.try_get(3)?,
-            name: row.try_get(4)?,
-            cluster_name: row.try_get(5)?,
-            status: row.try_get(6)?,
-            last_heartbeat: row.try_get(7)?,
-            k8s_reachable: row.try_get(8)?,
-            k8s_api_latency_ms: row.try_get(9)?,
-            k8s_reported_at: row.try_get(10)?,
-        })
+row! {
+    columns = "a.";
+    /// An agent as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Agent {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub deleted_at: Option<DateTime<Utc>>,
+        pub name: String,
+        pub cluster_name: String,
+        pub status: String,
+        pub last_heartbeat: Option<DateTime<Utc>>,
+        pub k8s_reachable: Option<bool>,
+        pub k8s_api_latency_ms: Option<i32>,
+        pub k8s_reported_at: Option<DateTime<Utc>>,
     }
 }
 
@@ -58,7 +35,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Agent>, DbError> {
         columns!(),
         " FROM agents a WHERE a.deleted_at IS NULL ORDER BY a.created_at, a.id"
     );
-    super::all(db.query(SQL, &[])?, Agent::read)
+    row::all(db, SQL, &[])
 }
 
 /// The agents that a generator sees, depending on its kind.
@@ -96,7 +73,7 @@ pub fn list_registered(db: &mut impl Sql, generator: Uuid) -> Result<ListedBy, D
     Ok(ListedBy::Tenant(if nobody {
         Vec::new()
     } else {
-        super::all(rows, Agent::read)?
+        rows.into_iter().map(row::read).collect::<Result<_, _>>()?
     }))
 }
 
@@ -107,10 +84,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Agent>, DbError> {
         columns!(),
         " FROM agents a WHERE a.id = $1 AND a.deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Agent::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Returns the live agent with exactly this name in exactly this cluster.
@@ -120,10 +94,7 @@ pub fn find(db: &mut impl Sql, name: &str, cluster: &str) -> Result<Option<Agent
         columns!(),
         " FROM agents a WHERE a.name = $1 AND a.cluster_name = $2 AND a.deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&name, &cluster])?
-        .as_ref()
-        .map(Agent::read)
-        .transpose()
+    row::optional(db, SQL, &[&name, &cluster])
 }
 
 /// Adds an `INACTIVE` agent with the hash of its PAK (lower-case hex).
@@ -140,7 +111,7 @@ pub fn insert(
         "INSERT INTO agents AS a (name, cluster_name, pak_hash) VALUES ($1, $2, $3) RETURNING ",
         columns!()
     );
-    Agent::read(&db.query_one(SQL, &[&name, &cluster, &pak_hash])?)
+    row::one(db, SQL, &[&name, &cluster, &pak_hash])
 }
 
 /// Changes only the given columns of a live agent, so that it cannot undo a concurrent change of the others.
@@ -160,10 +131,7 @@ pub fn update(
           WHERE a.id = $1 AND a.deleted_at IS NULL RETURNING ",
         columns!()
     );
-    db.query_opt(SQL, &[&id, &name, &cluster, &status])?
-        .as_ref()
-        .map(Agent::read)
-        .transpose()
+    row::optional(db, SQL, &[&id, &name, &cluster, &status])
 }
 
 /// Replaces the hash of a live agent's PAK.
@@ -172,10 +140,7 @@ pub fn set_pak_hash(db: &mut impl Sql, id: Uuid, pak_hash: &str) -> Result<Optio
         "UPDATE agents a SET pak_hash = $2 WHERE a.id = $1 AND a.deleted_at IS NULL RETURNING ",
         columns!()
     );
-    db.query_opt(SQL, &[&id, &pak_hash])?
-        .as_ref()
-        .map(Agent::read)
-        .transpose()
+    row::optional(db, SQL, &[&id, &pak_hash])
 }
 
 /// Marks a live agent and its events as deleted. Returns the time of deletion, or `None` when there was no such live
@@ -187,9 +152,7 @@ pub fn delete(db: &mut impl Sql, id: Uuid) -> Result<Option<DateTime<Utc>>, DbEr
              its_events AS (UPDATE agent_events e SET deleted_at = gone.deleted_at FROM gone
                              WHERE e.agent_id = gone.id AND e.deleted_at IS NULL)
         SELECT deleted_at FROM gone";
-    db.query_opt(SQL, &[&id])?
-        .map(|row| Ok(row.try_get(0)?))
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// The state of its cluster that an agent may report with a heartbeat.

@@ -1,12 +1,12 @@
 //! Reads the audit log, which `emit` writes.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row::{self, Columns, FromColumns};
 use crate::db::{DbError, Sql};
 
 /// An entry of the audit log as it was written.
@@ -182,7 +182,8 @@ pub fn page(
         Some(Action::Exactly(action)) => (Some(action), None),
         Some(Action::Prefix(prefix)) => (None, Some(prefix)),
     };
-    let rows = db.query(
+    let rows: Vec<(i64, Option<AuditLogEntry>)> = row::all(
+        db,
         filter.statement(),
         &[
             &filter.actor_type,
@@ -198,37 +199,33 @@ pub fn page(
             &offset,
         ],
     )?;
-    let total = match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => 0,
-    };
-    let mut entries = Vec::with_capacity(rows.len());
-    for row in &rows {
-        // A page without entries is one row that holds only the total.
-        if let Some(id) = row.try_get(1)? {
-            entries.push(read(id, row)?);
-        }
-    }
+    let total = rows.first().map_or(0, |(total, _)| *total);
+    // A page without entries is one row that holds only the total.
+    let entries = rows.into_iter().filter_map(|(_, entry)| entry).collect();
     Ok(AuditPage { total, entries })
 }
 
-fn read(id: Uuid, row: &Row) -> Result<AuditLogEntry, DbError> {
-    Ok(AuditLogEntry {
-        log: AuditLog {
+impl FromColumns for Option<AuditLogEntry> {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
+        let Some(id) = columns.take()? else {
+            return Ok(None);
+        };
+        let log = AuditLog {
             id,
-            timestamp: row.try_get(2)?,
-            actor_type: row.try_get(3)?,
-            actor_id: row.try_get(4)?,
-            action: row.try_get(5)?,
-            resource_type: row.try_get(6)?,
-            resource_id: row.try_get(7)?,
-            details: row.try_get(8)?,
-            ip_address: row.try_get(9)?,
-            user_agent: row.try_get(10)?,
-            created_at: row.try_get(11)?,
-        },
-        actor_name: row.try_get(12)?,
-    })
+            timestamp: columns.take()?,
+            actor_type: columns.take()?,
+            actor_id: columns.take()?,
+            action: columns.take()?,
+            resource_type: columns.take()?,
+            resource_id: columns.take()?,
+            details: columns.take()?,
+            ip_address: columns.take()?,
+            user_agent: columns.take()?,
+            created_at: columns.take()?,
+        };
+        let actor_name = columns.take()?;
+        Ok(Some(AuditLogEntry { log, actor_name }))
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
 /// A possible holder of a PAK.
@@ -70,8 +71,7 @@ pub fn unheld(db: &mut impl Sql, pak_hashes: &[String]) -> Result<Vec<usize>, Db
            AND NOT EXISTS (SELECT FROM generators g WHERE g.pak_hash = asked.pak_hash AND g.deleted_at IS NULL)
            AND NOT EXISTS (SELECT FROM admin_role r WHERE r.pak_hash = asked.pak_hash)
          ORDER BY asked.n";
-    super::all(db.query(SQL, &[&pak_hashes])?, |row| {
-        let n: i64 = row.try_get(0)?;
-        Ok(usize::try_from(n - 1).unwrap_or(usize::MAX))
-    })
+    let places: Vec<i64> = row::all(db, SQL, &[&pak_hashes])?;
+    let index = |n: i64| usize::try_from(n - 1).unwrap_or(usize::MAX);
+    Ok(places.into_iter().map(index).collect())
 }

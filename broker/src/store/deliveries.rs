@@ -9,76 +9,81 @@ pub mod fan_out;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 use crate::webhook::retry_policy::Next;
 
 /// All states of a delivery, as the API names them.
 pub const STATES: [&str; 5] = ["pending", "acquired", "success", "failed", "dead"];
 
-/// A delivery as its subscription's list shows it.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = WebhookDelivery)]
-pub struct Delivery {
-    /// The delivery's id.
-    pub id: Uuid,
-    /// The subscription's id.
-    pub subscription_id: Uuid,
-    /// The type of the event.
-    pub event_type: String,
-    /// The event's id, which all deliveries of the event share.
-    pub event_id: Uuid,
-    /// The body to send, JSON.
-    pub payload: String,
-    /// Labels of the agents that may deliver, copied from the subscription; null: the broker delivers.
-    #[schema(value_type = Option<Vec<Option<String>>>)]
-    pub target_labels: Option<Vec<String>>,
-    /// `pending`, `acquired`, `success`, `failed` or `dead`.
-    pub status: String,
-    /// The agent that holds or has sent the delivery; otherwise null.
-    pub acquired_by: Option<Uuid>,
-    /// End of the current claim.
-    pub acquired_until: Option<DateTime<Utc>>,
-    /// The number of attempts so far.
-    pub attempts: i32,
-    /// End of the last attempt.
-    pub last_attempt_at: Option<DateTime<Utc>>,
-    /// Time of the next attempt after a failure.
-    pub next_retry_at: Option<DateTime<Utc>>,
-    /// Reason why the last attempt failed.
-    pub last_error: Option<String>,
-    /// Time of creation.
-    pub created_at: DateTime<Utc>,
-    /// Time at which the status became `success` or `dead`.
-    pub completed_at: Option<DateTime<Utc>>,
+row! {
+    columns = "";
+    /// A delivery as its subscription's list shows it.
+    #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+    #[schema(as = WebhookDelivery)]
+    pub struct Delivery {
+        /// The delivery's id.
+        pub id: Uuid,
+        /// The subscription's id.
+        pub subscription_id: Uuid,
+        /// The type of the event.
+        pub event_type: String,
+        /// The event's id, which all deliveries of the event share.
+        pub event_id: Uuid,
+        /// The body to send, JSON.
+        pub payload: String,
+        /// Labels of the agents that may deliver, copied from the subscription; null: the broker delivers.
+        #[schema(value_type = Option<Vec<Option<String>>>)]
+        pub target_labels: Option<Vec<String>>,
+        /// `pending`, `acquired`, `success`, `failed` or `dead`.
+        pub status: String,
+        /// The agent that holds or has sent the delivery; otherwise null.
+        pub acquired_by: Option<Uuid>,
+        /// End of the current claim.
+        pub acquired_until: Option<DateTime<Utc>>,
+        /// The number of attempts so far.
+        pub attempts: i32,
+        /// End of the last attempt.
+        pub last_attempt_at: Option<DateTime<Utc>>,
+        /// Time of the next attempt after a failure.
+        pub next_retry_at: Option<DateTime<Utc>>,
+        /// Reason why the last attempt failed.
+        pub last_error: Option<String>,
+        /// Time of creation.
+        pub created_at: DateTime<Utc>,
+        /// Time at which the status became `success` or `dead`.
+        pub completed_at: Option<DateTime<Utc>>,
+    }
 }
 
-/// A delivery as the list across subscriptions shows it, without the payload.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = WebhookDeliveryFeedItem)]
-#[allow(missing_docs, reason = "as in Delivery")]
-pub struct FeedItem {
-    pub id: Uuid,
-    pub subscription_id: Uuid,
-    /// The subscription's name; null when it has been deleted.
-    pub subscription_name: Option<String>,
-    pub event_type: String,
-    pub event_id: Uuid,
-    /// `pending`, `acquired`, `success`, `failed` or `dead`.
-    pub status: String,
-    /// The agent that holds or has sent the delivery; otherwise null.
-    pub acquired_by: Option<Uuid>,
-    pub attempts: i32,
-    pub last_attempt_at: Option<DateTime<Utc>>,
-    pub next_retry_at: Option<DateTime<Utc>>,
-    pub last_error: Option<String>,
-    /// Labels of the agents that may deliver; empty: the broker delivers.
-    pub target_labels: Vec<String>,
-    pub created_at: DateTime<Utc>,
-    pub completed_at: Option<DateTime<Utc>>,
+row! {
+    /// A delivery as the list across subscriptions shows it, without the payload.
+    #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+    #[schema(as = WebhookDeliveryFeedItem)]
+    #[allow(missing_docs, reason = "as in Delivery")]
+    pub struct FeedItem {
+        pub id: Uuid,
+        pub subscription_id: Uuid,
+        /// The subscription's name; null when it has been deleted.
+        pub subscription_name: Option<String>,
+        pub event_type: String,
+        pub event_id: Uuid,
+        /// `pending`, `acquired`, `success`, `failed` or `dead`.
+        pub status: String,
+        /// The agent that holds or has sent the delivery; otherwise null.
+        pub acquired_by: Option<Uuid>,
+        pub attempts: i32,
+        pub last_attempt_at: Option<DateTime<Utc>>,
+        pub next_retry_at: Option<DateTime<Utc>>,
+        pub last_error: Option<String>,
+        /// Labels of the agents that may deliver; empty: the broker delivers.
+        pub target_labels: Vec<String>,
+        pub created_at: DateTime<Utc>,
+        pub completed_at: Option<DateTime<Utc>>,
+    }
 }
 
 /// The requested part of a list.
@@ -109,62 +114,14 @@ pub struct LeasedDelivery {
     pub max_retries: i32,
 }
 
-/// The state of a delivery after an attempt.
-#[derive(Clone, Copy, Debug)]
-pub struct DeliveryResult {
-    /// The number of attempts so far.
-    pub attempts: i32,
-    /// Time of the next attempt.
-    pub next_retry_at: Option<DateTime<Utc>>,
-}
-
-macro_rules! columns {
-    () => {
-        "id, subscription_id, event_type, event_id, payload, target_labels, status, acquired_by, acquired_until, attempts,
-         last_attempt_at, next_retry_at, last_error, created_at, completed_at"
-    };
-}
-
-impl Delivery {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            subscription_id: row.try_get(1)?,
-            event_type: row.try_get(2)?,
-            event_id: row.try_get(3)?,
-            payload: row.try_get(4)?,
-            target_labels: row.try_get(5)?,
-            status: row.try_get(6)?,
-            acquired_by: row.try_get(7)?,
-            acquired_until: row.try_get(8)?,
-            attempts: row.try_get(9)?,
-            last_attempt_at: row.try_get(10)?,
-            next_retry_at: row.try_get(11)?,
-            last_error: row.try_get(12)?,
-            created_at: row.try_get(13)?,
-            completed_at: row.try_get(14)?,
-        })
-    }
-}
-
-impl FeedItem {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            subscription_id: row.try_get(1)?,
-            subscription_name: row.try_get(2)?,
-            event_type: row.try_get(3)?,
-            event_id: row.try_get(4)?,
-            status: row.try_get(5)?,
-            acquired_by: row.try_get(6)?,
-            attempts: row.try_get(7)?,
-            last_attempt_at: row.try_get(8)?,
-            next_retry_at: row.try_get(9)?,
-            last_error: row.try_get(10)?,
-            target_labels: row.try_get(11)?,
-            created_at: row.try_get(12)?,
-            completed_at: row.try_get(13)?,
-        })
+row! {
+    /// The state of a delivery after an attempt.
+    #[derive(Clone, Copy, Debug)]
+    pub struct DeliveryResult {
+        /// The number of attempts so far.
+        pub attempts: i32,
+        /// Time of the next attempt.
+        pub next_retry_at: Option<DateTime<Utc>>,
     }
 }
 
@@ -185,14 +142,14 @@ pub fn of_subscription(
         " FROM webhook_deliveries WHERE subscription_id = $1 AND status = $4
           ORDER BY created_at DESC, id DESC LIMIT $2 OFFSET $3"
     );
-    let rows = match page.status {
-        None => db.query(ANY, &[&subscription, &page.limit, &page.offset])?,
-        Some(status) => db.query(
+    match page.status {
+        None => row::all(db, ANY, &[&subscription, &page.limit, &page.offset]),
+        Some(status) => row::all(
+            db,
             IN_STATE,
             &[&subscription, &page.limit, &page.offset, &status],
-        )?,
-    };
-    super::all(rows, Delivery::read)
+        ),
+    }
 }
 
 macro_rules! feed {
@@ -217,11 +174,10 @@ macro_rules! feed {
 pub fn feed(db: &mut impl Sql, page: DeliveryPage<'_>) -> Result<Vec<FeedItem>, DbError> {
     const ANY: &str = feed!("");
     const IN_STATE: &str = feed!("WHERE status = $3");
-    let rows = match page.status {
-        None => db.query(ANY, &[&page.limit, &page.offset])?,
-        Some(status) => db.query(IN_STATE, &[&page.limit, &page.offset, &status])?,
-    };
-    super::all(rows, FeedItem::read)
+    match page.status {
+        None => row::all(db, ANY, &[&page.limit, &page.offset]),
+        Some(status) => row::all(db, IN_STATE, &[&page.limit, &page.offset, &status]),
+    }
 }
 
 /// Returns the delivery with this id if it exists, and inside that the agent's claim if the agent holds it.
@@ -276,7 +232,8 @@ pub fn settle(
         Next::Failed(pause) => Some(pause),
         Next::Success | Next::Dead => None,
     };
-    let row = db.query_opt(
+    row::optional(
+        db,
         SQL,
         &[
             &held.id,
@@ -285,12 +242,5 @@ pub fn settle(
             &error,
             &pause.map(|pause: Duration| pause.as_secs_f64()),
         ],
-    )?;
-    row.map(|row| {
-        Ok(DeliveryResult {
-            attempts: row.try_get(0)?,
-            next_retry_at: row.try_get(1)?,
-        })
-    })
-    .transpose()
+    )
 }

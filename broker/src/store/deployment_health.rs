@@ -1,11 +1,11 @@
 //! The health of applied objects as agents report it: one record for each agent and object.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use super::stack_matching::serving;
 use crate::db::{DbError, Sql};
 
@@ -144,67 +144,57 @@ pub fn report(
     let statuses: Vec<&str> = reports.iter().map(|r| r.status.as_str()).collect();
     let summaries: Vec<Option<&str>> = reports.iter().map(|r| r.summary.as_deref()).collect();
     let times: Vec<DateTime<Utc>> = reports.iter().map(|r| r.checked_at).collect();
-    let row = db.query_one(SQL, &[&agent, &objects, &statuses, &summaries, &times])?;
-    let (known, served, news): (bool, bool, bool) =
-        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    Ok(match (known, served) {
-        (false, _) => HealthOutcome::UnknownObject,
-        (true, false) => HealthOutcome::NotAssociated,
-        (true, true) => HealthOutcome::Stored { news },
+    let verdict = row::one(db, SQL, &[&agent, &objects, &statuses, &summaries, &times])?;
+    Ok(match verdict {
+        (false, _, _) => HealthOutcome::UnknownObject,
+        (true, false, _) => HealthOutcome::NotAssociated,
+        (true, true, news) => HealthOutcome::Stored { news },
     })
 }
 
-/// The last report of one agent about one object.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = DeploymentHealth)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct HealthRecord {
-    pub id: Uuid,
-    pub agent_id: Uuid,
-    pub deployment_object_id: Uuid,
-    /// `healthy`, `degraded`, `failing` or `unknown`.
-    pub status: String,
-    /// JSON as text.
-    pub summary: Option<String>,
-    pub checked_at: DateTime<Utc>,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-}
-
-impl HealthRecord {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            agent_id: row.try_get(1)?,
-            deployment_object_id: row.try_get(2)?,
-            status: row.try_get(3)?,
-            summary: row.try_get(4)?,
-            checked_at: row.try_get(5)?,
-            created_at: row.try_get(6)?,
-            updated_at: row.try_get(7)?,
-        })
+row! {
+    columns = "";
+    /// The last report of one agent about one object.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = DeploymentHealth)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct HealthRecord {
+        pub id: Uuid,
+        pub agent_id: Uuid,
+        pub deployment_object_id: Uuid,
+        /// `healthy`, `degraded`, `failing` or `unknown`.
+        pub status: String,
+        /// JSON as text.
+        pub summary: Option<String>,
+        pub checked_at: DateTime<Utc>,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
     }
 }
 
 /// Returns every agent's record about an object, newest first; none when it is unknown.
 pub fn of_object(db: &mut impl Sql, object: Uuid) -> Result<Vec<HealthRecord>, DbError> {
-    const SQL: &str = "\
-        SELECT id, agent_id, deployment_object_id, status, summary, checked_at, created_at, updated_at
-          FROM deployment_health WHERE deployment_object_id = $1 ORDER BY checked_at DESC, id DESC";
-    super::all(db.query(SQL, &[&object])?, HealthRecord::read)
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM deployment_health WHERE deployment_object_id = $1 ORDER BY checked_at DESC, id DESC"
+    );
+    row::all(db, SQL, &[&object])
 }
 
-/// The numbers of agents by the health that they report for an object.
-#[derive(Clone, Copy, Debug)]
-pub struct Tally {
-    /// The object.
-    pub object: Uuid,
-    /// Agents that report `healthy`.
-    pub healthy: usize,
-    /// Agents that report `degraded`.
-    pub degraded: usize,
-    /// Agents that report `failing`.
-    pub failing: usize,
+row! {
+    /// The numbers of agents by the health that they report for an object.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Tally {
+        /// The object.
+        pub object: Uuid,
+        /// Agents that report `healthy`.
+        pub healthy: usize,
+        /// Agents that report `degraded`.
+        pub degraded: usize,
+        /// Agents that report `failing`.
+        pub failing: usize,
+    }
 }
 
 impl Tally {
@@ -230,16 +220,5 @@ pub fn of_stack(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Tally>, DbError> {
           FROM deployment_objects o JOIN deployment_health h ON h.deployment_object_id = o.id
          WHERE o.stack_id = $1 AND o.deleted_at IS NULL
          GROUP BY o.id, o.sequence_id ORDER BY o.sequence_id DESC";
-    let agents = |row: &Row, column: usize| -> Result<usize, DbError> {
-        let count: i64 = row.try_get(column)?;
-        Ok(usize::try_from(count).unwrap_or(0))
-    };
-    super::all(db.query(SQL, &[&stack])?, |row| {
-        Ok(Tally {
-            object: row.try_get(0)?,
-            healthy: agents(row, 1)?,
-            degraded: agents(row, 2)?,
-            failing: agents(row, 3)?,
-        })
-    })
+    row::all(db, SQL, &[&stack])
 }

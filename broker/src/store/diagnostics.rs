@@ -1,87 +1,59 @@
 //! Diagnostics: the admin's requests to agents about objects, and the agents' results.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// A request for diagnostics.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = DiagnosticRequest)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Request {
-    pub id: Uuid,
-    pub agent_id: Uuid,
-    pub deployment_object_id: Uuid,
-    /// `pending`, `claimed`, `completed`, `failed` or `expired`.
-    pub status: String,
-    pub requested_by: Option<String>,
-    pub created_at: DateTime<Utc>,
-    pub claimed_at: Option<DateTime<Utc>>,
-    pub completed_at: Option<DateTime<Utc>>,
-    pub expires_at: DateTime<Utc>,
-}
-
-/// The result of an agent. The texts are stored as sent; agents send JSON.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = DiagnosticResult)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Findings {
-    pub id: Uuid,
-    pub request_id: Uuid,
-    pub pod_statuses: String,
-    pub events: String,
-    pub log_tails: Option<String>,
-    pub collected_at: DateTime<Utc>,
-    pub created_at: DateTime<Utc>,
-}
-
-macro_rules! columns {
-    () => {
-        "id, agent_id, deployment_object_id, status, requested_by, created_at, claimed_at, completed_at, expires_at"
-    };
-}
-
-impl Request {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            agent_id: row.try_get(1)?,
-            deployment_object_id: row.try_get(2)?,
-            status: row.try_get(3)?,
-            requested_by: row.try_get(4)?,
-            created_at: row.try_get(5)?,
-            claimed_at: row.try_get(6)?,
-            completed_at: row.try_get(7)?,
-            expires_at: row.try_get(8)?,
-        })
+row! {
+    columns = "";
+    /// A request for diagnostics.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = DiagnosticRequest)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Request {
+        pub id: Uuid,
+        pub agent_id: Uuid,
+        pub deployment_object_id: Uuid,
+        /// `pending`, `claimed`, `completed`, `failed` or `expired`.
+        pub status: String,
+        pub requested_by: Option<String>,
+        pub created_at: DateTime<Utc>,
+        pub claimed_at: Option<DateTime<Utc>>,
+        pub completed_at: Option<DateTime<Utc>>,
+        pub expires_at: DateTime<Utc>,
     }
 }
 
-impl Findings {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            request_id: row.try_get(1)?,
-            pod_statuses: row.try_get(2)?,
-            events: row.try_get(3)?,
-            log_tails: row.try_get(4)?,
-            collected_at: row.try_get(5)?,
-            created_at: row.try_get(6)?,
-        })
+row! {
+    findings_columns = "";
+    /// The result of an agent. The texts are stored as sent; agents send JSON.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = DiagnosticResult)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Findings {
+        pub id: Uuid,
+        pub request_id: Uuid,
+        pub pod_statuses: String,
+        pub events: String,
+        pub log_tails: Option<String>,
+        pub collected_at: DateTime<Utc>,
+        pub created_at: DateTime<Utc>,
     }
 }
 
-/// The existence of a request's object and agent.
-#[derive(Clone, Copy, Debug)]
-pub struct Subjects {
-    /// True when the object exists and is not deleted.
-    pub object: bool,
-    /// True when the agent exists and is not deleted.
-    pub agent: bool,
+row! {
+    /// The existence of a request's object and agent.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Subjects {
+        /// True when the object exists and is not deleted.
+        pub object: bool,
+        /// True when the agent exists and is not deleted.
+        pub agent: bool,
+    }
 }
 
 /// Returns which of an object and an agent are live.
@@ -89,11 +61,7 @@ pub fn subjects(db: &mut impl Sql, object: Uuid, agent: Uuid) -> Result<Subjects
     const SQL: &str = "\
         SELECT EXISTS (SELECT 1 FROM deployment_objects WHERE id = $1 AND deleted_at IS NULL),
                EXISTS (SELECT 1 FROM agents WHERE id = $2 AND deleted_at IS NULL)";
-    let row = db.query_one(SQL, &[&object, &agent])?;
-    Ok(Subjects {
-        object: row.try_get(0)?,
-        agent: row.try_get(1)?,
-    })
+    row::one(db, SQL, &[&object, &agent])
 }
 
 /// Adds a request to an agent about an object. It expires after `minutes`.
@@ -112,7 +80,7 @@ pub fn insert(
          VALUES ($1, $2, $3, now() + make_interval(mins => $4)) RETURNING ",
         columns!()
     );
-    Request::read(&db.query_one(SQL, &[&object, &agent, &requested_by, &minutes])?)
+    row::one(db, SQL, &[&object, &agent, &requested_by, &minutes])
 }
 
 /// Returns the requests that an agent may still claim, oldest first.
@@ -123,7 +91,7 @@ pub fn pending(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Request>, DbError> 
         " FROM diagnostic_requests WHERE agent_id = $1 AND status = 'pending' AND expires_at > now()
           ORDER BY created_at, id"
     );
-    super::all(db.query(SQL, &[&agent])?, Request::read)
+    row::all(db, SQL, &[&agent])
 }
 
 /// Returns the request with this id.
@@ -133,21 +101,17 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
         columns!(),
         " FROM diagnostic_requests WHERE id = $1"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Request::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Returns the result of a request, once its agent has sent it.
 pub fn findings(db: &mut impl Sql, request: Uuid) -> Result<Option<Findings>, DbError> {
-    const SQL: &str = "\
-        SELECT id, request_id, pod_statuses, events, log_tails, collected_at, created_at
-          FROM diagnostic_results WHERE request_id = $1";
-    db.query_opt(SQL, &[&request])?
-        .as_ref()
-        .map(Findings::read)
-        .transpose()
+    const SQL: &str = concat!(
+        "SELECT ",
+        findings_columns!(),
+        " FROM diagnostic_results WHERE request_id = $1"
+    );
+    row::optional(db, SQL, &[&request])
 }
 
 /// Claims a request, for one caller only. Returns `None` when the request is not pending or has expired.
@@ -157,10 +121,7 @@ pub fn claim(db: &mut impl Sql, id: Uuid) -> Result<Option<Request>, DbError> {
           WHERE id = $1 AND status = 'pending' AND expires_at > now() RETURNING ",
         columns!()
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Request::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// The result that an agent sends.
@@ -179,14 +140,17 @@ pub fn complete(
     id: Uuid,
     answer: &DiagnosticAnswer<'_>,
 ) -> Result<Option<Findings>, DbError> {
-    const SQL: &str = "\
-        WITH completed AS (
+    const SQL: &str = concat!(
+        "WITH completed AS (
             UPDATE diagnostic_requests SET status = 'completed', completed_at = now()
              WHERE id = $1 AND status = 'claimed' RETURNING id)
         INSERT INTO diagnostic_results (request_id, pod_statuses, events, log_tails, collected_at)
         SELECT id, $2, $3, $4, $5 FROM completed
-        RETURNING id, request_id, pod_statuses, events, log_tails, collected_at, created_at";
-    db.query_opt(
+        RETURNING ",
+        findings_columns!()
+    );
+    row::optional(
+        db,
         SQL,
         &[
             &id,
@@ -195,8 +159,5 @@ pub fn complete(
             &answer.log_tails,
             &answer.collected_at,
         ],
-    )?
-    .as_ref()
-    .map(Findings::read)
-    .transpose()
+    )
 }

@@ -1,28 +1,31 @@
 //! Events: the agents' reports about deployment objects.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// An event as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = AgentEvent)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct AgentEvent {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub deleted_at: Option<DateTime<Utc>>,
-    pub agent_id: Uuid,
-    pub deployment_object_id: Uuid,
-    pub event_type: String,
-    pub status: String,
-    pub message: Option<String>,
+row! {
+    columns = "";
+    /// An event as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = AgentEvent)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct AgentEvent {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub deleted_at: Option<DateTime<Utc>>,
+        pub agent_id: Uuid,
+        pub deployment_object_id: Uuid,
+        pub event_type: String,
+        pub status: String,
+        pub message: Option<String>,
+    }
 }
 
 /// A report to store.
@@ -38,28 +41,6 @@ pub struct AgentEventReport<'a> {
     pub status: &'a str,
     /// A free text of the agent.
     pub message: Option<&'a str>,
-}
-
-macro_rules! columns {
-    () => {
-        "id, created_at, updated_at, deleted_at, agent_id, deployment_object_id, event_type, status, message"
-    };
-}
-
-impl AgentEvent {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            deleted_at: row.try_get(3)?,
-            agent_id: row.try_get(4)?,
-            deployment_object_id: row.try_get(5)?,
-            event_type: row.try_get(6)?,
-            status: row.try_get(7)?,
-            message: row.try_get(8)?,
-        })
-    }
 }
 
 impl AgentEventReport<'_> {
@@ -114,7 +95,7 @@ macro_rules! newest {
 /// Returns the newest live events of an agent, newest first, as many as a list may hold.
 pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<AgentEvent>, DbError> {
     const SQL: &str = newest!("agent_id = $1", "created_at DESC, id DESC");
-    super::all(db.query(SQL, &[&agent])?, AgentEvent::read)
+    row::all(db, SQL, &[&agent])
 }
 
 /// Returns the newest live events of an agent, newest first, at most `most`.
@@ -128,13 +109,13 @@ pub fn newest_of_agent(
         columns!(),
         " FROM agent_events WHERE agent_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2"
     );
-    super::all(db.query(SQL, &[&agent, &most])?, AgentEvent::read)
+    row::all(db, SQL, &[&agent, &most])
 }
 
 /// Returns the newest live events of all agents, oldest first.
 pub fn list(db: &mut impl Sql) -> Result<Vec<AgentEvent>, DbError> {
     const SQL: &str = newest!("true", "created_at, id");
-    super::all(db.query(SQL, &[])?, AgentEvent::read)
+    row::all(db, SQL, &[])
 }
 
 /// Returns the newest live events of the agents registered with a generator, oldest first; none when it is unknown.
@@ -143,7 +124,7 @@ pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<AgentEven
         "agent_id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)",
         "created_at, id"
     );
-    super::all(db.query(SQL, &[&generator])?, AgentEvent::read)
+    row::all(db, SQL, &[&generator])
 }
 
 /// Returns the live event with this id.
@@ -153,32 +134,24 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<AgentEvent>, DbError> {
         columns!(),
         " FROM agent_events WHERE id = $1 AND deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(AgentEvent::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
-/// The object of a report, as far as reporting needs it.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject {
-    /// The object's stack.
-    pub stack: Uuid,
-    /// True when the object is not deleted.
-    pub live: bool,
+row! {
+    /// The object of a report, as far as reporting needs it.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Subject {
+        /// The object's stack.
+        pub stack: Uuid,
+        /// True when the object is not deleted.
+        pub live: bool,
+    }
 }
 
 /// Returns the object with this id, deleted or not.
 pub fn subject(db: &mut impl Sql, object: Uuid) -> Result<Option<Subject>, DbError> {
     const SQL: &str = "SELECT stack_id, deleted_at IS NULL FROM deployment_objects WHERE id = $1";
-    db.query_opt(SQL, &[&object])?
-        .map(|row| {
-            Ok(Subject {
-                stack: row.try_get(0)?,
-                live: row.try_get(1)?,
-            })
-        })
-        .transpose()
+    row::optional(db, SQL, &[&object])
 }
 
 /// Stores a report. Returns the event, and true when the event is new.
@@ -213,7 +186,8 @@ pub fn insert(
         columns!(),
         ", repeats"
     );
-    let row = db.query_one(
+    let (event, repeats): (AgentEvent, i64) = row::one(
+        db,
         SQL,
         &[
             &report.agent,
@@ -224,5 +198,5 @@ pub fn insert(
             &report.success_digest(),
         ],
     )?;
-    Ok((AgentEvent::read(&row)?, row.try_get::<_, i64>(9)? == 1))
+    Ok((event, repeats == 1))
 }

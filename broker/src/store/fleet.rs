@@ -3,11 +3,11 @@
 //! Everything is counted on request, and the cost depends only on the requested agents and the objects that they serve.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row::{self, Columns, FromColumns};
 use crate::db::{DbError, Sql};
 
 /// An agent's record as the API shows it.
@@ -71,33 +71,35 @@ impl FleetRecord {
             self.health_degraded,
         ])
     }
+}
 
-    fn read(row: &Row) -> Result<Self, DbError> {
+impl FromColumns for FleetRecord {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
         Ok(Self {
-            agent_id: row.try_get(0)?,
-            name: row.try_get(1)?,
-            cluster_name: row.try_get(2)?,
-            status: row.try_get(3)?,
+            agent_id: columns.take()?,
+            name: columns.take()?,
+            cluster_name: columns.take()?,
+            status: columns.take()?,
             ws_connected: false,
             connected_since: None,
-            last_heartbeat: row.try_get(4)?,
-            heartbeat_age_seconds: age(row, 5)?,
-            k8s_reachable: row.try_get(6)?,
-            k8s_api_latency_ms: row.try_get(7)?,
-            last_event_at: row.try_get(8)?,
-            seconds_since_last_event: age(row, 9)?,
-            pending_object_count: row.try_get(10)?,
-            pending_work_orders: row.try_get(11)?,
-            claimed_work_orders: row.try_get(12)?,
-            health_failing: row.try_get(13)?,
-            health_degraded: row.try_get(14)?,
+            last_heartbeat: columns.take()?,
+            heartbeat_age_seconds: age(columns)?,
+            k8s_reachable: columns.take()?,
+            k8s_api_latency_ms: columns.take()?,
+            last_event_at: columns.take()?,
+            seconds_since_last_event: age(columns)?,
+            pending_object_count: columns.take()?,
+            pending_work_orders: columns.take()?,
+            claimed_work_orders: columns.take()?,
+            health_failing: columns.take()?,
+            health_degraded: columns.take()?,
         })
     }
 }
 
 /// Reads an age in seconds, at least 0 even after the server's clock was set back.
-fn age(row: &Row, column: usize) -> Result<Option<i64>, DbError> {
-    let seconds: Option<i64> = row.try_get(column)?;
+fn age(columns: &mut Columns<'_>) -> Result<Option<i64>, DbError> {
+    let seconds: Option<i64> = columns.take()?;
     Ok(seconds.map(|seconds| seconds.max(0)))
 }
 
@@ -199,7 +201,7 @@ macro_rules! records {
 /// Returns the record of every live agent.
 pub fn list(db: &mut impl Sql) -> Result<Vec<FleetRecord>, DbError> {
     const SQL: &str = records!("true");
-    super::all(db.query(SQL, &[])?, FleetRecord::read)
+    row::all(db, SQL, &[])
 }
 
 /// Returns the records of the live agents registered with a generator; none when it is unknown.
@@ -207,11 +209,11 @@ pub fn of_registered(db: &mut impl Sql, generator: Uuid) -> Result<Vec<FleetReco
     const SQL: &str = records!(
         "a.id IN (SELECT r.agent_id FROM agent_generator_registrations r WHERE r.generator_id = $1)"
     );
-    super::all(db.query(SQL, &[&generator])?, FleetRecord::read)
+    row::all(db, SQL, &[&generator])
 }
 
 /// Returns the records of those of the given agents that are live.
 pub fn of_agents(db: &mut impl Sql, agents: &[Uuid]) -> Result<Vec<FleetRecord>, DbError> {
     const SQL: &str = records!("a.id = ANY ($1)");
-    super::all(db.query(SQL, &[&agents])?, FleetRecord::read)
+    row::all(db, SQL, &[&agents])
 }

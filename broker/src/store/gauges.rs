@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::row;
 use crate::db::{DbError, Sql};
 use crate::metrics::gauges::{AgentHeartbeat, GaugeReading, MOST_AGENTS};
 use crate::pak::PUBLIC_HASH;
@@ -16,20 +17,21 @@ pub fn read(db: &mut impl Sql) -> Result<(GaugeReading, bool), DbError> {
     const HEARTBEATS: &str = "\
         SELECT id, name, extract(epoch FROM now() - last_heartbeat)::float8 FROM agents
          WHERE deleted_at IS NULL AND last_heartbeat IS NOT NULL ORDER BY last_heartbeat LIMIT $1";
-    let totals = db.query_one(TOTALS, &[&PUBLIC_HASH])?;
-    let heartbeats = super::all(db.query(HEARTBEATS, &[&MOST_AGENTS])?, |row| {
-        let age: f64 = row.try_get(2)?;
-        Ok(AgentHeartbeat {
-            agent: row.try_get(0)?,
-            name: row.try_get(1)?,
+    let (active_agents, stacks, deployment_objects, public_pak) =
+        row::one(db, TOTALS, &[&PUBLIC_HASH])?;
+    let heartbeats = row::all(db, HEARTBEATS, &[&MOST_AGENTS])?
+        .into_iter()
+        .map(|(agent, name, age): (_, _, f64)| AgentHeartbeat {
+            agent,
+            name,
             age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
         })
-    })?;
+        .collect();
     let reading = GaugeReading {
-        active_agents: totals.try_get(0)?,
-        stacks: totals.try_get(1)?,
-        deployment_objects: totals.try_get(2)?,
+        active_agents,
+        stacks,
+        deployment_objects,
         heartbeats,
     };
-    Ok((reading, totals.try_get(3)?))
+    Ok((reading, public_pak))
 }

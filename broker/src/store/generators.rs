@@ -1,51 +1,28 @@
 //! Generators: create, read, change and delete them.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// A generator as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Generator {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub deleted_at: Option<DateTime<Utc>>,
-    pub name: String,
-    pub description: Option<String>,
-    pub last_active_at: Option<DateTime<Utc>>,
-    pub is_active: bool,
-    pub is_system: bool,
-}
-
-macro_rules! columns {
-    () => {
-        "id, created_at, updated_at, deleted_at, name, description, last_active_at, is_active, is_system"
-    };
-}
-
-impl Generator {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            deleted_at: row.try_get(3)?,
-            name: row.try_get(4)?,
-            description: row.try_get(5)?,
-            last_active_at: row.try_get(6)?,
-            is_active: row.try_get(7)?,
-            is_system: row.try_get(8)?,
-        })
-    }
-
-    fn optional(row: Option<Row>) -> Result<Option<Self>, DbError> {
-        row.as_ref().map(Self::read).transpose()
+row! {
+    columns = "";
+    /// A generator as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Generator {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub deleted_at: Option<DateTime<Utc>>,
+        pub name: String,
+        pub description: Option<String>,
+        pub last_active_at: Option<DateTime<Utc>>,
+        pub is_active: bool,
+        pub is_system: bool,
     }
 }
 
@@ -56,7 +33,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Generator>, DbError> {
         columns!(),
         " FROM generators WHERE deleted_at IS NULL AND NOT is_system ORDER BY created_at, id"
     );
-    super::all(db.query(SQL, &[])?, Generator::read)
+    row::all(db, SQL, &[])
 }
 
 /// Returns the live generator with this id, which may be the system generator.
@@ -66,7 +43,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbError> {
         columns!(),
         " FROM generators WHERE id = $1 AND deleted_at IS NULL"
     );
-    Generator::optional(db.query_opt(SQL, &[&id])?)
+    row::optional(db, SQL, &[&id])
 }
 
 /// Returns the live generator with exactly this name.
@@ -76,7 +53,7 @@ pub fn find(db: &mut impl Sql, name: &str) -> Result<Option<Generator>, DbError>
         columns!(),
         " FROM generators WHERE name = $1 AND deleted_at IS NULL"
     );
-    Generator::optional(db.query_opt(SQL, &[&name])?)
+    row::optional(db, SQL, &[&name])
 }
 
 /// Returns the system generator, with which every agent is registered, if it exists yet.
@@ -86,7 +63,7 @@ pub fn system(db: &mut impl Sql) -> Result<Option<Generator>, DbError> {
         columns!(),
         " FROM generators WHERE is_system AND deleted_at IS NULL ORDER BY created_at, id LIMIT 1"
     );
-    Generator::optional(db.query_opt(SQL, &[])?)
+    row::optional(db, SQL, &[])
 }
 
 /// Does the same as [`get`], and locks the generator until the end of the transaction against change, deletion and new
@@ -97,7 +74,7 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Generator>, DbEr
         columns!(),
         " FROM generators WHERE id = $1 AND deleted_at IS NULL FOR UPDATE"
     );
-    Generator::optional(db.query_opt(SQL, &[&id])?)
+    row::optional(db, SQL, &[&id])
 }
 
 /// Returns true when each of these ids is a live generator.
@@ -105,7 +82,7 @@ pub fn all_live(db: &mut impl Sql, ids: &[Uuid]) -> Result<bool, DbError> {
     const SQL: &str = "\
         SELECT count(*) = (SELECT count(DISTINCT wanted) FROM unnest($1::uuid[]) AS wanted)
           FROM generators WHERE id = ANY ($1) AND deleted_at IS NULL";
-    Ok(db.query_one(SQL, &[&ids])?.try_get(0)?)
+    row::one(db, SQL, &[&ids])
 }
 
 /// Adds a generator with the hash of its PAK (lower-case hex).
@@ -122,7 +99,7 @@ pub fn insert(
         "INSERT INTO generators (name, description, pak_hash) VALUES ($1, $2, $3) RETURNING ",
         columns!()
     );
-    Generator::read(&db.query_one(SQL, &[&name, &description, &pak_hash])?)
+    row::one(db, SQL, &[&name, &description, &pak_hash])
 }
 
 /// Changes a generator, deleted or not. Without a description the old description stays.
@@ -141,7 +118,7 @@ pub fn update(
           WHERE id = $1 RETURNING ",
         columns!()
     );
-    Generator::optional(db.query_opt(SQL, &[&id, &name, &description, &is_active])?)
+    row::optional(db, SQL, &[&id, &name, &description, &is_active])
 }
 
 /// Replaces the hash of a live generator's PAK.
@@ -154,7 +131,7 @@ pub fn set_pak_hash(
         "UPDATE generators SET pak_hash = $2 WHERE id = $1 AND deleted_at IS NULL RETURNING ",
         columns!()
     );
-    Generator::optional(db.query_opt(SQL, &[&id, &pak_hash])?)
+    row::optional(db, SQL, &[&id, &pak_hash])
 }
 
 /// Marks a live generator as deleted. The caller must delete its stacks in the same transaction.

@@ -1,56 +1,34 @@
 //! Deployment objects: immutable, numbered by one sequence per schema.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// A deployment object as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = DeploymentObject)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Object {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub deleted_at: Option<DateTime<Utc>>,
-    pub sequence_id: i64,
-    pub stack_id: Uuid,
-    pub yaml_content: String,
-    pub yaml_checksum: String,
-    pub submitted_at: DateTime<Utc>,
-    pub is_deletion_marker: bool,
-}
-
-/// The columns of [`Object`], of the table or alias `o`.
-macro_rules! columns {
-    () => {
-        "o.id, o.created_at, o.updated_at, o.deleted_at, o.sequence_id, o.stack_id, o.yaml_content, o.yaml_checksum, \
-         o.submitted_at, o.is_deletion_marker"
-    };
-}
-pub(super) use columns;
-
-impl Object {
-    /// Reads the first ten columns.
-    pub(super) fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            deleted_at: row.try_get(3)?,
-            sequence_id: row.try_get(4)?,
-            stack_id: row.try_get(5)?,
-            yaml_content: row.try_get(6)?,
-            yaml_checksum: row.try_get(7)?,
-            submitted_at: row.try_get(8)?,
-            is_deletion_marker: row.try_get(9)?,
-        })
+row! {
+    columns = "o.";
+    /// A deployment object as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = DeploymentObject)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Object {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub deleted_at: Option<DateTime<Utc>>,
+        pub sequence_id: i64,
+        pub stack_id: Uuid,
+        pub yaml_content: String,
+        pub yaml_checksum: String,
+        pub submitted_at: DateTime<Utc>,
+        pub is_deletion_marker: bool,
     }
 }
+
+pub(super) use columns;
 
 /// Returns the newest live objects of a stack, newest first, as many as a list may hold (`most_rows`, `most_bytes`).
 pub fn list(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Object>, DbError> {
@@ -71,7 +49,7 @@ pub fn list(db: &mut impl Sql, stack: Uuid) -> Result<Vec<Object>, DbError> {
         super::most_bytes!(),
         " ORDER BY o.sequence_id DESC"
     );
-    super::all(db.query(SQL, &[&stack])?, Object::read)
+    row::all(db, SQL, &[&stack])
 }
 
 /// Returns the live object with this id and the generator of its stack, which may be deleted.
@@ -82,9 +60,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<(Object, Uuid)>, DbErro
         ", s.generator_id FROM deployment_objects o JOIN stacks s ON s.id = o.stack_id
           WHERE o.id = $1 AND o.deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?
-        .map(|row| Ok((Object::read(&row)?, row.try_get(10)?)))
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Adds an object to a live stack. Returns `None` when the stack is gone.
@@ -107,8 +83,5 @@ pub fn insert(
          RETURNING ",
         columns!()
     );
-    db.query_opt(SQL, &[&stack, &yaml, &checksum, &is_deletion_marker])?
-        .as_ref()
-        .map(Object::read)
-        .transpose()
+    row::optional(db, SQL, &[&stack, &yaml, &checksum, &is_deletion_marker])
 }

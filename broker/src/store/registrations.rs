@@ -1,49 +1,45 @@
 //! Registrations: an agent's consent to serve a generator.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// A registration as the API shows it.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = AgentGeneratorRegistration)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Registration {
-    pub id: Uuid,
-    pub agent_id: Uuid,
-    pub generator_id: Uuid,
-    pub registered_at: DateTime<Utc>,
-}
-
-impl Registration {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            agent_id: row.try_get(1)?,
-            generator_id: row.try_get(2)?,
-            registered_at: row.try_get(3)?,
-        })
+row! {
+    columns = "";
+    /// A registration as the API shows it.
+    #[derive(Debug, Serialize, ToSchema)]
+    #[schema(as = AgentGeneratorRegistration)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Registration {
+        pub id: Uuid,
+        pub agent_id: Uuid,
+        pub generator_id: Uuid,
+        pub registered_at: DateTime<Utc>,
     }
 }
 
 /// Returns the registrations of an agent.
 pub fn of_agent(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Registration>, DbError> {
-    const SQL: &str = "\
-        SELECT id, agent_id, generator_id, registered_at FROM agent_generator_registrations
-         WHERE agent_id = $1 ORDER BY registered_at, id";
-    super::all(db.query(SQL, &[&agent])?, Registration::read)
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agent_generator_registrations WHERE agent_id = $1 ORDER BY registered_at, id"
+    );
+    row::all(db, SQL, &[&agent])
 }
 
 /// Returns the registrations with a generator.
 pub fn with_generator(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Registration>, DbError> {
-    const SQL: &str = "\
-        SELECT id, agent_id, generator_id, registered_at FROM agent_generator_registrations
-         WHERE generator_id = $1 ORDER BY registered_at, id";
-    super::all(db.query(SQL, &[&generator])?, Registration::read)
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agent_generator_registrations WHERE generator_id = $1 ORDER BY registered_at, id"
+    );
+    row::all(db, SQL, &[&generator])
 }
 
 /// Registers an agent with a generator. Returns `None` when it is registered already.
@@ -55,14 +51,12 @@ pub fn add(
     agent: Uuid,
     generator: Uuid,
 ) -> Result<Option<Registration>, DbError> {
-    const SQL: &str = "\
-        INSERT INTO agent_generator_registrations (agent_id, generator_id) VALUES ($1, $2)
-        ON CONFLICT (agent_id, generator_id) DO NOTHING
-        RETURNING id, agent_id, generator_id, registered_at";
-    db.query_opt(SQL, &[&agent, &generator])?
-        .as_ref()
-        .map(Registration::read)
-        .transpose()
+    const SQL: &str = concat!(
+        "INSERT INTO agent_generator_registrations (agent_id, generator_id) VALUES ($1, $2)
+         ON CONFLICT (agent_id, generator_id) DO NOTHING RETURNING ",
+        columns!()
+    );
+    row::optional(db, SQL, &[&agent, &generator])
 }
 
 /// Registers an agent with the system generator, if it exists, and with each of `generators`. Existing registrations

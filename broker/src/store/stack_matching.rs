@@ -7,6 +7,7 @@
 use uuid::Uuid;
 
 use super::objects::{self, Object};
+use super::row;
 use super::stacks::Stack;
 use crate::db::{DbError, Sql};
 
@@ -64,13 +65,13 @@ pub fn stacks(db: &mut impl Sql, agent: Uuid) -> Result<Vec<Stack>, DbError> {
         served!(),
         " AS served JOIN stacks s ON s.id = served.stack_id AND s.deleted_at IS NULL ORDER BY s.id"
     );
-    super::all(db.query(SQL, &[&agent])?, Stack::read)
+    row::all(db, SQL, &[&agent])
 }
 
 /// Returns true when an agent serves a stack now, or served it when it was deleted.
 pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbError> {
     const SQL: &str = concat!("SELECT ", serving!("$2"));
-    Ok(db.query_one(SQL, &[&agent, &stack])?.try_get(0)?)
+    row::one(db, SQL, &[&agent, &stack])
 }
 
 /// Returns those of the given agents that serve a stack now. Goes from the stack's few labels and annotations to the
@@ -98,17 +99,14 @@ pub fn agents_serving(
                     ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
                  WHERE sa.stack_id = $1) AS served
          WHERE served.agent_id = ANY ($2)";
-    super::all(db.query(SQL, &[&stack, &among])?, |row| Ok(row.try_get(0)?))
+    row::all(db, SQL, &[&stack, &among])
 }
 
 /// Returns those of the given agents that served any of these stacks when they were deleted.
 pub fn departing(db: &mut impl Sql, stacks: &[Uuid], among: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
         SELECT DISTINCT agent_id FROM stack_departures WHERE agent_id = ANY ($2) AND stack_id = ANY ($1)";
-    super::all(
-        db.query(SQL, &[&stacks, &among])?,
-        |row| Ok(row.try_get(0)?),
-    )
+    row::all(db, SQL, &[&stacks, &among])
 }
 
 /// The part of its target state that an agent asks for.
@@ -150,5 +148,5 @@ pub fn target_state(db: &mut impl Sql, agent: Uuid, mode: Mode) -> Result<Vec<Ob
           ORDER BY 5 DESC"
     );
     let incremental = mode == Mode::Incremental;
-    super::all(db.query(SQL, &[&agent, &incremental])?, Object::read)
+    row::all(db, SQL, &[&agent, &incremental])
 }

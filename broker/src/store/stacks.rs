@@ -1,44 +1,26 @@
 //! Stacks: create, read and change them, and delete them with their objects.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
-/// A stack as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Stack {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub deleted_at: Option<DateTime<Utc>>,
-    pub name: String,
-    pub description: Option<String>,
-    pub generator_id: Uuid,
-}
-
-macro_rules! columns {
-    () => {
-        "id, created_at, updated_at, deleted_at, name, description, generator_id"
-    };
-}
-
-impl Stack {
-    /// Reads the first seven columns.
-    pub(super) fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            deleted_at: row.try_get(3)?,
-            name: row.try_get(4)?,
-            description: row.try_get(5)?,
-            generator_id: row.try_get(6)?,
-        })
+row! {
+    columns = "";
+    /// A stack as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Stack {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub deleted_at: Option<DateTime<Utc>>,
+        pub name: String,
+        pub description: Option<String>,
+        pub generator_id: Uuid,
     }
 }
 
@@ -49,7 +31,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Stack>, DbError> {
         columns!(),
         " FROM stacks WHERE deleted_at IS NULL ORDER BY created_at, id"
     );
-    super::all(db.query(SQL, &[])?, Stack::read)
+    row::all(db, SQL, &[])
 }
 
 /// Returns the live stacks of a generator; none when it is unknown.
@@ -59,7 +41,7 @@ pub fn list_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Stack>, DbError
         columns!(),
         " FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY created_at, id"
     );
-    super::all(db.query(SQL, &[&generator])?, Stack::read)
+    row::all(db, SQL, &[&generator])
 }
 
 /// Returns the live stack with this id.
@@ -69,10 +51,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError> {
         columns!(),
         " FROM stacks WHERE id = $1 AND deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Stack::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Does the same as [`get`], and locks the stack against all other writers of its objects, labels and targets until the
@@ -86,10 +65,7 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError>
         columns!(),
         " FROM stacks WHERE id = $1 AND deleted_at IS NULL FOR UPDATE"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Stack::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Locks a generator's live stacks as [`get_locked`] does, and returns their ids. Always locks in order of id, so that
@@ -97,7 +73,7 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<Stack>, DbError>
 pub fn lock_all_of(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Uuid>, DbError> {
     const SQL: &str = "\
         SELECT id FROM stacks WHERE generator_id = $1 AND deleted_at IS NULL ORDER BY id FOR UPDATE";
-    super::all(db.query(SQL, &[&generator])?, |row| Ok(row.try_get(0)?))
+    row::all(db, SQL, &[&generator])
 }
 
 /// Adds a stack. Returns `None` when there is no such live generator.
@@ -119,10 +95,7 @@ pub fn insert(
          RETURNING ",
         columns!()
     );
-    db.query_opt(SQL, &[&name, &description, &generator])?
-        .as_ref()
-        .map(Stack::read)
-        .transpose()
+    row::optional(db, SQL, &[&name, &description, &generator])
 }
 
 /// Changes a live stack. Without a description the old description stays.
@@ -140,10 +113,7 @@ pub fn update(
           WHERE id = $1 AND deleted_at IS NULL RETURNING ",
         columns!()
     );
-    db.query_opt(SQL, &[&id, &name, &description])?
-        .as_ref()
-        .map(Stack::read)
-        .transpose()
+    row::optional(db, SQL, &[&id, &name, &description])
 }
 
 /// Marks these live stacks and their live objects as deleted, adds a deletion marker to each stack, and notes every
@@ -186,5 +156,5 @@ pub fn delete_locked(db: &mut impl Sql, stacks: &[Uuid]) -> Result<DateTime<Utc>
                         WHERE sa.stack_id = m.stack_id) AS served
               JOIN agents a ON a.id = served.agent_id AND a.deleted_at IS NULL)
         SELECT now()";
-    Ok(db.query_one(SQL, &[&stacks])?.try_get(0)?)
+    row::one(db, SQL, &[&stacks])
 }

@@ -3,12 +3,12 @@
 //! Rows arrive in batches and are read newest first by arrival. A number (`n`) keeps the order within a batch.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
 /// The time for which telemetry is kept, in seconds. The sweep of old rows uses it too.
@@ -18,37 +18,43 @@ pub const RETENTION_SECONDS: u32 = 6 * 60 * 60;
 /// broker's memory.
 const ANSWER: i64 = 16 * 1024 * 1024;
 
-/// A Kubernetes event as the API shows it.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = AgentK8sEvent)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct KubeEvent {
-    pub id: Uuid,
-    pub agent_id: Uuid,
-    pub stack_id: Uuid,
-    pub observed_at: DateTime<Utc>,
-    pub reason: String,
-    pub message: String,
-    pub event_type: String,
-    pub source: Option<String>,
-    pub involved_object: Value,
-    pub created_at: DateTime<Utc>,
+row! {
+    event_columns = "";
+    /// A Kubernetes event as the API shows it.
+    #[derive(Debug, Serialize, ToSchema)]
+    #[schema(as = AgentK8sEvent)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct KubeEvent {
+        pub id: Uuid,
+        pub agent_id: Uuid,
+        pub stack_id: Uuid,
+        pub observed_at: DateTime<Utc>,
+        pub reason: String,
+        pub message: String,
+        pub event_type: String,
+        pub source: Option<String>,
+        pub involved_object: Value,
+        pub created_at: DateTime<Utc>,
+    }
 }
 
-/// A log line as the API shows it.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = AgentPodLog)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct LogLine {
-    pub id: Uuid,
-    pub agent_id: Uuid,
-    pub stack_id: Uuid,
-    pub namespace: String,
-    pub pod: String,
-    pub container: String,
-    pub ts: DateTime<Utc>,
-    pub line: String,
-    pub created_at: DateTime<Utc>,
+row! {
+    line_columns = "";
+    /// A log line as the API shows it.
+    #[derive(Debug, Serialize, ToSchema)]
+    #[schema(as = AgentPodLog)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct LogLine {
+        pub id: Uuid,
+        pub agent_id: Uuid,
+        pub stack_id: Uuid,
+        pub namespace: String,
+        pub pod: String,
+        pub container: String,
+        pub ts: DateTime<Utc>,
+        pub line: String,
+        pub created_at: DateTime<Utc>,
+    }
 }
 
 /// A Kubernetes event to store. Its texts hold no NUL, and its time fits the column.
@@ -78,37 +84,28 @@ pub struct NewLogLine {
     pub line: String,
 }
 
-impl KubeEvent {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            agent_id: row.try_get(1)?,
-            stack_id: row.try_get(2)?,
-            observed_at: row.try_get(3)?,
-            reason: row.try_get(4)?,
-            message: row.try_get(5)?,
-            event_type: row.try_get(6)?,
-            source: row.try_get(7)?,
-            involved_object: row.try_get(8)?,
-            created_at: row.try_get(9)?,
-        })
-    }
-}
-
-impl LogLine {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            agent_id: row.try_get(1)?,
-            stack_id: row.try_get(2)?,
-            namespace: row.try_get(3)?,
-            pod: row.try_get(4)?,
-            container: row.try_get(5)?,
-            ts: row.try_get(6)?,
-            line: row.try_get(7)?,
-            created_at: row.try_get(8)?,
-        })
-    }
+/// Selects the newest rows of stack `$1`, as many as one answer may hold, by the name of the table, its columns and its
+/// longest text.
+macro_rules! newest {
+    ($table:literal, $columns:ident, $text:literal) => {
+        concat!(
+            "SELECT ",
+            $columns!(),
+            " FROM (SELECT *, sum(octet_length(",
+            $text,
+            ")) OVER (ORDER BY created_at DESC, n DESC) AS bytes
+                      FROM (SELECT ",
+            $columns!(),
+            ", n FROM ",
+            $table,
+            "
+                             WHERE stack_id = $1
+                               AND created_at >= greatest($2, now() - make_interval(secs => $3))
+                             ORDER BY created_at DESC, n DESC LIMIT $4) AS limited) AS newest
+              WHERE bytes <= $5
+              ORDER BY created_at DESC, n DESC"
+        )
+    };
 }
 
 /// Returns the newest events of a stack, newest first, received at or after `since` and within the retention.
@@ -118,24 +115,9 @@ pub fn events(
     since: Option<DateTime<Utc>>,
     limit: i64,
 ) -> Result<Vec<KubeEvent>, DbError> {
-    const SQL: &str = "\
-        SELECT id, agent_id, stack_id, observed_at, reason, message, event_type, source, involved_object, created_at
-          FROM (SELECT e.id, e.agent_id, e.stack_id, e.observed_at, e.reason, e.message, e.event_type, e.source,
-                       e.involved_object, e.created_at, e.n,
-                       sum(octet_length(e.message)) OVER (ORDER BY e.created_at DESC, e.n DESC) AS bytes
-                  FROM (SELECT id, agent_id, stack_id, observed_at, reason, message, event_type, source,
-                               involved_object, created_at, n
-                          FROM agent_k8s_events
-                         WHERE stack_id = $1
-                           AND created_at >= greatest($2, now() - make_interval(secs => $3))
-                         ORDER BY created_at DESC, n DESC LIMIT $4) AS e) AS newest
-         WHERE bytes <= $5
-         ORDER BY created_at DESC, n DESC";
+    const SQL: &str = newest!("agent_k8s_events", event_columns, "message");
     let keep = f64::from(RETENTION_SECONDS);
-    super::all(
-        db.query(SQL, &[&stack, &since, &keep, &limit, &ANSWER])?,
-        KubeEvent::read,
-    )
+    row::all(db, SQL, &[&stack, &since, &keep, &limit, &ANSWER])
 }
 
 /// Returns the newest log lines of a stack, newest first, received at or after `since` and within the retention.
@@ -145,22 +127,9 @@ pub fn lines(
     since: Option<DateTime<Utc>>,
     limit: i64,
 ) -> Result<Vec<LogLine>, DbError> {
-    const SQL: &str = "\
-        SELECT id, agent_id, stack_id, namespace, pod, container, ts, line, created_at
-          FROM (SELECT l.id, l.agent_id, l.stack_id, l.namespace, l.pod, l.container, l.ts, l.line, l.created_at, l.n,
-                       sum(octet_length(l.line)) OVER (ORDER BY l.created_at DESC, l.n DESC) AS bytes
-                  FROM (SELECT id, agent_id, stack_id, namespace, pod, container, ts, line, created_at, n
-                          FROM agent_pod_logs
-                         WHERE stack_id = $1
-                           AND created_at >= greatest($2, now() - make_interval(secs => $3))
-                         ORDER BY created_at DESC, n DESC LIMIT $4) AS l) AS newest
-         WHERE bytes <= $5
-         ORDER BY created_at DESC, n DESC";
+    const SQL: &str = newest!("agent_pod_logs", line_columns, "line");
     let keep = f64::from(RETENTION_SECONDS);
-    super::all(
-        db.query(SQL, &[&stack, &since, &keep, &limit, &ANSWER])?,
-        LogLine::read,
-    )
+    row::all(db, SQL, &[&stack, &since, &keep, &limit, &ANSWER])
 }
 
 /// Turns `synchronous_commit` off for one statement, because a crash of the server would lose only a moment of

@@ -1,59 +1,37 @@
 //! Templates, of which each change is a new version, and the record of objects rendered from them.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
 /// The number of attempts to take the next version number. Each failed attempt means that another writer of the same
 /// name has succeeded.
 const ATTEMPTS: usize = 100;
 
-/// One version of a template as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = StackTemplate)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct Template {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub deleted_at: Option<DateTime<Utc>>,
-    /// The owner; null for the system's templates.
-    pub generator_id: Option<Uuid>,
-    pub name: String,
-    pub description: Option<String>,
-    pub version: i32,
-    pub template_content: String,
-    pub parameters_schema: String,
-    /// SHA-256 of the content.
-    pub checksum: String,
-}
-
-macro_rules! columns {
-    () => {
-        "id, created_at, updated_at, deleted_at, generator_id, name, description, version, template_content, \
-         parameters_schema, checksum"
-    };
-}
-
-impl Template {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            deleted_at: row.try_get(3)?,
-            generator_id: row.try_get(4)?,
-            name: row.try_get(5)?,
-            description: row.try_get(6)?,
-            version: row.try_get(7)?,
-            template_content: row.try_get(8)?,
-            parameters_schema: row.try_get(9)?,
-            checksum: row.try_get(10)?,
-        })
+row! {
+    columns = "";
+    /// One version of a template as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = StackTemplate)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct Template {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub deleted_at: Option<DateTime<Utc>>,
+        /// The owner; null for the system's templates.
+        pub generator_id: Option<Uuid>,
+        pub name: String,
+        pub description: Option<String>,
+        pub version: i32,
+        pub template_content: String,
+        pub parameters_schema: String,
+        /// SHA-256 of the content.
+        pub checksum: String,
     }
 }
 
@@ -76,7 +54,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Template>, DbError> {
         columns!(),
         " FROM stack_templates WHERE deleted_at IS NULL ORDER BY created_at, id"
     );
-    super::all(db.query(SQL, &[])?, Template::read)
+    row::all(db, SQL, &[])
 }
 
 /// Returns the live templates that a generator may use: the system's, then its own.
@@ -91,7 +69,7 @@ pub fn list_for(db: &mut impl Sql, generator: Uuid) -> Result<Vec<Template>, DbE
         " FROM stack_templates WHERE generator_id = $1 AND deleted_at IS NULL
           ORDER BY generator_id NULLS FIRST, created_at, id"
     );
-    super::all(db.query(SQL, &[&generator])?, Template::read)
+    row::all(db, SQL, &[&generator])
 }
 
 /// Returns the live template with this id.
@@ -101,10 +79,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Template>, DbError> {
         columns!(),
         " FROM stack_templates WHERE id = $1 AND deleted_at IS NULL"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Template::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Adds a version, numbered after the highest live version of this owner and name. Returns `None` when other writers
@@ -128,7 +103,8 @@ pub fn insert(db: &mut impl Sql, new: &NewTemplate<'_>) -> Result<Option<Templat
         columns!()
     );
     for _ in 0..ATTEMPTS {
-        let row = db.query_opt(
+        let row = row::optional(
+            db,
             SQL,
             &[
                 &new.generator_id,
@@ -139,8 +115,8 @@ pub fn insert(db: &mut impl Sql, new: &NewTemplate<'_>) -> Result<Option<Templat
                 &new.checksum,
             ],
         )?;
-        if let Some(row) = row {
-            return Template::read(&row).map(Some);
+        if row.is_some() {
+            return Ok(row);
         }
     }
     Ok(None)

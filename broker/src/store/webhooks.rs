@@ -1,10 +1,10 @@
 //! Webhook subscriptions: create, read, change and delete them.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::row::{self, Columns, FromColumns};
 use crate::db::{DbError, Sql};
 use crate::webhook::endpoint::Sealed;
 
@@ -87,24 +87,34 @@ macro_rules! columns {
     };
 }
 
-impl Subscription {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        let filters: Option<serde_json::Value> = row.try_get(4)?;
+impl FromColumns for Subscription {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
         Ok(Self {
-            id: row.try_get(0)?,
-            name: row.try_get(1)?,
+            id: columns.take()?,
+            name: columns.take()?,
             has_url: true,
-            has_auth_header: row.try_get(2)?,
-            event_types: row.try_get(3)?,
+            has_auth_header: columns.take()?,
+            event_types: columns.take()?,
             // Filters that cannot be parsed match no event, so they are shown as none.
-            filters: filters.and_then(|value| serde_json::from_value(value).ok()),
-            target_labels: row.try_get(5)?,
-            enabled: row.try_get(6)?,
-            max_retries: row.try_get(7)?,
-            timeout_seconds: row.try_get(8)?,
-            created_at: row.try_get(9)?,
-            updated_at: row.try_get(10)?,
-            created_by: row.try_get(11)?,
+            filters: columns
+                .take::<Option<serde_json::Value>>()?
+                .and_then(|value| serde_json::from_value(value).ok()),
+            target_labels: columns.take()?,
+            enabled: columns.take()?,
+            max_retries: columns.take()?,
+            timeout_seconds: columns.take()?,
+            created_at: columns.take()?,
+            updated_at: columns.take()?,
+            created_by: columns.take()?,
+        })
+    }
+}
+
+impl FromColumns for Sealed {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
+        Ok(Self {
+            url: columns.take()?,
+            auth_header: columns.take()?,
         })
     }
 }
@@ -132,7 +142,7 @@ pub fn list(db: &mut impl Sql) -> Result<Vec<Subscription>, DbError> {
         columns!(),
         " FROM webhook_subscriptions ORDER BY created_at DESC, id DESC"
     );
-    super::all(db.query(SQL, &[])?, Subscription::read)
+    row::all(db, SQL, &[])
 }
 
 /// Returns the subscription with this id.
@@ -142,37 +152,26 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<Subscription>, DbError>
         columns!(),
         " FROM webhook_subscriptions WHERE id = $1"
     );
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(Subscription::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Returns true when there is a subscription with this id.
 pub fn exists(db: &mut impl Sql, id: Uuid) -> Result<bool, DbError> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE id = $1)";
-    Ok(db.query_one(SQL, &[&id])?.try_get(0)?)
+    row::one(db, SQL, &[&id])
 }
 
 /// Returns true when any subscription is enabled.
 pub fn any_enabled(db: &mut impl Sql) -> Result<bool, DbError> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM webhook_subscriptions WHERE enabled)";
-    Ok(db.query_one(SQL, &[])?.try_get(0)?)
+    row::one(db, SQL, &[])
 }
 
 /// Returns the secrets of a subscription, and the timeout of one attempt in seconds.
 pub fn endpoint(db: &mut impl Sql, id: Uuid) -> Result<Option<(Sealed, i32)>, DbError> {
     const SQL: &str =
         "SELECT url, auth_header, timeout_seconds FROM webhook_subscriptions WHERE id = $1";
-    db.query_opt(SQL, &[&id])?
-        .map(|row| {
-            let sealed = Sealed {
-                url: row.try_get(0)?,
-                auth_header: row.try_get(1)?,
-            };
-            Ok((sealed, row.try_get(2)?))
-        })
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }
 
 /// Adds a subscription.
@@ -183,7 +182,8 @@ pub fn insert(db: &mut impl Sql, new: &NewSubscription<'_>) -> Result<Subscripti
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING ",
         columns!()
     );
-    let row = db.query_one(
+    row::one(
+        db,
         SQL,
         &[
             &new.name,
@@ -197,8 +197,7 @@ pub fn insert(db: &mut impl Sql, new: &NewSubscription<'_>) -> Result<Subscripti
             &new.timeout_seconds,
             &new.created_by,
         ],
-    )?;
-    Subscription::read(&row)
+    )
 }
 
 /// Changes a subscription.
@@ -222,7 +221,8 @@ pub fn update(
           WHERE id = $1 RETURNING ",
         columns!()
     );
-    let row = db.query_opt(
+    row::optional(
+        db,
         SQL,
         &[
             &id,
@@ -240,8 +240,7 @@ pub fn update(
             &change.max_retries,
             &change.timeout_seconds,
         ],
-    )?;
-    row.as_ref().map(Subscription::read).transpose()
+    )
 }
 
 /// Removes a subscription with its deliveries. Returns false when there was none.

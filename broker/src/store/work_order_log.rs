@@ -1,56 +1,35 @@
 //! The log of ended work orders: one row per order, with the order's id, kept for ever.
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use postgres::types::ToSql;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
 /// The largest number of entries in one list.
 pub const MOST: i64 = 10_000;
 
-/// An entry as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = WorkOrderLog)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct WorkOrderLogEntry {
-    /// The work order's id.
-    pub id: Uuid,
-    pub work_type: String,
-    pub created_at: DateTime<Utc>,
-    pub claimed_at: Option<DateTime<Utc>>,
-    pub claimed_by: Option<Uuid>,
-    pub completed_at: DateTime<Utc>,
-    pub success: bool,
-    pub retries_attempted: i32,
-    pub result_message: Option<String>,
-    pub yaml_content: String,
-}
-
-macro_rules! columns {
-    () => {
-        "id, work_type, created_at, claimed_at, claimed_by, completed_at, success, retries_attempted, \
-         result_message, yaml_content"
-    };
-}
-
-impl WorkOrderLogEntry {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            work_type: row.try_get(1)?,
-            created_at: row.try_get(2)?,
-            claimed_at: row.try_get(3)?,
-            claimed_by: row.try_get(4)?,
-            completed_at: row.try_get(5)?,
-            success: row.try_get(6)?,
-            retries_attempted: row.try_get(7)?,
-            result_message: row.try_get(8)?,
-            yaml_content: row.try_get(9)?,
-        })
+row! {
+    columns = "";
+    /// An entry as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[schema(as = WorkOrderLog)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct WorkOrderLogEntry {
+        /// The work order's id.
+        pub id: Uuid,
+        pub work_type: String,
+        pub created_at: DateTime<Utc>,
+        pub claimed_at: Option<DateTime<Utc>>,
+        pub claimed_by: Option<Uuid>,
+        pub completed_at: DateTime<Utc>,
+        pub success: bool,
+        pub retries_attempted: i32,
+        pub result_message: Option<String>,
+        pub yaml_content: String,
     }
 }
 
@@ -72,7 +51,7 @@ pub fn finish(
          RETURNING ",
         columns!()
     );
-    WorkOrderLogEntry::read(&db.query_one(SQL, &[&order, &success, &message])?)
+    row::one(db, SQL, &[&order, &success, &message])
 }
 
 /// The conditions of a list; each that is set must hold.
@@ -122,14 +101,11 @@ pub fn list(
     params.extend(agent.as_ref().map(|p| p as &(dyn ToSql + Sync)));
     params.extend(work_type.as_ref().map(|p| p as &(dyn ToSql + Sync)));
     params.extend(success.as_ref().map(|p| p as &(dyn ToSql + Sync)));
-    super::all(db.query(sql, &params)?, WorkOrderLogEntry::read)
+    row::all(db, sql, &params)
 }
 
 /// Returns the log entry of this work order.
 pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrderLogEntry>, DbError> {
     const SQL: &str = concat!("SELECT ", columns!(), " FROM work_order_log WHERE id = $1");
-    db.query_opt(SQL, &[&id])?
-        .as_ref()
-        .map(WorkOrderLogEntry::read)
-        .transpose()
+    row::optional(db, SQL, &[&id])
 }

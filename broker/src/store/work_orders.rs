@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use postgres::Row;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::row;
 use crate::db::{DbError, Sql};
 
 /// The longest pause before a retry: ten years, because doubling without end would exceed the calendar.
@@ -23,33 +23,29 @@ const MOST: i64 = 10_000;
 /// The largest number of orders that one statement releases.
 const CHUNK: i64 = 1_000;
 
-/// A work order as the API shows it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[allow(missing_docs, reason = "the fields are the API's")]
-pub struct WorkOrder {
-    pub id: Uuid,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
-    pub work_type: String,
-    pub yaml_content: String,
-    /// `PENDING`, `CLAIMED` or `RETRY_PENDING`; `COMPLETED` or `FAILED` for an order in the log.
-    pub status: String,
-    pub claimed_by: Option<Uuid>,
-    pub claimed_at: Option<DateTime<Utc>>,
-    pub claim_timeout_seconds: i32,
-    pub max_retries: i32,
-    pub retry_count: i32,
-    pub backoff_seconds: i32,
-    pub next_retry_after: Option<DateTime<Utc>>,
-    pub last_error: Option<String>,
-    pub last_error_at: Option<DateTime<Utc>>,
-}
-
-macro_rules! columns {
-    () => {
-        "id, created_at, updated_at, work_type, yaml_content, status, claimed_by, claimed_at, \
-         claim_timeout_seconds, max_retries, retry_count, backoff_seconds, next_retry_after, last_error, last_error_at"
-    };
+row! {
+    columns = "";
+    /// A work order as the API shows it.
+    #[derive(Clone, Debug, Serialize, ToSchema)]
+    #[allow(missing_docs, reason = "the fields are the API's")]
+    pub struct WorkOrder {
+        pub id: Uuid,
+        pub created_at: DateTime<Utc>,
+        pub updated_at: DateTime<Utc>,
+        pub work_type: String,
+        pub yaml_content: String,
+        /// `PENDING`, `CLAIMED` or `RETRY_PENDING`; `COMPLETED` or `FAILED` for an order in the log.
+        pub status: String,
+        pub claimed_by: Option<Uuid>,
+        pub claimed_at: Option<DateTime<Utc>>,
+        pub claim_timeout_seconds: i32,
+        pub max_retries: i32,
+        pub retry_count: i32,
+        pub backoff_seconds: i32,
+        pub next_retry_after: Option<DateTime<Utc>>,
+        pub last_error: Option<String>,
+        pub last_error_at: Option<DateTime<Utc>>,
+    }
 }
 
 /// Selects creation time and id of the oldest pending orders for agent `$1`, at most 1,000, limited to a type by
@@ -94,30 +90,6 @@ macro_rules! pending_for {
 }
 
 impl WorkOrder {
-    fn read(row: &Row) -> Result<Self, DbError> {
-        Ok(Self {
-            id: row.try_get(0)?,
-            created_at: row.try_get(1)?,
-            updated_at: row.try_get(2)?,
-            work_type: row.try_get(3)?,
-            yaml_content: row.try_get(4)?,
-            status: row.try_get(5)?,
-            claimed_by: row.try_get(6)?,
-            claimed_at: row.try_get(7)?,
-            claim_timeout_seconds: row.try_get(8)?,
-            max_retries: row.try_get(9)?,
-            retry_count: row.try_get(10)?,
-            backoff_seconds: row.try_get(11)?,
-            next_retry_after: row.try_get(12)?,
-            last_error: row.try_get(13)?,
-            last_error_at: row.try_get(14)?,
-        })
-    }
-
-    fn optional(row: Option<Row>) -> Result<Option<Self>, DbError> {
-        row.as_ref().map(Self::read).transpose()
-    }
-
     /// Returns true when a retry may follow one more failure.
     pub fn may_retry(&self) -> bool {
         self.retry_count < self.max_retries
@@ -177,7 +149,8 @@ pub fn insert(db: &mut impl Sql, new: &NewWorkOrder<'_>) -> Result<WorkOrder, Db
         columns!(),
         " FROM made"
     );
-    WorkOrder::read(&db.query_one(
+    row::one(
+        db,
         SQL,
         &[
             &new.work_type,
@@ -190,7 +163,7 @@ pub fn insert(db: &mut impl Sql, new: &NewWorkOrder<'_>) -> Result<WorkOrder, Db
             &new.annotations.0,
             &new.annotations.1,
         ],
-    )?)
+    )
 }
 
 /// Returns the newest orders, newest first, at most ten thousand, limited to a status and a type if given.
@@ -211,16 +184,16 @@ pub fn list(
             )
         };
     }
-    let rows = match (status, work_type) {
-        (None, None) => db.query(sql!(""), &[&MOST]),
-        (Some(status), None) => db.query(sql!("WHERE status = $2"), &[&MOST, &status]),
-        (None, Some(kind)) => db.query(sql!("WHERE work_type = $2"), &[&MOST, &kind]),
-        (Some(status), Some(kind)) => db.query(
+    match (status, work_type) {
+        (None, None) => row::all(db, sql!(""), &[&MOST]),
+        (Some(status), None) => row::all(db, sql!("WHERE status = $2"), &[&MOST, &status]),
+        (None, Some(kind)) => row::all(db, sql!("WHERE work_type = $2"), &[&MOST, &kind]),
+        (Some(status), Some(kind)) => row::all(
+            db,
             sql!("WHERE status = $2 AND work_type = $3"),
             &[&MOST, &status, &kind],
         ),
-    };
-    super::all(rows?, WorkOrder::read)
+    }
 }
 
 /// Returns the oldest pending orders that an agent may claim, at most 1,000, limited to a type if given. That is
@@ -241,11 +214,10 @@ pub fn pending(
             )
         };
     }
-    let rows = match work_type {
-        None => db.query(sql!(""), &[&agent]),
-        Some(kind) => db.query(sql!(" AND w.work_type = $2"), &[&agent, &kind]),
-    };
-    super::all(rows?, WorkOrder::read)
+    match work_type {
+        None => row::all(db, sql!(""), &[&agent]),
+        Some(kind) => row::all(db, sql!(" AND w.work_type = $2"), &[&agent, &kind]),
+    }
 }
 
 /// Returns the order with this id. For an ended order, returns the values that the log holds.
@@ -261,7 +233,7 @@ pub fn get(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbError> {
                 CASE WHEN NOT success THEN result_message END, CASE WHEN NOT success THEN completed_at END
            FROM work_order_log WHERE id = $1"
     );
-    WorkOrder::optional(db.query_opt(SQL, &[&id])?)
+    row::optional(db, SQL, &[&id])
 }
 
 /// Returns the order with this id, and locks it until the end of the transaction against claim, completion, release and
@@ -272,7 +244,7 @@ pub fn get_locked(db: &mut impl Sql, id: Uuid) -> Result<Option<WorkOrder>, DbEr
         columns!(),
         " FROM work_orders WHERE id = $1 FOR UPDATE"
     );
-    WorkOrder::optional(db.query_opt(SQL, &[&id])?)
+    row::optional(db, SQL, &[&id])
 }
 
 /// Claims a pending order for a live agent. Returns `None` when the order is not pending or not for that agent, or when
@@ -297,7 +269,7 @@ pub fn claim(db: &mut impl Sql, id: Uuid, agent: Uuid) -> Result<Option<WorkOrde
          RETURNING ",
         columns!()
     );
-    WorkOrder::optional(db.query_opt(SQL, &[&id, &agent])?)
+    row::optional(db, SQL, &[&id, &agent])
 }
 
 /// Stores a failure of an order that the caller has locked, and schedules its retry after [`WorkOrder::pause`].
@@ -315,7 +287,11 @@ pub fn put_aside(
           WHERE id = $1 RETURNING ",
         columns!()
     );
-    WorkOrder::read(&db.query_one(SQL, &[&order.id, &message, &order.pause().as_secs_f64()])?)
+    row::one(
+        db,
+        SQL,
+        &[&order.id, &message, &order.pause().as_secs_f64()],
+    )
 }
 
 /// Removes an order in any state. Returns false when there was none.
@@ -347,11 +323,10 @@ pub fn release(db: &mut impl Sql) -> Result<Released, DbError> {
               FROM due WHERE w.id = due.id RETURNING w.id)
         SELECT (SELECT count(*) FROM released),
                (SELECT extract(epoch FROM min(due_at) - now())::float8 FROM work_orders WHERE due_at > now())";
-    let row = db.query_one(SQL, &[&CHUNK])?;
-    let orders = row.try_get(0)?;
+    let (orders, next) = row::one(db, SQL, &[&CHUNK])?;
     Ok(Released {
         orders,
-        next: row.try_get(1)?,
+        next,
         more: orders == CHUNK,
     })
 }

@@ -1,10 +1,11 @@
 //! Claims deliveries for a limited time. Concurrent callers claim different deliveries.
 
-use postgres::Row;
+use postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::LeasedDelivery;
 use crate::db::{DbError, Sql};
+use crate::store::row::{self, Columns, FromColumns};
 use crate::webhook::endpoint::Sealed;
 use crate::webhook::in_flight::LANE;
 
@@ -47,33 +48,34 @@ macro_rules! columns {
     };
 }
 
-impl ClaimedDelivery {
-    fn read(row: &Row) -> Result<Self, DbError> {
+impl FromColumns for ClaimedDelivery {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
         Ok(Self {
             held: LeasedDelivery {
-                id: row.try_get(0)?,
+                id: columns.take()?,
                 // Null where a delivery is only read.
-                claim: row.try_get::<_, Option<Uuid>>(1)?.unwrap_or_default(),
-                subscription_id: row.try_get(2)?,
-                event_type: row.try_get(3)?,
-                attempts: row.try_get(4)?,
-                max_retries: row.try_get(5)?,
+                claim: columns.take::<Option<Uuid>>()?.unwrap_or_default(),
+                subscription_id: columns.take()?,
+                event_type: columns.take()?,
+                attempts: columns.take()?,
+                max_retries: columns.take()?,
             },
-            payload: row.try_get(6)?,
-            sealed: Sealed {
-                url: row.try_get(7)?,
-                auth_header: row.try_get(8)?,
-            },
-            lane: row.try_get(9)?,
-            timeout_seconds: row.try_get(10)?,
-            position: row.try_get(11)?,
+            payload: columns.take()?,
+            sealed: columns.take()?,
+            lane: columns.take()?,
+            timeout_seconds: columns.take()?,
+            position: columns.take()?,
         })
     }
 }
 
-/// Sorts deliveries by creation, because `RETURNING` promises no order.
-fn oldest_first(rows: Vec<Row>) -> Result<Vec<ClaimedDelivery>, DbError> {
-    let mut taken = crate::store::all(rows, ClaimedDelivery::read)?;
+/// Claims or reads deliveries, and sorts them by creation, because `RETURNING` promises no order.
+fn oldest_first(
+    db: &mut impl Sql,
+    sql: &'static str,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<ClaimedDelivery>, DbError> {
+    let mut taken: Vec<ClaimedDelivery> = row::all(db, sql, params)?;
     taken.sort_by_key(|taken| taken.position);
     Ok(taken)
 }
@@ -120,7 +122,7 @@ pub fn for_broker(
         take!("NULL"),
         columns!()
     );
-    oldest_first(db.query(SQL, &[&most, &lanes, &counts, &i64::from(LANE)])?)
+    oldest_first(db, SQL, &[&most, &lanes, &counts, &i64::from(LANE)])
 }
 
 // Steps through the index to find the label sets of a subscription's pending deliveries (nearly always one), and takes
@@ -175,7 +177,7 @@ pub fn for_agent(
         take!("$1"),
         columns!()
     );
-    oldest_first(db.query(SQL, &[&agent, &most])?)
+    oldest_first(db, SQL, &[&agent, &most])
 }
 
 /// Returns the deliveries that [`for_agent`] would claim, without a claim.
@@ -192,7 +194,7 @@ pub fn seen_by_agent(
            JOIN webhook_subscriptions s ON s.id = d.subscription_id
           WHERE d.id = ANY (ARRAY (SELECT id FROM chosen))"
     );
-    oldest_first(db.query(SQL, &[&agent, &most])?)
+    oldest_first(db, SQL, &[&agent, &most])
 }
 
 /// Returns the seconds until work is due: an event to turn into deliveries, the end of a claim, or a retry.
@@ -202,5 +204,5 @@ pub fn due(db: &mut impl Sql) -> Result<Option<f64>, DbError> {
                    (SELECT min(created_at) FROM event_outbox),
                    (SELECT min(acquired_until) FROM webhook_deliveries WHERE status = 'acquired'),
                    (SELECT min(next_retry_at) FROM webhook_deliveries WHERE status = 'failed')) - now())::float8";
-    Ok(db.query_one(SQL, &[])?.try_get(0)?)
+    row::one(db, SQL, &[])
 }

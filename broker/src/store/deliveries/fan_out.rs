@@ -1,6 +1,7 @@
 //! Turns events into deliveries: one for each enabled subscription that matches.
 
 use crate::db::{DbError, Sql};
+use crate::store::row;
 
 /// Takes up to `most` of the oldest events and creates their deliveries, in one statement. Returns the number of
 /// events.
@@ -35,5 +36,5 @@ pub fn fan_out(db: &mut impl Sql, most: i64) -> Result<i64, DbError> {
                         AND (s.filters->>'stack_id' IS NULL OR s.filters->>'stack_id' = e.data->>'stack_id')))
              ORDER BY e.created_at, e.id, s.created_at, s.id)
         SELECT count(*) FROM taken"#;
-    Ok(db.query_one(SQL, &[&most])?.try_get(0)?)
+    row::one(db, SQL, &[&most])
 }
