@@ -79,7 +79,7 @@ simulate: deps
 
 chaos: deps debug
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_TENANTS=$(CHAOS_TENANTS) CHAOS_LONGEST_MS=$(CHAOS_LONGEST_MS) \
-	  timeout -k 30 $$(($(CHAOS_SECONDS) + 900)) $(CARGO) test --locked -p brokkr-tests --test chaos -- --nocapture </dev/null
+	  timeout -k 30 $$(($(CHAOS_SECONDS) + 900)) $(CARGO) test --locked -p brokkr-tests --test exclusive -- chaos:: --nocapture </dev/null
 
 $(VENV)/.done: PACKAGE := $(CLIENT)
 $(FUZZER_VENV)/.done: PACKAGE := $(FUZZER)

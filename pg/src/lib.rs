@@ -13,6 +13,14 @@
 mod error;
 mod identity;
 mod session;
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that cannot go on says why and ends"
+)]
+mod tests;
 mod tls;
 
 use std::{pin::Pin, time::Duration};

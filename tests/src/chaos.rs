@@ -7,7 +7,7 @@
 //! | [`world`] | the host under test, and waiting until it has recovered |
 //! | [`client`] | a client of one tenant: checks every answer, remembers every write; [`clients`] runs all |
 //! | [`ledger`] | the writes of a client, and the check that the tenant's data has them |
-//! | [`excuse`] | the failures that are allowed: connections of a killed process, 503 while a server is away |
+//! | [`allowed_failures`] | the failures that are allowed: connections of a killed process, 503 while a server is away |
 //! | [`account`] | the result: answers, excused failures, violations |
 //!
 //! Four kinds of violation ([`account::Kind`]) must never happen. Every other failure needs an excuse that is verified:
@@ -15,9 +15,9 @@
 //! must have Retry-After and must come while a fault that allows it was in force.
 
 pub mod account;
+pub mod allowed_failures;
 pub mod client;
 pub mod clients;
-pub mod excuse;
 pub mod fault;
 pub mod ledger;
 pub mod plan;

@@ -1,4 +1,4 @@
-//! The vocabulary of the whole-system tests.
+//! The tools of the whole-system tests.
 //!
 //! A test checks behaviour that an operator or a client sees, with the two real binaries, its own PostgreSQL and
 //! nothing mocked:
@@ -13,6 +13,7 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`alone`](mod@alone) | [`alone()`]: no other test of the program runs |
 //! | [`test_dir`] | a short temporary folder; processes that cannot outlive the test |
 //! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time; [`wait::SetAtEnd`] |
 //! | [`ports`] | loopback ports that no other test is given |
@@ -27,6 +28,8 @@
 //! | [`load`] | [`Load`]: clients that repeat a request and count the results |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
 //! | [`systemd_host`] | [`Machine`](machine::Machine): a host that a real systemd runs |
+//! | [`api_fixture`] | [`World`](api_fixture::World): a broker with a schema of its own, and the principals and rows of one test |
+//! | [`response_schema`] | the fields of every answer of the API, and the check of an answer against them |
 //! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |
 //!
 //! Everything is blocking, so that a test reads from top to bottom; do not call it inside an async runtime. Every
@@ -40,6 +43,8 @@
     reason = "a test that cannot go on says why and ends"
 )]
 
+pub mod alone;
+pub mod api_fixture;
 pub mod bin;
 pub mod broker;
 pub mod chaos;
@@ -51,6 +56,7 @@ pub mod pg;
 pub mod ports;
 pub mod procs;
 pub mod proxy;
+pub mod response_schema;
 pub mod seed;
 pub mod systemd_host;
 pub mod test_dir;
@@ -58,6 +64,7 @@ pub mod toml_text;
 pub mod wait;
 pub mod ws;
 
+pub use alone::alone;
 pub use broker::Broker;
 pub use host::{Host, Tenant};
 pub use http::{Addr, Api, Connection, Response};

@@ -5,7 +5,7 @@ mod asking;
 mod tests;
 
 use super::account::{Diary, Kind, Tally};
-use super::excuse::Excuses;
+use super::allowed_failures::AllowedFailures;
 use super::ledger::{Agent, Home, Ledger};
 use crate::http::Addr;
 use asking::{Held, Outcome};
@@ -31,7 +31,7 @@ const SLOWEST: u64 = 1200;
 #[derive(Debug, Default)]
 pub struct Shared {
     /// The failures that are allowed.
-    pub excuses: Excuses,
+    pub allowed_failures: AllowedFailures,
     /// The diary of the run.
     pub diary: Diary,
     ended: AtomicBool,

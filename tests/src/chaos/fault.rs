@@ -3,7 +3,7 @@
 //! A fault returns when it is over: stopped processes run again and broken files are repaired. [`World::is_whole`] then
 //! waits until the host has recovered.
 
-use super::excuse::{Reason, stand_still};
+use super::allowed_failures::{Reason, stand_still};
 use super::plan::{Deal, Fault, Round};
 use super::server;
 use super::world::{LOOPER, WHOLE, World};
@@ -150,7 +150,7 @@ impl World<'_> {
             procs::signal(pid, Signal::SIGCONT);
             None
         });
-        let held = self.shared.excuses.hold(None, pid);
+        let held = self.shared.allowed_failures.hold(None, pid);
         self.note(format!(
             "SIGKILL to the supervisor ({pid}), which holds {held} connections"
         ));
@@ -202,10 +202,10 @@ impl World<'_> {
         let supervised = self.lock_holders();
         let pid = self.pid_of(name);
         self.shared
-            .excuses
+            .allowed_failures
             .open(Reason::NobodyServes(name.to_owned()));
         self.killed(name, ends);
-        let held = self.shared.excuses.hold(Some(name), pid);
+        let held = self.shared.allowed_failures.hold(Some(name), pid);
         procs::signal(pid, Signal::SIGKILL);
         self.note(format!(
             "SIGKILL to the broker of {name} ({pid}), which holds {held} connections"
@@ -219,10 +219,10 @@ impl World<'_> {
     fn broker_hangs(&self, name: &str, ends: u64) {
         let pid = self.pid_of(name);
         self.shared
-            .excuses
+            .allowed_failures
             .open(Reason::NobodyServes(name.to_owned()));
         self.killed(name, ends);
-        let held = self.shared.excuses.hold(Some(name), pid);
+        let held = self.shared.allowed_failures.hold(Some(name), pid);
         self.note(format!(
             "SIGSTOP to the broker of {name} ({pid}), which holds {held} connections"
         ));
@@ -350,7 +350,7 @@ impl World<'_> {
     }
 
     fn server_suffers(&self, deal: &Deal) {
-        self.shared.excuses.open(Reason::ServerAway);
+        self.shared.allowed_failures.open(Reason::ServerAway);
         self.note(format!("{:?} for {:?}", deal.fault, deal.lasts));
         let (pg, lasts) = (self.host.server(), deal.lasts);
         match deal.fault {

@@ -1,7 +1,7 @@
 //! One request and its outcome: an answer, an excused failure, or a violation.
 
 use super::super::account::Kind;
-use super::super::excuse::Allowed;
+use super::super::allowed_failures::Allowed;
 use super::Client;
 use crate::http::{Connection, Response};
 use serde_json::Value;
@@ -187,8 +187,9 @@ impl Client {
             }
             Err(e) => {
                 let Held { connection, opened } = held;
-                let excuses = &self.shared.excuses;
-                if excuses.was_killed(&self.address.tenant, connection.own_port(), opened) {
+                let allowed_failures = &self.shared.allowed_failures;
+                if allowed_failures.was_killed(&self.address.tenant, connection.own_port(), opened)
+                {
                     self.tally.killed += 1;
                 } else {
                     self.bad(
@@ -210,7 +211,7 @@ impl Client {
         let stand_in = answer.text().contains("broker is not running");
         let allowed = self
             .shared
-            .excuses
+            .allowed_failures
             .allows(&self.address.tenant, asked, stand_in);
         // A broker's /healthz answers 200 even while its server is away.
         let allowed = allowed.filter(|_| stand_in || path != "/healthz");

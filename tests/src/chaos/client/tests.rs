@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chaos::account::Kind;
-use crate::chaos::excuse::Reason;
+use crate::chaos::allowed_failures::Reason;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
@@ -110,7 +110,7 @@ fn an_acknowledged_write_that_is_not_there_is_counted() {
 fn a_503_is_excused_only_while_something_excuses_it_and_never_without_retry_after_or_from_healthz()
 {
     const LATER: &str = "HTTP/1.1 503 x\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n";
-    let away = |client: &mut Client| client.shared.excuses.open(Reason::ServerAway);
+    let away = |client: &mut Client| client.shared.allowed_failures.open(Reason::ServerAway);
     assert_eq!(seen(&[LATER], Client::read_home), [0, 1, 0, 0]);
     let excused = |client: &mut Client| {
         away(client);

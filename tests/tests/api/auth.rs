@@ -1,0 +1,204 @@
+//! Authentication, and the answers to requests that cannot be read.
+
+use brokkr_tests::api_fixture::{World, refused};
+use brokkr_tests::http::request;
+use brokkr_tests::{Connection, PgServer, until};
+use serde_json::json;
+use std::time::Duration;
+
+#[test]
+fn a_pak_is_accepted_bare_and_with_bearer_and_says_who_it_is() {
+    let world = World::new();
+    let agent = world.agent("a");
+    let generator = world.generator("g");
+    for scheme in ["", "Bearer ", "bearer "] {
+        let value = format!("{scheme}{}", agent.pak);
+        let answer = request(
+            &world.admin.addr,
+            "POST",
+            "/api/v1/auth/pak",
+            &[("Authorization", &value)],
+            None,
+        );
+        let body = answer.unwrap().expect(200).json();
+        assert_eq!(
+            body,
+            json!({ "admin": false, "agent": agent.id, "generator": null, "readonly": false })
+        );
+    }
+    let admin = world
+        .admin
+        .call("POST", "/auth/pak", None)
+        .expect(200)
+        .json();
+    assert_eq!(
+        admin,
+        json!({ "admin": true, "agent": null, "generator": null, "readonly": false })
+    );
+    let own = generator
+        .api
+        .call("POST", "/auth/pak", None)
+        .expect(200)
+        .json();
+    assert_eq!(own["generator"], generator.id.as_str());
+}
+
+#[test]
+fn whatever_is_no_pak_is_401_with_a_json_body_and_no_challenge() {
+    let world = World::new();
+    for value in [
+        "",
+        "Bearer",
+        "Bearer a_b",
+        "a_b_c_d",
+        "a_b_c",
+        "Basic dXNlcjpwYXNz",
+    ] {
+        let headers = [("Authorization", value)];
+        let answer = request(
+            &world.admin.addr,
+            "POST",
+            "/api/v1/auth/pak",
+            &headers,
+            None,
+        )
+        .unwrap();
+        let _ = refused(&answer, 401, "unauthorized");
+        assert_eq!(answer.header("www-authenticate"), None);
+    }
+    let count: i64 = world
+        .sql()
+        .query_one("SELECT count(*) FROM audit_log WHERE action = 'auth.failed' AND details->>'reason' = 'invalid_pak' AND details->>'path' = '/auth/pak'", &[])
+        .unwrap()
+        .get(0);
+    assert!(count >= 4, "refused PAKs are written down: {count}");
+}
+
+#[test]
+fn bodies_are_judged_by_type_then_syntax_then_shape_before_the_caller_is() {
+    let world = World::new();
+    let agent = world.agent("a");
+    let post = |kind: &str, body: &[u8]| {
+        agent
+            .api
+            .try_bytes("POST", "/agents", kind, Some(body))
+            .unwrap()
+    };
+    let _ = refused(&post("text/plain", b"{}"), 415, "unsupported_media_type");
+    let _ = refused(&post("application/json", b"{"), 400, "bad_request");
+    let _ = refused(&post("application/json", b""), 400, "bad_request");
+    let _ = refused(
+        &post("application/json; charset=utf-8", b"{}"),
+        422,
+        "unprocessable",
+    );
+    let good = br#"{"name":"n","cluster_name":"c","more":1}"#;
+    let _ = refused(
+        &post("application/problem+json", good),
+        403,
+        "admin_required",
+    );
+    let _ = refused(&agent.api.get("/agents/not-a-uuid"), 400, "bad_request");
+    let _ = refused(
+        &world.nobody().get("/agents/not-a-uuid"),
+        401,
+        "unauthorized",
+    );
+    let _ = refused(&world.admin.get("/stacks?pak_id=x"), 400, "bad_request");
+    let _ = refused(&world.admin.get("/agents/%ff"), 400, "bad_request");
+}
+
+#[test]
+fn a_body_over_the_limit_is_413_and_one_of_two_mebibytes_is_not() {
+    let world = World::new();
+    let agent = world.agent("a");
+    let put = |size: usize| {
+        let body = json!({ "status": "ACTIVE", "padding": "x".repeat(size) });
+        agent.api.put(&format!("/agents/{}", agent.id), &body)
+    };
+    let _ = put(2 * 1024 * 1024).expect(200);
+    let head = [
+        ("Authorization", agent.pak.as_str()),
+        ("Content-Type", "application/json"),
+        ("Content-Length", "99999999"),
+    ];
+    let answer = request(
+        &agent.api.addr,
+        "PUT",
+        &format!("/api/v1/agents/{}", agent.id),
+        &head,
+        None,
+    )
+    .unwrap();
+    let _ = refused(&answer, 413, "payload_too_large");
+}
+
+#[test]
+fn an_old_pak_is_dead_the_moment_it_is_rotated_also_when_it_was_just_used() {
+    let world = World::new();
+    let agent = world.agent("a");
+    let path = format!("/agents/{}", agent.id);
+    let _ = agent.api.get(&path).expect(200);
+    let rotated = agent
+        .api
+        .call("POST", &format!("{path}/rotate-pak"), None)
+        .expect(200)
+        .json();
+    let _ = refused(&agent.api.get(&path), 401, "unauthorized");
+    let _ = agent
+        .api
+        .with_pak(rotated["pak"].as_str().unwrap())
+        .get(&path)
+        .expect(200);
+}
+
+#[test]
+fn a_head_is_a_get_without_its_body() {
+    let world = World::new();
+    let bearer = format!("Bearer {}", world.admin.pak);
+    let headers = [("Authorization", bearer.as_str()), ("Connection", "close")];
+    let mut connection = Connection::open(&world.admin.addr).unwrap();
+    let answer = connection
+        .request("HEAD", "/api/v1/agents", &headers, None)
+        .unwrap();
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    assert_eq!(answer.header("content-length"), Some("2"));
+}
+
+#[test]
+fn a_lost_database_is_503_with_retry_after_also_for_who_is_known_already() {
+    let server = PgServer::start();
+    let world = World::on(&server, &[]);
+    let _ = world.admin.get("/agents").expect(200);
+    server.stop();
+    for api in [&world.admin, &world.admin.with_pak("a_b_c")] {
+        let answer = api.get("/agents");
+        let _ = refused(&answer, 503, "database_unavailable");
+        let seconds = answer
+            .header("retry-after")
+            .and_then(|value| value.parse::<u64>().ok());
+        assert!(seconds.is_some_and(|s| s > 0), "{seconds:?}");
+    }
+    server.resume_service();
+    let back = || (world.admin.get("/agents").status == 200).then_some(());
+    until(Duration::from_secs(20), "the API to serve again", back);
+}
+
+#[test]
+fn a_large_body_is_read_from_a_known_caller_only() {
+    let world = World::new();
+    let body = vec![b'x'; 8 << 20];
+    for pak in [None, Some("brokkr_BRnobody_nobodynobodynobodynobody")] {
+        let mut connection = Connection::open(&world.admin.addr).unwrap();
+        let authorization = pak
+            .map(|pak| format!("Authorization: Bearer {pak}\r\n"))
+            .unwrap_or_default();
+        let head = format!(
+            "POST /api/v1/stacks HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{authorization}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        // The answer comes before any byte of the body is sent.
+        connection.raw(head.as_bytes()).unwrap();
+        assert_eq!(connection.receive(false).unwrap().status, 401);
+    }
+}

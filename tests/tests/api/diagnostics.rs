@@ -1,0 +1,448 @@
+//! Diagnostics, as the asking admin and the answering agent see them.
+
+use brokkr_tests::api_fixture::{Served, World, id, ids, refused};
+use brokkr_tests::{Api, Response, response_schema, until};
+use serde_json::{Value, json};
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+const NOBODY: &str = "00000000-0000-0000-0000-000000000001";
+
+/// The usual scene with an object to ask about.
+struct Asked {
+    served: Served,
+    object: String,
+}
+
+impl Asked {
+    fn new() -> Self {
+        Self::of(World::new())
+    }
+
+    fn of(world: World) -> Self {
+        let served = Served::of(world);
+        let object = served.object("a: 1");
+        Self { served, object }
+    }
+
+    fn admin(&self) -> &Api {
+        &self.served.world.admin
+    }
+
+    fn agent(&self) -> &Api {
+        &self.served.agent.api
+    }
+
+    /// Asks the agent about the object, with more fields in the body.
+    fn try_ask(&self, more: Value) -> Response {
+        let mut body = json!({ "agent_id": self.served.agent.id });
+        for (key, value) in more.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        let path = format!("/deployment-objects/{}/diagnostics", self.object);
+        self.admin().post(&path, &body)
+    }
+
+    fn ask(&self) -> String {
+        id(&self.try_ask(json!({})).expect(201).json())
+    }
+
+    fn claim(&self, request: &str) -> Response {
+        claim(self.agent(), request)
+    }
+
+    fn pending(&self) -> Vec<String> {
+        let path = format!("/agents/{}/diagnostics/pending", self.served.agent.id);
+        ids(&self.agent().get(&path).expect(200).json())
+    }
+
+    fn show(&self, request: &str) -> Value {
+        let shown = self
+            .admin()
+            .get(&format!("/diagnostics/{request}"))
+            .expect(200)
+            .json();
+        response_schema::check("DiagnosticResponse", &shown);
+        shown
+    }
+
+    fn status(&self, request: &str) -> String {
+        let shown = self.show(request);
+        shown["request"]["status"].as_str().unwrap().to_owned()
+    }
+
+    /// Sets columns of a request.
+    fn set(&self, request: &str, assignments: &str) {
+        let update = format!("UPDATE diagnostic_requests SET {assignments} WHERE id = '{request}'");
+        self.served.world.sql().batch_execute(&update).unwrap();
+    }
+
+    fn minutes_open(&self, request: &Value) -> i32 {
+        let ask = "SELECT (extract(epoch FROM expires_at - created_at) / 60)::int FROM diagnostic_requests WHERE id::text = $1";
+        let row = self.served.world.sql().query_one(ask, &[&id(request)]);
+        row.unwrap().get(0)
+    }
+
+    /// Makes the sweep run as soon as its interval allows.
+    fn wake(&self) {
+        let _ = self
+            .admin()
+            .call("POST", "/admin/config/reload", None)
+            .expect(200);
+    }
+}
+
+fn claim(api: &Api, request: &str) -> Response {
+    api.call("POST", &format!("/diagnostics/{request}/claim"), None)
+}
+
+fn found(text: &str) -> Value {
+    json!({ "pod_statuses": text, "events": "[]", "collected_at": "2024-05-01T12:00:00+02:00" })
+}
+
+fn answer(api: &Api, request: &str, body: &Value) -> Response {
+    api.post(&format!("/diagnostics/{request}/result"), body)
+}
+
+#[test]
+fn a_request_is_asked_claimed_answered_and_shown() {
+    let asked = Asked::new();
+    let made = asked
+        .try_ask(json!({ "requested_by": "ann" }))
+        .expect(201)
+        .json();
+    response_schema::check("DiagnosticRequest", &made);
+    assert_eq!(
+        (&made["status"], &made["requested_by"]),
+        (&json!("pending"), &json!("ann"))
+    );
+    assert_eq!(
+        asked.minutes_open(&made),
+        60,
+        "unless somebody says otherwise"
+    );
+    let (first, second) = (id(&made), asked.ask());
+    assert_eq!(
+        asked.pending(),
+        [first.clone(), second.clone()],
+        "oldest first"
+    );
+    let open = asked.show(&first);
+    response_schema::check("DiagnosticResponse", &open);
+    assert_eq!(open["result"], Value::Null);
+
+    let claimed = asked.claim(&first).expect(200).json();
+    assert_eq!(claimed["status"], "claimed");
+    assert!(claimed["claimed_at"].is_string());
+    assert_eq!(asked.pending(), [second]);
+    let result = answer(asked.agent(), &first, &found("[1]"))
+        .expect(201)
+        .json();
+    response_schema::check("DiagnosticResult", &result);
+    assert_eq!(
+        (
+            &result["pod_statuses"],
+            &result["log_tails"],
+            &result["collected_at"]
+        ),
+        (&json!("[1]"), &Value::Null, &json!("2024-05-01T10:00:00Z"))
+    );
+    let shown = asked.show(&first);
+    assert_eq!(shown["result"], result);
+    assert_eq!(shown["request"]["status"], "completed");
+    assert!(shown["request"]["completed_at"].is_string());
+}
+
+#[test]
+fn a_request_is_about_a_live_object_and_for_a_live_agent() {
+    let asked = Asked::new();
+    let world = &asked.served.world;
+    let ask = |object: &str, agent: &str, more: Value| {
+        let mut body = json!({ "agent_id": agent });
+        if let Some(minutes) = more.as_i64() {
+            body["retention_minutes"] = json!(minutes);
+        }
+        world
+            .admin
+            .post(&format!("/deployment-objects/{object}/diagnostics"), &body)
+    };
+    let agent = &asked.served.agent.id;
+    let _ = refused(
+        &ask(NOBODY, NOBODY, json!(0)),
+        404,
+        "deployment_object_not_found",
+    );
+    let _ = refused(
+        &ask(&asked.object, NOBODY, json!(0)),
+        404,
+        "agent_not_found",
+    );
+    // The admin may ask any agent; it need not serve the object's stack.
+    let stranger = world.agent("stranger");
+    let _ = ask(&asked.object, &stranger.id, Value::Null).expect(201);
+    for bad in [0, -1, 1441, i64::MAX, i64::MIN] {
+        let answer = ask(&asked.object, agent, json!(bad));
+        let _ = refused(&answer, 400, "invalid_diagnostic_request");
+    }
+    for minutes in [1, 1440] {
+        let made = ask(&asked.object, agent, json!(minutes)).expect(201).json();
+        assert_eq!(asked.minutes_open(&made), minutes);
+    }
+    for name in ["x".repeat(256), "a\0b".to_owned()] {
+        let answer = asked.try_ask(json!({ "requested_by": name }));
+        let _ = refused(&answer, 422, "invalid_value");
+    }
+    let _ = asked
+        .try_ask(json!({ "requested_by": "é".repeat(255) }))
+        .expect(201);
+    let _ = refused(
+        &asked.try_ask(json!({ "retention_minutes": "1" })),
+        422,
+        "unprocessable",
+    );
+
+    let _ = world
+        .admin
+        .delete(&format!("/agents/{}", stranger.id))
+        .expect(204);
+    let _ = refused(
+        &ask(&asked.object, &stranger.id, Value::Null),
+        404,
+        "agent_not_found",
+    );
+    let _ = world
+        .admin
+        .delete(&format!("/stacks/{}", asked.served.stack))
+        .expect(204);
+    let _ = refused(
+        &ask(&asked.object, agent, Value::Null),
+        404,
+        "deployment_object_not_found",
+    );
+}
+
+#[test]
+fn what_is_not_there_is_not_found_whoever_asks_and_a_bad_id_is_bad() {
+    let asked = Asked::new();
+    for api in [asked.admin(), asked.agent(), &asked.served.generator.api] {
+        let path = format!("/diagnostics/{NOBODY}");
+        let _ = refused(&api.get(&path), 404, "diagnostic_not_found");
+        let _ = refused(&claim(api, NOBODY), 404, "diagnostic_not_found");
+        let _ = refused(
+            &answer(api, NOBODY, &found("")),
+            404,
+            "diagnostic_not_found",
+        );
+        let _ = refused(&api.get("/diagnostics/x"), 400, "bad_request");
+    }
+    let nobodys = format!("/agents/{NOBODY}/diagnostics/pending");
+    assert_eq!(asked.admin().get(&nobodys).expect(200).json(), json!([]));
+}
+
+#[test]
+fn an_answer_is_taken_once_and_only_for_what_was_claimed() {
+    let asked = Asked::new();
+    let request = asked.ask();
+    let (agent, body) = (asked.agent(), found("[]"));
+    let _ = refused(
+        &answer(agent, &request, &body),
+        409,
+        "diagnostic_not_claimed",
+    );
+    let _ = asked.claim(&request).expect(200);
+    for (key, bad) in [("pod_statuses", json!("")), ("events", json!(""))] {
+        let mut body = body.clone();
+        body[key] = bad;
+        let _ = refused(
+            &answer(agent, &request, &body),
+            400,
+            "invalid_diagnostic_result",
+        );
+    }
+    for (key, bad) in [
+        ("pod_statuses", json!("a\0")),
+        ("events", json!("a\0")),
+        ("log_tails", json!("a\0")),
+        ("collected_at", json!("-0001-01-01T00:00:00Z")),
+    ] {
+        let mut body = body.clone();
+        body[key] = bad;
+        let _ = refused(&answer(agent, &request, &body), 422, "invalid_value");
+    }
+    let _ = refused(
+        &answer(agent, &request, &json!({ "events": "[]" })),
+        422,
+        "unprocessable",
+    );
+    assert_eq!(asked.status(&request), "claimed", "nothing of that counted");
+    let mut whole = body.clone();
+    whole["log_tails"] = json!("{\"pod\":\"line\\u0000\"}");
+    let taken = answer(agent, &request, &whole).expect(201).json();
+    assert_eq!(taken["log_tails"], whole["log_tails"], "as it was sent");
+    let _ = refused(
+        &answer(agent, &request, &body),
+        409,
+        "diagnostic_not_claimed",
+    );
+    assert_eq!(asked.show(&request)["result"], taken);
+    let _ = refused(&asked.claim(&request), 409, "diagnostic_already_claimed");
+}
+
+#[test]
+fn the_admin_may_claim_for_an_agent_which_then_answers() {
+    let asked = Asked::new();
+    let request = asked.ask();
+    let _ = claim(asked.admin(), &request).expect(200);
+    let _ = answer(asked.agent(), &request, &found("[]")).expect(201);
+}
+
+#[test]
+fn fault_30_of_many_who_claim_one_succeeds_and_of_many_answers_one_is_kept() {
+    let asked = Asked::new();
+    const TOGETHER: usize = 8;
+    let race = |call: &(dyn Fn() -> Response + Sync)| -> Vec<u16> {
+        let start = Barrier::new(TOGETHER);
+        let mut statuses: Vec<u16> = thread::scope(|scope| {
+            let calls: Vec<_> = (0..TOGETHER)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        call().status
+                    })
+                })
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        });
+        statuses.sort_unstable();
+        statuses
+    };
+    for _ in 0..5 {
+        let request = asked.ask();
+        let claims = race(&|| asked.claim(&request));
+        assert_eq!((claims[0], claims[1]), (200, 409), "{claims:?}");
+        let answers = race(&|| answer(asked.agent(), &request, &found("[]")));
+        assert_eq!((answers[0], answers[1]), (201, 409), "{answers:?}");
+    }
+    let kept: i64 = asked
+        .served
+        .world
+        .sql()
+        .query_one("SELECT count(*) FROM diagnostic_results", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(kept, 5);
+}
+
+#[test]
+fn fault_30_an_answer_that_cannot_be_stored_leaves_the_request_claimed() {
+    let asked = Asked::new();
+    let request = asked.ask();
+    let _ = asked.claim(&request).expect(200);
+    let mut sql = asked.served.world.sql();
+    sql.batch_execute("ALTER TABLE diagnostic_results ADD CONSTRAINT no CHECK (events <> 'no')")
+        .unwrap();
+    let body =
+        json!({ "pod_statuses": "x", "events": "no", "collected_at": "2024-05-01T12:00:00Z" });
+    let _ = refused(
+        &answer(asked.agent(), &request, &body),
+        422,
+        "check_violation",
+    );
+    assert_eq!(asked.status(&request), "claimed");
+    let _ = answer(asked.agent(), &request, &found("[]")).expect(201);
+}
+
+#[test]
+fn what_has_expired_is_not_offered_and_not_claimed_but_who_claimed_in_time_may_answer() {
+    let asked = Asked::new();
+    let (late, in_time) = (asked.ask(), asked.ask());
+    let _ = asked.claim(&in_time).expect(200);
+    for request in [&late, &in_time] {
+        asked.set(request, "expires_at = now() - interval '1 second'");
+    }
+    assert_eq!(asked.pending(), Vec::<String>::new());
+    let _ = refused(&asked.claim(&late), 409, "diagnostic_already_claimed");
+    let _ = answer(asked.agent(), &in_time, &found("[]")).expect(201);
+}
+
+#[test]
+fn the_sweep_ends_what_nobody_answered_and_forgets_what_ended_long_ago() {
+    let asked = Asked::of(World::with(&[(
+        "broker.diagnostic_cleanup_interval_seconds",
+        "1",
+    )]));
+    let (unclaimed, unanswered, open) = (asked.ask(), asked.ask(), asked.ask());
+    let _ = asked.claim(&unanswered).expect(200);
+    for request in [&unclaimed, &unanswered] {
+        asked.set(request, "expires_at = now() - interval '1 second'");
+    }
+    let (old, recent, old_and_open) = (asked.ask(), asked.ask(), asked.ask());
+    for request in [&old, &recent] {
+        let _ = asked.claim(request).expect(200);
+        let _ = answer(asked.agent(), request, &found("[]")).expect(201);
+    }
+    asked.set(&old, "created_at = now() - interval '61 minutes'");
+    asked.set(&recent, "created_at = now() - interval '59 minutes'");
+    asked.set(&old_and_open, "created_at = now() - interval '5 hours'");
+    asked.wake();
+    until(
+        Duration::from_secs(20),
+        "the old one to be forgotten",
+        || {
+            let answer = asked.admin().get(&format!("/diagnostics/{old}"));
+            (answer.status == 404).then_some(())
+        },
+    );
+    let left: i64 = asked
+        .served
+        .world
+        .sql()
+        .query_one("SELECT count(*) FROM diagnostic_results", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(left, 1, "its answer with it");
+    for (request, status) in [
+        (&unclaimed, "expired"),
+        (&unanswered, "failed"),
+        (&open, "pending"),
+        (&recent, "completed"),
+        (&old_and_open, "pending"),
+    ] {
+        assert_eq!(asked.status(request), status);
+    }
+    for request in [&unclaimed, &unanswered] {
+        assert!(asked.show(request)["request"]["completed_at"].is_string());
+    }
+    let _ = refused(
+        &answer(asked.agent(), &unanswered, &found("[]")),
+        409,
+        "diagnostic_not_claimed",
+    );
+}
+
+#[test]
+fn the_sweeps_interval_and_age_can_be_changed_while_the_broker_runs() {
+    let world = World::with(&[("broker.diagnostic_max_age_hours", "1000000")]);
+    let mut asked = Asked::of(world);
+    let (old, first) = (asked.ask(), asked.ask());
+    let expire =
+        "expires_at = now() - interval '1 second', created_at = now() - interval '2 hours'";
+    asked.set(&first, expire);
+    asked.wake();
+    until(Duration::from_secs(20), "the first sweep", || {
+        (asked.status(&first) == "expired").then_some(())
+    });
+    // By now the next sweep is a quarter of an hour away.
+    asked.set(&old, expire);
+    let broker = &mut asked.served.world.broker;
+    broker.change("broker.diagnostic_cleanup_interval_seconds", "1");
+    broker.change("broker.diagnostic_max_age_hours", "1");
+    asked.wake();
+    until(Duration::from_secs(20), "both to be forgotten", || {
+        [&old, &first]
+            .iter()
+            .all(|request| asked.admin().get(&format!("/diagnostics/{request}")).status == 404)
+            .then_some(())
+    });
+}

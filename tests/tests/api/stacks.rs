@@ -1,0 +1,351 @@
+//! Stacks, as a client sees them.
+
+use brokkr_tests::api_fixture::{Party, World, id, ids, refused};
+use serde_json::{Value, json};
+use std::thread;
+
+fn whole(stack: &Value) -> Value {
+    stack.clone()
+}
+
+#[test]
+fn a_name_belongs_to_one_live_stack_of_the_whole_tenant() {
+    let world = World::new();
+    let (one, two) = (world.generator("one"), world.generator("two"));
+    let create = |generator: &Party, name: &str| {
+        generator.api.post(
+            "/stacks",
+            &json!({ "name": name, "generator_id": generator.id, "description": "d" }),
+        )
+    };
+    let made = create(&one, "web").expect(201).json();
+    assert_eq!(made["description"], "d");
+    let details = refused(&create(&two, "web"), 409, "unique_violation");
+    assert_eq!(details["constraint"], "unique_stack_name");
+    let _ = one
+        .api
+        .delete(&format!("/stacks/{}", id(&made)))
+        .expect(204);
+    let _ = create(&two, "web").expect(201);
+    let _ = refused(&create(&one, " "), 400, "invalid_stack");
+    let _ = refused(&create(&one, &"x".repeat(256)), 422, "invalid_value");
+    let _ = refused(&create(&one, "a\u{0}b"), 422, "invalid_value");
+    let unknown = json!({ "name": "x", "generator_id": "00000000-0000-0000-0000-000000000001" });
+    let details = refused(
+        &world.admin.post("/stacks", &unknown),
+        422,
+        "foreign_key_violation",
+    );
+    assert_eq!(details["constraint"], "stacks_generator_id_fkey");
+}
+
+#[test]
+fn a_generator_sees_its_own_stacks_and_the_admin_may_filter() {
+    let world = World::new();
+    let (one, two) = (world.generator("one"), world.generator("two"));
+    let (a, b, c) = (world.stack(&one), world.stack(&two), world.stack(&one));
+    let list = |api: &brokkr_tests::Api, query: &str| {
+        ids(&api.get(&format!("/stacks{query}")).expect(200).json())
+    };
+    assert_eq!(list(&one.api, ""), [a.clone(), c.clone()]);
+    assert_eq!(
+        list(&one.api, &format!("?pak_id={}", two.id)),
+        [a.clone(), c.clone()],
+        "the filter is the admin's"
+    );
+    assert_eq!(list(&world.admin, ""), [a, b.clone(), c]);
+    assert_eq!(list(&world.admin, &format!("?pak_id={}", two.id)), [b]);
+    assert_eq!(
+        list(&world.admin, "?pak_id=00000000-0000-0000-0000-000000000001"),
+        Vec::<String>::new()
+    );
+    let _ = refused(&one.api.get("/stacks?pak_id=x"), 400, "bad_request");
+}
+
+#[test]
+fn a_put_honours_name_and_description_and_never_moves_a_stack() {
+    let world = World::new();
+    let (one, two) = (world.generator("one"), world.generator("two"));
+    let stack = world.stack(&one);
+    let path = format!("/stacks/{stack}");
+    let before = one.api.get(&path).expect(200).json();
+    let mut body = whole(&before);
+    body["name"] = json!("renamed");
+    body["description"] = json!("words");
+    body["created_at"] = json!("2000-01-01T00:00:00Z");
+    body["deleted_at"] = json!("2000-01-01T00:00:00Z");
+    let after = one.api.put(&path, &body).expect(200).json();
+    assert_eq!(
+        (&after["name"], &after["description"]),
+        (&json!("renamed"), &json!("words"))
+    );
+    assert_eq!(
+        (&after["created_at"], &after["deleted_at"]),
+        (&before["created_at"], &Value::Null)
+    );
+    body["description"] = Value::Null;
+    let kept = one.api.put(&path, &body).expect(200).json();
+    assert_eq!(kept["description"], "words");
+    body["generator_id"] = json!(two.id);
+    for api in [&one.api, &world.admin] {
+        let _ = refused(&api.put(&path, &body), 403, "stack_generator_mismatch");
+    }
+    let _ = refused(&two.api.get(&path), 403, "stack_not_owned");
+    body["id"] = json!(one.id);
+    let _ = refused(&one.api.put(&path, &body), 400, "stack_id_mismatch");
+    let nowhere = format!("/stacks/{}", one.id);
+    let _ = refused(&one.api.put(&nowhere, &body), 404, "stack_not_found");
+    let _ = refused(
+        &one.api.put(&path, &json!({ "name": "x" })),
+        422,
+        "unprocessable",
+    );
+}
+
+#[test]
+fn labels_are_bare_strings_and_say_what_is_wrong_with_them() {
+    let world = World::new();
+    let generator = world.generator("g");
+    let stack = world.stack(&generator);
+    let labels = format!("/stacks/{stack}/labels");
+    let add = |label: &str| generator.api.post(&labels, &json!(label));
+    let made = add("env:prod").expect(201).json();
+    assert_eq!(
+        (&made["stack_id"], &made["label"]),
+        (&json!(stack), &json!("env:prod"))
+    );
+    let _ = add("a/b=c").expect(201);
+    let details = refused(&add("env:prod"), 409, "unique_violation");
+    assert_eq!(details["constraint"], "stack_labels_stack_id_label_key");
+    for bad in ["", " ", "a b", "é".repeat(33).as_str()] {
+        let _ = refused(&add(bad), 400, "invalid_label");
+    }
+    let _ = refused(&add("a\u{0}b"), 422, "invalid_value");
+    let _ = refused(
+        &generator.api.post(&labels, &json!({ "label": "x" })),
+        422,
+        "unprocessable",
+    );
+    let _ = generator
+        .api
+        .delete(&format!("{labels}/a%2Fb%3Dc"))
+        .expect(204);
+    let _ = refused(
+        &generator.api.delete(&format!("{labels}/a%2Fb%3Dc")),
+        404,
+        "stack_label_not_found",
+    );
+
+    let annotations = format!("/stacks/{stack}/annotations");
+    let pair = json!({ "stack_id": stack, "key": "k", "value": "v" });
+    let _ = generator.api.post(&annotations, &pair).expect(201);
+    let details = refused(
+        &generator.api.post(&annotations, &pair),
+        409,
+        "unique_violation",
+    );
+    assert_eq!(details["constraint"], "unique_stack_annotation");
+    let other = json!({ "stack_id": generator.id, "key": "k", "value": "v" });
+    let _ = refused(
+        &generator.api.post(&annotations, &other),
+        400,
+        "stack_id_mismatch",
+    );
+    let _ = generator
+        .api
+        .delete(&format!("{annotations}/k"))
+        .expect(204);
+    let _ = refused(
+        &generator.api.delete(&format!("{annotations}/k")),
+        404,
+        "stack_annotation_not_found",
+    );
+
+    let unknown = "/stacks/00000000-0000-0000-0000-000000000001";
+    assert_eq!(
+        world
+            .admin
+            .get(&format!("{unknown}/labels"))
+            .expect(200)
+            .json(),
+        json!([])
+    );
+    let _ = refused(
+        &generator.api.get(&format!("{unknown}/labels")),
+        404,
+        "stack_not_found",
+    );
+    let _ = refused(
+        &world.admin.post(&format!("{unknown}/labels"), &json!("x")),
+        404,
+        "stack_not_found",
+    );
+}
+
+#[test]
+fn an_agent_matched_by_label_may_read_the_stacks_labels_and_its_object() {
+    let world = World::new();
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    let stack = world.stack(&generator);
+    let object = id(&world.object(&stack, "a: 1"));
+    world.label_stack(&stack, "env:prod");
+    world.label_agent(&agent, "env:prod");
+    let labels = format!("/stacks/{stack}/labels");
+    let _ = refused(&agent.api.get(&labels), 403, "stack_not_accessible");
+    world.register(&agent, &generator);
+    let _ = agent.api.get(&labels).expect(200);
+    let _ = agent
+        .api
+        .get(&format!("/deployment-objects/{object}"))
+        .expect(200);
+}
+
+#[test]
+fn a_deleted_stack_is_gone_and_a_second_deletion_says_so() {
+    let world = World::new();
+    let generator = world.generator("g");
+    let stack = world.stack(&generator);
+    let object = id(&world.object(&stack, "a: 1"));
+    let path = format!("/stacks/{stack}");
+    let _ = generator.api.delete(&path).expect(204);
+    let _ = refused(&generator.api.delete(&path), 404, "stack_not_found");
+    let _ = refused(&generator.api.get(&path), 404, "stack_not_found");
+    let _ = refused(
+        &generator.api.get(&format!("{path}/deployment-objects")),
+        404,
+        "stack_not_found",
+    );
+    let _ = refused(
+        &generator.api.get(&format!("/deployment-objects/{object}")),
+        404,
+        "deployment_object_not_found",
+    );
+    let row = world
+        .sql()
+        .query_one(
+            "SELECT o.yaml_content, o.yaml_checksum, o.submitted_at = s.deleted_at, g.deleted_at = s.deleted_at
+               FROM stacks s
+               JOIN deployment_objects o ON o.stack_id = s.id AND o.is_deletion_marker AND o.deleted_at IS NULL
+               JOIN deployment_objects g ON g.stack_id = s.id AND NOT g.is_deletion_marker",
+            &[],
+        )
+        .unwrap();
+    let marker: (String, String, bool, bool) = (row.get(0), row.get(1), row.get(2), row.get(3));
+    assert_eq!(
+        marker,
+        (
+            String::new(),
+            "d41d8cd98f00b204e9800998ecf8427e".to_owned(),
+            true,
+            true
+        )
+    );
+}
+
+#[test]
+fn a_deletion_among_writers_is_the_last_word_on_its_stack() {
+    let world = World::new();
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    world.register(&agent, &generator);
+    for _ in 0..5 {
+        let stack = world.stack(&generator);
+        world.target(&agent, &stack);
+        let path = format!("/stacks/{stack}");
+        let statuses: Vec<u16> = thread::scope(|scope| {
+            let (objects, body) = (
+                format!("{path}/deployment-objects"),
+                json!({ "yaml_content": "a: 1" }),
+            );
+            let writers: Vec<_> = (0..6)
+                .map(|_| {
+                    let (objects, body, api) =
+                        (objects.clone(), body.clone(), generator.api.clone());
+                    scope.spawn(move || {
+                        (0..5)
+                            .map(|_| api.post(&objects, &body).status)
+                            .collect::<Vec<u16>>()
+                    })
+                })
+                .collect();
+            let _ = generator.api.delete(&path).expect(204);
+            writers
+                .into_iter()
+                .flat_map(|writer| writer.join().unwrap())
+                .collect()
+        });
+        assert!(
+            statuses.iter().all(|s| [201, 404].contains(s)),
+            "{statuses:?}"
+        );
+        let row = world
+            .sql()
+            .query_one(
+                "SELECT count(*), bool_and(is_deletion_marker), max(sequence_id)
+                      = (SELECT max(sequence_id) FROM deployment_objects WHERE stack_id = $1::text::uuid)
+                   FROM deployment_objects WHERE stack_id = $1::text::uuid AND deleted_at IS NULL",
+                &[&stack],
+            )
+            .unwrap();
+        let last: (i64, bool, bool) = (row.get(0), row.get(1), row.get(2));
+        assert_eq!(
+            last,
+            (1, true, true),
+            "the marker alone is live, and the newest"
+        );
+        assert_eq!(world.target_state(&agent, "").len(), 1);
+        let marker = world.target_state(&agent, "").remove(0);
+        let _ = world.report(&agent, &marker, "SUCCESS").expect(201);
+    }
+}
+
+#[test]
+fn every_write_announces_itself_with_the_keys_subscribers_know() {
+    let world = World::new();
+    world.note_events();
+    let (agent, generator) = (world.agent("a"), world.generator("g"));
+    world.register(&agent, &generator);
+    let stack = world.stack(&generator);
+    world.target(&agent, &stack);
+    let object = id(&world.object(&stack, "a: 1"));
+    let _ = world.report(&agent, &object, "SUCCESS").expect(201);
+    let _ = world.report(&agent, &object, "FAILURE").expect(201);
+    let _ = world.admin.delete(&format!("/stacks/{stack}")).expect(204);
+    let _ = world
+        .admin
+        .delete(&format!("/agents/{}", agent.id))
+        .expect(204);
+    let told: Vec<(String, String)> = world
+        .sql()
+        .query(
+            "SELECT event_type, (SELECT string_agg(key, ' ' ORDER BY key) FROM jsonb_object_keys(data) AS key)
+               FROM noted_events ORDER BY created_at",
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let told: Vec<(&str, &str)> = told
+        .iter()
+        .map(|(kind, keys)| (kind.as_str(), keys.as_str()))
+        .collect();
+    let report = "agent_event_id agent_id created_at deployment_object_id event_type message stack_id status";
+    assert_eq!(
+        told,
+        [
+            (
+                "agent.registered",
+                "agent_id cluster_name created_at name status"
+            ),
+            ("stack.created", "created_at description name stack_id"),
+            (
+                "deployment.created",
+                "created_at deployment_object_id sequence_id stack_id"
+            ),
+            ("deployment.applied", report),
+            ("deployment.failed", report),
+            ("stack.deleted", "deleted_at stack_id"),
+            ("agent.deregistered", "agent_id deleted_at"),
+        ]
+    );
+}

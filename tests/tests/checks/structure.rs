@@ -1,0 +1,597 @@
+//! Rules of the source that no compiler checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Returns numbered lines of code, without comments and test modules.
+fn code<'a>(name: &str, text: &'a str) -> Vec<(usize, &'a str)> {
+    if name.ends_with("/tests.rs") || name.contains("/tests/") {
+        return Vec::new();
+    }
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    code.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(i, l)| (i + 1, l))
+        .collect()
+}
+
+#[test]
+fn only_instance_spawns_or_kills() {
+    // The ways to start or signal a process in the standard library, nix, libc and system calls.
+    let words = [
+        "Command::new",
+        "process::Command",
+        "fork(",
+        "vfork",
+        "posix_spawn",
+        "execv",
+        "fexecve",
+        "SYS_clone",
+        "clone3",
+        "kill(",
+        "killpg",
+        "tgkill",
+        "SYS_kill",
+        "pidfd_send_signal",
+        "cgroup.kill",
+    ];
+    let mut wrong = Vec::new();
+    let mut right = 0;
+    for (name, text) in sources("supervisor/src") {
+        let own =
+            name == "supervisor/src/instance.rs" || name.starts_with("supervisor/src/instance/");
+        // The simulation's processes are only numbers.
+        if name.starts_with("supervisor/src/simulation") {
+            continue;
+        }
+        // These files wrap the system calls in safe functions; their callers are checked like all other code.
+        let calls = name == "supervisor/src/sys.rs" || name.starts_with("supervisor/src/sys/");
+        for (number, line) in code(&name, &text) {
+            if words.iter().any(|word| line.contains(word)) {
+                if own {
+                    right += 1;
+                } else if !calls {
+                    wrong.push(format!("{name}:{number}: {}", line.trim()));
+                }
+            }
+        }
+    }
+    // Only instance/ may call the functions of sys.rs that start or signal a process.
+    let sys = fs::read_to_string(root().join("supervisor/src/sys.rs")).unwrap();
+    let doers: Vec<&str> = sys
+        .split("pub(crate) fn ")
+        .skip(1)
+        .filter(|function| words.iter().any(|word| function.contains(word)))
+        .filter_map(|function| function.split(['(', '<']).next())
+        .collect();
+    for (name, text) in sources("supervisor/src") {
+        if name.starts_with("supervisor/src/instance") || name == "supervisor/src/sys.rs" {
+            continue;
+        }
+        for (number, line) in code(&name, &text) {
+            if doers
+                .iter()
+                .any(|doer| line.contains(&format!("sys::{doer}(")))
+            {
+                wrong.push(format!("{name}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    assert!(
+        right > 0 || !doers.is_empty(),
+        "instance/ starts processes; this test no longer sees how"
+    );
+}
+
+#[test]
+fn unsafe_code_is_in_sys_alone_and_every_block_has_its_reason() {
+    for folder in ["supervisor/src", "broker/src", "tenant/src", "pg/src"] {
+        for (name, text) in sources(folder) {
+            let lines: Vec<&str> = text.lines().collect();
+            for (number, line) in code(&name, &text) {
+                if !line.contains("unsafe ")
+                    || line.contains("unsafe_code")
+                    || line.contains("unsafe_op")
+                {
+                    continue;
+                }
+                assert!(name.ends_with("src/sys.rs"), "{name}:{number}: {line}");
+                let above = &lines[number.saturating_sub(8)..number];
+                assert!(
+                    above.iter().any(|l| l.to_uppercase().contains("SAFETY")),
+                    "{name}:{number}: no SAFETY reason"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_pure_parts_know_no_clock_no_input_and_no_async() {
+    for (name, text) in sources("supervisor/src") {
+        let pure = ["supervisor/src/lifecycle", "supervisor/src/budget"]
+            .iter()
+            .any(|p| name.starts_with(p));
+        if !pure {
+            continue;
+        }
+        for (number, line) in code(&name, &text) {
+            for word in [
+                "Instant::now",
+                "SystemTime",
+                "std::fs",
+                "TcpStream",
+                "TcpListener",
+                "async ",
+                ".await",
+                "tokio::",
+                "std::thread",
+            ] {
+                assert!(!line.contains(word), "{name}:{number}: {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_supervisor_decides_nothing_by_the_time_of_day() {
+    // The time of day jumps when the clock is set, and no restart, wait or timeout may depend on it.
+    let mut asked = 0;
+    for (name, text) in sources("supervisor/src") {
+        let says = name.starts_with("supervisor/src/logs");
+        for (number, line) in code(&name, &text) {
+            for word in [
+                "SystemTime",
+                "UNIX_EPOCH",
+                "Utc::now",
+                "Local::now",
+                "CLOCK_REALTIME",
+            ] {
+                let found = line.contains(word);
+                asked += usize::from(found);
+                assert!(!found || says, "{name}:{number}: {word}");
+            }
+        }
+    }
+    assert!(
+        asked > 0,
+        "log lines have the time of day; this test no longer sees how"
+    );
+}
+
+#[test]
+fn broker_and_supervisor_never_depend_on_each_other_and_tenant_on_nothing_of_ours() {
+    let manifest = |name: &str| fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
+    let ours = [
+        "brokkr-broker",
+        "brokkr-supervisor",
+        "brokkr-pg",
+        "brokkr-tenant",
+        "brokkr-tests",
+    ];
+    let depends = |name: &str| -> Vec<&str> {
+        let text = manifest(name);
+        let dependencies = text
+            .split_once("[dependencies]")
+            .map_or("", |(_, d)| d)
+            .split("[dev-")
+            .next()
+            .unwrap()
+            .to_owned();
+        ours.into_iter()
+            .filter(|o| dependencies.lines().any(|l| l.starts_with(o)))
+            .collect()
+    };
+    assert_eq!(depends("tenant"), Vec::<&str>::new());
+    for folder in ["broker", "supervisor"] {
+        let on = depends(folder);
+        assert!(
+            on.iter()
+                .all(|d| ["brokkr-tenant", "brokkr-pg"].contains(d)),
+            "{folder}: {on:?}"
+        );
+    }
+}
+
+#[test]
+fn every_declared_dependency_is_used_by_its_member() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, declared) = manifest.split_once("[workspace.dependencies]").unwrap();
+    let (declared, _) = declared.split_once("\n[").unwrap();
+    let mut unused: Vec<String> = names(declared).collect();
+    assert!(unused.len() > 40, "{unused:?}");
+    for member in [
+        "tenant",
+        "pg",
+        "broker",
+        "supervisor",
+        "tests",
+        "tests/rust-client",
+    ] {
+        let own = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
+        let mut text = String::new();
+        for (name, source) in sources(member) {
+            // The client's crate lies in the tests' folder but is a member of its own.
+            if member != "tests" || !name.starts_with("tests/rust-client") {
+                text.push_str(&source);
+            }
+        }
+        for section in ["dependencies", "dev-dependencies"] {
+            let Some((_, section)) = own.split_once(&format!("\n[{section}]\n")) else {
+                continue;
+            };
+            for name in names(section.split("\n[").next().unwrap()) {
+                let path = name.replace('-', "_");
+                let used = ["::", ";", "!", " as "]
+                    .iter()
+                    .any(|end| text.contains(&format!("{path}{end}")));
+                assert!(
+                    used,
+                    "{member}/Cargo.toml names {name}, which its source does not"
+                );
+                unused.retain(|declared| *declared != name);
+            }
+        }
+    }
+    assert_eq!(unused, Vec::<String>::new(), "of no member");
+}
+
+/// Returns the names at the beginning of the lines of a dependency list.
+fn names(list: &str) -> impl Iterator<Item = String> {
+    list.lines().filter_map(|line| {
+        let end = line.find(['.', ' ', '='])?;
+        let name = &line[..end];
+        (!name.is_empty() && !name.starts_with('#')).then(|| name.to_owned())
+    })
+}
+
+#[test]
+fn the_published_client_is_a_dependency_of_its_own_tests_alone() {
+    // The client has another licence and brings unwanted dependencies (another HTTP client, OpenSSL).
+    for folder in ["broker", "supervisor", "tenant", "pg", "tests"] {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        for name in ["brokkr-client", "brokkr-rust-client-tests", "rust-client"] {
+            assert!(!manifest.contains(name), "{folder}/Cargo.toml names {name}");
+        }
+    }
+    // No product crate depends on the client indirectly either, according to the lock file.
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let packages: Vec<&str> = lock.split("[[package]]").collect();
+    let named = |name: &str| {
+        let line = format!("name = \"{name}\"");
+        let found: Vec<&str> = packages
+            .iter()
+            .copied()
+            .filter(|package| package.lines().any(|l| l == line))
+            .collect();
+        assert!(!found.is_empty(), "Cargo.lock has no {name}");
+        found
+    };
+    let mut seen = BTreeSet::new();
+    let mut next = vec!["brokkr-broker".to_owned(), "brokkr-supervisor".to_owned()];
+    while let Some(name) = next.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        for package in named(&name) {
+            let list = package
+                .split_once("dependencies = [")
+                .map_or("", |(_, l)| l);
+            // A version after the name only separates packages of one name; both are checked.
+            next.extend(
+                list.split('"')
+                    .skip(1)
+                    .step_by(2)
+                    .filter_map(|entry| entry.split(' ').next())
+                    .map(str::to_owned),
+            );
+        }
+    }
+    assert!(seen.len() > 100, "{seen:?}");
+    assert!(
+        !seen.contains("brokkr-client"),
+        "a product crate leads to it"
+    );
+}
+
+#[test]
+fn handlers_hold_no_sql_and_stores_know_no_http() {
+    for (name, text) in sources("broker/src") {
+        for (number, line) in code(&name, &text) {
+            if name.starts_with("broker/src/api") || name.starts_with("broker/src/domain") {
+                for word in [
+                    "\"SELECT ",
+                    "\"INSERT ",
+                    "\"UPDATE ",
+                    "\"DELETE FROM",
+                    "\"WITH ",
+                ] {
+                    assert!(!line.contains(word), "{name}:{number}: {word}");
+                }
+            }
+            if name.starts_with("broker/src/store") {
+                for word in ["axum", "hyper::", "StatusCode"] {
+                    assert!(!line.contains(word), "{name}:{number}: {word}");
+                }
+            }
+            if name.starts_with("broker/src/domain") {
+                for word in ["crate::api", "axum", "hyper::"] {
+                    assert!(!line.contains(word), "{name}:{number}: {word}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn handlers_and_tasks_alone_know_the_state_of_the_whole_broker() {
+    // The files of websocket/ that are tasks; the others belong to the handle, which the state holds.
+    let tasks = [
+        "websocket.rs",
+        "websocket/credential_recheck.rs",
+        "websocket/fleet_feed.rs",
+        "websocket/ingest.rs",
+        "websocket/socket.rs",
+        "websocket/telemetry_writer.rs",
+    ];
+    for (name, text) in sources("broker/src") {
+        let file = name.trim_start_matches("broker/src/");
+        let may = ["api", "app.rs", "http", "jobs/"]
+            .iter()
+            .any(|place| file.starts_with(place))
+            && file != "jobs/schedule.rs";
+        let knows = code(&name, &text)
+            .iter()
+            .any(|(_, line)| line.contains("app::"));
+        assert!(!knows || may || tasks.contains(&file), "{name} imports App");
+    }
+}
+
+#[test]
+fn the_files_of_the_broker_import_each_other_in_no_loop() {
+    let modules = modules("broker/src");
+    assert!(modules.len() > 100, "{:?}", modules.keys());
+    let imports: Arrows = modules
+        .keys()
+        .map(|module| (module.clone(), imports(&modules, module)))
+        .collect();
+    assert!(imports["api::stacks"].contains("store::stacks"));
+    assert!(imports["api"].contains("api::stacks"));
+    let mut folders = Arrows::new();
+    for (module, imports) in &imports {
+        let folder = |module: &str| module.split("::").next().unwrap().to_owned();
+        let from = folder(module);
+        let others = imports.iter().map(|module| folder(module));
+        // `app` holds the handles of folders whose tasks use it.
+        folders
+            .entry(from.clone())
+            .or_default()
+            .extend(others.filter(|other| *other != from && *other != "app" && from != "app"));
+    }
+    assert_eq!(on_loops(imports), Arrows::new());
+    assert_eq!(on_loops(folders), Arrows::new());
+}
+
+/// What each module or folder imports.
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
+/// Returns the code of each module of a crate, without comments and tests, by the module's path (`api::stacks`).
+fn modules(folder: &str) -> BTreeMap<String, String> {
+    let mut modules = BTreeMap::new();
+    for (name, text) in sources(folder) {
+        let path = name[folder.len() + 1..].trim_end_matches(".rs");
+        if ["lib", "main"].contains(&path) || path.ends_with("tests") {
+            continue;
+        }
+        let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+        let lines = code.lines().filter(|l| !l.trim_start().starts_with("//"));
+        modules.insert(
+            path.replace('/', "::"),
+            lines.collect::<Vec<_>>().join("\n"),
+        );
+    }
+    modules
+}
+
+/// Returns the modules that a module names: by `crate::`, by `super::`, or as a child.
+fn imports(modules: &BTreeMap<String, String>, module: &str) -> BTreeSet<String> {
+    let code = &modules[module];
+    let parent = module.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let mut paths = Vec::new();
+    let mut starts = vec![("crate::".to_owned(), String::new())];
+    starts.push(("super::".to_owned(), format!("{parent}::")));
+    for child in modules.keys() {
+        if let Some(name) = child.strip_prefix(&format!("{module}::"))
+            && !name.contains("::")
+        {
+            starts.push((format!("{name}::"), format!("{child}::")));
+        }
+    }
+    for (word, prefix) in starts {
+        for (at, _) in code.match_indices(&word) {
+            let before = &code[..at];
+            // Part of a longer path, or the visibility `pub(in crate::…)`.
+            let is_part = before.ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
+            if !is_part && !before.ends_with("(in ") {
+                spread(&code[at + word.len()..], &prefix, &mut paths);
+            }
+        }
+    }
+    paths
+        .iter()
+        .filter_map(|path| {
+            let mut path = path.as_str();
+            while !modules.contains_key(path) {
+                path = path.rsplit_once("::")?.0;
+            }
+            (path != module).then(|| path.to_owned())
+        })
+        .collect()
+}
+
+/// Collects the paths of a `use` tree, or one path. Returns the length of the tree.
+fn spread(tree: &str, prefix: &str, paths: &mut Vec<String>) -> usize {
+    let end = tree
+        .find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+        .unwrap_or(tree.len());
+    let path = format!("{prefix}{}", &tree[..end]);
+    if !tree[end..].starts_with('{') {
+        paths.push(path);
+        return end;
+    }
+    let mut at = end + 1;
+    loop {
+        at += tree[at..].len() - tree[at..].trim_start_matches([' ', '\n', ',']).len();
+        if tree[at..].starts_with('}') {
+            return at + 1;
+        }
+        at += spread(&tree[at..], &path, paths);
+        // A name after `as`.
+        at += tree[at..].find([',', '}']).unwrap();
+    }
+}
+
+/// Returns the arrows on a loop or between two loops.
+fn on_loops(mut arrows: Arrows) -> Arrows {
+    loop {
+        let imported: BTreeSet<String> = arrows.values().flatten().cloned().collect();
+        let before = arrows.len();
+        arrows.retain(|name, imports| !imports.is_empty() && imported.contains(name));
+        let left: BTreeSet<String> = arrows.keys().cloned().collect();
+        for imports in arrows.values_mut() {
+            imports.retain(|name| left.contains(name));
+        }
+        if arrows.len() == before {
+            return arrows;
+        }
+    }
+}
+
+#[test]
+fn the_book_knows_every_key() {
+    let table = fs::read_to_string(root().join("tenant/src/settings.rs")).unwrap();
+    let page = fs::read_to_string(root().join("docs/src/tenant-file.md")).unwrap();
+    let keys: Vec<&str> = table
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| {
+            word.contains('.')
+                && word
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || "._".contains(c))
+        })
+        .collect();
+    assert!(keys.len() > 30, "{keys:?}");
+    for key in keys {
+        let (section, name) = key.rsplit_once('.').unwrap();
+        assert!(page.contains(&format!("[{section}]")), "{key}");
+        let (_, after) = page.split_once(&format!("[{section}]")).unwrap();
+        assert!(
+            section.contains('.') || after.contains(&format!("`{name}`")),
+            "{key}"
+        );
+    }
+}
+
+#[test]
+fn every_fault_of_upstream_has_a_test_and_every_such_test_its_fault() {
+    let listed: BTreeSet<&str> = include_str!("faults.md")
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(' ').next())
+        .filter(|number| number.starts_with(|first: char| first.is_ascii_digit()))
+        .collect();
+    let sources: Vec<(String, String)> = ["tests/tests", "broker/tests"]
+        .into_iter()
+        .flat_map(sources)
+        .collect();
+    let tested: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|(_, text)| text.split("\nfn fault_").skip(1))
+        .filter_map(|name| name.split('_').next())
+        .collect();
+    assert_eq!(listed, tested);
+}
+
+#[test]
+fn every_test_of_exclusive_keeps_the_machine_to_itself() {
+    let mut tests = 0;
+    for (name, text) in sources("tests/tests/exclusive") {
+        for test in text.split("#[test]\n").skip(1) {
+            let first = test.lines().nth(1).unwrap_or_default().trim();
+            assert_eq!(first, "let _alone = alone();", "{name}");
+            tests += 1;
+        }
+    }
+    assert!(tests > 20, "this test no longer sees them: {tests}");
+}
+
+/// Returns, as "a -> b", the imports between the top folders of `src` that are part of a loop.
+///
+/// Reads only paths that begin with `crate::`, because no other path leads from one top folder to another.
+fn folder_loops(src: &str) -> Vec<String> {
+    let mut imports = std::collections::BTreeSet::new();
+    for (name, text) in sources(src) {
+        let (from, _) = name[src.len() + 1..].split_once(['/', '.']).unwrap();
+        let lines: Vec<&str> = code(&name, &text).iter().map(|(_, line)| *line).collect();
+        for path in lines.join(" ").split("crate::").skip(1) {
+            let targets: Vec<&str> = match path.strip_prefix('{') {
+                Some(group) => group.split('}').next().unwrap().split(',').collect(),
+                None => vec![path],
+            };
+            for to in targets {
+                let end = |c: char| !c.is_alphanumeric() && c != '_';
+                let to = to.trim().split(end).next().unwrap();
+                if to != from {
+                    imports.insert((from.to_owned(), to.to_owned()));
+                }
+            }
+        }
+    }
+    // An import is part of no loop when its target imports nothing, or when nothing imports its source.
+    loop {
+        let all = imports.clone();
+        imports.retain(|(from, to)| {
+            all.iter().any(|(other, _)| other == to) && all.iter().any(|(_, other)| other == from)
+        });
+        if imports.len() == all.len() {
+            return imports
+                .iter()
+                .map(|(from, to)| format!("{from} -> {to}"))
+                .collect();
+        }
+    }
+}
+
+#[test]
+fn no_folders_of_the_supervisor_import_each_other_in_a_loop() {
+    assert_eq!(folder_loops("supervisor/src"), Vec::<String>::new());
+}

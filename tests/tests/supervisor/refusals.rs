@@ -1,0 +1,514 @@
+//! A new tenant that would take anything from running tenants is refused, with the place in its file and advice;
+//! running tenants are unaffected.
+
+use brokkr_tests::{Host, PgServer, Tenant, pg};
+
+/// Checks that `newcomer` is refused and that `runner` is still the same process. The reason must contain all of
+/// `words` and begin with a place in the newcomer's file.
+fn refused(newcomer: &Tenant<'_>, words: &[&str], runner: &Tenant<'_>, pid: i32) {
+    let status = newcomer.becomes("refused");
+    let reason = status.reason.unwrap();
+    for word in words {
+        assert!(reason.contains(word), "{word:?} is not in: {reason}");
+    }
+    let place = format!("{}:", newcomer.file().display());
+    let rest = reason
+        .strip_prefix(&place)
+        .unwrap_or_else(|| panic!("does not begin with {place} {reason}"));
+    let numbers: Vec<&str> = rest.splitn(3, ':').collect();
+    assert!(
+        numbers[0].parse::<u32>().is_ok() && numbers[1].parse::<u32>().is_ok(),
+        "{reason}"
+    );
+    assert_eq!(status.pid, None);
+    let running = runner.status();
+    assert_eq!(
+        (running.state.as_str(), running.pid, running.restarts),
+        ("ready", Some(pid), 0)
+    );
+}
+
+#[test]
+fn fault_02_the_same_schema_in_another_case_is_taken() {
+    let host = Host::new();
+    let acme = host.tenant("acme").schema("tenant_acme").up();
+    let pid = acme.pid();
+    let copy = host.tenant("copycat").schema("Tenant_ACME").write();
+    refused(&copy, &["tenant_acme", "acme"], &acme, pid);
+
+    // A repaired file is admitted.
+    host.tenant("copycat").schema("tenant_copycat").up();
+    assert_eq!(acme.pid(), pid);
+}
+
+#[test]
+fn the_same_schema_by_another_url_to_the_same_database_is_taken() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let url = host.server().unix_url("brokkr", "brokkr");
+    let copy = host
+        .tenant("copycat")
+        .schema("tenant_acme")
+        .url(&url)
+        .write();
+    refused(&copy, &["tenant_acme", "acme"], &acme, pid);
+
+    // The same schema name in another database is another schema.
+    host.server().database("second", "brokkr");
+    host.tenant("copycat")
+        .schema("tenant_acme")
+        .url(&host.server().url("second", "brokkr"))
+        .up();
+}
+
+#[test]
+fn the_same_address_is_taken_also_by_every_address() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let listen = acme.addr().to_string();
+    let copy = host.tenant("copycat").listen(&listen).write();
+    refused(&copy, &[&listen, "acme"], &acme, pid);
+    let every = listen.replace("127.0.0.1", "0.0.0.0");
+    let copy = host.tenant("copycat").listen(&every).write();
+    refused(&copy, &["acme"], &acme, pid);
+    assert_eq!(acme.get("/healthz").status, 200);
+}
+
+#[test]
+fn with_default_pools_on_a_default_server_the_second_tenant_is_refused_with_numbers_and_advice() {
+    let host = Host::new();
+    let acme = host.tenant("acme").unset("database.pool_size").up();
+    let pid = acme.pid();
+    assert_eq!(acme.status().pool_size, Some(50));
+    let globex = host.tenant("globex").unset("database.pool_size").write();
+    refused(
+        &globex,
+        &["50", "94", "pool_size", "max_connections"],
+        &acme,
+        pid,
+    );
+
+    // A smaller tenant after it is still admitted.
+    let small = host.tenant("small").pool(5).up();
+    let status = host.status();
+    let server = &status.servers[0];
+    assert_eq!(
+        (
+            server.max_connections,
+            server.reserved,
+            server.headroom,
+            server.capacity,
+            server.committed
+        ),
+        (Some(100), Some(3), Some(3), Some(94), 50 + 5 + 4)
+    );
+    assert_eq!(small.status().server.as_deref(), Some(server.id.as_str()));
+
+    // `check` says the same in its table and reports a problem.
+    let check = host.command(&["check"]);
+    assert_eq!(check.code, Some(1), "{check:?}");
+    let said = format!("{}{}", check.stdout, check.stderr);
+    for word in ["globex", "94", "max_connections"] {
+        assert!(said.contains(word), "{word} is not in: {said}");
+    }
+    // A pool that fits is admitted as soon as the file is written.
+    globex.replace_file(&host.tenant("globex").pool(20).text());
+    globex.becomes("ready");
+    assert_eq!(acme.pid(), pid);
+    assert_eq!(host.command(&["check"]).code, Some(0));
+}
+
+#[test]
+fn an_admitted_tenant_keeps_its_place_over_a_restart_of_the_supervisor() {
+    let host = Host::builder()
+        .pg(pg::Options::new().max_connections(40))
+        .build();
+    // Capacity 34, of which 4 are for replacement, supervisor and command.
+    let last_by_name = host.tenant("zulu").pool(20).up();
+    host.stop();
+    let first_by_name = host
+        .tenant("alfa")
+        .pool(20)
+        .set("supervision.priority", "10")
+        .write();
+    host.up();
+    last_by_name.becomes("ready");
+    first_by_name.becomes("refused");
+
+    // The place of a removed file is free.
+    last_by_name.remove_file();
+    first_by_name.becomes("ready");
+    last_by_name.is_gone();
+}
+
+#[test]
+fn a_pool_raised_beyond_the_budget_is_pending_and_the_old_one_runs_on() {
+    let host = Host::builder()
+        .pg(pg::Options::new().max_connections(40))
+        .build();
+    let acme = host.tenant("acme").pool(10).up();
+    let globex = host.tenant("globex").pool(10).up();
+    let pid = acme.pid();
+    let wanted = host
+        .tenant("acme")
+        .listen(&acme.addr().to_string())
+        .pool(25)
+        .text();
+    acme.replace_file(&wanted);
+    let status = acme.wait("pending", |t| t.pending.is_some());
+    assert_eq!(
+        (status.state.as_str(), status.pid, status.pool_size),
+        ("ready", Some(pid), Some(10))
+    );
+    let pending = status.pending.unwrap();
+    assert!(pending.contains("25"), "{pending}");
+
+    // The pending change takes the room as soon as there is some.
+    globex.remove_file();
+    let status = acme.wait("ready with 25", |t| {
+        t.state == "ready" && t.pool_size == Some(25)
+    });
+    assert_ne!(status.pid, Some(pid));
+    assert_eq!((status.pending, status.restarts), (None, 0));
+}
+
+#[test]
+fn what_is_no_tenant_file_is_named_and_harms_nobody() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let pid = acme.pid();
+    let folder = host.tenants_dir();
+    std::fs::create_dir(folder.join("folder.toml")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", folder.join("dangling.toml")).unwrap();
+    std::fs::write(folder.join("latin1.toml"), b"[log]\nlevel = \"caf\xe9\"\n").unwrap();
+    std::fs::write(folder.join("empty.toml"), "").unwrap();
+    std::fs::write(folder.join("huge.toml"), vec![b'#'; 10 << 20]).unwrap();
+    std::fs::write(
+        folder.join("typo.toml"),
+        "[database]\nschemma = \"tenant_typo\"\n",
+    )
+    .unwrap();
+    // Files that are not tenants.
+    std::fs::write(folder.join(".hidden.toml"), "nonsense").unwrap();
+    std::fs::write(folder.join("acme.toml~"), "nonsense").unwrap();
+    for name in ["folder", "dangling", "latin1", "empty", "huge", "typo"] {
+        let reason = host.known(name).becomes("refused").reason.unwrap();
+        assert!(reason.contains(&format!("{name}.toml")), "{reason}");
+    }
+    let reason = host.known("typo").status().reason.unwrap();
+    for word in ["typo.toml:2:1: ", "schemma", "schema"] {
+        assert!(reason.contains(word), "{word:?} is not in: {reason}");
+    }
+    assert_eq!(host.status().tenants.len(), 7);
+    assert_eq!(acme.pid(), pid);
+    let check = host.command(&["check"]);
+    assert_eq!(check.code, Some(1));
+}
+
+#[test]
+fn a_crash_hands_neither_schema_nor_address_to_a_tenant_that_wants_them() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(8).up();
+    let globex = host.tenant("globex").pool(8).up();
+    let before = globex.pid();
+    let address = acme.status().listen.unwrap();
+    for (key, theirs, ours) in [
+        (
+            "schema",
+            "\"tenant_acme\"".to_owned(),
+            "\"tenant_globex\"".to_owned(),
+        ),
+        (
+            "listen",
+            format!("\"{address}\""),
+            format!("\"{}\"", globex.status().listen.unwrap()),
+        ),
+    ] {
+        let file = globex.read_file();
+        assert!(file.contains(&ours), "{key}: {file}");
+        globex.replace_file(&file.replace(&ours, &theirs));
+        globex.wait("pending", |t| {
+            t.pending
+                .as_ref()
+                .is_some_and(|why| why.contains("taken: tenant acme"))
+        });
+        for _ in 0..3 {
+            let old = acme.pid();
+            acme.signal(nix::sys::signal::Signal::SIGKILL);
+            acme.wait("another instance of its own", |t| {
+                assert_ne!(t.state, "refused", "{:?}", t.reason);
+                t.state == "ready" && t.pid.is_some_and(|pid| pid != old)
+            });
+        }
+        assert_eq!(globex.pid(), before, "the {key} was not given away");
+        // A new start of the supervisor does not either: acme runs, and globex is refused with the reason.
+        if key == "listen" {
+            assert!(host.stop().success());
+            host.up();
+            acme.becomes("ready");
+            let reason = globex.becomes("refused").reason.unwrap();
+            assert!(reason.contains("taken: tenant acme"), "{reason}");
+        }
+        globex.replace_file(&file);
+        globex.wait("as before", |t| t.state == "ready" && t.pending.is_none());
+    }
+}
+
+#[test]
+fn a_tenant_that_is_added_and_refused_leaves_no_file_and_the_reason_is_said() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(50).up();
+    let taken = acme.status().listen.unwrap();
+    let free = format!("127.0.0.1:{}", brokkr_tests::ports::free());
+    let add = |name: &str, listen: &str, pool: &str| {
+        host.command(&[
+            "tenant",
+            "add",
+            name,
+            "--listen",
+            listen,
+            "--pool-size",
+            pool,
+        ])
+    };
+    for (listen, pool, words) in [
+        (&taken, "5", ["not added", "acme"]),
+        (&free, "60", ["not added", "over budget"]),
+    ] {
+        let ran = add("globex", listen, pool);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+        for word in words {
+            assert!(ran.stderr.contains(word), "{word}: {ran:?}");
+        }
+        let files = host.command(&["tenant", "list"]).ok();
+        assert_eq!(files, "acme\n", "{ran:?}");
+        assert_eq!(host.status().tenants.len(), 1);
+    }
+    let added = add("globex", &free, "5").ok();
+    assert!(added.contains("added globex"), "{added}");
+    host.known("globex").becomes("ready");
+}
+
+#[test]
+fn what_add_and_remove_say_is_of_their_own_tenant() {
+    let host = Host::new();
+    host.tenant("acme").up();
+    // Other tenants that do not run, one for every kind of reason.
+    let nowhere = host.server().url("nowhere", "brokkr");
+    host.tenant("lost").url(&nowhere).write();
+    host.tenant("broken")
+        .set("database.pool_size", "\"ten\"")
+        .write();
+    host.tenant("greedy").pool(95).write();
+    host.known("greedy").becomes("refused");
+    host.known("lost").becomes("waiting");
+    let reload = host.reload();
+    assert_eq!(reload.code, Some(1), "{reload:?}");
+    for words in ["tenant lost", "nowhere", "greedy", "broken.toml"] {
+        assert!(reload.stderr.contains(words), "{words}: {reload:?}");
+    }
+
+    let listen = format!("127.0.0.1:{}", brokkr_tests::ports::free());
+    let add = [
+        "tenant",
+        "add",
+        "globex",
+        "--listen",
+        &listen,
+        "--pool-size",
+        "5",
+    ];
+    let added = host.command(&add);
+    assert_eq!(
+        (added.code, added.stdout.as_str(), added.stderr.as_str()),
+        (Some(0), "added globex\n", "")
+    );
+    host.known("globex").becomes("ready");
+    let removed = host.command(&["tenant", "remove", "globex"]);
+    assert_eq!(
+        (
+            removed.code,
+            removed.stdout.as_str(),
+            removed.stderr.as_str()
+        ),
+        (Some(0), "removed globex\n", "")
+    );
+
+    // The command reports faults of its own tenant.
+    let add = [&add[..], &["--url", &nowhere]].concat();
+    let added = host.command(&add);
+    assert_eq!(
+        (added.code, added.stdout.as_str()),
+        (Some(1), "added globex\n")
+    );
+    assert!(added.stderr.contains("waiting: ") && added.stderr.contains("nowhere"));
+    assert!(!added.stderr.contains("greedy"), "{added:?}");
+}
+
+#[test]
+fn a_reload_names_every_tenant_that_does_not_run_and_why() {
+    let host = Host::new();
+    host.tenant("acme").up();
+    let server = host.server();
+    host.tenant("b1")
+        .url(&server.url("nowhere", "brokkr"))
+        .write();
+    host.tenant("b2")
+        .url(&server.url("brokkr", "stranger"))
+        .write();
+    // The first reload reports them as new, the second as unchanged.
+    for _ in 0..2 {
+        let ran = host.reload();
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        for (tenant, why) in [("b1", "nowhere"), ("b2", "stranger")] {
+            let named = format!("(tenant {tenant})");
+            let mut lines = ran.stderr.lines();
+            let line = lines.find(|line| line.contains(&named));
+            let line = line.unwrap_or_else(|| panic!("{tenant} is not in {ran:?}"));
+            assert!(line.contains("waiting: ") && line.contains(why), "{line}");
+        }
+    }
+}
+
+/// Returns the advice in a reason or in a line of `check`: the text from `pool_size` or `no pool_size` on.
+fn advice(text: &str) -> String {
+    let at = text
+        .find("pool_size = ")
+        .unwrap_or_else(|| panic!("no advice in {text}"));
+    text[at..].lines().next().unwrap().trim().to_owned()
+}
+
+/// Returns the number after `what` in an advice.
+fn number(advice: &str, what: &str) -> u32 {
+    let (_, rest) = advice
+        .split_once(what)
+        .unwrap_or_else(|| panic!("{what} is not in {advice}"));
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+#[test]
+fn every_command_gives_the_same_advice_and_following_it_helps() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(5).up();
+    let taken = acme.status().listen.unwrap();
+    // Both run on with their old pools, which count, although their files ask for other values now.
+    for name in ["bolt", "core"] {
+        let runner = host.tenant(name).pool(7).up();
+        let conflicting = host.tenant(name).pool(7).listen(&taken).text();
+        runner.replace_file(&conflicting);
+        runner.wait("to be in conflict", |t| t.pending.is_some());
+    }
+    let missing = host.server().url("nowhere", "brokkr");
+    host.tenant("lost").pool(3).url(&missing).write();
+    host.known("lost").becomes("waiting");
+    let big = host.tenant("big").pool(90).write();
+    let same = || {
+        let said = advice(&big.becomes("refused").reason.unwrap());
+        let check = host.command(&["check"]);
+        assert_eq!(advice(&check.stdout), said, "{check:?}");
+        let problem = check.stderr.lines().find(|l| l.contains("tenant big"));
+        assert_eq!(advice(problem.unwrap()), said, "{check:?}");
+        assert!(host.reload().stderr.contains(&said));
+        assert!(host.log().contains(&said), "{said} is not in the log");
+        // The table adds up to the same sum.
+        let cell = |what: &str| {
+            let mut lines = check.stdout.lines().map(str::trim);
+            let line = lines.find(|line| line.starts_with(what)).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
+        };
+        let more = cell("missing");
+        assert_eq!(
+            number(&said, "max_connections = "),
+            cell("max_connections") + more
+        );
+        said
+    };
+    let said = same();
+    let pool = number(&said, "pool_size = ");
+    big.replace_file(&host.tenant("big").pool(pool).text());
+    big.becomes("ready");
+    big.replace_file(&host.tenant("big").pool(pool + 1).text());
+    big.wait("to ask for too much", |t| t.pending.is_some());
+
+    // The other half of the advice, where more than one limit is reached.
+    big.remove_file();
+    big.is_gone();
+    let server = host.server();
+    server.sql("ALTER DATABASE brokkr CONNECTION LIMIT 60");
+    server.sql("ALTER ROLE brokkr CONNECTION LIMIT 70");
+    let _ = host.reload();
+    let big = host.tenant("big").pool(60).write();
+    let said = advice(&big.becomes("refused").reason.unwrap());
+    let check = host.command(&["check"]);
+    assert_eq!(advice(&check.stdout), said, "{check:?}");
+    for limit in [
+        "ALTER DATABASE brokkr CONNECTION LIMIT ",
+        "ALTER ROLE brokkr CONNECTION LIMIT ",
+    ] {
+        server.sql(&format!("{limit}{}", number(&said, limit)));
+    }
+    let _ = host.reload();
+    big.becomes("ready");
+}
+
+#[test]
+fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
+    let host = Host::new();
+    let acme = host.tenant("acme").pool(50).up();
+    let pid = acme.pid();
+    host.tenant("globex").pool(5).up();
+    acme.write_file("[database]\npool_size = \"ten\"\n");
+    acme.wait("shown to be bad", |t| t.pending.is_some());
+    host.tenant("new").pool(50).write();
+    host.known("new").becomes("refused");
+
+    let check = host.command(&["check"]);
+    let said = format!("{}{}", check.stdout, check.stderr);
+    assert_eq!(check.code, Some(1), "{said}");
+    let acme_said = "acme: its file is bad; it runs on with what it had, and that is counted";
+    for words in [acme_said, "refused: over budget", "over budget: tenant new"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let pools = check.stdout.lines().find(|l| l.trim().starts_with("pools"));
+    assert!(pools.is_some_and(|l| l.ends_with(" 105")), "{said}");
+    assert_eq!(acme.pid(), pid);
+
+    // Without a supervisor it is unknown whether the tenant runs.
+    host.known("new").remove_file();
+    host.stop();
+    let check = host.command(&["check"]);
+    let words = "no supervisor says whether it runs, and its pool is not counted";
+    assert!(check.stdout.contains(words), "{check:?}");
+}
+
+#[test]
+fn a_tenant_that_was_to_move_to_a_full_server_while_nobody_ran_is_refused_and_keeps_its_place() {
+    // The tests' servers are copies of one another; two of different origin are needed here.
+    let host = Host::builder()
+        .embedded()
+        .set("postgres.max_connections", "100")
+        .build();
+    let other = PgServer::start();
+    let url = other.url("brokkr", "brokkr");
+    let acme = host.tenant("acme").pool(20).up();
+    let globex = host.tenant("globex").pool(90).url(&url).up();
+    assert!(host.stop().success());
+    let good = acme.read_file();
+    host.tenant("acme").pool(5).url(&url).write();
+    host.up();
+    let reason = acme.becomes("refused").reason.unwrap();
+    assert!(
+        reason.contains("over budget: tenant acme needs 5 and 4 more of 94"),
+        "{reason}"
+    );
+    globex.becomes("ready");
+    // The tenant's place is kept.
+    let hopeful = host.tenant("hopeful").pool(75).write();
+    let reason = hopeful.becomes("refused").reason.unwrap();
+    assert!(reason.contains("70 are free"), "{reason}");
+    acme.replace_file(&good);
+    acme.becomes("ready");
+}
