@@ -8,6 +8,8 @@ pub mod sockets;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use postgres::types::FromSql;
+
 use crate::{Api, Broker, PgServer, Response};
 use serde_json::{Value, json};
 
@@ -92,6 +94,22 @@ impl World {
         client
     }
 
+    /// Runs statements in this tenant's schema.
+    pub fn sql_execute(&self, statements: &str) {
+        self.sql().batch_execute(statements).unwrap();
+    }
+
+    /// Returns the only value that a query finds.
+    pub fn sql_value<T: for<'a> FromSql<'a>>(&self, query: &str) -> T {
+        self.sql().query_one(query, &[]).unwrap().get(0)
+    }
+
+    /// Returns the first column that a query finds.
+    pub fn sql_column<T: for<'a> FromSql<'a>>(&self, query: &str) -> Vec<T> {
+        let rows = self.sql().query(query, &[]).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
     /// Makes the broker write every event, as if there were a subscriber, and copies it to `noted_events`, because the
     /// broker soon empties the outbox itself.
     pub fn note_events(&self) {
@@ -120,9 +138,7 @@ impl World {
         let name = format!("{name}-{}", unique());
         let made = self
             .admin
-            .post("/agents", &json!({ "name": name, "cluster_name": "c" }))
-            .expect(201)
-            .json();
+            .create("/agents", &json!({ "name": name, "cluster_name": "c" }));
         let pak = made["initial_pak"].as_str().unwrap().to_owned();
         Party {
             id: id(&made["agent"]),
@@ -134,11 +150,7 @@ impl World {
 
     pub fn generator(&self, name: &str) -> Party {
         let name = format!("{name}-{}", unique());
-        let made = self
-            .admin
-            .post("/generators", &json!({ "name": name }))
-            .expect(201)
-            .json();
+        let made = self.admin.create("/generators", &json!({ "name": name }));
         let pak = made["pak"].as_str().unwrap().to_owned();
         Party {
             id: id(&made["generator"]),
@@ -152,51 +164,39 @@ impl World {
     pub fn stack(&self, generator: &Party) -> String {
         let name = format!("stack-{}", unique());
         let body = json!({ "name": name, "generator_id": generator.id });
-        id(&generator.api.post("/stacks", &body).expect(201).json())
+        id(&generator.api.create("/stacks", &body))
     }
 
     /// Makes an object on the stack and returns it as JSON.
     pub fn object(&self, stack: &str, yaml: &str) -> Value {
-        self.admin
-            .post(
-                &format!("/stacks/{stack}/deployment-objects"),
-                &json!({ "yaml_content": yaml }),
-            )
-            .expect(201)
-            .json()
+        self.admin.create(
+            &format!("/stacks/{stack}/deployment-objects"),
+            &json!({ "yaml_content": yaml }),
+        )
     }
 
     pub fn register(&self, agent: &Party, generator: &Party) {
-        let _ = agent
-            .api
-            .post(
-                &format!("/generators/{}/register", generator.id),
-                &json!({}),
-            )
-            .expect(201);
+        agent.api.create(
+            &format!("/generators/{}/register", generator.id),
+            &json!({}),
+        );
     }
 
     pub fn target(&self, agent: &Party, stack: &str) {
         let body = json!({ "agent_id": agent.id, "stack_id": stack });
-        let _ = self
-            .admin
-            .post(&format!("/agents/{}/targets", agent.id), &body)
-            .expect(201);
+        self.admin
+            .create(&format!("/agents/{}/targets", agent.id), &body);
     }
 
     pub fn label_agent(&self, agent: &Party, label: &str) {
         let body = json!({ "agent_id": agent.id, "label": label });
-        let _ = self
-            .admin
-            .post(&format!("/agents/{}/labels", agent.id), &body)
-            .expect(201);
+        self.admin
+            .create(&format!("/agents/{}/labels", agent.id), &body);
     }
 
     pub fn label_stack(&self, stack: &str, label: &str) {
-        let _ = self
-            .admin
-            .post(&format!("/stacks/{stack}/labels"), &json!(label))
-            .expect(201);
+        self.admin
+            .create(&format!("/stacks/{stack}/labels"), &json!(label));
     }
 
     /// Reports a status of an object as the agent.
@@ -211,9 +211,7 @@ impl World {
     pub fn target_state(&self, agent: &Party, query: &str) -> Vec<String> {
         let state = agent
             .api
-            .get(&format!("/agents/{}/target-state{query}", agent.id))
-            .expect(200)
-            .json();
+            .get_json(&format!("/agents/{}/target-state{query}", agent.id));
         ids(&state)
     }
 }
@@ -239,27 +237,6 @@ pub fn ids(value: &Value) -> Vec<String> {
         .iter()
         .map(id)
         .collect()
-}
-
-/// Checks an error answer: status, code, JSON, and a message. Returns its `details`.
-#[track_caller]
-pub fn refused(response: &Response, status: u16, code: &str) -> Value {
-    assert_eq!(response.status, status, "{}", response.text());
-    assert_eq!(
-        response.header("content-type"),
-        Some("application/json"),
-        "{}",
-        response.text()
-    );
-    let body = response.json();
-    assert_eq!(body["code"], code, "{body}");
-    assert!(
-        body["message"]
-            .as_str()
-            .is_some_and(|text| !text.is_empty()),
-        "{body}"
-    );
-    body["details"].clone()
 }
 
 /// Returns the number of updates of the tenant's agents, and how many of them changed no index (HOT).

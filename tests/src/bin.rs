@@ -7,26 +7,17 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Returns the path of `brokkr-broker`.
-///
-/// # Panics
-/// When it is not built.
 pub fn broker() -> PathBuf {
     beside("brokkr-broker")
 }
 
 /// Returns the path of `brokkr-supervisor`.
-///
-/// # Panics
-/// When it is not built.
 pub fn supervisor() -> PathBuf {
     beside("brokkr-supervisor")
 }
 
 /// Returns the path of `trivial-broker`, a broker that speaks the instance protocol and does nothing else. It costs a
 /// millisecond of processor time.
-///
-/// # Panics
-/// When it is not built. Tests of this crate build it.
 pub fn trivial_broker() -> PathBuf {
     beside("trivial-broker")
 }
@@ -63,9 +54,6 @@ pub struct Ran {
 
 impl Ran {
     /// Returns the standard output of a command that succeeded.
-    ///
-    /// # Panics
-    /// When the exit code is not 0.
     pub fn ok(self) -> String {
         assert_eq!(
             self.code,
@@ -79,9 +67,6 @@ impl Ran {
 }
 
 /// Runs a program without input until it ends, for at most a minute.
-///
-/// # Panics
-/// When the program cannot be started or does not end.
 pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = A>) -> Ran {
     let mut command = Command::new(program);
     command.args(args);
@@ -89,9 +74,6 @@ pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<
 }
 
 /// Runs `command` without input until it ends, for at most `bound`.
-///
-/// # Panics
-/// When the program cannot be started or does not end.
 pub fn run_command(mut command: Command, bound: Duration) -> Ran {
     let shown = format!("{command:?}");
     let mut child = command

@@ -71,9 +71,6 @@ impl Draft {
     }
 
     /// Starts the broker without waiting for readiness.
-    ///
-    /// # Panics
-    /// When the broker cannot be started.
     pub fn spawn(self) -> Broker {
         let notify = UnixDatagram::bind(self.place.join("notify")).unwrap();
         notify
@@ -178,9 +175,6 @@ impl Broker {
     }
 
     /// Returns the admin PAK that the broker wrote at its first start.
-    ///
-    /// # Panics
-    /// When there is no admin PAK.
     pub fn admin_pak(&self) -> String {
         let path = self.state_dir().join("admin.pak");
         fs::read_to_string(&path)
@@ -205,18 +199,12 @@ impl Broker {
     }
 
     /// Sets a key of the broker's file without telling the running broker.
-    ///
-    /// # Panics
-    /// When the file cannot be written.
     pub fn change(&mut self, key: &str, toml: &str) {
         self.draft.file.set(key, toml);
         self.write_config(&self.draft.file.render());
     }
 
     /// Replaces the broker's file with `text` by a rename.
-    ///
-    /// # Panics
-    /// When the file cannot be written.
     pub fn write_config(&self, text: &str) {
         let beside = self.draft.place.join("broker.toml.new");
         fs::write(&beside, text).unwrap();

@@ -67,9 +67,6 @@ impl Builder {
     }
 
     /// Makes the folders, the file and the server; starts no supervisor yet.
-    ///
-    /// # Panics
-    /// When one of them cannot be made.
     pub fn build(self) -> Host {
         let server = self.pg.map(|options| {
             let server = PgServer::unpack(options);
@@ -139,9 +136,6 @@ impl Host {
     }
 
     /// Returns the host's server.
-    ///
-    /// # Panics
-    /// When the host has no server of its own.
     pub fn server(&self) -> &PgServer {
         self.server
             .as_ref()
@@ -245,9 +239,6 @@ impl Host {
     }
 
     /// Runs `status --format json`.
-    ///
-    /// # Panics
-    /// When the supervisor does not answer.
     pub fn status(&self) -> Status {
         Status::parse(&self.command(&["status", "--format", "json"]).ok())
     }

@@ -85,9 +85,6 @@ impl Response {
     }
 
     /// Returns the body as JSON.
-    ///
-    /// # Panics
-    /// When the body is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{} is not JSON ({e}): {}", self.status, self.text()))
@@ -100,12 +97,31 @@ impl Response {
     }
 
     /// Returns the answer itself when it has this status.
-    ///
-    /// # Panics
-    /// When the status is another.
+    #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text());
         self
+    }
+
+    /// Checks an error answer of the API, which is JSON with this code and a message. Returns its `details`.
+    #[track_caller]
+    pub fn refused(&self, status: u16, code: &str) -> Value {
+        let text = self.text();
+        assert_eq!(self.status, status, "{text}");
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/json"),
+            "{text}"
+        );
+        let mut body = self.json();
+        assert_eq!(body["code"], code, "{body}");
+        assert!(
+            body["message"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{body}"
+        );
+        body["details"].take()
     }
 }
 
@@ -341,41 +357,44 @@ impl Api {
     }
 
     /// Sends `GET /api/v1PATH`.
-    ///
-    /// # Panics
-    /// When there is no answer.
     pub fn get(&self, path: &str) -> Response {
         self.call("GET", path, None)
     }
 
+    /// Sends `GET /api/v1PATH` and returns the JSON of an answer 200.
+    #[track_caller]
+    pub fn get_json(&self, path: &str) -> Value {
+        self.get(path).expect(200).json()
+    }
+
+    /// Sends `POST /api/v1PATH` with a JSON body and returns the JSON of an answer 201.
+    #[track_caller]
+    pub fn create(&self, path: &str, body: &Value) -> Value {
+        self.post(path, body).expect(201).json()
+    }
+
     /// Sends `DELETE /api/v1PATH`.
-    ///
-    /// # Panics
-    /// When there is no answer.
     pub fn delete(&self, path: &str) -> Response {
         self.call("DELETE", path, None)
     }
 
+    /// Sends `DELETE /api/v1PATH`, whose answer must be 204.
+    #[track_caller]
+    pub fn remove(&self, path: &str) {
+        self.delete(path).expect(204);
+    }
+
     /// Sends `POST /api/v1PATH` with a JSON body.
-    ///
-    /// # Panics
-    /// When there is no answer.
     pub fn post(&self, path: &str, body: &Value) -> Response {
         self.call("POST", path, Some(body))
     }
 
     /// Sends `PUT /api/v1PATH` with a JSON body.
-    ///
-    /// # Panics
-    /// When there is no answer.
     pub fn put(&self, path: &str, body: &Value) -> Response {
         self.call("PUT", path, Some(body))
     }
 
     /// Sends any request with a JSON body or none.
-    ///
-    /// # Panics
-    /// When there is no answer.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Response {
         self.try_call(method, path, body)
             .unwrap_or_else(|e| panic!("{method} {path} at {}: {e}", self.addr))

@@ -62,9 +62,6 @@ impl Load {
     }
 
     /// Ends the clients and returns their results.
-    ///
-    /// # Panics
-    /// When a client has panicked.
     pub fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         let mut seen = Seen::default();

@@ -18,9 +18,6 @@ pub struct NotifyListener {
 
 impl NotifyListener {
     /// Listens to `host`, whose supervisor is not started yet. `watchdog` is the interval of `WATCHDOG_USEC`.
-    ///
-    /// # Panics
-    /// When the socket cannot be made.
     pub fn to(host: &Host, watchdog: Option<Duration>) -> Self {
         let path = host.root().join("systemd");
         let socket = UnixDatagram::bind(&path).unwrap();

@@ -90,17 +90,11 @@ pub struct PgServer {
 
 impl PgServer {
     /// Starts a server with the default options.
-    ///
-    /// # Panics
-    /// When there are no server binaries or the server does not start.
     pub fn start() -> Self {
         Self::with(Options::new())
     }
 
     /// Starts a server with these options.
-    ///
-    /// # Panics
-    /// When there are no server binaries or the server does not start.
     pub fn with(options: Options) -> Self {
         let server = Self::unpack(options);
         server.resume_service();
@@ -108,9 +102,6 @@ impl PgServer {
     }
 
     /// Prepares a server without starting it, for a test that begins while the server is down.
-    ///
-    /// # Panics
-    /// When there are no server binaries.
     pub fn unpack(options: Options) -> Self {
         let place = TestDir::new();
         let data = place.join("data");
@@ -120,9 +111,6 @@ impl PgServer {
 
     /// Copies the initial data folder with its owners into `folder`, where a test program that is moved beside it finds
     /// it.
-    ///
-    /// # Panics
-    /// When there are no server binaries.
     pub fn provide(folder: &Path) {
         let made = template();
         copy(&made, &folder.join(made.file_name().unwrap()));
@@ -142,9 +130,6 @@ impl PgServer {
     }
 
     /// A streaming standby of this server.
-    ///
-    /// # Panics
-    /// When the copy or the start fails.
     pub fn standby(&self) -> Self {
         let place = TestDir::new();
         own(place.path());
@@ -243,9 +228,6 @@ impl PgServer {
     }
 
     /// Returns the folder of the small disk, as the server names it and as the test reaches it.
-    ///
-    /// # Panics
-    /// When the server is stopped.
     pub fn small_disk(&self) -> (PathBuf, PathBuf) {
         let disk = self.place.join("disk");
         let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
@@ -319,9 +301,6 @@ impl PgServer {
     }
 
     /// Returns the postmaster's pid.
-    ///
-    /// # Panics
-    /// When the server is stopped.
     pub fn pid(&self) -> i32 {
         let child = self
             .child
@@ -355,9 +334,6 @@ impl PgServer {
     }
 
     /// Returns the whole lines that were logged after the first `read` bytes, and advances `read`.
-    ///
-    /// # Panics
-    /// When the log cannot be read.
     pub fn log_since(&self, read: &mut u64) -> String {
         let mut file = File::open(self.log_path()).unwrap();
         file.seek(SeekFrom::Start(*read)).unwrap();
@@ -387,17 +363,11 @@ impl PgServer {
     }
 
     /// Connects to database `brokkr` as superuser.
-    ///
-    /// # Panics
-    /// When the connection fails.
     pub fn client(&self) -> Client {
         self.client_as("brokkr", "postgres")
     }
 
     /// Connects to a database.
-    ///
-    /// # Panics
-    /// When the connection fails.
     pub fn client_as(&self, database: &str, user: &str) -> Client {
         self.try_client(database, user)
             .unwrap_or_else(|e| panic!("cannot connect to {database} as {user}: {e}"))
@@ -416,9 +386,6 @@ impl PgServer {
     }
 
     /// Runs statements as superuser in database `brokkr`.
-    ///
-    /// # Panics
-    /// When a statement fails.
     pub fn sql(&self, statements: &str) {
         self.client()
             .batch_execute(statements)

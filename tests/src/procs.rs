@@ -21,9 +21,6 @@ pub fn state(pid: i32) -> Option<char> {
 }
 
 /// Returns a figure of `/proc/PID/status`: `VmRSS` in KiB, `Threads`.
-///
-/// # Panics
-/// When the process has ended, or there is no such figure.
 pub fn figure(pid: i32, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     text.lines()
@@ -35,9 +32,6 @@ pub fn figure(pid: i32, key: &str) -> u64 {
 }
 
 /// Returns the processor time that the process has used, in hundredths of a second.
-///
-/// # Panics
-/// When the process has ended.
 pub fn ticks(pid: i32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let (_, fields) = stat

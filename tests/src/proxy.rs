@@ -83,9 +83,6 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts a proxy on a free port, which forwards to `port` of this host.
-    ///
-    /// # Panics
-    /// When the proxy cannot listen.
     pub fn to(port: u16) -> Self {
         let own = ports::free();
         let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();

@@ -2,9 +2,6 @@
 
 /// Returns the seed in an environment variable: a number is that seed, `random` a new seed; without the variable it is
 /// `fixed`. Prints the seed so that the run can be repeated.
-///
-/// # Panics
-/// When the variable holds anything else.
 #[must_use]
 pub fn seed(variable: &str, fixed: u64) -> u64 {
     let seed = match std::env::var(variable).as_deref() {

@@ -12,9 +12,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Runs `make install` into the folder `stage` of this place, with these files in `/etc/brokkr`.
-///
-/// # Panics
-/// When the installation fails.
 pub fn stage(place: &TestDir, configuration: &[(&str, &str)]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut make = Command::new("make");
@@ -44,9 +41,6 @@ pub fn stage(place: &TestDir, configuration: &[(&str, &str)]) {
 }
 
 /// Returns the version of the booted systemd: this machine's, or the version that `tests/systemd/newer` has fetched.
-///
-/// # Panics
-/// When the version cannot be read.
 pub fn systemd_version() -> u32 {
     let version = match std::env::var_os("BROKKR_TESTS_SYSTEMD") {
         Some(newer) => fs::read_to_string(Path::new(&newer).join("systemd-version")).unwrap(),
@@ -120,9 +114,6 @@ impl Machine {
     }
 
     /// Runs a command in the machine.
-    ///
-    /// # Panics
-    /// When the command cannot be started or does not end.
     pub fn run(&self, command: &[&str]) -> Ran {
         let words = self.enter.iter().map(String::as_str);
         let mut words = words.chain(command.iter().copied());
@@ -141,9 +132,6 @@ impl Machine {
     }
 
     /// Returns the output of a command of the machine that must succeed.
-    ///
-    /// # Panics
-    /// When the command fails.
     pub fn ok(&self, command: &[&str]) -> String {
         let ran = self.run(command);
         assert_eq!(
@@ -169,9 +157,6 @@ impl Machine {
     }
 
     /// Returns the main pid of the unit.
-    ///
-    /// # Panics
-    /// When systemd does not tell it.
     pub fn main_pid(&self) -> String {
         self.ok(&["systemctl", "show", "-P", "MainPID", "brokkr-supervisor"])
             .trim()
@@ -179,9 +164,6 @@ impl Machine {
     }
 
     /// Waits until there are this many tenants and all are ready.
-    ///
-    /// # Panics
-    /// When they are not ready in time.
     pub fn ready(&self, tenants: usize) -> Status {
         self.wait(60, &format!("{tenants} tenants to be ready"), || {
             let ran = self.run(&["brokkr-supervisor", "status", "--format", "json"]);
@@ -198,9 +180,6 @@ impl Machine {
     }
 
     /// Returns the journal's messages with `TENANT=name`.
-    ///
-    /// # Panics
-    /// When the journal cannot be read.
     pub fn lines_of(&self, tenant: &str) -> Vec<String> {
         let field = format!("TENANT={tenant}");
         self.ok(&[
@@ -234,9 +213,6 @@ impl Machine {
     }
 
     /// Waits for another main process than `old`.
-    ///
-    /// # Panics
-    /// When there is none in time.
     pub fn another_main_pid(&self, old: &str) -> String {
         self.wait(60, "another main process", || {
             let pid = self.main_pid();
@@ -249,17 +225,11 @@ impl Machine {
     }
 
     /// Waits until the supervisor has logged `what`.
-    ///
-    /// # Panics
-    /// When it does not in time.
     pub fn journal_says(&self, what: &str) {
         self.says_again(what, 0);
     }
 
     /// Waits until the journal has `what` more often than `before`, a number from [`Machine::times_said`].
-    ///
-    /// # Panics
-    /// When it does not in time.
     pub fn says_again(&self, what: &str, before: usize) {
         let wanted = format!("the journal to say {what:?} more than {before} times");
         self.wait(60, &wanted, || match self.times_said(what) {
@@ -269,9 +239,6 @@ impl Machine {
     }
 
     /// Returns the number of the unit's journal messages that contain `what`.
-    ///
-    /// # Panics
-    /// When the journal cannot be read.
     pub fn times_said(&self, what: &str) -> usize {
         // Search the whole journal, because brokers may log more than any fixed number of lines.
         let found = self.run(&[
@@ -292,9 +259,6 @@ impl Machine {
     }
 
     /// Returns the number of descriptors that systemd keeps for the unit.
-    ///
-    /// # Panics
-    /// When systemd does not tell it.
     pub fn stored(&self) -> usize {
         let count = self.ok(&[
             "systemctl",
@@ -307,9 +271,6 @@ impl Machine {
     }
 
     /// Waits until systemd shows this status text of the unit (`systemctl status`).
-    ///
-    /// # Panics
-    /// When it does not in time.
     pub fn shows(&self, what: &str) {
         let ask = ["systemctl", "show", "-P", "StatusText", "brokkr-supervisor"];
         self.wait(60, &format!("systemd to show {what:?}"), || {
@@ -323,9 +284,6 @@ impl Machine {
     }
 
     /// Waits until systemd keeps exactly `stored` descriptors.
-    ///
-    /// # Panics
-    /// When it does not in time.
     pub fn in_step(&self, stored: usize) {
         self.wait(60, "the store to be in step", || match self.stored() {
             n if n == stored => Ok(()),

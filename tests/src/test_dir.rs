@@ -24,9 +24,6 @@ pub struct TestDir {
 
 impl TestDir {
     /// Makes a new empty folder.
-    ///
-    /// # Panics
-    /// When the folder cannot be made.
     #[allow(clippy::new_without_default, reason = "making a folder is no default")]
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -55,9 +52,6 @@ impl TestDir {
     }
 
     /// Makes a new folder inside the folder.
-    ///
-    /// # Panics
-    /// When the folder cannot be made.
     pub fn folder(&self, name: &str, mode: u32) -> PathBuf {
         let path = self.path.join(name);
         fs::create_dir_all(&path).unwrap();
@@ -76,9 +70,6 @@ impl Drop for TestDir {
 }
 
 /// Sets the mode of a file.
-///
-/// # Panics
-/// When the mode cannot be set.
 pub fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -155,9 +146,6 @@ type Job = (Command, Sender<std::io::Result<Child>>);
 ///
 /// The kernel sends the parent-death signal when the forking *thread* ends: a server that several tests share would
 /// otherwise end with the first test.
-///
-/// # Panics
-/// When the program cannot be started.
 pub fn spawn(command: Command) -> Child {
     static KEEPER: OnceLock<Sender<Job>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {

@@ -49,9 +49,6 @@ pub fn until_ok<T, E: Display>(
 }
 
 /// Checks again and again for `span` that nothing happens, which no single state can show.
-///
-/// # Panics
-/// At the first `Err`.
 pub fn holds_for<E: Display>(
     span: Duration,
     what: impl Display,

@@ -37,9 +37,6 @@ pub struct Socket {
 
 impl Socket {
     /// Opens a socket with a PAK.
-    ///
-    /// # Panics
-    /// When the socket is refused.
     pub fn open(addr: &Addr, path: &str, pak: &str) -> Self {
         let bearer = format!("Bearer {pak}");
         Self::ask(addr, path, &[("Authorization", &bearer)])
@@ -50,9 +47,6 @@ impl Socket {
     ///
     /// # Errors
     /// The answer, when it is not 101.
-    ///
-    /// # Panics
-    /// When there is no answer, or its handshake is wrong.
     pub fn ask(addr: &Addr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
         Self::try_ask(addr, path, headers).unwrap_or_else(|e| panic!("GET {path} at {addr}: {e}"))
     }
@@ -61,9 +55,6 @@ impl Socket {
     ///
     /// # Errors
     /// The outer error when the connection fails; the inner error is the answer when it is not 101.
-    ///
-    /// # Panics
-    /// When the handshake of the answer is wrong.
     pub fn try_ask(
         addr: &Addr,
         path: &str,
@@ -90,17 +81,11 @@ impl Socket {
     }
 
     /// Sends a frame.
-    ///
-    /// # Panics
-    /// When the frame cannot be sent.
     pub fn send(&mut self, kind: &str, body: &Value) {
         self.text(json!({ "type": kind, "body": body }).to_string());
     }
 
     /// Sends any text.
-    ///
-    /// # Panics
-    /// When the text cannot be sent.
     pub fn text(&mut self, text: String) {
         self.message(Message::Text(text.into()))
             .unwrap_or_else(|e| panic!("cannot send: {e}"));
@@ -147,9 +132,6 @@ impl Socket {
     }
 
     /// Returns the next frame.
-    ///
-    /// # Panics
-    /// When none comes.
     #[track_caller]
     pub fn frame(&mut self) -> Value {
         match self.within(SOON) {
@@ -159,9 +141,6 @@ impl Socket {
     }
 
     /// Returns the body of the next frame, which must be of this type.
-    ///
-    /// # Panics
-    /// When another frame or none comes.
     #[track_caller]
     pub fn expect(&mut self, kind: &str) -> Value {
         let mut frame = self.frame();
@@ -170,9 +149,6 @@ impl Socket {
     }
 
     /// Returns the body of the next frame of this type that `want` accepts; skips other frames.
-    ///
-    /// # Panics
-    /// When none comes in time.
     #[track_caller]
     pub fn find(&mut self, kind: &str, want: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + SOON;
@@ -186,9 +162,6 @@ impl Socket {
     }
 
     /// Waits for the close and returns its code; skips frames before it.
-    ///
-    /// # Panics
-    /// When the socket is not closed.
     #[track_caller]
     pub fn end(&mut self) -> u16 {
         loop {
@@ -201,9 +174,6 @@ impl Socket {
     }
 
     /// Checks that no frame comes for `span`.
-    ///
-    /// # Panics
-    /// When a frame comes or the socket ends.
     #[track_caller]
     pub fn silent(&mut self, span: Duration) {
         assert_eq!(self.within(span), Came::Nothing);

@@ -39,6 +39,6 @@ impl Served {
     }
 
     pub fn report(&self, object: &str, status: &str) {
-        let _ = self.world.report(&self.agent, object, status).expect(201);
+        self.world.report(&self.agent, object, status).expect(201);
     }
 }

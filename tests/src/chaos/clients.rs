@@ -37,9 +37,6 @@ impl Clients {
     }
 
     /// Ends the clients and returns their counts and ledgers.
-    ///
-    /// # Panics
-    /// When a client has panicked.
     pub fn stop(mut self) -> (Tally, Vec<Ledger>) {
         self.shared.end();
         let mut tally = Tally::default();

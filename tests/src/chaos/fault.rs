@@ -21,9 +21,6 @@ const GUEST: &str = "guest";
 
 impl World<'_> {
     /// Lets all faults of a round happen, and returns when all are over.
-    ///
-    /// # Panics
-    /// When a fault cannot be done.
     pub fn suffer(&self, round: &Round) {
         let alone = round.len() == 1;
         // While the program on disk is broken, a killed broker's replacements end too.

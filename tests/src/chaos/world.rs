@@ -52,9 +52,6 @@ pub struct World<'h> {
 
 impl<'h> World<'h> {
     /// Writes the tenants' files and waits until all tenants are ready.
-    ///
-    /// # Panics
-    /// When a tenant does not become ready.
     pub fn new(host: &'h Host, tenants: usize) -> Self {
         let wrapper = host.wrap_broker();
         let network = Proxy::to(host.server().port());
@@ -123,9 +120,6 @@ impl<'h> World<'h> {
     }
 
     /// Returns the log from byte `length` on, because the whole log is too long to be read repeatedly.
-    ///
-    /// # Panics
-    /// When the log cannot be read.
     pub fn log_since(&self, length: u64) -> String {
         let mut text = Vec::new();
         let mut file = File::open(self.log()).unwrap();

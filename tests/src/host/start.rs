@@ -34,18 +34,12 @@ impl Host {
     }
 
     /// Starts the supervisor without waiting until it answers.
-    ///
-    /// # Panics
-    /// When the supervisor cannot be started.
     pub fn start(&self) -> &Self {
         self.launch(Stdio::from(self.log_file()));
         self
     }
 
     /// Starts the supervisor with its log on a pipe, which the test may read or leave unread.
-    ///
-    /// # Panics
-    /// When the supervisor cannot be started.
     pub fn up_with_pipe(&self) -> ChildStdout {
         self.launch(Stdio::piped());
         let pipe = self
@@ -58,9 +52,6 @@ impl Host {
     }
 
     /// Starts the supervisor as root without capabilities, so that it may not inspect a process that has some.
-    ///
-    /// # Panics
-    /// When the supervisor ends or does not answer.
     pub fn up_without_capabilities(&self) -> &Self {
         let dropped = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"];
         let before = std::mem::replace(
@@ -190,9 +181,6 @@ impl Host {
     }
 
     /// Returns the supervisor's pid.
-    ///
-    /// # Panics
-    /// When no supervisor was started.
     pub fn pid(&self) -> i32 {
         i32::try_from(
             self.lock_child()
@@ -213,9 +201,6 @@ impl Host {
     }
 
     /// Kills the supervisor alone; its brokers keep running.
-    ///
-    /// # Panics
-    /// When the supervisor does not end.
     pub fn kill(&self) -> ExitStatus {
         procs::signal(self.pid(), Signal::SIGKILL);
         self.wait_ended()

@@ -16,9 +16,6 @@ pub struct Status {
 
 impl Status {
     /// Parses the answer.
-    ///
-    /// # Panics
-    /// When the answer is not as documented.
     pub fn parse(text: &str) -> Self {
         serde_json::from_str(text)
             .unwrap_or_else(|e| panic!("status is not as promised ({e}): {text}"))

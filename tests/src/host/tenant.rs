@@ -93,9 +93,6 @@ impl<'h> Draft<'h> {
     }
 
     /// Writes the file, starts the supervisor if it does not run, and waits until the tenant is ready.
-    ///
-    /// # Panics
-    /// When the tenant does not become ready.
     pub fn up(self) -> Tenant<'h> {
         let tenant = self.write();
         tenant.host.up();
@@ -157,9 +154,6 @@ impl<'h> Tenant<'h> {
     }
 
     /// Returns the tenant's current status.
-    ///
-    /// # Panics
-    /// When the tenant is not listed.
     pub fn status(&self) -> TenantStatus {
         let status = self.host.status();
         status
@@ -169,9 +163,6 @@ impl<'h> Tenant<'h> {
     }
 
     /// Returns the pid of the current instance.
-    ///
-    /// # Panics
-    /// When there is no instance.
     pub fn pid(&self) -> i32 {
         self.status()
             .pid
@@ -248,9 +239,6 @@ impl<'h> Tenant<'h> {
     }
 
     /// Returns the address on which the tenant listens, from its file.
-    ///
-    /// # Panics
-    /// When the file has no address.
     pub fn addr(&self) -> Addr {
         let text = self.read_file();
         let listen = text
@@ -261,9 +249,6 @@ impl<'h> Tenant<'h> {
     }
 
     /// Opens a connection to the tenant.
-    ///
-    /// # Panics
-    /// When the connection is refused.
     pub fn connect(&self) -> Connection {
         let addr = self.addr();
         Connection::open(&addr)
@@ -271,17 +256,11 @@ impl<'h> Tenant<'h> {
     }
 
     /// Sends `GET PATH` without a PAK.
-    ///
-    /// # Panics
-    /// When there is no answer.
     pub fn get(&self, path: &str) -> Response {
         http::get(&self.addr(), path).unwrap_or_else(|e| panic!("GET {path} of {}: {e}", self.name))
     }
 
     /// Returns the admin PAK, by `brokkr-supervisor pak`.
-    ///
-    /// # Panics
-    /// When there is no admin PAK.
     pub fn pak(&self) -> String {
         self.host
             .command(&["pak", &self.name])

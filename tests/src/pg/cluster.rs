@@ -16,9 +16,6 @@ pub(super) fn as_postgres(program: &Path) -> Command {
 }
 
 /// Returns the folder of the server binaries: the first on PATH that is complete, else the newest of Debian's.
-///
-/// # Panics
-/// When there is none.
 pub fn bin_dir() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).find(|folder| is_complete(folder));

@@ -1,17 +1,13 @@
 //! The audit log as the admin reads it, and the list of PAK holders.
 
-use brokkr_tests::api_fixture::{Party, World, id, ids, refused};
+use brokkr_tests::api_fixture::{Party, World, id, ids};
 use brokkr_tests::response_schema;
 use serde_json::{Value, json};
 
 const NOBODY: &str = "00000000-0000-0000-0000-000000000001";
 
 fn audit(world: &World, query: &str) -> Value {
-    world
-        .admin
-        .get(&format!("/admin/audit-logs{query}"))
-        .expect(200)
-        .json()
+    world.admin.get_json(&format!("/admin/audit-logs{query}"))
 }
 
 /// Returns action and actor's kind, id and name of every entry about a resource, oldest first. Entries of one
@@ -89,10 +85,10 @@ fn fault_21_the_log_names_who_really_did_it() {
 
     let stack = world.stack(&generator);
     let path = format!("/stacks/{stack}");
-    let whole = generator.api.get(&path).expect(200).json();
-    let _ = generator.api.put(&path, &whole).expect(200);
-    let _ = world.admin.put(&path, &whole).expect(200);
-    let _ = generator.api.delete(&path).expect(204);
+    let whole = generator.api.get_json(&path);
+    generator.api.put(&path, &whole).expect(200);
+    world.admin.put(&path, &whole).expect(200);
+    generator.api.remove(&path);
     assert_eq!(
         who_did(&world, &stack),
         [
@@ -104,16 +100,16 @@ fn fault_21_the_log_names_who_really_did_it() {
     );
 
     let path = format!("/agents/{}", agent.id);
-    let _ = agent
+    agent
         .api
         .put(&path, &json!({ "status": "ACTIVE" }))
         .expect(200);
     world.register(&agent, &generator);
-    let _ = agent
+    agent
         .api
         .post(&format!("{path}/rotate-pak"), &json!({}))
         .expect(200);
-    let _ = world.admin.delete(&path).expect(204);
+    world.admin.remove(&path);
     assert_eq!(
         who_did(&world, &agent.id),
         [
@@ -128,11 +124,10 @@ fn fault_21_the_log_names_who_really_did_it() {
     );
 
     let path = format!("/generators/{}", generator.id);
-    let _ = generator
+    generator
         .api
-        .post(&format!("{path}/rotate-pak"), &json!({}))
-        .expect(201);
-    let _ = world.admin.delete(&path).expect(204);
+        .create(&format!("{path}/rotate-pak"), &json!({}));
+    world.admin.remove(&path);
     let done = who_did(&world, &generator.id);
     assert_eq!(
         done[done.len() - 2..],
@@ -156,10 +151,7 @@ fn an_entry_says_everything_and_where_a_refused_caller_came_from() {
         (&json!("stack"), &json!(stack))
     );
     assert_eq!(entry["details"]["generator_id"], generator.id);
-    let _ = generator
-        .api
-        .delete(&format!("/stacks/{stack}"))
-        .expect(204);
+    generator.api.remove(&format!("/stacks/{stack}"));
     let deleted = &audit(&world, &format!("?resource_id={stack}"))["logs"][0];
     assert_eq!(
         (&deleted["action"], deleted.get("details")),
@@ -196,14 +188,10 @@ fn an_entry_says_everything_and_where_a_refused_caller_came_from() {
         (&entry["ip_address"], &entry["user_agent"]),
         (&json!("192.0.2.7"), &json!("curl/8"))
     );
-    world
-        .sql()
-        .execute(
-            "INSERT INTO audit_log (actor_type, actor_id, action, resource_type) \
+    world.sql_execute(
+        "INSERT INTO audit_log (actor_type, actor_id, action, resource_type) \
              VALUES ('agent', gen_random_uuid(), 'x', 'y')",
-            &[],
-        )
-        .unwrap();
+    );
     let entry = audit(&world, "?action=x")["logs"][0].clone();
     assert_eq!(entry["actor_name"], Value::Null, "nobody has that id");
 }
@@ -214,7 +202,7 @@ fn filters_narrow_each_other_down() {
     let (one, two) = (world.generator("one"), world.generator("two"));
     let (a, b) = (world.stack(&one), world.stack(&one));
     let _ = world.stack(&two);
-    let _ = one.api.delete(&format!("/stacks/{a}")).expect(204);
+    one.api.remove(&format!("/stacks/{a}"));
     let count = |query: &str| audit(&world, query)["total"].as_i64().unwrap();
     let one = &one.id;
     assert_eq!(count("?action=stack.created"), 3);
@@ -248,7 +236,7 @@ fn filters_narrow_each_other_down() {
         "?offset=1.5",
     ] {
         let answer = world.admin.get(&format!("/admin/audit-logs{bad}"));
-        let _ = refused(&answer, 400, "bad_request");
+        answer.refused(400, "bad_request");
     }
     for bad in [
         "?action=a%00b",
@@ -256,7 +244,7 @@ fn filters_narrow_each_other_down() {
         "?from=-0044-03-15T12:00:00Z",
     ] {
         let answer = world.admin.get(&format!("/admin/audit-logs{bad}"));
-        let _ = refused(&answer, 422, "invalid_value");
+        answer.refused(422, "invalid_value");
     }
 }
 
@@ -269,20 +257,12 @@ fn fault_23_a_prefix_is_taken_letter_by_letter() {
     assert_eq!(found("a%25*"), ["a%b"]);
     assert_eq!(found("a_*"), ["a_b"]);
     assert_eq!(found("a_b"), ["a_b"]);
-    assert_eq!(found("%25*"), Vec::<String>::new());
+    assert_eq!(found("%25*"), [""; 0]);
     assert_eq!(found("a*").len(), 6);
     assert_eq!(found("*").len(), 7, "everything begins with nothing");
-    assert_eq!(
-        found("a"),
-        Vec::<String>::new(),
-        "without the star it is the whole"
-    );
-    assert_eq!(
-        found("*b"),
-        Vec::<String>::new(),
-        "the star counts at the end"
-    );
-    assert_eq!(found("%F4%8F%BF%BF*"), Vec::<String>::new());
+    assert_eq!(found("a"), [""; 0], "without the star it is the whole");
+    assert_eq!(found("*b"), [""; 0], "the star counts at the end");
+    assert_eq!(found("%F4%8F%BF%BF*"), [""; 0]);
 }
 
 #[test]
@@ -329,7 +309,7 @@ fn from_is_inclusive_to_is_exclusive_and_a_page_says_of_how_many_it_is() {
 #[test]
 fn who_holds_a_pak_is_every_live_generator_but_the_system() {
     let world = World::new();
-    let before = world.admin.get("/paks").expect(200).json();
+    let before = world.admin.get_json("/paks");
     response_schema::check("[PakSummary]", &before);
     let names = |list: &Value| -> Vec<String> {
         let list = list.as_array().unwrap();
@@ -339,11 +319,8 @@ fn who_holds_a_pak_is_every_live_generator_but_the_system() {
     };
     assert_eq!(names(&before), ["admin-generator"]);
     let (one, two) = (world.generator("one"), world.generator("two"));
-    let _ = world
-        .admin
-        .delete(&format!("/generators/{}", one.id))
-        .expect(204);
-    let after = world.admin.get("/paks").expect(200).json();
+    world.admin.remove(&format!("/generators/{}", one.id));
+    let after = world.admin.get_json("/paks");
     assert_eq!(names(&after), ["admin-generator".to_owned(), two.name]);
     assert_eq!(ids(&after), [id(&before[0]), two.id]);
 }

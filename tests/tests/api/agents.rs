@@ -1,6 +1,6 @@
 //! Agents, as a client sees them: storage, refusals, and races.
 
-use brokkr_tests::api_fixture::{World, id, ids, refused, unique};
+use brokkr_tests::api_fixture::{World, id, ids, unique};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,27 +11,21 @@ fn a_new_agent_is_inactive_registered_with_the_system_and_found_by_name() {
     let generator = world.generator("g");
     let body =
         json!({ "name": "a", "cluster_name": "c", "generator_ids": [generator.id, generator.id] });
-    let made = world.admin.post("/agents", &body).expect(201).json();
+    let made = world.admin.create("/agents", &body);
     assert_eq!(made["agent"]["status"], "INACTIVE");
     assert!(made.to_string().find("pak_hash").is_none());
     let agent = id(&made["agent"]);
     let registrations = world
         .admin
-        .get(&format!("/agents/{agent}/registrations"))
-        .expect(200)
-        .json();
+        .get_json(&format!("/agents/{agent}/registrations"));
     assert_eq!(
         registrations.as_array().unwrap().len(),
         2,
         "the system and the one asked for: {registrations}"
     );
-    let found = world
-        .admin
-        .get("/agents/?name=a&cluster_name=c")
-        .expect(200)
-        .json();
+    let found = world.admin.get_json("/agents/?name=a&cluster_name=c");
     assert_eq!(id(&found), agent);
-    let listed = generator.api.get("/agents").expect(200).json();
+    let listed = generator.api.get_json("/agents");
     assert_eq!(ids(&listed), [agent]);
 }
 
@@ -39,17 +33,15 @@ fn a_new_agent_is_inactive_registered_with_the_system_and_found_by_name() {
 fn the_search_wants_both_values_and_tells_who_is_missing() {
     let world = World::new();
     for query in ["", "?name=a", "?cluster_name=c"] {
-        let _ = refused(
-            &world.admin.get(&format!("/agents/{query}")),
-            400,
-            "name_and_cluster_required",
-        );
+        world
+            .admin
+            .get(&format!("/agents/{query}"))
+            .refused(400, "name_and_cluster_required");
     }
-    let _ = refused(
-        &world.admin.get("/agents/?name=a&cluster_name=c"),
-        404,
-        "agent_not_found",
-    );
+    world
+        .admin
+        .get("/agents/?name=a&cluster_name=c")
+        .refused(404, "agent_not_found");
 }
 
 #[test]
@@ -96,25 +88,15 @@ fn fault_26_a_refused_creation_leaves_no_agent_behind() {
         ),
     ];
     for (body, status, code) in cases {
-        let _ = refused(&world.admin.post("/agents", &body), status, code);
+        world.admin.post("/agents", &body).refused(status, code);
     }
     let again = world.admin.post(
         "/agents",
         &json!({ "name": taken.name, "cluster_name": "c" }),
     );
-    let details = refused(&again, 409, "unique_violation");
+    let details = again.refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_agent_cluster");
-    assert_eq!(
-        world
-            .admin
-            .get("/agents")
-            .expect(200)
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(world.admin.get_json("/agents").as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -122,7 +104,7 @@ fn a_put_changes_what_it_names_and_ignores_everything_else() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
-    let before = agent.api.get(&path).expect(200).json();
+    let before = agent.api.get_json(&path);
     for body in [
         json!([1, 2]),
         json!("x"),
@@ -140,16 +122,14 @@ fn a_put_changes_what_it_names_and_ignores_everything_else() {
         (&json!("ACTIVE"), &Value::Null, &before["id"])
     );
     assert_eq!(after["name"], before["name"]);
-    let _ = refused(
-        &agent.api.put(&path, &json!({ "status": "x".repeat(51) })),
-        422,
-        "invalid_value",
-    );
-    let _ = refused(
-        &agent.api.put(&path, &json!({ "name": "" })),
-        400,
-        "invalid_agent",
-    );
+    agent
+        .api
+        .put(&path, &json!({ "status": "x".repeat(51) }))
+        .refused(422, "invalid_value");
+    agent
+        .api
+        .put(&path, &json!({ "name": "" }))
+        .refused(400, "invalid_agent");
 }
 
 #[test]
@@ -168,7 +148,7 @@ fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
                 scope.spawn(move || {
                     let mut puts = 0;
                     while !stop.load(Ordering::Relaxed) {
-                        let _ = admin
+                        admin
                             .put(path, &json!({ "status": format!("S{n}-{puts}") }))
                             .expect(200);
                         puts += 1;
@@ -191,9 +171,13 @@ fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
         }
     });
     let newest = paks.pop().unwrap();
-    let _ = world.admin.with_pak(newest).get(&path).expect(200);
+    world.admin.with_pak(newest).get(&path).expect(200);
     for old in paks {
-        let _ = refused(&world.admin.with_pak(old).get(&path), 401, "unauthorized");
+        world
+            .admin
+            .with_pak(old)
+            .get(&path)
+            .refused(401, "unauthorized");
     }
 }
 
@@ -202,41 +186,33 @@ fn a_deleted_agent_is_gone_for_itself_at_once_and_its_name_is_free() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
-    let _ = agent.api.get(&path).expect(200);
-    let _ = world.admin.delete(&path).expect(204);
-    let _ = refused(&agent.api.get(&path), 401, "unauthorized");
-    let _ = refused(&world.admin.get(&path), 404, "agent_not_found");
-    let _ = refused(&world.admin.put(&path, &json!({})), 404, "agent_not_found");
-    let rotate = format!("{path}/rotate-pak");
-    let _ = refused(
-        &world.admin.call("POST", &rotate, None),
-        404,
-        "agent_not_found",
-    );
-    let _ = refused(
-        &world.admin.get(&format!("{path}/registrations")),
-        404,
-        "agent_not_found",
-    );
-    let _ = world.admin.get(&format!("{path}/labels")).expect(200);
-    let _ = world.admin.get(&format!("{path}/target-state")).expect(200);
-    let _ = world.admin.delete(&path).expect(204);
-    let count: i64 = world
-        .sql()
-        .query_one(
-            "SELECT count(*) FROM audit_log WHERE action = 'agent.deleted'",
-            &[],
-        )
-        .unwrap()
-        .get(0);
-    assert_eq!(count, 1, "deleting it again did nothing");
-    let _ = world
+    agent.api.get(&path).expect(200);
+    world.admin.remove(&path);
+    agent.api.get(&path).refused(401, "unauthorized");
+    world.admin.get(&path).refused(404, "agent_not_found");
+    world
         .admin
-        .post(
-            "/agents",
-            &json!({ "name": agent.name, "cluster_name": "c" }),
-        )
-        .expect(201);
+        .put(&path, &json!({}))
+        .refused(404, "agent_not_found");
+    let rotate = format!("{path}/rotate-pak");
+    world
+        .admin
+        .call("POST", &rotate, None)
+        .refused(404, "agent_not_found");
+    world
+        .admin
+        .get(&format!("{path}/registrations"))
+        .refused(404, "agent_not_found");
+    world.admin.get(&format!("{path}/labels")).expect(200);
+    world.admin.get(&format!("{path}/target-state")).expect(200);
+    world.admin.remove(&path);
+    let count: i64 =
+        world.sql_value("SELECT count(*) FROM audit_log WHERE action = 'agent.deleted'");
+    assert_eq!(count, 1, "deleting it again did nothing");
+    world.admin.create(
+        "/agents",
+        &json!({ "name": agent.name, "cluster_name": "c" }),
+    );
 }
 
 #[test]
@@ -244,15 +220,9 @@ fn a_heartbeat_takes_any_body_and_stores_a_report_only_with_its_verdict() {
     let world = World::new();
     let agent = world.agent("a");
     let beat = format!("/agents/{}/heartbeat", agent.id);
-    let show = || {
-        agent
-            .api
-            .get(&format!("/agents/{}", agent.id))
-            .expect(200)
-            .json()
-    };
+    let show = || agent.api.get_json(&format!("/agents/{}", agent.id));
     let send = |kind: &str, body: Option<&[u8]>| {
-        let _ = agent
+        agent
             .api
             .try_bytes("POST", &beat, kind, body)
             .unwrap()
@@ -309,9 +279,9 @@ fn labels_and_annotations_say_what_is_wrong_with_them() {
     let labels = format!("/agents/{}/labels", agent.id);
     let label = |text: &str| json!({ "agent_id": agent.id, "label": text });
     for good in ["env:prod", "env=prod", "a/b", &"é".repeat(64)] {
-        let _ = world.admin.post(&labels, &label(good)).expect(201);
+        world.admin.create(&labels, &label(good));
     }
-    let listed = world.admin.get(&labels).expect(200).json();
+    let listed = world.admin.get_json(&labels);
     let texts: Vec<&str> = listed
         .as_array()
         .unwrap()
@@ -325,74 +295,66 @@ fn labels_and_annotations_say_what_is_wrong_with_them() {
     );
     let twice = world.admin.post(&labels, &label("a/b"));
     assert_eq!(
-        refused(&twice, 409, "unique_violation")["constraint"],
+        twice.refused(409, "unique_violation")["constraint"],
         "agent_labels_agent_id_label_key"
     );
-    let _ = refused(
-        &world.admin.post(&labels, &label("x".repeat(65).as_str())),
-        422,
-        "invalid_value",
-    );
-    let _ = refused(
-        &world.admin.post(&labels, &label("\u{0}")),
-        422,
-        "invalid_value",
-    );
-    let _ = refused(
-        &world.admin.post(&labels, &label(" ")),
-        400,
-        "invalid_label",
-    );
+    world
+        .admin
+        .post(&labels, &label("x".repeat(65).as_str()))
+        .refused(422, "invalid_value");
+    world
+        .admin
+        .post(&labels, &label("\u{0}"))
+        .refused(422, "invalid_value");
+    world
+        .admin
+        .post(&labels, &label(" "))
+        .refused(400, "invalid_label");
     let other = json!({ "agent_id": stranger.id, "label": "x" });
-    let _ = refused(&world.admin.post(&labels, &other), 400, "agent_id_mismatch");
+    world
+        .admin
+        .post(&labels, &other)
+        .refused(400, "agent_id_mismatch");
     let unknown = "00000000-0000-0000-0000-000000000001";
     let nobody = json!({ "agent_id": unknown, "label": "x" });
     let answer = world
         .admin
         .post(&format!("/agents/{unknown}/labels"), &nobody);
     assert_eq!(
-        refused(&answer, 422, "foreign_key_violation")["constraint"],
+        answer.refused(422, "foreign_key_violation")["constraint"],
         "fk_agent_labels_agent"
     );
-    let _ = world.admin.delete(&format!("{labels}/a%2Fb")).expect(204);
-    let _ = refused(
-        &world.admin.delete(&format!("{labels}/a%2Fb")),
-        404,
-        "agent_label_not_found",
-    );
-    let _ = refused(
-        &world.admin.delete(&format!("{labels}/%00")),
-        422,
-        "invalid_value",
-    );
+    world.admin.remove(&format!("{labels}/a%2Fb"));
+    world
+        .admin
+        .delete(&format!("{labels}/a%2Fb"))
+        .refused(404, "agent_label_not_found");
+    world
+        .admin
+        .delete(&format!("{labels}/%00"))
+        .refused(422, "invalid_value");
 
     let annotations = format!("/agents/{}/annotations", agent.id);
     let pair = |key: &str, value: &str| json!({ "agent_id": agent.id, "key": key, "value": value });
-    let _ = world
+    world
         .admin
-        .post(&annotations, &pair("team", "platform and friends"))
-        .expect(201);
+        .create(&annotations, &pair("team", "platform and friends"));
     let twice = world.admin.post(&annotations, &pair("team", "other"));
     assert_eq!(
-        refused(&twice, 409, "unique_violation")["constraint"],
+        twice.refused(409, "unique_violation")["constraint"],
         "agent_annotations_agent_id_key_key"
     );
-    let _ = refused(
-        &world.admin.post(&annotations, &pair("", "v")),
-        400,
-        "invalid_annotation",
-    );
-    let _ = refused(
-        &world.admin.post(&annotations, &pair("k", &"v".repeat(65))),
-        422,
-        "invalid_value",
-    );
-    let _ = world
+    world
         .admin
-        .delete(&format!("{annotations}/team"))
-        .expect(204);
+        .post(&annotations, &pair("", "v"))
+        .refused(400, "invalid_annotation");
+    world
+        .admin
+        .post(&annotations, &pair("k", &"v".repeat(65)))
+        .refused(422, "invalid_value");
+    world.admin.remove(&format!("{annotations}/team"));
     let gone = world.admin.delete(&format!("{annotations}/team"));
-    let _ = refused(&gone, 404, "agent_annotation_not_found");
+    gone.refused(404, "agent_annotation_not_found");
 }
 
 #[test]
@@ -402,53 +364,48 @@ fn targets_need_the_agents_consent_even_of_the_admin() {
     let stack = world.stack(&generator);
     let targets = format!("/agents/{}/targets", agent.id);
     let body = json!({ "agent_id": agent.id, "stack_id": stack });
-    let _ = refused(
-        &world.admin.post(&targets, &body),
-        403,
-        "agent_not_registered",
-    );
+    world
+        .admin
+        .post(&targets, &body)
+        .refused(403, "agent_not_registered");
     world.register(&agent, &generator);
-    let _ = generator.api.post(&targets, &body).expect(201);
+    generator.api.create(&targets, &body);
     assert_eq!(
-        refused(&world.admin.post(&targets, &body), 409, "unique_violation")["constraint"],
+        world
+            .admin
+            .post(&targets, &body)
+            .refused(409, "unique_violation")["constraint"],
         "unique_agent_stack"
     );
     let unknown = json!({ "agent_id": agent.id, "stack_id": agent.id });
-    let _ = refused(
-        &world.admin.post(&targets, &unknown),
-        404,
-        "stack_not_found",
-    );
+    world
+        .admin
+        .post(&targets, &unknown)
+        .refused(404, "stack_not_found");
     let mismatch = json!({ "agent_id": generator.id, "stack_id": stack });
-    let _ = refused(
-        &world.admin.post(&targets, &mismatch),
-        400,
-        "agent_id_mismatch",
-    );
-    let _ = world
+    world
+        .admin
+        .post(&targets, &mismatch)
+        .refused(400, "agent_id_mismatch");
+    world.admin.remove(&format!("{targets}/{stack}"));
+    world
         .admin
         .delete(&format!("{targets}/{stack}"))
-        .expect(204);
-    let _ = refused(
-        &world.admin.delete(&format!("{targets}/{stack}")),
-        404,
-        "agent_target_not_found",
-    );
+        .refused(404, "agent_target_not_found");
 
     world.target(&agent, &stack);
     let whom = json!({ "agent_id": agent.id });
     let register = format!("/generators/{}/register", generator.id);
-    let _ = world
+    world
         .admin
         .call("DELETE", &register, Some(&whom))
         .expect(204);
-    let left = agent.api.get(&targets).expect(200).json();
+    let left = agent.api.get_json(&targets);
     assert_eq!(left, json!([]), "the consent takes the targets with it");
-    let _ = refused(
-        &world.admin.delete(&format!("{targets}/{stack}")),
-        403,
-        "agent_not_registered",
-    );
+    world
+        .admin
+        .delete(&format!("{targets}/{stack}"))
+        .refused(403, "agent_not_registered");
 }
 
 #[test]

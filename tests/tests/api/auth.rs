@@ -1,6 +1,6 @@
 //! Authentication, and the answers to requests that cannot be read.
 
-use brokkr_tests::api_fixture::{World, refused};
+use brokkr_tests::api_fixture::World;
 use brokkr_tests::http::request;
 use brokkr_tests::{Connection, PgServer, until};
 use serde_json::json;
@@ -63,14 +63,11 @@ fn whatever_is_no_pak_is_401_with_a_json_body_and_no_challenge() {
             None,
         )
         .unwrap();
-        let _ = refused(&answer, 401, "unauthorized");
+        answer.refused(401, "unauthorized");
         assert_eq!(answer.header("www-authenticate"), None);
     }
     let count: i64 = world
-        .sql()
-        .query_one("SELECT count(*) FROM audit_log WHERE action = 'auth.failed' AND details->>'reason' = 'invalid_pak' AND details->>'path' = '/auth/pak'", &[])
-        .unwrap()
-        .get(0);
+        .sql_value("SELECT count(*) FROM audit_log WHERE action = 'auth.failed' AND details->>'reason' = 'invalid_pak' AND details->>'path' = '/auth/pak'");
     assert!(count >= 4, "refused PAKs are written down: {count}");
 }
 
@@ -84,28 +81,25 @@ fn bodies_are_judged_by_type_then_syntax_then_shape_before_the_caller_is() {
             .try_bytes("POST", "/agents", kind, Some(body))
             .unwrap()
     };
-    let _ = refused(&post("text/plain", b"{}"), 415, "unsupported_media_type");
-    let _ = refused(&post("application/json", b"{"), 400, "bad_request");
-    let _ = refused(&post("application/json", b""), 400, "bad_request");
-    let _ = refused(
-        &post("application/json; charset=utf-8", b"{}"),
-        422,
-        "unprocessable",
-    );
+    post("text/plain", b"{}").refused(415, "unsupported_media_type");
+    post("application/json", b"{").refused(400, "bad_request");
+    post("application/json", b"").refused(400, "bad_request");
+    post("application/json; charset=utf-8", b"{}").refused(422, "unprocessable");
     let good = br#"{"name":"n","cluster_name":"c","more":1}"#;
-    let _ = refused(
-        &post("application/problem+json", good),
-        403,
-        "admin_required",
-    );
-    let _ = refused(&agent.api.get("/agents/not-a-uuid"), 400, "bad_request");
-    let _ = refused(
-        &world.nobody().get("/agents/not-a-uuid"),
-        401,
-        "unauthorized",
-    );
-    let _ = refused(&world.admin.get("/stacks?pak_id=x"), 400, "bad_request");
-    let _ = refused(&world.admin.get("/agents/%ff"), 400, "bad_request");
+    post("application/problem+json", good).refused(403, "admin_required");
+    agent
+        .api
+        .get("/agents/not-a-uuid")
+        .refused(400, "bad_request");
+    world
+        .nobody()
+        .get("/agents/not-a-uuid")
+        .refused(401, "unauthorized");
+    world
+        .admin
+        .get("/stacks?pak_id=x")
+        .refused(400, "bad_request");
+    world.admin.get("/agents/%ff").refused(400, "bad_request");
 }
 
 #[test]
@@ -116,7 +110,7 @@ fn a_body_over_the_limit_is_413_and_one_of_two_mebibytes_is_not() {
         let body = json!({ "status": "ACTIVE", "padding": "x".repeat(size) });
         agent.api.put(&format!("/agents/{}", agent.id), &body)
     };
-    let _ = put(2 * 1024 * 1024).expect(200);
+    put(2 * 1024 * 1024).expect(200);
     let head = [
         ("Authorization", agent.pak.as_str()),
         ("Content-Type", "application/json"),
@@ -130,7 +124,7 @@ fn a_body_over_the_limit_is_413_and_one_of_two_mebibytes_is_not() {
         None,
     )
     .unwrap();
-    let _ = refused(&answer, 413, "payload_too_large");
+    answer.refused(413, "payload_too_large");
 }
 
 #[test]
@@ -138,14 +132,14 @@ fn an_old_pak_is_dead_the_moment_it_is_rotated_also_when_it_was_just_used() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
-    let _ = agent.api.get(&path).expect(200);
+    agent.api.get(&path).expect(200);
     let rotated = agent
         .api
         .call("POST", &format!("{path}/rotate-pak"), None)
         .expect(200)
         .json();
-    let _ = refused(&agent.api.get(&path), 401, "unauthorized");
-    let _ = agent
+    agent.api.get(&path).refused(401, "unauthorized");
+    agent
         .api
         .with_pak(rotated["pak"].as_str().unwrap())
         .get(&path)
@@ -169,11 +163,11 @@ fn a_head_is_a_get_without_its_body() {
 fn a_lost_database_is_503_with_retry_after_also_for_who_is_known_already() {
     let server = PgServer::start();
     let world = World::on(&server, &[]);
-    let _ = world.admin.get("/agents").expect(200);
+    world.admin.get("/agents").expect(200);
     server.stop();
     for api in [&world.admin, &world.admin.with_pak("a_b_c")] {
         let answer = api.get("/agents");
-        let _ = refused(&answer, 503, "database_unavailable");
+        answer.refused(503, "database_unavailable");
         let seconds = answer
             .header("retry-after")
             .and_then(|value| value.parse::<u64>().ok());

@@ -1,7 +1,7 @@
 //! Bodies that cost more memory than their size, or that never end.
 
 use brokkr_tests::Connection;
-use brokkr_tests::api_fixture::{World, refused};
+use brokkr_tests::api_fixture::World;
 
 /// Returns the peak memory of the process in MiB.
 fn peak(pid: i32) -> u64 {
@@ -26,7 +26,7 @@ fn a_body_of_many_small_values_is_refused_and_costs_little() {
             .api
             .try_bytes("PUT", &path, "application/json", Some(body.as_bytes()))
             .unwrap();
-        let _ = refused(&answer, 422, "unprocessable");
+        answer.refused(422, "unprocessable");
     }
     let answer = agent
         .api
@@ -37,7 +37,7 @@ fn a_body_of_many_small_values_is_refused_and_costs_little() {
             Some(body.as_bytes()),
         )
         .unwrap();
-    let _ = refused(&answer, 422, "unprocessable");
+    answer.refused(422, "unprocessable");
     let grown = peak(world.broker.pid()) - before;
     assert!(grown < 100, "{grown} MiB for bodies of 3.5 MiB");
 }

@@ -1,7 +1,7 @@
 //! A page of another origin may do what `[cors]` allows, and may read everything that needs no PAK.
 
 use brokkr_tests::Response;
-use brokkr_tests::api_fixture::{World, refused};
+use brokkr_tests::api_fixture::World;
 use brokkr_tests::http::request;
 
 const PAGE: &str = "https://app.example";
@@ -51,7 +51,7 @@ fn fault_17_a_page_may_do_what_the_configuration_says_and_no_other_page_may() {
 
     // A page must be able to read the reason of a refusal.
     let refusal = call(&world, "GET", agents, &[("Origin", PAGE)]);
-    let _ = refused(&refusal, 401, "unauthorized");
+    refusal.refused(401, "unauthorized");
     assert_eq!(refusal.header("access-control-allow-origin"), Some(PAGE));
 
     for other in [
@@ -121,13 +121,9 @@ fn a_preflight_is_answered_without_a_pak() {
             None
         );
     }
-    let _ = refused(&ask("/api/v1/nothing", PAGE), 404, "not_found");
+    ask("/api/v1/nothing", PAGE).refused(404, "not_found");
     // Any other OPTIONS request is an ordinary request.
-    let _ = refused(
-        &call(&world, "OPTIONS", "/api/v1/agents", &[("Origin", PAGE)]),
-        401,
-        "unauthorized",
-    );
+    call(&world, "OPTIONS", "/api/v1/agents", &[("Origin", PAGE)]).refused(401, "unauthorized");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Diagnostics, as the asking admin and the answering agent see them.
 
-use brokkr_tests::api_fixture::{Served, World, id, ids, refused};
+use brokkr_tests::api_fixture::{Served, World, id, ids};
 use brokkr_tests::{Api, Response, response_schema, until};
 use serde_json::{Value, json};
 use std::sync::Barrier;
@@ -54,15 +54,11 @@ impl Asked {
 
     fn pending(&self) -> Vec<String> {
         let path = format!("/agents/{}/diagnostics/pending", self.served.agent.id);
-        ids(&self.agent().get(&path).expect(200).json())
+        ids(&self.agent().get_json(&path))
     }
 
     fn show(&self, request: &str) -> Value {
-        let shown = self
-            .admin()
-            .get(&format!("/diagnostics/{request}"))
-            .expect(200)
-            .json();
+        let shown = self.admin().get_json(&format!("/diagnostics/{request}"));
         response_schema::check("DiagnosticResponse", &shown);
         shown
     }
@@ -75,7 +71,7 @@ impl Asked {
     /// Sets columns of a request.
     fn set(&self, request: &str, assignments: &str) {
         let update = format!("UPDATE diagnostic_requests SET {assignments} WHERE id = '{request}'");
-        self.served.world.sql().batch_execute(&update).unwrap();
+        self.served.world.sql_execute(&update);
     }
 
     fn minutes_open(&self, request: &Value) -> i32 {
@@ -86,8 +82,7 @@ impl Asked {
 
     /// Makes the sweep run as soon as its interval allows.
     fn wake(&self) {
-        let _ = self
-            .admin()
+        self.admin()
             .call("POST", "/admin/config/reload", None)
             .expect(200);
     }
@@ -168,22 +163,14 @@ fn a_request_is_about_a_live_object_and_for_a_live_agent() {
             .post(&format!("/deployment-objects/{object}/diagnostics"), &body)
     };
     let agent = &asked.served.agent.id;
-    let _ = refused(
-        &ask(NOBODY, NOBODY, json!(0)),
-        404,
-        "deployment_object_not_found",
-    );
-    let _ = refused(
-        &ask(&asked.object, NOBODY, json!(0)),
-        404,
-        "agent_not_found",
-    );
+    ask(NOBODY, NOBODY, json!(0)).refused(404, "deployment_object_not_found");
+    ask(&asked.object, NOBODY, json!(0)).refused(404, "agent_not_found");
     // The admin may ask any agent; it need not serve the object's stack.
     let stranger = world.agent("stranger");
-    let _ = ask(&asked.object, &stranger.id, Value::Null).expect(201);
+    ask(&asked.object, &stranger.id, Value::Null).expect(201);
     for bad in [0, -1, 1441, i64::MAX, i64::MIN] {
         let answer = ask(&asked.object, agent, json!(bad));
-        let _ = refused(&answer, 400, "invalid_diagnostic_request");
+        answer.refused(400, "invalid_diagnostic_request");
     }
     for minutes in [1, 1440] {
         let made = ask(&asked.object, agent, json!(minutes)).expect(201).json();
@@ -191,35 +178,21 @@ fn a_request_is_about_a_live_object_and_for_a_live_agent() {
     }
     for name in ["x".repeat(256), "a\0b".to_owned()] {
         let answer = asked.try_ask(json!({ "requested_by": name }));
-        let _ = refused(&answer, 422, "invalid_value");
+        answer.refused(422, "invalid_value");
     }
-    let _ = asked
+    asked
         .try_ask(json!({ "requested_by": "é".repeat(255) }))
         .expect(201);
-    let _ = refused(
-        &asked.try_ask(json!({ "retention_minutes": "1" })),
-        422,
-        "unprocessable",
-    );
+    asked
+        .try_ask(json!({ "retention_minutes": "1" }))
+        .refused(422, "unprocessable");
 
-    let _ = world
+    world.admin.remove(&format!("/agents/{}", stranger.id));
+    ask(&asked.object, &stranger.id, Value::Null).refused(404, "agent_not_found");
+    world
         .admin
-        .delete(&format!("/agents/{}", stranger.id))
-        .expect(204);
-    let _ = refused(
-        &ask(&asked.object, &stranger.id, Value::Null),
-        404,
-        "agent_not_found",
-    );
-    let _ = world
-        .admin
-        .delete(&format!("/stacks/{}", asked.served.stack))
-        .expect(204);
-    let _ = refused(
-        &ask(&asked.object, agent, Value::Null),
-        404,
-        "deployment_object_not_found",
-    );
+        .remove(&format!("/stacks/{}", asked.served.stack));
+    ask(&asked.object, agent, Value::Null).refused(404, "deployment_object_not_found");
 }
 
 #[test]
@@ -227,17 +200,13 @@ fn what_is_not_there_is_not_found_whoever_asks_and_a_bad_id_is_bad() {
     let asked = Asked::new();
     for api in [asked.admin(), asked.agent(), &asked.served.generator.api] {
         let path = format!("/diagnostics/{NOBODY}");
-        let _ = refused(&api.get(&path), 404, "diagnostic_not_found");
-        let _ = refused(&claim(api, NOBODY), 404, "diagnostic_not_found");
-        let _ = refused(
-            &answer(api, NOBODY, &found("")),
-            404,
-            "diagnostic_not_found",
-        );
-        let _ = refused(&api.get("/diagnostics/x"), 400, "bad_request");
+        api.get(&path).refused(404, "diagnostic_not_found");
+        claim(api, NOBODY).refused(404, "diagnostic_not_found");
+        answer(api, NOBODY, &found("")).refused(404, "diagnostic_not_found");
+        api.get("/diagnostics/x").refused(400, "bad_request");
     }
     let nobodys = format!("/agents/{NOBODY}/diagnostics/pending");
-    assert_eq!(asked.admin().get(&nobodys).expect(200).json(), json!([]));
+    assert_eq!(asked.admin().get_json(&nobodys), json!([]));
 }
 
 #[test]
@@ -245,20 +214,12 @@ fn an_answer_is_taken_once_and_only_for_what_was_claimed() {
     let asked = Asked::new();
     let request = asked.ask();
     let (agent, body) = (asked.agent(), found("[]"));
-    let _ = refused(
-        &answer(agent, &request, &body),
-        409,
-        "diagnostic_not_claimed",
-    );
-    let _ = asked.claim(&request).expect(200);
+    answer(agent, &request, &body).refused(409, "diagnostic_not_claimed");
+    asked.claim(&request).expect(200);
     for (key, bad) in [("pod_statuses", json!("")), ("events", json!(""))] {
         let mut body = body.clone();
         body[key] = bad;
-        let _ = refused(
-            &answer(agent, &request, &body),
-            400,
-            "invalid_diagnostic_result",
-        );
+        answer(agent, &request, &body).refused(400, "invalid_diagnostic_result");
     }
     for (key, bad) in [
         ("pod_statuses", json!("a\0")),
@@ -268,33 +229,27 @@ fn an_answer_is_taken_once_and_only_for_what_was_claimed() {
     ] {
         let mut body = body.clone();
         body[key] = bad;
-        let _ = refused(&answer(agent, &request, &body), 422, "invalid_value");
+        answer(agent, &request, &body).refused(422, "invalid_value");
     }
-    let _ = refused(
-        &answer(agent, &request, &json!({ "events": "[]" })),
-        422,
-        "unprocessable",
-    );
+    answer(agent, &request, &json!({ "events": "[]" })).refused(422, "unprocessable");
     assert_eq!(asked.status(&request), "claimed", "nothing of that counted");
     let mut whole = body.clone();
     whole["log_tails"] = json!("{\"pod\":\"line\\u0000\"}");
     let taken = answer(agent, &request, &whole).expect(201).json();
     assert_eq!(taken["log_tails"], whole["log_tails"], "as it was sent");
-    let _ = refused(
-        &answer(agent, &request, &body),
-        409,
-        "diagnostic_not_claimed",
-    );
+    answer(agent, &request, &body).refused(409, "diagnostic_not_claimed");
     assert_eq!(asked.show(&request)["result"], taken);
-    let _ = refused(&asked.claim(&request), 409, "diagnostic_already_claimed");
+    asked
+        .claim(&request)
+        .refused(409, "diagnostic_already_claimed");
 }
 
 #[test]
 fn the_admin_may_claim_for_an_agent_which_then_answers() {
     let asked = Asked::new();
     let request = asked.ask();
-    let _ = claim(asked.admin(), &request).expect(200);
-    let _ = answer(asked.agent(), &request, &found("[]")).expect(201);
+    claim(asked.admin(), &request).expect(200);
+    answer(asked.agent(), &request, &found("[]")).expect(201);
 }
 
 #[test]
@@ -327,10 +282,7 @@ fn fault_30_of_many_who_claim_one_succeeds_and_of_many_answers_one_is_kept() {
     let kept: i64 = asked
         .served
         .world
-        .sql()
-        .query_one("SELECT count(*) FROM diagnostic_results", &[])
-        .unwrap()
-        .get(0);
+        .sql_value("SELECT count(*) FROM diagnostic_results");
     assert_eq!(kept, 5);
 }
 
@@ -338,32 +290,30 @@ fn fault_30_of_many_who_claim_one_succeeds_and_of_many_answers_one_is_kept() {
 fn fault_30_an_answer_that_cannot_be_stored_leaves_the_request_claimed() {
     let asked = Asked::new();
     let request = asked.ask();
-    let _ = asked.claim(&request).expect(200);
+    asked.claim(&request).expect(200);
     let mut sql = asked.served.world.sql();
     sql.batch_execute("ALTER TABLE diagnostic_results ADD CONSTRAINT no CHECK (events <> 'no')")
         .unwrap();
     let body =
         json!({ "pod_statuses": "x", "events": "no", "collected_at": "2024-05-01T12:00:00Z" });
-    let _ = refused(
-        &answer(asked.agent(), &request, &body),
-        422,
-        "check_violation",
-    );
+    answer(asked.agent(), &request, &body).refused(422, "check_violation");
     assert_eq!(asked.status(&request), "claimed");
-    let _ = answer(asked.agent(), &request, &found("[]")).expect(201);
+    answer(asked.agent(), &request, &found("[]")).expect(201);
 }
 
 #[test]
 fn what_has_expired_is_not_offered_and_not_claimed_but_who_claimed_in_time_may_answer() {
     let asked = Asked::new();
     let (late, in_time) = (asked.ask(), asked.ask());
-    let _ = asked.claim(&in_time).expect(200);
+    asked.claim(&in_time).expect(200);
     for request in [&late, &in_time] {
         asked.set(request, "expires_at = now() - interval '1 second'");
     }
-    assert_eq!(asked.pending(), Vec::<String>::new());
-    let _ = refused(&asked.claim(&late), 409, "diagnostic_already_claimed");
-    let _ = answer(asked.agent(), &in_time, &found("[]")).expect(201);
+    assert_eq!(asked.pending(), [""; 0]);
+    asked
+        .claim(&late)
+        .refused(409, "diagnostic_already_claimed");
+    answer(asked.agent(), &in_time, &found("[]")).expect(201);
 }
 
 #[test]
@@ -373,14 +323,14 @@ fn the_sweep_ends_what_nobody_answered_and_forgets_what_ended_long_ago() {
         "1",
     )]));
     let (unclaimed, unanswered, open) = (asked.ask(), asked.ask(), asked.ask());
-    let _ = asked.claim(&unanswered).expect(200);
+    asked.claim(&unanswered).expect(200);
     for request in [&unclaimed, &unanswered] {
         asked.set(request, "expires_at = now() - interval '1 second'");
     }
     let (old, recent, old_and_open) = (asked.ask(), asked.ask(), asked.ask());
     for request in [&old, &recent] {
-        let _ = asked.claim(request).expect(200);
-        let _ = answer(asked.agent(), request, &found("[]")).expect(201);
+        asked.claim(request).expect(200);
+        answer(asked.agent(), request, &found("[]")).expect(201);
     }
     asked.set(&old, "created_at = now() - interval '61 minutes'");
     asked.set(&recent, "created_at = now() - interval '59 minutes'");
@@ -397,10 +347,7 @@ fn the_sweep_ends_what_nobody_answered_and_forgets_what_ended_long_ago() {
     let left: i64 = asked
         .served
         .world
-        .sql()
-        .query_one("SELECT count(*) FROM diagnostic_results", &[])
-        .unwrap()
-        .get(0);
+        .sql_value("SELECT count(*) FROM diagnostic_results");
     assert_eq!(left, 1, "its answer with it");
     for (request, status) in [
         (&unclaimed, "expired"),
@@ -414,11 +361,7 @@ fn the_sweep_ends_what_nobody_answered_and_forgets_what_ended_long_ago() {
     for request in [&unclaimed, &unanswered] {
         assert!(asked.show(request)["request"]["completed_at"].is_string());
     }
-    let _ = refused(
-        &answer(asked.agent(), &unanswered, &found("[]")),
-        409,
-        "diagnostic_not_claimed",
-    );
+    answer(asked.agent(), &unanswered, &found("[]")).refused(409, "diagnostic_not_claimed");
 }
 
 #[test]

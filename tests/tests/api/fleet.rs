@@ -1,7 +1,7 @@
 //! The records of the fleet and their changes.
 
 use brokkr_tests::api_fixture::sockets::SOON;
-use brokkr_tests::api_fixture::{Party, Served, World, refused};
+use brokkr_tests::api_fixture::{Party, Served, World};
 use brokkr_tests::pg::Options;
 use brokkr_tests::ws::Came;
 use brokkr_tests::{PgServer, holds_for, response_schema, until};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 fn record(world: &World, agent: &Party) -> Value {
-    let fleet = world.admin.get("/fleet").expect(200).json();
+    let fleet = world.admin.get_json("/fleet");
     let found = fleet
         .as_array()
         .unwrap()
@@ -21,7 +21,7 @@ fn record(world: &World, agent: &Party) -> Value {
 fn beat(agent: &Party) {
     let path = format!("/agents/{}/heartbeat", agent.id);
     let report = json!({ "k8s_reachable": true, "k8s_api_latency_ms": 9 });
-    let _ = agent.api.post(&path, &report).expect(204);
+    agent.api.post(&path, &report).expect(204);
 }
 
 #[test]
@@ -81,10 +81,7 @@ fn pending_objects_are_the_incremental_target_state() {
     assert_eq!(pending(), 2);
     served.report(&newest, "SUCCESS");
     assert_eq!(pending(), 1);
-    let _ = world
-        .admin
-        .delete(&format!("/stacks/{labelled}"))
-        .expect(204);
+    world.admin.remove(&format!("/stacks/{labelled}"));
     assert_eq!(pending(), 1, "its marker");
     let seen = record(world, agent);
     assert!(seen["last_event_at"].is_string());
@@ -147,20 +144,13 @@ fn the_fleet_is_every_live_agent_or_those_registered_with_one_generator() {
     );
     world.register(&agents[0], &generator);
     let names = |query: &str| -> Vec<String> {
-        let fleet = world
-            .admin
-            .get(&format!("/fleet{query}"))
-            .expect(200)
-            .json();
+        let fleet = world.admin.get_json(&format!("/fleet{query}"));
         let records = fleet.as_array().unwrap().iter();
         records
             .map(|record| record["agent_id"].as_str().unwrap().to_owned())
             .collect()
     };
-    let _ = world
-        .admin
-        .delete(&format!("/agents/{}", agents[2].id))
-        .expect(204);
+    world.admin.remove(&format!("/agents/{}", agents[2].id));
     assert_eq!(names(""), [agents[0].id.as_str(), &agents[1].id]);
     assert_eq!(
         names(&format!("?pak_id={}", generator.id)),
@@ -168,12 +158,15 @@ fn the_fleet_is_every_live_agent_or_those_registered_with_one_generator() {
     );
     assert_eq!(
         names("?pak_id=11111111-1111-4111-8111-111111111111"),
-        Vec::<String>::new()
+        [""; 0]
     );
-    let _ = refused(&world.admin.get("/fleet?pak_id=x"), 400, "bad_request");
+    world
+        .admin
+        .get("/fleet?pak_id=x")
+        .refused(400, "bad_request");
     let status = |id: &str| world.admin.get(&format!("/agents/{id}/fleet-status"));
-    let _ = refused(&status(&agents[2].id), 404, "agent_not_found");
-    let _ = refused(&status("x"), 400, "bad_request");
+    status(&agents[2].id).refused(404, "agent_not_found");
+    status("x").refused(400, "bad_request");
 }
 
 #[test]
@@ -184,15 +177,13 @@ fn one_agents_status_is_its_record_and_its_twenty_newest_events() {
         served.report(&object, "FAILURE");
     }
     let path = format!("/agents/{}/fleet-status", served.agent.id);
-    let status = served.world.admin.get(&path).expect(200).json();
+    let status = served.world.admin.get_json(&path);
     response_schema::check("AgentFleetStatusResponse", &status);
     assert_eq!(status["record"]["pending_object_count"], 1);
     let events = served
         .agent
         .api
-        .get(&format!("/agents/{}/events", served.agent.id))
-        .expect(200)
-        .json();
+        .get_json(&format!("/agents/{}/events", served.agent.id));
     assert_eq!(
         status["recent_events"].as_array().unwrap()[..],
         events.as_array().unwrap()[..20]
@@ -356,9 +347,9 @@ fn fault_51_a_fleet_with_a_history_is_as_fast_as_one_without() {
         generator = served.generator.id,
     ))
     .unwrap();
-    let _ = served.world.admin.get("/fleet").expect(200);
+    served.world.admin.get("/fleet").expect(200);
     let began = Instant::now();
-    let fleet = served.world.admin.get("/fleet").expect(200).json();
+    let fleet = served.world.admin.get_json("/fleet");
     let took = began.elapsed();
     let fleet = fleet.as_array().unwrap();
     assert_eq!(fleet.len(), 2001);

@@ -1,6 +1,6 @@
 //! Generators and registrations, as a client sees them.
 
-use brokkr_tests::api_fixture::{Party, World, ids, refused};
+use brokkr_tests::api_fixture::{Party, World, ids};
 use serde_json::{Value, json};
 
 /// Returns a whole generator, as `PUT` wants it.
@@ -15,7 +15,7 @@ fn whole(generator: &Party, name: &str) -> Value {
 fn the_list_shows_tenants_and_not_the_system() {
     let world = World::new();
     let generator = world.generator("g");
-    let listed = world.admin.get("/generators").expect(200).json();
+    let listed = world.admin.get_json("/generators");
     let names: Vec<&str> = listed
         .as_array()
         .unwrap()
@@ -34,17 +34,14 @@ fn names_are_unique_among_the_living_and_must_say_something() {
     let world = World::new();
     let generator = world.generator("g");
     let create = |name: &str| world.admin.post("/generators", &json!({ "name": name }));
-    let details = refused(&create(&generator.name), 409, "unique_violation");
+    let details = create(&generator.name).refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_generator_name");
-    let _ = refused(&create(" "), 400, "invalid_generator");
-    let _ = refused(&create(&"x".repeat(256)), 422, "invalid_value");
-    let _ = refused(&create("a\u{0}"), 422, "invalid_value");
-    let _ = create(&"é".repeat(255)).expect(201);
-    let _ = world
-        .admin
-        .delete(&format!("/generators/{}", generator.id))
-        .expect(204);
-    let _ = create(&generator.name).expect(201);
+    create(" ").refused(400, "invalid_generator");
+    create(&"x".repeat(256)).refused(422, "invalid_value");
+    create("a\u{0}").refused(422, "invalid_value");
+    create(&"é".repeat(255)).expect(201);
+    world.admin.remove(&format!("/generators/{}", generator.id));
+    create(&generator.name).expect(201);
 }
 
 #[test]
@@ -52,7 +49,7 @@ fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
     let world = World::new();
     let generator = world.generator("g");
     let path = format!("/generators/{}", generator.id);
-    let before = generator.api.get(&path).expect(200).json();
+    let before = generator.api.get_json(&path);
     let mut body = whole(&generator, "renamed");
     body["description"] = json!("words");
     body["is_active"] = json!(false);
@@ -84,20 +81,21 @@ fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
         "without a description the old one stays"
     );
     let mut short = whole(&generator, "x");
-    let _ = short.as_object_mut().unwrap().remove("is_system");
-    let _ = refused(&generator.api.put(&path, &short), 422, "unprocessable");
+    short.as_object_mut().unwrap().remove("is_system");
+    generator
+        .api
+        .put(&path, &short)
+        .refused(422, "unprocessable");
     let unknown = "/generators/00000000-0000-0000-0000-000000000001";
-    let _ = refused(
-        &world.admin.put(unknown, &whole(&generator, "x")),
-        404,
-        "not_found",
-    );
-    let _ = refused(
-        &world.admin.put(unknown, &whole(&generator, "")),
-        404,
-        "not_found",
-    );
-    let _ = refused(&world.admin.get(unknown), 404, "generator_not_found");
+    world
+        .admin
+        .put(unknown, &whole(&generator, "x"))
+        .refused(404, "not_found");
+    world
+        .admin
+        .put(unknown, &whole(&generator, ""))
+        .refused(404, "not_found");
+    world.admin.get(unknown).refused(404, "generator_not_found");
 }
 
 #[test]
@@ -105,51 +103,52 @@ fn rotation_kills_the_old_pak_and_deletion_the_new_one() {
     let world = World::new();
     let generator = world.generator("g");
     let path = format!("/generators/{}", generator.id);
-    let _ = generator.api.get(&path).expect(200);
+    generator.api.get(&path).expect(200);
     let rotated = generator
         .api
         .call("POST", &format!("{path}/rotate-pak"), None)
         .expect(201)
         .json();
-    let _ = refused(&generator.api.get(&path), 401, "unauthorized");
+    generator.api.get(&path).refused(401, "unauthorized");
     let renewed = generator.api.with_pak(rotated["pak"].as_str().unwrap());
-    let _ = renewed.get(&path).expect(200);
-    let _ = world.admin.delete(&path).expect(204);
-    let _ = refused(&renewed.get(&path), 401, "unauthorized");
-    let _ = refused(&world.admin.delete(&path), 404, "generator_not_found");
+    renewed.get(&path).expect(200);
+    world.admin.remove(&path);
+    renewed.get(&path).refused(401, "unauthorized");
+    world
+        .admin
+        .delete(&path)
+        .refused(404, "generator_not_found");
     let rotate = format!("{path}/rotate-pak");
-    let _ = refused(
-        &world.admin.call("POST", &rotate, None),
-        404,
-        "generator_not_found",
-    );
+    world
+        .admin
+        .call("POST", &rotate, None)
+        .refused(404, "generator_not_found");
 }
 
 #[test]
 fn the_system_generator_cannot_be_deleted() {
     let world = World::new();
-    let system: String = world
-        .sql()
-        .query_one("SELECT id::text FROM generators WHERE is_system", &[])
-        .unwrap()
-        .get(0);
+    let system: String = world.sql_value("SELECT id::text FROM generators WHERE is_system");
     let path = format!("/generators/{system}");
-    let _ = refused(
-        &world.admin.delete(&path),
-        403,
-        "cannot_delete_system_generator",
-    );
+    world
+        .admin
+        .delete(&path)
+        .refused(403, "cannot_delete_system_generator");
     let rotated = world
         .admin
         .call("POST", &format!("{path}/rotate-pak"), None)
         .expect(201)
         .json();
     let itself = world.admin.with_pak(rotated["pak"].as_str().unwrap());
-    let _ = refused(&itself.get("/agents"), 403, "system_generator_not_a_tenant");
+    itself
+        .get("/agents")
+        .refused(403, "system_generator_not_a_tenant");
     let agents = format!("{path}/registered-agents");
-    let _ = refused(&itself.get(&agents), 403, "system_generator_not_a_tenant");
+    itself
+        .get(&agents)
+        .refused(403, "system_generator_not_a_tenant");
     let agent = world.agent("a");
-    let registered = world.admin.get(&agents).expect(200).json();
+    let registered = world.admin.get_json(&agents);
     assert_eq!(registered[0]["agent_id"], agent.id.as_str());
 }
 
@@ -164,29 +163,25 @@ fn deleting_a_generator_deletes_its_stacks_and_tells_their_agents() {
         world.target(&agent, stack);
     }
     assert_eq!(world.target_state(&agent, "").len(), 2);
-    let _ = generator
+    generator
         .api
-        .delete(&format!("/generators/{}", generator.id))
-        .expect(204);
-    let _ = refused(
-        &world.admin.get(&format!("/stacks/{}", stacks[0])),
-        404,
-        "stack_not_found",
-    );
+        .remove(&format!("/generators/{}", generator.id));
+    world
+        .admin
+        .get(&format!("/stacks/{}", stacks[0]))
+        .refused(404, "stack_not_found");
     let state = agent
         .api
-        .get(&format!("/agents/{}/target-state", agent.id))
-        .expect(200)
-        .json();
+        .get_json(&format!("/agents/{}/target-state", agent.id));
     let markers = state.as_array().unwrap();
     assert_eq!(markers.len(), 2, "{state}");
     for marker in markers {
         assert_eq!(marker["is_deletion_marker"], true);
-        let _ = world
+        world
             .report(&agent, marker["id"].as_str().unwrap(), "SUCCESS")
             .expect(201);
     }
-    assert_eq!(world.target_state(&agent, ""), Vec::<String>::new());
+    assert_eq!(world.target_state(&agent, ""), [""; 0]);
 }
 
 #[test]
@@ -196,66 +191,56 @@ fn registration_is_the_agents_own_or_the_admins() {
     let register = format!("/generators/{}/register", generator.id);
     let made = agent
         .api
-        .post(&register, &json!({ "agent_id": other.id }))
-        .expect(201)
-        .json();
+        .create(&register, &json!({ "agent_id": other.id }));
     assert_eq!(
         made["agent_id"],
         agent.id.as_str(),
         "an agent registers itself, whatever the body says"
     );
-    let _ = refused(
-        &agent.api.post(&register, &json!({})),
-        409,
-        "already_registered",
-    );
-    let _ = refused(
-        &world.admin.post(&register, &json!({})),
-        400,
-        "missing_agent_id",
-    );
-    let _ = refused(
-        &agent.api.call("POST", &register, None),
-        415,
-        "unsupported_media_type",
-    );
+    agent
+        .api
+        .post(&register, &json!({}))
+        .refused(409, "already_registered");
+    world
+        .admin
+        .post(&register, &json!({}))
+        .refused(400, "missing_agent_id");
+    agent
+        .api
+        .call("POST", &register, None)
+        .refused(415, "unsupported_media_type");
     let unknown = json!({ "agent_id": generator.id });
-    let details = refused(
-        &world.admin.post(&register, &unknown),
-        422,
-        "foreign_key_violation",
-    );
+    let details = world
+        .admin
+        .post(&register, &unknown)
+        .refused(422, "foreign_key_violation");
     assert_eq!(
         details["constraint"],
         "agent_generator_registrations_agent_id_fkey"
     );
     let nowhere = format!("/generators/{}/register", agent.id);
-    let _ = refused(
-        &agent.api.post(&nowhere, &json!({})),
-        404,
-        "generator_not_found",
-    );
-    let _ = world
+    agent
+        .api
+        .post(&nowhere, &json!({}))
+        .refused(404, "generator_not_found");
+    world
         .admin
-        .post(&register, &json!({ "agent_id": other.id }))
-        .expect(201);
-    let listed = generator.api.get("/agents").expect(200).json();
+        .create(&register, &json!({ "agent_id": other.id }));
+    let listed = generator.api.get_json("/agents");
     assert_eq!(
         ids(&listed),
         [agent.id.clone(), other.id.clone()],
         "in order of creation"
     );
     for _ in 0..2 {
-        let _ = agent
+        agent
             .api
             .call("DELETE", &register, Some(&json!({})))
             .expect(204);
     }
     let rows = generator
         .api
-        .get(&format!("/generators/{}/registered-agents", generator.id))
-        .expect(200)
-        .json();
+        .get_json(&format!("/generators/{}/registered-agents", generator.id));
     assert_eq!(rows.as_array().unwrap().len(), 1);
     assert_eq!(rows[0]["agent_id"], other.id.as_str());
 }

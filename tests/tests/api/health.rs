@@ -1,6 +1,6 @@
 //! The health of applied objects, as agents report it and the admin sees it.
 
-use brokkr_tests::api_fixture::{Party, Served, World, id, ids, refused};
+use brokkr_tests::api_fixture::{Party, Served, World, id, ids};
 use brokkr_tests::{Api, Response, response_schema};
 use serde_json::{Value, json};
 use std::thread;
@@ -28,9 +28,7 @@ fn of_object(served: &Served, object: &str) -> Value {
     let shown = served
         .world
         .admin
-        .get(&format!("/deployment-objects/{object}/health"))
-        .expect(200)
-        .json();
+        .get_json(&format!("/deployment-objects/{object}/health"));
     response_schema::check("DeploymentHealthResponse", &shown);
     shown
 }
@@ -47,9 +45,7 @@ fn of_stack(served: &Served, stack: &str) -> Value {
     let shown = served
         .world
         .admin
-        .get(&format!("/stacks/{stack}/health"))
-        .expect(200)
-        .json();
+        .get_json(&format!("/stacks/{stack}/health"));
     response_schema::check("StackHealthResponse", &shown);
     shown
 }
@@ -75,7 +71,7 @@ fn what_agents_say_is_shown_by_object_and_by_stack_and_the_worst_of_it_counts() 
     first["summary"] = summary;
     let answer = say(&served, &[first, says(&old, "unknown", NOON)]).expect(200);
     assert!(answer.body.is_empty(), "{}", answer.text());
-    let _ = report(
+    report(
         &second.api,
         &second,
         &[says(&new, "healthy", "2024-05-01T13:00:00Z")],
@@ -106,7 +102,7 @@ fn what_agents_say_is_shown_by_object_and_by_stack_and_the_worst_of_it_counts() 
         })
     );
 
-    let _ = report(
+    report(
         &second.api,
         &second,
         &[says(&new, "failing", "2024-05-01T14:00:00Z")],
@@ -142,12 +138,11 @@ fn of_what_nobody_knows_nothing_is_said() {
             (&json!("unknown"), &json!([]))
         );
     }
-    let _ = say(&served, &[says(&object, "healthy", NOON)]).expect(200);
-    let _ = served
+    say(&served, &[says(&object, "healthy", NOON)]).expect(200);
+    served
         .world
         .admin
-        .delete(&format!("/stacks/{}", served.stack))
-        .expect(204);
+        .remove(&format!("/stacks/{}", served.stack));
     assert_eq!(
         of_stack(&served, &served.stack)["deployment_objects"],
         json!([]),
@@ -160,22 +155,14 @@ fn a_batch_is_taken_whole_or_not_at_all() {
     let served = Served::new();
     let object = served.object("a: 1");
     let good = says(&object, "healthy", NOON);
-    let _ = say(&served, &[]).expect(200);
+    say(&served, &[]).expect(200);
     let with = |bad: Value| say(&served, &[good.clone(), bad]);
     for bad in ["Healthy", "", "ok", "healthy "] {
         let answer = with(says(&object, bad, NOON));
-        let _ = refused(&answer, 422, "invalid_health_record");
+        answer.refused(422, "invalid_health_record");
     }
-    let _ = refused(
-        &with(says(&object, "healthy", "-0001-01-01T00:00:00Z")),
-        422,
-        "invalid_health_record",
-    );
-    let details = refused(
-        &with(says(NOBODY, "healthy", NOON)),
-        422,
-        "foreign_key_violation",
-    );
+    with(says(&object, "healthy", "-0001-01-01T00:00:00Z")).refused(422, "invalid_health_record");
+    let details = with(says(NOBODY, "healthy", NOON)).refused(422, "foreign_key_violation");
     assert_eq!(
         details["constraint"],
         "deployment_health_deployment_object_id_fkey"
@@ -185,12 +172,12 @@ fn a_batch_is_taken_whole_or_not_at_all() {
         json!({ "id": object, "status": "healthy", "checked_at": "noon" }),
         json!({ "id": object, "status": "healthy", "checked_at": NOON, "summary": { "pods_ready": 1 } }),
     ] {
-        let _ = refused(&with(bad), 422, "unprocessable");
+        with(bad).refused(422, "unprocessable");
     }
     assert_eq!(said(&served, &object), None);
     let mut odd = good.clone();
     odd["summary"] = json!({ "pods_ready": 0, "pods_total": 0, "conditions": ["nul\0"] });
-    let _ = say(&served, &[odd]).expect(200);
+    say(&served, &[odd]).expect(200);
     assert_eq!(said(&served, &object).as_deref(), Some("healthy"));
 }
 
@@ -204,7 +191,7 @@ fn fault_15_health_is_believed_only_from_an_agent_that_serves_the_stack_or_did_w
     let foreign = id(&world.object(&elsewhere, "a: 1"));
     let batch = [says(&own, "healthy", NOON), says(&foreign, "failing", NOON)];
     for api in [&agent.api, &world.admin] {
-        let _ = refused(&report(api, agent, &batch), 403, "agent_not_associated");
+        report(api, agent, &batch).refused(403, "agent_not_associated");
     }
     assert_eq!((said(&served, &own), said(&served, &foreign)), (None, None));
     // A missing object is reported before an object of another agent.
@@ -212,57 +199,45 @@ fn fault_15_health_is_believed_only_from_an_agent_that_serves_the_stack_or_did_w
         says(&foreign, "failing", NOON),
         says(NOBODY, "failing", NOON),
     ];
-    let _ = refused(&say(&served, &unknown), 422, "foreign_key_violation");
+    say(&served, &unknown).refused(422, "foreign_key_violation");
 
     world.label_stack(&elsewhere, "env:prod");
     world.label_agent(agent, "env:prod");
-    let _ = say(&served, &batch).expect(200);
+    say(&served, &batch).expect(200);
     assert_eq!(said(&served, &foreign).as_deref(), Some("failing"));
-    let _ = report(&world.admin, agent, &[says(&foreign, "healthy", NOON)]).expect(200);
+    report(&world.admin, agent, &[says(&foreign, "healthy", NOON)]).expect(200);
 
     for stack in [&elsewhere, &served.stack] {
-        let _ = world.admin.delete(&format!("/stacks/{stack}")).expect(204);
+        world.admin.remove(&format!("/stacks/{stack}"));
     }
-    let _ = world
+    world
         .admin
-        .delete(&format!("/agents/{}/labels/env%3Aprod", agent.id))
-        .expect(204);
-    let _ = say(&served, &batch).expect(200);
+        .remove(&format!("/agents/{}/labels/env%3Aprod", agent.id));
+    say(&served, &batch).expect(200);
     let late = world.agent("late");
-    let _ = refused(
-        &report(&late.api, &late, &batch),
-        403,
-        "agent_not_associated",
-    );
-    let _ = refused(
-        &report(
-            &world.admin,
-            &Party {
-                id: NOBODY.to_owned(),
-                ..late
-            },
-            &batch,
-        ),
-        403,
-        "agent_not_associated",
-    );
+    report(&late.api, &late, &batch).refused(403, "agent_not_associated");
+    report(
+        &world.admin,
+        &Party {
+            id: NOBODY.to_owned(),
+            ..late
+        },
+        &batch,
+    )
+    .refused(403, "agent_not_associated");
 }
 
 #[test]
 fn who_no_longer_serves_a_stack_is_no_longer_believed() {
     let served = Served::new();
     let object = served.object("a: 1");
-    let _ = say(&served, &[says(&object, "healthy", NOON)]).expect(200);
-    let _ = served
-        .world
-        .admin
-        .delete(&format!(
-            "/agents/{}/targets/{}",
-            served.agent.id, served.stack
-        ))
-        .expect(204);
+    say(&served, &[says(&object, "healthy", NOON)]).expect(200);
+    served.world.admin.remove(&format!(
+        "/agents/{}/targets/{}",
+        served.agent.id, served.stack
+    ));
     let answer = say(&served, &[says(&object, "failing", "2024-05-01T13:00:00Z")]);
-    let _ = refused(&answer, 403, "agent_not_associated");
+    answer.refused(403, "agent_not_associated");
     assert_eq!(said(&served, &object).as_deref(), Some("healthy"));
 }
 
@@ -270,7 +245,7 @@ fn who_no_longer_serves_a_stack_is_no_longer_believed() {
 fn an_object_twice_in_one_batch_counts_as_if_said_one_after_the_other() {
     let served = Served::new();
     let object = served.object("a: 1");
-    let _ = say(
+    say(
         &served,
         &[
             says(&object, "failing", NOON),
@@ -283,7 +258,7 @@ fn an_object_twice_in_one_batch_counts_as_if_said_one_after_the_other() {
         Some("healthy"),
         "the last"
     );
-    let _ = say(
+    say(
         &served,
         &[
             says(&object, "degraded", "2024-05-01T14:00:00Z"),
@@ -305,7 +280,7 @@ fn a_report_that_was_overtaken_changes_nothing_unless_what_is_known_claims_to_be
     let served = Served::new();
     let object = served.object("a: 1");
     let say = |status: &str, checked_at: &str| {
-        let _ = say(&served, &[says(&object, status, checked_at)]).expect(200);
+        say(&served, &[says(&object, status, checked_at)]).expect(200);
         said(&served, &object).unwrap()
     };
     assert_eq!(say("healthy", NOON), "healthy");
@@ -327,7 +302,7 @@ fn a_report_that_was_overtaken_changes_nothing_unless_what_is_known_claims_to_be
 fn reports_of_one_agent_that_come_together_do_not_stop_each_other() {
     let served = Served::new();
     let objects: Vec<String> = (0..20).map(|n| served.object(&format!("a: {n}"))).collect();
-    let _ = say(
+    say(
         &served,
         &objects
             .iter()
@@ -344,7 +319,7 @@ fn reports_of_one_agent_that_come_together_do_not_stop_each_other() {
             scope.spawn(move || {
                 for _ in 0..25 {
                     let batch: Vec<_> = batch.iter().map(|o| says(o, "healthy", NOON)).collect();
-                    let _ = say(served, &batch).expect(200);
+                    say(served, &batch).expect(200);
                 }
             });
         }
@@ -358,7 +333,7 @@ fn a_report_that_says_what_was_known_updates_its_row_in_place() {
     let object = served.object("a: 1");
     for second in 0..50 {
         let at = format!("2024-05-01T12:00:{second:02}Z");
-        let _ = say(&served, &[says(&object, "failing", &at)]).expect(200);
+        say(&served, &[says(&object, "failing", &at)]).expect(200);
     }
     let _ = served.world.broker.stop();
     let (updates, in_place) = brokkr_tests::until(

@@ -1,6 +1,6 @@
 //! Hostile templates and schemas are refused or ended in time, and the broker goes on.
 
-use brokkr_tests::api_fixture::{World, id, refused};
+use brokkr_tests::api_fixture::{World, id};
 use brokkr_tests::http::get;
 use brokkr_tests::{Api, Response, until};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ fn instantiate(api: &Api, stack: &str, template: &str, parameters: &Value) -> Re
 #[track_caller]
 fn in_time(answer: &Response, code: &str) -> Value {
     assert!(answer.took < DEADLINE, "{:?}", answer.took);
-    refused(answer, 400, code)
+    answer.refused(400, code)
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_hostile_text_is_refused_when_it_is_made() {
     }
     let log = world.broker.log();
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
-    let _ = create(&generator.api, "a: 1", &json!({})).expect(201);
+    create(&generator.api, "a: 1", &json!({})).expect(201);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn hostile_parameters_are_refused() {
                 .is_some_and(|list| !list.is_empty())
         );
     }
-    let _ = instantiate(&generator.api, &stack, &made, &nested(5)).expect(201);
+    instantiate(&generator.api, &stack, &made, &nested(5)).expect(201);
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn the_audit_log_health_and_diagnostics_are_looked_up_by_index_among_a_hundred_t
     let api = Api::new(broker.addr(), pak);
     let get = |path: String| {
         for _ in 0..OFTEN {
-            let _ = api.get(&path).expect(200);
+            api.get(&path).expect(200);
         }
     };
     for query in [
@@ -91,25 +91,21 @@ fn the_audit_log_health_and_diagnostics_are_looked_up_by_index_among_a_hundred_t
         let batch: Vec<_> = (0..20)
             .map(|n| json!({ "id": id(&format!("o{}", 1 + n)), "status": "degraded", "checked_at": "2999-01-01T00:00:00Z" }))
             .collect();
-        let _ = api
-            .call(
-                "PATCH",
-                &format!("/agents/{agent}/health-status"),
-                Some(&json!({ "deployment_objects": batch })),
-            )
-            .expect(200);
-        let asked = api
-            .post(
-                &format!("/deployment-objects/{object}/diagnostics"),
-                &json!({ "agent_id": agent }),
-            )
-            .expect(201)
-            .json();
+        api.call(
+            "PATCH",
+            &format!("/agents/{agent}/health-status"),
+            Some(&json!({ "deployment_objects": batch })),
+        )
+        .expect(200);
+        let asked = api.create(
+            &format!("/deployment-objects/{object}/diagnostics"),
+            &json!({ "agent_id": agent }),
+        );
         let path = format!("/diagnostics/{}", asked["id"].as_str().unwrap());
-        let _ = api.get(&path).expect(200);
-        let _ = api.call("POST", &format!("{path}/claim"), None).expect(200);
+        api.get(&path).expect(200);
+        api.call("POST", &format!("{path}/claim"), None).expect(200);
     }
-    let _ = api.call("POST", "/admin/config/reload", None).expect(200);
+    api.call("POST", "/admin/config/reload", None).expect(200);
     until(Duration::from_secs(30), "a sweep", || {
         let ask = format!(
             "SELECT count(*) FROM {}.diagnostic_requests WHERE created_at < now() - interval '27.5 hours' AND status = 'completed'",

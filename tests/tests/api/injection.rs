@@ -1,6 +1,6 @@
 //! Hostile text from a caller or an operator is an error or is stored as it is, and is never executed.
 
-use brokkr_tests::api_fixture::{World, event, id, refused, server};
+use brokkr_tests::api_fixture::{World, event, id, server};
 use brokkr_tests::http::request;
 use brokkr_tests::{Broker, until};
 use serde_json::{Value, json};
@@ -63,14 +63,13 @@ fn hostile_names_are_stored_as_they_are() {
             .admin
             .post("/agents", &json!({ "name": text, "cluster_name": text }));
         if text.contains('\0') {
-            let _ = refused(&agent, 422, "invalid_value");
-            let _ = refused(
-                &world.admin.post("/generators", &json!({ "name": text })),
-                422,
-                "invalid_value",
-            );
+            agent.refused(422, "invalid_value");
+            world
+                .admin
+                .post("/generators", &json!({ "name": text }))
+                .refused(422, "invalid_value");
             let search = format!("/agents/?name={}&cluster_name=x", encoded(text));
-            let _ = refused(&world.admin.get(&search), 422, "invalid_value");
+            world.admin.get(&search).refused(422, "invalid_value");
             continue;
         }
         let agent = agent.expect(201).json()["agent"].clone();
@@ -81,15 +80,11 @@ fn hostile_names_are_stored_as_they_are() {
         let query = encoded(text);
         let found = world
             .admin
-            .get(&format!("/agents/?name={query}&cluster_name={query}"))
-            .expect(200)
-            .json();
+            .get_json(&format!("/agents/?name={query}&cluster_name={query}"));
         assert_eq!(found["id"], agent["id"]);
         let made = world
             .admin
-            .post("/generators", &json!({ "name": text, "description": text }))
-            .expect(201)
-            .json();
+            .create("/generators", &json!({ "name": text, "description": text }));
         assert_eq!(
             (
                 &made["generator"]["name"],
@@ -98,7 +93,7 @@ fn hostile_names_are_stored_as_they_are() {
             (&json!(text), &json!(text))
         );
         let stack = json!({ "name": text, "generator_id": generator.id, "description": text });
-        let stack = generator.api.post("/stacks", &stack).expect(201).json();
+        let stack = generator.api.create("/stacks", &stack);
         assert_eq!(
             (&stack["name"], &stack["description"]),
             (&json!(text), &json!(text))
@@ -135,7 +130,7 @@ fn hostile_labels_and_annotations_are_refused_or_stored_and_found_again() {
             let answer = world.admin.post(&path, &body);
             match answer.status {
                 201 => {
-                    let listed = world.admin.get(&path).expect(200).json();
+                    let listed = world.admin.get_json(&path);
                     let same = |item: &Value| {
                         item["label"] == *text || item["key"] == *text && item["value"] == *text
                     };
@@ -143,14 +138,11 @@ fn hostile_labels_and_annotations_are_refused_or_stored_and_found_again() {
                         listed.as_array().unwrap().iter().any(same),
                         "{text:?} in {listed}"
                     );
-                    let _ = world
-                        .admin
-                        .delete(&format!("{path}/{}", encoded(text)))
-                        .expect(204);
+                    world.admin.remove(&format!("{path}/{}", encoded(text)));
                     stored += 1;
                 }
-                400 => drop(refused(&answer, 400, "invalid_label")),
-                _ => drop(refused(&answer, 422, "invalid_value")),
+                400 => drop(answer.refused(400, "invalid_label")),
+                _ => drop(answer.refused(422, "invalid_value")),
             }
         }
     }
@@ -187,24 +179,20 @@ fn a_mebibyte_where_a_name_belongs_is_refused_and_where_text_belongs_is_stored()
             json!({ "agent_id": agent.id, "key": "k", "value": long }),
         ),
     ] {
-        let _ = refused(&world.admin.post(&path, &body), 422, "invalid_value");
+        world.admin.post(&path, &body).refused(422, "invalid_value");
     }
-    let _ = refused(
-        &world
-            .admin
-            .post(&format!("/stacks/{stack}/labels"), &json!(long)),
-        400,
-        "invalid_label",
-    );
+    world
+        .admin
+        .post(&format!("/stacks/{stack}/labels"), &json!(long))
+        .refused(400, "invalid_label");
     let status = json!({ "status": long });
-    let _ = refused(
-        &agent.api.put(&format!("/agents/{}", agent.id), &status),
-        422,
-        "invalid_value",
-    );
+    agent
+        .api
+        .put(&format!("/agents/{}", agent.id), &status)
+        .refused(422, "invalid_value");
 
     let described = json!({ "name": "long", "generator_id": generator.id, "description": long });
-    let described = generator.api.post("/stacks", &described).expect(201).json();
+    let described = generator.api.create("/stacks", &described);
     assert_eq!(described["description"], long.as_str());
     let yaml = format!("text: '{}'\n", long.replace('\'', "''"));
     let object = world.object(&stack, &yaml);
@@ -213,9 +201,7 @@ fn a_mebibyte_where_a_name_belongs_is_refused_and_where_text_belongs_is_stored()
     report["message"] = json!(long);
     let event = agent
         .api
-        .post(&format!("/agents/{}/events", agent.id), &report)
-        .expect(201)
-        .json();
+        .create(&format!("/agents/{}/events", agent.id), &report);
     assert_eq!(event["message"], long.as_str());
 }
 
@@ -234,18 +220,12 @@ fn a_hostile_pak_is_no_pak_and_is_not_executed_either() {
             ("User-Agent", text),
         ];
         let answer = request(&world.admin.addr, "GET", "/api/v1/agents", &headers, None).unwrap();
-        let _ = refused(&answer, 401, "unauthorized");
+        answer.refused(401, "unauthorized");
     }
-    let ip: String = world
-        .sql()
-        .query_one(
-            "SELECT ip_address FROM audit_log WHERE action = 'auth.failed' LIMIT 1",
-            &[],
-        )
-        .unwrap()
-        .get(0);
+    let ip: String =
+        world.sql_value("SELECT ip_address FROM audit_log WHERE action = 'auth.failed' LIMIT 1");
     assert_eq!(ip, "'; DROP TABLE audit_log; --");
-    let _ = world.admin.get("/agents").expect(200);
+    world.admin.get("/agents").expect(200);
 }
 
 #[test]

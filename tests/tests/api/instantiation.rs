@@ -1,6 +1,6 @@
 //! Objects made from templates, as a client sees them.
 
-use brokkr_tests::api_fixture::{Party, World, id, ids, refused};
+use brokkr_tests::api_fixture::{Party, World, id, ids};
 use brokkr_tests::{Api, Response};
 use serde_json::{Value, json};
 
@@ -9,9 +9,7 @@ fn template(name: &str, content: &str, schema: &Value) -> Value {
 }
 
 fn create(api: &Api, name: &str, content: &str) -> Value {
-    api.post("/templates", &template(name, content, &json!({})))
-        .expect(201)
-        .json()
+    api.create("/templates", &template(name, content, &json!({})))
 }
 
 fn instantiate(api: &Api, stack: &str, template: &str, parameters: &Value) -> Response {
@@ -52,15 +50,10 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     scene.world.note_events();
     let schema =
         json!({ "type": "object", "properties": { "n": { "default": 1 } }, "required": ["name"] });
-    let made = scene
-        .generator
-        .api
-        .post(
-            "/templates",
-            &template("web", "name: {{ name }}\nhtml: \"{{ html }}\"\n", &schema),
-        )
-        .expect(201)
-        .json();
+    let made = scene.generator.api.create(
+        "/templates",
+        &template("web", "name: {{ name }}\nhtml: \"{{ html }}\"\n", &schema),
+    );
     let parameters = json!({ "name": "é", "html": "<&>" });
     let object = scene.made(&made, &parameters).expect(201).json();
     assert_eq!(object["yaml_content"], "name: é\nhtml: \"<&>\"\n");
@@ -68,9 +61,7 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     let read = scene
         .generator
         .api
-        .get(&format!("/deployment-objects/{}", id(&object)))
-        .expect(200)
-        .json();
+        .get_json(&format!("/deployment-objects/{}", id(&object)));
     assert_eq!(read, object);
     let row = sql
         .query_one(
@@ -92,9 +83,11 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
         scene.made(&next, &json!([1])).expect(201).json()["yaml_content"],
         "b: 2"
     );
-    let _ = scene.made(&made, &parameters).expect(201);
-    let _ = scene.generator.api.delete(&path).expect(204);
-    let _ = refused(&scene.made(&made, &parameters), 404, "template_not_found");
+    scene.made(&made, &parameters).expect(201);
+    scene.generator.api.remove(&path);
+    scene
+        .made(&made, &parameters)
+        .refused(404, "template_not_found");
 }
 
 #[test]
@@ -103,54 +96,34 @@ fn what_can_be_wrong_with_an_instantiation_is_told_in_its_order() {
     let api = &scene.generator.api;
     let schema = json!({ "type": "object", "properties": { "n": { "type": "integer" } }, "required": ["a"] });
     let body = template("web", "{{ out }}", &schema);
-    let made = api.post("/templates", &body).expect(201).json();
+    let made = api.create("/templates", &body);
     let path = format!("/templates/{}", id(&made));
-    let _ = api
-        .post(&format!("{path}/labels"), &json!("env:prod"))
-        .expect(201);
-    let _ = api
-        .post(&format!("{path}/labels"), &json!("tier:web"))
-        .expect(201);
+    api.create(&format!("{path}/labels"), &json!("env:prod"));
+    api.create(&format!("{path}/labels"), &json!("tier:web"));
     let pair = json!({ "key": "k", "value": "v" });
-    let _ = api.post(&format!("{path}/annotations"), &pair).expect(201);
+    api.create(&format!("{path}/annotations"), &pair);
     let nobody = "00000000-0000-0000-0000-000000000001";
-    let _ = refused(
-        &instantiate(api, nobody, nobody, &json!({})),
-        404,
-        "stack_not_found",
-    );
-    let _ = refused(
-        &instantiate(api, &scene.stack, nobody, &json!({})),
-        404,
-        "template_not_found",
-    );
+    instantiate(api, nobody, nobody, &json!({})).refused(404, "stack_not_found");
+    instantiate(api, &scene.stack, nobody, &json!({})).refused(404, "template_not_found");
     let stack = format!("/stacks/{}", scene.stack);
     scene.world.label_stack(&scene.stack, "tier:web");
     // A matching key with another value is not enough.
     let other = json!({ "stack_id": scene.stack, "key": "k", "value": "w" });
-    let _ = api
-        .post(&format!("{stack}/annotations"), &other)
-        .expect(201);
-    let details = refused(
-        &scene.made(&made, &json!({})),
-        422,
-        "template_stack_mismatch",
-    );
+    api.create(&format!("{stack}/annotations"), &other);
+    let details = scene
+        .made(&made, &json!({}))
+        .refused(422, "template_stack_mismatch");
     assert_eq!(
         details,
         json!({ "missing_labels": ["env:prod"], "missing_annotations": [["k", "v"]] })
     );
     scene.world.label_stack(&scene.stack, "env:prod");
-    let _ = api.delete(&format!("{stack}/annotations/k")).expect(204);
+    api.remove(&format!("{stack}/annotations/k"));
     let right = json!({ "stack_id": scene.stack, "key": "k", "value": "v" });
-    let _ = api
-        .post(&format!("{stack}/annotations"), &right)
-        .expect(201);
-    let details = refused(
-        &scene.made(&made, &json!({ "n": "x" })),
-        400,
-        "invalid_parameters",
-    );
+    api.create(&format!("{stack}/annotations"), &right);
+    let details = scene
+        .made(&made, &json!({ "n": "x" }))
+        .refused(400, "invalid_parameters");
     assert_eq!(
         details["validation_errors"],
         json!([
@@ -158,35 +131,25 @@ fn what_can_be_wrong_with_an_instantiation_is_told_in_its_order() {
             "\"a\" is a required property"
         ])
     );
-    let _ = refused(
-        &scene.made(&made, &json!({ "a": 1 })),
-        400,
-        "template_render_failed",
-    );
+    scene
+        .made(&made, &json!({ "a": 1 }))
+        .refused(400, "template_render_failed");
     let blank = json!({ "a": 1, "out": " \n" });
-    let _ = refused(&scene.made(&made, &blank), 400, "invalid_deployment_object");
-    let _ = scene
+    scene
+        .made(&made, &blank)
+        .refused(400, "invalid_deployment_object");
+    scene
         .made(&made, &json!({ "a": 1, "out": "b: 2" }))
         .expect(201);
     let post = format!("{stack}/deployment-objects/from-template");
-    let _ = refused(
-        &api.post(&post, &json!({ "template_id": id(&made) })),
-        422,
-        "unprocessable",
-    );
-    let _ = refused(
-        &api.post("/stacks/x/deployment-objects/from-template", &json!({})),
-        400,
-        "bad_request",
-    );
+    api.post(&post, &json!({ "template_id": id(&made) }))
+        .refused(422, "unprocessable");
+    api.post("/stacks/x/deployment-objects/from-template", &json!({}))
+        .refused(400, "bad_request");
     let huge = json!({ "template_id": id(&made), "parameters": { "a": "x".repeat(3 << 20) } });
-    let _ = refused(&api.post(&post, &huge), 413, "payload_too_large");
+    api.post(&post, &huge).refused(413, "payload_too_large");
     assert_eq!(
-        ids(&api
-            .get(&format!("{stack}/deployment-objects"))
-            .expect(200)
-            .json())
-        .len(),
+        ids(&api.get_json(&format!("{stack}/deployment-objects"))).len(),
         1
     );
 }
@@ -200,13 +163,15 @@ fn fault_32_object_and_provenance_are_written_together_or_not_at_all() {
         "ALTER TABLE rendered_objects ADD CONSTRAINT refused_by_a_test CHECK (parameters <> '{}')",
     )
     .unwrap();
-    let _ = refused(&scene.made(&made, &json!({})), 422, "check_violation");
+    scene
+        .made(&made, &json!({}))
+        .refused(422, "check_violation");
     let left: i64 = sql
         .query_one("SELECT count(*) FROM deployment_objects", &[])
         .unwrap()
         .get(0);
     assert_eq!(left, 0);
-    let _ = scene.made(&made, &json!({ "a": 1 })).expect(201);
+    scene.made(&made, &json!({ "a": 1 })).expect(201);
 }
 
 #[test]
@@ -215,7 +180,7 @@ fn fault_40_what_is_rendered_must_be_an_object_like_any_other() {
     let made = create(&scene.generator.api, "web", "{{ out }}");
     for bad in ["a: [", "# words alone", "---\n---\n", "a: \u{0}"] {
         let answer = scene.made(&made, &json!({ "out": bad }));
-        let _ = refused(&answer, 400, "invalid_deployment_object");
+        answer.refused(400, "invalid_deployment_object");
     }
     // A rendered object is stored like a direct object: in the stack's order, and in the agents' target state.
     let agent = scene.world.agent("a");

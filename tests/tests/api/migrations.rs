@@ -155,13 +155,13 @@ fn every_earlier_version_is_brought_up_to_date_with_its_data_in_place() {
 
 /// Checks that old and new rows can be read through every reading operation.
 fn works(world: World) {
-    let listed = world.admin.get("/generators").expect(200).json();
+    let listed = world.admin.get_json("/generators");
     assert!(listed.as_array().unwrap().len() as i64 > ROWS);
     let fixture = Fixture::new(&world);
     for (operation, _, _, answers) in matrix::rows() {
         let (method, path) = operation.split_once(' ').unwrap();
         if method == "GET" && answers[0] == "200" {
-            let _ = world.admin.get(&fixture.fill(path)).expect(200);
+            world.admin.get(&fixture.fill(path)).expect(200);
         }
     }
     assert!(world.broker.stop().success());
@@ -180,14 +180,14 @@ fn a_schema_with_additive_migrations_of_a_newer_broker_is_served() {
         )
         .unwrap();
     // The running broker goes on, because its statements name their columns.
-    let _ = world.admin.get("/agents").expect(200);
+    world.admin.get("/agents").expect(200);
     let older = Broker::on(server()).schema(&world.schema).start();
     let api = world.admin.clone();
     let api = Api::new(older.addr(), api.pak);
-    let _ = api.get(&format!("/agents/{}", agent.id)).expect(200);
-    let _ = api.get("/agents").expect(200);
+    api.get(&format!("/agents/{}", agent.id)).expect(200);
+    api.get("/agents").expect(200);
     let made = serde_json::json!({ "name": "another", "cluster_name": "c" });
-    let _ = api.post("/agents", &made).expect(201);
+    api.create("/agents", &made);
     assert!(older.stop().success());
 }
 
@@ -234,10 +234,7 @@ fn a_schema_that_needs_a_newer_broker_says_so_and_nothing_is_touched() {
 fn a_migration_that_was_changed_after_its_release_is_noticed() {
     let world = World::new();
     let _ = world.broker.stop();
-    world
-        .sql()
-        .batch_execute("UPDATE refinery_schema_history SET checksum = '4711' WHERE version = 1")
-        .unwrap();
+    world.sql_execute("UPDATE refinery_schema_history SET checksum = '4711' WHERE version = 1");
     let broker = Broker::on(server()).schema(&world.schema).spawn();
     let status = until(Duration::from_secs(20), "the broker to refuse", || {
         broker.ended()

@@ -1,6 +1,6 @@
 //! Deployment objects, as a client sees them: their storage and their order.
 
-use brokkr_tests::api_fixture::{Served, id, ids, refused};
+use brokkr_tests::api_fixture::{Served, id, ids};
 use brokkr_tests::http::request;
 use serde_json::json;
 use std::thread;
@@ -15,9 +15,7 @@ fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
     let json = served
         .generator
         .api
-        .post(&path, &json!({ "yaml_content": yaml }))
-        .expect(201)
-        .json();
+        .create(&path, &json!({ "yaml_content": yaml }));
     let mut made = vec![json];
     for kind in [
         "application/yaml",
@@ -36,7 +34,7 @@ fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
         assert_eq!(object["yaml_checksum"], checksum);
         assert_eq!(object["is_deletion_marker"], false);
     }
-    let listed = served.generator.api.get(&path).expect(200).json();
+    let listed = served.generator.api.get_json(&path);
     let mut newest_first: Vec<String> = made.iter().map(id).collect();
     newest_first.reverse();
     assert_eq!(ids(&listed), newest_first);
@@ -77,9 +75,9 @@ fn whatever_is_wrong_with_an_object_is_one_code() {
         ("application/yaml", b"\xff\xfe"),
         ("application/yaml", b""),
     ] {
-        let _ = refused(&post(kind, body), 400, "invalid_deployment_object");
+        post(kind, body).refused(400, "invalid_deployment_object");
     }
-    let _ = post("text/plain", br#"{"yaml_content":"just a scalar"}"#).expect(201);
+    post("text/plain", br#"{"yaml_content":"just a scalar"}"#).expect(201);
     for read_by_agents in [
         "a: [\n  b\n]\nc: {\n}\n",
         "a:\tb\n",
@@ -98,16 +96,13 @@ fn whatever_is_wrong_with_an_object_is_one_code() {
         .api
         .try_bytes("POST", &strange, "application/yaml", Some(b"a: 1"))
         .unwrap();
-    let _ = refused(&answer, 400, "bad_request");
+    answer.refused(400, "bad_request");
     let nowhere = format!("/stacks/{}/deployment-objects", served.agent.id);
-    let _ = refused(
-        &served
-            .generator
-            .api
-            .post(&nowhere, &json!({ "yaml_content": "a: 1" })),
-        404,
-        "stack_not_found",
-    );
+    served
+        .generator
+        .api
+        .post(&nowhere, &json!({ "yaml_content": "a: 1" }))
+        .refused(404, "stack_not_found");
 }
 
 #[test]
@@ -116,7 +111,7 @@ fn a_marker_may_be_empty_and_is_told_by_query_or_body() {
     let path = format!("/stacks/{}/deployment-objects", served.stack);
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let body = json!({ "yaml_content": "", "is_deletion_marker": true });
-    let by_body = served.generator.api.post(&path, &body).expect(201).json();
+    let by_body = served.generator.api.create(&path, &body);
     let query = format!("{path}?deletion_marker=true");
     let by_query = served
         .generator
@@ -134,9 +129,7 @@ fn a_marker_may_be_empty_and_is_told_by_query_or_body() {
     let ignored = served
         .generator
         .api
-        .post(&query, &json!({ "yaml_content": "a: 1" }))
-        .expect(201)
-        .json();
+        .create(&query, &json!({ "yaml_content": "a: 1" }));
     assert_eq!(
         ignored["is_deletion_marker"], false,
         "the query counts for raw YAML only"
@@ -228,9 +221,7 @@ fn sixteen_writers_on_one_stack_never_make_its_highest_number_go_back() {
                     (0..10)
                         .map(|k| {
                             let body = json!({ "yaml_content": format!("n: {n}\nk: {k}") });
-                            api.post(path, &body).expect(201).json()["sequence_id"]
-                                .as_i64()
-                                .unwrap()
+                            api.create(path, &body)["sequence_id"].as_i64().unwrap()
                         })
                         .collect::<Vec<i64>>()
                 })
@@ -246,13 +237,11 @@ fn sixteen_writers_on_one_stack_never_make_its_highest_number_go_back() {
     assert!(seen.is_sorted(), "{seen:?}");
     let distinct: std::collections::BTreeSet<i64> = made.iter().copied().collect();
     assert_eq!((made.len(), distinct.len()), (160, 160), "no number twice");
-    let newest = served.world.admin.get(&path).expect(200).json();
+    let newest = served.world.admin.get_json(&path);
     assert_eq!(newest[0]["sequence_id"].as_i64(), distinct.last().copied());
     let state = served
         .agent
         .api
-        .get(&format!("/agents/{}/target-state", served.agent.id))
-        .expect(200)
-        .json();
+        .get_json(&format!("/agents/{}/target-state", served.agent.id));
     assert_eq!(state[0]["sequence_id"].as_i64(), distinct.last().copied());
 }

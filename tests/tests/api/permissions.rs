@@ -4,7 +4,7 @@ mod errors;
 pub(crate) mod fixture;
 pub(crate) mod matrix;
 
-use brokkr_tests::api_fixture::{World, refused};
+use brokkr_tests::api_fixture::World;
 use brokkr_tests::response_schema;
 use fixture::{Fixture, PRINCIPALS};
 use serde_json::Value;
@@ -31,7 +31,7 @@ fn every_operation_answers_every_principal_as_the_matrix_says() {
                     response_schema::check(shape, &answer.json());
                 }
             } else {
-                let _ = refused(&answer, answer.status, code);
+                answer.refused(answer.status, code);
             }
             if code.is_empty() && method != "GET" && *operation != "POST /auth/pak" {
                 fixture = Fixture::new(&world);
@@ -100,7 +100,7 @@ fn an_unknown_path_is_not_found_whoever_asks() {
     let world = World::new();
     for path in ["/stacks/", "/nothing", "/agents/x/y/z"] {
         for api in [&world.admin, &world.nobody()] {
-            let _ = refused(&api.get(path), 404, "not_found");
+            api.get(path).refused(404, "not_found");
         }
     }
 }
@@ -108,13 +108,12 @@ fn an_unknown_path_is_not_found_whoever_asks() {
 #[test]
 fn a_wrong_method_is_told_only_to_who_may_ask() {
     let world = World::new();
-    let _ = refused(
-        &world.nobody().call("PATCH", "/agents", None),
-        401,
-        "unauthorized",
-    );
+    world
+        .nobody()
+        .call("PATCH", "/agents", None)
+        .refused(401, "unauthorized");
     let answer = world.admin.call("PATCH", "/agents", None);
-    let _ = refused(&answer, 405, "method_not_allowed");
+    answer.refused(405, "method_not_allowed");
     let allowed = answer.header("allow").unwrap_or_default();
     assert!(
         allowed.contains("GET") && allowed.contains("POST"),

@@ -102,14 +102,8 @@ fn a_stack_created_while_its_generator_is_deleted_does_not_outlive_it() {
         assert!([201, 422].contains(&created.status), "{}", created.text());
         let live = world
             .admin
-            .get(&format!("/stacks?pak_id={}", generator.id))
-            .expect(200)
-            .json();
-        assert_eq!(
-            ids(&live),
-            Vec::<String>::new(),
-            "a live stack of a deleted generator"
-        );
+            .get_json(&format!("/stacks?pak_id={}", generator.id));
+        assert_eq!(ids(&live), [""; 0], "a live stack of a deleted generator");
     }
 }
 

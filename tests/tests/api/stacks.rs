@@ -1,6 +1,6 @@
 //! Stacks, as a client sees them.
 
-use brokkr_tests::api_fixture::{Party, World, id, ids, refused};
+use brokkr_tests::api_fixture::{Party, World, id, ids};
 use serde_json::{Value, json};
 use std::thread;
 
@@ -20,22 +20,18 @@ fn a_name_belongs_to_one_live_stack_of_the_whole_tenant() {
     };
     let made = create(&one, "web").expect(201).json();
     assert_eq!(made["description"], "d");
-    let details = refused(&create(&two, "web"), 409, "unique_violation");
+    let details = create(&two, "web").refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_stack_name");
-    let _ = one
-        .api
-        .delete(&format!("/stacks/{}", id(&made)))
-        .expect(204);
-    let _ = create(&two, "web").expect(201);
-    let _ = refused(&create(&one, " "), 400, "invalid_stack");
-    let _ = refused(&create(&one, &"x".repeat(256)), 422, "invalid_value");
-    let _ = refused(&create(&one, "a\u{0}b"), 422, "invalid_value");
+    one.api.remove(&format!("/stacks/{}", id(&made)));
+    create(&two, "web").expect(201);
+    create(&one, " ").refused(400, "invalid_stack");
+    create(&one, &"x".repeat(256)).refused(422, "invalid_value");
+    create(&one, "a\u{0}b").refused(422, "invalid_value");
     let unknown = json!({ "name": "x", "generator_id": "00000000-0000-0000-0000-000000000001" });
-    let details = refused(
-        &world.admin.post("/stacks", &unknown),
-        422,
-        "foreign_key_violation",
-    );
+    let details = world
+        .admin
+        .post("/stacks", &unknown)
+        .refused(422, "foreign_key_violation");
     assert_eq!(details["constraint"], "stacks_generator_id_fkey");
 }
 
@@ -44,9 +40,8 @@ fn a_generator_sees_its_own_stacks_and_the_admin_may_filter() {
     let world = World::new();
     let (one, two) = (world.generator("one"), world.generator("two"));
     let (a, b, c) = (world.stack(&one), world.stack(&two), world.stack(&one));
-    let list = |api: &brokkr_tests::Api, query: &str| {
-        ids(&api.get(&format!("/stacks{query}")).expect(200).json())
-    };
+    let list =
+        |api: &brokkr_tests::Api, query: &str| ids(&api.get_json(&format!("/stacks{query}")));
     assert_eq!(list(&one.api, ""), [a.clone(), c.clone()]);
     assert_eq!(
         list(&one.api, &format!("?pak_id={}", two.id)),
@@ -57,9 +52,9 @@ fn a_generator_sees_its_own_stacks_and_the_admin_may_filter() {
     assert_eq!(list(&world.admin, &format!("?pak_id={}", two.id)), [b]);
     assert_eq!(
         list(&world.admin, "?pak_id=00000000-0000-0000-0000-000000000001"),
-        Vec::<String>::new()
+        [""; 0]
     );
-    let _ = refused(&one.api.get("/stacks?pak_id=x"), 400, "bad_request");
+    one.api.get("/stacks?pak_id=x").refused(400, "bad_request");
 }
 
 #[test]
@@ -68,7 +63,7 @@ fn a_put_honours_name_and_description_and_never_moves_a_stack() {
     let (one, two) = (world.generator("one"), world.generator("two"));
     let stack = world.stack(&one);
     let path = format!("/stacks/{stack}");
-    let before = one.api.get(&path).expect(200).json();
+    let before = one.api.get_json(&path);
     let mut body = whole(&before);
     body["name"] = json!("renamed");
     body["description"] = json!("words");
@@ -88,18 +83,17 @@ fn a_put_honours_name_and_description_and_never_moves_a_stack() {
     assert_eq!(kept["description"], "words");
     body["generator_id"] = json!(two.id);
     for api in [&one.api, &world.admin] {
-        let _ = refused(&api.put(&path, &body), 403, "stack_generator_mismatch");
+        api.put(&path, &body)
+            .refused(403, "stack_generator_mismatch");
     }
-    let _ = refused(&two.api.get(&path), 403, "stack_not_owned");
+    two.api.get(&path).refused(403, "stack_not_owned");
     body["id"] = json!(one.id);
-    let _ = refused(&one.api.put(&path, &body), 400, "stack_id_mismatch");
+    one.api.put(&path, &body).refused(400, "stack_id_mismatch");
     let nowhere = format!("/stacks/{}", one.id);
-    let _ = refused(&one.api.put(&nowhere, &body), 404, "stack_not_found");
-    let _ = refused(
-        &one.api.put(&path, &json!({ "name": "x" })),
-        422,
-        "unprocessable",
-    );
+    one.api.put(&nowhere, &body).refused(404, "stack_not_found");
+    one.api
+        .put(&path, &json!({ "name": "x" }))
+        .refused(422, "unprocessable");
 }
 
 #[test]
@@ -114,72 +108,55 @@ fn labels_are_bare_strings_and_say_what_is_wrong_with_them() {
         (&made["stack_id"], &made["label"]),
         (&json!(stack), &json!("env:prod"))
     );
-    let _ = add("a/b=c").expect(201);
-    let details = refused(&add("env:prod"), 409, "unique_violation");
+    add("a/b=c").expect(201);
+    let details = add("env:prod").refused(409, "unique_violation");
     assert_eq!(details["constraint"], "stack_labels_stack_id_label_key");
     for bad in ["", " ", "a b", "é".repeat(33).as_str()] {
-        let _ = refused(&add(bad), 400, "invalid_label");
+        add(bad).refused(400, "invalid_label");
     }
-    let _ = refused(&add("a\u{0}b"), 422, "invalid_value");
-    let _ = refused(
-        &generator.api.post(&labels, &json!({ "label": "x" })),
-        422,
-        "unprocessable",
-    );
-    let _ = generator
+    add("a\u{0}b").refused(422, "invalid_value");
+    generator
+        .api
+        .post(&labels, &json!({ "label": "x" }))
+        .refused(422, "unprocessable");
+    generator.api.remove(&format!("{labels}/a%2Fb%3Dc"));
+    generator
         .api
         .delete(&format!("{labels}/a%2Fb%3Dc"))
-        .expect(204);
-    let _ = refused(
-        &generator.api.delete(&format!("{labels}/a%2Fb%3Dc")),
-        404,
-        "stack_label_not_found",
-    );
+        .refused(404, "stack_label_not_found");
 
     let annotations = format!("/stacks/{stack}/annotations");
     let pair = json!({ "stack_id": stack, "key": "k", "value": "v" });
-    let _ = generator.api.post(&annotations, &pair).expect(201);
-    let details = refused(
-        &generator.api.post(&annotations, &pair),
-        409,
-        "unique_violation",
-    );
+    generator.api.create(&annotations, &pair);
+    let details = generator
+        .api
+        .post(&annotations, &pair)
+        .refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_stack_annotation");
     let other = json!({ "stack_id": generator.id, "key": "k", "value": "v" });
-    let _ = refused(
-        &generator.api.post(&annotations, &other),
-        400,
-        "stack_id_mismatch",
-    );
-    let _ = generator
+    generator
+        .api
+        .post(&annotations, &other)
+        .refused(400, "stack_id_mismatch");
+    generator.api.remove(&format!("{annotations}/k"));
+    generator
         .api
         .delete(&format!("{annotations}/k"))
-        .expect(204);
-    let _ = refused(
-        &generator.api.delete(&format!("{annotations}/k")),
-        404,
-        "stack_annotation_not_found",
-    );
+        .refused(404, "stack_annotation_not_found");
 
     let unknown = "/stacks/00000000-0000-0000-0000-000000000001";
     assert_eq!(
-        world
-            .admin
-            .get(&format!("{unknown}/labels"))
-            .expect(200)
-            .json(),
+        world.admin.get_json(&format!("{unknown}/labels")),
         json!([])
     );
-    let _ = refused(
-        &generator.api.get(&format!("{unknown}/labels")),
-        404,
-        "stack_not_found",
-    );
-    let _ = refused(
-        &world.admin.post(&format!("{unknown}/labels"), &json!("x")),
-        404,
-        "stack_not_found",
-    );
+    generator
+        .api
+        .get(&format!("{unknown}/labels"))
+        .refused(404, "stack_not_found");
+    world
+        .admin
+        .post(&format!("{unknown}/labels"), &json!("x"))
+        .refused(404, "stack_not_found");
 }
 
 #[test]
@@ -191,10 +168,10 @@ fn an_agent_matched_by_label_may_read_the_stacks_labels_and_its_object() {
     world.label_stack(&stack, "env:prod");
     world.label_agent(&agent, "env:prod");
     let labels = format!("/stacks/{stack}/labels");
-    let _ = refused(&agent.api.get(&labels), 403, "stack_not_accessible");
+    agent.api.get(&labels).refused(403, "stack_not_accessible");
     world.register(&agent, &generator);
-    let _ = agent.api.get(&labels).expect(200);
-    let _ = agent
+    agent.api.get(&labels).expect(200);
+    agent
         .api
         .get(&format!("/deployment-objects/{object}"))
         .expect(200);
@@ -207,19 +184,17 @@ fn a_deleted_stack_is_gone_and_a_second_deletion_says_so() {
     let stack = world.stack(&generator);
     let object = id(&world.object(&stack, "a: 1"));
     let path = format!("/stacks/{stack}");
-    let _ = generator.api.delete(&path).expect(204);
-    let _ = refused(&generator.api.delete(&path), 404, "stack_not_found");
-    let _ = refused(&generator.api.get(&path), 404, "stack_not_found");
-    let _ = refused(
-        &generator.api.get(&format!("{path}/deployment-objects")),
-        404,
-        "stack_not_found",
-    );
-    let _ = refused(
-        &generator.api.get(&format!("/deployment-objects/{object}")),
-        404,
-        "deployment_object_not_found",
-    );
+    generator.api.remove(&path);
+    generator.api.delete(&path).refused(404, "stack_not_found");
+    generator.api.get(&path).refused(404, "stack_not_found");
+    generator
+        .api
+        .get(&format!("{path}/deployment-objects"))
+        .refused(404, "stack_not_found");
+    generator
+        .api
+        .get(&format!("/deployment-objects/{object}"))
+        .refused(404, "deployment_object_not_found");
     let row = world
         .sql()
         .query_one(
@@ -267,7 +242,7 @@ fn a_deletion_among_writers_is_the_last_word_on_its_stack() {
                     })
                 })
                 .collect();
-            let _ = generator.api.delete(&path).expect(204);
+            generator.api.remove(&path);
             writers
                 .into_iter()
                 .flat_map(|writer| writer.join().unwrap())
@@ -294,7 +269,7 @@ fn a_deletion_among_writers_is_the_last_word_on_its_stack() {
         );
         assert_eq!(world.target_state(&agent, "").len(), 1);
         let marker = world.target_state(&agent, "").remove(0);
-        let _ = world.report(&agent, &marker, "SUCCESS").expect(201);
+        world.report(&agent, &marker, "SUCCESS").expect(201);
     }
 }
 
@@ -307,13 +282,10 @@ fn every_write_announces_itself_with_the_keys_subscribers_know() {
     let stack = world.stack(&generator);
     world.target(&agent, &stack);
     let object = id(&world.object(&stack, "a: 1"));
-    let _ = world.report(&agent, &object, "SUCCESS").expect(201);
-    let _ = world.report(&agent, &object, "FAILURE").expect(201);
-    let _ = world.admin.delete(&format!("/stacks/{stack}")).expect(204);
-    let _ = world
-        .admin
-        .delete(&format!("/agents/{}", agent.id))
-        .expect(204);
+    world.report(&agent, &object, "SUCCESS").expect(201);
+    world.report(&agent, &object, "FAILURE").expect(201);
+    world.admin.remove(&format!("/stacks/{stack}"));
+    world.admin.remove(&format!("/agents/{}", agent.id));
     let told: Vec<(String, String)> = world
         .sql()
         .query(

@@ -40,7 +40,7 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
         }
         let object = id(&world.object(&stack, "a: 1"));
         if n % 3 == 0 {
-            let _ = world.report(&agent, &object, "SUCCESS").expect(201);
+            world.report(&agent, &object, "SUCCESS").expect(201);
         }
         let _ = world.agent("more");
         stacks.push(stack);
@@ -55,7 +55,7 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     for n in 0..3 {
         for api in [&generator.api, &world.admin] {
             let body = json!({ "name": format!("t{n}"), "template_content": "a: 1", "parameters_schema": "{}" });
-            let _ = api.post("/templates", &body).expect(201);
+            api.create("/templates", &body);
         }
     }
     for api in [&generator.api, &world.admin] {
@@ -110,7 +110,7 @@ fn a_heartbeat_updates_its_row_in_place() {
     let world = World::on(&server, &[]);
     let agent = world.agent("a");
     for _ in 0..50 {
-        let _ = agent
+        agent
             .api
             .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}))
             .expect(204);

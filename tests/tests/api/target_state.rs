@@ -1,6 +1,6 @@
 //! Target state and agents' reports, as an agent sees them.
 
-use brokkr_tests::api_fixture::{Served, World, event, id, ids, refused};
+use brokkr_tests::api_fixture::{Served, World, event, id, ids};
 use serde_json::{Value, json};
 use std::thread;
 
@@ -24,28 +24,23 @@ fn the_target_state_is_the_newest_object_of_every_stack_served_by_target_label_o
         ("agent_id", &agent.id, "agents"),
     ] {
         let body = json!({ kind: owner, "key": "team", "value": "x" });
-        let _ = world
+        world
             .admin
-            .post(&format!("/{path}/{owner}/annotations"), &body)
-            .expect(201);
+            .create(&format!("/{path}/{owner}/annotations"), &body);
     }
     wanted.push(id(&world.object(&annotated, "a: 1")));
     wanted.reverse();
     assert_eq!(served.state(""), wanted, "newest first");
     let mut stacks = vec![served.stack.clone(), labelled, annotated];
     stacks.sort();
-    let listed = agent
-        .api
-        .get(&format!("/agents/{}/stacks", agent.id))
-        .expect(200)
-        .json();
+    let listed = agent.api.get_json(&format!("/agents/{}/stacks", agent.id));
     assert_eq!(ids(&listed), stacks, "by id");
 
     let stranger = world.agent("b");
     world.label_agent(&stranger, "env:prod");
     assert_eq!(
         world.target_state(&stranger, ""),
-        Vec::<String>::new(),
+        [""; 0],
         "no consent, no match"
     );
     world.register(&stranger, generator);
@@ -66,7 +61,7 @@ fn fault_37_full_repeats_everything_and_incremental_stops_at_success_not_at_fail
         "a failure is offered again"
     );
     served.report(&object, "success");
-    assert_eq!(served.state("?mode=incremental"), Vec::<String>::new());
+    assert_eq!(served.state("?mode=incremental"), [""; 0]);
     for mode in ["", "?mode=full"] {
         assert_eq!(
             served.state(mode),
@@ -86,7 +81,7 @@ fn the_configured_default_mode_counts_only_without_a_mode() {
     )]));
     let object = served.object("a: 1");
     served.report(&object, "SUCCESS");
-    assert_eq!(served.state(""), Vec::<String>::new());
+    assert_eq!(served.state(""), [""; 0]);
     assert_eq!(served.state("?mode=full"), [object]);
 }
 
@@ -103,51 +98,36 @@ fn fault_35_a_deleted_stacks_marker_reaches_every_agent_that_served_it_until_it_
     world.label_stack(&served.stack, "env:prod");
     let object = served.object("a: 1");
     served.report(&object, "SUCCESS");
-    let _ = generator
-        .api
-        .delete(&format!("/stacks/{}", served.stack))
-        .expect(204);
+    generator.api.remove(&format!("/stacks/{}", served.stack));
 
     for mode in ["", "?mode=full", "?mode=incremental"] {
         let markers = served.state(mode);
         assert_eq!(markers.len(), 1, "{mode}");
         assert_eq!(world.target_state(&by_label, mode), markers, "{mode}");
-        assert_eq!(
-            world.target_state(&stranger, mode),
-            Vec::<String>::new(),
-            "{mode}"
-        );
+        assert_eq!(world.target_state(&stranger, mode), [""; 0], "{mode}");
     }
     let marker = served.state("").remove(0);
     let shown = by_label
         .api
-        .get(&format!("/deployment-objects/{marker}"))
-        .expect(200)
-        .json();
+        .get_json(&format!("/deployment-objects/{marker}"));
     assert_eq!(
         (&shown["is_deletion_marker"], &shown["yaml_content"]),
         (&json!(true), &json!(""))
     );
     served.report(&marker, "FAILURE");
-    assert_eq!(
-        served.state(""),
-        Vec::<String>::new(),
-        "any answer is an answer"
-    );
+    assert_eq!(served.state(""), [""; 0], "any answer is an answer");
     assert_eq!(
         world.target_state(&by_label, ""),
         std::slice::from_ref(&marker),
         "each agent answers for itself"
     );
-    let _ = world.report(&by_label, &marker, "SUCCESS").expect(201);
-    assert_eq!(world.target_state(&by_label, ""), Vec::<String>::new());
+    world.report(&by_label, &marker, "SUCCESS").expect(201);
+    assert_eq!(world.target_state(&by_label, ""), [""; 0]);
     let late = world.report(&by_label, &object, "SUCCESS");
-    let _ = late.expect(201);
-    let _ = refused(
-        &world.report(&stranger, &marker, "SUCCESS"),
-        403,
-        "agent_not_associated",
-    );
+    late.expect(201);
+    world
+        .report(&stranger, &marker, "SUCCESS")
+        .refused(403, "agent_not_associated");
 }
 
 #[test]
@@ -156,7 +136,7 @@ fn a_live_stacks_posted_marker_is_its_newest_object_like_any_other() {
     let _ = served.object("a: 1");
     let path = format!("/stacks/{}/deployment-objects", served.stack);
     let body = json!({ "yaml_content": "", "is_deletion_marker": true });
-    let marker = id(&served.generator.api.post(&path, &body).expect(201).json());
+    let marker = id(&served.generator.api.create(&path, &body));
     assert_eq!(served.state(""), [marker.as_str()]);
     served.report(&marker, "SUCCESS");
     assert_eq!(served.state(""), [marker]);
@@ -181,7 +161,7 @@ fn a_success_after_a_failure_is_news_and_is_announced() {
         );
     }
     let path = format!("/agents/{}/events", served.agent.id);
-    let listed = served.agent.api.get(&path).expect(200).json();
+    let listed = served.agent.api.get_json(&path);
     let statuses: Vec<&str> = listed
         .as_array()
         .unwrap()
@@ -197,15 +177,7 @@ fn a_success_after_a_failure_is_news_and_is_announced() {
     );
     let told: Vec<String> = served
         .world
-        .sql()
-        .query(
-            "SELECT event_type FROM noted_events ORDER BY event_type",
-            &[],
-        )
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+        .sql_column("SELECT event_type FROM noted_events ORDER BY event_type");
     let (applied, failed) = ("deployment.applied", "deployment.failed");
     assert_eq!(told, [applied, applied, applied, failed, failed, failed]);
 }
@@ -235,8 +207,8 @@ fn the_same_success_said_again_is_counted_and_everything_else_is_stored() {
     }
     let mut other = event(&served.agent, &object, "SUCCESS");
     other["message"] = Value::Null;
-    let _ = served.agent.api.post(&events, &other).expect(201);
-    let listed = served.agent.api.get(&events).expect(200).json();
+    served.agent.api.create(&events, &other);
+    let listed = served.agent.api.get_json(&events);
     assert_eq!(
         listed.as_array().unwrap().len(),
         4,
@@ -292,34 +264,31 @@ fn fault_15_events_about_unknown_or_foreign_objects_are_refused() {
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);
     let foreign = id(&world.object(&world.stack(&served.generator), "a: 1"));
-    let _ = refused(
-        &world.report(agent, &foreign, "SUCCESS"),
-        403,
-        "agent_not_associated",
-    );
+    world
+        .report(agent, &foreign, "SUCCESS")
+        .refused(403, "agent_not_associated");
     let unknown = "00000000-0000-0000-0000-000000000001";
-    let details = refused(
-        &world.report(agent, unknown, "SUCCESS"),
-        422,
-        "foreign_key_violation",
-    );
+    let details = world
+        .report(agent, unknown, "SUCCESS")
+        .refused(422, "foreign_key_violation");
     assert_eq!(details["constraint"], "fk_deployment_object");
     let object = served.object("a: 1");
     let events = format!("/agents/{}/events", agent.id);
     let mut body = event(agent, &object, "SUCCESS");
     body["agent_id"] = json!(served.generator.id);
-    let _ = refused(&agent.api.post(&events, &body), 400, "agent_id_mismatch");
-    let _ = refused(
-        &world.report(agent, &object, "ELEVEN CHAR"),
-        422,
-        "invalid_value",
-    );
+    agent
+        .api
+        .post(&events, &body)
+        .refused(400, "agent_id_mismatch");
+    world
+        .report(agent, &object, "ELEVEN CHAR")
+        .refused(422, "invalid_value");
     let mut long = event(agent, &object, "SUCCESS");
     long["event_type"] = json!("x".repeat(51));
-    let _ = refused(&agent.api.post(&events, &long), 422, "invalid_value");
+    agent.api.post(&events, &long).refused(422, "invalid_value");
     long["event_type"] = json!("DEPLOY");
     long["message"] = json!("a\u{0}b");
-    let _ = refused(&agent.api.post(&events, &long), 422, "invalid_value");
+    agent.api.post(&events, &long).refused(422, "invalid_value");
 }
 
 #[test]
@@ -329,40 +298,19 @@ fn the_admin_reads_events_of_all_or_of_those_registered_with_one_generator() {
     let object = served.object("a: 1");
     served.report(&object, "SUCCESS");
     let nobody = world.generator("nobody");
-    let list = |query: &str| {
-        ids(&world
-            .admin
-            .get(&format!("/agent-events{query}"))
-            .expect(200)
-            .json())
-    };
+    let list = |query: &str| ids(&world.admin.get_json(&format!("/agent-events{query}")));
     let all = list("");
     assert_eq!(all.len(), 1);
     assert_eq!(list(&format!("?pak_id={}", served.generator.id)), all);
+    assert_eq!(list(&format!("?pak_id={}", nobody.id)), [""; 0]);
     assert_eq!(
-        list(&format!("?pak_id={}", nobody.id)),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        id(&world
-            .admin
-            .get(&format!("/agent-events/{}", all[0]))
-            .expect(200)
-            .json()),
+        id(&world.admin.get_json(&format!("/agent-events/{}", all[0]))),
         all[0]
     );
-    let _ = refused(
-        &world.admin.get(&format!("/agent-events/{object}")),
-        404,
-        "agent_event_not_found",
-    );
-    let _ = world
+    world
         .admin
-        .delete(&format!("/agents/{}", served.agent.id))
-        .expect(204);
-    assert_eq!(
-        list(""),
-        Vec::<String>::new(),
-        "a deleted agent's events go with it"
-    );
+        .get(&format!("/agent-events/{object}"))
+        .refused(404, "agent_event_not_found");
+    world.admin.remove(&format!("/agents/{}", served.agent.id));
+    assert_eq!(list(""), [""; 0], "a deleted agent's events go with it");
 }

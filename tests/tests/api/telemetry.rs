@@ -1,7 +1,7 @@
 //! Telemetry of agents' clusters: storing, reading and removing it.
 
 use brokkr_tests::api_fixture::sockets::{SOON, k8s_event, line};
-use brokkr_tests::api_fixture::{Served, World, refused};
+use brokkr_tests::api_fixture::{Served, World};
 use brokkr_tests::pg::Options;
 use brokkr_tests::{Broker, PgServer, response_schema, until};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Returns the answer to a question about a stack, asked by its owner.
 fn ask(served: &Served, what: &str) -> Value {
     let path = format!("/stacks/{}/{what}", served.stack);
-    served.generator.api.get(&path).expect(200).json()
+    served.generator.api.get_json(&path)
 }
 
 /// Returns the lines of the stack's log, newest first, once there are `count`.
@@ -106,7 +106,7 @@ fn the_window_and_the_number_of_rows_are_clamped_and_nonsense_is_refused() {
     assert_eq!(ask(&served, "logs?limit=1")["lines"][0]["line"], "6000");
     for query in ["?limit=x", "?since=yesterday", "?limit=1.5"] {
         let path = format!("/stacks/{}/logs{query}", served.stack);
-        let _ = refused(&served.generator.api.get(&path), 400, "bad_request");
+        served.generator.api.get(&path).refused(400, "bad_request");
     }
 }
 
@@ -164,14 +164,14 @@ fn telemetry_of_a_foreign_stack_is_counted_by_reason_and_warned_of_once() {
 fn an_unknown_or_deleted_stack_has_no_history() {
     let served = Served::new();
     let path = format!("/stacks/{}", served.stack);
-    let _ = served.generator.api.delete(&path).expect(204);
+    served.generator.api.remove(&path);
     for what in ["events", "logs"] {
         for api in [&served.world.admin, &served.generator.api] {
             let answer = api.get(&format!("{path}/{what}"));
-            let _ = refused(&answer, 404, "stack_not_found");
+            answer.refused(404, "stack_not_found");
         }
         let answer = served.world.admin.get(&format!("/stacks/x/{what}"));
-        let _ = refused(&answer, 400, "bad_request");
+        answer.refused(400, "bad_request");
     }
 }
 

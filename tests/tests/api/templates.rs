@@ -1,7 +1,7 @@
 //! Templates, as a client sees them.
 
 use brokkr_tests::Api;
-use brokkr_tests::api_fixture::{Party, World, id, ids, refused};
+use brokkr_tests::api_fixture::{Party, World, id, ids};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::thread;
@@ -11,9 +11,7 @@ fn template(name: &str, content: &str, schema: &Value) -> Value {
 }
 
 fn create(api: &Api, name: &str, content: &str) -> Value {
-    api.post("/templates", &template(name, content, &json!({})))
-        .expect(201)
-        .json()
+    api.create("/templates", &template(name, content, &json!({})))
 }
 
 struct Scene {
@@ -35,7 +33,7 @@ fn every_change_is_a_new_row_with_the_next_number() {
     let (one, two) = (world.generator("one"), world.generator("two"));
     let mut body = template("web", "a: {{ a }}", &json!({ "type": "object" }));
     body["description"] = json!("words");
-    let first = one.api.post("/templates", &body).expect(201).json();
+    let first = one.api.create("/templates", &body);
     assert_eq!(first["generator_id"], json!(one.id));
     assert_eq!(
         (&first["version"], &first["description"]),
@@ -48,10 +46,8 @@ fn every_change_is_a_new_row_with_the_next_number() {
         "17d7ab81ddfcc6b785a651578a8ffac91f3c1a47a8a9ab8ea97ab980b7de15cd"
     );
     let path = format!("/templates/{}", id(&first));
-    let _ = one
-        .api
-        .post(&format!("{path}/labels"), &json!("env:prod"))
-        .expect(201);
+    one.api
+        .create(&format!("{path}/labels"), &json!("env:prod"));
     let change =
         json!({ "template_content": "b: 1", "parameters_schema": "{}", "description": null });
     let second = one.api.put(&path, &change).expect(200).json();
@@ -62,18 +58,12 @@ fn every_change_is_a_new_row_with_the_next_number() {
     );
     assert_eq!(second["generator_id"], json!(one.id));
     let labels = format!("/templates/{}/labels", id(&second));
-    assert_eq!(one.api.get(&labels).expect(200).json(), json!([]));
-    assert_eq!(one.api.get(&path).expect(200).json(), first);
-    assert_eq!(
-        one.api.post("/templates", &body).expect(201).json()["version"],
-        3
-    );
+    assert_eq!(one.api.get_json(&labels), json!([]));
+    assert_eq!(one.api.get_json(&path), first);
+    assert_eq!(one.api.create("/templates", &body)["version"], 3);
     // The version numbers of another owner are independent, and so are the system's.
-    assert_eq!(
-        two.api.post("/templates", &body).expect(201).json()["version"],
-        1
-    );
-    let system = world.admin.post("/templates", &body).expect(201).json();
+    assert_eq!(two.api.create("/templates", &body)["version"], 1);
+    let system = world.admin.create("/templates", &body);
     assert_eq!(
         (&system["version"], &system["generator_id"]),
         (&json!(1), &Value::Null)
@@ -85,10 +75,12 @@ fn every_change_is_a_new_row_with_the_next_number() {
         (&json!(4), &json!(one.id))
     );
     let top = format!("/templates/{}", id(&third));
-    let _ = one.api.delete(&top).expect(204);
-    let _ = refused(&one.api.delete(&top), 404, "template_not_found");
-    let _ = refused(&one.api.get(&top), 404, "template_not_found");
-    let _ = refused(&one.api.put(&top, &change), 404, "template_not_found");
+    one.api.remove(&top);
+    one.api.delete(&top).refused(404, "template_not_found");
+    one.api.get(&top).refused(404, "template_not_found");
+    one.api
+        .put(&top, &change)
+        .refused(404, "template_not_found");
     assert_eq!(one.api.put(&path, &change).expect(200).json()["version"], 4);
 }
 
@@ -100,8 +92,8 @@ fn a_generator_sees_the_systems_templates_and_then_its_own() {
     let system = id(&create(&world.admin, "system", "a: 1"));
     let other = id(&create(&two.api, "other", "a: 1"));
     let gone = id(&create(&one.api, "gone", "a: 1"));
-    let _ = one.api.delete(&format!("/templates/{gone}")).expect(204);
-    let list = |api: &Api| ids(&api.get("/templates").expect(200).json());
+    one.api.remove(&format!("/templates/{gone}"));
+    let list = |api: &Api| ids(&api.get_json("/templates"));
     assert_eq!(list(&one.api), [system.clone(), own.clone()]);
     assert_eq!(list(&two.api), [system.clone(), other.clone()]);
     assert_eq!(list(&world.admin), [own, system, other]);
@@ -165,12 +157,12 @@ fn what_is_wrong_with_a_template_is_told_when_it_is_made() {
         (text("parameters_schema", json!({})), 422, "unprocessable"),
         (json!({ "name": "x" }), 422, "unprocessable"),
     ] {
-        let _ = refused(&api.post("/templates", &body), status, code);
+        api.post("/templates", &body).refused(status, code);
         if body.get("template_content").is_some()
             && !code.ends_with("template")
             && body["name"] == "x"
         {
-            let _ = refused(&api.put(&path, &body), status, code);
+            api.put(&path, &body).refused(status, code);
         }
     }
     assert_eq!(
@@ -190,72 +182,52 @@ fn labels_and_annotations_of_a_template_are_words_of_64_bytes() {
     let api = &scene.generator.api;
     let path = format!("/templates/{}", id(&create(api, "web", "a: 1")));
     let labels = format!("{path}/labels");
-    let made = api.post(&labels, &json!("env:prod")).expect(201).json();
+    let made = api.create(&labels, &json!("env:prod"));
     assert_eq!(made["label"], "env:prod");
-    let _ = api.post(&labels, &json!("a/b=c")).expect(201);
-    let details = refused(
-        &api.post(&labels, &json!("env:prod")),
-        409,
-        "unique_violation",
-    );
+    api.create(&labels, &json!("a/b=c"));
+    let details = api
+        .post(&labels, &json!("env:prod"))
+        .refused(409, "unique_violation");
     assert_eq!(
         details["constraint"],
         "template_labels_template_id_label_key"
     );
     let annotations = format!("{path}/annotations");
     let pair = |key: &str, value: &str| json!({ "key": key, "value": value });
-    let _ = api.post(&annotations, &pair("k/1", "v")).expect(201);
-    let details = refused(
-        &api.post(&annotations, &pair("k/1", "w")),
-        409,
-        "unique_violation",
-    );
+    api.create(&annotations, &pair("k/1", "v"));
+    let details = api
+        .post(&annotations, &pair("k/1", "w"))
+        .refused(409, "unique_violation");
     assert_eq!(
         details["constraint"],
         "template_annotations_template_id_key_key"
     );
     for bad in ["", " ", "a b", "a\tb", "é".repeat(33).as_str()] {
-        let _ = refused(&api.post(&labels, &json!(bad)), 400, "invalid_label");
-        let _ = refused(
-            &api.post(&annotations, &pair(bad, "v")),
-            400,
-            "invalid_annotation",
-        );
-        let _ = refused(
-            &api.post(&annotations, &pair("k", bad)),
-            400,
-            "invalid_annotation",
-        );
+        api.post(&labels, &json!(bad)).refused(400, "invalid_label");
+        api.post(&annotations, &pair(bad, "v"))
+            .refused(400, "invalid_annotation");
+        api.post(&annotations, &pair("k", bad))
+            .refused(400, "invalid_annotation");
     }
-    let _ = refused(&api.post(&labels, &json!("a\u{0}b")), 422, "invalid_value");
-    let _ = refused(
-        &api.post(&annotations, &pair("k", "a\u{0}b")),
-        422,
-        "invalid_value",
-    );
-    let _ = refused(
-        &api.post(&labels, &json!({ "label": "x" })),
-        422,
-        "unprocessable",
-    );
-    let _ = api.delete(&format!("{labels}/a%2Fb%3Dc")).expect(204);
-    let _ = refused(
-        &api.delete(&format!("{labels}/a%2Fb%3Dc")),
-        404,
-        "template_label_not_found",
-    );
-    let _ = api.delete(&format!("{annotations}/k%2F1")).expect(204);
-    let _ = refused(
-        &api.delete(&format!("{annotations}/k%2F1")),
-        404,
-        "template_annotation_not_found",
-    );
-    assert_eq!(ids(&api.get(&labels).expect(200).json()), [id(&made)]);
-    assert_eq!(api.get(&annotations).expect(200).json(), json!([]));
+    api.post(&labels, &json!("a\u{0}b"))
+        .refused(422, "invalid_value");
+    api.post(&annotations, &pair("k", "a\u{0}b"))
+        .refused(422, "invalid_value");
+    api.post(&labels, &json!({ "label": "x" }))
+        .refused(422, "unprocessable");
+    api.remove(&format!("{labels}/a%2Fb%3Dc"));
+    api.delete(&format!("{labels}/a%2Fb%3Dc"))
+        .refused(404, "template_label_not_found");
+    api.remove(&format!("{annotations}/k%2F1"));
+    api.delete(&format!("{annotations}/k%2F1"))
+        .refused(404, "template_annotation_not_found");
+    assert_eq!(ids(&api.get_json(&labels)), [id(&made)]);
+    assert_eq!(api.get_json(&annotations), json!([]));
     let nowhere = "/templates/00000000-0000-0000-0000-000000000001/labels";
-    let _ = refused(&api.get(nowhere), 404, "template_not_found");
-    let _ = refused(&api.post(nowhere, &json!("x")), 404, "template_not_found");
-    let _ = refused(&api.get("/templates/x/labels"), 400, "bad_request");
+    api.get(nowhere).refused(404, "template_not_found");
+    api.post(nowhere, &json!("x"))
+        .refused(404, "template_not_found");
+    api.get("/templates/x/labels").refused(400, "bad_request");
 }
 
 #[test]
@@ -300,13 +272,11 @@ fn fault_46_blank_names_are_refused_and_a_description_stays_until_it_is_replaced
     let scene = Scene::new();
     let api = &scene.generator.api;
     let mut body = template("\t", "a: 1", &json!({}));
-    let _ = refused(&api.post("/templates", &body), 400, "invalid_template");
+    api.post("/templates", &body)
+        .refused(400, "invalid_template");
     body["name"] = json!("web");
     body["description"] = json!("one");
-    let path = format!(
-        "/templates/{}",
-        id(&api.post("/templates", &body).expect(201).json())
-    );
+    let path = format!("/templates/{}", id(&api.create("/templates", &body)));
     let mut change = json!({ "template_content": "b: 1", "parameters_schema": "{}" });
     assert_eq!(
         api.put(&path, &change).expect(200).json()["description"],
@@ -326,7 +296,7 @@ fn every_change_of_a_template_is_audited_with_who_did_it() {
     let path = format!("/templates/{}", id(&made));
     let change = json!({ "template_content": "b: 1", "parameters_schema": "{}" });
     let next = scene.world.admin.put(&path, &change).expect(200).json();
-    let _ = scene.generator.api.delete(&path).expect(204);
+    scene.generator.api.remove(&path);
     let told: Vec<(String, String, String, Option<Value>)> = scene
         .world
         .sql()

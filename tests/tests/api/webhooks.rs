@@ -23,19 +23,11 @@ pub(crate) fn with(changes: &Value) -> Value {
 }
 
 pub(crate) fn create(world: &World, changes: &Value) -> Value {
-    world
-        .admin
-        .post("/webhooks", &with(changes))
-        .expect(201)
-        .json()
+    world.admin.create("/webhooks", &with(changes))
 }
 
 pub(crate) fn wants_events(world: &World) -> bool {
-    world
-        .sql()
-        .query_one("SELECT wants_events FROM brokkr_meta", &[])
-        .unwrap()
-        .get(0)
+    world.sql_value("SELECT wants_events FROM brokkr_meta")
 }
 
 /// Returns resource and details of an action's audit entries, oldest first.

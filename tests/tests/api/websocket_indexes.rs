@@ -69,23 +69,22 @@ fn one_agents_record_a_push_and_a_history_find_their_rows_by_index() {
     .unwrap();
     let _open = agents.each_ref().map(|agent| world.connect(agent));
     for _ in 0..OFTEN {
-        let _ = world
+        world
             .admin
             .get(&format!("/agents/{agent}/fleet-status"))
             .expect(200);
         for what in ["events", "logs"] {
-            let _ = world
+            world
                 .admin
                 .get(&format!("/stacks/{stack}/{what}"))
                 .expect(200);
         }
         let path = format!("/stacks/{stack}/deployment-objects");
-        let _ = world
+        world
             .admin
-            .post(&path, &json!({ "yaml_content": "a: 2" }))
-            .expect(201);
+            .create(&path, &json!({ "yaml_content": "a: 2" }));
         let doomed = world.stack(&world.generator("g"));
-        let _ = world.admin.delete(&format!("/stacks/{doomed}")).expect(204);
+        world.admin.remove(&format!("/stacks/{doomed}"));
     }
     let log = server.log();
     let log = &log[begin..];

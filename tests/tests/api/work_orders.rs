@@ -5,7 +5,7 @@ mod creating;
 mod ending;
 mod faults;
 
-use brokkr_tests::api_fixture::{Party, World, id, ids, refused, server};
+use brokkr_tests::api_fixture::{Party, World, id, ids, server};
 use brokkr_tests::pg::Options;
 use brokkr_tests::{Api, PgServer, Response, until};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ fn order_for(world: &World, agent: &Party, mut more: Value) -> String {
 
 fn pending(agent: &Party) -> Vec<String> {
     let path = format!("/agents/{}/work-orders/pending", agent.id);
-    ids(&agent.api.get(&path).expect(200).json())
+    ids(&agent.api.get_json(&path))
 }
 
 fn claim(api: &Api, order: &str, agent: &Party) -> Response {
@@ -49,10 +49,10 @@ fn complete(api: &Api, order: &str, outcome: Value) -> Response {
 
 fn show(world: &World, order: &str) -> Value {
     let path = format!("/work-orders/{order}");
-    world.admin.get(&path).expect(200).json()
+    world.admin.get_json(&path)
 }
 
 fn count(world: &World, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
-    world.sql().query_one(&sql, &[]).unwrap().get(0)
+    world.sql_value(&sql)
 }

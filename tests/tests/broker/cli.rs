@@ -1,6 +1,6 @@
 //! The commands of `brokkr-broker` that a person runs beside a broker: `create` and `rotate`.
 
-use brokkr_tests::api_fixture::{World, id, refused, server, unique};
+use brokkr_tests::api_fixture::{World, id, server, unique};
 use brokkr_tests::bin::Ran;
 use brokkr_tests::{Broker, until};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ fn audited(world: &World, resource: &str) -> Vec<(String, Value)> {
 
 fn count(world: &World, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
-    world.sql().query_one(&sql, &[]).unwrap().get(0)
+    world.sql_value(&sql)
 }
 
 #[test]
@@ -76,13 +76,13 @@ fn an_agent_created_beside_a_running_broker_is_registered_and_its_pak_works_at_o
         format!("system (fleet scope), {}, {}", two.id, one.id)
     );
     let api = world.admin.with_pak(labelled(&made, "Initial PAK"));
-    let shown = api.get(&format!("/agents/{agent}")).expect(200).json();
+    let shown = api.get_json(&format!("/agents/{agent}"));
     assert_eq!(
         [&shown["name"], &shown["cluster_name"], &shown["status"]],
         ["web", "c", "INACTIVE"]
     );
     let path = format!("/agents/{agent}/registrations");
-    let registrations = api.get(&path).expect(200).json();
+    let registrations = api.get_json(&path);
     assert_eq!(registrations.as_array().unwrap().len(), 3);
     assert_eq!(
         audited(&world, agent),
@@ -97,14 +97,8 @@ fn an_agent_created_beside_a_running_broker_is_registered_and_its_pak_works_at_o
             ),
         ]
     );
-    let event: Value = world
-        .sql()
-        .query_one(
-            "SELECT data FROM noted_events WHERE event_type = 'agent.registered'",
-            &[],
-        )
-        .unwrap()
-        .get(0);
+    let event: Value =
+        world.sql_value("SELECT data FROM noted_events WHERE event_type = 'agent.registered'");
     assert_eq!(event["agent_id"], agent);
     assert_eq!(event.as_object().unwrap().len(), 5);
 }
@@ -136,7 +130,7 @@ fn an_agent_that_cannot_be_created_is_told_why_and_leaves_nothing() {
     );
     // The name of a deleted agent is free again.
     let path = format!("/agents/{}", labelled(&there, "ID"));
-    let _ = world.admin.delete(&path).expect(204);
+    world.admin.remove(&path);
     let _ = create_agent(&world, "web", &[]).ok();
 }
 
@@ -188,7 +182,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
             format!("/generators/{}", generator.id),
         ),
     ] {
-        let _ = party.api.get(&path).expect(200);
+        party.api.get(&path).expect(200);
         let rotated = world
             .broker
             .run(&["rotate", kind, "--uuid", &party.id])
@@ -197,7 +191,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
         let began = std::time::Instant::now();
         until(LONG, "the old PAK to be refused", || {
             let answer = party.api.get(&path);
-            (answer.status == 401).then(|| refused(&answer, 401, "unauthorized"))
+            (answer.status == 401).then(|| answer.refused(401, "unauthorized"))
         });
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "not for a minute: {took:?}");
@@ -210,7 +204,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
             [&party.id, &party.name]
         );
         let renewed = world.admin.with_pak(labelled(&rotated, "New PAK"));
-        let _ = renewed.get(&path).expect(200);
+        renewed.get(&path).expect(200);
         let entries = audited(&world, &party.id);
         let rotation = entries.iter().find(|(action, _)| action == "pak.rotated");
         assert_eq!(
@@ -226,7 +220,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
         (world.admin.get("/agents").status == 401).then_some(())
     });
     let renewed = world.admin.with_pak(labelled(&rotated, "New PAK"));
-    let _ = renewed.get("/agents").expect(200);
+    renewed.get("/agents").expect(200);
 }
 
 #[test]
@@ -236,7 +230,7 @@ fn fault_22_a_pak_that_dies_in_one_broker_is_dead_in_the_other_within_a_second()
     let (agent, generator) = (world.agent("a"), world.generator("g"));
     let path = format!("/agents/{}", agent.id);
     let there = brokkr_tests::Api::new(second.addr(), agent.pak.as_str());
-    let _ = there.get(&path).expect(200);
+    there.get(&path).expect(200);
     let rotate = format!("{path}/rotate-pak");
     let rotated = agent.api.call("POST", &rotate, None).expect(200).json();
     let dead = |api: &brokkr_tests::Api, path: &str| {
@@ -248,13 +242,13 @@ fn fault_22_a_pak_that_dies_in_one_broker_is_dead_in_the_other_within_a_second()
     };
     dead(&there, &path);
     let renewed = there.with_pak(rotated["pak"].as_str().unwrap());
-    let _ = renewed.get(&path).expect(200);
-    let _ = world.admin.delete(&path).expect(204);
+    renewed.get(&path).expect(200);
+    world.admin.remove(&path);
     dead(&renewed, &path);
     let its = there.with_pak(generator.pak.as_str());
-    let _ = its.get("/stacks").expect(200);
+    its.get("/stacks").expect(200);
     let path = format!("/generators/{}", generator.id);
-    let _ = generator.api.delete(&path).expect(204);
+    generator.api.remove(&path);
     dead(&its, "/stacks");
 }
 
@@ -264,7 +258,7 @@ fn a_name_with_line_breaks_cannot_pass_for_a_line_of_the_output() {
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
     let name = json!({ "name": "x\nNew PAK: brokkr_BRforged_forged" });
-    let _ = agent.api.put(&path, &name).expect(200);
+    agent.api.put(&path, &name).expect(200);
     let rotated = world
         .broker
         .run(&["rotate", "agent", "--uuid", &agent.id])
@@ -287,9 +281,9 @@ fn the_commands_work_while_the_broker_does_not_run() {
     let next = Broker::on(server()).schema(&world.schema).start();
     let path = format!("/agents/{id}");
     let api = brokkr_tests::Api::new(next.addr(), labelled(&rotated, "New PAK"));
-    let _ = api.get(&path).expect(200);
+    api.get(&path).expect(200);
     let old = api.with_pak(labelled(&made, "Initial PAK"));
-    let _ = refused(&old.get(&path), 401, "unauthorized");
+    old.get(&path).refused(401, "unauthorized");
 }
 
 #[test]
@@ -327,7 +321,7 @@ fn fault_01_a_command_makes_no_schema_and_writes_into_no_other() {
     assert_eq!(labelled(&made, "Registered with"), "none");
     let broker = draft.start();
     let registrations = format!("/agents/{}/registrations", labelled(&made, "ID"));
-    let registrations = broker.api().get(&registrations).expect(200).json();
+    let registrations = broker.api().get_json(&registrations);
     assert_eq!(registrations.as_array().unwrap().len(), 1);
     let _ = id(&registrations[0]);
 }

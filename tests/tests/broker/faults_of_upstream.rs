@@ -1,7 +1,7 @@
 //! Faults found in the upstream broker, shown to be absent here. Each has its number in the list of upstream's faults.
 //! The faults of one resource are in that resource's file; `structure` checks that none is missing.
 
-use brokkr_tests::api_fixture::{World, id, refused, server};
+use brokkr_tests::api_fixture::{World, id, server};
 use brokkr_tests::http::request;
 use brokkr_tests::pg::Options;
 use brokkr_tests::{Broker, PgServer};
@@ -22,10 +22,13 @@ fn fault_01_a_missing_table_is_never_somebody_elses_in_public() {
          ALTER TABLE stacks RENAME TO stacks_away",
     )
     .unwrap();
-    let _ = refused(&world.admin.get("/stacks"), 503, "database_unavailable");
+    world
+        .admin
+        .get("/stacks")
+        .refused(503, "database_unavailable");
     sql.batch_execute("ALTER TABLE stacks_away RENAME TO stacks; DROP TABLE public.stacks")
         .unwrap();
-    assert_eq!(world.admin.get("/stacks").expect(200).json(), json!([]));
+    assert_eq!(world.admin.get_json("/stacks"), json!([]));
 }
 
 #[test]
@@ -43,14 +46,11 @@ fn fault_03_there_is_no_publicly_known_admin_pak() {
     assert_eq!(known, 0);
     let other = World::new();
     assert_ne!(world.broker.admin_pak(), other.broker.admin_pak());
-    let _ = refused(
-        &world
-            .admin
-            .with_pak(other.broker.admin_pak())
-            .get("/agents"),
-        401,
-        "unauthorized",
-    );
+    world
+        .admin
+        .with_pak(other.broker.admin_pak())
+        .get("/agents")
+        .refused(401, "unauthorized");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn fault_05_the_first_pak_is_written_for_its_owner_alone_and_follows_no_link() {
 fn fault_06_a_started_broker_opens_no_more_connections_than_it_needs() {
     let server = PgServer::start();
     let world = World::on(&server, &[("database.pool_size", "50")]);
-    let _ = world.admin.get("/agents").expect(200);
+    world.admin.get("/agents").expect(200);
     let held: i64 = server
         .client()
         .query_one(
@@ -94,10 +94,10 @@ fn fault_07_an_unknown_pak_costs_one_checkout_and_one_look() {
     // Enough attempts that no more are recorded: the rest is the cost of authentication.
     let stranger = world.admin.with_pak("brokkr_BRnobody_11111111111111111111");
     for _ in 0..70 {
-        let _ = stranger.get("/agents").expect(401);
+        stranger.get("/agents").expect(401);
     }
     let before = server.log().len();
-    let _ = stranger.get("/agents").expect(401);
+    stranger.get("/agents").expect(401);
     let log = server.log();
     let said: Vec<&str> = log[before..]
         .lines()
@@ -143,16 +143,15 @@ fn fault_14_an_agent_changes_nothing_but_its_name_cluster_and_status() {
     }
     assert_eq!(after["status"], "ACTIVE");
     // The agent's own PAK still works, and only for the agent itself.
-    let _ = agent.api.get(&path).expect(200);
+    agent.api.get(&path).expect(200);
     let other = world.agent("b");
-    let _ = refused(
-        &agent.api.put(
+    agent
+        .api
+        .put(
             &format!("/agents/{}", other.id),
             &json!({ "status": "ACTIVE" }),
-        ),
-        403,
-        "agent_pak_mismatch",
-    );
+        )
+        .refused(403, "agent_pak_mismatch");
 }
 
 #[test]
@@ -175,10 +174,10 @@ fn fault_18_only_bearer_is_a_scheme_word() {
         format!("bearer {pak}"),
         format!("BEARER {pak}"),
     ] {
-        let _ = ask(&good).expect(200);
+        ask(&good).expect(200);
     }
     for bad in ["BEARERS", "Basic", "Token", "x"] {
-        let _ = refused(&ask(&format!("{bad} {pak}")), 401, "unauthorized");
+        ask(&format!("{bad} {pak}")).refused(401, "unauthorized");
     }
 }
 
@@ -188,21 +187,14 @@ fn fault_19_anonymous_callers_write_a_bounded_number_of_rows() {
     let stranger = world.admin.with_pak("brokkr_BRnobody_11111111111111111111");
     thread::scope(|scope| {
         for _ in 0..4 {
-            let _ = scope.spawn(|| {
+            scope.spawn(|| {
                 for _ in 0..100 {
                     let _ = stranger.get("/agents").expect(401);
                 }
             });
         }
     });
-    let rows: i64 = world
-        .sql()
-        .query_one(
-            "SELECT count(*) FROM audit_log WHERE action = 'auth.failed'",
-            &[],
-        )
-        .unwrap()
-        .get(0);
+    let rows: i64 = world.sql_value("SELECT count(*) FROM audit_log WHERE action = 'auth.failed'");
     assert!((1..=120).contains(&rows), "{rows} rows of 400 tries");
 }
 
@@ -215,7 +207,7 @@ fn fault_31_no_target_outlives_the_consent_it_needed() {
     let targets = format!("/agents/{}/targets", agent.id);
     let body = json!({ "agent_id": agent.id, "stack_id": stack });
     for _ in 0..30 {
-        let _ = agent.api.post(&consent, &json!({})).expect(201);
+        agent.api.create(&consent, &json!({}));
         thread::scope(|scope| {
             let _ = scope.spawn(|| generator.api.post(&targets, &body));
             let _ = scope.spawn(|| {
@@ -225,7 +217,7 @@ fn fault_31_no_target_outlives_the_consent_it_needed() {
                     .expect(204)
             });
         });
-        let left = world.admin.get(&targets).expect(200).json();
+        let left = world.admin.get_json(&targets);
         assert_eq!(left, json!([]), "a target without consent");
     }
 }
@@ -240,12 +232,12 @@ fn fault_50_a_small_pool_serves_many_creators_at_once() {
             .map(|n| {
                 scope.spawn(move || {
                     let name = json!({ "name": format!("s{n}"), "generator_id": generator.id });
-                    let stack = id(&generator.api.post("/stacks", &name).expect(201).json());
+                    let stack = id(&generator.api.create("/stacks", &name));
                     let object = json!({ "yaml_content": "a: 1" });
                     let path = format!("/stacks/{stack}/deployment-objects");
-                    let _ = generator.api.post(&path, &object).expect(201);
+                    generator.api.create(&path, &object);
                     let agent = json!({ "name": format!("a{n}"), "cluster_name": "c" });
-                    let _ = world.admin.post("/agents", &agent).expect(201);
+                    world.admin.create("/agents", &agent);
                     1
                 })
             })

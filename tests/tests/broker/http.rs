@@ -1,6 +1,6 @@
 //! Behaviour that all requests share: id, log line, methods, sizes, slow clients.
 
-use brokkr_tests::api_fixture::{World, refused};
+use brokkr_tests::api_fixture::World;
 use brokkr_tests::http::request;
 use brokkr_tests::{Connection, Response, until};
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ fn every_answer_says_what_its_request_was_called() {
         "/api/v1/agents",
         &[("Authorization", &pak), ("X-Request-Id", "x")],
     );
-    let _ = refused(&answer, 405, "method_not_allowed");
+    answer.refused(405, "method_not_allowed");
     assert_eq!(answer.header("x-request-id"), Some("x"));
 }
 
@@ -148,8 +148,8 @@ fn at_the_usual_level_a_request_leaves_no_line() {
     let world = World::new();
     let before = world.broker.log();
     for _ in 0..5 {
-        let _ = world.admin.get("/agents").expect(200);
-        let _ = world.admin.get("/nothing").expect(404);
+        world.admin.get("/agents").expect(200);
+        world.admin.get("/nothing").expect(404);
     }
     let _ = world.broker.stop();
     let log = world.broker.log();
@@ -203,7 +203,7 @@ fn a_path_tells_which_methods_it_takes() {
     ] {
         for method in ["OPTIONS", "TRACE", "BREW"] {
             let answer = call(&world, method, path, &[("Authorization", &pak)]);
-            let _ = refused(&answer, 405, "method_not_allowed");
+            answer.refused(405, "method_not_allowed");
             assert_eq!(
                 words(&answer, "allow").join(","),
                 allowed,
@@ -226,7 +226,7 @@ fn fault_48_a_mistyped_path_is_not_found() {
         "/api/v2/agents",
         "/internal/x",
     ] {
-        let _ = refused(&call(&world, "GET", path, &[]), 404, "not_found");
+        call(&world, "GET", path, &[]).refused(404, "not_found");
     }
 }
 
@@ -294,7 +294,7 @@ fn a_body_beyond_the_limit_is_413_and_the_last_of_its_connection() {
             connection.raw(b"0\r\n\r\n").unwrap();
         }
         let answer = connection.receive(false).unwrap();
-        let _ = refused(&answer, 413, "payload_too_large");
+        answer.refused(413, "payload_too_large");
         assert!(answer.closes(), "announced: {announced}");
         assert!(connection.is_closed().unwrap());
     }
@@ -305,9 +305,9 @@ fn a_body_beyond_the_limit_is_413_and_the_last_of_its_connection() {
         .send("POST", "/api/v1/agents", &[], Some(&body))
         .unwrap();
     let answer = connection.receive(false).unwrap();
-    let _ = refused(&answer, 401, "unauthorized");
+    answer.refused(401, "unauthorized");
     assert!(answer.closes());
-    let _ = world.admin.get("/agents").expect(200);
+    world.admin.get("/agents").expect(200);
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn what_is_too_long_or_no_http_is_told_so_in_json() {
         &format!("/api/v1/agents/?name={long}"),
         &[("Authorization", &pak)],
     );
-    let _ = refused(&answer, 414, "uri_too_long");
+    answer.refused(414, "uri_too_long");
     let larger = "x".repeat(40_000);
     for (bytes, status, code) in [
         (
@@ -370,7 +370,7 @@ fn what_is_too_long_or_no_http_is_told_so_in_json() {
         let mut connection = Connection::open(&world.admin.addr).unwrap();
         connection.raw(bytes.as_bytes()).unwrap();
         let answer = connection.receive(false).unwrap();
-        let _ = refused(&answer, status, code);
+        answer.refused(status, code);
         assert!(answer.closes() && answer.header("x-request-id").is_some());
         assert!(connection.is_closed().unwrap());
     }
@@ -386,7 +386,7 @@ fn a_client_that_takes_http_2_for_granted_is_told_in_http_1() {
         connection.raw(&preface[..first]).unwrap();
         connection.raw(&preface[first..]).unwrap();
         let answer = connection.receive(false).unwrap();
-        let _ = refused(&answer, 505, "http_version_not_supported");
+        answer.refused(505, "http_version_not_supported");
         assert!(answer.closes() && answer.text().contains("HTTP/1.1"));
         assert!(connection.is_closed().unwrap());
     }
@@ -405,7 +405,7 @@ fn an_http_1_1_request_has_exactly_one_host() {
     };
     for head in ["HTTP/1.1\r\n", "HTTP/1.1\r\nHost: a\r\nHost: b\r\n"] {
         let answer = ask(head);
-        let _ = refused(&answer, 400, "bad_request");
+        answer.refused(400, "bad_request");
         assert!(answer.text().contains("Host"), "{}", answer.text());
     }
     for head in [
@@ -413,7 +413,7 @@ fn an_http_1_1_request_has_exactly_one_host() {
         "HTTP/1.1\r\nHost:\r\n",
         "HTTP/1.0\r\n",
     ] {
-        let _ = ask(head).expect(200);
+        ask(head).expect(200);
     }
 }
 
@@ -423,7 +423,7 @@ fn the_scheme_before_a_pak_may_be_in_any_case() {
     for scheme in ["Bearer", "bearer", "BEARER", "bEARER"] {
         let pak = format!("{scheme} {}", world.admin.pak);
         let headers = [("Authorization", pak.as_str())];
-        let _ = call(&world, "GET", "/api/v1/agents", &headers).expect(200);
+        call(&world, "GET", "/api/v1/agents", &headers).expect(200);
     }
     let basic = format!("Basic {}", world.admin.pak);
     let answer = call(
@@ -458,7 +458,7 @@ fn a_compressed_body_is_415_and_says_why() {
             ),
         ] {
             let answer = post(&path, kind, encoding, body);
-            let _ = refused(&answer, 415, "unsupported_content_encoding");
+            answer.refused(415, "unsupported_content_encoding");
             assert!(
                 answer.text().contains("Content-Encoding"),
                 "{}",
@@ -466,7 +466,7 @@ fn a_compressed_body_is_415_and_says_why() {
             );
         }
     }
-    let _ = post("/api/v1/agents", "application/json", "Identity", body).expect(201);
+    post("/api/v1/agents", "application/json", "Identity", body).expect(201);
     let headers = [("Authorization", "nonsense"), ("Content-Encoding", "gzip")];
     let nobody = request(
         &world.admin.addr,
@@ -488,7 +488,7 @@ fn a_client_that_sends_too_slowly_is_given_up_and_told_so() {
         let began = Instant::now();
         connection.raw(b"GET /healthz HTTP/1.1\r\n").unwrap();
         let answer = connection.receive(false).unwrap();
-        let _ = refused(&answer, 408, "request_timeout");
+        answer.refused(408, "request_timeout");
         assert!(answer.closes() && connection.is_closed().unwrap());
         began.elapsed()
     };
@@ -502,7 +502,7 @@ fn a_client_that_sends_too_slowly_is_given_up_and_told_so() {
         );
         connection.raw(announced.as_bytes()).unwrap();
         let answer = connection.receive(false).unwrap();
-        let _ = refused(&answer, 408, "request_timeout");
+        answer.refused(408, "request_timeout");
         assert!(answer.closes() && connection.is_closed().unwrap());
         began.elapsed()
     };

@@ -40,32 +40,28 @@ fn totals_are_true_follow_within_a_minute_and_cost_one_reading_in_thirty_seconds
     let (one, two, generator) = (world.agent("one"), world.agent("two"), world.generator("g"));
     let renamed = world.agent("before");
     for agent in [&one, &two, &renamed] {
-        let _ = agent
+        agent
             .api
             .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}))
             .expect(204);
     }
     let active = json!({ "status": "ACTIVE" });
-    let _ = one
-        .api
+    one.api
         .put(&format!("/agents/{}", one.id), &active)
         .expect(200);
-    let _ = world
+    world
         .admin
         .put(
             &format!("/agents/{}", renamed.id),
             &json!({ "name": "after" }),
         )
         .expect(200);
-    let _ = world
-        .admin
-        .delete(&format!("/agents/{}", two.id))
-        .expect(204);
+    world.admin.remove(&format!("/agents/{}", two.id));
     let (stack, gone) = (world.stack(&generator), world.stack(&generator));
     for _ in 0..3 {
         let _ = world.object(&stack, "a: 1");
     }
-    let _ = world.admin.delete(&format!("/stacks/{gone}")).expect(204);
+    world.admin.remove(&format!("/stacks/{gone}"));
 
     // Many scrapes do not bring the next reading forward.
     let text = until(Duration::from_secs(60), "the second reading", || {

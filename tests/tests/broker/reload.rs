@@ -1,7 +1,7 @@
 //! The configuration is read again while the broker runs: by request, after a change of the file, and never under a
 //! supervisor.
 
-use brokkr_tests::api_fixture::{World, refused, server, unique};
+use brokkr_tests::api_fixture::{World, server, unique};
 use brokkr_tests::{Api, Broker, Host, response_schema, until};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -95,9 +95,7 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     }
     let log = world
         .admin
-        .get("/admin/audit-logs?action=config.reloaded")
-        .expect(200)
-        .json();
+        .get_json("/admin/audit-logs?action=config.reloaded");
     let entry = &log["logs"][0];
     assert_eq!(log["total"], 2);
     assert_eq!(
@@ -130,10 +128,10 @@ fn fault_47_a_changed_log_level_is_the_one_in_effect() {
     let mut world = World::with(&[("log.level", "\"info\"")]);
     // Lines come in order: after the second request's line, the first request's line can no longer come.
     for (level, path) in [("debug", "/stacks"), ("trace", "/agents")] {
-        let _ = world.admin.get("/paks").expect(200);
+        world.admin.get("/paks").expect(200);
         world.broker.change("log.level", &format!("\"{level}\""));
         let _ = reload(&world.admin);
-        let _ = world.admin.get(path).expect(200);
+        world.admin.get(path).expect(200);
         until(Duration::from_secs(20), "the request to be told of", || {
             tells_of(&world.broker, path).then_some(())
         });
@@ -157,7 +155,7 @@ fn rust_log_decides_over_the_file_and_the_answer_says_so() {
         answer["message"].as_str().unwrap().contains("RUST_LOG"),
         "{answer}"
     );
-    let _ = broker.api().get("/paks").expect(200);
+    broker.api().get("/paks").expect(200);
     let _ = broker.stop();
     assert!(!tells_of(&broker, "/paks"), "{}", broker.log());
 }
@@ -186,7 +184,7 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
         .replace("[cors]\n", "[cors]\nmax_age_second = 3\n");
     world.broker.write_config(&bad);
     let answer = world.admin.call("POST", "/admin/config/reload", None);
-    let _ = refused(&answer, 500, "config_reload_failed");
+    answer.refused(500, "config_reload_failed");
     let message = answer.json()["message"].as_str().unwrap().to_owned();
     let line = 1 + bad
         .lines()
@@ -198,17 +196,15 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
         "{message}"
     );
     world.broker.write_config("this is no TOML");
-    let _ = refused(
-        &world.admin.call("POST", "/admin/config/reload", None),
-        500,
-        "config_reload_failed",
-    );
+    world
+        .admin
+        .call("POST", "/admin/config/reload", None)
+        .refused(500, "config_reload_failed");
     std::fs::remove_file(world.broker.config_file()).unwrap();
-    let _ = refused(
-        &world.admin.call("POST", "/admin/config/reload", None),
-        500,
-        "config_reload_failed",
-    );
+    world
+        .admin
+        .call("POST", "/admin/config/reload", None)
+        .refused(500, "config_reload_failed");
     world.broker.write_config(&good);
     assert_eq!(
         changes(&reload(&world.admin)),
@@ -216,9 +212,7 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
     );
     let log = world
         .admin
-        .get("/admin/audit-logs?action=config.reloaded")
-        .expect(200)
-        .json();
+        .get_json("/admin/audit-logs?action=config.reloaded");
     assert_eq!(log["total"], 1, "what was refused did not happen");
 }
 
@@ -299,9 +293,7 @@ fn a_changed_file_is_read_by_itself_unless_it_is_not_to_be_watched() {
     });
     let log = watched
         .api()
-        .get("/admin/audit-logs?action=config.reloaded")
-        .expect(200)
-        .json();
+        .get_json("/admin/audit-logs?action=config.reloaded");
     assert_eq!(log["total"], 1, "the one that was asked for");
     assert_eq!(
         changes(&reload(&unwatched.api())),

@@ -47,12 +47,12 @@ pub(crate) fn subscribe(api: &Api, url: &str, more: &Value) -> String {
     for (key, value) in more.as_object().unwrap() {
         body[key] = value.clone();
     }
-    id(&api.post("/webhooks", &body).expect(201).json())
+    id(&api.create("/webhooks", &body))
 }
 
 pub(crate) fn deliveries(api: &Api, webhook: &str, query: &str) -> Vec<Value> {
     let path = format!("/webhooks/{webhook}/deliveries{query}");
-    let list = api.get(&path).expect(200).json();
+    let list = api.get_json(&path);
     list.as_array().unwrap().clone()
 }
 
@@ -87,12 +87,7 @@ pub(crate) fn given_up(world: &World) -> Vec<Value> {
 /// Makes every later retry due now.
 pub(crate) fn hurry(world: &World) {
     world
-        .sql()
-        .execute(
-            "UPDATE webhook_deliveries SET next_retry_at = now() WHERE status = 'failed'",
-            &[],
-        )
-        .unwrap();
+        .sql_execute("UPDATE webhook_deliveries SET next_retry_at = now() WHERE status = 'failed'");
 }
 
 pub(crate) fn event_id(seen: &Seen) -> String {
@@ -110,9 +105,7 @@ pub(crate) fn with_agent(world: &World, name: &str, labels: &[&str]) -> Party {
 pub(crate) fn pull(agent: &Party) -> Vec<Value> {
     let answer = agent
         .api
-        .get(&format!("/agents/{}/webhooks/pending", agent.id))
-        .expect(200)
-        .json();
+        .get_json(&format!("/agents/{}/webhooks/pending", agent.id));
     response_schema::check("[PendingWebhookDelivery]", &answer);
     answer.as_array().unwrap().clone()
 }

@@ -1,7 +1,7 @@
 //! The agents' channel: its permissions, its frames in both directions, and its end.
 
 use brokkr_tests::api_fixture::sockets::{AGENT, SOON, addr, line};
-use brokkr_tests::api_fixture::{Party, Served, World, event, id, refused};
+use brokkr_tests::api_fixture::{Party, Served, World, event, id};
 use brokkr_tests::http::request;
 use brokkr_tests::{Api, Socket, until};
 use nix::sys::signal::Signal;
@@ -20,7 +20,7 @@ fn handshake(world: &World, pak: &str, more: &[(&str, &str)]) -> u16 {
         Ok(_) => 101,
         Err(answer) => {
             let code = answer.json()["code"].as_str().unwrap().to_owned();
-            let _ = refused(&answer, answer.status, &code);
+            answer.refused(answer.status, &code);
             answer.status
         }
     }
@@ -57,13 +57,13 @@ fn what_is_no_upgrade_is_told_so_and_what_is_not_there_is_not_found() {
         request(&addr(&world), method, path, headers, None).unwrap()
     };
     let as_agent = [("Authorization", bearer.as_str())];
-    let _ = refused(&ask("GET", AGENT, &as_agent), 400, "websocket_required");
-    let _ = refused(&ask("GET", AGENT, &[]), 401, "unauthorized");
-    let _ = refused(&ask("DELETE", AGENT, &as_agent), 405, "method_not_allowed");
-    let _ = refused(&ask("DELETE", AGENT, &[]), 401, "unauthorized");
+    ask("GET", AGENT, &as_agent).refused(400, "websocket_required");
+    ask("GET", AGENT, &[]).refused(401, "unauthorized");
+    ask("DELETE", AGENT, &as_agent).refused(405, "method_not_allowed");
+    ask("DELETE", AGENT, &[]).refused(401, "unauthorized");
     for path in ["/internal", "/internal/", "/internal/ws", "/internal/x/y"] {
         for headers in [&as_agent[..], &[]] {
-            let _ = refused(&ask("GET", path, headers), 404, "not_found");
+            ask("GET", path, headers).refused(404, "not_found");
         }
     }
 }
@@ -114,11 +114,7 @@ fn a_new_connection_replaces_the_old() {
 }
 
 fn shown(world: &World, agent: &Party) -> Value {
-    world
-        .admin
-        .get(&format!("/agents/{}", agent.id))
-        .expect(200)
-        .json()
+    world.admin.get_json(&format!("/agents/{}", agent.id))
 }
 
 #[test]
@@ -169,9 +165,7 @@ fn announced(world: &World) -> postgres::Client {
 fn events(world: &World, agent: &Party) -> Vec<Value> {
     let list = world
         .admin
-        .get(&format!("/agents/{}/events", agent.id))
-        .expect(200)
-        .json();
+        .get_json(&format!("/agents/{}/events", agent.id));
     list.as_array().unwrap().clone()
 }
 
@@ -362,10 +356,7 @@ fn fault_13_a_deleted_agents_socket_is_closed() {
     let world = World::new();
     let agent = world.agent("a");
     let mut socket = world.connect(&agent);
-    let _ = world
-        .admin
-        .delete(&format!("/agents/{}", agent.id))
-        .expect(204);
+    world.admin.remove(&format!("/agents/{}", agent.id));
     assert_eq!(socket.end(), 1008);
 }
 
@@ -407,7 +398,7 @@ fn a_pak_rotated_by_a_command_ends_its_silent_sockets_as_soon_as_anybody_asks_an
                 if stop.load(std::sync::atomic::Ordering::Relaxed) {
                     break;
                 }
-                let _ = other.api.get(&format!("/agents/{}", other.id)).expect(200);
+                other.api.get(&format!("/agents/{}", other.id)).expect(200);
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
@@ -439,7 +430,7 @@ fn health_over_the_socket_is_as_good_as_by_rest_and_of_foreign_objects_it_is_dro
     socket.send("agent_health", &report(&own, "degraded", &agent.id));
     let health = |object: &str| {
         let path = format!("/deployment-objects/{object}/health");
-        world.admin.get(&path).expect(200).json()
+        world.admin.get_json(&path)
     };
     let seen = until(SOON, "the report that counts", || {
         let seen = health(&own);
@@ -475,10 +466,6 @@ fn draining_closes_every_socket_stores_what_came_in_and_ends_long_before_its_gra
         began.elapsed()
     );
     assert_eq!(silent.end(), 1012);
-    let stored: i64 = world
-        .sql()
-        .query_one("SELECT count(*) FROM agent_pod_logs", &[])
-        .unwrap()
-        .get(0);
+    let stored: i64 = world.sql_value("SELECT count(*) FROM agent_pod_logs");
     assert_eq!(stored, 100);
 }

@@ -1,7 +1,7 @@
 //! The subscribers' channels: their permissions and frames, and slow subscribers, which delay no other.
 
 use brokkr_tests::api_fixture::sockets::{AGENT, SOON, addr, k8s_event, line};
-use brokkr_tests::api_fixture::{Served, World, refused};
+use brokkr_tests::api_fixture::{Served, World};
 use brokkr_tests::http::request;
 use brokkr_tests::ws::Came;
 use brokkr_tests::{Host, Socket, until};
@@ -30,7 +30,7 @@ fn status(world: &World, path: &str, pak: &str, code: &str) -> u16 {
     match Socket::ask(&addr(world), path, headers) {
         Ok(_) => 101,
         Err(answer) => {
-            let _ = refused(&answer, answer.status, code);
+            answer.refused(answer.status, code);
             answer.status
         }
     }
@@ -64,7 +64,7 @@ fn who_may_watch_what() {
         let bearer = format!("Bearer {admin}");
         let headers = [("Authorization", bearer.as_str())];
         let answer = request(&addr(world), "GET", path, &headers, None).unwrap();
-        let _ = refused(&answer, 400, "websocket_required");
+        answer.refused(400, "websocket_required");
     }
 }
 
@@ -180,18 +180,13 @@ fn fault_15_telemetry_counts_only_for_stacks_the_agent_serves_and_in_its_own_nam
     their_tail.silent(Duration::from_millis(200));
     let logs = until(SOON, "the line to be stored", || {
         let path = format!("/stacks/{}/logs", served.stack);
-        let logs = world.admin.get(&path).expect(200).json();
+        let logs = world.admin.get_json(&path);
         (!logs["lines"].as_array().unwrap().is_empty()).then_some(logs)
     });
     assert_eq!(logs["lines"].as_array().unwrap().len(), 1);
-    let stored: i64 = world
-        .sql()
-        .query_one(
-            "SELECT (SELECT count(*) FROM agent_pod_logs) + (SELECT count(*) FROM agent_k8s_events)",
-            &[],
-        )
-        .unwrap()
-        .get(0);
+    let stored: i64 = world.sql_value(
+        "SELECT (SELECT count(*) FROM agent_pod_logs) + (SELECT count(*) FROM agent_k8s_events)",
+    );
     assert_eq!(stored, 1);
 
     // A newly targeted agent is accepted soon, although it was refused a moment ago.
@@ -226,7 +221,7 @@ fn a_subscriber_that_lags_is_told_what_it_missed_and_delays_nobody() {
     let began = Instant::now();
     until(SOON, "the heartbeat behind all lines", || {
         let path = format!("/agents/{}", agent.id);
-        let shown = world.admin.get(&path).expect(200).json();
+        let shown = world.admin.get_json(&path);
         (shown["k8s_reachable"] == true).then_some(())
     });
     assert!(
@@ -277,9 +272,9 @@ fn a_generators_socket_ends_with_its_pak() {
         let path = format!("/generators/{}", served.generator.id);
         if end == "rotate" {
             let path = format!("{path}/rotate-pak");
-            let _ = world.admin.call("POST", &path, None).expect(201);
+            world.admin.call("POST", &path, None).expect(201);
         } else {
-            let _ = world.admin.delete(&path).expect(204);
+            world.admin.remove(&path);
         }
         assert_eq!(tail.end(), 1008);
         admins.silent(Duration::from_millis(100));
@@ -292,9 +287,7 @@ fn a_restart_under_the_supervisor_closes_the_agents_socket_and_the_next_instance
     let acme = host.tenant("acme").up();
     let made = acme
         .api()
-        .post("/agents", &json!({ "name": "edge", "cluster_name": "c" }))
-        .expect(201)
-        .json();
+        .create("/agents", &json!({ "name": "edge", "cluster_name": "c" }));
     let pak = made["initial_pak"].as_str().unwrap();
     let mut socket = Socket::open(&acme.addr(), AGENT, pak);
     let mut deaf = Socket::open(&acme.addr(), "/api/v1/fleet/live", &acme.pak());
@@ -307,7 +300,7 @@ fn a_restart_under_the_supervisor_closes_the_agents_socket_and_the_next_instance
     });
     acme.replaced(old);
     let connected = || {
-        let list = acme.api().get("/admin/ws/connections").expect(200).json();
+        let list = acme.api().get_json("/admin/ws/connections");
         list["connected_agents"].as_u64()
     };
     until(SOON, "the new instance to show it", || {

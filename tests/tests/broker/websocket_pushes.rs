@@ -17,18 +17,14 @@ fn an_agent_is_told_of_its_targets() {
     let target = socket.expect("target_changed");
     assert_eq!(target["agent_id"], agent.id);
     assert_eq!(target["stack_id"], stack);
-    let listed = agent
-        .api
-        .get(&format!("/agents/{}/targets", agent.id))
-        .expect(200)
-        .json();
+    let listed = agent.api.get_json(&format!("/agents/{}/targets", agent.id));
     assert_eq!(vec![id(&target)], ids(&listed));
 
     let nil = "00000000-0000-0000-0000-000000000000";
     let register = format!("/generators/{}/register", generator.id);
     // Whether or not the agent was registered.
     for _ in 0..2 {
-        let _ = agent
+        agent
             .api
             .call("DELETE", &register, Some(&json!({})))
             .expect(204);
@@ -67,15 +63,11 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
     world.label_stack(&stack, "env:prod");
     let annotation = |key: &str, id: &str| json!({ key: id, "key": "region", "value": "north" });
     let path = format!("/agents/{}/annotations", agents[2].id);
-    let _ = world
+    world
         .admin
-        .post(&path, &annotation("agent_id", &agents[2].id))
-        .expect(201);
+        .create(&path, &annotation("agent_id", &agents[2].id));
     let path = format!("/stacks/{stack}/annotations");
-    let _ = world
-        .admin
-        .post(&path, &annotation("stack_id", &stack))
-        .expect(201);
+    world.admin.create(&path, &annotation("stack_id", &stack));
 
     let mut open: Vec<Socket> = agents.iter().map(|agent| world.connect(agent)).collect();
     let object = world.object(&stack, "a: 1");
@@ -91,7 +83,7 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
     assert_eq!(world.target_state(&agents[1], "")[0], id(&object));
 
     // The deletion is pushed to the agents that served the stack, which then find its marker.
-    let _ = world.admin.delete(&format!("/stacks/{stack}")).expect(204);
+    world.admin.remove(&format!("/stacks/{stack}"));
     for socket in &mut open[..3] {
         let told = socket.expect("stack_changed");
         assert_eq!(told["id"], stack);
@@ -109,16 +101,11 @@ fn fault_40_an_object_from_a_template_is_told_like_any_other() {
     let template = json!({
         "name": "t", "template_content": "a: {{ n }}", "parameters_schema": "{\"type\":\"object\"}",
     });
-    let template = served
-        .generator
-        .api
-        .post("/templates", &template)
-        .expect(201)
-        .json();
+    let template = served.generator.api.create("/templates", &template);
     let mut socket = world.connect(agent);
     let path = format!("/stacks/{}/deployment-objects/from-template", served.stack);
     let body = json!({ "template_id": template["id"], "parameters": { "n": 1 } });
-    let object = served.generator.api.post(&path, &body).expect(201).json();
+    let object = served.generator.api.create(&path, &body);
     assert_eq!(socket.expect("stack_changed")["id"], served.stack);
     assert_eq!(served.state(""), [id(&object)]);
 }
@@ -134,22 +121,15 @@ fn a_change_of_what_matches_is_told_to_whom_it_concerns() {
     let _ = socket.expect("target_changed");
     world.label_stack(&stack, "here");
     assert_eq!(socket.expect("stack_changed")["id"], stack);
-    let _ = world
-        .admin
-        .delete(&format!("/stacks/{stack}/labels/here"))
-        .expect(204);
+    world.admin.remove(&format!("/stacks/{stack}/labels/here"));
     assert_eq!(socket.expect("stack_changed")["id"], stack);
-    let _ = world
+    world
         .admin
-        .delete(&format!("/agents/{}/labels/here", agent.id))
-        .expect(204);
+        .remove(&format!("/agents/{}/labels/here", agent.id));
     let _ = socket.expect("target_changed");
     world.target(&agent, &stack);
     let _ = socket.expect("target_changed");
-    let _ = world
-        .admin
-        .delete(&format!("/generators/{}", generator.id))
-        .expect(204);
+    world.admin.remove(&format!("/generators/{}", generator.id));
     let _ = socket.expect("target_changed");
 }
 
@@ -160,12 +140,10 @@ fn a_work_order_is_told_to_the_agents_it_names() {
     let (mut socket, mut not_meant) = (world.connect(&agent), world.connect(&other));
     let order = world
         .admin
-        .post(
+        .create(
             "/work-orders",
             &json!({ "work_type": "build", "yaml_content": "a: 1", "targeting": { "agent_ids": [agent.id] } }),
-        )
-        .expect(201)
-        .json();
+        );
     assert_eq!(socket.expect("work_order"), order);
     not_meant.silent(Duration::from_millis(200));
 }

@@ -93,7 +93,7 @@ fn the_demo_says_what_to_try_and_ctrl_c_leaves_no_process_and_no_socket() {
         .into_iter()
         .map(procs::describe)
         .collect();
-    assert_eq!(left, Vec::<String>::new());
+    assert_eq!(left, [""; 0]);
     let mut find = std::process::Command::new("find");
     find.arg(place.path()).args(["-type", "s"]);
     assert_eq!(bin::run_command(find, Duration::from_secs(10)).ok(), "");

@@ -335,13 +335,10 @@ fn processor_time_is_shared_by_weight(host: &Host, status: &Status) {
 /// Sends several bundles at once, each allowed by the API, which together exceed this tenant's memory limit.
 fn out_of_memory_by_requests(host: &Host, acme: &TenantStatus) -> TenantStatus {
     let admin = Api::new(Addr::port(3001), host.said(&["pak", "acme"]).trim());
-    let made = admin
-        .post("/generators", &json!({"name": "ci"}))
-        .expect(201)
-        .json();
+    let made = admin.create("/generators", &json!({"name": "ci"}));
     let generator = admin.with_pak(made["pak"].as_str().unwrap());
     let stack = json!({"name": "big", "generator_id": made["generator"]["id"]});
-    let stack = generator.post("/stacks", &stack).expect(201).json();
+    let stack = generator.create("/stacks", &stack);
     let path = format!(
         "/stacks/{}/deployment-objects",
         stack["id"].as_str().unwrap()

@@ -122,11 +122,10 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
     assert_eq!(http::get(&addr, "/healthz").unwrap().text(), "OK");
     let pak = machine.ok(&["brokkr-supervisor", "pak", "acme"]);
     let api = Api::new(addr.clone(), pak.trim());
-    api.post(
+    api.create(
         "/agents",
         &json!({"name": "edge-1", "cluster_name": "berlin"}),
-    )
-    .expect(201);
+    );
 
     // Each tenant has its own log lines.
     for name in ["acme", "globex"] {

@@ -43,7 +43,7 @@ fn brokers_of_a_killed_supervisor_are_taken_over_with_the_same_pids_under_load()
     let status = globex.replaced(pids[1]);
     assert_eq!(status.restarts, 1);
     assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_supervisor_becomes_another_program_and_no_client_and_no_log_line_notices() 
     assert_eq!(acme.replaced(pids[0]).restarts, 1);
     assert_eq!(host.said("its broker has ended: killed by SIGKILL"), 1);
     assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
 }
 
 #[test]

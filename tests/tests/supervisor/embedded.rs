@@ -59,7 +59,7 @@ fn an_initdb_that_was_interrupted_is_begun_anew() {
     acme.becomes("ready");
     assert!(!begun.parent().unwrap().exists());
     assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_server_that_cannot_start_leaves_no_broker_unsupervised() {
     assert_eq!(acme.becomes("ready").pid, Some(pid));
     has_no_notice(&host);
     assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn an_embedded_server_is_kept_like_a_broker_and_stopped_last() {
         (host.said("received SIGHUP, reloading configuration files") == 1).then_some(())
     });
     assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
     let order: Vec<String> = host
         .log_lines()
         .into_iter()
@@ -194,7 +194,7 @@ fn an_embedded_server_that_is_no_longer_asked_for_is_seen_off_and_not_forgotten(
             .any(|n| n.contains("no longer asks for"))
     });
     assert!(host.stop().success());
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
 }
 
 #[test]

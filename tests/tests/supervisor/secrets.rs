@@ -49,14 +49,10 @@ fn paks_and_passwords_are_in_no_environment_argument_log_status_or_file_but_admi
         .url(&url(PASSWORD))
         .set("log.level", "\"debug\"")
         .up();
-    let made = acme
-        .api()
-        .post(
-            "/agents",
-            &json!({"name": "edge-1", "cluster_name": "berlin"}),
-        )
-        .expect(201)
-        .json();
+    let made = acme.api().create(
+        "/agents",
+        &json!({"name": "edge-1", "cluster_name": "berlin"}),
+    );
     let agent_pak = made["initial_pak"].as_str().unwrap().to_owned();
     let agent = acme.api().with_pak(&agent_pak);
     let id = made["agent"]["id"].as_str().unwrap();

@@ -43,7 +43,7 @@ fn a_signal_to_end_is_heeded_whenever_it_comes_after_one_to_take_over() {
         soon_says(&host, moment, from);
         procs::signal(host.pid(), signal);
         assert!(host.wait_ended().success(), "{signal} at {moment:?}");
-        assert_eq!(host.leftovers(), Vec::<String>::new(), "at {moment:?}");
+        assert_eq!(host.leftovers(), [""; 0], "at {moment:?}");
         host.up();
         acme.becomes("ready");
     }

@@ -9,14 +9,10 @@ fn an_agent_of_one_tenant_is_not_in_the_other_and_paks_open_only_their_own() {
     let acme = host.tenant("acme").pool(10).up();
     let globex = host.tenant("globex").pool(10).up();
 
-    let made = acme
-        .api()
-        .post(
-            "/agents",
-            &json!({"name": "edge-1", "cluster_name": "berlin"}),
-        )
-        .expect(201)
-        .json();
+    let made = acme.api().create(
+        "/agents",
+        &json!({"name": "edge-1", "cluster_name": "berlin"}),
+    );
     let id = made["agent"]["id"].as_str().unwrap().to_owned();
     let agent_pak = made["initial_pak"].as_str().unwrap().to_owned();
 
@@ -78,8 +74,8 @@ fn a_stopped_supervisor_leaves_no_process_no_session_and_no_socket() {
     let addr = acme.addr();
 
     assert_eq!(host.stop().code(), Some(0));
-    assert_eq!(host.leftovers(), Vec::<String>::new());
-    assert_eq!(host.server().sessions_of_ours(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
+    assert_eq!(host.server().sessions_of_ours(), [""; 0]);
     assert!(http::get(&addr, "/healthz").is_err());
 }
 
@@ -101,12 +97,10 @@ fn a_supervisor_with_the_embedded_server_needs_nothing_else() {
     let host = Host::builder().embedded().build();
     let acme = host.tenant("acme").up();
     let globex = host.tenant("globex").up();
-    acme.api()
-        .post(
-            "/agents",
-            &json!({"name": "edge-1", "cluster_name": "berlin"}),
-        )
-        .expect(201);
+    acme.api().create(
+        "/agents",
+        &json!({"name": "edge-1", "cluster_name": "berlin"}),
+    );
     assert!(
         !globex
             .api()
@@ -125,7 +119,7 @@ fn a_supervisor_with_the_embedded_server_needs_nothing_else() {
         .expect(409);
 
     host.stop();
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.leftovers(), [""; 0]);
     let log = host.log_lines();
     let of_it = |line: &&serde_json::Value| {
         let message = line["message"].as_str().unwrap_or_default();

@@ -38,20 +38,14 @@ impl Fixture {
         world.label_stack(&stack, "here");
         let annotation =
             |kind: &str, id: &str| serde_json::json!({ kind: id, "key": "here", "value": "v" });
-        let _ = world
-            .admin
-            .post(
-                &format!("/agents/{}/annotations", own.id),
-                &annotation("agent_id", &own.id),
-            )
-            .expect(201);
-        let _ = world
-            .admin
-            .post(
-                &format!("/stacks/{stack}/annotations"),
-                &annotation("stack_id", &stack),
-            )
-            .expect(201);
+        world.admin.create(
+            &format!("/agents/{}/annotations", own.id),
+            &annotation("agent_id", &own.id),
+        );
+        world.admin.create(
+            &format!("/stacks/{stack}/annotations"),
+            &annotation("stack_id", &stack),
+        );
         let caller = |party: &Party| party.api.clone();
         let callers = vec![
             world.admin.clone(),

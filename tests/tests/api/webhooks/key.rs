@@ -1,7 +1,7 @@
 //! The key that encrypts the secrets of subscriptions.
 
 use crate::webhooks::{audited, create};
-use brokkr_tests::api_fixture::{World, id, refused, server};
+use brokkr_tests::api_fixture::{World, id, server};
 use brokkr_tests::{Broker, until};
 use serde_json::json;
 use std::fs;
@@ -12,7 +12,7 @@ use std::time::Duration;
 fn the_key_is_the_tenants_own_made_when_first_needed_and_never_shown() {
     let world = World::with(&[("log.level", "\"trace\"")]);
     let file = world.broker.state_dir().join("webhook.key");
-    let _ = world.admin.get("/webhooks").expect(200);
+    world.admin.get("/webhooks").expect(200);
     assert!(!file.exists(), "nothing to seal yet");
     create(&world, &json!({ "auth_header": "Bearer hidden-token" }));
     let key = fs::read_to_string(&file).unwrap();
@@ -92,22 +92,13 @@ fn a_broker_with_another_key_says_so_in_log_metric_last_error_and_audit() {
     assert!(world.broker.stop().success());
     let api = brokkr_tests::Api::new(other.addr(), world.admin.pak.clone());
     let path = format!("/webhooks/{}", id(&webhook));
-    let _ = refused(
-        &api.call("POST", &format!("{path}/test"), None),
-        400,
-        "webhook_test_failed",
-    );
-    let generator = api
-        .post("/generators", &json!({ "name": "g" }))
-        .expect(201)
-        .json();
+    api.call("POST", &format!("{path}/test"), None)
+        .refused(400, "webhook_test_failed");
+    let generator = api.create("/generators", &json!({ "name": "g" }));
     let stack = json!({ "name": "s", "generator_id": id(&generator["generator"]) });
-    let _ = api.post("/stacks", &stack).expect(201);
+    api.create("/stacks", &stack);
     let dead = until(Duration::from_secs(20), "a dead delivery", || {
-        let list = api
-            .get(&format!("{path}/deliveries?status=dead"))
-            .expect(200)
-            .json();
+        let list = api.get_json(&format!("{path}/deliveries?status=dead"));
         list.get(0).cloned()
     });
     assert!(

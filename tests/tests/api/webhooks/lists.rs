@@ -1,7 +1,7 @@
 //! Creating and deleting subscriptions, and the lists of their deliveries.
 
 use crate::webhooks::{audited, create, deliveries, wants_events};
-use brokkr_tests::api_fixture::{World, id, ids, refused};
+use brokkr_tests::api_fixture::{World, id, ids};
 use brokkr_tests::response_schema;
 use serde_json::{Value, json};
 use std::thread;
@@ -12,12 +12,9 @@ fn a_subscription_goes_with_its_deliveries_and_is_written_down() {
     let made = create(&world, &json!({}));
     let path = format!("/webhooks/{}", id(&made));
     deliveries(&world, &id(&made), &["success", "dead"]);
-    let _ = world.admin.delete(&path).expect(204);
-    let _ = refused(&world.admin.delete(&path), 404, "webhook_not_found");
-    assert_eq!(
-        world.admin.get("/webhook-deliveries").expect(200).json(),
-        json!([])
-    );
+    world.admin.remove(&path);
+    world.admin.delete(&path).refused(404, "webhook_not_found");
+    assert_eq!(world.admin.get_json("/webhook-deliveries"), json!([]));
     assert_eq!(
         audited(&world, "webhook.created"),
         [(
@@ -39,7 +36,7 @@ fn events_are_written_down_exactly_while_somebody_is_subscribed() {
     assert!(wants_events(&world));
     let path = |webhook: &Value| format!("/webhooks/{}", id(webhook));
     let enable = |webhook: &Value, on: bool| {
-        let _ = world
+        world
             .admin
             .put(&path(webhook), &json!({ "enabled": on }))
             .expect(200);
@@ -50,15 +47,11 @@ fn events_are_written_down_exactly_while_somebody_is_subscribed() {
     assert!(!wants_events(&world));
     let generator = world.generator("g");
     let _ = world.stack(&generator);
-    let waiting: i64 = world
-        .sql()
-        .query_one("SELECT count(*) FROM event_outbox", &[])
-        .unwrap()
-        .get(0);
+    let waiting: i64 = world.sql_value("SELECT count(*) FROM event_outbox");
     assert_eq!(waiting, 0, "nothing piles up");
     enable(&one, true);
     assert!(wants_events(&world));
-    let _ = world.admin.delete(&path(&one)).expect(204);
+    world.admin.remove(&path(&one));
     assert!(!wants_events(&world));
 }
 
@@ -69,30 +62,24 @@ fn changes_of_subscriptions_at_the_same_moment_leave_the_right_interest() {
         let old = create(&world, &json!({}));
         thread::scope(|scope| {
             scope.spawn(|| {
-                let _ = world
-                    .admin
-                    .delete(&format!("/webhooks/{}", id(&old)))
-                    .expect(204);
+                world.admin.remove(&format!("/webhooks/{}", id(&old)));
             });
             scope.spawn(|| drop(create(&world, &json!({}))));
         });
         assert!(wants_events(&world), "round {round}: one is left");
-        let all = ids(&world.admin.get("/webhooks").expect(200).json());
+        let all = ids(&world.admin.get_json("/webhooks"));
         thread::scope(|scope| {
             for webhook in &all {
                 let path = format!("/webhooks/{webhook}");
                 let admin = &world.admin;
                 scope.spawn(move || {
-                    let _ = admin.put(&path, &json!({ "enabled": false })).expect(200);
+                    admin.put(&path, &json!({ "enabled": false })).expect(200);
                 });
             }
         });
         assert!(!wants_events(&world), "round {round}: none is enabled");
         for webhook in all {
-            let _ = world
-                .admin
-                .delete(&format!("/webhooks/{webhook}"))
-                .expect(204);
+            world.admin.remove(&format!("/webhooks/{webhook}"));
         }
     }
 }
@@ -109,7 +96,7 @@ fn lists_of_deliveries_are_paged_by_state_newest_first() {
     );
     // Disabled, so that no pending delivery is taken.
     for webhook in [&one, &two] {
-        let _ = world
+        world
             .admin
             .put(
                 &format!("/webhooks/{}", id(webhook)),
@@ -125,7 +112,7 @@ fn lists_of_deliveries_are_paged_by_state_newest_first() {
     let second = deliveries(&world, &id(&two), &["success"]);
     let list = |query: &str| {
         let path = format!("/webhooks/{}/deliveries{query}", id(&one));
-        world.admin.get(&path).expect(200).json()
+        world.admin.get_json(&path)
     };
     let newest = |ids: &[&String]| ids.iter().map(|id| (*id).clone()).collect::<Vec<_>>();
     let all = list("");
@@ -143,7 +130,7 @@ fn lists_of_deliveries_are_paged_by_state_newest_first() {
     assert_eq!(ids(&list("?limit=100000")).len(), 4);
     let feed = |query: &str| {
         let path = format!("/webhook-deliveries{query}");
-        world.admin.get(&path).expect(200).json()
+        world.admin.get_json(&path)
     };
     let all = feed("");
     response_schema::check("[WebhookDeliveryFeedItem]", &all);
@@ -158,23 +145,21 @@ fn lists_of_deliveries_are_paged_by_state_newest_first() {
     );
     assert!(all[0].get("payload").is_none());
     assert_eq!(ids(&feed("?status=dead")), newest(&[&first[2]]));
-    assert_eq!(ids(&feed("?status=acquired")), Vec::<String>::new());
+    assert_eq!(ids(&feed("?status=acquired")), [""; 0]);
     assert_eq!(ids(&feed("?offset=4&limit=500")), newest(&[&first[0]]));
     for query in ["?status=nonsense", "?status="] {
-        let _ = refused(
-            &world.admin.get(&format!("/webhook-deliveries{query}")),
-            400,
-            "invalid_status",
-        );
+        world
+            .admin
+            .get(&format!("/webhook-deliveries{query}"))
+            .refused(400, "invalid_status");
         let path = format!("/webhooks/{}/deliveries{query}", id(&one));
-        let _ = refused(&world.admin.get(&path), 400, "invalid_status");
+        world.admin.get(&path).refused(400, "invalid_status");
     }
     for query in ["?limit=x", "?offset=1.5"] {
-        let _ = refused(
-            &world.admin.get(&format!("/webhook-deliveries{query}")),
-            400,
-            "bad_request",
-        );
+        world
+            .admin
+            .get(&format!("/webhook-deliveries{query}"))
+            .refused(400, "bad_request");
     }
     let many = vec!["success"; 205];
     deliveries(&world, &id(&two), &many);

@@ -1,7 +1,7 @@
 //! The permitted values of a subscription, and the refusals of all others.
 
 use crate::webhooks::{NOWHERE, audited, create, with};
-use brokkr_tests::api_fixture::{World, id, ids, refused};
+use brokkr_tests::api_fixture::{World, id, ids};
 use brokkr_tests::response_schema;
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ fn a_subscription_has_defaults_and_shows_that_it_has_secrets_but_not_which() {
 fn what_there_is_to_subscribe_to_is_told_in_its_order() {
     let world = World::new();
     assert_eq!(
-        world.admin.get("/webhooks/event-types").expect(200).json(),
+        world.admin.get_json("/webhooks/event-types"),
         json!([
             "agent.registered",
             "agent.deregistered",
@@ -145,12 +145,11 @@ fn every_wrong_value_has_its_code_on_create_and_on_put() {
             "invalid_request_body",
         ),
     ] {
-        let _ = refused(
-            &world.admin.post("/webhooks", &with(&changes)),
-            status,
-            code,
-        );
-        let _ = refused(&world.admin.put(&path, &changes), status, code);
+        world
+            .admin
+            .post("/webhooks", &with(&changes))
+            .refused(status, code);
+        world.admin.put(&path, &changes).refused(status, code);
     }
     for body in [
         json!([]),
@@ -162,20 +161,18 @@ fn every_wrong_value_has_its_code_on_create_and_on_put() {
             world.admin.post("/webhooks", &body),
             world.admin.put(&path, &body),
         ] {
-            let _ = refused(&answer, 422, "invalid_request_body");
+            answer.refused(422, "invalid_request_body");
         }
     }
-    let _ = refused(
-        &world.admin.post("/webhooks", &json!({})),
-        422,
-        "invalid_request_body",
-    );
+    world
+        .admin
+        .post("/webhooks", &json!({}))
+        .refused(422, "invalid_request_body");
     let wrong_url_first = with(&json!({ "url": "x", "name": "", "max_retries": 99 }));
-    let _ = refused(
-        &world.admin.post("/webhooks", &wrong_url_first),
-        400,
-        "invalid_url_scheme",
-    );
+    world
+        .admin
+        .post("/webhooks", &wrong_url_first)
+        .refused(400, "invalid_url_scheme");
     for (method, path) in [("POST", "/webhooks"), ("PUT", path.as_str())] {
         let bytes = |kind, text: &[u8]| {
             world
@@ -183,8 +180,8 @@ fn every_wrong_value_has_its_code_on_create_and_on_put() {
                 .try_bytes(method, path, kind, Some(text))
                 .unwrap()
         };
-        let _ = refused(&bytes("application/json", b"{"), 400, "bad_request");
-        let _ = refused(&bytes("text/plain", b"{}"), 415, "unsupported_media_type");
+        bytes("application/json", b"{").refused(400, "bad_request");
+        bytes("text/plain", b"{}").refused(415, "unsupported_media_type");
     }
     assert_eq!(audited(&world, "webhook.created").len(), 1);
     assert_eq!(audited(&world, "webhook.updated").len(), 0);
@@ -195,23 +192,22 @@ fn keys_that_are_no_more_are_refused_and_say_what_to_use() {
     let world = World::new();
     let path = format!("/webhooks/{}", id(&create(&world, &json!({}))));
     let validate = json!({ "validate": null });
-    let details = refused(
-        &world.admin.post("/webhooks", &with(&validate)),
-        422,
-        "unsupported_field",
-    );
+    let details = world
+        .admin
+        .post("/webhooks", &with(&validate))
+        .refused(422, "unsupported_field");
     assert_eq!(
         details,
         json!({ "field": "validate", "use_instead": "POST /webhooks/{id}/test" })
     );
-    let _ = world.admin.put(&path, &validate).expect(200);
+    world.admin.put(&path, &validate).expect(200);
     let labels = json!({ "filters": { "labels": ["x"] } });
     for answer in [
         world.admin.post("/webhooks", &with(&labels)),
         world.admin.post("/webhooks", &labels),
         world.admin.put(&path, &labels),
     ] {
-        let details = refused(&answer, 422, "unsupported_field");
+        let details = answer.refused(422, "unsupported_field");
         assert_eq!(
             details,
             json!({ "field": "filters.labels", "use_instead": "target_labels" })
@@ -289,7 +285,7 @@ fn fault_16_a_url_is_checked_on_put_as_on_create() {
         assert_eq!(answer.status, 400, "{bad}");
     }
     assert_eq!(sealed_url(&world), before);
-    let _ = world
+    world
         .admin
         .put(&path, &json!({ "url": "http://other.example/" }))
         .expect(200);
@@ -297,11 +293,7 @@ fn fault_16_a_url_is_checked_on_put_as_on_create() {
 }
 
 fn sealed_url(world: &World) -> Vec<u8> {
-    world
-        .sql()
-        .query_one("SELECT url FROM webhook_subscriptions", &[])
-        .unwrap()
-        .get(0)
+    world.sql_value("SELECT url FROM webhook_subscriptions")
 }
 
 #[test]
@@ -316,24 +308,33 @@ fn what_is_not_there_is_not_found_after_the_question_who_asks() {
         ("GET", format!("{NOWHERE}/deliveries?status=nonsense"), None),
     ] {
         let answer = world.admin.call(method, &path, body.as_ref());
-        let _ = refused(&answer, 404, "webhook_not_found");
+        answer.refused(404, "webhook_not_found");
         let answer = agent.api.call(method, &path, body.as_ref());
-        let _ = refused(&answer, 403, "admin_required");
+        answer.refused(403, "admin_required");
     }
-    let _ = refused(&agent.api.get("/webhooks/x"), 400, "bad_request");
+    agent.api.get("/webhooks/x").refused(400, "bad_request");
     let malformed = agent
         .api
         .try_bytes("POST", "/webhooks", "application/json", Some(b"{"))
         .unwrap();
-    let _ = refused(&malformed, 400, "bad_request");
+    malformed.refused(400, "bad_request");
     let shapeless = agent.api.post("/webhooks", &json!({ "validate": true }));
-    let _ = refused(&shapeless, 403, "admin_required");
+    shapeless.refused(403, "admin_required");
     let unknown = "/webhook-deliveries/00000000-0000-0000-0000-000000000001/result";
     let said = json!({ "success": true });
-    let _ = refused(&agent.api.post(unknown, &said), 404, "delivery_not_found");
-    let _ = refused(&world.admin.post(unknown, &said), 403, "agent_pak_required");
-    let _ = refused(&agent.api.post(unknown, &json!({})), 422, "unprocessable");
+    agent
+        .api
+        .post(unknown, &said)
+        .refused(404, "delivery_not_found");
+    world
+        .admin
+        .post(unknown, &said)
+        .refused(403, "agent_pak_required");
+    agent
+        .api
+        .post(unknown, &json!({}))
+        .refused(422, "unprocessable");
     let no_agent = "/agents/00000000-0000-0000-0000-000000000001/webhooks/pending";
-    let _ = refused(&world.admin.get(no_agent), 404, "agent_not_found");
-    let _ = refused(&agent.api.get(no_agent), 403, "agent_pak_mismatch");
+    world.admin.get(no_agent).refused(404, "agent_not_found");
+    agent.api.get(no_agent).refused(403, "agent_pak_mismatch");
 }

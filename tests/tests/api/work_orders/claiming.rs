@@ -36,7 +36,7 @@ fn of_many_agents_that_claim_an_order_at_once_exactly_one_gets_it() {
         assert_eq!(won.len(), 1, "{:?}", statuses(&answers));
         assert_eq!(show(&world, &order)["claimed_by"], json!(won[0].0.id));
         for (_, answer) in lost {
-            let _ = refused(answer, 404, "work_order_not_claimable");
+            answer.refused(404, "work_order_not_claimable");
         }
     }
 }
@@ -53,10 +53,10 @@ fn a_claim_and_a_deletion_that_meet_leave_no_half_order() {
             let deleted = world.admin.delete(&path);
             (claiming.join().unwrap(), deleted)
         });
-        let _ = deleted.expect(204);
+        deleted.expect(204);
         assert!([200, 404].contains(&claimed.status), "{claimed:?}");
         let lost = complete(&agent.api, &order, json!({ "success": true }));
-        let _ = refused(&lost, 404, "work_order_not_found");
+        lost.refused(404, "work_order_not_found");
     }
     assert_eq!(
         [
@@ -72,29 +72,14 @@ fn a_claim_is_for_who_is_named_in_it_and_only_while_the_agent_lives() {
     let world = World::new();
     let (agent, other) = (world.agent("a"), world.agent("b"));
     let order = order_for(&world, &agent, json!({}));
-    let _ = refused(
-        &claim(&other.api, &order, &agent),
-        403,
-        "agent_pak_mismatch",
-    );
+    claim(&other.api, &order, &agent).refused(403, "agent_pak_mismatch");
     for (order, who) in [(order.as_str(), &other), (UNKNOWN, &agent)] {
         let answer = claim(&world.admin, order, who);
-        let _ = refused(&answer, 404, "work_order_not_claimable");
+        answer.refused(404, "work_order_not_claimable");
     }
-    let _ = claim(&world.admin, &order, &agent).expect(200);
-    let _ = refused(
-        &claim(&agent.api, &order, &agent),
-        404,
-        "work_order_not_claimable",
-    );
+    claim(&world.admin, &order, &agent).expect(200);
+    claim(&agent.api, &order, &agent).refused(404, "work_order_not_claimable");
     let gone = order_for(&world, &other, json!({}));
-    let _ = world
-        .admin
-        .delete(&format!("/agents/{}", other.id))
-        .expect(204);
-    let _ = refused(
-        &claim(&world.admin, &gone, &other),
-        404,
-        "work_order_not_claimable",
-    );
+    world.admin.remove(&format!("/agents/{}", other.id));
+    claim(&world.admin, &gone, &other).refused(404, "work_order_not_claimable");
 }

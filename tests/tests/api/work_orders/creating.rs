@@ -45,7 +45,7 @@ fn an_order_says_what_is_wrong_with_it_and_is_then_not_there() {
         if code != "no_targeting_specified" && body["targeting"].is_null() {
             body["targeting"] = json!({ "agent_ids": [agent.id] });
         }
-        let _ = refused(&create(&world, body), status, code);
+        create(&world, body).refused(status, code);
     }
     assert_eq!(count(&world, "work_orders"), 0);
     // The largest numbers are accepted and do no harm.
@@ -53,8 +53,8 @@ fn an_order_says_what_is_wrong_with_it_and_is_then_not_there() {
         "max_retries": i32::MAX, "backoff_seconds": i32::MAX, "claim_timeout_seconds": i32::MAX,
     });
     let order = order_for(&world, &agent, greatest);
-    let _ = claim(&agent.api, &order, &agent).expect(200);
-    let _ = complete(&agent.api, &order, json!({ "success": false })).expect(202);
+    claim(&agent.api, &order, &agent).expect(200);
+    complete(&agent.api, &order, json!({ "success": false })).expect(202);
     let order = show(&world, &order);
     assert_eq!(order["status"], "RETRY_PENDING");
     let year = order["next_retry_after"].as_str().unwrap()[..4]
@@ -77,7 +77,7 @@ fn agents_named_in_the_old_and_the_new_way_are_one_list_and_one_named_twice_is_a
         json!({ "targeting": { "agent_ids": [a.id, a.id] } }),
         json!({ "target_agent_ids": [a.id, b.id, a.id] }),
     ] {
-        let details = refused(&create(&world, twice), 409, "unique_violation");
+        let details = create(&world, twice).refused(409, "unique_violation");
         assert_eq!(
             details["constraint"],
             "work_order_targets_work_order_id_agent_id_key"
@@ -100,7 +100,7 @@ fn an_order_reaches_the_agents_it_names_and_those_with_its_labels_or_annotations
     let annotate = |agent: &Party, key: &str, value: &str| {
         let body = json!({ "agent_id": agent.id, "key": key, "value": value });
         let path = format!("/agents/{}/annotations", agent.id);
-        let _ = world.admin.post(&path, &body).expect(201);
+        world.admin.create(&path, &body);
     };
     annotate(&noted, "zone", "b 1");
     annotate(&other, "zone", "b 2");
@@ -121,18 +121,18 @@ fn an_order_reaches_the_agents_it_names_and_those_with_its_labels_or_annotations
     for agent in [&named, &labelled, &noted] {
         assert_eq!(pending(agent), [order.as_str()], "{}", agent.name);
     }
-    assert_eq!(pending(&other), Vec::<String>::new());
+    assert_eq!(pending(&other), [""; 0]);
     let answer = claim(&other.api, &order, &other);
-    let _ = refused(&answer, 404, "work_order_not_claimable");
+    answer.refused(404, "work_order_not_claimable");
     for agent in [&named, &labelled, &noted] {
-        let _ = claim(&agent.api, &order, agent).expect(200);
+        claim(&agent.api, &order, agent).expect(200);
         let reset = "UPDATE work_orders SET status = 'PENDING', claimed_by = NULL, due_at = NULL";
-        world.sql().execute(reset, &[]).unwrap();
+        world.sql_execute(reset);
     }
     let unreachable = json!({ "targeting": { "labels": ["two words"] } });
-    let _ = create(&world, unreachable).expect(201);
+    create(&world, unreachable).expect(201);
     let twice = json!({ "targeting": { "labels": ["a", "a"] } });
-    let details = refused(&create(&world, twice), 409, "unique_violation");
+    let details = create(&world, twice).refused(409, "unique_violation");
     assert_eq!(
         details["constraint"],
         "work_order_labels_work_order_id_label_key"
@@ -146,18 +146,18 @@ fn pending_orders_come_oldest_first_and_can_be_narrowed_to_a_type() {
     let build = order_for(&world, &agent, json!({}));
     let custom = order_for(&world, &agent, json!({ "work_type": "custom" }));
     assert_eq!(pending(&agent), [build.clone(), custom.clone()]);
-    let list = |api: &Api, path: &str| ids(&api.get(path).expect(200).json());
+    let list = |api: &Api, path: &str| ids(&api.get_json(path));
     let path = format!("/agents/{}/work-orders/pending?work_type=", agent.id);
     assert_eq!(
         list(&agent.api, &format!("{path}custom")),
         [custom.as_str()]
     );
-    assert_eq!(
-        list(&agent.api, &format!("{path}cust")),
-        Vec::<String>::new()
-    );
-    let _ = refused(&agent.api.get(&format!("{path}%00")), 422, "invalid_value");
-    let _ = claim(&agent.api, &build, &agent).expect(200);
+    assert_eq!(list(&agent.api, &format!("{path}cust")), [""; 0]);
+    agent
+        .api
+        .get(&format!("{path}%00"))
+        .refused(422, "invalid_value");
+    claim(&agent.api, &build, &agent).expect(200);
     for (query, wanted) in [
         ("", vec![&custom, &build]),
         ("?status=PENDING", vec![&custom]),
@@ -170,10 +170,9 @@ fn pending_orders_come_oldest_first_and_can_be_narrowed_to_a_type() {
         assert_eq!(found.iter().collect::<Vec<_>>(), wanted, "{query}");
     }
     let unknown = format!("/agents/{UNKNOWN}/work-orders/pending");
-    assert_eq!(list(&world.admin, &unknown), Vec::<String>::new());
-    let _ = refused(
-        &world.admin.get("/agents/x/work-orders/pending"),
-        400,
-        "bad_request",
-    );
+    assert_eq!(list(&world.admin, &unknown), [""; 0]);
+    world
+        .admin
+        .get("/agents/x/work-orders/pending")
+        .refused(400, "bad_request");
 }

@@ -30,7 +30,7 @@ fn an_order_is_created_with_defaults_claimed_completed_and_then_in_the_log() {
         (&json!("CLAIMED"), &json!(agent.id))
     );
     assert!(claimed["claimed_at"].is_string());
-    assert_eq!(pending(&agent), Vec::<String>::new());
+    assert_eq!(pending(&agent), [""; 0]);
     let done = json!({ "success": true, "message": "sha256:abc" });
     let entry = complete(&agent.api, &order, done).expect(200).json();
     response_schema::check("WorkOrderLog", &entry);
@@ -53,11 +53,14 @@ fn an_order_is_created_with_defaults_claimed_completed_and_then_in_the_log() {
         (&gone["status"], &gone["max_retries"], &gone["last_error"]),
         (&json!("COMPLETED"), &json!(0), &Value::Null)
     );
-    let listed = world.admin.get("/work-orders").expect(200).json();
+    let listed = world.admin.get_json("/work-orders");
     assert_eq!(listed, json!([]));
-    let _ = refused(&world.admin.delete(&path), 404, "work_order_not_found");
+    world
+        .admin
+        .delete(&path)
+        .refused(404, "work_order_not_found");
     let again = complete(&agent.api, &order, json!({ "success": true }));
-    let _ = refused(&again, 404, "work_order_not_found");
+    again.refused(404, "work_order_not_found");
 }
 
 #[test]
@@ -66,7 +69,7 @@ fn a_failure_is_answered_202_and_tried_again_until_its_budget_is_used_up() {
     let agent = world.agent("a");
     let quick = json!({ "max_retries": 1, "backoff_seconds": 1 });
     let order = order_for(&world, &agent, quick);
-    let _ = claim(&agent.api, &order, &agent).expect(200);
+    claim(&agent.api, &order, &agent).expect(200);
     let scheduled = complete(
         &agent.api,
         &order,
@@ -90,18 +93,14 @@ fn a_failure_is_answered_202_and_tried_again_until_its_budget_is_used_up() {
         ]
     );
     assert!(waiting["next_retry_after"].is_string() && waiting["last_error_at"].is_string());
-    assert_eq!(pending(&agent), Vec::<String>::new());
-    let _ = refused(
-        &claim(&agent.api, &order, &agent),
-        404,
-        "work_order_not_claimable",
-    );
+    assert_eq!(pending(&agent), [""; 0]);
+    claim(&agent.api, &order, &agent).refused(404, "work_order_not_claimable");
     // Without any write the job finds the due retry.
     until(LONG, "the retry to be due", || {
         (pending(&agent) == [order.clone()]).then_some(())
     });
     assert_eq!(show(&world, &order)["next_retry_after"], Value::Null);
-    let _ = claim(&agent.api, &order, &agent).expect(200);
+    claim(&agent.api, &order, &agent).expect(200);
     let entry = complete(&agent.api, &order, json!({ "success": false }))
         .expect(200)
         .json();
@@ -129,16 +128,13 @@ fn a_failure_that_is_not_retryable_ends_the_order_at_once() {
     let world = World::new();
     let agent = world.agent("a");
     let order = order_for(&world, &agent, json!({}));
-    let _ = claim(&agent.api, &order, &agent).expect(200);
-    let _ = refused(
-        &complete(
-            &agent.api,
-            &order,
-            json!({ "success": false, "message": "\0" }),
-        ),
-        422,
-        "invalid_value",
-    );
+    claim(&agent.api, &order, &agent).expect(200);
+    complete(
+        &agent.api,
+        &order,
+        json!({ "success": false, "message": "\0" }),
+    )
+    .refused(422, "invalid_value");
     let outcome = json!({ "success": false, "message": "bad input", "retryable": false });
     let entry = complete(&agent.api, &order, outcome).expect(200).json();
     assert_eq!(
@@ -155,7 +151,7 @@ fn a_stale_claim_is_given_up_and_its_holder_may_not_complete_it_any_more() {
         "claim_timeout_seconds": 1, "targeting": { "agent_ids": [slow.id, quick.id] },
     });
     let order = id(&create(&world, body).expect(201).json());
-    let _ = claim(&slow.api, &order, &slow).expect(200);
+    claim(&slow.api, &order, &slow).expect(200);
     until(LONG, "the stale claim to be given up", || {
         (pending(&quick) == [order.clone()]).then_some(())
     });
@@ -170,11 +166,11 @@ fn a_stale_claim_is_given_up_and_its_holder_may_not_complete_it_any_more() {
         [&json!("PENDING"), &Value::Null, &Value::Null, &json!(0)]
     );
     let late = complete(&slow.api, &order, json!({ "success": true }));
-    let _ = refused(&late, 403, "work_order_not_claimed_by_agent");
-    let _ = claim(&quick.api, &order, &quick).expect(200);
+    late.refused(403, "work_order_not_claimed_by_agent");
+    claim(&quick.api, &order, &quick).expect(200);
     let late = complete(&slow.api, &order, json!({ "success": true }));
-    let _ = refused(&late, 403, "work_order_not_claimed_by_agent");
-    let _ = complete(&quick.api, &order, json!({ "success": true })).expect(200);
+    late.refused(403, "work_order_not_claimed_by_agent");
+    complete(&quick.api, &order, json!({ "success": true })).expect(200);
 }
 
 #[test]
@@ -185,7 +181,7 @@ fn an_order_somebody_works_on_is_left_to_them_and_holds_up_no_other() {
         .map(|_| order_for(&world, &agent, json!({ "claim_timeout_seconds": 1 })))
         .collect();
     for order in &orders {
-        let _ = claim(&agent.api, order, &agent).expect(200);
+        claim(&agent.api, order, &agent).expect(200);
     }
     let mut sql = world.sql();
     let mut held = sql.transaction().unwrap();
@@ -203,7 +199,7 @@ fn what_is_due_after_a_restart_is_found_by_looking_around() {
     let world = World::new();
     let agent = world.agent("a");
     let order = order_for(&world, &agent, json!({}));
-    let _ = claim(&agent.api, &order, &agent).expect(200);
+    claim(&agent.api, &order, &agent).expect(200);
     let draft = brokkr_tests::Broker::on(server()).schema(&world.schema);
     let _ = world.broker.stop();
     let overdue = "UPDATE work_orders SET due_at = now() - interval '1 minute'";
@@ -211,7 +207,7 @@ fn what_is_due_after_a_restart_is_found_by_looking_around() {
     let _next = draft.start();
     until(LONG, "the overdue order to be pending", || {
         let status = "SELECT status FROM work_orders";
-        let status: String = world.sql().query_one(status, &[]).unwrap().get(0);
+        let status: String = world.sql_value(status);
         (status == "PENDING").then_some(())
     });
 }

@@ -11,18 +11,18 @@ fn fault_10_a_generator_cannot_complete_an_unclaimed_order() {
     let waiting = order_for(&world, &agent, json!({}));
     let claimed = order_for(&world, &agent, json!({}));
     for order in [&waiting, &claimed] {
-        let _ = claim(&agent.api, order, &agent).expect(200);
+        claim(&agent.api, order, &agent).expect(200);
     }
-    let _ = complete(&agent.api, &waiting, json!({ "success": false })).expect(202);
+    complete(&agent.api, &waiting, json!({ "success": false })).expect(202);
     for order in [&unclaimed, &waiting, &claimed] {
         let before = show(&world, order);
         let answer = complete(&generator.api, order, json!({ "success": true }));
-        let _ = refused(&answer, 403, "work_order_not_claimed_by_agent");
+        answer.refused(403, "work_order_not_claimed_by_agent");
         assert_eq!(show(&world, order), before);
     }
     // An agent that has not claimed the order cannot complete it either; the administrator can.
     let answer = complete(&agent.api, &unclaimed, json!({ "success": true }));
-    let _ = refused(&answer, 403, "work_order_not_claimed_by_agent");
+    answer.refused(403, "work_order_not_claimed_by_agent");
     let entry = complete(&world.admin, &unclaimed, json!({ "success": true }))
         .expect(200)
         .json();
@@ -36,10 +36,10 @@ fn fault_27_an_order_that_cannot_be_made_whole_leaves_nothing_not_even_an_event(
     world.note_events();
     let audited = || {
         let sql = "SELECT count(*) FROM audit_log WHERE action = 'workorder.created'";
-        world.sql().query_one(sql, &[]).unwrap().get::<_, i64>(0)
+        world.sql_value::<i64>(sql)
     };
     let body = json!({ "targeting": { "agent_ids": [agent.id, UNKNOWN], "labels": ["a"] } });
-    let details = refused(&create(&world, body), 422, "foreign_key_violation");
+    let details = create(&world, body).refused(422, "foreign_key_violation");
     assert_eq!(details["constraint"], "work_order_targets_agent_id_fkey");
     for table in [
         "work_orders",
@@ -58,13 +58,13 @@ fn fault_43_every_step_is_announced_and_a_completion_with_its_own_time() {
     let agent = world.agent("a");
     world.note_events();
     let order = order_for(&world, &agent, json!({ "max_retries": 1 }));
-    let _ = claim(&agent.api, &order, &agent).expect(200);
-    let _ = complete(&agent.api, &order, json!({ "success": false })).expect(202);
+    claim(&agent.api, &order, &agent).expect(200);
+    complete(&agent.api, &order, json!({ "success": false })).expect(202);
     let last = json!({ "success": false, "retryable": false });
     let entry = complete(&world.admin, &order, last).expect(200).json();
     let other = order_for(&world, &agent, json!({}));
-    let _ = claim(&world.admin, &other, &agent).expect(200);
-    let _ = complete(&agent.api, &other, json!({ "success": true })).expect(200);
+    claim(&world.admin, &other, &agent).expect(200);
+    complete(&agent.api, &other, json!({ "success": true })).expect(200);
     let told: Vec<(String, Value)> = world
         .sql()
         .query(
@@ -146,7 +146,7 @@ fn fault_57_the_log_is_kept_listed_within_bounds_and_narrowed_by_what_is_asked()
             agent,
             json!({ "work_type": kind, "max_retries": 0 }),
         );
-        let _ = claim(&agent.api, &order, agent).expect(200);
+        claim(&agent.api, &order, agent).expect(200);
         id(&complete(&agent.api, &order, json!({ "success": success }))
             .expect(200)
             .json())
@@ -156,7 +156,7 @@ fn fault_57_the_log_is_kept_listed_within_bounds_and_narrowed_by_what_is_asked()
     let third = ended(&a, "custom", false);
     let list = |query: &str| {
         let path = format!("/work-order-log{query}");
-        ids(&world.admin.get(&path).expect(200).json())
+        ids(&world.admin.get_json(&path))
     };
     let all = vec![&third, &second, &first];
     let of_a = format!("agent_id={}", a.id);
@@ -182,19 +182,15 @@ fn fault_57_the_log_is_kept_listed_within_bounds_and_narrowed_by_what_is_asked()
     }
     for bad in ["limit=-1", "limit=x", "success=maybe", "agent_id=x"] {
         let answer = world.admin.get(&format!("/work-order-log?{bad}"));
-        let _ = refused(&answer, 400, "bad_request");
+        answer.refused(400, "bad_request");
     }
     let unknown = world.admin.get(&format!("/work-order-log/{UNKNOWN}"));
-    let _ = refused(&unknown, 404, "work_order_log_entry_not_found");
+    unknown.refused(404, "work_order_log_entry_not_found");
     // Many entries, older than any that would be evicted.
     world
-        .sql()
-        .batch_execute(
-            "UPDATE work_order_log SET completed_at = now() - interval '10 years';
+        .sql_execute("UPDATE work_order_log SET completed_at = now() - interval '10 years';
              INSERT INTO work_order_log (id, work_type, created_at, success, retries_attempted, yaml_content)
-             SELECT gen_random_uuid(), 'many', now(), true, 0, 'a' FROM generate_series(1, 10050)",
-        )
-        .unwrap();
+             SELECT gen_random_uuid(), 'many', now(), true, 0, 'a' FROM generate_series(1, 10050)");
     assert_eq!(list("").len(), 10_000);
     assert_eq!(list("?limit=20000").len(), 10_000);
     assert_eq!(list("?work_type=build").len(), 2);
@@ -209,7 +205,7 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
     for n in 0..5 {
         let body = json!({ "agent_id": agent.id, "key": format!("k{n}"), "value": "rare" });
         let path = format!("/agents/{}/annotations", agent.id);
-        let _ = world.admin.post(&path, &body).expect(201);
+        world.admin.create(&path, &body);
     }
     let mut sql = server.client();
     sql.batch_execute(&format!("SET search_path = {}", world.schema))
@@ -257,10 +253,10 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
     for _ in 0..7 {
         assert_eq!(pending(&everybody).len(), 1000, "the oldest of many");
     }
-    let _ = claim(&agent.api, &order, &agent).expect(200);
+    claim(&agent.api, &order, &agent).expect(200);
     let newest = world.admin.get("/work-orders?status=CLAIMED").expect(200);
     assert_eq!(ids(&newest.json()), [order.as_str()]);
-    let _ = complete(&agent.api, &order, json!({ "success": true })).expect(200);
+    complete(&agent.api, &order, json!({ "success": true })).expect(200);
     let _ = world.broker.stop();
     // The counters are complete once the counting sessions have ended.
     until(LONG, "the broker's sessions to end", || {

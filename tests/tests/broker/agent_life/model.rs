@@ -60,7 +60,7 @@ impl Model {
             .map(|n| {
                 let body = json!({ "name": format!("a{n}"), "cluster_name": "c" });
                 let agent = party(&admin, "/agents", &body, "agent", "initial_pak");
-                let _ = admin
+                admin
                     .put(
                         &format!("/agents/{}", agent.id),
                         &json!({ "status": "ACTIVE" }),
@@ -201,7 +201,7 @@ impl Model {
         if self.stack(stack).labels.contains(label) {
             let path = format!("/stacks/{stack}/labels/{label}");
             let _ = self.done("label off a stack", "DELETE", &path, None, &[204, 404]);
-            let _ = self.stack(stack).labels.remove(label);
+            self.stack(stack).labels.remove(label);
         } else {
             let path = format!("/stacks/{stack}/labels");
             let _ = self.done(
@@ -247,7 +247,7 @@ impl Model {
                 None,
                 &[204, 404],
             );
-            let _ = self.labels_of[agent].remove(label);
+            self.labels_of[agent].remove(label);
         } else {
             let body = json!({ "agent_id": self.agents[agent].id, "label": label });
             let _ = self.done("label on an agent", "POST", &path, Some(&body), &[201, 409]);
@@ -296,7 +296,7 @@ impl Model {
                 None,
                 &[204, 404],
             );
-            let _ = self.stack(stack).targets.remove(&agent);
+            self.stack(stack).targets.remove(&agent);
         } else {
             let body = json!({ "agent_id": id, "stack_id": stack });
             let _ = self.done("target added", "POST", &path, Some(&body), &[201, 409]);
@@ -316,7 +316,7 @@ impl Model {
                 .values_mut()
                 .filter(|s| s.generator == generator)
             {
-                let _ = stack.targets.remove(&agent);
+                stack.targets.remove(&agent);
             }
         } else {
             let _ = self.done("consent given", "POST", &path, Some(&body), &[201, 409]);
@@ -376,7 +376,7 @@ impl Model {
 }
 
 fn party(admin: &Api, path: &str, body: &Value, kind: &str, pak: &str) -> Party {
-    let made = admin.post(path, body).expect(201).json();
+    let made = admin.create(path, body);
     Party {
         id: made[kind]["id"].as_str().unwrap().to_owned(),
         name: made[kind]["name"].as_str().unwrap().to_owned(),

@@ -4,7 +4,7 @@ use crate::webhook_delivery::receiver::Receiver;
 use crate::webhook_delivery::{
     BOUND, becomes, deliveries, given_up, open, pull, report, subscribe, with_agent,
 };
-use brokkr_tests::api_fixture::{Party, id, refused};
+use brokkr_tests::api_fixture::{Party, id};
 use brokkr_tests::{response_schema, until};
 use serde_json::{Value, json};
 use std::thread;
@@ -60,32 +60,22 @@ fn an_agent_with_all_labels_fetches_deliveries_and_reports_each_once() {
     let held = deliveries(&world.admin, &webhook, "?status=acquired");
     assert_eq!(held.len(), 10);
     assert_eq!(held[0]["acquired_by"], agent.id.as_str());
-    let left: f64 = world
-        .sql()
-        .query_one("SELECT extract(epoch FROM max(acquired_until) - now())::float8 FROM webhook_deliveries", &[])
-        .unwrap()
-        .get(0);
+    let left: f64 = world.sql_value(
+        "SELECT extract(epoch FROM max(acquired_until) - now())::float8 FROM webhook_deliveries",
+    );
     assert!((50.0..=60.0).contains(&left), "{left}");
     assert_eq!(pull(&agent).len(), 2, "the rest, and nothing twice");
     assert_eq!(pull(&agent).len(), 0);
 
     let success = json!({ "success": true, "status_code": 200, "duration_ms": 12 });
-    let _ = refused(
-        &report(&half, first, &success),
-        403,
-        "delivery_not_acquired_by_agent",
-    );
+    report(&half, first, &success).refused(403, "delivery_not_acquired_by_agent");
     let said = report(&agent, first, &success).expect(200).json();
     assert_eq!(
         said,
         json!({ "status": "success", "delivery_id": first["id"] })
     );
     for body in [&success, &json!({ "success": false })] {
-        let _ = refused(
-            &report(&agent, first, body),
-            403,
-            "delivery_not_acquired_by_agent",
-        );
+        report(&agent, first, body).refused(403, "delivery_not_acquired_by_agent");
     }
     let done = &deliveries(&world.admin, &webhook, "?status=success")[0];
     assert_eq!(
@@ -100,11 +90,7 @@ fn an_agent_with_all_labels_fetches_deliveries_and_reports_each_once() {
         (&json!("failed"), &json!(1))
     );
     assert!(said["next_retry_at"].is_string(), "{said}");
-    let _ = refused(
-        &report(&agent, &taken[1], &success),
-        403,
-        "delivery_not_acquired_by_agent",
-    );
+    report(&agent, &taken[1], &success).refused(403, "delivery_not_acquired_by_agent");
     let failed = &deliveries(&world.admin, &webhook, "?status=failed")[0];
     assert_eq!(
         (&failed["last_error"], &failed["acquired_by"]),
@@ -159,7 +145,7 @@ fn what_an_agent_does_not_report_is_there_again_when_its_claim_has_ended() {
     let taken = pull(&one).pop().unwrap();
     assert_eq!(pull(&two).len(), 0);
     let end = "UPDATE webhook_deliveries SET acquired_until = now() - interval '1 second' WHERE status = 'acquired'";
-    world.sql().execute(end, &[]).unwrap();
+    world.sql_execute(end);
     // Any event wakes the broker, which would otherwise check within a minute.
     let _ = world.agent("waker");
     let again = until(BOUND, "it to be free again", || pull(&two).pop());
@@ -169,12 +155,8 @@ fn what_an_agent_does_not_report_is_there_again_when_its_claim_has_ended() {
         "no attempt was counted"
     );
     let late = json!({ "success": true });
-    let _ = refused(
-        &report(&one, &taken, &late),
-        403,
-        "delivery_not_acquired_by_agent",
-    );
-    let _ = report(&two, &again, &late).expect(200);
+    report(&one, &taken, &late).refused(403, "delivery_not_acquired_by_agent");
+    report(&two, &again, &late).expect(200);
 }
 
 #[test]
@@ -203,10 +185,7 @@ fn fault_33_of_two_reports_at_the_same_moment_one_counts() {
         let all = deliveries(&world.admin, &webhook, "");
         let it = all.iter().find(|d| d["id"] == taken["id"]).unwrap();
         assert_eq!(it["attempts"], 1, "{it}");
-        world
-            .sql()
-            .execute("DELETE FROM webhook_deliveries", &[])
-            .unwrap();
+        world.sql_execute("DELETE FROM webhook_deliveries");
     }
 }
 
@@ -249,7 +228,7 @@ fn fault_11_the_admin_looks_at_pending_deliveries_without_taking_them() {
     becomes(&world.admin, &webhook, "pending");
     let path = format!("/agents/{}/webhooks/pending", agent.id);
     for _ in 0..2 {
-        let seen = world.admin.get(&path).expect(200).json();
+        let seen = world.admin.get_json(&path);
         response_schema::check("[PendingWebhookDelivery]", &seen);
         assert_eq!(seen.as_array().unwrap().len(), 1);
     }
@@ -258,7 +237,7 @@ fn fault_11_the_admin_looks_at_pending_deliveries_without_taking_them() {
         1
     );
     assert_eq!(pull(&agent).len(), 1);
-    assert_eq!(world.admin.get(&path).expect(200).json(), json!([]));
+    assert_eq!(world.admin.get_json(&path), json!([]));
 }
 
 #[test]
@@ -274,7 +253,7 @@ fn a_delivery_keeps_the_labels_it_was_made_with_and_a_disabled_subscription_give
         &json!({ "target_labels": ["old"], "event_types": ["stack.created"] }),
     );
     let change = |body: Value| {
-        let _ = world
+        world
             .admin
             .put(&format!("/webhooks/{webhook}"), &body)
             .expect(200);
@@ -300,9 +279,7 @@ fn a_delivery_keeps_the_labels_it_was_made_with_and_a_disabled_subscription_give
     assert_eq!(endpoint.seen().len(), 1);
     let labels: Vec<Value> = world
         .admin
-        .get("/webhook-deliveries")
-        .expect(200)
-        .json()
+        .get_json("/webhook-deliveries")
         .as_array()
         .unwrap()
         .iter()
@@ -318,7 +295,7 @@ fn an_agent_is_not_given_what_cannot_be_decrypted() {
     let more = json!({ "target_labels": ["x"], "event_types": ["stack.created"], "auth_header": "Bearer x" });
     let webhook = subscribe(&world.admin, "http://hooks.example/", &more);
     let damage = "UPDATE webhook_subscriptions SET auth_header = set_byte(auth_header, 20, get_byte(auth_header, 20) # 1)";
-    world.sql().execute(damage, &[]).unwrap();
+    world.sql_execute(damage);
     let generator = world.generator("g");
     let _ = world.stack(&generator);
     becomes(&world.admin, &webhook, "pending");

@@ -34,7 +34,7 @@ fn fault_28_two_brokers_deliver_each_event_once() {
                 for _ in 0..EACH {
                     let name = format!("s-{}", unique());
                     let body = json!({ "name": name, "generator_id": generator.id });
-                    let _ = api.post("/stacks", &body).expect(201);
+                    api.create("/stacks", &body);
                 }
             });
         }
@@ -88,15 +88,7 @@ fn fault_29_an_endpoint_that_hangs_delays_nobody_else_and_is_not_told_twice() {
     );
     assert_eq!(hanging.seen().len(), 4, "so many at once to one host");
     let claims: Vec<f64> = world
-        .sql()
-        .query(
-            "SELECT extract(epoch FROM acquired_until - now())::float8 FROM webhook_deliveries WHERE status = 'acquired'",
-            &[],
-        )
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+        .sql_column("SELECT extract(epoch FROM acquired_until - now())::float8 FROM webhook_deliveries WHERE status = 'acquired'");
     assert_eq!(claims.len(), 4);
     assert!(
         claims.iter().all(|left| *left > 280.0),
@@ -135,12 +127,10 @@ fn a_broker_killed_in_the_middle_costs_one_more_delivery_when_its_claim_has_ende
     let held = &deliveries(&admin, &webhook, "?status=acquired")[0];
     assert_eq!(held["attempts"], 0);
     let end = "UPDATE webhook_deliveries SET acquired_until = now() - interval '1 second'";
-    world.sql().execute(end, &[]).unwrap();
+    world.sql_execute(end);
     let generator = admin.with_pak(generator.pak.clone());
     let _ = generator.post("/agents", &json!({}));
-    let _ = admin
-        .post("/agents", &json!({ "name": "waker", "cluster_name": "c" }))
-        .expect(201);
+    admin.create("/agents", &json!({ "name": "waker", "cluster_name": "c" }));
     let seen = endpoint.wait(2);
     assert_eq!(
         event_id(&seen[0]),

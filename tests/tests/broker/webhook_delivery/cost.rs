@@ -15,7 +15,7 @@ fn what_is_past_its_retention_is_removed_and_what_waits_for_the_broker_is_not() 
         "http://hooks.example/",
         &json!({ "event_types": ["nothing"] }),
     );
-    let _ = world
+    world
         .admin
         .put(
             &format!("/webhooks/{webhook}"),
@@ -34,7 +34,7 @@ fn what_is_past_its_retention_is_removed_and_what_waits_for_the_broker_is_not() 
             "INSERT INTO webhook_deliveries (subscription_id, event_type, event_id, payload, status, target_labels, created_at) \
              VALUES ('{webhook}', 'x', gen_random_uuid(), '{{}}', '{state}', {labels}, now() - interval '{days} days')"
         );
-        world.sql().execute(&insert, &[]).unwrap();
+        world.sql_execute(&insert);
     }
     let _other = second(&world);
     let rows = until(BOUND, "three rows", || {
@@ -165,15 +165,15 @@ fn fault_55_every_claim_goes_by_an_index_with_a_hundred_thousand_deliveries() {
         assert_eq!(taken.len(), 10);
         for (at, delivery) in taken.iter().enumerate() {
             let said = json!({ "success": at % 2 == 0 });
-            let _ = report(&agent, delivery, &said).expect(200);
+            report(&agent, delivery, &said).expect(200);
         }
-        let _ = world.admin.get(&path).expect(200);
+        world.admin.get(&path).expect(200);
         for query in ["", "?status=dead", "?status=success", "?offset=10"] {
             for list in [
                 "/webhook-deliveries",
                 &format!("/webhooks/{idle}/deliveries"),
             ] {
-                let _ = world.admin.get(&format!("{list}{query}")).expect(200);
+                world.admin.get(&format!("{list}{query}")).expect(200);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::webhook_delivery::receiver::{Receiver, Reply};
 use crate::webhook_delivery::{OPEN, becomes, deliveries, given_up, open, subscribe};
-use brokkr_tests::api_fixture::{World, ids, refused};
+use brokkr_tests::api_fixture::{World, ids};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -26,7 +26,7 @@ fn fault_16_nothing_private_is_reached_unless_the_operator_says_so() {
         let answer = world
             .admin
             .call("POST", &format!("/webhooks/{webhook}/test"), None);
-        let details = refused(&answer, 400, "webhook_test_failed");
+        let details = answer.refused(400, "webhook_test_failed");
         assert_eq!(details, Value::Null, "it has not answered");
         assert!(
             answer.text().contains("webhooks.allowed_networks"),
@@ -36,7 +36,7 @@ fn fault_16_nothing_private_is_reached_unless_the_operator_says_so() {
     }
     let generator = world.generator("g");
     let _ = world.stack(&generator);
-    for webhook in ids(&world.admin.get("/webhooks").expect(200).json()) {
+    for webhook in ids(&world.admin.get_json("/webhooks")) {
         let dead = becomes(&world.admin, &webhook, "dead");
         let error = dead["last_error"].as_str().unwrap();
         assert!(error.contains("webhooks.allowed_networks"), "{error}");
@@ -67,17 +67,17 @@ fn fault_16_a_redirect_is_followed_only_to_where_a_webhook_may_go() {
             .call("POST", &format!("/webhooks/{webhook}/test"), None)
     };
     let answer = test("/in");
-    let _ = refused(&answer, 400, "webhook_test_failed");
+    answer.refused(400, "webhook_test_failed");
     assert!(!answer.text().contains("secret"), "{}", answer.text());
     assert_eq!(private.seen().len(), 0);
-    let _ = test("/out").expect(200);
+    test("/out").expect(200);
     let landed = landing.wait(1).remove(0);
     assert_eq!(
         (landed.method.as_str(), landed.header("authorization")),
         ("POST", None)
     );
     assert_eq!(landed.json()["event_type"], "webhook.test");
-    let _ = refused(&test("/circle"), 400, "webhook_test_failed");
+    test("/circle").refused(400, "webhook_test_failed");
     assert_eq!(endpoint.count(|seen| seen.path == "/circle"), 6);
     assert!(
         endpoint
@@ -98,7 +98,7 @@ fn ports_can_be_named_too() {
     let answer = world
         .admin
         .call("POST", &format!("/webhooks/{webhook}/test"), None);
-    let _ = refused(&answer, 400, "webhook_test_failed");
+    answer.refused(400, "webhook_test_failed");
     assert_eq!(endpoint.seen().len(), 0);
 }
 
@@ -135,14 +135,14 @@ fn a_test_is_sent_at_once_and_says_how_it_went() {
     assert!(payload["data"]["message"].is_string() && payload["timestamp"].is_string());
     assert_eq!(deliveries(&world.admin, &webhook, "").len(), 0);
     let (_, answer) = test(&endpoint.url("/bad"));
-    let details = refused(&answer, 400, "webhook_test_failed");
+    let details = answer.refused(400, "webhook_test_failed");
     assert_eq!(
         details,
         json!({ "status_code": 418, "body": "é".repeat(500) })
     );
     let nobody = brokkr_tests::ports::free();
     let (_, answer) = test(&format!("http://127.0.0.1:{nobody}/"));
-    assert_eq!(refused(&answer, 400, "webhook_test_failed"), Value::Null);
+    assert_eq!(answer.refused(400, "webhook_test_failed"), Value::Null);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_slow_test_holds_no_database_connection() {
         }
         endpoint.release();
         for test in tests {
-            let _ = test.join().unwrap().expect(200);
+            test.join().unwrap().expect(200);
         }
     });
 }
@@ -215,7 +215,7 @@ fn an_endpoint_that_never_gets_to_its_answer_holds_nobody_up() {
             }
             let answer = test.join().unwrap();
             assert!(answer.took < Duration::from_secs(4), "{:?}", answer.took);
-            assert_eq!(refused(&answer, 400, "webhook_test_failed"), Value::Null);
+            assert_eq!(answer.refused(400, "webhook_test_failed"), Value::Null);
             let said = answer.text();
             assert!(
                 pause == 0 || said.contains("no answer within 2 s"),

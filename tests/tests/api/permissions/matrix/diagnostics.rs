@@ -29,10 +29,10 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
     let ask = || {
         let path = format!("/deployment-objects/{}/diagnostics", scene.object);
         let body = json!({ "agent_id": scene.own.id });
-        id(&scene.world.admin.post(&path, &body).expect(201).json())
+        id(&scene.world.admin.create(&path, &body))
     };
     let claim = |request: &str| {
-        let _ = scene
+        scene
             .own
             .api
             .post(&format!("/diagnostics/{request}/claim"), &json!({}))
@@ -43,15 +43,14 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
     claim(&answered);
     let found =
         json!({ "pod_statuses": "[]", "events": "[]", "collected_at": "2024-01-01T00:00:00Z" });
-    let _ = scene
+    scene
         .own
         .api
-        .post(&format!("/diagnostics/{answered}/result"), &found)
-        .expect(201);
+        .create(&format!("/diagnostics/{answered}/result"), &found);
     let health = json!({ "deployment_objects": [
         { "id": scene.object, "status": "degraded", "checked_at": "2024-01-01T00:00:00Z" },
     ] });
-    let _ = scene
+    scene
         .own
         .api
         .call(

@@ -56,16 +56,12 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
         ("system", admin),
         ("strange", &scene.stranger.api),
     ] {
-        let template = id(&api.post("/templates", &body(name)).expect(201).json());
+        let template = id(&api.create("/templates", &body(name)));
         if name != "strange" {
             let path = format!("/templates/{template}");
             let mark = json!({ "key": "here", "value": "v" });
-            let _ = admin
-                .post(&format!("{path}/labels"), &json!("here"))
-                .expect(201);
-            let _ = admin
-                .post(&format!("{path}/annotations"), &mark)
-                .expect(201);
+            admin.create(&format!("{path}/labels"), &json!("here"));
+            admin.create(&format!("{path}/annotations"), &mark);
         }
         names.push((name, template));
     }

@@ -29,16 +29,16 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
         let body = json!({
             "work_type": "build", "yaml_content": "a: 1", "targeting": { "agent_ids": [scene.own.id] },
         });
-        id(&admin.post("/work-orders", &body).expect(201).json())
+        id(&admin.create("/work-orders", &body))
     };
     let (order, claimed, ended) = (make(), make(), make());
     let claim = json!({ "agent_id": scene.own.id });
     for id in [&claimed, &ended] {
         let path = format!("/work-orders/{id}/claim");
-        let _ = scene.own.api.post(&path, &claim).expect(200);
+        scene.own.api.post(&path, &claim).expect(200);
     }
     let path = format!("/work-orders/{ended}/complete");
-    let _ = scene
+    scene
         .own
         .api
         .post(&path, &json!({ "success": true }))
