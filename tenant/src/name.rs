@@ -153,7 +153,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_suggested_is_itself_a_name(text in ".*") {
+        fn every_suggestion_is_itself_a_name(text in ".*") {
             if let Some(better) = suggestion(&text) {
                 prop_assert!(TenantName::parse(&better).is_ok(), "{better:?}");
             }

@@ -5,6 +5,7 @@
 pub mod served;
 pub mod sockets;
 
+use std::ops::Deref;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,7 +28,7 @@ pub fn unique() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A running broker with its own schema.
+/// A running broker with its own schema, and its admin.
 pub struct World {
     pub broker: Broker,
     pub admin: Api,
@@ -43,6 +44,24 @@ pub struct Party {
     pub name: String,
     pub pak: String,
     pub api: Api,
+}
+
+/// Sends requests as the admin.
+impl Deref for World {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.admin
+    }
+}
+
+/// Sends requests with the PAK of the principal.
+impl Deref for Party {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
 }
 
 impl World {
@@ -130,32 +149,30 @@ impl World {
     }
 
     /// Returns a client without a PAK.
-    pub fn nobody(&self) -> Api {
-        self.admin.with_pak("")
+    pub fn anonymous(&self) -> Api {
+        self.with_pak("")
     }
 
     pub fn agent(&self, name: &str) -> Party {
         let name = format!("{name}-{}", unique());
-        let made = self
-            .admin
-            .create("/agents", &json!({ "name": name, "cluster_name": "c" }));
+        let made = self.create("/agents", &json!({ "name": name, "cluster_name": "c" }));
         let pak = made["initial_pak"].as_str().unwrap().to_owned();
         Party {
             id: id(&made["agent"]),
             name,
-            api: self.admin.with_pak(&pak),
+            api: self.with_pak(&pak),
             pak,
         }
     }
 
     pub fn generator(&self, name: &str) -> Party {
         let name = format!("{name}-{}", unique());
-        let made = self.admin.create("/generators", &json!({ "name": name }));
+        let made = self.create("/generators", &json!({ "name": name }));
         let pak = made["pak"].as_str().unwrap().to_owned();
         Party {
             id: id(&made["generator"]),
             name,
-            api: self.admin.with_pak(&pak),
+            api: self.with_pak(&pak),
             pak,
         }
     }
@@ -164,19 +181,19 @@ impl World {
     pub fn stack(&self, generator: &Party) -> String {
         let name = format!("stack-{}", unique());
         let body = json!({ "name": name, "generator_id": generator.id });
-        id(&generator.api.create("/stacks", &body))
+        id(&generator.create("/stacks", &body))
     }
 
     /// Makes an object on the stack and returns it as JSON.
     pub fn object(&self, stack: &str, yaml: &str) -> Value {
-        self.admin.create(
+        self.create(
             &format!("/stacks/{stack}/deployment-objects"),
             &json!({ "yaml_content": yaml }),
         )
     }
 
     pub fn register(&self, agent: &Party, generator: &Party) {
-        agent.api.create(
+        agent.create(
             &format!("/generators/{}/register", generator.id),
             &json!({}),
         );
@@ -184,24 +201,21 @@ impl World {
 
     pub fn target(&self, agent: &Party, stack: &str) {
         let body = json!({ "agent_id": agent.id, "stack_id": stack });
-        self.admin
-            .create(&format!("/agents/{}/targets", agent.id), &body);
+        self.create(&format!("/agents/{}/targets", agent.id), &body);
     }
 
     pub fn label_agent(&self, agent: &Party, label: &str) {
         let body = json!({ "agent_id": agent.id, "label": label });
-        self.admin
-            .create(&format!("/agents/{}/labels", agent.id), &body);
+        self.create(&format!("/agents/{}/labels", agent.id), &body);
     }
 
     pub fn label_stack(&self, stack: &str, label: &str) {
-        self.admin
-            .create(&format!("/stacks/{stack}/labels"), &json!(label));
+        self.create(&format!("/stacks/{stack}/labels"), &json!(label));
     }
 
     /// Reports a status of an object as the agent.
     pub fn report(&self, agent: &Party, object: &str, status: &str) -> Response {
-        agent.api.post(
+        agent.post(
             &format!("/agents/{}/events", agent.id),
             &event(agent, object, status),
         )
@@ -209,9 +223,7 @@ impl World {
 
     /// Returns the ids of the agent's target state, newest first.
     pub fn target_state(&self, agent: &Party, query: &str) -> Vec<String> {
-        let state = agent
-            .api
-            .get_json(&format!("/agents/{}/target-state{query}", agent.id));
+        let state = agent.get_json(&format!("/agents/{}/target-state{query}", agent.id));
         ids(&state)
     }
 }

@@ -211,7 +211,7 @@ fn a_connection_the_server_has_ended_is_replaced_before_the_next_request_notices
 }
 
 #[test]
-fn a_server_that_has_become_read_only_is_read_from_until_there_is_one_that_takes_writes() {
+fn a_server_that_became_read_only_serves_reads_until_a_writable_server_returns() {
     let server = server();
     sql(
         &server,

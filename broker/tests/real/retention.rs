@@ -195,7 +195,7 @@ fn old_events_go_but_what_an_agent_has_applied_is_not_offered_again() {
 }
 
 #[test]
-fn health_of_what_was_replaced_goes_when_nobody_renews_it() {
+fn health_of_a_replaced_object_is_deleted_when_no_agent_renews_it() {
     let schema = Schema::new("tenant_health").with_names();
     schema.populate();
     schema.write(
@@ -234,7 +234,7 @@ fn a_broker_forgets_by_itself_and_zero_keeps_for_ever() {
 }
 
 #[test]
-fn a_request_that_somebody_is_answering_is_passed_over_and_a_backlog_of_them_ends_in_chunks() {
+fn a_locked_request_is_skipped_and_a_backlog_is_expired_in_chunks() {
     let schema = Schema::new("tenant_sweep").with_names();
     schema.populate();
     schema.write(

@@ -172,7 +172,7 @@ fn a_configured_hash_is_taken_and_no_pak_is_written() {
 }
 
 #[test]
-fn a_broker_that_is_too_old_for_the_schema_refuses_and_an_older_one_that_is_not_runs() {
+fn a_broker_too_old_for_the_schema_refuses_and_a_compatible_older_broker_runs() {
     let (server, place) = (PgServer::start(), TestDir::new());
     let plan = plan(&server, "tenant_new", &place);
     start(&plan, QUIET).unwrap();

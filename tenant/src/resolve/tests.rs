@@ -165,7 +165,7 @@ fn more_at_work_than_the_pool_holds_is_an_error_at_that_key() {
 }
 
 #[test]
-fn the_url_can_be_in_a_file_beside_the_one_that_names_it() {
+fn the_url_can_be_in_a_file_beside_the_file_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let tenant = dir.path().join("acme.toml");
     let secret = dir.path().join("acme.url");

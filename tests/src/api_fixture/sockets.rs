@@ -28,7 +28,7 @@ impl World {
 
     /// Returns the broker's record of the agent's socket.
     pub fn connection(&self, agent: &Party) -> Option<Value> {
-        let list = self.admin.get_json("/admin/ws/connections");
+        let list = self.get_json("/admin/ws/connections");
         list["connections"]
             .as_array()
             .unwrap()
@@ -49,7 +49,7 @@ impl World {
 
     /// Returns the number of subscribers of stacks.
     pub fn subscribers(&self) -> u64 {
-        let list = self.admin.get_json("/admin/ws/connections");
+        let list = self.get_json("/admin/ws/connections");
         list["live_subscribers"].as_u64().unwrap()
     }
 

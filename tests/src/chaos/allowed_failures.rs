@@ -42,7 +42,7 @@ pub enum Reason {
     /// The server of every tenant is away.
     ServerAway,
     /// This tenant has no broker that serves, so the supervisor may answer in its place after two seconds.
-    NobodyServes(String),
+    NoBroker(String),
 }
 
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl AllowedFailures {
         let mut open = windows.iter().filter(|w| w.to.is_none_or(|to| asked <= to));
         let allowed = open.any(|w| match &w.reason {
             Reason::ServerAway => true,
-            Reason::NobodyServes(whose) => {
+            Reason::NoBroker(whose) => {
                 stand_in && whose == tenant && now.duration_since(w.from) >= STAND_IN_AFTER
             }
         });
@@ -208,11 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn a_503_needs_an_open_window_and_the_supervisors_two_seconds_without_anybody() {
+    fn a_503_is_allowed_in_an_open_window_and_from_the_supervisor_after_two_seconds_without_a_broker()
+     {
         let allowed_failures = AllowedFailures::default();
         let now = Instant::now();
         assert_eq!(allowed_failures.allows("a", now, false), None);
-        allowed_failures.open(Reason::NobodyServes("a".into()));
+        allowed_failures.open(Reason::NoBroker("a".into()));
         assert_eq!(allowed_failures.allows("a", now, true), None, "too early");
         if let Some(window) = allowed_failures.lock_windows().first_mut() {
             window.from -= STAND_IN_AFTER;

@@ -200,7 +200,7 @@ impl World<'_> {
         let pid = self.pid_of(name);
         self.shared
             .allowed_failures
-            .open(Reason::NobodyServes(name.to_owned()));
+            .open(Reason::NoBroker(name.to_owned()));
         self.killed(name, ends);
         let held = self.shared.allowed_failures.hold(Some(name), pid);
         procs::signal(pid, Signal::SIGKILL);
@@ -217,7 +217,7 @@ impl World<'_> {
         let pid = self.pid_of(name);
         self.shared
             .allowed_failures
-            .open(Reason::NobodyServes(name.to_owned()));
+            .open(Reason::NoBroker(name.to_owned()));
         self.killed(name, ends);
         let held = self.shared.allowed_failures.hold(Some(name), pid);
         self.note(format!(

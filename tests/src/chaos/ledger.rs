@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_the_last_acknowledged_one_or_one_that_may_come_late() {
+    fn a_value_is_the_last_acknowledged_write_or_a_write_that_may_come_late() {
         let mut home = Home::new("a-0".into(), agent(), "s0".into());
         home.perhaps_changed("s1".into());
         home.changed("s2".into());

@@ -4,10 +4,10 @@ use brokkr_tests::api_fixture::{Party, World, id, ids};
 use brokkr_tests::response_schema;
 use serde_json::{Value, json};
 
-const NOBODY: &str = "00000000-0000-0000-0000-000000000001";
+const UNKNOWN_ID: &str = "00000000-0000-0000-0000-000000000001";
 
 fn audit(world: &World, query: &str) -> Value {
-    world.admin.get_json(&format!("/admin/audit-logs{query}"))
+    world.get_json(&format!("/admin/audit-logs{query}"))
 }
 
 /// Returns action and actor's kind, id and name of every entry about a resource, oldest first. Entries of one
@@ -85,10 +85,10 @@ fn fault_21_the_log_names_who_really_did_it() {
 
     let stack = world.stack(&generator);
     let path = format!("/stacks/{stack}");
-    let whole = generator.api.get_json(&path);
-    generator.api.put(&path, &whole).expect(200);
-    world.admin.put(&path, &whole).expect(200);
-    generator.api.remove(&path);
+    let whole = generator.get_json(&path);
+    generator.put(&path, &whole).expect(200);
+    world.put(&path, &whole).expect(200);
+    generator.remove(&path);
     assert_eq!(
         who_did(&world, &stack),
         [
@@ -100,16 +100,12 @@ fn fault_21_the_log_names_who_really_did_it() {
     );
 
     let path = format!("/agents/{}", agent.id);
-    agent
-        .api
-        .put(&path, &json!({ "status": "ACTIVE" }))
-        .expect(200);
+    agent.put(&path, &json!({ "status": "ACTIVE" })).expect(200);
     world.register(&agent, &generator);
     agent
-        .api
         .post(&format!("{path}/rotate-pak"), &json!({}))
         .expect(200);
-    world.admin.remove(&path);
+    world.remove(&path);
     assert_eq!(
         who_did(&world, &agent.id),
         [
@@ -124,10 +120,8 @@ fn fault_21_the_log_names_who_really_did_it() {
     );
 
     let path = format!("/generators/{}", generator.id);
-    generator
-        .api
-        .create(&format!("{path}/rotate-pak"), &json!({}));
-    world.admin.remove(&path);
+    generator.create(&format!("{path}/rotate-pak"), &json!({}));
+    world.remove(&path);
     let done = who_did(&world, &generator.id);
     assert_eq!(
         done[done.len() - 2..],
@@ -151,7 +145,7 @@ fn an_entry_says_everything_and_where_a_refused_caller_came_from() {
         (&json!("stack"), &json!(stack))
     );
     assert_eq!(entry["details"]["generator_id"], generator.id);
-    generator.api.remove(&format!("/stacks/{stack}"));
+    generator.remove(&format!("/stacks/{stack}"));
     let deleted = &audit(&world, &format!("?resource_id={stack}"))["logs"][0];
     assert_eq!(
         (&deleted["action"], deleted.get("details")),
@@ -202,7 +196,7 @@ fn filters_narrow_each_other_down() {
     let (one, two) = (world.generator("one"), world.generator("two"));
     let (a, b) = (world.stack(&one), world.stack(&one));
     let _ = world.stack(&two);
-    one.api.remove(&format!("/stacks/{a}"));
+    one.remove(&format!("/stacks/{a}"));
     let count = |query: &str| audit(&world, query)["total"].as_i64().unwrap();
     let one = &one.id;
     assert_eq!(count("?action=stack.created"), 3);
@@ -216,7 +210,7 @@ fn filters_narrow_each_other_down() {
     );
     for nothing in [
         format!("?actor_type=agent&actor_id={one}"),
-        format!("?actor_id={one}&resource_id={NOBODY}"),
+        format!("?actor_id={one}&resource_id={UNKNOWN_ID}"),
         format!("?resource_id={b}&action=stack.deleted"),
         format!("?resource_id={b}&resource_type=agent"),
         "?actor_type=admin&action=stack.created".to_owned(),
@@ -235,7 +229,7 @@ fn filters_narrow_each_other_down() {
         "?limit=many",
         "?offset=1.5",
     ] {
-        let answer = world.admin.get(&format!("/admin/audit-logs{bad}"));
+        let answer = world.get(&format!("/admin/audit-logs{bad}"));
         answer.refused(400, "bad_request");
     }
     for bad in [
@@ -243,7 +237,7 @@ fn filters_narrow_each_other_down() {
         "?actor_type=%00",
         "?from=-0044-03-15T12:00:00Z",
     ] {
-        let answer = world.admin.get(&format!("/admin/audit-logs{bad}"));
+        let answer = world.get(&format!("/admin/audit-logs{bad}"));
         answer.refused(422, "invalid_value");
     }
 }
@@ -309,7 +303,7 @@ fn from_is_inclusive_to_is_exclusive_and_a_page_says_of_how_many_it_is() {
 #[test]
 fn who_holds_a_pak_is_every_live_generator_but_the_system() {
     let world = World::new();
-    let before = world.admin.get_json("/paks");
+    let before = world.get_json("/paks");
     response_schema::check("[PakSummary]", &before);
     let names = |list: &Value| -> Vec<String> {
         let list = list.as_array().unwrap();
@@ -319,8 +313,8 @@ fn who_holds_a_pak_is_every_live_generator_but_the_system() {
     };
     assert_eq!(names(&before), ["admin-generator"]);
     let (one, two) = (world.generator("one"), world.generator("two"));
-    world.admin.remove(&format!("/generators/{}", one.id));
-    let after = world.admin.get_json("/paks");
+    world.remove(&format!("/generators/{}", one.id));
+    let after = world.get_json("/paks");
     assert_eq!(names(&after), ["admin-generator".to_owned(), two.name]);
     assert_eq!(ids(&after), [id(&before[0]), two.id]);
 }

@@ -11,21 +11,19 @@ fn a_new_agent_is_inactive_registered_with_the_system_and_found_by_name() {
     let generator = world.generator("g");
     let body =
         json!({ "name": "a", "cluster_name": "c", "generator_ids": [generator.id, generator.id] });
-    let made = world.admin.create("/agents", &body);
+    let made = world.create("/agents", &body);
     assert_eq!(made["agent"]["status"], "INACTIVE");
     assert!(made.to_string().find("pak_hash").is_none());
     let agent = id(&made["agent"]);
-    let registrations = world
-        .admin
-        .get_json(&format!("/agents/{agent}/registrations"));
+    let registrations = world.get_json(&format!("/agents/{agent}/registrations"));
     assert_eq!(
         registrations.as_array().unwrap().len(),
         2,
         "the system and the one asked for: {registrations}"
     );
-    let found = world.admin.get_json("/agents/?name=a&cluster_name=c");
+    let found = world.get_json("/agents/?name=a&cluster_name=c");
     assert_eq!(id(&found), agent);
-    let listed = generator.api.get_json("/agents");
+    let listed = generator.get_json("/agents");
     assert_eq!(ids(&listed), [agent]);
 }
 
@@ -34,12 +32,10 @@ fn the_search_wants_both_values_and_tells_who_is_missing() {
     let world = World::new();
     for query in ["", "?name=a", "?cluster_name=c"] {
         world
-            .admin
             .get(&format!("/agents/{query}"))
             .refused(400, "name_and_cluster_required");
     }
     world
-        .admin
         .get("/agents/?name=a&cluster_name=c")
         .refused(404, "agent_not_found");
 }
@@ -88,15 +84,15 @@ fn fault_26_a_refused_creation_leaves_no_agent_behind() {
         ),
     ];
     for (body, status, code) in cases {
-        world.admin.post("/agents", &body).refused(status, code);
+        world.post("/agents", &body).refused(status, code);
     }
-    let again = world.admin.post(
+    let again = world.post(
         "/agents",
         &json!({ "name": taken.name, "cluster_name": "c" }),
     );
     let details = again.refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_agent_cluster");
-    assert_eq!(world.admin.get_json("/agents").as_array().unwrap().len(), 1);
+    assert_eq!(world.get_json("/agents").as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -104,30 +100,28 @@ fn a_put_changes_what_it_names_and_ignores_everything_else() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
-    let before = agent.api.get_json(&path);
+    let before = agent.get_json(&path);
     for body in [
         json!([1, 2]),
         json!("x"),
         json!(null),
         json!({ "id": "x", "status": 5, "pak_hash": "x" }),
     ] {
-        let after = agent.api.put(&path, &body).expect(200).json();
+        let after = agent.put(&path, &body).expect(200).json();
         assert_eq!(after, before, "{body}");
     }
     let changed =
         json!({ "status": "ACTIVE", "deleted_at": "2024-01-01T00:00:00Z", "id": agent.name });
-    let after = agent.api.put(&path, &changed).expect(200).json();
+    let after = agent.put(&path, &changed).expect(200).json();
     assert_eq!(
         (&after["status"], &after["deleted_at"], &after["id"]),
         (&json!("ACTIVE"), &Value::Null, &before["id"])
     );
     assert_eq!(after["name"], before["name"]);
     agent
-        .api
         .put(&path, &json!({ "status": "x".repeat(51) }))
         .refused(422, "invalid_value");
     agent
-        .api
         .put(&path, &json!({ "name": "" }))
         .refused(400, "invalid_agent");
 }
@@ -159,7 +153,6 @@ fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
             .collect();
         for _ in 0..30 {
             let rotated = world
-                .admin
                 .call("POST", &format!("{path}/rotate-pak"), None)
                 .expect(200)
                 .json();
@@ -171,13 +164,9 @@ fn fault_24_a_put_racing_a_rotation_never_brings_the_old_pak_back() {
         }
     });
     let newest = paks.pop().unwrap();
-    world.admin.with_pak(newest).get(&path).expect(200);
+    world.with_pak(newest).get(&path).expect(200);
     for old in paks {
-        world
-            .admin
-            .with_pak(old)
-            .get(&path)
-            .refused(401, "unauthorized");
+        world.with_pak(old).get(&path).refused(401, "unauthorized");
     }
 }
 
@@ -186,30 +175,25 @@ fn a_deleted_agent_is_gone_for_itself_at_once_and_its_name_is_free() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
-    agent.api.get(&path).expect(200);
-    world.admin.remove(&path);
-    agent.api.get(&path).refused(401, "unauthorized");
-    world.admin.get(&path).refused(404, "agent_not_found");
-    world
-        .admin
-        .put(&path, &json!({}))
-        .refused(404, "agent_not_found");
+    agent.get(&path).expect(200);
+    world.remove(&path);
+    agent.get(&path).refused(401, "unauthorized");
+    world.get(&path).refused(404, "agent_not_found");
+    world.put(&path, &json!({})).refused(404, "agent_not_found");
     let rotate = format!("{path}/rotate-pak");
     world
-        .admin
         .call("POST", &rotate, None)
         .refused(404, "agent_not_found");
     world
-        .admin
         .get(&format!("{path}/registrations"))
         .refused(404, "agent_not_found");
-    world.admin.get(&format!("{path}/labels")).expect(200);
-    world.admin.get(&format!("{path}/target-state")).expect(200);
-    world.admin.remove(&path);
+    world.get(&format!("{path}/labels")).expect(200);
+    world.get(&format!("{path}/target-state")).expect(200);
+    world.remove(&path);
     let count: i64 =
         world.sql_value("SELECT count(*) FROM audit_log WHERE action = 'agent.deleted'");
     assert_eq!(count, 1, "deleting it again did nothing");
-    world.admin.create(
+    world.create(
         "/agents",
         &json!({ "name": agent.name, "cluster_name": "c" }),
     );
@@ -220,10 +204,9 @@ fn a_heartbeat_takes_any_body_and_stores_a_report_only_with_its_verdict() {
     let world = World::new();
     let agent = world.agent("a");
     let beat = format!("/agents/{}/heartbeat", agent.id);
-    let show = || agent.api.get_json(&format!("/agents/{}", agent.id));
+    let show = || agent.get_json(&format!("/agents/{}", agent.id));
     let send = |kind: &str, body: Option<&[u8]>| {
         agent
-            .api
             .try_bytes("POST", &beat, kind, body)
             .unwrap()
             .expect(204);
@@ -279,9 +262,9 @@ fn labels_and_annotations_say_what_is_wrong_with_them() {
     let labels = format!("/agents/{}/labels", agent.id);
     let label = |text: &str| json!({ "agent_id": agent.id, "label": text });
     for good in ["env:prod", "env=prod", "a/b", &"é".repeat(64)] {
-        world.admin.create(&labels, &label(good));
+        world.create(&labels, &label(good));
     }
-    let listed = world.admin.get_json(&labels);
+    let listed = world.get_json(&labels);
     let texts: Vec<&str> = listed
         .as_array()
         .unwrap()
@@ -293,67 +276,55 @@ fn labels_and_annotations_say_what_is_wrong_with_them() {
         ["env:prod", "env=prod", "a/b", "é".repeat(64).as_str()],
         "in order of creation"
     );
-    let twice = world.admin.post(&labels, &label("a/b"));
+    let twice = world.post(&labels, &label("a/b"));
     assert_eq!(
         twice.refused(409, "unique_violation")["constraint"],
         "agent_labels_agent_id_label_key"
     );
     world
-        .admin
         .post(&labels, &label("x".repeat(65).as_str()))
         .refused(422, "invalid_value");
     world
-        .admin
         .post(&labels, &label("\u{0}"))
         .refused(422, "invalid_value");
     world
-        .admin
         .post(&labels, &label(" "))
         .refused(400, "invalid_label");
     let other = json!({ "agent_id": stranger.id, "label": "x" });
     world
-        .admin
         .post(&labels, &other)
         .refused(400, "agent_id_mismatch");
     let unknown = "00000000-0000-0000-0000-000000000001";
     let nobody = json!({ "agent_id": unknown, "label": "x" });
-    let answer = world
-        .admin
-        .post(&format!("/agents/{unknown}/labels"), &nobody);
+    let answer = world.post(&format!("/agents/{unknown}/labels"), &nobody);
     assert_eq!(
         answer.refused(422, "foreign_key_violation")["constraint"],
         "fk_agent_labels_agent"
     );
-    world.admin.remove(&format!("{labels}/a%2Fb"));
+    world.remove(&format!("{labels}/a%2Fb"));
     world
-        .admin
         .delete(&format!("{labels}/a%2Fb"))
         .refused(404, "agent_label_not_found");
     world
-        .admin
         .delete(&format!("{labels}/%00"))
         .refused(422, "invalid_value");
 
     let annotations = format!("/agents/{}/annotations", agent.id);
     let pair = |key: &str, value: &str| json!({ "agent_id": agent.id, "key": key, "value": value });
-    world
-        .admin
-        .create(&annotations, &pair("team", "platform and friends"));
-    let twice = world.admin.post(&annotations, &pair("team", "other"));
+    world.create(&annotations, &pair("team", "platform and friends"));
+    let twice = world.post(&annotations, &pair("team", "other"));
     assert_eq!(
         twice.refused(409, "unique_violation")["constraint"],
         "agent_annotations_agent_id_key_key"
     );
     world
-        .admin
         .post(&annotations, &pair("", "v"))
         .refused(400, "invalid_annotation");
     world
-        .admin
         .post(&annotations, &pair("k", &"v".repeat(65)))
         .refused(422, "invalid_value");
-    world.admin.remove(&format!("{annotations}/team"));
-    let gone = world.admin.delete(&format!("{annotations}/team"));
+    world.remove(&format!("{annotations}/team"));
+    let gone = world.delete(&format!("{annotations}/team"));
     gone.refused(404, "agent_annotation_not_found");
 }
 
@@ -365,45 +336,34 @@ fn targets_need_the_agents_consent_even_of_the_admin() {
     let targets = format!("/agents/{}/targets", agent.id);
     let body = json!({ "agent_id": agent.id, "stack_id": stack });
     world
-        .admin
         .post(&targets, &body)
         .refused(403, "agent_not_registered");
     world.register(&agent, &generator);
-    generator.api.create(&targets, &body);
+    generator.create(&targets, &body);
     assert_eq!(
-        world
-            .admin
-            .post(&targets, &body)
-            .refused(409, "unique_violation")["constraint"],
+        world.post(&targets, &body).refused(409, "unique_violation")["constraint"],
         "unique_agent_stack"
     );
     let unknown = json!({ "agent_id": agent.id, "stack_id": agent.id });
     world
-        .admin
         .post(&targets, &unknown)
         .refused(404, "stack_not_found");
     let mismatch = json!({ "agent_id": generator.id, "stack_id": stack });
     world
-        .admin
         .post(&targets, &mismatch)
         .refused(400, "agent_id_mismatch");
-    world.admin.remove(&format!("{targets}/{stack}"));
+    world.remove(&format!("{targets}/{stack}"));
     world
-        .admin
         .delete(&format!("{targets}/{stack}"))
         .refused(404, "agent_target_not_found");
 
     world.target(&agent, &stack);
     let whom = json!({ "agent_id": agent.id });
     let register = format!("/generators/{}/register", generator.id);
-    world
-        .admin
-        .call("DELETE", &register, Some(&whom))
-        .expect(204);
-    let left = agent.api.get_json(&targets);
+    world.call("DELETE", &register, Some(&whom)).expect(204);
+    let left = agent.get_json(&targets);
     assert_eq!(left, json!([]), "the consent takes the targets with it");
     world
-        .admin
         .delete(&format!("{targets}/{stack}"))
         .refused(403, "agent_not_registered");
 }
@@ -414,7 +374,7 @@ fn one_agent_of_many_creators_at_once_gets_the_name() {
     let body = json!({ "name": format!("one-{}", unique()), "cluster_name": "c" });
     let statuses: Vec<u16> = thread::scope(|scope| {
         let calls: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| world.admin.post("/agents", &body).status))
+            .map(|_| scope.spawn(|| world.post("/agents", &body).status))
             .collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });

@@ -26,25 +26,17 @@ fn a_pak_is_accepted_bare_and_with_bearer_and_says_who_it_is() {
             json!({ "admin": false, "agent": agent.id, "generator": null, "readonly": false })
         );
     }
-    let admin = world
-        .admin
-        .call("POST", "/auth/pak", None)
-        .expect(200)
-        .json();
+    let admin = world.call("POST", "/auth/pak", None).expect(200).json();
     assert_eq!(
         admin,
         json!({ "admin": true, "agent": null, "generator": null, "readonly": false })
     );
-    let own = generator
-        .api
-        .call("POST", "/auth/pak", None)
-        .expect(200)
-        .json();
+    let own = generator.call("POST", "/auth/pak", None).expect(200).json();
     assert_eq!(own["generator"], generator.id.as_str());
 }
 
 #[test]
-fn whatever_is_no_pak_is_401_with_a_json_body_and_no_challenge() {
+fn an_invalid_pak_is_401_with_a_json_body_and_no_challenge() {
     let world = World::new();
     for value in [
         "",
@@ -77,7 +69,6 @@ fn bodies_are_judged_by_type_then_syntax_then_shape_before_the_caller_is() {
     let agent = world.agent("a");
     let post = |kind: &str, body: &[u8]| {
         agent
-            .api
             .try_bytes("POST", "/agents", kind, Some(body))
             .unwrap()
     };
@@ -87,19 +78,13 @@ fn bodies_are_judged_by_type_then_syntax_then_shape_before_the_caller_is() {
     post("application/json; charset=utf-8", b"{}").refused(422, "unprocessable");
     let good = br#"{"name":"n","cluster_name":"c","more":1}"#;
     post("application/problem+json", good).refused(403, "admin_required");
-    agent
-        .api
-        .get("/agents/not-a-uuid")
-        .refused(400, "bad_request");
+    agent.get("/agents/not-a-uuid").refused(400, "bad_request");
     world
-        .nobody()
+        .anonymous()
         .get("/agents/not-a-uuid")
         .refused(401, "unauthorized");
-    world
-        .admin
-        .get("/stacks?pak_id=x")
-        .refused(400, "bad_request");
-    world.admin.get("/agents/%ff").refused(400, "bad_request");
+    world.get("/stacks?pak_id=x").refused(400, "bad_request");
+    world.get("/agents/%ff").refused(400, "bad_request");
 }
 
 #[test]
@@ -108,7 +93,7 @@ fn a_body_over_the_limit_is_413_and_one_of_two_mebibytes_is_not() {
     let agent = world.agent("a");
     let put = |size: usize| {
         let body = json!({ "status": "ACTIVE", "padding": "x".repeat(size) });
-        agent.api.put(&format!("/agents/{}", agent.id), &body)
+        agent.put(&format!("/agents/{}", agent.id), &body)
     };
     put(2 * 1024 * 1024).expect(200);
     let head = [
@@ -132,15 +117,13 @@ fn an_old_pak_is_dead_the_moment_it_is_rotated_also_when_it_was_just_used() {
     let world = World::new();
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
-    agent.api.get(&path).expect(200);
+    agent.get(&path).expect(200);
     let rotated = agent
-        .api
         .call("POST", &format!("{path}/rotate-pak"), None)
         .expect(200)
         .json();
-    agent.api.get(&path).refused(401, "unauthorized");
+    agent.get(&path).refused(401, "unauthorized");
     agent
-        .api
         .with_pak(rotated["pak"].as_str().unwrap())
         .get(&path)
         .expect(200);
@@ -163,9 +146,9 @@ fn a_head_is_a_get_without_its_body() {
 fn a_lost_database_is_503_with_retry_after_also_for_who_is_known_already() {
     let server = PgServer::start();
     let world = World::on(&server, &[]);
-    world.admin.get("/agents").expect(200);
+    world.get("/agents").expect(200);
     server.stop();
-    for api in [&world.admin, &world.admin.with_pak("a_b_c")] {
+    for api in [&world.admin, &world.with_pak("a_b_c")] {
         let answer = api.get("/agents");
         answer.refused(503, "database_unavailable");
         let seconds = answer
@@ -174,7 +157,7 @@ fn a_lost_database_is_503_with_retry_after_also_for_who_is_known_already() {
         assert!(seconds.is_some_and(|s| s > 0), "{seconds:?}");
     }
     server.resume_service();
-    let back = || (world.admin.get("/agents").status == 200).then_some(());
+    let back = || (world.get("/agents").status == 200).then_some(());
     until(Duration::from_secs(20), "the API to serve again", back);
 }
 

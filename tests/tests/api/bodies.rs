@@ -23,13 +23,11 @@ fn a_body_of_many_small_values_is_refused_and_costs_little() {
         format!("/agents/{}", other.id),
     ] {
         let answer = agent
-            .api
             .try_bytes("PUT", &path, "application/json", Some(body.as_bytes()))
             .unwrap();
         answer.refused(422, "unprocessable");
     }
     let answer = agent
-        .api
         .try_bytes(
             "POST",
             "/webhooks",
@@ -65,7 +63,6 @@ fn bodies_that_stall_take_no_room_from_others() {
     let yaml = format!("a: {}", "x".repeat(100_000));
     let path = format!("/stacks/{stack}/deployment-objects");
     let answer = generator
-        .api
         .try_bytes("POST", &path, "application/yaml", Some(yaml.as_bytes()))
         .unwrap();
     assert_eq!(answer.status, 201, "{}", answer.text());
@@ -75,7 +72,7 @@ fn bodies_that_stall_take_no_room_from_others() {
 #[test]
 fn what_is_wrong_with_a_request_is_said_without_names_of_rusts_types() {
     let world = World::new();
-    let post = |path: &str, body: serde_json::Value| world.admin.post(path, &body);
+    let post = |path: &str, body: serde_json::Value| world.post(path, &body);
     let agent = serde_json::json!({ "name": 7, "cluster_name": "c" });
     let webhook =
         serde_json::json!({ "name": "n", "url": "https://example.com/", "event_types": "*" });
@@ -87,7 +84,7 @@ fn what_is_wrong_with_a_request_is_said_without_names_of_rusts_types() {
         ),
         (post("/webhooks", webhook), "where a list is expected"),
         (
-            world.admin.get("/webhook-deliveries?limit=x"),
+            world.get("/webhook-deliveries?limit=x"),
             "`limit` in the query: a whole number is expected",
         ),
     ] {

@@ -28,7 +28,7 @@ fn fault_53_ten_thousand_events_are_listed_and_they_are_the_newest() {
     scene.world.sql_execute(&older);
 
     let own = format!("/agents/{}/events", scene.agent.id);
-    let listed = scene.agent.api.get_json(&own);
+    let listed = scene.agent.get_json(&own);
     let listed = rows(&listed);
     assert_eq!((listed.len(), id(&listed[0])), (10_000, newest.clone()));
     let times: Vec<&str> = listed
@@ -39,7 +39,7 @@ fn fault_53_ten_thousand_events_are_listed_and_they_are_the_newest() {
 
     let registered = format!("/agent-events?pak_id={}", scene.generator.id);
     for path in ["/agent-events", &registered] {
-        let listed = scene.world.admin.get_json(path);
+        let listed = scene.world.get_json(path);
         let listed = rows(&listed);
         assert_eq!(listed.len(), 10_000, "{path}");
         assert!(listed.iter().any(|event| id(event) == newest), "{path}");
@@ -60,7 +60,6 @@ fn events_with_long_messages_are_listed_up_to_a_number_of_bytes() {
     scene.world.sql_execute(&long);
     let listed = scene
         .agent
-        .api
         .get_json(&format!("/agents/{}/events", scene.agent.id));
     let messages: Vec<usize> = rows(&listed)
         .iter()
@@ -109,7 +108,7 @@ fn a_history_of_large_objects_is_listed_from_its_newest_and_costs_bounded_memory
     let newest = scene.object("newest: true");
     let path = format!("/stacks/{}/deployment-objects", scene.stack);
     let list = || {
-        let listed = scene.generator.api.get_json(&path);
+        let listed = scene.generator.get_json(&path);
         assert!(
             (17..=18).contains(&rows(&listed).len()),
             "{}",
@@ -138,7 +137,7 @@ fn the_newest_object_is_listed_however_large_it_is() {
     let _ = scene.object("older: true");
     stored(&scene, 20 << 20, 1);
     let path = format!("/stacks/{}/deployment-objects", scene.stack);
-    let listed = scene.generator.api.get_json(&path);
+    let listed = scene.generator.get_json(&path);
     let sizes: Vec<usize> = rows(&listed)
         .iter()
         .map(|object| object["yaml_content"].as_str().unwrap().len())

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-const NOBODY: &str = "00000000-0000-0000-0000-000000000001";
+const UNKNOWN_ID: &str = "00000000-0000-0000-0000-000000000001";
 
 /// The usual scene with an object to ask about.
 struct Asked {
@@ -158,13 +158,11 @@ fn a_request_is_about_a_live_object_and_for_a_live_agent() {
         if let Some(minutes) = more.as_i64() {
             body["retention_minutes"] = json!(minutes);
         }
-        world
-            .admin
-            .post(&format!("/deployment-objects/{object}/diagnostics"), &body)
+        world.post(&format!("/deployment-objects/{object}/diagnostics"), &body)
     };
     let agent = &asked.served.agent.id;
-    ask(NOBODY, NOBODY, json!(0)).refused(404, "deployment_object_not_found");
-    ask(&asked.object, NOBODY, json!(0)).refused(404, "agent_not_found");
+    ask(UNKNOWN_ID, UNKNOWN_ID, json!(0)).refused(404, "deployment_object_not_found");
+    ask(&asked.object, UNKNOWN_ID, json!(0)).refused(404, "agent_not_found");
     // The admin may ask any agent; it need not serve the object's stack.
     let stranger = world.agent("stranger");
     ask(&asked.object, &stranger.id, Value::Null).expect(201);
@@ -187,25 +185,23 @@ fn a_request_is_about_a_live_object_and_for_a_live_agent() {
         .try_ask(json!({ "retention_minutes": "1" }))
         .refused(422, "unprocessable");
 
-    world.admin.remove(&format!("/agents/{}", stranger.id));
+    world.remove(&format!("/agents/{}", stranger.id));
     ask(&asked.object, &stranger.id, Value::Null).refused(404, "agent_not_found");
-    world
-        .admin
-        .remove(&format!("/stacks/{}", asked.served.stack));
+    world.remove(&format!("/stacks/{}", asked.served.stack));
     ask(&asked.object, agent, Value::Null).refused(404, "deployment_object_not_found");
 }
 
 #[test]
-fn what_is_not_there_is_not_found_whoever_asks_and_a_bad_id_is_bad() {
+fn a_missing_row_is_404_for_every_principal_and_a_malformed_id_is_400() {
     let asked = Asked::new();
     for api in [asked.admin(), asked.agent(), &asked.served.generator.api] {
-        let path = format!("/diagnostics/{NOBODY}");
+        let path = format!("/diagnostics/{UNKNOWN_ID}");
         api.get(&path).refused(404, "diagnostic_not_found");
-        claim(api, NOBODY).refused(404, "diagnostic_not_found");
-        answer(api, NOBODY, &found("")).refused(404, "diagnostic_not_found");
+        claim(api, UNKNOWN_ID).refused(404, "diagnostic_not_found");
+        answer(api, UNKNOWN_ID, &found("")).refused(404, "diagnostic_not_found");
         api.get("/diagnostics/x").refused(400, "bad_request");
     }
-    let nobodys = format!("/agents/{NOBODY}/diagnostics/pending");
+    let nobodys = format!("/agents/{UNKNOWN_ID}/diagnostics/pending");
     assert_eq!(asked.admin().get_json(&nobodys), json!([]));
 }
 
@@ -317,7 +313,7 @@ fn what_has_expired_is_not_offered_and_not_claimed_but_who_claimed_in_time_may_a
 }
 
 #[test]
-fn the_sweep_ends_what_nobody_answered_and_forgets_what_ended_long_ago() {
+fn the_sweep_expires_unanswered_requests_and_deletes_old_ones() {
     let asked = Asked::of(World::with(&[(
         "broker.diagnostic_cleanup_interval_seconds",
         "1",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 fn record(world: &World, agent: &Party) -> Value {
-    let fleet = world.admin.get_json("/fleet");
+    let fleet = world.get_json("/fleet");
     let found = fleet
         .as_array()
         .unwrap()
@@ -21,7 +21,7 @@ fn record(world: &World, agent: &Party) -> Value {
 fn beat(agent: &Party) {
     let path = format!("/agents/{}/heartbeat", agent.id);
     let report = json!({ "k8s_reachable": true, "k8s_api_latency_ms": 9 });
-    agent.api.post(&path, &report).expect(204);
+    agent.post(&path, &report).expect(204);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn pending_objects_are_the_incremental_target_state() {
     assert_eq!(pending(), 2);
     served.report(&newest, "SUCCESS");
     assert_eq!(pending(), 1);
-    world.admin.remove(&format!("/stacks/{labelled}"));
+    world.remove(&format!("/stacks/{labelled}"));
     assert_eq!(pending(), 1, "its marker");
     let seen = record(world, agent);
     assert!(seen["last_event_at"].is_string());
@@ -144,13 +144,13 @@ fn the_fleet_is_every_live_agent_or_those_registered_with_one_generator() {
     );
     world.register(&agents[0], &generator);
     let names = |query: &str| -> Vec<String> {
-        let fleet = world.admin.get_json(&format!("/fleet{query}"));
+        let fleet = world.get_json(&format!("/fleet{query}"));
         let records = fleet.as_array().unwrap().iter();
         records
             .map(|record| record["agent_id"].as_str().unwrap().to_owned())
             .collect()
     };
-    world.admin.remove(&format!("/agents/{}", agents[2].id));
+    world.remove(&format!("/agents/{}", agents[2].id));
     assert_eq!(names(""), [agents[0].id.as_str(), &agents[1].id]);
     assert_eq!(
         names(&format!("?pak_id={}", generator.id)),
@@ -160,11 +160,8 @@ fn the_fleet_is_every_live_agent_or_those_registered_with_one_generator() {
         names("?pak_id=11111111-1111-4111-8111-111111111111"),
         [""; 0]
     );
-    world
-        .admin
-        .get("/fleet?pak_id=x")
-        .refused(400, "bad_request");
-    let status = |id: &str| world.admin.get(&format!("/agents/{id}/fleet-status"));
+    world.get("/fleet?pak_id=x").refused(400, "bad_request");
+    let status = |id: &str| world.get(&format!("/agents/{id}/fleet-status"));
     status(&agents[2].id).refused(404, "agent_not_found");
     status("x").refused(400, "bad_request");
 }
@@ -177,12 +174,11 @@ fn one_agents_status_is_its_record_and_its_twenty_newest_events() {
         served.report(&object, "FAILURE");
     }
     let path = format!("/agents/{}/fleet-status", served.agent.id);
-    let status = served.world.admin.get_json(&path);
+    let status = served.world.get_json(&path);
     response_schema::check("AgentFleetStatusResponse", &status);
     assert_eq!(status["record"]["pending_object_count"], 1);
     let events = served
         .agent
-        .api
         .get_json(&format!("/agents/{}/events", served.agent.id));
     assert_eq!(
         status["recent_events"].as_array().unwrap()[..],
@@ -287,14 +283,10 @@ fn fault_51_the_fleet_is_one_statement_and_a_heartbeat_asks_for_none_of_it() {
     for n in 0..5 {
         let _ = served.object(&format!("a: {n}"));
     }
-    let asked = statements(&server, || {
-        drop(served.world.admin.get("/fleet").expect(200))
-    });
+    let asked = statements(&server, || drop(served.world.get("/fleet").expect(200)));
     assert_eq!(asked.len(), 1, "{asked:#?}");
     let filtered = format!("/fleet?pak_id={}", served.generator.id);
-    let asked = statements(&server, || {
-        drop(served.world.admin.get(&filtered).expect(200))
-    });
+    let asked = statements(&server, || drop(served.world.get(&filtered).expect(200)));
     assert_eq!(asked.len(), 1, "{asked:#?}");
     // Without watchers a heartbeat is one statement, and nothing follows.
     let before = server.log().len();
@@ -347,9 +339,9 @@ fn fault_51_a_fleet_with_a_history_is_as_fast_as_one_without() {
         generator = served.generator.id,
     ))
     .unwrap();
-    served.world.admin.get("/fleet").expect(200);
+    served.world.get("/fleet").expect(200);
     let began = Instant::now();
-    let fleet = served.world.admin.get_json("/fleet");
+    let fleet = served.world.get_json("/fleet");
     let took = began.elapsed();
     let fleet = fleet.as_array().unwrap();
     assert_eq!(fleet.len(), 2001);

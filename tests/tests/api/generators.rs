@@ -15,7 +15,7 @@ fn whole(generator: &Party, name: &str) -> Value {
 fn the_list_shows_tenants_and_not_the_system() {
     let world = World::new();
     let generator = world.generator("g");
-    let listed = world.admin.get_json("/generators");
+    let listed = world.get_json("/generators");
     let names: Vec<&str> = listed
         .as_array()
         .unwrap()
@@ -33,14 +33,14 @@ fn the_list_shows_tenants_and_not_the_system() {
 fn names_are_unique_among_the_living_and_must_say_something() {
     let world = World::new();
     let generator = world.generator("g");
-    let create = |name: &str| world.admin.post("/generators", &json!({ "name": name }));
+    let create = |name: &str| world.post("/generators", &json!({ "name": name }));
     let details = create(&generator.name).refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_generator_name");
     create(" ").refused(400, "invalid_generator");
     create(&"x".repeat(256)).refused(422, "invalid_value");
     create("a\u{0}").refused(422, "invalid_value");
     create(&"é".repeat(255)).expect(201);
-    world.admin.remove(&format!("/generators/{}", generator.id));
+    world.remove(&format!("/generators/{}", generator.id));
     create(&generator.name).expect(201);
 }
 
@@ -49,7 +49,7 @@ fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
     let world = World::new();
     let generator = world.generator("g");
     let path = format!("/generators/{}", generator.id);
-    let before = generator.api.get_json(&path);
+    let before = generator.get_json(&path);
     let mut body = whole(&generator, "renamed");
     body["description"] = json!("words");
     body["is_active"] = json!(false);
@@ -57,7 +57,7 @@ fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
     body["deleted_at"] = json!("2024-01-01T00:00:00Z");
     body["last_active_at"] = json!("2024-01-01T00:00:00Z");
     body["id"] = json!("00000000-0000-0000-0000-000000000001");
-    let after = generator.api.put(&path, &body).expect(200).json();
+    let after = generator.put(&path, &body).expect(200).json();
     for kept in [
         "id",
         "created_at",
@@ -72,7 +72,6 @@ fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
         (&json!("renamed"), &json!("words"), &json!(false))
     );
     let kept = generator
-        .api
         .put(&path, &whole(&generator, "renamed"))
         .expect(200)
         .json();
@@ -82,20 +81,15 @@ fn fault_12_a_put_honours_name_description_and_activity_and_nothing_else() {
     );
     let mut short = whole(&generator, "x");
     short.as_object_mut().unwrap().remove("is_system");
-    generator
-        .api
-        .put(&path, &short)
-        .refused(422, "unprocessable");
+    generator.put(&path, &short).refused(422, "unprocessable");
     let unknown = "/generators/00000000-0000-0000-0000-000000000001";
     world
-        .admin
         .put(unknown, &whole(&generator, "x"))
         .refused(404, "not_found");
     world
-        .admin
         .put(unknown, &whole(&generator, ""))
         .refused(404, "not_found");
-    world.admin.get(unknown).refused(404, "generator_not_found");
+    world.get(unknown).refused(404, "generator_not_found");
 }
 
 #[test]
@@ -103,24 +97,19 @@ fn rotation_kills_the_old_pak_and_deletion_the_new_one() {
     let world = World::new();
     let generator = world.generator("g");
     let path = format!("/generators/{}", generator.id);
-    generator.api.get(&path).expect(200);
+    generator.get(&path).expect(200);
     let rotated = generator
-        .api
         .call("POST", &format!("{path}/rotate-pak"), None)
         .expect(201)
         .json();
-    generator.api.get(&path).refused(401, "unauthorized");
-    let renewed = generator.api.with_pak(rotated["pak"].as_str().unwrap());
+    generator.get(&path).refused(401, "unauthorized");
+    let renewed = generator.with_pak(rotated["pak"].as_str().unwrap());
     renewed.get(&path).expect(200);
-    world.admin.remove(&path);
+    world.remove(&path);
     renewed.get(&path).refused(401, "unauthorized");
-    world
-        .admin
-        .delete(&path)
-        .refused(404, "generator_not_found");
+    world.delete(&path).refused(404, "generator_not_found");
     let rotate = format!("{path}/rotate-pak");
     world
-        .admin
         .call("POST", &rotate, None)
         .refused(404, "generator_not_found");
 }
@@ -131,15 +120,13 @@ fn the_system_generator_cannot_be_deleted() {
     let system: String = world.sql_value("SELECT id::text FROM generators WHERE is_system");
     let path = format!("/generators/{system}");
     world
-        .admin
         .delete(&path)
         .refused(403, "cannot_delete_system_generator");
     let rotated = world
-        .admin
         .call("POST", &format!("{path}/rotate-pak"), None)
         .expect(201)
         .json();
-    let itself = world.admin.with_pak(rotated["pak"].as_str().unwrap());
+    let itself = world.with_pak(rotated["pak"].as_str().unwrap());
     itself
         .get("/agents")
         .refused(403, "system_generator_not_a_tenant");
@@ -148,7 +135,7 @@ fn the_system_generator_cannot_be_deleted() {
         .get(&agents)
         .refused(403, "system_generator_not_a_tenant");
     let agent = world.agent("a");
-    let registered = world.admin.get_json(&agents);
+    let registered = world.get_json(&agents);
     assert_eq!(registered[0]["agent_id"], agent.id.as_str());
 }
 
@@ -163,16 +150,11 @@ fn deleting_a_generator_deletes_its_stacks_and_tells_their_agents() {
         world.target(&agent, stack);
     }
     assert_eq!(world.target_state(&agent, "").len(), 2);
-    generator
-        .api
-        .remove(&format!("/generators/{}", generator.id));
+    generator.remove(&format!("/generators/{}", generator.id));
     world
-        .admin
         .get(&format!("/stacks/{}", stacks[0]))
         .refused(404, "stack_not_found");
-    let state = agent
-        .api
-        .get_json(&format!("/agents/{}/target-state", agent.id));
+    let state = agent.get_json(&format!("/agents/{}/target-state", agent.id));
     let markers = state.as_array().unwrap();
     assert_eq!(markers.len(), 2, "{state}");
     for marker in markers {
@@ -189,29 +171,23 @@ fn registration_is_the_agents_own_or_the_admins() {
     let world = World::new();
     let (agent, other, generator) = (world.agent("a"), world.agent("b"), world.generator("g"));
     let register = format!("/generators/{}/register", generator.id);
-    let made = agent
-        .api
-        .create(&register, &json!({ "agent_id": other.id }));
+    let made = agent.create(&register, &json!({ "agent_id": other.id }));
     assert_eq!(
         made["agent_id"],
         agent.id.as_str(),
         "an agent registers itself, whatever the body says"
     );
     agent
-        .api
         .post(&register, &json!({}))
         .refused(409, "already_registered");
     world
-        .admin
         .post(&register, &json!({}))
         .refused(400, "missing_agent_id");
     agent
-        .api
         .call("POST", &register, None)
         .refused(415, "unsupported_media_type");
     let unknown = json!({ "agent_id": generator.id });
     let details = world
-        .admin
         .post(&register, &unknown)
         .refused(422, "foreign_key_violation");
     assert_eq!(
@@ -220,13 +196,10 @@ fn registration_is_the_agents_own_or_the_admins() {
     );
     let nowhere = format!("/generators/{}/register", agent.id);
     agent
-        .api
         .post(&nowhere, &json!({}))
         .refused(404, "generator_not_found");
-    world
-        .admin
-        .create(&register, &json!({ "agent_id": other.id }));
-    let listed = generator.api.get_json("/agents");
+    world.create(&register, &json!({ "agent_id": other.id }));
+    let listed = generator.get_json("/agents");
     assert_eq!(
         ids(&listed),
         [agent.id.clone(), other.id.clone()],
@@ -234,13 +207,10 @@ fn registration_is_the_agents_own_or_the_admins() {
     );
     for _ in 0..2 {
         agent
-            .api
             .call("DELETE", &register, Some(&json!({})))
             .expect(204);
     }
-    let rows = generator
-        .api
-        .get_json(&format!("/generators/{}/registered-agents", generator.id));
+    let rows = generator.get_json(&format!("/generators/{}/registered-agents", generator.id));
     assert_eq!(rows.as_array().unwrap().len(), 1);
     assert_eq!(rows[0]["agent_id"], other.id.as_str());
 }

@@ -5,7 +5,7 @@ use brokkr_tests::{Api, Response, response_schema};
 use serde_json::{Value, json};
 use std::thread;
 
-const NOBODY: &str = "00000000-0000-0000-0000-000000000001";
+const UNKNOWN_ID: &str = "00000000-0000-0000-0000-000000000001";
 const NOON: &str = "2024-05-01T12:00:00Z";
 
 fn says(object: &str, status: &str, checked_at: &str) -> Value {
@@ -27,7 +27,6 @@ fn say(served: &Served, batch: &[Value]) -> Response {
 fn of_object(served: &Served, object: &str) -> Value {
     let shown = served
         .world
-        .admin
         .get_json(&format!("/deployment-objects/{object}/health"));
     response_schema::check("DeploymentHealthResponse", &shown);
     shown
@@ -42,10 +41,7 @@ fn said(served: &Served, object: &str) -> Option<String> {
 }
 
 fn of_stack(served: &Served, stack: &str) -> Value {
-    let shown = served
-        .world
-        .admin
-        .get_json(&format!("/stacks/{stack}/health"));
+    let shown = served.world.get_json(&format!("/stacks/{stack}/health"));
     response_schema::check("StackHealthResponse", &shown);
     shown
 }
@@ -121,17 +117,17 @@ fn what_agents_say_is_shown_by_object_and_by_stack_and_the_worst_of_it_counts() 
 }
 
 #[test]
-fn of_what_nobody_knows_nothing_is_said() {
+fn health_without_reports_is_unknown() {
     let served = Served::new();
     let object = served.object("a: 1");
-    for unknown in [&object, NOBODY] {
+    for unknown in [&object, UNKNOWN_ID] {
         let shown = of_object(&served, unknown);
         assert_eq!(
             (&shown["overall_status"], &shown["health_records"]),
             (&json!("unknown"), &json!([]))
         );
     }
-    for unknown in [&served.stack, NOBODY] {
+    for unknown in [&served.stack, UNKNOWN_ID] {
         let shown = of_stack(&served, unknown);
         assert_eq!(
             (&shown["overall_status"], &shown["deployment_objects"]),
@@ -139,10 +135,7 @@ fn of_what_nobody_knows_nothing_is_said() {
         );
     }
     say(&served, &[says(&object, "healthy", NOON)]).expect(200);
-    served
-        .world
-        .admin
-        .remove(&format!("/stacks/{}", served.stack));
+    served.world.remove(&format!("/stacks/{}", served.stack));
     assert_eq!(
         of_stack(&served, &served.stack)["deployment_objects"],
         json!([]),
@@ -162,7 +155,7 @@ fn a_batch_is_taken_whole_or_not_at_all() {
         answer.refused(422, "invalid_health_record");
     }
     with(says(&object, "healthy", "-0001-01-01T00:00:00Z")).refused(422, "invalid_health_record");
-    let details = with(says(NOBODY, "healthy", NOON)).refused(422, "foreign_key_violation");
+    let details = with(says(UNKNOWN_ID, "healthy", NOON)).refused(422, "foreign_key_violation");
     assert_eq!(
         details["constraint"],
         "deployment_health_deployment_object_id_fkey"
@@ -197,7 +190,7 @@ fn fault_15_health_is_believed_only_from_an_agent_that_serves_the_stack_or_did_w
     // A missing object is reported before an object of another agent.
     let unknown = [
         says(&foreign, "failing", NOON),
-        says(NOBODY, "failing", NOON),
+        says(UNKNOWN_ID, "failing", NOON),
     ];
     say(&served, &unknown).refused(422, "foreign_key_violation");
 
@@ -208,18 +201,16 @@ fn fault_15_health_is_believed_only_from_an_agent_that_serves_the_stack_or_did_w
     report(&world.admin, agent, &[says(&foreign, "healthy", NOON)]).expect(200);
 
     for stack in [&elsewhere, &served.stack] {
-        world.admin.remove(&format!("/stacks/{stack}"));
+        world.remove(&format!("/stacks/{stack}"));
     }
-    world
-        .admin
-        .remove(&format!("/agents/{}/labels/env%3Aprod", agent.id));
+    world.remove(&format!("/agents/{}/labels/env%3Aprod", agent.id));
     say(&served, &batch).expect(200);
     let late = world.agent("late");
     report(&late.api, &late, &batch).refused(403, "agent_not_associated");
     report(
         &world.admin,
         &Party {
-            id: NOBODY.to_owned(),
+            id: UNKNOWN_ID.to_owned(),
             ..late
         },
         &batch,
@@ -232,7 +223,7 @@ fn who_no_longer_serves_a_stack_is_no_longer_believed() {
     let served = Served::new();
     let object = served.object("a: 1");
     say(&served, &[says(&object, "healthy", NOON)]).expect(200);
-    served.world.admin.remove(&format!(
+    served.world.remove(&format!(
         "/agents/{}/targets/{}",
         served.agent.id, served.stack
     ));

@@ -255,9 +255,7 @@ fn templates_that_take_long_leave_the_database_to_others() {
         let slowest = (0..20)
             .map(|_| {
                 thread::sleep(Duration::from_millis(200));
-                let answer = agent
-                    .api
-                    .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}));
+                let answer = agent.post(&format!("/agents/{}/heartbeat", agent.id), &json!({}));
                 (answer.status, answer.took)
             })
             .collect::<Vec<_>>();

@@ -59,17 +59,14 @@ fn hostile_names_are_stored_as_they_are() {
     let before: Vec<String> = tables(&world).into_iter().map(|(name, _)| name).collect();
     let generator = world.generator("g");
     for text in HOSTILE {
-        let agent = world
-            .admin
-            .post("/agents", &json!({ "name": text, "cluster_name": text }));
+        let agent = world.post("/agents", &json!({ "name": text, "cluster_name": text }));
         if text.contains('\0') {
             agent.refused(422, "invalid_value");
             world
-                .admin
                 .post("/generators", &json!({ "name": text }))
                 .refused(422, "invalid_value");
             let search = format!("/agents/?name={}&cluster_name=x", encoded(text));
-            world.admin.get(&search).refused(422, "invalid_value");
+            world.get(&search).refused(422, "invalid_value");
             continue;
         }
         let agent = agent.expect(201).json()["agent"].clone();
@@ -78,13 +75,9 @@ fn hostile_names_are_stored_as_they_are() {
             (&json!(text), &json!(text))
         );
         let query = encoded(text);
-        let found = world
-            .admin
-            .get_json(&format!("/agents/?name={query}&cluster_name={query}"));
+        let found = world.get_json(&format!("/agents/?name={query}&cluster_name={query}"));
         assert_eq!(found["id"], agent["id"]);
-        let made = world
-            .admin
-            .create("/generators", &json!({ "name": text, "description": text }));
+        let made = world.create("/generators", &json!({ "name": text, "description": text }));
         assert_eq!(
             (
                 &made["generator"]["name"],
@@ -93,7 +86,7 @@ fn hostile_names_are_stored_as_they_are() {
             (&json!(text), &json!(text))
         );
         let stack = json!({ "name": text, "generator_id": generator.id, "description": text });
-        let stack = generator.api.create("/stacks", &stack);
+        let stack = generator.create("/stacks", &stack);
         assert_eq!(
             (&stack["name"], &stack["description"]),
             (&json!(text), &json!(text))
@@ -127,10 +120,10 @@ fn hostile_labels_and_annotations_are_refused_or_stored_and_found_again() {
             ),
         ];
         for (path, body) in cases {
-            let answer = world.admin.post(&path, &body);
+            let answer = world.post(&path, &body);
             match answer.status {
                 201 => {
-                    let listed = world.admin.get_json(&path);
+                    let listed = world.get_json(&path);
                     let same = |item: &Value| {
                         item["label"] == *text || item["key"] == *text && item["value"] == *text
                     };
@@ -138,7 +131,7 @@ fn hostile_labels_and_annotations_are_refused_or_stored_and_found_again() {
                         listed.as_array().unwrap().iter().any(same),
                         "{text:?} in {listed}"
                     );
-                    world.admin.remove(&format!("{path}/{}", encoded(text)));
+                    world.remove(&format!("{path}/{}", encoded(text)));
                     stored += 1;
                 }
                 400 => drop(answer.refused(400, "invalid_label")),
@@ -179,29 +172,25 @@ fn a_mebibyte_where_a_name_belongs_is_refused_and_where_text_belongs_is_stored()
             json!({ "agent_id": agent.id, "key": "k", "value": long }),
         ),
     ] {
-        world.admin.post(&path, &body).refused(422, "invalid_value");
+        world.post(&path, &body).refused(422, "invalid_value");
     }
     world
-        .admin
         .post(&format!("/stacks/{stack}/labels"), &json!(long))
         .refused(400, "invalid_label");
     let status = json!({ "status": long });
     agent
-        .api
         .put(&format!("/agents/{}", agent.id), &status)
         .refused(422, "invalid_value");
 
     let described = json!({ "name": "long", "generator_id": generator.id, "description": long });
-    let described = generator.api.create("/stacks", &described);
+    let described = generator.create("/stacks", &described);
     assert_eq!(described["description"], long.as_str());
     let yaml = format!("text: '{}'\n", long.replace('\'', "''"));
     let object = world.object(&stack, &yaml);
     assert_eq!(object["yaml_content"], yaml.as_str());
     let mut report = event(&agent, &id(&object), "SUCCESS");
     report["message"] = json!(long);
-    let event = agent
-        .api
-        .create(&format!("/agents/{}/events", agent.id), &report);
+    let event = agent.create(&format!("/agents/{}/events", agent.id), &report);
     assert_eq!(event["message"], long.as_str());
 }
 
@@ -225,7 +214,7 @@ fn a_hostile_pak_is_no_pak_and_is_not_executed_either() {
     let ip: String =
         world.sql_value("SELECT ip_address FROM audit_log WHERE action = 'auth.failed' LIMIT 1");
     assert_eq!(ip, "'; DROP TABLE audit_log; --");
-    world.admin.get("/agents").expect(200);
+    world.get("/agents").expect(200);
 }
 
 #[test]

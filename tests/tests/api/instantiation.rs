@@ -50,7 +50,7 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     scene.world.note_events();
     let schema =
         json!({ "type": "object", "properties": { "n": { "default": 1 } }, "required": ["name"] });
-    let made = scene.generator.api.create(
+    let made = scene.generator.create(
         "/templates",
         &template("web", "name: {{ name }}\nhtml: \"{{ html }}\"\n", &schema),
     );
@@ -60,7 +60,6 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     assert_eq!(object["is_deletion_marker"], false);
     let read = scene
         .generator
-        .api
         .get_json(&format!("/deployment-objects/{}", id(&object)));
     assert_eq!(read, object);
     let row = sql
@@ -78,13 +77,13 @@ fn a_template_becomes_an_object_with_its_provenance_and_its_event() {
     // The previous version stays unchanged and usable.
     let path = format!("/templates/{}", id(&made));
     let change = json!({ "template_content": "b: 2", "parameters_schema": "{}" });
-    let next = scene.generator.api.put(&path, &change).expect(200).json();
+    let next = scene.generator.put(&path, &change).expect(200).json();
     assert_eq!(
         scene.made(&next, &json!([1])).expect(201).json()["yaml_content"],
         "b: 2"
     );
     scene.made(&made, &parameters).expect(201);
-    scene.generator.api.remove(&path);
+    scene.generator.remove(&path);
     scene
         .made(&made, &parameters)
         .refused(404, "template_not_found");

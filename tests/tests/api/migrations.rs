@@ -155,13 +155,13 @@ fn every_earlier_version_is_brought_up_to_date_with_its_data_in_place() {
 
 /// Checks that old and new rows can be read through every reading operation.
 fn works(world: World) {
-    let listed = world.admin.get_json("/generators");
+    let listed = world.get_json("/generators");
     assert!(listed.as_array().unwrap().len() as i64 > ROWS);
     let fixture = Fixture::new(&world);
     for (operation, _, _, answers) in matrix::rows() {
         let (method, path) = operation.split_once(' ').unwrap();
         if method == "GET" && answers[0] == "200" {
-            world.admin.get(&fixture.fill(path)).expect(200);
+            world.get(&fixture.fill(path)).expect(200);
         }
     }
     assert!(world.broker.stop().success());
@@ -180,7 +180,7 @@ fn a_schema_with_additive_migrations_of_a_newer_broker_is_served() {
         )
         .unwrap();
     // The running broker goes on, because its statements name their columns.
-    world.admin.get("/agents").expect(200);
+    world.get("/agents").expect(200);
     let older = Broker::on(server()).schema(&world.schema).start();
     let api = world.admin.clone();
     let api = Api::new(older.addr(), api.pak);

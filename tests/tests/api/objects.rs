@@ -14,7 +14,6 @@ fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
     let checksum = "e41f7a1f7cbf5cd0572045106498bb56c94b0d7e377f158b3f1e74e57a3a6f3a";
     let json = served
         .generator
-        .api
         .create(&path, &json!({ "yaml_content": yaml }));
     let mut made = vec![json];
     for kind in [
@@ -24,7 +23,6 @@ fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
     ] {
         let answer = served
             .generator
-            .api
             .try_bytes("POST", &path, kind, Some(yaml.as_bytes()))
             .unwrap();
         made.push(answer.expect(201).json());
@@ -34,7 +32,7 @@ fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
         assert_eq!(object["yaml_checksum"], checksum);
         assert_eq!(object["is_deletion_marker"], false);
     }
-    let listed = served.generator.api.get_json(&path);
+    let listed = served.generator.get_json(&path);
     let mut newest_first: Vec<String> = made.iter().map(id).collect();
     newest_first.reverse();
     assert_eq!(ids(&listed), newest_first);
@@ -46,13 +44,12 @@ fn yaml_and_json_bodies_store_the_same_bytes_under_the_same_checksum() {
 }
 
 #[test]
-fn whatever_is_wrong_with_an_object_is_one_code() {
+fn every_fault_of_an_object_has_the_same_code() {
     let served = Served::new();
     let path = format!("/stacks/{}/deployment-objects", served.stack);
     let post = |kind: &str, body: &[u8]| {
         served
             .generator
-            .api
             .try_bytes("POST", &path, kind, Some(body))
             .unwrap()
     };
@@ -93,14 +90,12 @@ fn whatever_is_wrong_with_an_object_is_one_code() {
     let strange = format!("{path}?deletion_marker=perhaps");
     let answer = served
         .generator
-        .api
         .try_bytes("POST", &strange, "application/yaml", Some(b"a: 1"))
         .unwrap();
     answer.refused(400, "bad_request");
     let nowhere = format!("/stacks/{}/deployment-objects", served.agent.id);
     served
         .generator
-        .api
         .post(&nowhere, &json!({ "yaml_content": "a: 1" }))
         .refused(404, "stack_not_found");
 }
@@ -111,11 +106,10 @@ fn a_marker_may_be_empty_and_is_told_by_query_or_body() {
     let path = format!("/stacks/{}/deployment-objects", served.stack);
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let body = json!({ "yaml_content": "", "is_deletion_marker": true });
-    let by_body = served.generator.api.create(&path, &body);
+    let by_body = served.generator.create(&path, &body);
     let query = format!("{path}?deletion_marker=true");
     let by_query = served
         .generator
-        .api
         .try_bytes("POST", &query, "application/yaml", Some(b""))
         .unwrap()
         .expect(201)
@@ -128,7 +122,6 @@ fn a_marker_may_be_empty_and_is_told_by_query_or_body() {
     }
     let ignored = served
         .generator
-        .api
         .create(&query, &json!({ "yaml_content": "a: 1" }));
     assert_eq!(
         ignored["is_deletion_marker"], false,
@@ -237,11 +230,10 @@ fn sixteen_writers_on_one_stack_never_make_its_highest_number_go_back() {
     assert!(seen.is_sorted(), "{seen:?}");
     let distinct: std::collections::BTreeSet<i64> = made.iter().copied().collect();
     assert_eq!((made.len(), distinct.len()), (160, 160), "no number twice");
-    let newest = served.world.admin.get_json(&path);
+    let newest = served.world.get_json(&path);
     assert_eq!(newest[0]["sequence_id"].as_i64(), distinct.last().copied());
     let state = served
         .agent
-        .api
         .get_json(&format!("/agents/{}/target-state", served.agent.id));
     assert_eq!(state[0]["sequence_id"].as_i64(), distinct.last().copied());
 }

@@ -96,10 +96,10 @@ fn every_row(sql: &mut postgres::Client) -> String {
 }
 
 #[test]
-fn an_unknown_path_is_not_found_whoever_asks() {
+fn an_unknown_path_is_not_found_for_every_principal() {
     let world = World::new();
     for path in ["/stacks/", "/nothing", "/agents/x/y/z"] {
-        for api in [&world.admin, &world.nobody()] {
+        for api in [&world.admin, &world.anonymous()] {
             api.get(path).refused(404, "not_found");
         }
     }
@@ -109,10 +109,10 @@ fn an_unknown_path_is_not_found_whoever_asks() {
 fn a_wrong_method_is_told_only_to_who_may_ask() {
     let world = World::new();
     world
-        .nobody()
+        .anonymous()
         .call("PATCH", "/agents", None)
         .refused(401, "unauthorized");
-    let answer = world.admin.call("PATCH", "/agents", None);
+    let answer = world.call("PATCH", "/agents", None);
     answer.refused(405, "method_not_allowed");
     let allowed = answer.header("allow").unwrap_or_default();
     assert!(

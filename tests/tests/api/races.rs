@@ -39,23 +39,11 @@ fn one_label_added_twice_at_once_is_added_once() {
     for n in 0..ROUNDS {
         let label = format!("l{n}");
         let body = json!({ "agent_id": agent.id, "label": label });
-        let add = || {
-            world
-                .admin
-                .post(&format!("/agents/{}/labels", agent.id), &body)
-        };
+        let add = || world.post(&format!("/agents/{}/labels", agent.id), &body);
         assert_eq!(statuses(&race(add, add)), [201, 409]);
-        let add = || {
-            generator
-                .api
-                .post(&format!("/stacks/{stack}/labels"), &json!(label))
-        };
+        let add = || generator.post(&format!("/stacks/{stack}/labels"), &json!(label));
         assert_eq!(statuses(&race(add, add)), [201, 409]);
-        let remove = || {
-            generator
-                .api
-                .delete(&format!("/stacks/{stack}/labels/{label}"))
-        };
+        let remove = || generator.delete(&format!("/stacks/{stack}/labels/{label}"));
         assert_eq!(statuses(&race(remove, remove)), [204, 404]);
     }
 }
@@ -69,7 +57,7 @@ fn one_stack_deleted_twice_at_once_leaves_one_marker() {
         let stack = world.stack(&generator);
         world.target(&agent, &stack);
         let _ = world.object(&stack, "a: 1");
-        let delete = || generator.api.delete(&format!("/stacks/{stack}"));
+        let delete = || generator.delete(&format!("/stacks/{stack}"));
         assert_eq!(statuses(&race(delete, delete)), [204, 404]);
         let markers: i64 = world
             .sql()
@@ -95,14 +83,12 @@ fn a_stack_created_while_its_generator_is_deleted_does_not_outlive_it() {
         let generator = world.generator("g");
         let body = json!({ "name": format!("s-{}", unique()), "generator_id": generator.id });
         let (created, deleted) = race(
-            || world.admin.post("/stacks", &body),
-            || world.admin.delete(&format!("/generators/{}", generator.id)),
+            || world.post("/stacks", &body),
+            || world.delete(&format!("/generators/{}", generator.id)),
         );
         assert_eq!(deleted.status, 204, "{}", deleted.text());
         assert!([201, 422].contains(&created.status), "{}", created.text());
-        let live = world
-            .admin
-            .get_json(&format!("/stacks?pak_id={}", generator.id));
+        let live = world.get_json(&format!("/stacks?pak_id={}", generator.id));
         assert_eq!(ids(&live), [""; 0], "a live stack of a deleted generator");
     }
 }
@@ -118,11 +104,7 @@ fn of_two_rotations_at_once_exactly_one_pak_opens_the_door() {
         };
         let mut opens = party.api.clone();
         for _ in 0..ROUNDS {
-            let rotate = || {
-                world
-                    .admin
-                    .call("POST", &format!("/{kind}/{}/rotate-pak", party.id), None)
-            };
+            let rotate = || world.call("POST", &format!("/{kind}/{}/rotate-pak", party.id), None);
             let (one, two) = race(rotate, rotate);
             let paks = [one, two].map(|answer| {
                 assert!([200, 201].contains(&answer.status), "{}", answer.text());
@@ -130,7 +112,7 @@ fn of_two_rotations_at_once_exactly_one_pak_opens_the_door() {
             });
             let good: Vec<_> = paks
                 .iter()
-                .map(|pak| world.admin.with_pak(pak))
+                .map(|pak| world.with_pak(pak))
                 .filter(|api| api.call("POST", "/auth/pak", None).status == 200)
                 .collect();
             assert_eq!(good.len(), 1);
@@ -151,16 +133,12 @@ fn a_target_added_twice_at_once_is_added_once_and_a_consent_too() {
         let (agent, generator) = (world.agent("a"), world.generator("g"));
         let consent = || {
             let path = format!("/generators/{}/register", generator.id);
-            agent.api.post(&path, &json!({}))
+            agent.post(&path, &json!({}))
         };
         assert_eq!(statuses(&race(consent, consent)), [201, 409]);
         let stack = world.stack(&generator);
         let body = json!({ "agent_id": agent.id, "stack_id": stack });
-        let target = || {
-            generator
-                .api
-                .post(&format!("/agents/{}/targets", agent.id), &body)
-        };
+        let target = || generator.post(&format!("/agents/{}/targets", agent.id), &body);
         assert_eq!(statuses(&race(target, target)), [201, 409]);
     }
 }
@@ -171,19 +149,12 @@ fn a_deleted_agent_racing_its_own_heartbeat_stays_deleted() {
     for _ in 0..ROUNDS {
         let agent = world.agent("a");
         let (beat, deleted) = race(
-            || {
-                agent
-                    .api
-                    .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}))
-            },
-            || world.admin.delete(&format!("/agents/{}", agent.id)),
+            || agent.post(&format!("/agents/{}/heartbeat", agent.id), &json!({})),
+            || world.delete(&format!("/agents/{}", agent.id)),
         );
         assert!([204, 401].contains(&beat.status), "{}", beat.text());
         assert_eq!(deleted.status, 204);
-        assert_eq!(
-            world.admin.get(&format!("/agents/{}", agent.id)).status,
-            404
-        );
-        assert_eq!(agent.api.call("POST", "/auth/pak", None).status, 401);
+        assert_eq!(world.get(&format!("/agents/{}", agent.id)).status, 404);
+        assert_eq!(agent.call("POST", "/auth/pak", None).status, 401);
     }
 }

@@ -102,7 +102,7 @@ fn tail(text: &str, lines: usize) -> String {
 }
 
 fn made(scene: &Served, path: &str, body: &Value) -> String {
-    id(&scene.world.admin.create(path, body))
+    id(&scene.world.create(path, body))
 }
 
 /// Returns the operations that have succeeded at least once, from the broker's own metrics.
@@ -164,7 +164,7 @@ fn nothing_that_can_be_asked_is_answered_otherwise_than_the_document_says() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     // The callers still exist, and their PAKs still work.
     for party in [agent, generator] {
-        party.api.call("POST", "/auth/pak", None).expect(200);
+        party.call("POST", "/auth/pak", None).expect(200);
     }
     // Enough operations have succeeded, so the fuzzer was not only refused.
     let (succeeded, documented) = (succeeded(&scene).len(), documented(&scene));

@@ -13,7 +13,7 @@ fn a_name_belongs_to_one_live_stack_of_the_whole_tenant() {
     let world = World::new();
     let (one, two) = (world.generator("one"), world.generator("two"));
     let create = |generator: &Party, name: &str| {
-        generator.api.post(
+        generator.post(
             "/stacks",
             &json!({ "name": name, "generator_id": generator.id, "description": "d" }),
         )
@@ -22,14 +22,13 @@ fn a_name_belongs_to_one_live_stack_of_the_whole_tenant() {
     assert_eq!(made["description"], "d");
     let details = create(&two, "web").refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_stack_name");
-    one.api.remove(&format!("/stacks/{}", id(&made)));
+    one.remove(&format!("/stacks/{}", id(&made)));
     create(&two, "web").expect(201);
     create(&one, " ").refused(400, "invalid_stack");
     create(&one, &"x".repeat(256)).refused(422, "invalid_value");
     create(&one, "a\u{0}b").refused(422, "invalid_value");
     let unknown = json!({ "name": "x", "generator_id": "00000000-0000-0000-0000-000000000001" });
     let details = world
-        .admin
         .post("/stacks", &unknown)
         .refused(422, "foreign_key_violation");
     assert_eq!(details["constraint"], "stacks_generator_id_fkey");
@@ -54,7 +53,7 @@ fn a_generator_sees_its_own_stacks_and_the_admin_may_filter() {
         list(&world.admin, "?pak_id=00000000-0000-0000-0000-000000000001"),
         [""; 0]
     );
-    one.api.get("/stacks?pak_id=x").refused(400, "bad_request");
+    one.get("/stacks?pak_id=x").refused(400, "bad_request");
 }
 
 #[test]
@@ -63,13 +62,13 @@ fn a_put_honours_name_and_description_and_never_moves_a_stack() {
     let (one, two) = (world.generator("one"), world.generator("two"));
     let stack = world.stack(&one);
     let path = format!("/stacks/{stack}");
-    let before = one.api.get_json(&path);
+    let before = one.get_json(&path);
     let mut body = whole(&before);
     body["name"] = json!("renamed");
     body["description"] = json!("words");
     body["created_at"] = json!("2000-01-01T00:00:00Z");
     body["deleted_at"] = json!("2000-01-01T00:00:00Z");
-    let after = one.api.put(&path, &body).expect(200).json();
+    let after = one.put(&path, &body).expect(200).json();
     assert_eq!(
         (&after["name"], &after["description"]),
         (&json!("renamed"), &json!("words"))
@@ -79,20 +78,19 @@ fn a_put_honours_name_and_description_and_never_moves_a_stack() {
         (&before["created_at"], &Value::Null)
     );
     body["description"] = Value::Null;
-    let kept = one.api.put(&path, &body).expect(200).json();
+    let kept = one.put(&path, &body).expect(200).json();
     assert_eq!(kept["description"], "words");
     body["generator_id"] = json!(two.id);
     for api in [&one.api, &world.admin] {
         api.put(&path, &body)
             .refused(403, "stack_generator_mismatch");
     }
-    two.api.get(&path).refused(403, "stack_not_owned");
+    two.get(&path).refused(403, "stack_not_owned");
     body["id"] = json!(one.id);
-    one.api.put(&path, &body).refused(400, "stack_id_mismatch");
+    one.put(&path, &body).refused(400, "stack_id_mismatch");
     let nowhere = format!("/stacks/{}", one.id);
-    one.api.put(&nowhere, &body).refused(404, "stack_not_found");
-    one.api
-        .put(&path, &json!({ "name": "x" }))
+    one.put(&nowhere, &body).refused(404, "stack_not_found");
+    one.put(&path, &json!({ "name": "x" }))
         .refused(422, "unprocessable");
 }
 
@@ -102,7 +100,7 @@ fn labels_are_bare_strings_and_say_what_is_wrong_with_them() {
     let generator = world.generator("g");
     let stack = world.stack(&generator);
     let labels = format!("/stacks/{stack}/labels");
-    let add = |label: &str| generator.api.post(&labels, &json!(label));
+    let add = |label: &str| generator.post(&labels, &json!(label));
     let made = add("env:prod").expect(201).json();
     assert_eq!(
         (&made["stack_id"], &made["label"]),
@@ -116,45 +114,35 @@ fn labels_are_bare_strings_and_say_what_is_wrong_with_them() {
     }
     add("a\u{0}b").refused(422, "invalid_value");
     generator
-        .api
         .post(&labels, &json!({ "label": "x" }))
         .refused(422, "unprocessable");
-    generator.api.remove(&format!("{labels}/a%2Fb%3Dc"));
+    generator.remove(&format!("{labels}/a%2Fb%3Dc"));
     generator
-        .api
         .delete(&format!("{labels}/a%2Fb%3Dc"))
         .refused(404, "stack_label_not_found");
 
     let annotations = format!("/stacks/{stack}/annotations");
     let pair = json!({ "stack_id": stack, "key": "k", "value": "v" });
-    generator.api.create(&annotations, &pair);
+    generator.create(&annotations, &pair);
     let details = generator
-        .api
         .post(&annotations, &pair)
         .refused(409, "unique_violation");
     assert_eq!(details["constraint"], "unique_stack_annotation");
     let other = json!({ "stack_id": generator.id, "key": "k", "value": "v" });
     generator
-        .api
         .post(&annotations, &other)
         .refused(400, "stack_id_mismatch");
-    generator.api.remove(&format!("{annotations}/k"));
+    generator.remove(&format!("{annotations}/k"));
     generator
-        .api
         .delete(&format!("{annotations}/k"))
         .refused(404, "stack_annotation_not_found");
 
     let unknown = "/stacks/00000000-0000-0000-0000-000000000001";
-    assert_eq!(
-        world.admin.get_json(&format!("{unknown}/labels")),
-        json!([])
-    );
+    assert_eq!(world.get_json(&format!("{unknown}/labels")), json!([]));
     generator
-        .api
         .get(&format!("{unknown}/labels"))
         .refused(404, "stack_not_found");
     world
-        .admin
         .post(&format!("{unknown}/labels"), &json!("x"))
         .refused(404, "stack_not_found");
 }
@@ -168,11 +156,10 @@ fn an_agent_matched_by_label_may_read_the_stacks_labels_and_its_object() {
     world.label_stack(&stack, "env:prod");
     world.label_agent(&agent, "env:prod");
     let labels = format!("/stacks/{stack}/labels");
-    agent.api.get(&labels).refused(403, "stack_not_accessible");
+    agent.get(&labels).refused(403, "stack_not_accessible");
     world.register(&agent, &generator);
-    agent.api.get(&labels).expect(200);
+    agent.get(&labels).expect(200);
     agent
-        .api
         .get(&format!("/deployment-objects/{object}"))
         .expect(200);
 }
@@ -184,15 +171,13 @@ fn a_deleted_stack_is_gone_and_a_second_deletion_says_so() {
     let stack = world.stack(&generator);
     let object = id(&world.object(&stack, "a: 1"));
     let path = format!("/stacks/{stack}");
-    generator.api.remove(&path);
-    generator.api.delete(&path).refused(404, "stack_not_found");
-    generator.api.get(&path).refused(404, "stack_not_found");
+    generator.remove(&path);
+    generator.delete(&path).refused(404, "stack_not_found");
+    generator.get(&path).refused(404, "stack_not_found");
     generator
-        .api
         .get(&format!("{path}/deployment-objects"))
         .refused(404, "stack_not_found");
     generator
-        .api
         .get(&format!("/deployment-objects/{object}"))
         .refused(404, "deployment_object_not_found");
     let row = world
@@ -242,7 +227,7 @@ fn a_deletion_among_writers_is_the_last_word_on_its_stack() {
                     })
                 })
                 .collect();
-            generator.api.remove(&path);
+            generator.remove(&path);
             writers
                 .into_iter()
                 .flat_map(|writer| writer.join().unwrap())
@@ -284,8 +269,8 @@ fn every_write_announces_itself_with_the_keys_subscribers_know() {
     let object = id(&world.object(&stack, "a: 1"));
     world.report(&agent, &object, "SUCCESS").expect(201);
     world.report(&agent, &object, "FAILURE").expect(201);
-    world.admin.remove(&format!("/stacks/{stack}"));
-    world.admin.remove(&format!("/agents/{}", agent.id));
+    world.remove(&format!("/stacks/{stack}"));
+    world.remove(&format!("/agents/{}", agent.id));
     let told: Vec<(String, String)> = world
         .sql()
         .query(

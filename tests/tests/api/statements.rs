@@ -25,7 +25,7 @@ fn statements(server: &PgServer, call: impl Fn()) -> Vec<String> {
 }
 
 #[test]
-fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_of_rows() {
+fn fault_52_the_frequent_operations_are_one_statement_each_for_any_number_of_rows() {
     let server = PgServer::with(Options::new().set("log_statement", "all"));
     let world = World::on(&server, &[]);
     let (agent, generator) = (world.agent("a"), world.generator("g"));
@@ -48,9 +48,9 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     }
     let path = |end: &str| format!("/agents/{}/{end}", agent.id);
     let count = |call: &dyn Fn()| statements(&server, call);
-    let listed = count(&|| drop(world.admin.get("/agents").expect(200)));
+    let listed = count(&|| drop(world.get("/agents").expect(200)));
     assert_eq!(listed.len(), 1, "{listed:#?}");
-    let registered = count(&|| drop(generator.api.get("/agents").expect(200)));
+    let registered = count(&|| drop(generator.get("/agents").expect(200)));
     assert_eq!(registered.len(), 1, "{registered:#?}");
     for n in 0..3 {
         for api in [&generator.api, &world.admin] {
@@ -64,7 +64,7 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     }
     for mode in ["full", "incremental"] {
         let state = path(&format!("target-state?mode={mode}"));
-        let asked = count(&|| drop(agent.api.get(&state).expect(200)));
+        let asked = count(&|| drop(agent.get(&state).expect(200)));
         assert_eq!(asked.len(), 1, "{asked:#?}");
     }
     let batch: Vec<_> = objects
@@ -75,7 +75,6 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
     let said = count(&|| {
         drop(
             agent
-                .api
                 .call("PATCH", &path("health-status"), Some(&health))
                 .expect(200),
         );
@@ -86,14 +85,14 @@ fn fault_52_the_frequent_operations_are_one_statement_each_whatever_the_number_o
         format!("/stacks/{}/health", stacks[0]),
         format!("/deployment-objects/{}/health", objects[0]),
     ] {
-        let shown = count(&|| drop(world.admin.get(&look).expect(200)));
+        let shown = count(&|| drop(world.get(&look).expect(200)));
         assert_eq!(shown.len(), 1, "{shown:#?}");
     }
     for body in [
         json!({}),
         json!({ "k8s_reachable": true, "k8s_api_latency_ms": 3 }),
     ] {
-        let beat = count(&|| drop(agent.api.post(&path("heartbeat"), &body).expect(204)));
+        let beat = count(&|| drop(agent.post(&path("heartbeat"), &body).expect(204)));
         assert_eq!(beat.len(), 1, "{beat:#?}");
         assert!(
             server
@@ -111,7 +110,6 @@ fn a_heartbeat_updates_its_row_in_place() {
     let agent = world.agent("a");
     for _ in 0..50 {
         agent
-            .api
             .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}))
             .expect(204);
     }

@@ -24,16 +24,14 @@ fn the_target_state_is_the_newest_object_of_every_stack_served_by_target_label_o
         ("agent_id", &agent.id, "agents"),
     ] {
         let body = json!({ kind: owner, "key": "team", "value": "x" });
-        world
-            .admin
-            .create(&format!("/{path}/{owner}/annotations"), &body);
+        world.create(&format!("/{path}/{owner}/annotations"), &body);
     }
     wanted.push(id(&world.object(&annotated, "a: 1")));
     wanted.reverse();
     assert_eq!(served.state(""), wanted, "newest first");
     let mut stacks = vec![served.stack.clone(), labelled, annotated];
     stacks.sort();
-    let listed = agent.api.get_json(&format!("/agents/{}/stacks", agent.id));
+    let listed = agent.get_json(&format!("/agents/{}/stacks", agent.id));
     assert_eq!(ids(&listed), stacks, "by id");
 
     let stranger = world.agent("b");
@@ -98,7 +96,7 @@ fn fault_35_a_deleted_stacks_marker_reaches_every_agent_that_served_it_until_it_
     world.label_stack(&served.stack, "env:prod");
     let object = served.object("a: 1");
     served.report(&object, "SUCCESS");
-    generator.api.remove(&format!("/stacks/{}", served.stack));
+    generator.remove(&format!("/stacks/{}", served.stack));
 
     for mode in ["", "?mode=full", "?mode=incremental"] {
         let markers = served.state(mode);
@@ -107,9 +105,7 @@ fn fault_35_a_deleted_stacks_marker_reaches_every_agent_that_served_it_until_it_
         assert_eq!(world.target_state(&stranger, mode), [""; 0], "{mode}");
     }
     let marker = served.state("").remove(0);
-    let shown = by_label
-        .api
-        .get_json(&format!("/deployment-objects/{marker}"));
+    let shown = by_label.get_json(&format!("/deployment-objects/{marker}"));
     assert_eq!(
         (&shown["is_deletion_marker"], &shown["yaml_content"]),
         (&json!(true), &json!(""))
@@ -136,7 +132,7 @@ fn a_live_stacks_posted_marker_is_its_newest_object_like_any_other() {
     let _ = served.object("a: 1");
     let path = format!("/stacks/{}/deployment-objects", served.stack);
     let body = json!({ "yaml_content": "", "is_deletion_marker": true });
-    let marker = id(&served.generator.api.create(&path, &body));
+    let marker = id(&served.generator.create(&path, &body));
     assert_eq!(served.state(""), [marker.as_str()]);
     served.report(&marker, "SUCCESS");
     assert_eq!(served.state(""), [marker]);
@@ -161,7 +157,7 @@ fn a_success_after_a_failure_is_news_and_is_announced() {
         );
     }
     let path = format!("/agents/{}/events", served.agent.id);
-    let listed = served.agent.api.get_json(&path);
+    let listed = served.agent.get_json(&path);
     let statuses: Vec<&str> = listed
         .as_array()
         .unwrap()
@@ -207,8 +203,8 @@ fn the_same_success_said_again_is_counted_and_everything_else_is_stored() {
     }
     let mut other = event(&served.agent, &object, "SUCCESS");
     other["message"] = Value::Null;
-    served.agent.api.create(&events, &other);
-    let listed = served.agent.api.get_json(&events);
+    served.agent.create(&events, &other);
+    let listed = served.agent.get_json(&events);
     assert_eq!(
         listed.as_array().unwrap().len(),
         4,
@@ -276,19 +272,16 @@ fn fault_15_events_about_unknown_or_foreign_objects_are_refused() {
     let events = format!("/agents/{}/events", agent.id);
     let mut body = event(agent, &object, "SUCCESS");
     body["agent_id"] = json!(served.generator.id);
-    agent
-        .api
-        .post(&events, &body)
-        .refused(400, "agent_id_mismatch");
+    agent.post(&events, &body).refused(400, "agent_id_mismatch");
     world
         .report(agent, &object, "ELEVEN CHAR")
         .refused(422, "invalid_value");
     let mut long = event(agent, &object, "SUCCESS");
     long["event_type"] = json!("x".repeat(51));
-    agent.api.post(&events, &long).refused(422, "invalid_value");
+    agent.post(&events, &long).refused(422, "invalid_value");
     long["event_type"] = json!("DEPLOY");
     long["message"] = json!("a\u{0}b");
-    agent.api.post(&events, &long).refused(422, "invalid_value");
+    agent.post(&events, &long).refused(422, "invalid_value");
 }
 
 #[test]
@@ -298,19 +291,18 @@ fn the_admin_reads_events_of_all_or_of_those_registered_with_one_generator() {
     let object = served.object("a: 1");
     served.report(&object, "SUCCESS");
     let nobody = world.generator("nobody");
-    let list = |query: &str| ids(&world.admin.get_json(&format!("/agent-events{query}")));
+    let list = |query: &str| ids(&world.get_json(&format!("/agent-events{query}")));
     let all = list("");
     assert_eq!(all.len(), 1);
     assert_eq!(list(&format!("?pak_id={}", served.generator.id)), all);
     assert_eq!(list(&format!("?pak_id={}", nobody.id)), [""; 0]);
     assert_eq!(
-        id(&world.admin.get_json(&format!("/agent-events/{}", all[0]))),
+        id(&world.get_json(&format!("/agent-events/{}", all[0]))),
         all[0]
     );
     world
-        .admin
         .get(&format!("/agent-events/{object}"))
         .refused(404, "agent_event_not_found");
-    world.admin.remove(&format!("/agents/{}", served.agent.id));
+    world.remove(&format!("/agents/{}", served.agent.id));
     assert_eq!(list(""), [""; 0], "a deleted agent's events go with it");
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Returns the answer to a question about a stack, asked by its owner.
 fn ask(served: &Served, what: &str) -> Value {
     let path = format!("/stacks/{}/{what}", served.stack);
-    served.generator.api.get_json(&path)
+    served.generator.get_json(&path)
 }
 
 /// Returns the lines of the stack's log, newest first, once there are `count`.
@@ -106,7 +106,7 @@ fn the_window_and_the_number_of_rows_are_clamped_and_nonsense_is_refused() {
     assert_eq!(ask(&served, "logs?limit=1")["lines"][0]["line"], "6000");
     for query in ["?limit=x", "?since=yesterday", "?limit=1.5"] {
         let path = format!("/stacks/{}/logs{query}", served.stack);
-        served.generator.api.get(&path).refused(400, "bad_request");
+        served.generator.get(&path).refused(400, "bad_request");
     }
 }
 
@@ -164,13 +164,13 @@ fn telemetry_of_a_foreign_stack_is_counted_by_reason_and_warned_of_once() {
 fn an_unknown_or_deleted_stack_has_no_history() {
     let served = Served::new();
     let path = format!("/stacks/{}", served.stack);
-    served.generator.api.remove(&path);
+    served.generator.remove(&path);
     for what in ["events", "logs"] {
         for api in [&served.world.admin, &served.generator.api] {
             let answer = api.get(&format!("{path}/{what}"));
             answer.refused(404, "stack_not_found");
         }
-        let answer = served.world.admin.get(&format!("/stacks/x/{what}"));
+        let answer = served.world.get(&format!("/stacks/x/{what}"));
         answer.refused(400, "bad_request");
     }
 }

@@ -33,7 +33,7 @@ fn every_change_is_a_new_row_with_the_next_number() {
     let (one, two) = (world.generator("one"), world.generator("two"));
     let mut body = template("web", "a: {{ a }}", &json!({ "type": "object" }));
     body["description"] = json!("words");
-    let first = one.api.create("/templates", &body);
+    let first = one.create("/templates", &body);
     assert_eq!(first["generator_id"], json!(one.id));
     assert_eq!(
         (&first["version"], &first["description"]),
@@ -46,11 +46,10 @@ fn every_change_is_a_new_row_with_the_next_number() {
         "17d7ab81ddfcc6b785a651578a8ffac91f3c1a47a8a9ab8ea97ab980b7de15cd"
     );
     let path = format!("/templates/{}", id(&first));
-    one.api
-        .create(&format!("{path}/labels"), &json!("env:prod"));
+    one.create(&format!("{path}/labels"), &json!("env:prod"));
     let change =
         json!({ "template_content": "b: 1", "parameters_schema": "{}", "description": null });
-    let second = one.api.put(&path, &change).expect(200).json();
+    let second = one.put(&path, &change).expect(200).json();
     assert_ne!(id(&second), id(&first));
     assert_eq!(
         (&second["version"], &second["name"], &second["description"]),
@@ -58,30 +57,28 @@ fn every_change_is_a_new_row_with_the_next_number() {
     );
     assert_eq!(second["generator_id"], json!(one.id));
     let labels = format!("/templates/{}/labels", id(&second));
-    assert_eq!(one.api.get_json(&labels), json!([]));
-    assert_eq!(one.api.get_json(&path), first);
-    assert_eq!(one.api.create("/templates", &body)["version"], 3);
+    assert_eq!(one.get_json(&labels), json!([]));
+    assert_eq!(one.get_json(&path), first);
+    assert_eq!(one.create("/templates", &body)["version"], 3);
     // The version numbers of another owner are independent, and so are the system's.
-    assert_eq!(two.api.create("/templates", &body)["version"], 1);
-    let system = world.admin.create("/templates", &body);
+    assert_eq!(two.create("/templates", &body)["version"], 1);
+    let system = world.create("/templates", &body);
     assert_eq!(
         (&system["version"], &system["generator_id"]),
         (&json!(1), &Value::Null)
     );
     // A generator's template stays the generator's after the admin changes it.
-    let third = world.admin.put(&path, &change).expect(200).json();
+    let third = world.put(&path, &change).expect(200).json();
     assert_eq!(
         (&third["version"], &third["generator_id"]),
         (&json!(4), &json!(one.id))
     );
     let top = format!("/templates/{}", id(&third));
-    one.api.remove(&top);
-    one.api.delete(&top).refused(404, "template_not_found");
-    one.api.get(&top).refused(404, "template_not_found");
-    one.api
-        .put(&top, &change)
-        .refused(404, "template_not_found");
-    assert_eq!(one.api.put(&path, &change).expect(200).json()["version"], 4);
+    one.remove(&top);
+    one.delete(&top).refused(404, "template_not_found");
+    one.get(&top).refused(404, "template_not_found");
+    one.put(&top, &change).refused(404, "template_not_found");
+    assert_eq!(one.put(&path, &change).expect(200).json()["version"], 4);
 }
 
 #[test]
@@ -92,7 +89,7 @@ fn a_generator_sees_the_systems_templates_and_then_its_own() {
     let system = id(&create(&world.admin, "system", "a: 1"));
     let other = id(&create(&two.api, "other", "a: 1"));
     let gone = id(&create(&one.api, "gone", "a: 1"));
-    one.api.remove(&format!("/templates/{gone}"));
+    one.remove(&format!("/templates/{gone}"));
     let list = |api: &Api| ids(&api.get_json("/templates"));
     assert_eq!(list(&one.api), [system.clone(), own.clone()]);
     assert_eq!(list(&two.api), [system.clone(), other.clone()]);
@@ -295,8 +292,8 @@ fn every_change_of_a_template_is_audited_with_who_did_it() {
     let made = create(&scene.generator.api, "web", "a: 1");
     let path = format!("/templates/{}", id(&made));
     let change = json!({ "template_content": "b: 1", "parameters_schema": "{}" });
-    let next = scene.world.admin.put(&path, &change).expect(200).json();
-    scene.generator.api.remove(&path);
+    let next = scene.world.put(&path, &change).expect(200).json();
+    scene.generator.remove(&path);
     let told: Vec<(String, String, String, Option<Value>)> = scene
         .world
         .sql()

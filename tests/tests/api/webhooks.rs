@@ -23,7 +23,7 @@ pub(crate) fn with(changes: &Value) -> Value {
 }
 
 pub(crate) fn create(world: &World, changes: &Value) -> Value {
-    world.admin.create("/webhooks", &with(changes))
+    world.create("/webhooks", &with(changes))
 }
 
 pub(crate) fn wants_events(world: &World) -> bool {

@@ -70,21 +70,15 @@ fn one_agents_record_a_push_and_a_history_find_their_rows_by_index() {
     let _open = agents.each_ref().map(|agent| world.connect(agent));
     for _ in 0..OFTEN {
         world
-            .admin
             .get(&format!("/agents/{agent}/fleet-status"))
             .expect(200);
         for what in ["events", "logs"] {
-            world
-                .admin
-                .get(&format!("/stacks/{stack}/{what}"))
-                .expect(200);
+            world.get(&format!("/stacks/{stack}/{what}")).expect(200);
         }
         let path = format!("/stacks/{stack}/deployment-objects");
-        world
-            .admin
-            .create(&path, &json!({ "yaml_content": "a: 2" }));
+        world.create(&path, &json!({ "yaml_content": "a: 2" }));
         let doomed = world.stack(&world.generator("g"));
-        world.admin.remove(&format!("/stacks/{doomed}"));
+        world.remove(&format!("/stacks/{doomed}"));
     }
     let log = server.log();
     let log = &log[begin..];

@@ -22,7 +22,7 @@ fn create(world: &World, more: Value) -> Response {
     for (key, value) in more.as_object().unwrap() {
         body[key] = value.clone();
     }
-    world.admin.post("/work-orders", &body)
+    world.post("/work-orders", &body)
 }
 
 /// Creates an order for this agent with these further keys, and returns its id.
@@ -33,7 +33,7 @@ fn order_for(world: &World, agent: &Party, mut more: Value) -> String {
 
 fn pending(agent: &Party) -> Vec<String> {
     let path = format!("/agents/{}/work-orders/pending", agent.id);
-    ids(&agent.api.get_json(&path))
+    ids(&agent.get_json(&path))
 }
 
 fn claim(api: &Api, order: &str, agent: &Party) -> Response {
@@ -49,7 +49,7 @@ fn complete(api: &Api, order: &str, outcome: Value) -> Response {
 
 fn show(world: &World, order: &str) -> Value {
     let path = format!("/work-orders/{order}");
-    world.admin.get_json(&path)
+    world.get_json(&path)
 }
 
 fn count(world: &World, table: &str) -> i64 {

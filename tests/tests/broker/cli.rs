@@ -75,7 +75,7 @@ fn an_agent_created_beside_a_running_broker_is_registered_and_its_pak_works_at_o
         labelled(&made, "Registered with"),
         format!("system (fleet scope), {}, {}", two.id, one.id)
     );
-    let api = world.admin.with_pak(labelled(&made, "Initial PAK"));
+    let api = world.with_pak(labelled(&made, "Initial PAK"));
     let shown = api.get_json(&format!("/agents/{agent}"));
     assert_eq!(
         [&shown["name"], &shown["cluster_name"], &shown["status"]],
@@ -130,7 +130,7 @@ fn an_agent_that_cannot_be_created_is_told_why_and_leaves_nothing() {
     );
     // The name of a deleted agent is free again.
     let path = format!("/agents/{}", labelled(&there, "ID"));
-    world.admin.remove(&path);
+    world.remove(&path);
     let _ = create_agent(&world, "web", &[]).ok();
 }
 
@@ -145,7 +145,7 @@ fn a_generator_created_from_the_command_line_is_one_like_any_other() {
     assert!(made.starts_with("Generator created successfully:\n"));
     let generator = labelled(&made, "ID");
     assert_eq!(labelled(&made, "Name"), "ci");
-    let api = world.admin.with_pak(labelled(&made, "Initial PAK"));
+    let api = world.with_pak(labelled(&made, "Initial PAK"));
     let shown = api.get(&format!("/generators/{generator}"));
     assert_eq!(shown.expect(200).json()["description"], "builds");
     assert_eq!(
@@ -182,7 +182,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
             format!("/generators/{}", generator.id),
         ),
     ] {
-        party.api.get(&path).expect(200);
+        party.get(&path).expect(200);
         let rotated = world
             .broker
             .run(&["rotate", kind, "--uuid", &party.id])
@@ -190,7 +190,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
         // Requests without a pause keep the broker's cached authentication as fresh as possible.
         let began = std::time::Instant::now();
         until(LONG, "the old PAK to be refused", || {
-            let answer = party.api.get(&path);
+            let answer = party.get(&path);
             (answer.status == 401).then(|| answer.refused(401, "unauthorized"))
         });
         let took = began.elapsed();
@@ -203,7 +203,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
             [labelled(&rotated, "ID"), labelled(&rotated, "Name")],
             [&party.id, &party.name]
         );
-        let renewed = world.admin.with_pak(labelled(&rotated, "New PAK"));
+        let renewed = world.with_pak(labelled(&rotated, "New PAK"));
         renewed.get(&path).expect(200);
         let entries = audited(&world, &party.id);
         let rotation = entries.iter().find(|(action, _)| action == "pak.rotated");
@@ -217,9 +217,9 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
     }
     let rotated = world.broker.run(&["rotate", "admin"]).ok();
     until(LONG, "the old admin PAK to be refused", || {
-        (world.admin.get("/agents").status == 401).then_some(())
+        (world.get("/agents").status == 401).then_some(())
     });
-    let renewed = world.admin.with_pak(labelled(&rotated, "New PAK"));
+    let renewed = world.with_pak(labelled(&rotated, "New PAK"));
     renewed.get("/agents").expect(200);
 }
 
@@ -232,7 +232,7 @@ fn fault_22_a_pak_that_dies_in_one_broker_is_dead_in_the_other_within_a_second()
     let there = brokkr_tests::Api::new(second.addr(), agent.pak.as_str());
     there.get(&path).expect(200);
     let rotate = format!("{path}/rotate-pak");
-    let rotated = agent.api.call("POST", &rotate, None).expect(200).json();
+    let rotated = agent.call("POST", &rotate, None).expect(200).json();
     let dead = |api: &brokkr_tests::Api, path: &str| {
         let began = std::time::Instant::now();
         until(LONG, "the PAK to be dead everywhere", || {
@@ -243,12 +243,12 @@ fn fault_22_a_pak_that_dies_in_one_broker_is_dead_in_the_other_within_a_second()
     dead(&there, &path);
     let renewed = there.with_pak(rotated["pak"].as_str().unwrap());
     renewed.get(&path).expect(200);
-    world.admin.remove(&path);
+    world.remove(&path);
     dead(&renewed, &path);
     let its = there.with_pak(generator.pak.as_str());
     its.get("/stacks").expect(200);
     let path = format!("/generators/{}", generator.id);
-    generator.api.remove(&path);
+    generator.remove(&path);
     dead(&its, "/stacks");
 }
 
@@ -258,7 +258,7 @@ fn a_name_with_line_breaks_cannot_pass_for_a_line_of_the_output() {
     let agent = world.agent("a");
     let path = format!("/agents/{}", agent.id);
     let name = json!({ "name": "x\nNew PAK: brokkr_BRforged_forged" });
-    agent.api.put(&path, &name).expect(200);
+    agent.put(&path, &name).expect(200);
     let rotated = world
         .broker
         .run(&["rotate", "agent", "--uuid", &agent.id])

@@ -13,7 +13,7 @@ use std::thread;
 const PUBLIC_HASH: &str = "4c697273df3d764cba950bb5c04368097685f09259f5bd880d892cf1ff9f4cdd";
 
 #[test]
-fn fault_01_a_missing_table_is_never_somebody_elses_in_public() {
+fn fault_01_a_missing_table_is_never_taken_from_public() {
     let world = World::new();
     let mut sql = world.sql();
     sql.batch_execute(
@@ -22,13 +22,10 @@ fn fault_01_a_missing_table_is_never_somebody_elses_in_public() {
          ALTER TABLE stacks RENAME TO stacks_away",
     )
     .unwrap();
-    world
-        .admin
-        .get("/stacks")
-        .refused(503, "database_unavailable");
+    world.get("/stacks").refused(503, "database_unavailable");
     sql.batch_execute("ALTER TABLE stacks_away RENAME TO stacks; DROP TABLE public.stacks")
         .unwrap();
-    assert_eq!(world.admin.get_json("/stacks"), json!([]));
+    assert_eq!(world.get_json("/stacks"), json!([]));
 }
 
 #[test]
@@ -47,7 +44,6 @@ fn fault_03_there_is_no_publicly_known_admin_pak() {
     let other = World::new();
     assert_ne!(world.broker.admin_pak(), other.broker.admin_pak());
     world
-        .admin
         .with_pak(other.broker.admin_pak())
         .get("/agents")
         .refused(401, "unauthorized");
@@ -75,7 +71,7 @@ fn fault_05_the_first_pak_is_written_for_its_owner_alone_and_follows_no_link() {
 fn fault_06_a_started_broker_opens_no_more_connections_than_it_needs() {
     let server = PgServer::start();
     let world = World::on(&server, &[("database.pool_size", "50")]);
-    world.admin.get("/agents").expect(200);
+    world.get("/agents").expect(200);
     let held: i64 = server
         .client()
         .query_one(
@@ -92,7 +88,7 @@ fn fault_07_an_unknown_pak_costs_one_checkout_and_one_look() {
     let server = PgServer::with(Options::new().set("log_statement", "all"));
     let world = World::on(&server, &[]);
     // Enough attempts that no more are recorded: the rest is the cost of authentication.
-    let stranger = world.admin.with_pak("brokkr_BRnobody_11111111111111111111");
+    let stranger = world.with_pak("brokkr_BRnobody_11111111111111111111");
     for _ in 0..70 {
         stranger.get("/agents").expect(401);
     }
@@ -131,22 +127,21 @@ fn fault_08_what_cannot_be_is_an_error_with_its_reason_and_not_a_panic() {
 fn fault_14_an_agent_changes_nothing_but_its_name_cluster_and_status() {
     let world = World::new();
     let agent = world.agent("a");
-    let before = world.admin.get(&format!("/agents/{}", agent.id)).json();
+    let before = world.get(&format!("/agents/{}", agent.id)).json();
     let body = json!({
         "id": "00000000-0000-0000-0000-000000000000", "pak_hash": PUBLIC_HASH, "deleted_at": "2024-01-01T00:00:00Z",
         "last_heartbeat": "2024-01-01T00:00:00Z", "created_at": "2024-01-01T00:00:00Z", "status": "ACTIVE",
     });
     let path = format!("/agents/{}", agent.id);
-    let after = agent.api.put(&path, &body).expect(200).json();
+    let after = agent.put(&path, &body).expect(200).json();
     for key in ["id", "deleted_at", "last_heartbeat", "created_at", "name"] {
         assert_eq!(after[key], before[key], "{key}");
     }
     assert_eq!(after["status"], "ACTIVE");
     // The agent's own PAK still works, and only for the agent itself.
-    agent.api.get(&path).expect(200);
+    agent.get(&path).expect(200);
     let other = world.agent("b");
     agent
-        .api
         .put(
             &format!("/agents/{}", other.id),
             &json!({ "status": "ACTIVE" }),
@@ -184,7 +179,7 @@ fn fault_18_only_bearer_is_a_scheme_word() {
 #[test]
 fn fault_19_anonymous_callers_write_a_bounded_number_of_rows() {
     let world = World::new();
-    let stranger = world.admin.with_pak("brokkr_BRnobody_11111111111111111111");
+    let stranger = world.with_pak("brokkr_BRnobody_11111111111111111111");
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -207,17 +202,12 @@ fn fault_31_no_target_outlives_the_consent_it_needed() {
     let targets = format!("/agents/{}/targets", agent.id);
     let body = json!({ "agent_id": agent.id, "stack_id": stack });
     for _ in 0..30 {
-        agent.api.create(&consent, &json!({}));
+        agent.create(&consent, &json!({}));
         thread::scope(|scope| {
-            let _ = scope.spawn(|| generator.api.post(&targets, &body));
-            let _ = scope.spawn(|| {
-                agent
-                    .api
-                    .call("DELETE", &consent, Some(&json!({})))
-                    .expect(204)
-            });
+            let _ = scope.spawn(|| generator.post(&targets, &body));
+            let _ = scope.spawn(|| agent.call("DELETE", &consent, Some(&json!({}))).expect(204));
         });
-        let left = world.admin.get_json(&targets);
+        let left = world.get_json(&targets);
         assert_eq!(left, json!([]), "a target without consent");
     }
 }
@@ -232,12 +222,12 @@ fn fault_50_a_small_pool_serves_many_creators_at_once() {
             .map(|n| {
                 scope.spawn(move || {
                     let name = json!({ "name": format!("s{n}"), "generator_id": generator.id });
-                    let stack = id(&generator.api.create("/stacks", &name));
+                    let stack = id(&generator.create("/stacks", &name));
                     let object = json!({ "yaml_content": "a: 1" });
                     let path = format!("/stacks/{stack}/deployment-objects");
-                    generator.api.create(&path, &object);
+                    generator.create(&path, &object);
                     let agent = json!({ "name": format!("a{n}"), "cluster_name": "c" });
-                    world.admin.create("/agents", &agent);
+                    world.create("/agents", &agent);
                     1
                 })
             })

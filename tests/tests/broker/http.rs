@@ -148,8 +148,8 @@ fn at_the_usual_level_a_request_leaves_no_line() {
     let world = World::new();
     let before = world.broker.log();
     for _ in 0..5 {
-        world.admin.get("/agents").expect(200);
-        world.admin.get("/nothing").expect(404);
+        world.get("/agents").expect(200);
+        world.get("/nothing").expect(404);
     }
     let _ = world.broker.stop();
     let log = world.broker.log();
@@ -307,11 +307,11 @@ fn a_body_beyond_the_limit_is_413_and_the_last_of_its_connection() {
     let answer = connection.receive(false).unwrap();
     answer.refused(401, "unauthorized");
     assert!(answer.closes());
-    world.admin.get("/agents").expect(200);
+    world.get("/agents").expect(200);
 }
 
 #[test]
-fn a_body_that_nobody_asked_for_ends_no_connection() {
+fn an_unexpected_body_ends_no_connection() {
     let world = World::new();
     let pak = as_admin(&world);
     let mut connection = Connection::open(&world.admin.addr).unwrap();

@@ -41,27 +41,23 @@ fn totals_are_true_follow_within_a_minute_and_cost_one_reading_in_thirty_seconds
     let renamed = world.agent("before");
     for agent in [&one, &two, &renamed] {
         agent
-            .api
             .post(&format!("/agents/{}/heartbeat", agent.id), &json!({}))
             .expect(204);
     }
     let active = json!({ "status": "ACTIVE" });
-    one.api
-        .put(&format!("/agents/{}", one.id), &active)
-        .expect(200);
+    one.put(&format!("/agents/{}", one.id), &active).expect(200);
     world
-        .admin
         .put(
             &format!("/agents/{}", renamed.id),
             &json!({ "name": "after" }),
         )
         .expect(200);
-    world.admin.remove(&format!("/agents/{}", two.id));
+    world.remove(&format!("/agents/{}", two.id));
     let (stack, gone) = (world.stack(&generator), world.stack(&generator));
     for _ in 0..3 {
         let _ = world.object(&stack, "a: 1");
     }
-    world.admin.remove(&format!("/stacks/{gone}"));
+    world.remove(&format!("/stacks/{gone}"));
 
     // Many scrapes do not bring the next reading forward.
     let text = until(Duration::from_secs(60), "the second reading", || {

@@ -93,9 +93,7 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     for key in ["database.pool_size", "broker.audit_log_retention_days"] {
         assert!(message.contains(key), "{message}");
     }
-    let log = world
-        .admin
-        .get_json("/admin/audit-logs?action=config.reloaded");
+    let log = world.get_json("/admin/audit-logs?action=config.reloaded");
     let entry = &log["logs"][0];
     assert_eq!(log["total"], 2);
     assert_eq!(
@@ -128,10 +126,10 @@ fn fault_47_a_changed_log_level_is_the_one_in_effect() {
     let mut world = World::with(&[("log.level", "\"info\"")]);
     // Lines come in order: after the second request's line, the first request's line can no longer come.
     for (level, path) in [("debug", "/stacks"), ("trace", "/agents")] {
-        world.admin.get("/paks").expect(200);
+        world.get("/paks").expect(200);
         world.broker.change("log.level", &format!("\"{level}\""));
         let _ = reload(&world.admin);
-        world.admin.get(path).expect(200);
+        world.get(path).expect(200);
         until(Duration::from_secs(20), "the request to be told of", || {
             tells_of(&world.broker, path).then_some(())
         });
@@ -183,7 +181,7 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
     let bad = format!("{good}allowed_origin = [\"x\"]\n")
         .replace("[cors]\n", "[cors]\nmax_age_second = 3\n");
     world.broker.write_config(&bad);
-    let answer = world.admin.call("POST", "/admin/config/reload", None);
+    let answer = world.call("POST", "/admin/config/reload", None);
     answer.refused(500, "config_reload_failed");
     let message = answer.json()["message"].as_str().unwrap().to_owned();
     let line = 1 + bad
@@ -197,12 +195,10 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
     );
     world.broker.write_config("this is no TOML");
     world
-        .admin
         .call("POST", "/admin/config/reload", None)
         .refused(500, "config_reload_failed");
     std::fs::remove_file(world.broker.config_file()).unwrap();
     world
-        .admin
         .call("POST", "/admin/config/reload", None)
         .refused(500, "config_reload_failed");
     world.broker.write_config(&good);
@@ -210,9 +206,7 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
         changes(&reload(&world.admin)),
         [change("cors.max_age_seconds", "3600", "1")]
     );
-    let log = world
-        .admin
-        .get_json("/admin/audit-logs?action=config.reloaded");
+    let log = world.get_json("/admin/audit-logs?action=config.reloaded");
     assert_eq!(log["total"], 1, "what was refused did not happen");
 }
 

@@ -103,14 +103,12 @@ pub(crate) fn with_agent(world: &World, name: &str, labels: &[&str]) -> Party {
 }
 
 pub(crate) fn pull(agent: &Party) -> Vec<Value> {
-    let answer = agent
-        .api
-        .get_json(&format!("/agents/{}/webhooks/pending", agent.id));
+    let answer = agent.get_json(&format!("/agents/{}/webhooks/pending", agent.id));
     response_schema::check("[PendingWebhookDelivery]", &answer);
     answer.as_array().unwrap().clone()
 }
 
 pub(crate) fn report(agent: &Party, delivery: &Value, body: &Value) -> brokkr_tests::Response {
     let path = format!("/webhook-deliveries/{}/result", id(delivery));
-    agent.api.post(&path, body)
+    agent.post(&path, body)
 }

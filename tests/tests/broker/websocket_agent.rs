@@ -114,11 +114,11 @@ fn a_new_connection_replaces_the_old() {
 }
 
 fn shown(world: &World, agent: &Party) -> Value {
-    world.admin.get_json(&format!("/agents/{}", agent.id))
+    world.get_json(&format!("/agents/{}", agent.id))
 }
 
 #[test]
-fn a_heartbeat_is_that_of_the_connection_whatever_it_says() {
+fn a_heartbeat_counts_for_the_agent_of_its_connection() {
     let world = World::new();
     let (agent, other) = (world.agent("a"), world.agent("b"));
     let mut socket = world.connect(&agent);
@@ -163,9 +163,7 @@ fn announced(world: &World) -> postgres::Client {
 }
 
 fn events(world: &World, agent: &Party) -> Vec<Value> {
-    let list = world
-        .admin
-        .get_json(&format!("/agents/{}/events", agent.id));
+    let list = world.get_json(&format!("/agents/{}/events", agent.id));
     list.as_array().unwrap().clone()
 }
 
@@ -266,7 +264,7 @@ fn what_is_no_frame_closes_nothing() {
 }
 
 #[test]
-fn a_frame_beyond_the_limit_ends_the_socket_and_nobody_elses() {
+fn an_oversized_frame_ends_its_own_socket_only() {
     let world = World::new();
     let (agent, other) = (world.agent("a"), world.agent("b"));
     let (mut socket, mut calm) = (world.connect(&agent), world.connect(&other));
@@ -356,7 +354,7 @@ fn fault_13_a_deleted_agents_socket_is_closed() {
     let world = World::new();
     let agent = world.agent("a");
     let mut socket = world.connect(&agent);
-    world.admin.remove(&format!("/agents/{}", agent.id));
+    world.remove(&format!("/agents/{}", agent.id));
     assert_eq!(socket.end(), 1008);
 }
 
@@ -381,7 +379,7 @@ fn a_pak_rotated_by_another_process_ends_the_socket_at_the_next_heartbeat() {
 }
 
 #[test]
-fn a_pak_rotated_by_a_command_ends_its_silent_sockets_as_soon_as_anybody_asks_anything() {
+fn a_pak_rotated_by_a_command_ends_its_silent_sockets_at_the_next_request() {
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);
     let other = world.agent("other");
@@ -398,7 +396,7 @@ fn a_pak_rotated_by_a_command_ends_its_silent_sockets_as_soon_as_anybody_asks_an
                 if stop.load(std::sync::atomic::Ordering::Relaxed) {
                     break;
                 }
-                other.api.get(&format!("/agents/{}", other.id)).expect(200);
+                other.get(&format!("/agents/{}", other.id)).expect(200);
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
@@ -430,7 +428,7 @@ fn health_over_the_socket_is_as_good_as_by_rest_and_of_foreign_objects_it_is_dro
     socket.send("agent_health", &report(&own, "degraded", &agent.id));
     let health = |object: &str| {
         let path = format!("/deployment-objects/{object}/health");
-        world.admin.get_json(&path)
+        world.get_json(&path)
     };
     let seen = until(SOON, "the report that counts", || {
         let seen = health(&own);

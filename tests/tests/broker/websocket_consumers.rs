@@ -180,7 +180,7 @@ fn fault_15_telemetry_counts_only_for_stacks_the_agent_serves_and_in_its_own_nam
     their_tail.silent(Duration::from_millis(200));
     let logs = until(SOON, "the line to be stored", || {
         let path = format!("/stacks/{}/logs", served.stack);
-        let logs = world.admin.get_json(&path);
+        let logs = world.get_json(&path);
         (!logs["lines"].as_array().unwrap().is_empty()).then_some(logs)
     });
     assert_eq!(logs["lines"].as_array().unwrap().len(), 1);
@@ -203,7 +203,7 @@ fn fault_15_telemetry_counts_only_for_stacks_the_agent_serves_and_in_its_own_nam
 }
 
 #[test]
-fn a_subscriber_that_lags_is_told_what_it_missed_and_delays_nobody() {
+fn a_subscriber_that_lags_is_told_what_it_missed_and_delays_no_other() {
     let served = Served::new();
     let (world, agent) = (&served.world, &served.agent);
     // The subscriber opens its channel and does not read.
@@ -221,7 +221,7 @@ fn a_subscriber_that_lags_is_told_what_it_missed_and_delays_nobody() {
     let began = Instant::now();
     until(SOON, "the heartbeat behind all lines", || {
         let path = format!("/agents/{}", agent.id);
-        let shown = world.admin.get_json(&path);
+        let shown = world.get_json(&path);
         (shown["k8s_reachable"] == true).then_some(())
     });
     assert!(
@@ -272,9 +272,9 @@ fn a_generators_socket_ends_with_its_pak() {
         let path = format!("/generators/{}", served.generator.id);
         if end == "rotate" {
             let path = format!("{path}/rotate-pak");
-            world.admin.call("POST", &path, None).expect(201);
+            world.call("POST", &path, None).expect(201);
         } else {
-            world.admin.remove(&path);
+            world.remove(&path);
         }
         assert_eq!(tail.end(), 1008);
         admins.silent(Duration::from_millis(100));

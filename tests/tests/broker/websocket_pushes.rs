@@ -17,7 +17,7 @@ fn an_agent_is_told_of_its_targets() {
     let target = socket.expect("target_changed");
     assert_eq!(target["agent_id"], agent.id);
     assert_eq!(target["stack_id"], stack);
-    let listed = agent.api.get_json(&format!("/agents/{}/targets", agent.id));
+    let listed = agent.get_json(&format!("/agents/{}/targets", agent.id));
     assert_eq!(vec![id(&target)], ids(&listed));
 
     let nil = "00000000-0000-0000-0000-000000000000";
@@ -25,7 +25,6 @@ fn an_agent_is_told_of_its_targets() {
     // Whether or not the agent was registered.
     for _ in 0..2 {
         agent
-            .api
             .call("DELETE", &register, Some(&json!({})))
             .expect(204);
         let nudge = socket.expect("target_changed");
@@ -63,11 +62,9 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
     world.label_stack(&stack, "env:prod");
     let annotation = |key: &str, id: &str| json!({ key: id, "key": "region", "value": "north" });
     let path = format!("/agents/{}/annotations", agents[2].id);
-    world
-        .admin
-        .create(&path, &annotation("agent_id", &agents[2].id));
+    world.create(&path, &annotation("agent_id", &agents[2].id));
     let path = format!("/stacks/{stack}/annotations");
-    world.admin.create(&path, &annotation("stack_id", &stack));
+    world.create(&path, &annotation("stack_id", &stack));
 
     let mut open: Vec<Socket> = agents.iter().map(|agent| world.connect(agent)).collect();
     let object = world.object(&stack, "a: 1");
@@ -83,7 +80,7 @@ fn fault_39_a_new_object_is_told_to_every_agent_that_serves_the_stack() {
     assert_eq!(world.target_state(&agents[1], "")[0], id(&object));
 
     // The deletion is pushed to the agents that served the stack, which then find its marker.
-    world.admin.remove(&format!("/stacks/{stack}"));
+    world.remove(&format!("/stacks/{stack}"));
     for socket in &mut open[..3] {
         let told = socket.expect("stack_changed");
         assert_eq!(told["id"], stack);
@@ -101,17 +98,17 @@ fn fault_40_an_object_from_a_template_is_told_like_any_other() {
     let template = json!({
         "name": "t", "template_content": "a: {{ n }}", "parameters_schema": "{\"type\":\"object\"}",
     });
-    let template = served.generator.api.create("/templates", &template);
+    let template = served.generator.create("/templates", &template);
     let mut socket = world.connect(agent);
     let path = format!("/stacks/{}/deployment-objects/from-template", served.stack);
     let body = json!({ "template_id": template["id"], "parameters": { "n": 1 } });
-    let object = served.generator.api.create(&path, &body);
+    let object = served.generator.create(&path, &body);
     assert_eq!(socket.expect("stack_changed")["id"], served.stack);
     assert_eq!(served.state(""), [id(&object)]);
 }
 
 #[test]
-fn a_change_of_what_matches_is_told_to_whom_it_concerns() {
+fn a_changed_match_is_pushed_to_the_agents_it_concerns() {
     let world = World::new();
     let (agent, generator) = (world.agent("a"), world.generator("g"));
     world.register(&agent, &generator);
@@ -121,15 +118,13 @@ fn a_change_of_what_matches_is_told_to_whom_it_concerns() {
     let _ = socket.expect("target_changed");
     world.label_stack(&stack, "here");
     assert_eq!(socket.expect("stack_changed")["id"], stack);
-    world.admin.remove(&format!("/stacks/{stack}/labels/here"));
+    world.remove(&format!("/stacks/{stack}/labels/here"));
     assert_eq!(socket.expect("stack_changed")["id"], stack);
-    world
-        .admin
-        .remove(&format!("/agents/{}/labels/here", agent.id));
+    world.remove(&format!("/agents/{}/labels/here", agent.id));
     let _ = socket.expect("target_changed");
     world.target(&agent, &stack);
     let _ = socket.expect("target_changed");
-    world.admin.remove(&format!("/generators/{}", generator.id));
+    world.remove(&format!("/generators/{}", generator.id));
     let _ = socket.expect("target_changed");
 }
 
@@ -138,9 +133,7 @@ fn a_work_order_is_told_to_the_agents_it_names() {
     let world = World::new();
     let (agent, other) = (world.agent("a"), world.agent("b"));
     let (mut socket, mut not_meant) = (world.connect(&agent), world.connect(&other));
-    let order = world
-        .admin
-        .create(
+    let order = world.create(
             "/work-orders",
             &json!({ "work_type": "build", "yaml_content": "a: 1", "targeting": { "agent_ids": [agent.id] } }),
         );

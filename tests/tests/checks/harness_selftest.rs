@@ -40,7 +40,7 @@ fn a_server_keeps_its_rows_over_stop_and_crash_and_leaves_nothing_when_dropped()
 }
 
 #[test]
-fn a_frozen_server_answers_nobody_until_it_is_thawed() {
+fn a_frozen_server_answers_only_after_it_is_thawed() {
     let server = PgServer::start();
     let mut client = server.client();
     server.freeze();

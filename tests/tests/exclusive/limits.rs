@@ -202,7 +202,7 @@ fn inside() {
 
     they_stand_in_the_group_and_only_there(&host, &started);
     processes_are_bounded(&host, acme);
-    the_clock_is_nobodys_business(&host, &started);
+    a_clock_that_jumps_changes_no_decision(&host, &started);
     processor_time_is_shared_by_weight(&host, &started);
     let replaced = out_of_memory_by_requests(&host, acme);
     they_survive_the_supervisor(&host, &replaced);
@@ -273,7 +273,7 @@ fn processes_are_bounded(host: &Host, acme: &TenantStatus) {
 }
 
 /// Sets the clock forward, back, and right again, without an effect on the brokers.
-fn the_clock_is_nobodys_business(host: &Host, started: &Status) {
+fn a_clock_that_jumps_changes_no_decision(host: &Host, started: &Status) {
     let pids = |status: &Status| status.tenants.iter().map(|t| t.pid).collect::<Vec<_>>();
     let admin = Api::new(Addr::port(3001), host.said(&["pak", "acme"]).trim());
     let main = host.machine.main_pid();

@@ -70,7 +70,7 @@ fn an_adopted_broker_that_dies_is_said_to_have_and_its_exit_code_is_known() {
 }
 
 #[test]
-fn a_file_changed_while_nobody_looked_replaces_the_adopted_broker_by_overlap() {
+fn a_file_changed_without_a_supervisor_replaces_the_adopted_broker_by_overlap() {
     let host = Host::new();
     let acme = host.tenant("acme").pool(5).up();
     let globex = host.tenant("globex").pool(5).up();
@@ -90,7 +90,7 @@ fn a_file_changed_while_nobody_looked_replaces_the_adopted_broker_by_overlap() {
 }
 
 #[test]
-fn a_file_that_is_bad_just_then_stops_nobody_and_one_that_has_gone_does() {
+fn a_bad_file_stops_no_adopted_broker_and_a_removed_file_does() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let globex = host.tenant("globex").up();

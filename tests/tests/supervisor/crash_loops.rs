@@ -198,7 +198,7 @@ fn exit_78_is_tried_again_when_something_it_depends_on_changes_or_when_asked_and
 }
 
 #[test]
-fn starts_that_wait_for_a_lock_keep_nobody_else_from_starting_and_are_tried_anew() {
+fn starts_that_wait_for_a_lock_delay_no_other_start_and_are_tried_again() {
     let host = Host::builder()
         .set("start.parallelism", "1")
         .set("start.timeout", "\"15s\"")

@@ -137,7 +137,7 @@ fn a_broker_that_never_becomes_ready_is_ended_and_tried_again() {
 }
 
 #[test]
-fn connections_wait_while_nobody_serves_and_get_an_honest_answer_when_it_lasts() {
+fn connections_wait_for_a_missing_broker_and_get_503_when_that_lasts() {
     let host = Host::new();
     let wrapper = host.wrap_broker();
     let acme = host.tenant("acme").up();
@@ -235,7 +235,7 @@ fn an_earlier_instance_that_cannot_be_told_keeps_its_tenant_from_running_twice()
 }
 
 #[test]
-fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_after_it() {
+fn a_bad_supervisor_file_prevents_neither_commands_nor_the_sweep() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let globex = host.tenant("globex").up();
@@ -275,7 +275,7 @@ fn a_bad_file_of_the_supervisor_keeps_nobody_from_asking_it_or_from_sweeping_aft
 }
 
 #[test]
-fn a_lock_nobody_can_explain_ends_no_broker_that_was_taken_over_and_lets_nothing_start_beside_it() {
+fn an_unexplained_lock_ends_no_adopted_broker_and_lets_no_broker_start_beside_it() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let pid = acme.pid();
@@ -302,7 +302,7 @@ fn a_lock_nobody_can_explain_ends_no_broker_that_was_taken_over_and_lets_nothing
 }
 
 #[test]
-fn a_removed_control_socket_is_put_back_and_a_removed_lock_file_lets_nobody_in() {
+fn a_removed_control_socket_is_restored_and_a_removed_lock_file_admits_no_second_supervisor() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let pid = acme.pid();

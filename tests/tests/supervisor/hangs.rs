@@ -136,7 +136,7 @@ fn a_hung_broker_leaves_a_core_where_the_operator_wants_one_and_nowhere_else() {
 }
 
 #[test]
-fn a_host_that_stands_still_replaces_nobody() {
+fn a_host_that_stands_still_replaces_no_broker() {
     let host = probed_often().build();
     host.trivial_brokers();
     let tenants: Vec<Tenant<'_>> = (0..8)

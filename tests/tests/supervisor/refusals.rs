@@ -175,7 +175,7 @@ fn a_pool_raised_beyond_the_budget_is_pending_and_the_old_one_runs_on() {
 }
 
 #[test]
-fn what_is_no_tenant_file_is_named_and_harms_nobody() {
+fn files_that_are_no_tenant_files_are_named_and_affect_no_tenant() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let pid = acme.pid();
@@ -485,7 +485,7 @@ fn check_counts_a_tenant_that_runs_on_though_its_file_has_gone_bad() {
 }
 
 #[test]
-fn a_tenant_that_was_to_move_to_a_full_server_while_nobody_ran_is_refused_and_keeps_its_place() {
+fn a_tenant_moved_to_a_full_server_without_a_supervisor_is_refused_and_keeps_its_place() {
     // The tests' servers are copies of one another; two of different origin are needed here.
     let host = Host::builder()
         .embedded()

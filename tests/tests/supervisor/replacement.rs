@@ -204,7 +204,7 @@ fn a_request_in_flight_when_its_broker_is_told_to_stop_is_answered() {
 }
 
 #[test]
-fn a_sink_that_reads_nothing_for_ten_seconds_slows_nobody_and_the_drops_are_counted() {
+fn a_log_reader_that_stops_for_ten_seconds_slows_no_request_and_the_drops_are_counted() {
     let host = Host::new();
     let wrapper = host.wrap_broker();
     wrapper.first("noisy", "(while :; do echo 'a line of a flood that nobody reads, long enough to matter'; done) & echo $! >&2");

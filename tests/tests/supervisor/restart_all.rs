@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const NAMES: [&str; 6] = ["t1", "t2", "t3", "t4", "t5", "t6"];
 
 #[test]
-fn every_tenant_is_replaced_at_most_as_many_at_once_as_may_start_and_nobody_is_refused() {
+fn every_tenant_is_replaced_within_the_start_slots_and_no_request_is_refused() {
     let host = Host::builder().set("start.parallelism", "2").build();
     let tenants = NAMES.map(|name| host.tenant(name).pool(2).up());
     let stopped = host.tenant("stopped").pool(2).up();

@@ -160,7 +160,7 @@ fn offline_no_server_is_asked() {
 }
 
 #[test]
-fn check_tells_of_a_server_that_has_shrunk_of_one_that_is_away_and_of_a_broker_that_is_missing() {
+fn check_reports_a_smaller_server_an_absent_server_and_a_missing_broker() {
     let host = Host::new();
     host.tenant("acme").pool(30).up();
     let check = |problem: &str, shown: &str| {

@@ -104,7 +104,7 @@ fn what_is_wrong_beside_the_brokers_does_not_end_a_supervisor_that_holds_them() 
 }
 
 #[test]
-fn one_that_holds_nobody_says_what_is_wrong_and_ends() {
+fn a_supervisor_without_brokers_reports_its_bad_state_file_and_ends() {
     let host = Host::new();
     host.trivial_brokers();
     host.up();

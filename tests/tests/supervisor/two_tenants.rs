@@ -158,7 +158,7 @@ fn a_second_supervisor_on_the_same_runtime_folder_ends_at_once_and_says_why() {
 }
 
 #[test]
-fn the_next_supervisor_waits_for_the_lock_of_one_that_is_dying() {
+fn the_next_supervisor_waits_for_the_lock_of_a_dying_supervisor() {
     let host = Host::new();
     let acme = host.tenant("acme").up();
     let pid = acme.pid();

@@ -38,11 +38,11 @@ impl Fixture {
         world.label_stack(&stack, "here");
         let annotation =
             |kind: &str, id: &str| serde_json::json!({ kind: id, "key": "here", "value": "v" });
-        world.admin.create(
+        world.create(
             &format!("/agents/{}/annotations", own.id),
             &annotation("agent_id", &own.id),
         );
-        world.admin.create(
+        world.create(
             &format!("/stacks/{stack}/annotations"),
             &annotation("stack_id", &stack),
         );
@@ -53,10 +53,8 @@ impl Fixture {
             caller(&other),
             caller(&owner),
             caller(&stranger),
-            world.nobody(),
-            world
-                .admin
-                .with_pak("brokkr_BRnobody_11111111111111111111111111111111"),
+            world.anonymous(),
+            world.with_pak("brokkr_BRnobody_11111111111111111111111111111111"),
         ];
         let scene = matrix::Scene {
             world,

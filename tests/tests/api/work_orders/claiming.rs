@@ -50,7 +50,7 @@ fn a_claim_and_a_deletion_that_meet_leave_no_half_order() {
         let (claimed, deleted) = thread::scope(|scope| {
             let claiming = scope.spawn(|| claim(&agent.api, &order, &agent));
             let path = format!("/work-orders/{order}");
-            let deleted = world.admin.delete(&path);
+            let deleted = world.delete(&path);
             (claiming.join().unwrap(), deleted)
         });
         deleted.expect(204);
@@ -80,6 +80,6 @@ fn a_claim_is_for_who_is_named_in_it_and_only_while_the_agent_lives() {
     claim(&world.admin, &order, &agent).expect(200);
     claim(&agent.api, &order, &agent).refused(404, "work_order_not_claimable");
     let gone = order_for(&world, &other, json!({}));
-    world.admin.remove(&format!("/agents/{}", other.id));
+    world.remove(&format!("/agents/{}", other.id));
     claim(&world.admin, &gone, &other).refused(404, "work_order_not_claimable");
 }

@@ -100,7 +100,7 @@ fn an_order_reaches_the_agents_it_names_and_those_with_its_labels_or_annotations
     let annotate = |agent: &Party, key: &str, value: &str| {
         let body = json!({ "agent_id": agent.id, "key": key, "value": value });
         let path = format!("/agents/{}/annotations", agent.id);
-        world.admin.create(&path, &body);
+        world.create(&path, &body);
     };
     annotate(&noted, "zone", "b 1");
     annotate(&other, "zone", "b 2");
@@ -154,7 +154,6 @@ fn pending_orders_come_oldest_first_and_can_be_narrowed_to_a_type() {
     );
     assert_eq!(list(&agent.api, &format!("{path}cust")), [""; 0]);
     agent
-        .api
         .get(&format!("{path}%00"))
         .refused(422, "invalid_value");
     claim(&agent.api, &build, &agent).expect(200);
@@ -172,7 +171,6 @@ fn pending_orders_come_oldest_first_and_can_be_narrowed_to_a_type() {
     let unknown = format!("/agents/{UNKNOWN}/work-orders/pending");
     assert_eq!(list(&world.admin, &unknown), [""; 0]);
     world
-        .admin
         .get("/agents/x/work-orders/pending")
         .refused(400, "bad_request");
 }

@@ -44,7 +44,7 @@ fn an_order_is_created_with_defaults_claimed_completed_and_then_in_the_log() {
         (&json!(true), &json!("sha256:abc"), &json!(agent.id))
     );
     assert_eq!(entry["claimed_at"], claimed["claimed_at"]);
-    let one = world.admin.get(&format!("/work-order-log/{order}"));
+    let one = world.get(&format!("/work-order-log/{order}"));
     assert_eq!(one.expect(200).json(), entry);
     let path = format!("/work-orders/{order}");
     let gone = show(&world, &order);
@@ -53,12 +53,9 @@ fn an_order_is_created_with_defaults_claimed_completed_and_then_in_the_log() {
         (&gone["status"], &gone["max_retries"], &gone["last_error"]),
         (&json!("COMPLETED"), &json!(0), &Value::Null)
     );
-    let listed = world.admin.get_json("/work-orders");
+    let listed = world.get_json("/work-orders");
     assert_eq!(listed, json!([]));
-    world
-        .admin
-        .delete(&path)
-        .refused(404, "work_order_not_found");
+    world.delete(&path).refused(404, "work_order_not_found");
     let again = complete(&agent.api, &order, json!({ "success": true }));
     again.refused(404, "work_order_not_found");
 }
@@ -174,7 +171,7 @@ fn a_stale_claim_is_given_up_and_its_holder_may_not_complete_it_any_more() {
 }
 
 #[test]
-fn an_order_somebody_works_on_is_left_to_them_and_holds_up_no_other() {
+fn a_locked_order_is_skipped_and_delays_no_other() {
     let world = World::new();
     let agent = world.agent("a");
     let orders: Vec<String> = (0..2)

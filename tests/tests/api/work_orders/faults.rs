@@ -156,7 +156,7 @@ fn fault_57_the_log_is_kept_listed_within_bounds_and_narrowed_by_what_is_asked()
     let third = ended(&a, "custom", false);
     let list = |query: &str| {
         let path = format!("/work-order-log{query}");
-        ids(&world.admin.get_json(&path))
+        ids(&world.get_json(&path))
     };
     let all = vec![&third, &second, &first];
     let of_a = format!("agent_id={}", a.id);
@@ -181,10 +181,10 @@ fn fault_57_the_log_is_kept_listed_within_bounds_and_narrowed_by_what_is_asked()
         assert_eq!(found.iter().collect::<Vec<_>>(), wanted, "{query}");
     }
     for bad in ["limit=-1", "limit=x", "success=maybe", "agent_id=x"] {
-        let answer = world.admin.get(&format!("/work-order-log?{bad}"));
+        let answer = world.get(&format!("/work-order-log?{bad}"));
         answer.refused(400, "bad_request");
     }
-    let unknown = world.admin.get(&format!("/work-order-log/{UNKNOWN}"));
+    let unknown = world.get(&format!("/work-order-log/{UNKNOWN}"));
     unknown.refused(404, "work_order_log_entry_not_found");
     // Many entries, older than any that would be evicted.
     world
@@ -205,7 +205,7 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
     for n in 0..5 {
         let body = json!({ "agent_id": agent.id, "key": format!("k{n}"), "value": "rare" });
         let path = format!("/agents/{}/annotations", agent.id);
-        world.admin.create(&path, &body);
+        world.create(&path, &body);
     }
     let mut sql = server.client();
     sql.batch_execute(&format!("SET search_path = {}", world.schema))
@@ -254,7 +254,7 @@ fn fault_58_what_is_for_an_agent_is_one_statement_by_index_however_many_orders_t
         assert_eq!(pending(&everybody).len(), 1000, "the oldest of many");
     }
     claim(&agent.api, &order, &agent).expect(200);
-    let newest = world.admin.get("/work-orders?status=CLAIMED").expect(200);
+    let newest = world.get("/work-orders?status=CLAIMED").expect(200);
     assert_eq!(ids(&newest.json()), [order.as_str()]);
     complete(&agent.api, &order, json!({ "success": true })).expect(200);
     let _ = world.broker.stop();

@@ -86,7 +86,7 @@ fn a_short_black_hole_is_over_when_it_is_over() {
 }
 
 #[test]
-fn connections_that_something_in_between_has_forgotten_hold_nobody_up() {
+fn connections_that_the_network_has_forgotten_delay_no_request() {
     let host = Host::new();
     let (proxy, tenants) = behind_a_proxy(&host);
     Fault {

@@ -228,7 +228,7 @@ fn fault_11_the_admin_looks_at_pending_deliveries_without_taking_them() {
     becomes(&world.admin, &webhook, "pending");
     let path = format!("/agents/{}/webhooks/pending", agent.id);
     for _ in 0..2 {
-        let seen = world.admin.get_json(&path);
+        let seen = world.get_json(&path);
         response_schema::check("[PendingWebhookDelivery]", &seen);
         assert_eq!(seen.as_array().unwrap().len(), 1);
     }
@@ -237,7 +237,7 @@ fn fault_11_the_admin_looks_at_pending_deliveries_without_taking_them() {
         1
     );
     assert_eq!(pull(&agent).len(), 1);
-    assert_eq!(world.admin.get_json(&path), json!([]));
+    assert_eq!(world.get_json(&path), json!([]));
 }
 
 #[test]
@@ -254,7 +254,6 @@ fn a_delivery_keeps_the_labels_it_was_made_with_and_a_disabled_subscription_give
     );
     let change = |body: Value| {
         world
-            .admin
             .put(&format!("/webhooks/{webhook}"), &body)
             .expect(200);
     };
@@ -278,7 +277,6 @@ fn a_delivery_keeps_the_labels_it_was_made_with_and_a_disabled_subscription_give
     assert_eq!((pull(&old).len(), pull(&new).len()), (1, 1));
     assert_eq!(endpoint.seen().len(), 1);
     let labels: Vec<Value> = world
-        .admin
         .get_json("/webhook-deliveries")
         .as_array()
         .unwrap()

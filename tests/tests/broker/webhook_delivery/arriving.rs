@@ -48,7 +48,7 @@ fn an_event_arrives_once_as_the_contract_writes_it() {
         (&json!(1), &Value::Null, &Value::Null)
     );
     assert!(delivery["completed_at"].is_string() && delivery["last_attempt_at"].is_string());
-    world.admin.remove(&format!("/stacks/{stack}"));
+    world.remove(&format!("/stacks/{stack}"));
     let seen = endpoint.wait(2).remove(1).json();
     assert_eq!(seen["event_type"], "stack.deleted");
     holds_for(Duration::from_secs(2), "each arrives once", || {
@@ -180,7 +180,7 @@ fn a_failure_is_tried_again_a_refusal_is_not_and_the_last_attempt_is_written_dow
     let more = json!({ "event_types": ["stack.deleted"], "max_retries": 2 });
     let broken = subscribe(&world.admin, &endpoint.url("/broken"), &more);
     let stack = world.stack(&generator);
-    world.admin.remove(&format!("/stacks/{stack}"));
+    world.remove(&format!("/stacks/{stack}"));
     let dead = becomes(&world.admin, &gone, "dead");
     assert_eq!(dead["attempts"], 1, "a refusal is not repeated");
     assert_eq!(dead["last_error"], "HTTP 410 Gone: gone for good");
@@ -237,7 +237,6 @@ fn fault_41_a_disabled_subscription_is_silent_and_goes_on_when_enabled() {
     becomes(&world.admin, &webhook, "failed");
     let enable = |on: bool| {
         world
-            .admin
             .put(&format!("/webhooks/{webhook}"), &json!({ "enabled": on }))
             .expect(200);
     };

@@ -55,7 +55,7 @@ fn fault_28_two_brokers_deliver_each_event_once() {
 }
 
 #[test]
-fn fault_29_an_endpoint_that_hangs_delays_nobody_else_and_is_not_told_twice() {
+fn fault_29_a_hung_endpoint_delays_no_other_and_gets_no_delivery_twice() {
     let world = open();
     let (hanging, quick) = (Receiver::answering(|_, _| Reply::Hang), Receiver::new());
     // Two subscriptions of one host share its few slots.

@@ -32,7 +32,8 @@ fn a_broker_that_hangs_when_the_next_supervisor_comes_is_found_by_its_probes() {
 }
 
 #[test]
-fn whom_the_supervisor_hears_in_a_brokers_place_is_answered_before_another_program_takes_over() {
+fn a_connection_the_supervisor_accepted_for_a_broker_is_answered_before_another_program_takes_over()
+{
     let _alone = alone();
     let host = Host::new();
     let wrapper = host.wrap_broker();

@@ -109,7 +109,7 @@ fn three_hundred_tenants_run_from_a_login_whose_soft_limit_is_1024() {
 }
 
 #[test]
-fn descriptors_that_run_out_all_of_a_sudden_harm_nobody_who_runs() {
+fn descriptors_that_run_out_suddenly_harm_no_running_tenant() {
     let _alone = alone();
     let host = host();
     let tenants = tenants(&host, 5);

@@ -51,7 +51,7 @@ fn may_mount() -> bool {
 }
 
 #[test]
-fn a_full_disk_under_the_state_folder_costs_newcomers_their_start_and_nobody_else_anything() {
+fn a_full_state_disk_delays_new_tenants_and_affects_no_running_tenant() {
     let _alone = alone();
     if !may_mount() {
         return;
@@ -101,7 +101,7 @@ fn a_full_disk_under_the_state_folder_costs_newcomers_their_start_and_nobody_els
 }
 
 #[test]
-fn a_full_disk_under_the_log_costs_lines_that_are_counted_and_blocks_nobody() {
+fn a_full_log_disk_costs_counted_lines_and_blocks_no_tenant() {
     let _alone = alone();
     if !may_mount() {
         return;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const FILES: usize = 10_000;
 
 #[test]
-fn ten_thousand_files_dropped_at_once_leave_everybody_as_they_were() {
+fn ten_thousand_files_dropped_at_once_affect_no_running_tenant() {
     let _alone = alone();
     let host = host();
     let few = tenants(&host, 5);

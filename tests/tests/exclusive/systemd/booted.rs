@@ -1,5 +1,6 @@
 //! A systemd booted for one test.
 
+use crate::systemd::{SUPERVISOR, tenant};
 use brokkr_tests::systemd_host::{Machine, stage};
 use brokkr_tests::test_dir::{AtDeath, TestDir, is_root, mortal, spawn};
 use brokkr_tests::{procs, until};
@@ -55,6 +56,25 @@ impl Booted {
             matches!(state.trim(), "running" | "degraded").then_some(())
         });
         booted
+    }
+
+    /// Boots a machine with these tenants, given by name and address. Prints the reason and returns `None` where that is
+    /// impossible.
+    pub(crate) fn with_tenants(tenants: &[(&str, &str)]) -> Option<Self> {
+        if let Some(reason) = impossible() {
+            println!("skipped: {reason}");
+            return None;
+        }
+        let files: Vec<(String, String)> = tenants
+            .iter()
+            .map(|(name, listen)| (format!("tenants.d/{name}.toml"), tenant(name, listen)))
+            .collect();
+        let files = files.iter().map(|(path, text)| (&**path, &**text));
+        let files: Vec<_> = [("supervisor.toml", SUPERVISOR)]
+            .into_iter()
+            .chain(files)
+            .collect();
+        Some(Self::boot(&files))
     }
 
     /// Does the steps of an administrator, or of a package, after the files are installed.

@@ -29,12 +29,11 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
     let ask = || {
         let path = format!("/deployment-objects/{}/diagnostics", scene.object);
         let body = json!({ "agent_id": scene.own.id });
-        id(&scene.world.admin.create(&path, &body))
+        id(&scene.world.create(&path, &body))
     };
     let claim = |request: &str| {
         scene
             .own
-            .api
             .post(&format!("/diagnostics/{request}/claim"), &json!({}))
             .expect(200);
     };
@@ -45,14 +44,12 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
         json!({ "pod_statuses": "[]", "events": "[]", "collected_at": "2024-01-01T00:00:00Z" });
     scene
         .own
-        .api
         .create(&format!("/diagnostics/{answered}/result"), &found);
     let health = json!({ "deployment_objects": [
         { "id": scene.object, "status": "degraded", "checked_at": "2024-01-01T00:00:00Z" },
     ] });
     scene
         .own
-        .api
         .call(
             "PATCH",
             &format!("/agents/{}/health-status", scene.own.id),

@@ -29,7 +29,7 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
         "name": "the scene's", "url": "http://127.0.0.1:9/", "auth_header": "Bearer x", "event_types": ["nothing"],
         "target_labels": ["here"],
     });
-    let webhook = id(&scene.world.admin.create("/webhooks", &body));
+    let webhook = id(&scene.world.create("/webhooks", &body));
     let mut sql = scene.world.sql();
     let deliver = |status: &str| {
         format!(

@@ -35,12 +35,11 @@ pub(crate) fn names(scene: &Scene<'_>) -> Names {
     let claim = json!({ "agent_id": scene.own.id });
     for id in [&claimed, &ended] {
         let path = format!("/work-orders/{id}/claim");
-        scene.own.api.post(&path, &claim).expect(200);
+        scene.own.post(&path, &claim).expect(200);
     }
     let path = format!("/work-orders/{ended}/complete");
     scene
         .own
-        .api
         .post(&path, &json!({ "success": true }))
         .expect(200);
     vec![("order", order), ("claimed", claimed), ("ended", ended)]
