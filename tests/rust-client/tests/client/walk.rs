@@ -56,7 +56,7 @@ async fn walk(base_url: String, admin_pak: String) -> Result<usize, String> {
         admin,
         ends
     );
-    let called = scene.called();
+    let called = talk::called();
     let operations = operations();
     let forgotten: Vec<_> = operations
         .iter()

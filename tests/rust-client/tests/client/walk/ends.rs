@@ -19,11 +19,11 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     let (admin, agent, generator) = (&scene.admin, &scene.agent, &scene.generator);
     let (agent_id, generator_id) = (scene.agent_id, scene.generator_id);
 
-    ok!(scene, generator, 204, delete_stack.id(scene.stack));
+    ok!(generator, 204, delete_stack.id(scene.stack));
     let found = marker(&scene, scene.stack).await.unwrap();
     scene.report(found.id).await;
     assert!(marker(&scene, scene.stack).await.is_none());
-    let code = refused!(scene, generator, 404, get_stack.id(scene.stack));
+    let code = refused!(generator, 404, get_stack.id(scene.stack));
     assert_eq!(code, "stack_not_found");
 
     let other = scene.new_stack("other").await;
@@ -31,53 +31,35 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         agent_id,
         stack_id: other,
     };
-    ok!(scene, admin, 201, add_target.id(agent_id).body(body));
+    ok!(admin, 201, add_target.id(agent_id).body(body));
+    ok!(admin, 204, remove_target.id(agent_id).stack_id(other));
+    ok!(generator, 201, stacks_add_label.id(other).body("env:prod"));
     ok!(
-        scene,
-        admin,
-        204,
-        remove_target.id(agent_id).stack_id(other)
-    );
-    ok!(
-        scene,
-        generator,
-        201,
-        stacks_add_label.id(other).body("env:prod")
-    );
-    ok!(
-        scene,
         generator,
         204,
         stacks_remove_label.id(other).label("env:prod")
     );
     ok!(
-        scene,
         admin,
         204,
         agents_remove_label.id(agent_id).label("env:prod")
     );
     let body = types::AgentRegistrationBody { agent_id: None };
-    ok!(
-        scene,
-        agent,
-        204,
-        deregister_agent.id(generator_id).body(body)
-    );
-    let rotated = ok!(scene, agent, 200, rotate_agent_pak.id(agent_id));
+    ok!(agent, 204, deregister_agent.id(generator_id).body(body));
+    let rotated = ok!(agent, 200, rotate_agent_pak.id(agent_id));
     let pak = rotated["pak"].as_str().unwrap();
-    assert_eq!(refused!(scene, agent, 401, verify_pak), "unauthorized");
-    ok!(scene, scene.connect(pak), 200, verify_pak);
-    let rotated = ok!(scene, generator, 201, rotate_generator_pak.id(generator_id));
-    assert_eq!(refused!(scene, generator, 401, verify_pak), "unauthorized");
+    assert_eq!(refused!(agent, 401, verify_pak), "unauthorized");
+    ok!(scene.connect(pak), 200, verify_pak);
+    let rotated = ok!(generator, 201, rotate_generator_pak.id(generator_id));
+    assert_eq!(refused!(generator, 401, verify_pak), "unauthorized");
     ok!(
-        scene,
         scene.connect(&rotated.pak),
         204,
         delete_generator.id(generator_id)
     );
-    ok!(scene, admin, 204, delete_agent.id(agent_id));
+    ok!(admin, 204, delete_agent.id(agent_id));
     assert_eq!(
-        refused!(scene, admin, 404, get_agent.id(agent_id)),
+        refused!(admin, 404, get_agent.id(agent_id)),
         "agent_not_found"
     );
 }

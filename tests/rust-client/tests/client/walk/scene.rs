@@ -1,9 +1,6 @@
 //! The principals and data of every part of the walk: the admin, a generator, an agent that serves one of its stacks,
 //! an object.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
-
 use brokkr_client::BrokkrClient;
 use brokkr_client::types;
 use uuid::Uuid;
@@ -22,7 +19,6 @@ pub(crate) struct Scene {
     pub(crate) agent_pak: String,
     pub(crate) stack: Uuid,
     pub(crate) object: Uuid,
-    called: Mutex<BTreeSet<String>>,
 }
 
 pub(crate) fn connect(base_url: &str, pak: &str) -> BrokkrClient {
@@ -45,13 +41,12 @@ impl Scene {
             agent_pak: String::new(),
             stack: Uuid::nil(),
             object: Uuid::nil(),
-            called: Mutex::default(),
         };
         let body = types::NewGenerator {
             name: scene.name("generator"),
             description: None,
         };
-        let made = ok!(scene, scene.admin, 201, create_generator.body(body));
+        let made = ok!(scene.admin, 201, create_generator.body(body));
         scene.generator_id = made.generator.id;
         scene.generator = scene.connect(&made.pak);
         let body = types::CreateAgentRequest {
@@ -59,14 +54,13 @@ impl Scene {
             cluster_name: "c".to_owned(),
             generator_ids: Vec::new(),
         };
-        let made = ok!(scene, scene.admin, 201, create_agent.body(body));
+        let made = ok!(scene.admin, 201, create_agent.body(body));
         scene.agent_id = made.agent.id;
         scene.agent = scene.connect(&made.initial_pak);
         scene.agent_pak = made.initial_pak;
 
         let body = types::AgentRegistrationBody { agent_id: None };
         ok!(
-            scene,
             scene.agent,
             201,
             register_agent.id(scene.generator_id).body(body)
@@ -78,7 +72,6 @@ impl Scene {
             stack_id: scene.stack,
         };
         ok!(
-            scene,
             scene.generator,
             201,
             add_target.id(scene.agent_id).body(body)
@@ -88,7 +81,6 @@ impl Scene {
             is_deletion_marker: Some(false),
         };
         let object = ok!(
-            scene,
             scene.generator,
             201,
             create_deployment_object.id(scene.stack).body(body)
@@ -105,21 +97,12 @@ impl Scene {
         format!("{what}-{}", self.tag)
     }
 
-    pub(crate) fn note(&self, operation: &str) {
-        self.called.lock().unwrap().insert(operation.to_owned());
-    }
-
-    pub(crate) fn called(&self) -> BTreeSet<String> {
-        self.called.lock().unwrap().clone()
-    }
-
     pub(crate) async fn label(&self, label: &str) {
         let body = types::NewAgentLabel {
             agent_id: self.agent_id,
             label: label.to_owned(),
         };
         ok!(
-            self,
             self.admin,
             201,
             agents_add_label.id(self.agent_id).body(body)
@@ -132,11 +115,11 @@ impl Scene {
             description: None,
             generator_id: self.generator_id,
         };
-        ok!(self, self.generator, 201, create_stack.body(body)).id
+        ok!(self.generator, 201, create_stack.body(body)).id
     }
 
     pub(crate) async fn target_state(&self) -> Vec<types::DeploymentObject> {
-        ok!(self, self.agent, 200, get_target_state.id(self.agent_id))
+        ok!(self.agent, 200, get_target_state.id(self.agent_id))
     }
 
     /// Reports that the agent has applied an object.
@@ -148,11 +131,6 @@ impl Scene {
             status: "SUCCESS".to_owned(),
             message: Some("done".to_owned()),
         };
-        ok!(
-            self,
-            self.agent,
-            201,
-            create_event.id(self.agent_id).body(body)
-        )
+        ok!(self.agent, 201, create_event.id(self.agent_id).body(body))
     }
 }

@@ -1,16 +1,31 @@
 //! The calls of the walk: one operation, its expected answer, and the record of all called operations.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use brokkr_client::types::ErrorResponse;
 use brokkr_client::{Error, ResponseValue};
 
+thread_local! {
+    /// The operations called by the walk of this thread.
+    static CALLED: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+pub(crate) fn note(operation: &str) {
+    CALLED.with_borrow_mut(|called| called.insert(operation.to_owned()));
+}
+
+pub(crate) fn called() -> BTreeSet<String> {
+    CALLED.with_borrow(BTreeSet::clone)
+}
+
 /// Calls an operation, which must succeed with this status, and returns the answer.
 ///
-/// `ok!(scene, admin, 200, get_agent.id(agent))`
+/// `ok!(admin, 200, get_agent.id(agent))`
 macro_rules! ok {
-    ($scene:expr, $who:expr, $status:literal, $operation:ident $($given:tt)*) => {{
-        $scene.note(stringify!($operation));
+    ($who:expr, $status:literal, $operation:ident $($given:tt)*) => {{
+        crate::walk::talk::note(stringify!($operation));
         match $who.api().$operation() $($given)* .send().await {
             Ok(answer) => {
                 assert_eq!(answer.status().as_u16(), $status, stringify!($operation));
@@ -23,8 +38,8 @@ macro_rules! ok {
 
 /// Calls an operation, which must be refused with this status, and returns the code.
 macro_rules! refused {
-    ($scene:expr, $who:expr, $status:literal, $operation:ident $($given:tt)*) => {{
-        $scene.note(stringify!($operation));
+    ($who:expr, $status:literal, $operation:ident $($given:tt)*) => {{
+        crate::walk::talk::note(stringify!($operation));
         let answer = $who.api().$operation() $($given)* .send().await;
         let (status, code) = crate::walk::talk::refusal(answer).await;
         assert_eq!(status, $status, "{}: {code}", stringify!($operation));

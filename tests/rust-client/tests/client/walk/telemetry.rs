@@ -55,7 +55,6 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
 
     let event = until("the event", async || {
         let seen = ok!(
-            scene,
             generator,
             200,
             list_telemetry_events.id(scene.stack).limit(10)
@@ -69,7 +68,6 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     );
     let line = until("the line", async || {
         let seen = ok!(
-            scene,
             generator,
             200,
             list_telemetry_logs.id(scene.stack).limit(10)
@@ -78,7 +76,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     })
     .await;
     assert_eq!(line.line, "hello");
-    let connections = ok!(scene, admin, 200, list_ws_connections);
+    let connections = ok!(admin, 200, list_ws_connections);
     let mine = connections
         .connections
         .iter()
@@ -103,13 +101,13 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
 
     drop(socket);
     until("the connection to be gone", async || {
-        let connections = ok!(scene, admin, 200, list_ws_connections).connections;
+        let connections = ok!(admin, 200, list_ws_connections).connections;
         connections
             .iter()
             .all(|c| c.agent_id != scene.agent_id)
             .then_some(())
     })
     .await;
-    let code = refused!(scene, scene.agent, 403, list_telemetry_logs.id(scene.stack));
+    let code = refused!(scene.agent, 403, list_telemetry_logs.id(scene.stack));
     assert_eq!(code, "stack_not_owned");
 }

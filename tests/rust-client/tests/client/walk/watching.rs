@@ -16,16 +16,15 @@ async fn diagnostics(scene: &Scene) {
         retention_minutes: Some(5),
     };
     let asked = ok!(
-        scene,
         admin,
         201,
         create_diagnostic_request.id(scene.object).body(body)
     );
     assert_eq!(asked.status, "pending");
-    let pending = ok!(scene, agent, 200, get_pending_diagnostics.id(agent_id));
+    let pending = ok!(agent, 200, get_pending_diagnostics.id(agent_id));
     assert_eq!(pending.iter().map(|d| d.id).collect::<Vec<_>>(), [asked.id]);
     assert!(
-        ok!(scene, admin, 200, get_diagnostic.id(asked.id))
+        ok!(admin, 200, get_diagnostic.id(asked.id))
             .result
             .is_none()
     );
@@ -36,25 +35,23 @@ async fn diagnostics(scene: &Scene) {
         collected_at: Utc::now(),
     };
     let code = refused!(
-        scene,
         agent,
         409,
         submit_diagnostic_result.id(asked.id).body(result.clone())
     );
     assert_eq!(code, "diagnostic_not_claimed");
     assert_eq!(
-        ok!(scene, agent, 200, claim_diagnostic.id(asked.id)).status,
+        ok!(agent, 200, claim_diagnostic.id(asked.id)).status,
         "claimed"
     );
-    let code = refused!(scene, agent, 409, claim_diagnostic.id(asked.id));
+    let code = refused!(agent, 409, claim_diagnostic.id(asked.id));
     assert_eq!(code, "diagnostic_already_claimed");
     ok!(
-        scene,
         agent,
         201,
         submit_diagnostic_result.id(asked.id).body(result)
     );
-    let seen = ok!(scene, agent, 200, get_diagnostic.id(asked.id));
+    let seen = ok!(agent, 200, get_diagnostic.id(asked.id));
     assert_eq!(seen.request.status, "completed");
     assert_eq!(seen.result.unwrap().log_tails.as_deref(), Some("{}"));
 }
@@ -86,15 +83,9 @@ fn report(object: Uuid, status: &str) -> types::HealthStatusUpdate {
 async fn health(scene: &Scene) {
     let (admin, agent, agent_id) = (&scene.admin, &scene.agent, scene.agent_id);
     let body = report(scene.object, "degraded");
-    ok!(
-        scene,
-        agent,
-        200,
-        update_health_status.id(agent_id).body(body)
-    );
+    ok!(agent, 200, update_health_status.id(agent_id).body(body));
     // The client's document does not name 422.
     let code = refused!(
-        scene,
         agent,
         422,
         update_health_status
@@ -102,12 +93,12 @@ async fn health(scene: &Scene) {
             .body(report(scene.object, "odd"))
     );
     assert_eq!(code, "invalid_health_record");
-    let seen = ok!(scene, admin, 200, get_deployment_health.id(scene.object));
+    let seen = ok!(admin, 200, get_deployment_health.id(scene.object));
     assert_eq!(seen.overall_status, "degraded");
     let summary = seen.health_records[0].summary.as_deref().unwrap();
     let summary: serde_json::Value = serde_json::from_str(summary).unwrap();
     assert_eq!(summary["pods_total"], 2);
-    let seen = ok!(scene, admin, 200, get_stack_health.id(scene.stack));
+    let seen = ok!(admin, 200, get_stack_health.id(scene.stack));
     assert_eq!(
         (seen.overall_status.as_str(), seen.deployment_objects.len()),
         ("degraded", 1)
@@ -116,18 +107,18 @@ async fn health(scene: &Scene) {
 
 async fn fleet(scene: &Scene) {
     let (admin, agent_id) = (&scene.admin, scene.agent_id);
-    let everybody = ok!(scene, admin, 200, list_fleet);
+    let everybody = ok!(admin, 200, list_fleet);
     let record = everybody.iter().find(|r| r.agent_id == agent_id).unwrap();
     assert_eq!(
         (record.health_degraded, record.k8s_api_latency_ms),
         (1, Some(12))
     );
-    let of_generator = ok!(scene, admin, 200, list_fleet.pak_id(scene.generator_id));
+    let of_generator = ok!(admin, 200, list_fleet.pak_id(scene.generator_id));
     assert_eq!(of_generator.len(), 1);
-    let seen = ok!(scene, admin, 200, get_agent_fleet_status.id(agent_id));
+    let seen = ok!(admin, 200, get_agent_fleet_status.id(agent_id));
     assert_eq!(seen.record.name, scene.name("agent"));
     assert!(!seen.recent_events.is_empty());
-    let code = refused!(scene, admin, 404, get_agent_fleet_status.id(Uuid::new_v4()));
+    let code = refused!(admin, 404, get_agent_fleet_status.id(Uuid::new_v4()));
     assert_eq!(code, "agent_not_found");
 }
 

@@ -34,10 +34,10 @@ fn result(status_code: i32) -> types::DeliveryResultRequest {
 
 pub(crate) async fn walk(scene: Arc<Scene>) {
     let (admin, agent, agent_id) = (&scene.admin, &scene.agent, scene.agent_id);
-    assert_eq!(ok!(scene, admin, 200, list_event_types).len(), 12);
+    assert_eq!(ok!(admin, 200, list_event_types).len(), 12);
     let nowhere = subscription(scene.name("nowhere"), "", Vec::new());
     assert_eq!(
-        refused!(scene, admin, 400, create_webhook.body(nowhere)),
+        refused!(admin, 400, create_webhook.body(nowhere)),
         "url_required"
     );
 
@@ -45,22 +45,21 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     let label = format!("hooks:{}", scene.tag);
     scene.label(&label).await;
     let body = subscription(scene.name("hook"), URL, vec![label.clone()]);
-    let hook = ok!(scene, admin, 201, create_webhook.body(body));
+    let hook = ok!(admin, 201, create_webhook.body(body));
     assert!(hook.has_url && hook.has_auth_header);
     assert!(
-        ok!(scene, admin, 200, list_webhooks)
+        ok!(admin, 200, list_webhooks)
             .iter()
             .any(|h| h.id == hook.id)
     );
-    let code = refused!(scene, admin, 400, test_webhook.id(hook.id));
+    let code = refused!(admin, 400, test_webhook.id(hook.id));
     assert_eq!(code, "webhook_test_failed");
 
     let stack = scene.new_stack("hooked").await;
-    ok!(scene, scene.generator, 204, delete_stack.id(stack));
+    ok!(scene.generator, 204, delete_stack.id(stack));
     let mut pulled = Vec::new();
     until("two deliveries", async || {
         pulled.extend(ok!(
-            scene,
             agent,
             200,
             get_pending_agent_webhooks.agent_id(agent_id)
@@ -76,20 +75,17 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         assert!(delivery.payload.contains(&stack.to_string()));
     }
     ok!(
-        scene,
         agent,
         200,
         report_delivery_result.id(pulled[0].id).body(result(200))
     );
     ok!(
-        scene,
         agent,
         200,
         report_delivery_result.id(pulled[1].id).body(result(503))
     );
     for delivery in &pulled {
         let code = refused!(
-            scene,
             agent,
             403,
             report_delivery_result.id(delivery.id).body(result(200))
@@ -97,17 +93,11 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         assert_eq!(code, "delivery_not_acquired_by_agent");
     }
 
-    let deliveries = ok!(
-        scene,
-        admin,
-        200,
-        list_deliveries.id(hook.id).limit(10).offset(0)
-    );
+    let deliveries = ok!(admin, 200, list_deliveries.id(hook.id).limit(10).offset(0));
     let of = |id| deliveries.iter().find(|d| d.id == id).unwrap();
     assert_eq!(of(pulled[0].id).status, "success");
     assert_eq!(of(pulled[1].id).attempts, 1);
     let won = ok!(
-        scene,
         admin,
         200,
         list_recent_deliveries
@@ -121,7 +111,7 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         .collect();
     assert_eq!(mine.len(), 1);
     assert_eq!(mine[0].subscription_name, Some(scene.name("hook")));
-    refused!(scene, admin, 400, list_recent_deliveries.status("odd"));
+    refused!(admin, 400, list_recent_deliveries.status("odd"));
 
     let body = types::UpdateWebhookRequest {
         enabled: Some(false),
@@ -134,21 +124,13 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         max_retries: None,
         timeout_seconds: None,
     };
-    let changed = ok!(scene, admin, 200, update_webhook.id(hook.id).body(body));
+    let changed = ok!(admin, 200, update_webhook.id(hook.id).body(body));
     assert_eq!((changed.enabled, changed.name.as_str()), (false, "walked"));
+    assert_eq!(ok!(admin, 200, get_webhook.id(hook.id)).max_retries, 3);
+    ok!(admin, 204, delete_webhook.id(hook.id));
     assert_eq!(
-        ok!(scene, admin, 200, get_webhook.id(hook.id)).max_retries,
-        3
-    );
-    ok!(scene, admin, 204, delete_webhook.id(hook.id));
-    assert_eq!(
-        refused!(scene, admin, 404, get_webhook.id(hook.id)),
+        refused!(admin, 404, get_webhook.id(hook.id)),
         "webhook_not_found"
     );
-    ok!(
-        scene,
-        admin,
-        204,
-        agents_remove_label.id(agent_id).label(&label)
-    );
+    ok!(admin, 204, agents_remove_label.id(agent_id).label(&label));
 }

@@ -34,30 +34,23 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         })
     };
 
-    let code = refused!(
-        scene,
-        admin,
-        400,
-        create_work_order.body(order(&kind, None))
-    );
+    let code = refused!(admin, 400, create_work_order.body(order(&kind, None)));
     assert_eq!(code, "no_targeting_specified");
     let body = order(&kind, targeting(Some(vec![agent_id]), None));
-    let by_id = ok!(scene, admin, 201, create_work_order.body(body));
+    let by_id = ok!(admin, 201, create_work_order.body(body));
     let body = order(&kind, targeting(None, Some(vec!["env:prod".to_owned()])));
-    let by_label = ok!(scene, admin, 201, create_work_order.body(body));
+    let by_label = ok!(admin, 201, create_work_order.body(body));
     let listed = ok!(
-        scene,
         admin,
         200,
         list_work_orders.status("PENDING").work_type(&kind)
     );
     assert_eq!(listed.len(), 2);
     assert_eq!(
-        ok!(scene, admin, 200, get_work_order.id(by_id.id)).status,
+        ok!(admin, 200, get_work_order.id(by_id.id)).status,
         "PENDING"
     );
     let pending = ok!(
-        scene,
         agent,
         200,
         list_pending_for_agent.agent_id(agent_id).work_type(&kind)
@@ -67,18 +60,13 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
 
     let claim = types::ClaimWorkOrderRequest { agent_id };
     for id in ids {
-        let claimed = ok!(
-            scene,
-            agent,
-            200,
-            claim_work_order.id(id).body(claim.clone())
-        );
+        let claimed = ok!(agent, 200, claim_work_order.id(id).body(claim.clone()));
         assert_eq!(
             (claimed.status.as_str(), claimed.claimed_by),
             ("CLAIMED", Some(agent_id))
         );
     }
-    let code = refused!(scene, agent, 404, claim_work_order.id(by_id.id).body(claim));
+    let code = refused!(agent, 404, claim_work_order.id(by_id.id).body(claim));
     assert_eq!(code, "work_order_not_claimable");
 
     let complete = |success, message: &str| types::CompleteWorkOrderRequest {
@@ -88,40 +76,28 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
     };
     let done = complete(true, "walked");
     let code = refused!(
-        scene,
         scene.generator,
         403,
         complete_work_order.id(by_id.id).body(done.clone())
     );
     assert_eq!(code, "work_order_not_claimed_by_agent");
-    let logged = ok!(
-        scene,
-        agent,
-        200,
-        complete_work_order.id(by_id.id).body(done)
-    );
+    let logged = ok!(agent, 200, complete_work_order.id(by_id.id).body(done));
     assert_eq!((logged.id, logged.success), (by_id.id, true));
     assert_eq!(
-        ok!(scene, admin, 200, get_work_order.id(by_id.id)).status,
+        ok!(admin, 200, get_work_order.id(by_id.id)).status,
         "COMPLETED"
     );
     // The client's document does not name 202; its callers know it by that.
     let failed = complete(false, "not yet");
-    let code = refused!(
-        scene,
-        agent,
-        202,
-        complete_work_order.id(by_label.id).body(failed)
-    );
+    let code = refused!(agent, 202, complete_work_order.id(by_label.id).body(failed));
     assert_eq!(code, "", "no error");
-    let waiting = ok!(scene, admin, 200, get_work_order.id(by_label.id));
+    let waiting = ok!(admin, 200, get_work_order.id(by_label.id));
     assert_eq!(
         (waiting.status.as_str(), waiting.retry_count),
         ("RETRY_PENDING", 1)
     );
 
     let log = ok!(
-        scene,
         admin,
         200,
         list_work_order_log
@@ -134,9 +110,9 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
         log.iter().map(|entry| entry.id).collect::<Vec<_>>(),
         [by_id.id]
     );
-    let entry = ok!(scene, admin, 200, get_work_order_log.id(by_id.id));
+    let entry = ok!(admin, 200, get_work_order_log.id(by_id.id));
     assert_eq!(entry.claimed_by, Some(agent_id));
-    ok!(scene, admin, 204, delete_work_order.id(by_label.id));
-    let code = refused!(scene, admin, 404, delete_work_order.id(by_label.id));
+    ok!(admin, 204, delete_work_order.id(by_label.id));
+    let code = refused!(admin, 404, delete_work_order.id(by_label.id));
     assert_eq!(code, "work_order_not_found");
 }

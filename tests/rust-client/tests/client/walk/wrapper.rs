@@ -156,18 +156,16 @@ pub(crate) async fn walk(scene: Arc<Scene>) {
 
     for stack in generator.list_stacks().await.unwrap() {
         if stack.name.starts_with("applied") {
-            ok!(scene, generator, 204, delete_stack.id(stack.id));
+            ok!(generator, 204, delete_stack.id(stack.id));
         }
     }
     ok!(
-        scene,
         generator,
         204,
         stacks_remove_label.id(scene.stack).label("first:day")
     );
     for label in ["env:wrapped", "first:day"] {
         ok!(
-            scene,
             admin,
             204,
             agents_remove_label.id(scene.agent_id).label(label)
