@@ -11,10 +11,8 @@
 mod admin;
 mod agents;
 mod auth;
-mod bodies;
 mod bounds;
 mod bulk_rows;
-mod cors;
 mod diagnostics;
 mod fleet;
 mod generators;

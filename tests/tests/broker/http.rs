@@ -1,10 +1,13 @@
-//! Behaviour that all requests share: id, log line, methods, sizes, slow clients.
+//! Behaviour that all requests share: id, log line, methods, protocol, bodies, CORS.
+
+mod bodies;
+mod cors;
 
 use brokkr_tests::api_fixture::World;
 use brokkr_tests::http::request;
 use brokkr_tests::{Connection, Response, until};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn call(world: &World, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
     request(&world.admin.addr, method, path, headers, None).unwrap()
@@ -262,77 +265,6 @@ fn fault_20_no_caller_can_add_a_series() {
 }
 
 #[test]
-fn a_body_beyond_the_limit_is_413_and_the_last_of_its_connection() {
-    let world = World::new();
-    let pak = as_admin(&world);
-    let headers = [
-        ("Authorization", pak.as_str()),
-        ("Content-Type", "application/json"),
-    ];
-    let too_much = 17 << 20;
-    for announced in [true, false] {
-        let mut connection = Connection::open(&world.admin.addr).unwrap();
-        if announced {
-            // The announced size is refused; the body is sent all the same, as by clients that do not wait.
-            let body = vec![b' '; too_much];
-            connection
-                .send("POST", "/api/v1/agents", &headers, Some(&body))
-                .unwrap();
-        } else {
-            let chunked = [headers[0], headers[1], ("Transfer-Encoding", "chunked")];
-            connection
-                .send("POST", "/api/v1/agents", &chunked, None)
-                .unwrap();
-            let chunk = vec![b' '; 1 << 20];
-            for _ in 0..17 {
-                connection
-                    .raw(format!("{:x}\r\n", chunk.len()).as_bytes())
-                    .unwrap();
-                connection.raw(&chunk).unwrap();
-                connection.raw(b"\r\n").unwrap();
-            }
-            connection.raw(b"0\r\n\r\n").unwrap();
-        }
-        let answer = connection.receive(false).unwrap();
-        answer.refused(413, "payload_too_large");
-        assert!(answer.closes(), "announced: {announced}");
-        assert!(connection.is_closed().unwrap());
-    }
-    // A body for an unknown path is not read either, and its sender gets an answer.
-    let mut connection = Connection::open(&world.admin.addr).unwrap();
-    let body = vec![b' '; 4 << 20];
-    connection
-        .send("POST", "/api/v1/agents", &[], Some(&body))
-        .unwrap();
-    let answer = connection.receive(false).unwrap();
-    answer.refused(401, "unauthorized");
-    assert!(answer.closes());
-    world.get("/agents").expect(200);
-}
-
-#[test]
-fn an_unexpected_body_ends_no_connection() {
-    let world = World::new();
-    let pak = as_admin(&world);
-    let mut connection = Connection::open(&world.admin.addr).unwrap();
-    for _ in 0..3 {
-        let headers = [
-            ("Authorization", pak.as_str()),
-            ("Content-Type", "application/json"),
-        ];
-        let answer = connection
-            .request(
-                "GET",
-                "/api/v1/agents",
-                &headers,
-                Some(b"{\"not\": \"asked for\"}"),
-            )
-            .unwrap();
-        assert!(answer.status == 200 && !answer.closes());
-    }
-}
-
-#[test]
 fn what_is_too_long_or_no_http_is_told_so_in_json() {
     let world = World::new();
     let pak = as_admin(&world);
@@ -433,84 +365,4 @@ fn the_scheme_before_a_pak_may_be_in_any_case() {
         &[("Authorization", &basic)],
     );
     assert_eq!(answer.status, 401);
-}
-
-#[test]
-fn a_compressed_body_is_415_and_says_why() {
-    let world = World::new();
-    let pak = as_admin(&world);
-    let stack = world.stack(&world.generator("g"));
-    let body = br#"{"name":"a","cluster_name":"c"}"#;
-    let post = |path: &str, kind: &str, encoding: &str, body: &[u8]| {
-        let headers = [
-            ("Authorization", pak.as_str()),
-            ("Content-Type", kind),
-            ("Content-Encoding", encoding),
-        ];
-        request(&world.admin.addr, "POST", path, &headers, Some(body)).unwrap()
-    };
-    for encoding in ["gzip", "GZIP", "identity, br", "zstd"] {
-        for (path, kind) in [
-            ("/api/v1/agents".to_owned(), "application/json"),
-            (
-                format!("/api/v1/stacks/{stack}/deployment-objects"),
-                "application/yaml",
-            ),
-        ] {
-            let answer = post(&path, kind, encoding, body);
-            answer.refused(415, "unsupported_content_encoding");
-            assert!(
-                answer.text().contains("Content-Encoding"),
-                "{}",
-                answer.text()
-            );
-        }
-    }
-    post("/api/v1/agents", "application/json", "Identity", body).expect(201);
-    let headers = [("Authorization", "nonsense"), ("Content-Encoding", "gzip")];
-    let nobody = request(
-        &world.admin.addr,
-        "POST",
-        "/api/v1/agents",
-        &headers,
-        Some(body),
-    )
-    .unwrap();
-    assert_eq!(nobody.status, 401, "who is calling comes first");
-}
-
-#[test]
-fn a_client_that_sends_too_slowly_is_given_up_and_told_so() {
-    let world = World::new();
-    let bound = Duration::from_secs(60);
-    let head = || {
-        let mut connection = Connection::open_within(&world.admin.addr, bound).unwrap();
-        let began = Instant::now();
-        connection.raw(b"GET /healthz HTTP/1.1\r\n").unwrap();
-        let answer = connection.receive(false).unwrap();
-        answer.refused(408, "request_timeout");
-        assert!(answer.closes() && connection.is_closed().unwrap());
-        began.elapsed()
-    };
-    let body = || {
-        let mut connection = Connection::open_within(&world.admin.addr, bound).unwrap();
-        let began = Instant::now();
-        let announced = format!(
-            "POST /api/v1/agents HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\nContent-Type: application/json\r\n\
-             Content-Length: 1000\r\n\r\n{{",
-            world.admin.pak
-        );
-        connection.raw(announced.as_bytes()).unwrap();
-        let answer = connection.receive(false).unwrap();
-        answer.refused(408, "request_timeout");
-        assert!(answer.closes() && connection.is_closed().unwrap());
-        began.elapsed()
-    };
-    std::thread::scope(|scope| {
-        let (head, body) = (scope.spawn(head), scope.spawn(body));
-        let head = head.join().unwrap();
-        assert!((9..15).contains(&head.as_secs()), "{head:?}");
-        let body = body.join().unwrap();
-        assert!((29..38).contains(&body.as_secs()), "{body:?}");
-    });
 }

@@ -1,31 +1,9 @@
 //! A page of another origin may do what `[cors]` allows, and may read everything that needs no PAK.
 
-use brokkr_tests::Response;
+use super::{as_admin, call, words};
 use brokkr_tests::api_fixture::World;
-use brokkr_tests::http::request;
 
 const PAGE: &str = "https://app.example";
-
-fn call(world: &World, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
-    request(&world.admin.addr, method, path, headers, None).unwrap()
-}
-
-fn as_admin(world: &World) -> String {
-    format!("Bearer {}", world.admin.pak)
-}
-
-/// Returns the header's words in order and in lower case.
-fn words(answer: &Response, name: &str) -> Vec<String> {
-    let mut words: Vec<String> = answer
-        .headers
-        .iter()
-        .filter(|(header, _)| header == name)
-        .flat_map(|(_, value)| value.split(','))
-        .map(|word| word.trim().to_ascii_lowercase())
-        .collect();
-    words.sort();
-    words
-}
 
 #[test]
 fn fault_17_a_page_may_do_what_the_configuration_says_and_no_other_page_may() {
