@@ -44,7 +44,6 @@ mod work_order_log;
 mod work_orders;
 
 use axum::Router;
-use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
 use crate::error::Error;
@@ -77,7 +76,7 @@ pub fn router() -> Router<App> {
         .merge(admin::routes())
         .merge(paks::routes())
         .method_not_allowed_fallback(operation::method_not_allowed)
-        .fallback(not_found)
+        .fallback(|| async { Error::no_path() })
 }
 
 /// Returns the only route under `/internal`: the agents' WebSocket.
@@ -85,10 +84,5 @@ pub fn internal_router() -> Router<App> {
     Router::new()
         .merge(websockets::agent_route())
         .method_not_allowed_fallback(operation::method_not_allowed)
-        .fallback(not_found)
-}
-
-/// Answers 404 as JSON on unknown paths, with or without a PAK.
-async fn not_found() -> Response {
-    Error::not_found("not_found", "there is nothing at this path").into_response()
+        .fallback(|| async { Error::no_path() })
 }

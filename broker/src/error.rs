@@ -100,6 +100,20 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
+    /// Returns the 404 of an unknown path.
+    pub fn no_path() -> Self {
+        Self::not_found("not_found", "there is nothing at this path")
+    }
+
+    /// Returns the 405 of a known path.
+    pub fn no_method() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this path does not take this method",
+        )
+    }
+
     /// Returns a 409: the resource exists already.
     pub fn conflict(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
@@ -140,6 +154,16 @@ impl Error {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_busy", message);
         error.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
         error
+    }
+
+    /// Returns the 503 of a broker that is not ready yet, with `Retry-After`.
+    pub fn starting() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "database_unavailable",
+            "the broker is starting",
+        )
+        .retry_after(RETRY_AFTER_SECONDS)
     }
 
     /// Adds one entry to `details`.
@@ -235,20 +259,14 @@ impl From<ProvisioningError> for Error {
 
 impl From<ReportRefusal> for Error {
     fn from(refusal: ReportRefusal) -> Self {
+        let text = refusal.to_string();
         match refusal {
             ReportRefusal::Text(invalid) => invalid.into(),
-            ReportRefusal::HealthRecord(message) => {
-                Self::unprocessable("invalid_health_record", message)
+            ReportRefusal::HealthRecord(_) => Self::unprocessable("invalid_health_record", text),
+            ReportRefusal::UnknownObject(constraint) => {
+                Self::unprocessable("foreign_key_violation", text).detail("constraint", constraint)
             }
-            ReportRefusal::UnknownObject(constraint) => Self::unprocessable(
-                "foreign_key_violation",
-                "there is no such deployment object",
-            )
-            .detail("constraint", constraint),
-            ReportRefusal::NotAssociated => Self::forbidden(
-                "agent_not_associated",
-                "the agent does not serve the object's stack",
-            ),
+            ReportRefusal::NotAssociated => Self::forbidden("agent_not_associated", text),
             ReportRefusal::Db(error) => error.into(),
         }
     }

@@ -15,7 +15,6 @@ mod access_log;
 mod connection_state;
 mod connections;
 mod cors;
-mod error_answer;
 mod listener;
 mod maps;
 mod public;

@@ -68,14 +68,7 @@ impl Handler<(), App> for Operation {
 
 /// Answers a known path with an unknown method; authentication comes first here too.
 pub(super) async fn method_not_allowed(State(app): State<App>, request: Request) -> Response {
-    let refuse = plain(|_, _| {
-        Err(Error::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            "this path does not take this method",
-        ))
-    });
-    run(app, request, refuse).await
+    run(app, request, plain(|_, _| Err(Error::no_method()))).await
 }
 
 /// Captures a request, and runs the operation on one connection.

@@ -14,10 +14,11 @@ use super::reply::Reply;
 use super::request_body;
 use crate::app::App;
 use crate::auth::Principal;
+use crate::config::pak_format;
 use crate::db::Conn;
 use crate::error::Error;
 use crate::jobs::schedule::Job;
-use crate::pak::{self, Pak};
+use crate::pak::Pak;
 
 /// A request of an authenticated caller.
 #[derive(Clone)]
@@ -96,14 +97,7 @@ impl ApiRequest {
 
     /// Mints a PAK in the configured format.
     pub(super) fn mint(&self) -> Result<Pak, Error> {
-        let pak = &self.app.config.pak;
-        let format = pak::PakFormat {
-            prefix: pak.prefix.clone(),
-            short_token_prefix: pak.short_token_prefix.clone(),
-            short_token_length: pak.short_token_length,
-            long_token_length: pak.long_token_length,
-        };
-        Pak::mint(&format).map_err(|error| {
+        Pak::mint(&pak_format(&self.app.config)).map_err(|error| {
             tracing::error!(%error, "no PAK could be minted");
             Error::internal()
         })

@@ -42,13 +42,14 @@ pub(super) fn refused(instance: &Instance, refusal: ProvisioningError) -> ServeE
 
 /// Returns the exit for a failed database request.
 pub(super) fn lost(instance: &Instance, error: &DbError) -> ServeError {
+    let code = if error.is_unavailable() {
+        UNAVAILABLE
+    } else {
+        1
+    };
     ServeError {
-        code: if error.is_unavailable() {
-            UNAVAILABLE
-        } else {
-            1
-        },
-        reason: format!("{}: {error}", instance.tenant),
+        code,
+        ..wrong(instance, error)
     }
 }
 
@@ -60,7 +61,7 @@ pub(super) fn failed(instance: &Instance, error: StartError) -> ServeError {
     };
     ServeError {
         code,
-        reason: format!("{}: {error}", instance.tenant),
+        ..wrong(instance, error)
     }
 }
 

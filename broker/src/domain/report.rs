@@ -4,28 +4,21 @@ use super::text::InvalidText;
 use crate::db::DbError;
 
 /// Reason why an agent's report was not stored.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ReportRefusal {
     /// No column can hold a text of the report.
-    Text(InvalidText),
+    #[error(transparent)]
+    Text(#[from] InvalidText),
     /// The health record is invalid, for the reason given.
+    #[error("{0}")]
     HealthRecord(String),
     /// The object does not exist; the name is that of the constraint that the report breaks.
+    #[error("there is no such deployment object")]
     UnknownObject(&'static str),
     /// The agent does not serve the object's stack.
+    #[error("the agent does not serve the object's stack")]
     NotAssociated,
     /// A statement failed.
-    Db(DbError),
-}
-
-impl From<InvalidText> for ReportRefusal {
-    fn from(invalid: InvalidText) -> Self {
-        Self::Text(invalid)
-    }
-}
-
-impl From<DbError> for ReportRefusal {
-    fn from(error: DbError) -> Self {
-        Self::Db(error)
-    }
+    #[error(transparent)]
+    Db(#[from] DbError),
 }

@@ -1,7 +1,8 @@
 //! The limits of texts that a column can hold.
 
 /// Reason why no column can hold a text, for the caller.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct InvalidText(pub String);
 
 /// Refuses a NUL byte or more than `most` characters, because no column holds them.

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
 use super::cors::{self, Area};
-use super::error_answer::error_answer;
 use super::request_id;
 use crate::app::App;
 use crate::auth::Principal;
+use crate::error::Error;
 use crate::metrics::UNMATCHED;
 
 /// The longest path and query, well above the 8,000 bytes that RFC 9110 recommends to support.
@@ -44,19 +44,16 @@ pub(super) async fn observe(
     let mut response = if preflight {
         cors::preflight(area, &runtime_config.cors, request.headers())
     } else if is_too_long(&request) {
-        error_answer(
+        Error::new(
             StatusCode::URI_TOO_LONG,
             "uri_too_long",
             "the path and query are too long",
         )
+        .into_response()
     } else if has_no_host(&request) {
-        error_answer(
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            "an HTTP/1.1 request must have exactly one Host header",
-        )
+        Error::unreadable("an HTTP/1.1 request must have exactly one Host header").into_response()
     } else if area == Area::Api && !app.health.has_started() {
-        starting()
+        Error::starting().into_response()
     } else {
         next.run(request).await
     };
@@ -85,18 +82,6 @@ fn is_too_long(request: &Request) -> bool {
 fn has_no_host(request: &Request) -> bool {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     request.version() == Version::HTTP_11 && hosts != 1
-}
-
-fn starting() -> Response {
-    let mut response = error_answer(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "database_unavailable",
-        "the broker is starting",
-    );
-    response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response
 }
 
 /// The log line of a request. Dropping an unanswered line logs that the client went away first.

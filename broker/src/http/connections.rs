@@ -1,9 +1,9 @@
 //! Connections of clients: accepting, serving, draining.
 //!
 //! hyper's own graceful shutdown closes an idle keep-alive connection at once, so a client that is just sending its
-//! next request loses that request. So draining has two phases ([`Phase`]). First every answer carries `Connection:
-//! close`, and idle connections stay open for one more request. Only at the end of the grace are idle connections
-//! closed.
+//! next request loses that request. So draining has two phases ([`Phase`]). First every answer carries
+//! `Connection: close`, and idle connections stay open for one more request. Only at the end of the grace are idle
+//! connections closed.
 //!
 //! The time limits of a peer are in `timeout_stream`. While all connections are in use, idle ones are closed to make
 //! room for connections that wait in the backlog.
@@ -20,6 +20,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -28,9 +29,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service;
 
 use super::connection_state::{ConnectionState, Phase};
-use super::error_answer::error_answer;
 use super::listener::{AcceptedStream, Listener};
 use super::timeout_stream::TimeoutStream;
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::websocket::connection_permit::PeerConnection;
 
@@ -223,11 +224,12 @@ where
     .await;
     match polled {
         Some(Ok(response)) => response,
-        None => error_answer(
+        None => Error::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal_error",
             "internal error",
-        ),
+        )
+        .into_response(),
     }
 }
 

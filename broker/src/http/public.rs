@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::access_log::observe;
-use super::error_answer::error_answer;
 use crate::app::App;
 use crate::error::Error;
 use crate::jobs::schedule::Job;
@@ -32,8 +31,8 @@ pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
             "/metrics",
             get(move |State(app): State<App>| async move { render(&app, &dropped) }),
         )
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(not_found)
+        .method_not_allowed_fallback(|| async { Error::no_method() })
+        .fallback(|| async { Error::no_path() })
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .with_state(app)
 }
@@ -67,20 +66,4 @@ pub(super) fn render(app: &App, dropped: &DroppedLines) -> Response {
             Error::internal().into_response()
         }
     }
-}
-
-async fn not_found() -> Response {
-    error_answer(
-        StatusCode::NOT_FOUND,
-        "not_found",
-        "there is nothing at this path",
-    )
-}
-
-async fn method_not_allowed() -> Response {
-    error_answer(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        "this path does not take this method",
-    )
 }
