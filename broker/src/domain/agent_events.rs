@@ -16,8 +16,7 @@ use crate::store::stack_matching;
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = NewAgentEvent)]
 pub struct NewAgentEvent {
-    /// The reporting agent.
-    pub agent_id: Uuid,
+    pub(crate) agent_id: Uuid,
     deployment_object_id: Uuid,
     event_type: String,
     status: String,
