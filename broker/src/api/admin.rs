@@ -9,6 +9,7 @@ use serde_json::json;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use uuid::Uuid;
 
+use super::openapi::responses::{Always, BadRequest, Forbidden, Unstorable};
 use super::operation::plain;
 use super::reply::Reply;
 use super::request::ApiRequest;
@@ -16,7 +17,7 @@ use super::{authorization, validation};
 use crate::app::App;
 use crate::db::Conn;
 use crate::domain::outbox::{Actor, AuditRecord, emit};
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::reload;
 use crate::runtime_config::ConfigChange;
 use crate::store::audit_log::{self, Action, AuditFilter, AuditLogEntry};
@@ -112,19 +113,11 @@ struct AuditLogListResponse {
 }
 
 #[utoipa::path(
-    get,
-    path = "/admin/audit-logs",
-    operation_id = "list_audit_logs",
-    tag = "Admin",
+    get, path = "/admin/audit-logs", operation_id = "list_audit_logs", tag = "Admin",
     params(Wanted),
     responses(
         (status = 200, description = "Entries, newest first", body = AuditLogListResponse),
-        (status = 400, description = "A value in the query cannot be read", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 422, description = "A value in the query cannot be in the log", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, BadRequest, Forbidden, Unstorable,
     ),
     security(("admin_pak" = [])),
 )]
@@ -158,16 +151,10 @@ struct ConfigReloadResponse {
 }
 
 #[utoipa::path(
-    post,
-    path = "/admin/config/reload",
-    operation_id = "reload_config",
-    tag = "Admin",
+    post, path = "/admin/config/reload", operation_id = "reload_config", tag = "Admin",
     responses(
         (status = 200, description = "Read again; what can change at run time has", body = ConfigReloadResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "There is something wrong with the configuration; nothing has changed", body = ErrorResponse),
-        (status = 503, description = "The database is away; nothing has changed", body = ErrorResponse),
+        Always, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]

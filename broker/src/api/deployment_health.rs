@@ -9,13 +9,14 @@ use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
 use super::authorization;
+use super::openapi::responses::{Always, BadRequest, Forbidden, JsonBody};
 use super::operation::{plain, with_body};
 use super::reply::Reply;
 use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
 use crate::domain::deployment_health::{report_on, take};
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::store::deployment_health::{self, HealthRecord, HealthReport, HealthStatus};
 
 #[derive(OpenApi)]
@@ -80,23 +81,12 @@ struct ResourceHealth {
 }
 
 #[utoipa::path(
-    patch,
-    path = "/agents/{id}/health-status",
-    operation_id = "update_health_status",
-    tag = "health",
+    patch, path = "/agents/{id}/health-status", operation_id = "update_health_status", tag = "health",
     params(("id" = Uuid, Path, description = "The agent")),
     request_body = HealthStatusUpdate,
     responses(
         (status = 200, description = "Taken, all of it"),
-        (status = 400, description = "Not JSON", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin or this agent, or an object it has nothing to do with", body = ErrorResponse),
-        (status = 408, description = "The body took too long", body = ErrorResponse),
-        (status = 413, description = "The body is too large", body = ErrorResponse),
-        (status = 415, description = "Not sent as JSON", body = ErrorResponse),
-        (status = 422, description = "Another shape, no such status, or no such object; nothing is stored", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, JsonBody, Forbidden,
     ),
     security(("agent_pak" = [])),
 )]
@@ -146,18 +136,11 @@ struct ObjectHealth {
 }
 
 #[utoipa::path(
-    get,
-    path = "/deployment-objects/{id}/health",
-    operation_id = "get_deployment_health",
-    tag = "health",
+    get, path = "/deployment-objects/{id}/health", operation_id = "get_deployment_health", tag = "health",
     params(("id" = Uuid, Path, description = "The deployment object")),
     responses(
         (status = 200, description = "What agents say of it; nothing if there is no such object", body = ObjectHealth),
-        (status = 400, description = "The id is no UUID", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, BadRequest, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]
@@ -203,18 +186,11 @@ struct DeploymentObjectHealthSummary {
 }
 
 #[utoipa::path(
-    get,
-    path = "/stacks/{id}/health",
-    operation_id = "get_stack_health",
-    tag = "health",
+    get, path = "/stacks/{id}/health", operation_id = "get_stack_health", tag = "health",
     params(("id" = Uuid, Path, description = "The stack")),
     responses(
         (status = 200, description = "How its live objects do; nothing if there is no such stack", body = StackHealth),
-        (status = 400, description = "The id is no UUID", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, BadRequest, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 use uuid::Uuid;
 
+use super::openapi::responses::{Always, BadRequest, Conflict, Forbidden, JsonBody, NotFound};
 use super::operation::{plain, with_body};
 use super::reply::Reply;
 use super::request::ApiRequest;
@@ -63,14 +64,9 @@ struct NewRequest {
     request_body = NewRequest,
     responses(
         (status = 201, description = "Asked", body = Request),
-        (status = 400, description = "Not a time a request can be open, or not JSON", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 404, description = "No such object, or no such agent", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
         (status = 415, description = "Not sent as JSON", body = ErrorResponse),
         (status = 422, description = "Another shape, or a value that cannot be stored", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
     ),
     security(("admin_pak" = [])),
 )]
@@ -109,18 +105,11 @@ fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/agents/{id}/diagnostics/pending",
-    operation_id = "get_pending_diagnostics",
-    tag = "diagnostics",
+    get, path = "/agents/{id}/diagnostics/pending", operation_id = "get_pending_diagnostics", tag = "diagnostics",
     params(("id" = Uuid, Path, description = "The agent")),
     responses(
         (status = 200, description = "What it may claim, oldest first", body = [Request]),
-        (status = 400, description = "The id is no UUID", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin or this agent", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, BadRequest, Forbidden,
     ),
     security(("agent_pak" = [])),
 )]
@@ -141,19 +130,11 @@ struct Shown {
 }
 
 #[utoipa::path(
-    get,
-    path = "/diagnostics/{id}",
-    operation_id = "get_diagnostic",
-    tag = "diagnostics",
+    get, path = "/diagnostics/{id}", operation_id = "get_diagnostic", tag = "diagnostics",
     params(("id" = Uuid, Path, description = "The request")),
     responses(
         (status = 200, description = "The request and, if there is one, its answer", body = Shown),
-        (status = 400, description = "The id is no UUID", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin or the agent that was asked", body = ErrorResponse),
-        (status = 404, description = "No such request", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound,
     ),
     security(("admin_pak" = []), ("agent_pak" = [])),
 )]
@@ -165,20 +146,11 @@ fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    post,
-    path = "/diagnostics/{id}/claim",
-    operation_id = "claim_diagnostic",
-    tag = "diagnostics",
+    post, path = "/diagnostics/{id}/claim", operation_id = "claim_diagnostic", tag = "diagnostics",
     params(("id" = Uuid, Path, description = "The request")),
     responses(
         (status = 200, description = "Claimed", body = Request),
-        (status = 400, description = "The id is no UUID", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin or the agent that was asked", body = ErrorResponse),
-        (status = 404, description = "No such request", body = ErrorResponse),
-        (status = 409, description = "Not pending any more, or too late", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, BadRequest, Forbidden, NotFound, Conflict,
     ),
     security(("agent_pak" = [])),
 )]
@@ -209,25 +181,12 @@ struct NewFindings {
 }
 
 #[utoipa::path(
-    post,
-    path = "/diagnostics/{id}/result",
-    operation_id = "submit_diagnostic_result",
-    tag = "diagnostics",
+    post, path = "/diagnostics/{id}/result", operation_id = "submit_diagnostic_result", tag = "diagnostics",
     params(("id" = Uuid, Path, description = "The request")),
     request_body = NewFindings,
     responses(
         (status = 201, description = "Taken; the request is completed", body = Findings),
-        (status = 400, description = "A part that must not be empty is, or not JSON", body = ErrorResponse),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the agent that was asked", body = ErrorResponse),
-        (status = 404, description = "No such request", body = ErrorResponse),
-        (status = 408, description = "The body took too long", body = ErrorResponse),
-        (status = 409, description = "Not claimed, or answered already", body = ErrorResponse),
-        (status = 413, description = "The body is too large", body = ErrorResponse),
-        (status = 415, description = "Not sent as JSON", body = ErrorResponse),
-        (status = 422, description = "Another shape, or a value that cannot be stored", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, JsonBody, Forbidden, NotFound, Conflict,
     ),
     security(("agent_pak" = [])),
 )]

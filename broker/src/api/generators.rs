@@ -61,12 +61,6 @@ struct WithPak<'a> {
     pak: &'a str,
 }
 
-fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
-    validation::not_blank("`name`", name, "invalid_generator")?;
-    validation::storable("`name`", name, validation::NAME)?;
-    validation::no_nul("`description`", description.unwrap_or_default())
-}
-
 #[utoipa::path(
     post, path = "/generators", operation_id = "create_generator", tag = "generators",
     request_body = NewGenerator,
@@ -79,7 +73,7 @@ fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
 fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let new: NewGenerator = call.json()?;
     authorization::admin(call.principal)?;
-    valid(&new.name, new.description.as_deref())?;
+    validation::named(&new.name, new.description.as_deref(), "invalid_generator")?;
     let pak = call.mint()?;
     let by = Caller::Caller(call.principal.into());
     let (name, description) = (new.name.as_str(), new.description.as_deref());
@@ -134,7 +128,7 @@ fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     let new: Replacement = call.json()?;
     authorization::admin_or_generator(call.principal, id, "generator_not_owned")?;
     let description = new.description.as_deref();
-    let invalid = valid(&new.name, description);
+    let invalid = validation::named(&new.name, description, "invalid_generator");
     let generator = db.transaction(|tx| {
         if let Err(error) = invalid {
             // A missing generator is reported before an invalid value.

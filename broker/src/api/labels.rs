@@ -26,7 +26,10 @@ use crate::store::stack_matching;
 use crate::store::stacks::{self, Stack};
 use crate::store::templates::Template;
 
-/// Defines the operations on the labels or annotations of one kind of resource, beside their documentation.
+/// Defines the operations on the labels or annotations of one kind of resource, with their routes and documentation.
+///
+/// After the words for paths and messages come the body of an addition (and its schema), the row, the 404 of an unknown
+/// resource if there is one, and the callers.
 macro_rules! operations {
     (
         $module:ident: $owner:literal, $entry:literal, $key:tt, $absent:literal, tag $tag:literal,

@@ -5,12 +5,13 @@ use axum::routing::get;
 use utoipa::OpenApi;
 
 use super::authorization;
+use super::openapi::responses::{Always, Forbidden};
 use super::operation::plain;
 use super::reply::Reply;
 use super::request::ApiRequest;
 use crate::app::App;
 use crate::db::Conn;
-use crate::error::{Error, ErrorResponse};
+use crate::error::Error;
 use crate::store::paks::{self, PakSummary};
 
 #[derive(OpenApi)]
@@ -22,16 +23,10 @@ pub(super) fn routes() -> Router<App> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/paks",
-    operation_id = "list_paks",
-    tag = "auth",
+    get, path = "/paks", operation_id = "list_paks", tag = "auth",
     responses(
         (status = 200, description = "The generators that hold a PAK, oldest first", body = [PakSummary]),
-        (status = 401, description = "No valid PAK", body = ErrorResponse),
-        (status = 403, description = "Not the admin", body = ErrorResponse),
-        (status = 500, description = "Failed inside the broker", body = ErrorResponse),
-        (status = 503, description = "No database, no room, or still starting; try again", body = ErrorResponse),
+        Always, Forbidden,
     ),
     security(("admin_pak" = [])),
 )]

@@ -63,12 +63,6 @@ fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
     }
 }
 
-fn valid(name: &str, description: Option<&str>) -> Result<(), Error> {
-    validation::not_blank("`name`", name, "invalid_stack")?;
-    validation::storable("`name`", name, validation::NAME)?;
-    validation::no_nul("`description`", description.unwrap_or_default())
-}
-
 fn other_generator() -> Error {
     Error::forbidden(
         "stack_generator_mismatch",
@@ -111,7 +105,7 @@ fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
         _ => {}
     }
     let description = new.description.as_deref();
-    valid(&new.name, description)?;
+    validation::named(&new.name, description, "invalid_stack")?;
     let stack = db.transaction(|tx| {
         let stack = stacks::insert(tx, &new.name, description, new.generator_id)?
             .ok_or_else(unknown_generator)?;
@@ -181,7 +175,7 @@ fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
             return Err(other_generator());
         }
         let description = new.description.as_deref();
-        valid(&new.name, description)?;
+        validation::named(&new.name, description, "invalid_stack")?;
         let stack =
             stacks::update(tx, id, &new.name, description)?.ok_or_else(authorization::no_stack)?;
         let audit = audit::audit(call.principal, "stack.updated", "stack", id)

@@ -42,6 +42,17 @@ pub(super) fn not_blank(what: &str, value: &str, code: &'static str) -> Result<(
     Ok(())
 }
 
+/// Refuses a blank name with this code, and a name or description that no column holds.
+pub(super) fn named(
+    name: &str,
+    description: Option<&str>,
+    code: &'static str,
+) -> Result<(), Error> {
+    not_blank("`name`", name, code)?;
+    storable("`name`", name, NAME)?;
+    no_nul("`description`", description.unwrap_or_default())
+}
+
 /// Refuses a value that is blank or contains white space: 400 with this code.
 fn one_word(what: &str, value: &str, code: &'static str) -> Result<(), Error> {
     not_blank(what, value, code)?;

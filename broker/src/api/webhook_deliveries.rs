@@ -68,10 +68,7 @@ impl ListDeliveriesQuery {
 }
 
 #[utoipa::path(
-    get,
-    path = "/webhooks/{id}/deliveries",
-    operation_id = "list_deliveries",
-    tag = "webhooks",
+    get, path = "/webhooks/{id}/deliveries", operation_id = "list_deliveries", tag = "webhooks",
     params(
         ("id" = Uuid, Path, description = "The subscription"),
         ("status" = Option<String>, Query, description = "Only those in this state"),
@@ -96,10 +93,7 @@ fn of_subscription(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/webhook-deliveries",
-    operation_id = "list_recent_deliveries",
-    tag = "webhooks",
+    get, path = "/webhook-deliveries", operation_id = "list_recent_deliveries", tag = "webhooks",
     params(
         ("status" = Option<String>, Query, description = "Only those that are pending, acquired, success, failed or dead"),
         ("limit" = Option<i64>, Query, description = "At most so many: 50 unless said, 200 at most"),
@@ -150,10 +144,7 @@ impl PendingWebhookDelivery {
 /// Claims deliveries for an agent, which then holds them for a limited time. The admin and a HEAD only see them,
 /// because a look must not keep them from the agent.
 #[utoipa::path(
-    get,
-    path = "/agents/{agent_id}/webhooks/pending",
-    operation_id = "get_pending_agent_webhooks",
-    tag = "webhooks",
+    get, path = "/agents/{agent_id}/webhooks/pending", operation_id = "get_pending_agent_webhooks", tag = "webhooks",
     params(("agent_id" = Uuid, Path, description = "The agent")),
     responses(
         (status = 200, description = "Deliveries for this agent to make", body = [PendingWebhookDelivery]),
@@ -223,10 +214,7 @@ fn not_acquired() -> Error {
 }
 
 #[utoipa::path(
-    post,
-    path = "/webhook-deliveries/{id}/result",
-    operation_id = "report_delivery_result",
-    tag = "webhooks",
+    post, path = "/webhook-deliveries/{id}/result", operation_id = "report_delivery_result", tag = "webhooks",
     params(("id" = Uuid, Path, description = "The delivery")),
     request_body = DeliveryResultRequest,
     responses(

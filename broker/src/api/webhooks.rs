@@ -72,10 +72,7 @@ fn seal(key: &Key, text: &str) -> Result<Vec<u8>, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/webhooks",
-    operation_id = "list_webhooks",
-    tag = "webhooks",
+    get, path = "/webhooks", operation_id = "list_webhooks", tag = "webhooks",
     responses(
         (status = 200, description = "Every subscription, newest first", body = [Subscription]),
         Always, Forbidden,
@@ -88,10 +85,7 @@ fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/webhooks/event-types",
-    operation_id = "list_event_types",
-    tag = "webhooks",
+    get, path = "/webhooks/event-types", operation_id = "list_event_types", tag = "webhooks",
     responses(
         (status = 200, description = "What there is to subscribe to", body = [String]),
         Always, Forbidden,
@@ -104,10 +98,7 @@ fn event_types(call: &ApiRequest, _: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    post,
-    path = "/webhooks",
-    operation_id = "create_webhook",
-    tag = "webhooks",
+    post, path = "/webhooks", operation_id = "create_webhook", tag = "webhooks",
     request_body = CreateWebhookRequest,
     responses(
         (status = 201, description = "The subscription", body = Subscription),
@@ -151,10 +142,7 @@ fn create(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    get,
-    path = "/webhooks/{id}",
-    operation_id = "get_webhook",
-    tag = "webhooks",
+    get, path = "/webhooks/{id}", operation_id = "get_webhook", tag = "webhooks",
     params(("id" = uuid::Uuid, Path, description = "The subscription")),
     responses(
         (status = 200, description = "The subscription", body = Subscription),
@@ -169,10 +157,7 @@ fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    put,
-    path = "/webhooks/{id}",
-    operation_id = "update_webhook",
-    tag = "webhooks",
+    put, path = "/webhooks/{id}", operation_id = "update_webhook", tag = "webhooks",
     params(("id" = uuid::Uuid, Path, description = "The subscription")),
     request_body = UpdateWebhookRequest,
     responses(
@@ -237,10 +222,7 @@ fn update(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 }
 
 #[utoipa::path(
-    delete,
-    path = "/webhooks/{id}",
-    operation_id = "delete_webhook",
-    tag = "webhooks",
+    delete, path = "/webhooks/{id}", operation_id = "delete_webhook", tag = "webhooks",
     params(("id" = uuid::Uuid, Path, description = "The subscription")),
     responses(
         (status = 204, description = "Gone, with its deliveries"),

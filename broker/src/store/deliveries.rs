@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::row;
+use super::row::{self, Columns, FromColumns};
 use crate::db::{DbError, Sql};
 use crate::webhook::retry_policy::Next;
 
@@ -114,6 +114,20 @@ pub struct LeasedDelivery {
     pub max_retries: i32,
 }
 
+impl FromColumns for LeasedDelivery {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
+        Ok(Self {
+            id: columns.take()?,
+            // Null where no claim is held.
+            claim: columns.take::<Option<Uuid>>()?.unwrap_or_default(),
+            subscription_id: columns.take()?,
+            event_type: columns.take()?,
+            attempts: columns.take()?,
+            max_retries: columns.take()?,
+        })
+    }
+}
+
 row! {
     /// The state of a delivery after an attempt.
     #[derive(Clone, Copy, Debug)]
@@ -187,24 +201,11 @@ pub fn held_by(
     agent: Uuid,
 ) -> Result<Option<Option<LeasedDelivery>>, DbError> {
     const SQL: &str = "\
-        SELECT d.id, CASE WHEN d.status = 'acquired' AND d.acquired_by = $2 THEN d.claim END, d.subscription_id,
-               d.event_type, d.attempts, s.max_retries
+        SELECT d.id, d.claim, d.subscription_id, d.event_type, d.attempts, s.max_retries,
+               (d.status = 'acquired' AND d.acquired_by = $2) IS TRUE
           FROM webhook_deliveries d JOIN webhook_subscriptions s ON s.id = d.subscription_id WHERE d.id = $1";
-    db.query_opt(SQL, &[&id, &agent])?
-        .map(|row| {
-            let Some(claim) = row.try_get(1)? else {
-                return Ok(None);
-            };
-            Ok(Some(LeasedDelivery {
-                id: row.try_get(0)?,
-                claim,
-                subscription_id: row.try_get(2)?,
-                event_type: row.try_get(3)?,
-                attempts: row.try_get(4)?,
-                max_retries: row.try_get(5)?,
-            }))
-        })
-        .transpose()
+    let found: Option<(LeasedDelivery, bool)> = row::optional(db, SQL, &[&id, &agent])?;
+    Ok(found.map(|(delivery, held)| held.then_some(delivery)))
 }
 
 /// Ends an attempt. Returns `None` when the claim is no longer valid. After a success `acquired_by` keeps the agent

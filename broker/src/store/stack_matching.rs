@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::objects::{self, Object};
 use super::row;
-use super::stacks::Stack;
+use super::stacks::{self, Stack};
 use crate::db::{DbError, Sql};
 
 /// Selects the ids of the stacks that agent `$1` serves, deleted stacks included; the caller joins `stacks` to exclude
@@ -74,31 +74,17 @@ pub fn serves(db: &mut impl Sql, agent: Uuid, stack: Uuid) -> Result<bool, DbErr
     row::one(db, SQL, &[&agent, &stack])
 }
 
-/// Returns those of the given agents that serve a stack now. Goes from the stack's few labels and annotations to the
-/// agents that share them.
+/// Returns those of the given agents that serve a stack now.
 pub fn agents_serving(
     db: &mut impl Sql,
     stack: Uuid,
     among: &[Uuid],
 ) -> Result<Vec<Uuid>, DbError> {
-    const SQL: &str = "\
-        SELECT served.agent_id
-          FROM (SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = $1
-                UNION
-                SELECT al.agent_id
-                  FROM stack_labels sl
-                  JOIN agent_labels al ON al.label = sl.label
-                  JOIN agent_generator_registrations r
-                    ON r.agent_id = al.agent_id AND r.generator_id = sl.generator_id
-                 WHERE sl.stack_id = $1
-                UNION
-                SELECT aa.agent_id
-                  FROM stack_annotations sa
-                  JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
-                  JOIN agent_generator_registrations r
-                    ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
-                 WHERE sa.stack_id = $1) AS served
-         WHERE served.agent_id = ANY ($2)";
+    const SQL: &str = concat!(
+        "SELECT served.agent_id FROM ",
+        stacks::agents_serving!("$1"),
+        " AS served WHERE served.agent_id = ANY ($2)"
+    );
     row::all(db, SQL, &[&stack, &among])
 }
 

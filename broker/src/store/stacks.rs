@@ -24,6 +24,35 @@ row! {
     }
 }
 
+/// Selects the ids of the agents that serve a stack. Goes from the stack's few labels and annotations to the agents that
+/// share them.
+macro_rules! agents_serving {
+    ($stack:literal) => {
+        concat!(
+            "(SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = ",
+            $stack,
+            " UNION
+              SELECT al.agent_id
+                FROM stack_labels sl
+                JOIN agent_labels al ON al.label = sl.label
+                JOIN agent_generator_registrations r
+                  ON r.agent_id = al.agent_id AND r.generator_id = sl.generator_id
+               WHERE sl.stack_id = ",
+            $stack,
+            " UNION
+              SELECT aa.agent_id
+                FROM stack_annotations sa
+                JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
+                JOIN agent_generator_registrations r
+                  ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
+               WHERE sa.stack_id = ",
+            $stack,
+            ")"
+        )
+    };
+}
+pub(super) use agents_serving;
+
 /// Returns every live stack.
 pub fn list(db: &mut impl Sql) -> Result<Vec<Stack>, DbError> {
     const SQL: &str = concat!(
@@ -124,8 +153,8 @@ pub fn update(
 /// than all of them.
 pub fn delete_locked(db: &mut impl Sql, stacks: &[Uuid]) -> Result<DateTime<Utc>, DbError> {
     // The checksum is the MD5 of the empty text, by which agents recognise a marker.
-    const SQL: &str = "\
-        WITH gone AS (
+    const SQL: &str = concat!(
+        "WITH gone AS (
             UPDATE stacks SET deleted_at = now() WHERE id = ANY ($1) AND deleted_at IS NULL RETURNING id),
         objects AS (
             UPDATE deployment_objects o SET deleted_at = now() FROM gone
@@ -138,23 +167,11 @@ pub fn delete_locked(db: &mut impl Sql, stacks: &[Uuid]) -> Result<DateTime<Utc>
             INSERT INTO stack_departures (agent_id, stack_id, deployment_object_id)
             SELECT served.agent_id, m.stack_id, m.id
               FROM markers m,
-                   LATERAL (
-                       SELECT t.agent_id FROM agent_targets t WHERE t.stack_id = m.stack_id
-                       UNION
-                       SELECT al.agent_id
-                         FROM stack_labels sl
-                         JOIN agent_labels al ON al.label = sl.label
-                         JOIN agent_generator_registrations r
-                           ON r.agent_id = al.agent_id AND r.generator_id = sl.generator_id
-                        WHERE sl.stack_id = m.stack_id
-                       UNION
-                       SELECT aa.agent_id
-                         FROM stack_annotations sa
-                         JOIN agent_annotations aa ON aa.key = sa.key AND aa.value = sa.value
-                         JOIN agent_generator_registrations r
-                           ON r.agent_id = aa.agent_id AND r.generator_id = sa.generator_id
-                        WHERE sa.stack_id = m.stack_id) AS served
+                   LATERAL ",
+        agents_serving!("m.stack_id"),
+        "     AS served
               JOIN agents a ON a.id = served.agent_id AND a.deleted_at IS NULL)
-        SELECT now()";
+        SELECT now()"
+    );
     row::one(db, SQL, &[&stacks])
 }

@@ -26,10 +26,7 @@ const SHOWN: usize = 500;
 /// Sends a test request after the database connection is released, because a slow endpoint would otherwise delay other
 /// requests.
 #[utoipa::path(
-    post,
-    path = "/webhooks/{id}/test",
-    operation_id = "test_webhook",
-    tag = "webhooks",
+    post, path = "/webhooks/{id}/test", operation_id = "test_webhook", tag = "webhooks",
     params(("id" = Uuid, Path, description = "The subscription")),
     responses(
         (status = 200, description = "The endpoint took it"),

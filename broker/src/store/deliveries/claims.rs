@@ -5,25 +5,27 @@ use uuid::Uuid;
 
 use super::LeasedDelivery;
 use crate::db::{DbError, Sql};
-use crate::store::row::{self, Columns, FromColumns};
+use crate::store::row;
 use crate::webhook::endpoint::Sealed;
 use crate::webhook::in_flight::LANE;
 
-/// A claimed delivery, with the values needed to deliver it.
-#[derive(Clone, Debug)]
-pub struct ClaimedDelivery {
-    /// The values needed to end the attempt.
-    pub held: LeasedDelivery,
-    /// The body to send, JSON.
-    pub payload: String,
-    /// The sealed URL and `Authorization` value.
-    pub sealed: Sealed,
-    /// The id of the endpoint's host.
-    pub lane: Uuid,
-    /// The timeout of one attempt.
-    pub timeout_seconds: i32,
-    /// The position in the order of creation.
-    pub position: i64,
+row! {
+    /// A claimed delivery, with the values needed to deliver it.
+    #[derive(Clone, Debug)]
+    pub struct ClaimedDelivery {
+        /// The values needed to end the attempt.
+        pub held: LeasedDelivery,
+        /// The body to send, JSON.
+        pub payload: String,
+        /// The sealed URL and `Authorization` value.
+        pub sealed: Sealed,
+        /// The id of the endpoint's host.
+        pub lane: Uuid,
+        /// The timeout of one attempt.
+        pub timeout_seconds: i32,
+        /// The position in the order of creation.
+        pub position: i64,
+    }
 }
 
 // A claim lasts for 60 s, or for the subscription's timeout plus 30 s to store the result, whichever is longer.
@@ -46,27 +48,6 @@ macro_rules! columns {
         "d.id, d.claim, d.subscription_id, d.event_type, d.attempts, s.max_retries, d.payload, s.url, s.auth_header, s.lane,
          s.timeout_seconds, d.position"
     };
-}
-
-impl FromColumns for ClaimedDelivery {
-    fn read(columns: &mut Columns<'_>) -> Result<Self, DbError> {
-        Ok(Self {
-            held: LeasedDelivery {
-                id: columns.take()?,
-                // Null where a delivery is only read.
-                claim: columns.take::<Option<Uuid>>()?.unwrap_or_default(),
-                subscription_id: columns.take()?,
-                event_type: columns.take()?,
-                attempts: columns.take()?,
-                max_retries: columns.take()?,
-            },
-            payload: columns.take()?,
-            sealed: columns.take()?,
-            lane: columns.take()?,
-            timeout_seconds: columns.take()?,
-            position: columns.take()?,
-        })
-    }
 }
 
 /// Claims or reads deliveries, and sorts them by creation, because `RETURNING` promises no order.
