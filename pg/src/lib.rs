@@ -177,11 +177,7 @@ impl Connector {
     /// # Errors
     /// [`Reason::Tls`] when the trusted roots cannot be read.
     pub fn new(url: &DatabaseUrl, options: &Options) -> Result<Self, ConnectError> {
-        let server = match url.host() {
-            Host::Tcp(host) if host.contains(':') => format!("[{host}]:{}", url.port()),
-            Host::Tcp(host) => format!("{host}:{}", url.port()),
-            Host::Unix(folder) => format!("{}/.s.PGSQL.{}", folder.display(), url.port()),
-        };
+        let server = url.host().server(url.port());
         let mut config = driver_config(url, &options.application_name);
         if let Some(timeout) = options.connect_timeout {
             config.connect_timeout(timeout);

@@ -11,7 +11,7 @@ pub(crate) use summary::{ConfigSummary, SecretConfig};
 pub(crate) use tenant::TenantConfig;
 
 use brokkr_tenant::{
-    Diagnostic, Diagnostics, Key, Keys, Kind, Layer, Listen, Source, Value, settings,
+    Diagnostic, Diagnostics, FromValue, Key, Keys, Kind, Layer, Listen, Source, Value, settings,
 };
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -24,13 +24,13 @@ static KEYS: Keys = Keys::new(&[
     Key::new("state_dir", Kind::Path, Some("/var/lib/brokkr")),
     Key::new("runtime_dir", Kind::Path, Some("/run/brokkr")),
     Key::new("broker", Kind::Path, None),
-    Key::new("budget.headroom", Kind::Int(0, 100_000), Some("3")),
-    Key::new("start.parallelism", Kind::Int(1, 1000), Some("4")),
-    Key::new("start.timeout", Kind::Duration(100, HOUR_MS), Some("60s")),
-    Key::new("health.interval", Kind::Duration(50, HOUR_MS), Some("2s")),
-    Key::new("health.timeout", Kind::Duration(10, HOUR_MS), Some("1s")),
-    Key::new("health.failures", Kind::Int(1, 1000), Some("3")),
-    Key::new("stop.grace", Kind::Duration(0, HOUR_MS), Some("20s")),
+    Key::int("budget.headroom", 0, 100_000, "3"),
+    Key::int("start.parallelism", 1, 1000, "4"),
+    Key::duration("start.timeout", 100, HOUR_MS, "60s"),
+    Key::duration("health.interval", 50, HOUR_MS, "2s"),
+    Key::duration("health.timeout", 10, HOUR_MS, "1s"),
+    Key::int("health.failures", 1, 1000, "3"),
+    Key::duration("stop.grace", 0, HOUR_MS, "20s"),
     Key::new(
         "log.format",
         Kind::Choice(&["auto", "text", "json", "journald"]),
@@ -40,11 +40,7 @@ static KEYS: Keys = Keys::new(&[
     Key::new("postgres.embedded", Kind::Bool, Some("false")),
     Key::new("postgres.bin_dir", Kind::Path, None),
     Key::new("postgres.data_dir", Kind::Path, None),
-    Key::new(
-        "postgres.max_connections",
-        Kind::Int(10, 262_143),
-        Some("200"),
-    ),
+    Key::int("postgres.max_connections", 10, 262_143, "200"),
     Key::idle("provision.admin_url", Kind::Url, None),
     Key::idle("provision.exclusive", Kind::Bool, None),
     Key::new("debug.core", Kind::Bool, Some("false")),
@@ -164,36 +160,30 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
         runtime_dir: read.path("runtime_dir").unwrap_or_default(),
         broker: read.path("broker").unwrap_or_else(broker_beside_us),
         budget: Budget {
-            headroom: read.number("budget.headroom"),
+            headroom: read.required("budget.headroom"),
         },
         start: Start {
-            parallelism: read.number("start.parallelism") as usize,
-            timeout: read.duration("start.timeout"),
+            parallelism: read.required("start.parallelism"),
+            timeout: read.required("start.timeout"),
         },
         health: Health {
-            interval: read.duration("health.interval"),
-            timeout: read.duration("health.timeout"),
-            failures: read.number("health.failures"),
+            interval: read.required("health.interval"),
+            timeout: read.required("health.timeout"),
+            failures: read.required("health.failures"),
         },
         stop: Stop {
-            grace: read.duration("stop.grace"),
+            grace: read.required("stop.grace"),
         },
-        log_format: match read.value("log.format") {
-            Some(Value::Text(text)) => text.clone(),
-            _ => "auto".into(),
-        },
-        metrics_listen: match read.value("metrics.listen") {
-            Some(Value::Listen(listen)) => Some(listen.clone()),
-            _ => None,
-        },
-        debug_core: read.is_set("debug.core"),
+        log_format: read.required("log.format"),
+        metrics_listen: read.optional("metrics.listen"),
+        debug_core: read.required("debug.core"),
         postgres: Postgres {
-            embedded: read.is_set("postgres.embedded"),
+            embedded: read.required("postgres.embedded"),
             bin_dir: read.path("postgres.bin_dir"),
             data_dir: read
                 .path("postgres.data_dir")
                 .unwrap_or_else(|| state_dir.join("postgres")),
-            max_connections: read.number("postgres.max_connections"),
+            max_connections: read.required("postgres.max_connections"),
         },
         state_dir,
         defaults: file.under("defaults"),
@@ -213,29 +203,16 @@ impl Read<'_> {
         self.file.get(key).or_else(|| self.defaults.get(key))
     }
 
+    fn optional<T: FromValue>(&self, key: &str) -> Option<T> {
+        T::from_value(self.value(key)?)
+    }
+
+    fn required<T: FromValue + Default>(&self, key: &str) -> T {
+        self.optional(key).unwrap_or_default()
+    }
+
     fn path(&self, key: &str) -> Option<PathBuf> {
-        match self.value(key) {
-            Some(Value::Path(path)) => Some(tidy(path)),
-            _ => None,
-        }
-    }
-
-    fn is_set(&self, key: &str) -> bool {
-        matches!(self.value(key), Some(Value::Bool(true)))
-    }
-
-    fn number(&self, key: &str) -> u32 {
-        match self.value(key) {
-            Some(Value::Int(number)) => u32::try_from(*number).unwrap_or(u32::MAX),
-            _ => 0,
-        }
-    }
-
-    fn duration(&self, key: &str) -> Duration {
-        match self.value(key) {
-            Some(Value::Duration(duration)) => *duration,
-            _ => Duration::ZERO,
-        }
+        self.optional(key).map(|path: PathBuf| tidy(&path))
     }
 }
 

@@ -71,8 +71,9 @@ pub struct SetServer {
     up: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    #[serde(default)]
-    read_only: bool,
+    /// Older supervisors do not send this field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only: Option<bool>,
 }
 
 impl From<Result<(), ServerOutage>> for SetServer {
@@ -80,7 +81,7 @@ impl From<Result<(), ServerOutage>> for SetServer {
         let outage = verdict.err();
         Self {
             up: outage.is_none(),
-            read_only: outage.as_ref().is_some_and(|outage| outage.read_only),
+            read_only: outage.as_ref().map(|outage| outage.read_only),
             reason: outage.map(|outage| outage.reason),
         }
     }
@@ -93,7 +94,7 @@ impl SetServer {
             reason: self
                 .reason
                 .unwrap_or_else(|| "the supervisor says the server is down".to_owned()),
-            read_only: self.read_only,
+            read_only: self.read_only.unwrap_or_default(),
         })
     }
 }
@@ -103,4 +104,40 @@ impl SetServer {
 pub struct Maps {
     /// The paths.
     pub deleted: BTreeSet<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_verdict_has_the_documented_form_and_an_older_supervisors_is_read() {
+        let outage = ServerOutage {
+            reason: "no answer".to_owned(),
+            read_only: false,
+        };
+        let down = r#"{"up":false,"reason":"no answer","read_only":false}"#;
+        for (verdict, json) in [(Ok(()), r#"{"up":true}"#), (Err(outage.clone()), down)] {
+            assert_eq!(
+                serde_json::to_string(&SetServer::from(verdict)).unwrap(),
+                json
+            );
+        }
+        let older: SetServer =
+            serde_json::from_str(r#"{"up":false,"reason":"no answer"}"#).unwrap();
+        assert_eq!(older.outage(), Some(outage));
+    }
+
+    #[test]
+    fn an_older_brokers_pool_counts_as_serving_and_names_no_backends() {
+        for phase in ["", r#","phase":"unheard of""#] {
+            let json = format!(r#"{{"connections":5,"held":3{phase}}}"#);
+            let pool: PoolState = serde_json::from_str(&json).unwrap();
+            assert_eq!(
+                (pool.held, pool.backends, pool.phase),
+                (3, None, InstancePhase::Serving)
+            );
+        }
+    }
 }

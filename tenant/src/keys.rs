@@ -69,6 +69,16 @@ impl Key {
         }
     }
 
+    /// Makes a key of a whole number within inclusive limits.
+    pub const fn int(name: &'static str, min: i64, max: i64, default: &'static str) -> Self {
+        Self::new(name, Kind::Int(min, max), Some(default))
+    }
+
+    /// Makes a key of a duration within inclusive limits in milliseconds.
+    pub const fn duration(name: &'static str, min: u64, max: u64, default: &'static str) -> Self {
+        Self::new(name, Kind::Duration(min, max), Some(default))
+    }
+
     /// Makes a key that is checked but has no effect yet.
     pub const fn idle(name: &'static str, kind: Kind, default: Option<&'static str>) -> Self {
         Self {

@@ -58,4 +58,4 @@ pub use socket_path::SocketPath;
 pub use source::{MAX_FILE, Source};
 pub use units::{ByteSize, format_duration, parse_duration};
 pub use url::{ChannelBinding, DEFAULT_PORT, DatabaseUrl, Host, Keepalives, SslMode};
-pub use value::Value;
+pub use value::{FromValue, Value};

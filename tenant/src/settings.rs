@@ -18,29 +18,13 @@ const TABLE: &[Key] = &[
     Key::new("database.url_file", Kind::Path, None),
     Key::new("database.schema", Kind::Schema, Some("public")),
     Key::new("database.pool_size", Kind::Pool, Some("50")),
-    Key::new(
-        "database.acquire_timeout",
-        Kind::Duration(10, 10 * 60 * SECOND),
-        Some("5s"),
-    ),
+    Key::duration("database.acquire_timeout", 10, 10 * 60 * SECOND, "5s"),
     // Defaults to the smaller of pool_size and 8.
     Key::new("database.max_working", Kind::Int(1, 1000), None),
-    Key::new(
-        "database.statement_timeout",
-        Kind::Duration(100, HOUR),
-        Some("30s"),
-    ),
-    Key::new(
-        "database.idle_in_transaction_timeout",
-        Kind::Duration(100, HOUR),
-        Some("30s"),
-    ),
+    Key::duration("database.statement_timeout", 100, HOUR, "30s"),
+    Key::duration("database.idle_in_transaction_timeout", 100, HOUR, "30s"),
     Key::new("http.listen", Kind::Listen, None),
-    Key::new(
-        "http.request_timeout",
-        Kind::Duration(100, HOUR),
-        Some("30s"),
-    ),
+    Key::duration("http.request_timeout", 100, HOUR, "30s"),
     Key::new(
         "log.level",
         Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
@@ -51,11 +35,7 @@ const TABLE: &[Key] = &[
     Key::new("limits.cpu_weight", Kind::Int(1, 10_000), None),
     Key::new("limits.pids_max", Kind::Int(1, 4_194_304), None),
     Key::new("supervision.enabled", Kind::Bool, Some("true")),
-    Key::new(
-        "supervision.priority",
-        Kind::Int(-1_000_000, 1_000_000),
-        Some("0"),
-    ),
+    Key::int("supervision.priority", -1_000_000, 1_000_000, "0"),
     Key::new("broker.state_dir", Kind::Path, None),
     Key::new(
         "broker.target_state_default",
@@ -63,56 +43,24 @@ const TABLE: &[Key] = &[
         Some("full"),
     ),
     Key::new("broker.pak_hash", Kind::SecretHex(64), None),
-    Key::new(
-        "broker.auth_cache_ttl_seconds",
-        Kind::Int(0, MAX),
-        Some("60"),
-    ),
-    Key::new(
-        "broker.diagnostic_cleanup_interval_seconds",
-        Kind::Int(1, MAX),
-        Some("900"),
-    ),
-    Key::new(
-        "broker.diagnostic_max_age_hours",
-        Kind::Int(0, 1_000_000),
-        Some("1"),
-    ),
+    Key::int("broker.auth_cache_ttl_seconds", 0, MAX, "60"),
+    Key::int("broker.diagnostic_cleanup_interval_seconds", 1, MAX, "900"),
+    Key::int("broker.diagnostic_max_age_hours", 0, 1_000_000, "1"),
     Key::new("broker.webhook_encryption_key", Kind::SecretHex(64), None),
-    Key::new(
-        "broker.webhook_delivery_interval_seconds",
-        Kind::Int(1, MAX),
-        Some("5"),
-    ),
-    Key::new(
-        "broker.webhook_delivery_batch_size",
-        Kind::Int(1, 10_000),
-        Some("50"),
-    ),
-    Key::new(
-        "broker.webhook_cleanup_retention_days",
-        Kind::Int(0, 100_000),
-        Some("7"),
-    ),
-    Key::new(
-        "broker.audit_log_retention_days",
-        Kind::Int(0, 100_000),
-        Some("90"),
-    ),
-    Key::new(
-        "broker.agent_events_retention_days",
-        Kind::Int(0, 100_000),
-        Some("30"),
-    ),
+    Key::int("broker.webhook_delivery_interval_seconds", 1, MAX, "5"),
+    Key::int("broker.webhook_delivery_batch_size", 1, 10_000, "50"),
+    Key::int("broker.webhook_cleanup_retention_days", 0, 100_000, "7"),
+    Key::int("broker.audit_log_retention_days", 0, 100_000, "90"),
+    Key::int("broker.agent_events_retention_days", 0, 100_000, "30"),
     // By default webhooks cannot reach networks that are not public.
     Key::new("webhooks.allowed_networks", Kind::Networks, Some("")),
     // Empty allows every port.
     Key::new("webhooks.allowed_ports", Kind::Ports, Some("")),
     Key::new("pak.prefix", Kind::NoUnderscore, Some("brokkr")),
     Key::new("pak.short_token_prefix", Kind::NoUnderscore, Some("BR")),
-    Key::new("pak.short_token_length", Kind::Int(1, 64), Some("8")),
+    Key::int("pak.short_token_length", 1, 64, "8"),
     // Random bytes before base58; fewer than 16 could be guessed.
-    Key::new("pak.long_token_length", Kind::Int(16, 128), Some("24")),
+    Key::int("pak.long_token_length", 16, 128, "24"),
     Key::idle("pak.rng", Kind::Ignored, None),
     Key::idle("pak.digest", Kind::Ignored, None),
     Key::new(
@@ -131,7 +79,7 @@ const TABLE: &[Key] = &[
         Kind::List,
         Some("Authorization,Content-Type"),
     ),
-    Key::new("cors.max_age_seconds", Kind::Int(0, MAX), Some("3600")),
+    Key::int("cors.max_age_seconds", 0, MAX, "3600"),
     Key::idle("telemetry.enabled", Kind::Bool, Some("false")),
     Key::idle(
         "telemetry.otlp_endpoint",

@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{Invalid, Secret, secret::REDACTED};
+use crate::{Invalid, SchemaName, Secret, secret::REDACTED};
 
 /// The port of a URL without one.
 pub const DEFAULT_PORT: u16 = 5432;
@@ -27,6 +27,17 @@ pub enum Host {
     Tcp(String),
     /// The folder of a Unix socket, absolute.
     Unix(PathBuf),
+}
+
+impl Host {
+    /// Names the server at this host and port in messages.
+    pub fn server(&self, port: u16) -> String {
+        match self {
+            Self::Tcp(host) if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Tcp(host) => format!("{host}:{port}"),
+            Self::Unix(folder) => format!("{}/.s.PGSQL.{port}", folder.display()),
+        }
+    }
 }
 
 /// The mode of TLS, as in libpq.
@@ -119,6 +130,24 @@ impl DatabaseUrl {
     /// Returns the server's port, which is also part of a Unix socket's name.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Returns host and port as the URL spells them.
+    pub fn address(&self) -> String {
+        match &self.host {
+            Host::Tcp(host) => format!("{host}:{}", self.port),
+            Host::Unix(folder) => format!("{}:{}", folder.display(), self.port),
+        }
+    }
+
+    /// Identifies a schema by its address in the URL, on a line of its own. A tenant that moves to another server has
+    /// another schema there.
+    pub fn schema_identity(&self, schema: &SchemaName) -> String {
+        let host = match &self.host {
+            Host::Tcp(host) => host.to_ascii_lowercase(),
+            Host::Unix(folder) => folder.display().to_string(),
+        };
+        format!("{host}:{}/{} {schema}\n", self.port, self.dbname)
     }
 
     /// Returns the role to log in as.

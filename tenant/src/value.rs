@@ -30,6 +30,45 @@ pub enum Value {
     Ignored,
 }
 
+/// A type that the value of a key is read as.
+pub trait FromValue: Sized {
+    /// Returns `None` when the value is of another kind.
+    fn from_value(value: &Value) -> Option<Self>;
+}
+
+macro_rules! from_value {
+    ($($type:ty: $kind:ident,)*) => {$(
+        impl FromValue for $type {
+            fn from_value(value: &Value) -> Option<Self> {
+                match value {
+                    Value::$kind(value) => value.clone().try_into().ok(),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+from_value! {
+    bool: Bool,
+    i64: Int,
+    u64: Int,
+    u32: Int,
+    usize: Int,
+    f64: Float,
+    String: Text,
+    Vec<String>: List,
+    Vec<Network>: Networks,
+    Vec<u16>: Ports,
+    Duration: Duration,
+    ByteSize: Size,
+    PathBuf: Path,
+    Listen: Listen,
+    SchemaName: Schema,
+    PoolSize: Pool,
+    Secret: Secret,
+}
+
 /// A value in a file or in the environment.
 #[derive(Clone)]
 pub(crate) enum Raw<'t> {

@@ -15,7 +15,7 @@ use crate::cli;
 use crate::config::{self, ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded;
 use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, event_loop, schema_problems};
-use brokkr_tenant::{DatabaseUrl, Layer, SchemaName, TenantName};
+use brokkr_tenant::{DatabaseUrl, SchemaName, TenantName};
 use runs_on::RunsOn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -185,15 +185,7 @@ fn embedded_url(config: &SupervisorConfig, findings: &mut Findings) -> Option<Da
 }
 
 fn read_files(config: &SupervisorConfig, embedded: Option<&DatabaseUrl>, findings: &mut Findings) {
-    let mut layers = Vec::new();
-    if let Some(url) = embedded {
-        layers.push(Layer::from_pairs(
-            "the embedded server",
-            [("database.url", url.expose().as_str())],
-        ));
-    }
-    layers.push(config.defaults.clone());
-    let mut scanner = Scanner::new(config.tenants_dir.clone(), config.broker.clone(), layers);
+    let mut scanner = Scanner::configured(config, embedded);
     let look = ScanMode {
         removals_at_once: true,
         confirm_removals: true,

@@ -3,8 +3,8 @@
 #[cfg(test)]
 mod tests;
 
-use super::TenantConfig;
-use brokkr_tenant::{Diagnostic, Diagnostics, Layer, TenantName, Way};
+use super::{SupervisorConfig, TenantConfig};
+use brokkr_tenant::{DatabaseUrl, Diagnostic, Diagnostics, Layer, TenantName, Way};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -227,6 +227,18 @@ pub(crate) struct Scanned {
 }
 
 impl Scanner {
+    /// Makes a scanner of the configured folder. Tenants without a URL of their own use the server at `embedded`.
+    pub(crate) fn configured(config: &SupervisorConfig, embedded: Option<&DatabaseUrl>) -> Self {
+        let url = embedded.map(|url| {
+            Layer::from_pairs(
+                "the embedded server",
+                [("database.url", url.expose().as_str())],
+            )
+        });
+        let layers = url.into_iter().chain([config.defaults.clone()]).collect();
+        Self::new(config.tenants_dir.clone(), config.broker.clone(), layers)
+    }
+
     /// Makes a scanner of `folder` and of the program `broker`; `layers` lie under every tenant file, lowest first.
     pub(crate) fn new(folder: PathBuf, broker: PathBuf, layers: Vec<Layer>) -> Self {
         Self {

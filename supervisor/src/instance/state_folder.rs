@@ -4,7 +4,7 @@
 //! of a removed tenant takes that tenant's folder over; otherwise its admin PAK would be unknown and data encrypted
 //! with its webhook key lost. The file belongs to the supervisor, so that no tenant can claim another tenant's folder.
 
-use brokkr_tenant::{DatabaseConfig, Host, TenantName};
+use brokkr_tenant::{DatabaseConfig, TenantName};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +19,7 @@ pub(super) fn prepare(
     tenant: &TenantName,
     database: &DatabaseConfig,
 ) -> io::Result<()> {
-    let identity = identity(database);
+    let identity = database.url.schema_identity(&database.schema);
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent)?;
         if let Some(old) = predecessor(parent, folder, &identity) {
@@ -36,17 +36,6 @@ pub(super) fn prepare(
         tracing::warn!(%tenant, "cannot write {}: {error}", label.display());
     }
     Ok(())
-}
-
-/// Names the schema, independent of the tenant's file and name.
-fn identity(database: &DatabaseConfig) -> String {
-    let url = &database.url;
-    let host = match url.host() {
-        Host::Tcp(host) => host.to_ascii_lowercase(),
-        Host::Unix(folder) => folder.display().to_string(),
-    };
-    let (port, name, schema) = (url.port(), url.dbname(), &database.schema);
-    format!("{host}:{port}/{name} {schema}\n")
 }
 
 /// Finds the only other folder of the schema; `None` when there are several, because none can be preferred.

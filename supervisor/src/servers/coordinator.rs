@@ -5,7 +5,7 @@ mod merge;
 mod notes;
 mod probe_results;
 
-use super::identify::{Identity, ServerMarks, identify, spelled};
+use super::identify::{Identity, ServerMarks, identify};
 use super::knock::knock;
 use super::probe::{self, Sample};
 use super::session::{DEADLINE, FailureKind, ProbeFailure, Session, within};

@@ -129,7 +129,7 @@ pub(super) async fn identify(
         marks: ServerMarks {
             identifier,
             started,
-            addresses: [spelled(url), address.clone()].into(),
+            addresses: [url.address(), address.clone()].into(),
         },
         address,
         database_oid: row.number(0)?,
@@ -224,14 +224,6 @@ fn limit(row: &Row, column: usize) -> Result<Option<u32>, ProbeFailure> {
     })
 }
 
-/// Returns host and port as the URL spells them.
-pub(super) fn spelled(url: &DatabaseUrl) -> String {
-    match url.host() {
-        Host::Tcp(host) => format!("{host}:{}", url.port()),
-        Host::Unix(folder) => format!("{}:{}", folder.display(), url.port()),
-    }
-}
-
 /// Returns address and port as the name resolves here, for a server that cannot be identified otherwise.
 async fn resolved(url: &DatabaseUrl) -> String {
     match url.host() {
@@ -243,7 +235,7 @@ async fn resolved(url: &DatabaseUrl) -> String {
             let lookup = tokio::net::lookup_host((name.as_str(), url.port()));
             let found = tokio::time::timeout(DEADLINE, lookup).await;
             let first = found.ok().and_then(Result::ok).and_then(|mut a| a.next());
-            first.map_or_else(|| spelled(url), |address| address.to_string())
+            first.map_or_else(|| url.address(), |address| address.to_string())
         }
     }
 }

@@ -16,11 +16,7 @@ const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// Sends the request and waits for one byte.
 pub(super) async fn knock(host: &Host, port: u16, deadline: Duration) -> Result<(), ProbeFailure> {
-    let shown = match host {
-        Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
-        Host::Tcp(name) => format!("{name}:{port}"),
-        Host::Unix(folder) => format!("{}/.s.PGSQL.{port}", folder.display()),
-    };
+    let shown = host.server(port);
     let answer = async {
         let asked = match host {
             Host::Tcp(name) => ask(TcpStream::connect((name.as_str(), port)).await).await,

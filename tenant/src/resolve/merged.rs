@@ -1,10 +1,11 @@
 //! The merged layers: for each key the value of the highest layer that sets it, converted to its type.
 
-use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, path::PathBuf};
 
 use crate::{
-    ByteSize, DatabaseUrl, Diagnostic, Diagnostics, Layer, Network, Origin, PoolSize, SchemaName,
-    Secret, keys::Keys, value::Value,
+    DatabaseUrl, Diagnostic, Diagnostics, Layer, Origin, Secret,
+    keys::Keys,
+    value::{FromValue, Value},
 };
 
 pub(super) struct Merged<'l> {
@@ -151,42 +152,4 @@ impl<'l> Merged<'l> {
             None => self.required(second),
         }
     }
-}
-
-/// A type that the value of a key is read as.
-pub(super) trait FromValue: Sized {
-    /// Returns `None` when the value is of another kind.
-    fn from_value(value: &Value) -> Option<Self>;
-}
-
-macro_rules! from_value {
-    ($($type:ty: $kind:ident,)*) => {$(
-        impl FromValue for $type {
-            fn from_value(value: &Value) -> Option<Self> {
-                match value {
-                    Value::$kind(value) => value.clone().try_into().ok(),
-                    _ => None,
-                }
-            }
-        }
-    )*};
-}
-
-from_value! {
-    bool: Bool,
-    i64: Int,
-    u64: Int,
-    u32: Int,
-    usize: Int,
-    f64: Float,
-    String: Text,
-    Vec<String>: List,
-    Vec<Network>: Networks,
-    Vec<u16>: Ports,
-    Duration: Duration,
-    ByteSize: Size,
-    PathBuf: Path,
-    SchemaName: Schema,
-    PoolSize: Pool,
-    Secret: Secret,
 }

@@ -8,63 +8,60 @@ use super::{
 };
 use crate::{Invalid, invalid::shown};
 
-/// Options of libpq (to 18) that are not implemented, with a reason where it helps.
-const REFUSED: &[(&str, &str)] = &[
+/// Options of libpq (to 18) that are not implemented, by the reason, which is given where it helps.
+const REFUSED: &[(&[&str], &str)] = &[
     (
-        "options",
+        &["options"],
         "a pooler refuses it, and search_path is the broker's own; set server settings on the role with ALTER ROLE … SET",
     ),
-    ("hostaddr", "write the address as the host"),
+    (&["hostaddr"], "write the address as the host"),
     (
-        "passfile",
+        &["passfile"],
         "write the password into the URL, or the whole URL into a file named by url_file",
     ),
-    ("service", "name host, port, user and database in the URL"),
     (
-        "servicefile",
+        &["service", "servicefile"],
         "name host, port, user and database in the URL",
     ),
     (
-        "sslcert",
+        &["sslcert", "sslkey", "sslpassword", "sslcertmode"],
         "certificates of clients are not supported; use a password",
     ),
     (
-        "sslkey",
-        "certificates of clients are not supported; use a password",
+        &["sslcrl", "sslcrldir"],
+        "revocation lists are not supported",
+    ),
+    (&["load_balance_hosts"], "one URL is one server here"),
+    (&["replication"], "a broker does not replicate"),
+    (
+        &["ssl_min_protocol_version", "ssl_max_protocol_version"],
+        "TLS 1.2 and 1.3 are used",
     ),
     (
-        "sslpassword",
-        "certificates of clients are not supported; use a password",
+        &["gsslib", "gssdelegation", "krbsrvname"],
+        "GSSAPI is not supported",
     ),
     (
-        "sslcertmode",
-        "certificates of clients are not supported; use a password",
-    ),
-    ("sslcrl", "revocation lists are not supported"),
-    ("sslcrldir", "revocation lists are not supported"),
-    ("load_balance_hosts", "one URL is one server here"),
-    ("replication", "a broker does not replicate"),
-    ("sslcompression", ""),
-    ("sslsni", ""),
-    ("sslkeylogfile", ""),
-    ("sslnegotiation", ""),
-    ("ssl_min_protocol_version", "TLS 1.2 and 1.3 are used"),
-    ("ssl_max_protocol_version", "TLS 1.2 and 1.3 are used"),
-    ("requirepeer", ""),
-    ("require_auth", ""),
-    ("gsslib", "GSSAPI is not supported"),
-    ("gssdelegation", "GSSAPI is not supported"),
-    ("krbsrvname", "GSSAPI is not supported"),
-    (
-        "fallback_application_name",
+        &["fallback_application_name"],
         "the application_name is set by us",
     ),
-    ("scram_client_key", ""),
-    ("scram_server_key", ""),
-    ("min_protocol_version", ""),
-    ("max_protocol_version", ""),
-    ("tty", ""),
-    ("authtype", ""),
+    (
+        &[
+            "sslcompression",
+            "sslsni",
+            "sslkeylogfile",
+            "sslnegotiation",
+            "requirepeer",
+            "require_auth",
+            "scram_client_key",
+            "scram_server_key",
+            "min_protocol_version",
+            "max_protocol_version",
+            "tty",
+            "authtype",
+        ],
+        "",
+    ),
 ];
 
 /// The options that [`set`] knows, for the hint about an unknown option.
@@ -192,7 +189,7 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
 }
 
 fn unknown(name: &str) -> Invalid {
-    if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+    if let Some((_, why)) = REFUSED.iter().find(|(names, _)| names.contains(&name)) {
         let error = Invalid::new(format!(
             "the option `{name}` of the database URL is not supported"
         ));

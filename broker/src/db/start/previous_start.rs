@@ -7,7 +7,6 @@
 use std::fs;
 use std::path::PathBuf;
 
-use brokkr_tenant::Host;
 use postgres::Client;
 
 use super::error::StartError;
@@ -23,7 +22,8 @@ const NAME: &str = "started";
 pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     const HAS_TABLE: &str = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
         WHERE n.nspname = $1 AND c.relname = 'admin_role')";
-    if !matches!(fs::read_to_string(path(plan)), Ok(text) if text == identity(plan)) {
+    if !matches!(fs::read_to_string(path(plan)), Ok(text) if text == plan.url.schema_identity(&plan.schema))
+    {
         return Ok(());
     }
     if client
@@ -42,7 +42,7 @@ pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> 
 /// Notes that the schema has been started, if the state folder holds its admin PAK. With a configured hash a broker
 /// needs no such folder and has no PAK to lose.
 pub(super) fn note(plan: &Plan) {
-    let (path, identity) = (path(plan), identity(plan));
+    let (path, identity) = (path(plan), plan.url.schema_identity(&plan.schema));
     let noted = matches!(fs::read_to_string(&path), Ok(text) if text == identity);
     if noted || !plan.key_file.path().exists() {
         return;
@@ -55,14 +55,4 @@ pub(super) fn note(plan: &Plan) {
 
 fn path(plan: &Plan) -> PathBuf {
     plan.key_file.path().with_file_name(NAME)
-}
-
-/// Identifies the schema by the address in its URL. A tenant that moves to another server starts there as new.
-fn identity(plan: &Plan) -> String {
-    let url = &plan.url;
-    let host = match url.host() {
-        Host::Tcp(host) => host.to_ascii_lowercase(),
-        Host::Unix(folder) => folder.display().to_string(),
-    };
-    format!("{host}:{}/{} {}\n", url.port(), url.dbname(), plan.schema)
 }

@@ -4,7 +4,7 @@ use super::runs_on::RunsOn;
 use crate::budget::{COMMAND, Decision, OWN, REPLACEMENT, Shortage, Verdict};
 use crate::config::TenantConfig;
 use crate::servers::ServersView;
-use brokkr_tenant::{DatabaseUrl, Host, TenantName};
+use brokkr_tenant::TenantName;
 use comfy_table::{CellAlignment, Table, presets};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ pub(super) fn render(sums: &Sums<'_>) -> String {
         let admitted = sums.verdict.admitted.iter().find(|a| a.tenant == *tenant);
         let place = sums.view.endpoint(url).place().map(|place| &place.server);
         let server = place.or(admitted.and_then(|admission| admission.server.as_ref()));
-        let group = server.map_or_else(|| spelled(url), ToString::to_string);
+        let group = server.map_or_else(|| url.address(), ToString::to_string);
         groups.entry(group).or_default().push(tenant);
     }
     for admission in sums.runs_on.counted.values() {
@@ -70,8 +70,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         }
         _ => writeln!(text, "server {group}"),
     };
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = new_table();
     table.set_header([
         "tenant", "pool", "role", "database", "schema", "listen", "verdict",
     ]);
@@ -123,20 +122,14 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
             &admission.pool.to_string(),
             "-",
             "-",
-            schema_and_address.map_or("-", |schema_and_address| schema_and_address.schema.as_str()),
-            &schema_and_address.map_or("-".to_owned(), |schema_and_address| {
-                schema_and_address.listen.to_string()
-            }),
+            schema_and_address.map_or("-", |wanted| wanted.schema.as_str()),
+            &schema_and_address.map_or("-".to_owned(), |wanted| wanted.listen.to_string()),
             "runs on: its file is bad",
         ]);
     }
-    if let Some(column) = table.column_mut(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    push(text, &table);
+    push(text, table);
 
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = new_table();
     let account = sums.verdict.servers.iter();
     let mut account = account.filter(|(id, _)| id.as_str() == group);
     let account = account.next().map(|(_, account)| account);
@@ -181,10 +174,7 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
             free.abs().to_string(),
         );
     }
-    if let Some(column) = table.column_mut(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    push(text, &table);
+    push(text, table);
 
     let mut advice: Vec<String> = Vec::new();
     let shrunk = account.is_some_and(|account| {
@@ -225,16 +215,18 @@ fn shortage<'v>(verdict: &'v Verdict, tenant: &TenantName) -> Option<&'v Shortag
     }
 }
 
-fn push(text: &mut String, table: &Table) {
-    for line in table.to_string().lines() {
-        let _ = writeln!(text, " {}", line.trim_end());
-    }
+fn new_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
 }
 
-/// Returns host and port as a URL spells them.
-pub(super) fn spelled(url: &DatabaseUrl) -> String {
-    match url.host() {
-        Host::Tcp(host) => format!("{host}:{}", url.port()),
-        Host::Unix(folder) => format!("{}:{}", folder.display(), url.port()),
+/// Appends the table, with the numbers of its second column to the right.
+fn push(text: &mut String, mut table: Table) {
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for line in table.to_string().lines() {
+        let _ = writeln!(text, " {}", line.trim_end());
     }
 }

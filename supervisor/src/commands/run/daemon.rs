@@ -20,7 +20,7 @@ use crate::logs::Hub;
 use crate::status::Snapshot;
 use crate::systemd::{Notifier, job};
 use crate::watch::Watch;
-use brokkr_tenant::{Layer, TenantName};
+use brokkr_tenant::TenantName;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -233,20 +233,7 @@ impl Daemon {
 
     /// Creates a scanner that knows the tenants that run already.
     fn scanner(&self, embedded: Option<&Embedded>, finds: &Discovery) -> Scanner {
-        let layers = embedded
-            .and_then(Embedded::url)
-            .map(|url| {
-                let url = url.expose();
-                Layer::from_pairs("the embedded server", [("database.url", url.as_str())])
-            })
-            .into_iter()
-            .chain([self.config.defaults.clone()])
-            .collect();
-        let mut scanner = Scanner::new(
-            self.config.tenants_dir.clone(),
-            self.config.broker.clone(),
-            layers,
-        );
+        let mut scanner = Scanner::configured(&self.config, embedded.and_then(Embedded::url));
         for (name, found) in &finds.instances {
             if let Some(config) = found.last().and_then(|found| found.config.as_ref()) {
                 scanner.know(name, config);

@@ -34,7 +34,7 @@ impl Coordinator {
             return id.clone();
         }
         let plain = ServerId::new(identifier);
-        let addressed = ServerId::new(&format!("{plain}@{}", spelled(url)));
+        let addressed = ServerId::new(&format!("{plain}@{}", url.address()));
         let was = was.filter(|id| {
             let watched = self.servers.get(id);
             watched.is_some_and(|w| w.marks.identifier.as_deref() == Some(identifier))
