@@ -77,20 +77,14 @@ pub fn parse_admitted(text: &str) -> (Vec<AdmittedTenant>, Vec<(usize, String)>)
     (admitted, bad)
 }
 
-fn format_schema_and_address(schema_and_address: &SchemaAndAddress) -> String {
-    let oid = schema_and_address
-        .database
-        .as_ref()
-        .map_or("-".to_owned(), |(_, oid)| oid.to_string());
-    format!(
-        "{oid} {} {} {}",
-        schema_and_address.schema.as_str(),
-        schema_and_address.spelled,
-        schema_and_address.listen
-    )
+fn format_schema_and_address(own: &SchemaAndAddress) -> String {
+    let oid = own.database.as_ref();
+    let oid = oid.map_or("-".to_owned(), |(_, oid)| oid.to_string());
+    let (schema, listen) = (own.schema.as_str(), &own.listen);
+    format!("{oid} {schema} {} {listen}", own.spelled)
 }
 
-/// Parses a seat. The address is last because the path of a Unix socket may contain spaces.
+/// Parses a schema and an address. The address is last because the path of a Unix socket may contain spaces.
 fn parse_schema_and_address(server: &ServerId, words: &[&str]) -> Option<SchemaAndAddress> {
     let [oid, schema, spelled, listen @ ..] = words else {
         return None;

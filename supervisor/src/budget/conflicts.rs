@@ -23,16 +23,16 @@ pub struct SchemaAndAddress {
     pub listen: Listen,
 }
 
-/// A tenant's present and wanted seats.
+/// The schemas and addresses that a tenant has and wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnershipClaim {
     /// The tenant.
     pub tenant: TenantName,
     /// Order among newcomers: higher first.
     pub priority: i32,
-    /// Seats of its instances now.
+    /// Those of its instances now.
     pub running: Vec<SchemaAndAddress>,
-    /// Seat that its file asks for; `None` when it wants nothing.
+    /// Those that its file asks for; `None` when it wants nothing.
     pub wanted: Option<SchemaAndAddress>,
 }
 
@@ -88,10 +88,10 @@ pub fn conflicts(
         .enumerate()
         .map(|(place, admission)| (&admission.tenant, place))
         .collect();
-    let mut owned = Owned::default();
+    let mut owners = Owners::default();
     for stake in stakes {
-        for schema_and_address in &stake.running {
-            owned.take(&stake.tenant, schema_and_address);
+        for own in &stake.running {
+            owners.take(&stake.tenant, own);
         }
     }
     let mut turns: Vec<&OwnershipClaim> = stakes.iter().collect();
@@ -108,7 +108,7 @@ pub fn conflicts(
         let Some(wanted) = &stake.wanted else {
             continue;
         };
-        let conflict = owned
+        let conflict = owners
             .contested(&stake.tenant, wanted)
             .map(|(owner, contested)| Conflict {
                 tenant: stake.tenant.clone(),
@@ -119,29 +119,28 @@ pub fn conflicts(
             Some(conflict) => {
                 refused.insert(stake.tenant.clone(), conflict);
             }
-            None => owned.take(&stake.tenant, wanted),
+            None => owners.take(&stake.tenant, wanted),
         }
     }
     refused
 }
 
-/// Owners of all seats, indexed by schema and by port or path, so that a thousand tenants are not compared pairwise.
+/// A tenant and a schema and address that it owns.
+type Owned<'s> = (&'s TenantName, &'s SchemaAndAddress);
+
+/// The owners, indexed by schema and by port or path, so that a thousand tenants are not compared pairwise.
 #[derive(Default)]
-struct Owned<'s> {
-    by_schema: BTreeMap<&'s SchemaName, Vec<(&'s TenantName, &'s SchemaAndAddress)>>,
-    by_address: BTreeMap<Result<u16, &'s Path>, Vec<(&'s TenantName, &'s SchemaAndAddress)>>,
+struct Owners<'s> {
+    by_schema: BTreeMap<&'s SchemaName, Vec<Owned<'s>>>,
+    by_address: BTreeMap<Result<u16, &'s Path>, Vec<Owned<'s>>>,
 }
 
-impl<'s> Owned<'s> {
-    fn take(&mut self, tenant: &'s TenantName, schema_and_address: &'s SchemaAndAddress) {
-        self.by_schema
-            .entry(&schema_and_address.schema)
-            .or_default()
-            .push((tenant, schema_and_address));
-        self.by_address
-            .entry(bucket(&schema_and_address.listen))
-            .or_default()
-            .push((tenant, schema_and_address));
+impl<'s> Owners<'s> {
+    fn take(&mut self, tenant: &'s TenantName, own: &'s SchemaAndAddress) {
+        let by_schema = self.by_schema.entry(&own.schema).or_default();
+        by_schema.push((tenant, own));
+        let by_address = self.by_address.entry(bucket(&own.listen)).or_default();
+        by_address.push((tenant, own));
     }
 
     fn contested(
@@ -149,29 +148,17 @@ impl<'s> Owned<'s> {
         tenant: &TenantName,
         wanted: &SchemaAndAddress,
     ) -> Option<(&'s TenantName, Contested)> {
-        let others =
-            |schemas_and_addresses: Option<&Vec<(&'s TenantName, &'s SchemaAndAddress)>>| {
-                schemas_and_addresses
-                    .into_iter()
-                    .flatten()
-                    .copied()
-                    .filter(|(owner, _)| *owner != tenant)
-                    .collect::<Vec<_>>()
-            };
-        let schema = others(self.by_schema.get(&wanted.schema))
+        let by_schema = self.by_schema.get(&wanted.schema).into_iter().flatten();
+        let by_address = self.by_address.get(&bucket(&wanted.listen));
+        let schema = by_schema
+            .filter(|(owner, own)| *owner != tenant && same_database(own, wanted))
+            .map(|(owner, own)| (*owner, Contested::Schema(own.schema.clone())));
+        let address = by_address
             .into_iter()
-            .find(|(_, schema_and_address)| same_database(schema_and_address, wanted))
-            .map(|(owner, schema_and_address)| {
-                (owner, Contested::Schema(schema_and_address.schema.clone()))
-            });
-        schema.or_else(|| {
-            others(self.by_address.get(&bucket(&wanted.listen)))
-                .into_iter()
-                .find(|(_, schema_and_address)| overlap(&schema_and_address.listen, &wanted.listen))
-                .map(|(owner, schema_and_address)| {
-                    (owner, Contested::Address(schema_and_address.listen.clone()))
-                })
-        })
+            .flatten()
+            .filter(|(owner, own)| *owner != tenant && overlap(&own.listen, &wanted.listen))
+            .map(|(owner, own)| (*owner, Contested::Address(own.listen.clone())));
+        schema.chain(address).next()
     }
 }
 

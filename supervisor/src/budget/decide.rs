@@ -46,7 +46,7 @@ pub fn decide(
             .iter()
             .map(|tenant_claim| {
                 let mut stake = tenant_claim.stake.clone();
-                // An admitted tenant keeps its seat while no instance runs, after a crash and over a reboot.
+                // An admitted tenant keeps its schema and address while no instance runs, after a crash and over a reboot.
                 if stake.wanted.is_some()
                     && let Some(schema_and_address) = schemas_and_addresses.get(&stake.tenant)
                 {
@@ -89,7 +89,7 @@ pub fn decide(
     }
 }
 
-/// Records each admitted tenant's seat: the seat it asked for if that was granted, else the old one.
+/// Records each admitted tenant's schema and address: those it asked for if they were granted, else the old ones.
 fn seat_the_admitted(
     verdict: &mut Verdict,
     tenant_claims: &[TenantClaim],
@@ -98,12 +98,7 @@ fn seat_the_admitted(
 ) {
     let wanted: BTreeMap<&TenantName, &SchemaAndAddress> = tenant_claims
         .iter()
-        .filter_map(|tenant_claim| {
-            Some((
-                &tenant_claim.stake.tenant,
-                tenant_claim.stake.wanted.as_ref()?,
-            ))
-        })
+        .filter_map(|TenantClaim { stake, .. }| Some((&stake.tenant, stake.wanted.as_ref()?)))
         .collect();
     for admission in &mut verdict.admitted {
         let had = before.get(&admission.tenant).copied();
@@ -112,7 +107,7 @@ fn seat_the_admitted(
         let schema_and_address = match (wanted.get(&admission.tenant).copied(), had) {
             (Some(asked), None) if granted => Some(asked),
             (Some(asked), Some(had)) if granted => {
-                // While the server is down, the database is known only from the old seat.
+                // While the server is down, the database is known only from the old record.
                 let same = asked.schema == had.schema
                     && asked.listen == had.listen
                     && asked.spelled == had.spelled;
@@ -171,14 +166,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_tenant_over_budget_does_not_block_its_schema() {
+    fn server() -> BTreeMap<ServerId, Facts> {
         let facts = Facts {
             max_connections: 100,
             superuser_reserved: 3,
             ..Facts::default()
         };
-        let facts = BTreeMap::from([(ServerId::new("s"), facts)]);
+        BTreeMap::from([(ServerId::new("s"), facts)])
+    }
+
+    #[test]
+    fn a_tenant_over_budget_does_not_block_its_schema() {
+        let facts = server();
         let tenant_claims = [
             tenant_claim("a", "one", 500, 9),
             tenant_claim("b", "one", 10, 0),
@@ -194,12 +193,7 @@ mod tests {
 
     #[test]
     fn an_admitted_tenant_keeps_its_schema_while_it_is_down_and_over_a_reboot() {
-        let facts = Facts {
-            max_connections: 100,
-            superuser_reserved: 3,
-            ..Facts::default()
-        };
-        let facts = BTreeMap::from([(ServerId::new("s"), facts)]);
+        let facts = server();
         let both = [
             tenant_claim("a", "one", 8, 0),
             tenant_claim("b", "two", 8, 0),

@@ -276,39 +276,26 @@ impl<'f> Ledger<'f> {
     }
 
     fn charge_of(&self, key: &Key, tenant: &TenantName) -> u32 {
-        let charged = self
-            .charged
-            .get(key)
-            .and_then(|c| c.get(tenant))
-            .copied()
-            .unwrap_or(0);
-        let recorded = match key {
-            Key::Server(server) => self
-                .recorded
-                .get(server)
-                .and_then(|c| c.get(tenant))
-                .copied(),
-            _ => None,
-        };
-        charged.max(recorded.unwrap_or(0))
+        let charges = self.charges(key).filter_map(|charges| charges.get(tenant));
+        charges.copied().max().unwrap_or(0)
     }
 
-    fn tenants(&self, key: &Key) -> BTreeSet<&TenantName> {
+    /// Returns the charges and the recorded admissions in a scope.
+    fn charges(&self, key: &Key) -> impl Iterator<Item = &ByTenant> {
         let recorded = match key {
             Key::Server(server) => self.recorded.get(server),
             _ => None,
         };
-        self.charged
-            .get(key)
-            .into_iter()
-            .chain(recorded)
-            .flat_map(BTreeMap::keys)
-            .collect()
+        self.charged.get(key).into_iter().chain(recorded)
+    }
+
+    fn tenants(&self, key: &Key) -> BTreeSet<&TenantName> {
+        self.charges(key).flat_map(BTreeMap::keys).collect()
     }
 
     fn sum(&self, key: &Key) -> u32 {
-        self.tenants(key)
-            .into_iter()
+        let tenants = self.tenants(key).into_iter();
+        tenants
             .map(|tenant| self.charge_of(key, tenant))
             .fold(0, u32::saturating_add)
     }
