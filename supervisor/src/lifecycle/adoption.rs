@@ -54,15 +54,10 @@ pub(crate) struct Inheritance {
 
 impl Lifecycle {
     pub(super) fn adopt(&mut self, now: Time, inheritance: Inheritance) {
-        let Inheritance {
-            instances,
-            open,
-            older_open,
-            restarts,
-        } = inheritance;
-        self.restarts = restarts;
-        self.bind = open.map_or(Bind::No, Bind::Yes);
-        self.old_address = older_open;
+        let instances = &inheritance.instances;
+        self.restarts = inheritance.restarts;
+        self.bind = inheritance.open.map_or(Bind::No, Bind::Yes);
+        self.old_address = inheritance.older_open;
         self.generation = u64::from(instances.iter().any(|adopted| adopted.outdated));
         self.program = self.generation;
         for adopted in instances {
@@ -77,8 +72,9 @@ impl Lifecycle {
                 Occupancy::One(old) => {
                     // The older instance serves, or did until now. This one must be asked before it may take its place.
                     if instance.serves() {
-                        instance.phase =
-                            self.starting(now, instance.spawned_at, StartOrigin::Unsure);
+                        let deadline = now + self.policy.start_timeout;
+                        let spawned_at = instance.spawned_at;
+                        instance.phase = Phase::starting(spawned_at, deadline, StartOrigin::Unsure);
                     }
                     Occupancy::Replacing { old, new: instance }
                 }
@@ -102,33 +98,30 @@ impl Lifecycle {
         }
     }
 
-    fn inherit(&self, now: Time, adopted: AdoptedInstance) -> Instance {
+    fn inherit(&self, now: Time, adopted: &AdoptedInstance) -> Instance {
         let generation = if adopted.outdated { 0 } else { self.generation };
-        let AdoptedInstance {
-            id,
-            pid,
-            spec,
-            connections,
-            spawned_at,
-            stage,
-            keeps_address,
-            deaf,
-            ..
-        } = adopted;
         let deadline = now + self.policy.start_timeout;
-        let mut instance = Instance::new(id, spec, generation, connections, spawned_at, deadline);
-        instance.pid = Some(pid);
-        // Assume that the instance has served before.
-        instance.answers = true;
-        instance.keeps_address = keeps_address;
-        instance.deaf = deaf;
-        match stage {
-            AdoptedStage::Starting => {
-                instance.phase = self.starting(now, spawned_at, StartOrigin::Adopted);
-            }
-            AdoptedStage::Unsure => {
-                instance.phase = self.starting(now, spawned_at, StartOrigin::Unsure)
-            }
+        let (id, spawned_at, connections) = (adopted.id, adopted.spawned_at, adopted.connections);
+        let starting = |origin| Phase::starting(spawned_at, deadline, origin);
+        let mut instance = Instance {
+            pid: Some(adopted.pid),
+            // Assume that the instance has served before.
+            answers: true,
+            keeps_address: adopted.keeps_address,
+            deaf: adopted.deaf,
+            phase: starting(StartOrigin::Adopted),
+            ..Instance::new(
+                id,
+                adopted.spec,
+                generation,
+                connections,
+                spawned_at,
+                deadline,
+            )
+        };
+        match adopted.stage {
+            AdoptedStage::Starting => {}
+            AdoptedStage::Unsure => instance.phase = starting(StartOrigin::Unsure),
             AdoptedStage::Serving => {
                 instance.phase = Phase::Ready;
                 instance.ready_at = Some(spawned_at);
@@ -139,10 +132,6 @@ impl Lifecycle {
             }
         }
         instance
-    }
-
-    fn starting(&self, now: Time, spawned_at: Time, origin: StartOrigin) -> Phase {
-        Phase::starting(spawned_at, now + self.policy.start_timeout, origin)
     }
 
     /// Records the stage and the connections that an adopted instance has reported.

@@ -43,6 +43,13 @@ fn adopting(instances: Vec<AdoptedInstance>) -> Host {
     host
 }
 
+/// Returns a host that wants revision 1, whose server is reachable and whose adopted instance must be asked.
+fn unsure() -> (Host, InstanceId) {
+    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
+    host.run(1);
+    (host, InstanceId(7))
+}
+
 fn untouched(host: &Host) {
     assert!(host.spawned.is_empty() && host.terminated.is_empty() && host.killed.is_empty());
     assert!(!host.fallback);
@@ -90,9 +97,8 @@ fn an_unsure_instance_is_neither_replaced_nor_ended_before_it_answers() {
 
 #[test]
 fn an_unsure_instance_that_misses_its_probes_is_hung() {
-    let id = InstanceId(7);
-    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.run(1).on(Event::Unanswered(id));
+    let (mut host, id) = unsure();
+    host.on(Event::Unanswered(id));
     for _ in 0..POLICY.probe_failures {
         assert_ne!(host.life.pulse(), ProbeHealth::Hung);
         host.on(Event::ProbeMissed { id, on_time: true });
@@ -103,8 +109,8 @@ fn an_unsure_instance_that_misses_its_probes_is_hung() {
     host.exit(id);
     assert_eq!(host.spawned.len(), 1);
     // An instance that reports starting has the time of a start.
-    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.run(1).on(learned(id, AdoptedStage::Starting));
+    let (mut host, id) = unsure();
+    host.on(learned(id, AdoptedStage::Starting));
     for _ in 0..9 {
         host.on(Event::ProbeMissed { id, on_time: true });
     }
@@ -113,25 +119,23 @@ fn an_unsure_instance_that_misses_its_probes_is_hung() {
 
 #[test]
 fn an_unsure_instance_that_never_answers_has_the_time_of_a_start() {
-    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.run(1);
+    let (mut host, id) = unsure();
     host.after(Duration::from_secs(61));
-    assert_eq!(host.terminated, [InstanceId(7)]);
+    assert_eq!(host.terminated, [id]);
 }
 
 #[test]
 fn the_stand_in_answers_for_an_unsure_instance_two_seconds_after_it_failed_to_answer() {
-    let mut host = adopting(vec![found(7, AdoptedStage::Unsure)]);
-    host.run(1);
+    let (mut host, id) = unsure();
     // On a busy host an answer takes time, and the instance serves meanwhile.
     host.after(Duration::from_secs(10));
     assert!(!host.fallback);
-    host.on(Event::Unanswered(InstanceId(7)));
+    host.on(Event::Unanswered(id));
     host.after(Duration::from_millis(1900));
     assert!(!host.fallback);
     host.after(Duration::from_millis(200));
     assert!(host.fallback);
-    host.on(learned(InstanceId(7), AdoptedStage::Serving));
+    host.on(learned(id, AdoptedStage::Serving));
     assert!(!host.fallback);
 }
 
@@ -164,25 +168,18 @@ fn an_adopted_draining_instance_gets_no_second_sigterm_and_its_successor_serves(
 
 #[test]
 fn of_two_unsure_instances_the_older_drains_if_it_says_so_or_the_newer_serves() {
-    let both = || {
-        adopting(vec![
-            found(7, AdoptedStage::Unsure),
-            found(8, AdoptedStage::Unsure),
-        ])
-    };
-    let mut host = both();
-    host.run(1);
-    host.on(learned(InstanceId(7), AdoptedStage::Stopping))
-        .on(learned(InstanceId(8), AdoptedStage::Serving));
-    untouched(&host);
-    assert_eq!(host.life.current().unwrap().id, InstanceId(8));
-
-    let mut host = both();
-    host.run(1);
-    host.on(learned(InstanceId(7), AdoptedStage::Serving))
-        .on(learned(InstanceId(8), AdoptedStage::Serving));
-    assert_eq!(host.life.current().unwrap().id, InstanceId(8));
-    assert_eq!(host.terminated, [InstanceId(7)]);
+    let (old, new) = (InstanceId(7), InstanceId(8));
+    for stage in [AdoptedStage::Stopping, AdoptedStage::Serving] {
+        let unsure = |id: InstanceId| found(id.0, AdoptedStage::Unsure);
+        let mut host = adopting(vec![unsure(old), unsure(new)]);
+        host.run(1).on(learned(old, stage));
+        untouched(&host);
+        host.on(learned(new, AdoptedStage::Serving));
+        assert_eq!(host.life.current().unwrap().id, new);
+        let told = (stage == AdoptedStage::Serving).then_some(old);
+        assert_eq!(host.terminated, told.as_slice());
+        assert!(host.spawned.is_empty() && host.killed.is_empty());
+    }
 }
 
 #[test]
