@@ -1,8 +1,8 @@
-//! The instances that one tenant has at a time, two at most, and the role of each.
+//! The instances that a tenant has at a time, two at most, and the role of each.
 
 use super::{Instance, InstanceId};
 
-/// The instances of one tenant.
+/// The instances of a tenant.
 #[derive(Debug, Clone, Default)]
 pub(super) enum Occupancy {
     /// No instance.
@@ -12,10 +12,10 @@ pub(super) enum Occupancy {
     One(Instance),
     /// The current instance, `old`, beside its replacement, which is not ready yet.
     Replacing { old: Instance, new: Instance },
-    /// The current instance beside an earlier one that was told to end. `current` may be in any phase: an adopted one,
-    /// or one whose tenant is stopped during the overlap, is stopping too.
+    /// The current instance beside an earlier instance that was told to end. `current` may be in any phase: it is
+    /// stopping too if it was adopted so, or if its tenant is stopped during the overlap.
     Draining { current: Instance, old: Instance },
-    /// No current instance: `old` was told to end, and so was its replacement `new`, if there is one.
+    /// No current instance: `old` was told to end, and so was its replacement `new`, if it has one.
     Ending {
         old: Instance,
         new: Option<Instance>,
@@ -76,7 +76,7 @@ impl Occupancy {
         }
     }
 
-    /// Returns every instance: the current one, its replacement, the draining one.
+    /// Returns every instance: first the current instance or its replacement, last the draining instance.
     pub(super) fn instances(&self) -> impl Iterator<Item = &Instance> {
         let (first, second) = match self {
             Self::Empty => (None, None),
