@@ -16,6 +16,7 @@
 //! | [`alone`](mod@alone) | [`alone()`]: no other test of the program runs |
 //! | [`test_dir`] | a short temporary folder; processes that cannot outlive the test |
 //! | [`wait`] | [`wait::until`]: wait for a state, with a bound; no test sleeps for a fixed time; [`wait::SetAtEnd`] |
+//! | [`says`](mod@says) | [`says()`]: a text contains these words |
 //! | [`ports`] | loopback ports that no other test is given |
 //! | [`bin`] | the two binaries, beside the test's own executable |
 //! | [`pg`] | [`PgServer`]: a PostgreSQL server to start, stop, freeze and query |
@@ -57,6 +58,7 @@ pub mod ports;
 pub mod procs;
 pub mod proxy;
 pub mod response_schema;
+pub mod says;
 pub mod seed;
 pub mod systemd_host;
 pub mod test_dir;
@@ -72,6 +74,7 @@ pub use load::Load;
 pub use notify_listener::NotifyListener;
 pub use pg::PgServer;
 pub use proxy::Proxy;
+pub use says::says;
 pub use seed::seed;
 pub use test_dir::TestDir;
 pub use wait::{SetAtEnd, holds_for, until};

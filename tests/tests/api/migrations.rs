@@ -5,7 +5,7 @@ use crate::bulk_rows::Filler;
 use crate::permissions::fixture::Fixture;
 use crate::permissions::matrix;
 use brokkr_tests::api_fixture::{World, server, unique};
-use brokkr_tests::{Api, Broker, PgServer, until};
+use brokkr_tests::{Api, Broker, PgServer, says, until};
 use std::path::Path;
 use std::time::Duration;
 
@@ -135,11 +135,7 @@ fn every_earlier_version_is_brought_up_to_date_with_its_data_in_place() {
             let after = rows(&mut client, table, columns);
             assert_eq!(&after, before, "{table} from version {version}");
         }
-        assert!(
-            broker.log().contains("schema is up to date"),
-            "{}",
-            broker.log()
-        );
+        says(&broker.log(), &["schema is up to date"]);
         assert!(
             !broker.state_dir().join("admin.pak").exists(),
             "it has an administrator"

@@ -2,7 +2,7 @@
 
 use brokkr_tests::api_fixture::{World, id, server, unique};
 use brokkr_tests::bin::Ran;
-use brokkr_tests::{Broker, until};
+use brokkr_tests::{Broker, says, until};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -195,10 +195,7 @@ fn a_pak_rotated_from_the_command_line_is_dead_in_a_running_broker_within_a_seco
         });
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "not for a minute: {took:?}");
-        assert!(
-            rotated.contains(" PAK rotated successfully:\n"),
-            "{rotated}"
-        );
+        says(&rotated, &[" PAK rotated successfully:\n"]);
         assert_eq!(
             [labelled(&rotated, "ID"), labelled(&rotated, "Name")],
             [&party.id, &party.name]

@@ -2,7 +2,7 @@
 //! supervisor.
 
 use brokkr_tests::api_fixture::{World, server, unique};
-use brokkr_tests::{Api, Broker, Host, response_schema, until};
+use brokkr_tests::{Api, Broker, Host, response_schema, says, until};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -188,10 +188,9 @@ fn a_file_with_an_error_changes_nothing_and_the_answer_says_where_and_what_to_wr
         .lines()
         .position(|l| l.starts_with("max_age_second "))
         .unwrap();
-    assert!(
-        message.contains(&format!("broker.toml:{line}:1: "))
-            && message.contains("`max_age_seconds`"),
-        "{message}"
+    says(
+        &message,
+        &[&format!("broker.toml:{line}:1: "), "`max_age_seconds`"],
     );
     world.broker.write_config("this is no TOML");
     world

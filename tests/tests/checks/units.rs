@@ -1,7 +1,7 @@
 //! The places of the installed files, and units about which systemd reports nothing.
 
 use brokkr_tests::bin::run_command;
-use brokkr_tests::{TestDir, bin};
+use brokkr_tests::{TestDir, bin, says};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -78,9 +78,9 @@ fn the_units_of_another_prefix_name_its_binaries_and_systemd_has_nothing_to_say(
     let folder = place.join("p/lib/systemd/system");
     let unit = folder.join("brokkr-supervisor.service");
     let text = fs::read_to_string(&unit).unwrap();
-    assert!(
-        text.contains(&format!("ExecStart={prefix}/bin/brokkr-supervisor run")),
-        "{text}"
+    says(
+        &text,
+        &[&format!("ExecStart={prefix}/bin/brokkr-supervisor run")],
     );
     assert!(!text.contains("/usr/bin/brokkr"), "{text}");
 

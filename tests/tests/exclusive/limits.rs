@@ -10,7 +10,7 @@ use brokkr_tests::host::{Status, TenantStatus};
 use brokkr_tests::pg::Options;
 use brokkr_tests::systemd_host::Machine;
 use brokkr_tests::test_dir::is_root;
-use brokkr_tests::{Addr, Api, PgServer, alone, http, procs};
+use brokkr_tests::{Addr, Api, PgServer, alone, http, procs, says};
 use group::{Allowed, figure, group, in_group, read};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -409,10 +409,7 @@ fn they_survive_the_supervisor(host: &Host, acme: &TenantStatus) {
         now.pid.is_some() && now.pid != acme.pid
     });
     let said = replaced.last_exit.unwrap_or_default();
-    assert!(
-        said.contains("out of memory ([limits] memory_max)"),
-        "{said}"
-    );
+    says(&said, &["out of memory ([limits] memory_max)"]);
     host.measured("an adopted one out of memory, and replaced");
 
     // Another end is not taken for out of memory.

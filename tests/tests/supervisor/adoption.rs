@@ -1,7 +1,7 @@
 //! Brokers outlive their supervisor: it is killed, and the next supervisor adopts every broker as it is.
 
 use brokkr_tests::wait::until_ok;
-use brokkr_tests::{Host, Load, http, procs, until};
+use brokkr_tests::{Host, Load, http, procs, says, until};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -191,9 +191,9 @@ fn without_the_right_to_take_sockets_back_each_tenant_is_drained_and_started_aga
     }
     assert_eq!(host.broker_pids().len(), 2);
     let log = host.log();
-    assert!(
-        log.contains("cannot be taken back") && log.contains("nothing accepts in between"),
-        "{log}"
+    says(
+        &log,
+        &["cannot be taken back", "nothing accepts in between"],
     );
     assert_eq!(http::get(&acme.addr(), "/healthz").unwrap().status, 200);
 }

@@ -2,7 +2,7 @@
 //! retried in vain.
 
 use brokkr_tests::host::Wrapper;
-use brokkr_tests::{Host, Load, Tenant, bin, holds_for, pg, procs, until};
+use brokkr_tests::{Host, Load, Tenant, bin, holds_for, pg, procs, says, until};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -230,10 +230,7 @@ fn starts_that_wait_for_a_lock_delay_no_other_start_and_are_tried_again() {
     // The wait is limited: the reason is reported, and the start is tried again.
     let status = held.wait("given up for now", |t| t.state == "backoff");
     let reason = status.reason.unwrap();
-    assert!(
-        reason.contains("not ready within 15s") && reason.contains("another start"),
-        "{reason}"
-    );
+    says(&reason, &["not ready within 15s", "another start"]);
     another.batch_execute("ROLLBACK").unwrap();
     held.becomes("ready");
 }

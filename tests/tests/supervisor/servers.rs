@@ -1,7 +1,7 @@
 //! The verdicts of `check` on servers: one, two, limited, behind a pooler, a standby, absent.
 
 use brokkr_tests::bin::Ran;
-use brokkr_tests::{Host, PgServer, TestDir, pg, ports, test_dir};
+use brokkr_tests::{Host, PgServer, TestDir, pg, ports, says, test_dir};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -47,12 +47,9 @@ fn two_urls_to_one_server_share_one_budget() {
         ],
     );
     assert_eq!(tables(&check.stdout), 1, "{}", check.stdout);
-    assert!(
-        check.stdout.contains(
-            "pool_size = 45 at most for each would fit everyone, or max_connections = 110"
-        ),
-        "{}",
-        check.stdout
+    says(
+        &check.stdout,
+        &["pool_size = 45 at most for each would fit everyone, or max_connections = 110"],
     );
 }
 

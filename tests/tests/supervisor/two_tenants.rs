@@ -1,6 +1,6 @@
 //! Two tenants on one server see nothing of each other.
 
-use brokkr_tests::{Addr, Host, http};
+use brokkr_tests::{Addr, Host, http, says};
 use serde_json::json;
 
 #[test]
@@ -25,18 +25,16 @@ fn an_agent_of_one_tenant_is_not_in_the_other_and_paks_open_only_their_own() {
         (&acme, globex.pak()),
         (&globex, agent_pak.clone()),
     ] {
-        assert_eq!(
-            tenant.api().with_pak(strangers_pak).get("/agents").status,
-            401
-        );
+        tenant
+            .api()
+            .with_pak(strangers_pak)
+            .get("/agents")
+            .expect(401);
     }
-    assert_eq!(
-        acme.api()
-            .with_pak(agent_pak)
-            .get(&format!("/agents/{id}"))
-            .status,
-        200
-    );
+    acme.api()
+        .with_pak(agent_pak)
+        .get(&format!("/agents/{id}"))
+        .expect(200);
 
     // The server has the row in acme's table alone.
     let mut client = host.server().client();
@@ -146,13 +144,7 @@ fn a_second_supervisor_on_the_same_runtime_folder_ends_at_once_and_says_why() {
     let pid = acme.pid();
     let second = host.command(&["run"]);
     assert!(matches!(second.code, Some(1 | 78)), "{second:?}");
-    assert!(
-        second
-            .stderr
-            .contains(&host.runtime_dir().display().to_string()),
-        "{}",
-        second.stderr
-    );
+    says(&second.stderr, &[&host.runtime_dir().display().to_string()]);
     assert_eq!(acme.pid(), pid);
     assert_eq!(acme.get("/healthz").status, 200);
 }

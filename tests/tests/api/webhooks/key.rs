@@ -2,7 +2,7 @@
 
 use crate::webhooks::{audited, create};
 use brokkr_tests::api_fixture::{World, id, server};
-use brokkr_tests::{Broker, until};
+use brokkr_tests::{Broker, says, until};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -34,11 +34,7 @@ fn a_broker_whose_webhook_key_is_gone_says_so_and_does_not_start() {
     // The schema without the state folder, as on another host.
     let other = Broker::on(server()).schema(&world.schema).run(&["serve"]);
     assert_eq!(other.code, Some(78), "{}", other.stderr);
-    assert!(
-        other.stderr.contains("webhook.key") && other.stderr.contains("webhook_encryption_key"),
-        "{}",
-        other.stderr
-    );
+    says(&other.stderr, &["webhook.key", "webhook_encryption_key"]);
     let key = fs::read_to_string(world.broker.state_dir().join("webhook.key")).unwrap();
     let told = Broker::on(server())
         .schema(&world.schema)
@@ -83,11 +79,7 @@ fn a_broker_with_another_key_says_so_in_log_metric_last_error_and_audit() {
             &format!("{:?}", "ab".repeat(32)),
         )
         .start();
-    assert!(
-        other.log().contains("sealed with another key"),
-        "{}",
-        other.log()
-    );
+    says(&other.log(), &["sealed with another key"]);
     // Stop the broker that has the right key, so that it does not deliver.
     assert!(world.broker.stop().success());
     let api = brokkr_tests::Api::new(other.addr(), world.admin.pak.clone());

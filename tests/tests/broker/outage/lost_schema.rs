@@ -1,6 +1,6 @@
 //! The server answers, but the schema is missing.
 
-use brokkr_tests::{Host, until};
+use brokkr_tests::{Host, says, until};
 use std::time::Duration;
 
 /// Limit from the schema's return until the tenant is ready, on a loaded machine.
@@ -37,10 +37,9 @@ fn a_tenant_whose_schema_is_gone_is_not_ready_until_it_is_back() {
         assert!(refused.header("retry-after").is_some());
         let status = acme.becomes("degraded");
         let reason = status.reason.unwrap();
-        assert!(
-            reason.contains("schema tenant_acme is gone or not as it was")
-                && reason.contains("42P01"),
-            "{reason}"
+        says(
+            &reason,
+            &["schema tenant_acme is gone or not as it was", "42P01"],
         );
         assert_eq!(acme.get("/readyz").status, 503);
         assert_eq!(acme.get("/healthz").status, 200);

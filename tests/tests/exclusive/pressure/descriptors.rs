@@ -1,7 +1,7 @@
 //! Too few file descriptors: counted before a start, and lost suddenly.
 
 use crate::pressure::world::{host, host_for, ready, tenants};
-use brokkr_tests::{alone, bin, holds_for, http, procs, until};
+use brokkr_tests::{alone, bin, holds_for, http, procs, says, until};
 use std::time::Duration;
 
 /// Runs `prlimit` on a process as its owner, because root may not without CAP_SYS_RESOURCE.
@@ -53,12 +53,7 @@ fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
     assert_eq!(refused.len(), 4, "{status:#?}");
     for tenant in &refused {
         let reason = tenant.reason.as_deref().unwrap();
-        assert!(
-            reason.contains("out of descriptors")
-                && reason.contains("250")
-                && reason.contains(&tenant.name),
-            "{reason}"
-        );
+        says(&reason, &["out of descriptors", "250", &tenant.name]);
     }
     // With the recommended number of descriptors all of them run.
     let reason = refused[0].reason.as_deref().unwrap();

@@ -2,7 +2,7 @@
 
 use crate::pressure::descriptors::{lower, restore};
 use crate::pressure::world::{host, ready, tenants};
-use brokkr_tests::{alone, holds_for, http, procs, test_dir};
+use brokkr_tests::{alone, holds_for, http, procs, says, test_dir};
 use nix::sys::signal::Signal;
 use std::os::unix::fs::chown;
 use std::time::Duration;
@@ -43,10 +43,7 @@ fn a_host_out_of_pids_keeps_what_runs_and_starts_the_rest_when_it_can() {
     procs::signal(pids[0], Signal::SIGKILL);
     let status = tenants[0].wait("in backoff", |t| t.state == "backoff" && t.restarts >= 2);
     let reason = status.reason.unwrap();
-    assert!(
-        reason.contains("Resource temporarily unavailable"),
-        "{reason}"
-    );
+    says(&reason, &["Resource temporarily unavailable"]);
     // A changed file is still read, and its tenant keeps the old broker until a new broker can start.
     let text = tenants[1].read_file();
     tenants[1].replace_file(&format!("{text}\n[log]\nlevel = \"debug\"\n"));
