@@ -5,18 +5,18 @@
 
 pub mod frame_kind;
 pub mod gauges;
+mod registration;
 pub mod sockets;
 mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Registry, TextEncoder};
 
 use crate::db::Figures;
 use gauges::Gauges;
+use registration::{counter, counters, gauge};
 pub use webhooks::{Carrier, DecryptFailures};
 
 /// The endpoint label of a request that no route matched.
@@ -136,30 +136,6 @@ impl Metrics {
         families.extend(scrape.gather());
         TextEncoder::new().encode_to_string(&families)
     }
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    let gauge = IntGauge::new(name, help)?;
-    registry.register(Box::new(gauge.clone())).map(|()| gauge)
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-    let counter = IntCounter::new(name, help)?;
-    registry
-        .register(Box::new(counter.clone()))
-        .map(|()| counter)
-}
-
-fn counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> prometheus::Result<IntCounterVec> {
-    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-    registry
-        .register(Box::new(counters.clone()))
-        .map(|()| counters)
 }
 
 fn method_label(method: &axum::http::Method) -> &'static str {

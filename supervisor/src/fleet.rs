@@ -2,7 +2,7 @@
 //!
 //! Its inputs are the latest files ([`Desired`]), the latest view of the servers ([`ServersView`]), and queues of the
 //! instances' reports and the operators' requests. After each batch of inputs the fleet judges all tenants
-//! ([`admission`](judge::judge), pure), tells each tenant's [`Lifecycle`] about changes, passes the actions to the
+//! ([`admission`], pure), tells each tenant's [`Lifecycle`] about changes, passes the actions to the
 //! [`InstanceManager`], and publishes one snapshot. It shares no lock and never waits for another task.
 
 mod admission;

@@ -28,7 +28,7 @@
 //! | [`ws`] | a blocking WebSocket client: frames as JSON, closes as their code |
 //! | [`load`] | [`Load`]: clients that repeat a request and count the results |
 //! | [`host`] | [`Host`]: a supervisor, its tenants and their server |
-//! | [`systemd_host`] | [`Machine`](machine::Machine): a host that a real systemd runs |
+//! | [`systemd_host`] | [`Machine`](systemd_host::Machine): a host that a real systemd runs |
 //! | [`api_fixture`] | [`World`](api_fixture::World): a broker with a schema of its own, and the principals and rows of one test |
 //! | [`response_schema`] | the fields of every answer of the API, and the check of an answer against them |
 //! | [`chaos`] | random faults, and clients whose every request, read and write is accounted for |

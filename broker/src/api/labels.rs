@@ -38,7 +38,7 @@ macro_rules! operations {
         $(, #[doc = $add_doc:literal])?
     ) => {
         mod $module {
-            use super::*;
+            use crate::api::labels::*;
 
             pub(super) fn routes() -> Router<App> {
                 Router::new()
@@ -63,7 +63,7 @@ macro_rules! operations {
                 security($(($reader = [])),+),
             )]
             pub(super) fn list(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
-                super::list::<$body>(call, db)
+                crate::api::labels::list::<$body>(call, db)
             }
 
             $(#[doc = $add_doc])?
@@ -79,7 +79,7 @@ macro_rules! operations {
                 security($(($writer = [])),+),
             )]
             pub(super) fn add(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
-                super::add::<$body>(call, db)
+                crate::api::labels::add::<$body>(call, db)
             }
 
             #[utoipa::path(
@@ -93,7 +93,7 @@ macro_rules! operations {
                 security($(($writer = [])),+),
             )]
             pub(super) fn remove(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
-                if super::remove::<$body>(call, db, $key)? {
+                if crate::api::labels::remove::<$body>(call, db, $key)? {
                     return Ok(Reply::no_content());
                 }
                 Err(Error::not_found(

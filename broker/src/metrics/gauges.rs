@@ -11,7 +11,7 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::gauge;
+use super::registration::gauge;
 
 /// The largest number of agents whose heartbeat is shown, because each is a series of its own. The longest silent come
 /// first.

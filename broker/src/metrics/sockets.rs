@@ -3,7 +3,7 @@
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::frame_kind::FrameKind;
-use super::{counter, counters, gauge};
+use super::registration::{counter, counters, gauge};
 
 /// The tables that hold telemetry, as a label names them.
 pub const TELEMETRY_TABLES: [&str; 2] = ["agent_k8s_events", "agent_pod_logs"];

@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounterVec, Registry};
 
-use super::counters;
+use super::registration::counters;
 use crate::webhook::endpoint::Field;
 
 /// The party that was about to deliver.

@@ -58,7 +58,7 @@ pub(super) enum Uplink {
     /// Any JSON: the frame shows that the agent is alive, with any content.
     Heartbeat(Value),
     AgentEvent(NewAgentEvent),
-    AgentHealth(HealthReport),
+    AgentHealth(HealthFrame),
     K8sEvent(K8sEvent),
     PodLogLine(PodLogLine),
     LogGap(LogGap),
@@ -79,7 +79,7 @@ impl Uplink {
 
 /// Health of one object, as in the REST API: the summary is JSON in a string.
 #[derive(Debug, Deserialize)]
-pub(super) struct HealthReport {
+pub(super) struct HealthFrame {
     pub(super) agent_id: Uuid,
     pub(super) deployment_object_id: Uuid,
     pub(super) status: String,

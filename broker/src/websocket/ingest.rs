@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::credential_recheck;
-use super::frames::{GapReason, HealthReport, K8sEvent, LogGap, PodLogLine, Uplink};
+use super::frames::{GapReason, HealthFrame, K8sEvent, LogGap, PodLogLine, Uplink};
 use super::registry::Peer;
 use super::telemetry_queue::Row;
 use crate::app::App;
@@ -142,10 +142,10 @@ impl Ingest {
         .await;
     }
 
-    async fn health(&self, report: HealthReport) {
+    async fn health(&self, report: HealthFrame) {
         let live = self.app.live.clone();
         self.report(FrameKind::AgentHealth, move |db, agent| {
-            let HealthReport {
+            let HealthFrame {
                 deployment_object_id: object,
                 status,
                 summary,

@@ -1,6 +1,6 @@
 //! Simulated tenants, servers and time, joined as the fleet joins them.
 
-mod judge;
+mod admission;
 mod rest;
 mod succession;
 

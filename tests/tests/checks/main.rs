@@ -9,6 +9,7 @@
 )]
 
 mod harness_selftest;
+mod names;
 mod openapi;
 mod structure;
 mod units;

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .unwrap()
         .to_path_buf()
 }
 
-fn sources(folder: &str) -> Vec<(String, String)> {
+pub(crate) fn sources(folder: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(next) = folders.pop() {
@@ -30,7 +30,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 }
 
 /// Returns numbered lines of code, without comments and test modules.
-fn code<'a>(name: &str, text: &'a str) -> Vec<(usize, &'a str)> {
+pub(crate) fn code<'a>(name: &str, text: &'a str) -> Vec<(usize, &'a str)> {
     if name.ends_with("/tests.rs") || name.contains("/tests/") {
         return Vec::new();
     }
@@ -400,7 +400,7 @@ fn the_files_of_the_broker_import_each_other_in_no_loop() {
     assert_eq!(on_loops(folders), Arrows::new());
 }
 
-/// What each module or folder imports.
+/// The imports of each module or folder.
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 
 /// Returns the code of each module of a crate, without comments and tests, by the module's path (`api::stacks`).

@@ -62,7 +62,7 @@ fn the_first_failure_ends_it_unless_told_to_keep_going() {
     for name in ["t4", "t5", "t6"] {
         let line = ran.stderr.lines().find(|line| line.starts_with(name));
         let line = line.unwrap_or_else(|| panic!("{name} is not in {ran:?}"));
-        says(&line, &["t3", "--keep-going"]);
+        says(line, &["t3", "--keep-going"]);
     }
     let replaced = |pids: &[i32; 6]| {
         let now = tenants.each_ref().map(|tenant| tenant.pid());

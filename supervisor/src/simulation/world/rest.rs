@@ -50,7 +50,7 @@ impl World {
                     let decision = self.verdict.tenants.get(&tenant.name);
                     let fits_not = matches!(decision, Some(Decision::Refused(_)));
                     let is = |what: &str| view.reason.as_deref().is_some_and(|r| r.contains(what));
-                    let known = fits_not || is("taken") || is(judge::ELSEWHERE);
+                    let known = fits_not || is("taken") || is(admission::ELSEWHERE);
                     self.rule(known, n, "it is refused without a reason");
                     return self.rule(processes == 0, n, "it is refused and runs");
                 }

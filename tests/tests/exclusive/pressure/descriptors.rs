@@ -53,7 +53,7 @@ fn more_tenants_than_there_are_descriptors_for_are_refused_and_told_so() {
     assert_eq!(refused.len(), 4, "{status:#?}");
     for tenant in &refused {
         let reason = tenant.reason.as_deref().unwrap();
-        says(&reason, &["out of descriptors", "250", &tenant.name]);
+        says(reason, &["out of descriptors", "250", &tenant.name]);
     }
     // With the recommended number of descriptors all of them run.
     let reason = refused[0].reason.as_deref().unwrap();

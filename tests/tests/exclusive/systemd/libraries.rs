@@ -2,7 +2,7 @@
 
 use crate::systemd::booted::Booted;
 use crate::systemd::pids;
-use brokkr_tests::{alone, says};
+use brokkr_tests::alone;
 
 /// A script that replaces libc by a copy, as a package's upgrade does.
 const UPGRADE: &str = r#"lib=$(ldd /usr/bin/brokkr-broker | awk '/libc[.]so/ {print $3}') && lib=$(readlink -f "$lib") &&
@@ -46,7 +46,7 @@ fn after_an_upgrade_of_a_library_status_says_who_runs_the_old_one_and_needrestar
     assert_eq!(files, [[library], [library]]);
     assert!(says(&status.notices), "{:?}", status.notices);
     let table = machine.ok(&["brokkr-supervisor", "status"]);
-    says(&table, &[library, "--keep-going"]);
+    brokkr_tests::says(&table, &[library, "--keep-going"]);
 
     let second = machine.main_pid();
     assert_ne!(second, main);
