@@ -81,6 +81,8 @@ pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> prometheus::Result<Stri
         "tenant",
         "Log lines lost because they came faster than the log is read; the supervisor's own without a tenant.",
     )?;
+    // The supervisor's own count is always there, so that the metric exists before the first loss.
+    dropped.with_label_values(&[""]);
     for (tenant, count) in logs.dropped() {
         let tenant = tenant.as_ref().map_or("", |tenant| tenant.as_str());
         dropped.with_label_values(&[tenant]).inc_by(count);

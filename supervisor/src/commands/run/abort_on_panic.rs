@@ -69,7 +69,10 @@ mod tests {
     fn apart(test: &str, socket: &std::path::Path) -> Ran {
         std::fs::write(socket, "").unwrap();
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("commands::run::vital::tests::{test}")])
+            .args([
+                "--exact",
+                &format!("commands::run::abort_on_panic::tests::{test}"),
+            ])
             .arg("--nocapture")
             .env(SOCKET, socket)
             .output()
