@@ -9,6 +9,7 @@
 )]
 
 mod harness_selftest;
+mod import_loops;
 mod names;
 mod openapi;
 mod structure;
