@@ -28,7 +28,7 @@ VENV   := $(TARGET)/client-$(subst ==,-,$(CLIENT))
 # schemathesis sends the broker requests for every operation of its OpenAPI document.
 FUZZER := schemathesis==4.32.5
 FUZZER_VENV := $(TARGET)/fuzzer-$(subst ==,-,$(FUZZER))
-# The timeout ends tests that hang. A whole run takes a quarter of an hour on two cores; the timeout excludes the build.
+# The timeout ends tests that hang. A whole run takes about twenty minutes on two cores; the timeout excludes the build.
 TEST_TIMEOUT ?= 45m
 # `make chaos` runs the long form of the chaos test, `make test` the short form. CHAOS_SEED repeats a plan.
 CHAOS_SECONDS    ?= 1200
