@@ -60,10 +60,12 @@ impl Count {
         );
     }
 
-    /// Ends the counting and returns the largest count.
-    fn most(mut self) -> i64 {
+    /// Ends the counting, and checks that the largest count is at least `least` and within the pool and two.
+    fn stayed_within(mut self, least: i64, pool: u32) {
         self.over.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
+        let seen = self.thread.take().unwrap().join().unwrap();
+        println!("{seen} connections at most, of a pool of {pool}");
+        assert!((least..=most(pool)).contains(&seen), "{seen}");
     }
 }
 
@@ -101,9 +103,7 @@ fn replacements_of_a_broker_whose_clients_leave_slow_statements_behind() {
     }
     drop(lock);
     let _ = load.stop();
-    let seen = count.most();
-    println!("{seen} connections at most, of a pool of {POOL}");
-    assert!((8..=most(POOL)).contains(&seen), "{seen}");
+    count.stayed_within(8, POOL);
 }
 
 #[test]
@@ -132,9 +132,7 @@ fn what_a_killed_broker_left_counts_when_its_supervisor_is_killed_too() {
     count.reaches(8);
     drop(lock);
     let _ = load.stop();
-    let seen = count.most();
-    println!("{seen} connections at most, of a pool of {POOL}");
-    assert!((8..=most(POOL)).contains(&seen), "{seen}");
+    count.stayed_within(8, POOL);
 }
 
 #[test]
@@ -155,8 +153,6 @@ fn kills_in_a_row_leave_no_more_than_one_does() {
         let _ = acme.replaced(old);
         drop(lock);
         let _ = load.stop();
-        let seen = count.most();
-        println!("{seen} connections at most, of a pool of {pool}");
-        assert!((2..=most(pool)).contains(&seen), "{seen}");
+        count.stayed_within(2, pool);
     }
 }
