@@ -4,9 +4,7 @@ mod scan;
 mod summary;
 mod tenant;
 
-pub(crate) use scan::{
-    Desired, FileProblem, FileState, Referred, ScanMode, Scanned, Scanner, Stamp,
-};
+pub(crate) use scan::{Desired, FileProblem, Referred, ScanMode, Scanned, Scanner, Stamp};
 pub(crate) use summary::{ConfigSummary, SecretConfig};
 pub(crate) use tenant::TenantConfig;
 

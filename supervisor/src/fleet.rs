@@ -1,46 +1,42 @@
 //! The single task that owns the state of all tenants.
 //!
 //! Its inputs are the latest files ([`Desired`]), the latest view of the servers ([`ServersView`]), and queues of the
-//! instances' reports and the operators' requests. After each batch of inputs the fleet judges all tenants
-//! ([`admission`], pure), tells each tenant's [`Lifecycle`] about changes, passes the actions to the
-//! [`InstanceManager`], and publishes one snapshot. It shares no lock and never waits for another task.
+//! instances' reports and the operators' requests. It gives each to the [`Core`], which decides, and carries the
+//! resulting effects out: on the [`InstanceManager`], the probers and the state files. After each batch of inputs it
+//! publishes one snapshot. It shares no lock and never waits for another task.
 
-mod admission;
+pub(crate) mod core;
 mod effects;
 pub(crate) mod fd_store;
 pub(crate) mod handle;
 pub(crate) mod handover;
-mod reconcile;
 mod requests;
 mod snapshot;
-pub(crate) mod start_slots;
 mod startup_adoption;
 pub(crate) mod state_files;
-mod tenant_entry;
 
-use crate::budget::{AdmittedTenant, Verdict, format_admitted};
-use crate::config::{Desired, Stamp, SupervisorConfig};
+use crate::budget::{AdmittedTenant, format_admitted};
+use crate::config::{Desired, Stamp, SupervisorConfig, TenantConfig};
 use crate::embedded::EmbeddedStatus;
 use crate::instance::InstanceManager;
 use crate::instance::discovery::Discovery;
 use crate::instance::events::{EventKind, InstanceEvent};
 use crate::instance::leftover_instances::LeftoverInstance;
-use crate::lifecycle::{Event, HangDetector, Instance, Lifecycle, Policy, Time, Want};
+use crate::lifecycle::{Event, Policy, Time};
 use crate::servers::{Servers, ServersView};
 use crate::status::Snapshot;
 use crate::sys;
 use brokkr_tenant::TenantName;
+use core::{Core, CoreSettings, Fact, Remembered};
 use fd_store::FdStoreInputs;
 use handle::Request;
 use handover::{ExitProgress, ExitRequest, FleetExit, SuccessorCheck};
 use nix::time::ClockId;
 use requests::PendingRequests;
-use start_slots::StartSlots;
 use state_files::StateFile;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tenant_entry::TenantEntry;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -50,6 +46,8 @@ const BATCH: usize = 256;
 /// happens only with very many tenants.
 const LONG: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Most judgements in one turn; a guard against an endless loop, never reached in normal operation.
+const MOST_ROUNDS: usize = 8;
 /// The time that a host may stall before an instance is replaced on trial, in multiples of the time to find a hung
 /// broker.
 const STALL_PATIENCE: u32 = 10;
@@ -93,6 +91,7 @@ pub(crate) struct ReloadWish {
 
 pub(crate) struct Fleet {
     config: Arc<SupervisorConfig>,
+    core: Core<TenantConfig>,
     manager: InstanceManager,
     reports: mpsc::Receiver<InstanceEvent>,
     desired: watch::Receiver<Arc<Desired>>,
@@ -101,29 +100,18 @@ pub(crate) struct Fleet {
     reloader: Reloader,
     snapshots: watch::Sender<Arc<Snapshot>>,
     servers: Servers,
-    entries: BTreeMap<TenantName, TenantEntry>,
-    admitted: Vec<AdmittedTenant>,
-    stopped: BTreeSet<TenantName>,
-    /// True until the files are read, when the list of stopped tenants is lost.
-    unsure: bool,
-    first_free: BTreeMap<TenantName, u64>,
     /// Instances of an earlier supervisor that could not be ended, so that their tenants must not start.
     left: Vec<LeftoverInstance>,
-    open_files: u64,
     /// The broker's program when last seen on disk.
     broker: Option<Stamp>,
-    verdict: Verdict,
-    slots: BTreeMap<String, StartSlots>,
     orders: PendingRequests,
     kept_admitted: StateFile,
     kept_stopped: StateFile,
     notices: Vec<String>,
     embedded: Option<EmbeddedStatus>,
     surroundings: watch::Receiver<Option<String>>,
-    hangs: HangDetector<TenantName>,
     /// The time at which the host booted.
     booted: Instant,
-    stopping: bool,
     /// systemd's descriptor store.
     store: Option<fd_store::FdStore>,
     asking: SuccessorCheck,
@@ -132,19 +120,13 @@ pub(crate) struct Fleet {
     refused_successor: Option<String>,
     /// True when data for `status` may have changed.
     stale: bool,
-    /// True when data for the judgement may have changed.
-    unjudged: bool,
 }
 
 impl Fleet {
     /// Makes a fleet that knows only the instances of an earlier supervisor.
     pub(crate) fn new(mut parts: FleetParts) -> Self {
-        let patience = STALL_PATIENCE * parts.config.health.hung_after();
         let state_dir = &parts.config.state_dir;
-        let (left, first_free) = (
-            std::mem::take(&mut parts.finds.left),
-            std::mem::take(&mut parts.finds.first_free),
-        );
+        let left = std::mem::take(&mut parts.finds.left);
         // Time counts from boot, so that events before this supervisor's start have a time too.
         let now = Instant::now();
         let booted = now.checked_sub(sys::since_boot(ClockId::CLOCK_MONOTONIC));
@@ -161,6 +143,16 @@ impl Fleet {
                     false => names(&parts.stopped),
                 },
             ),
+            core: Core::new(
+                core_settings(&parts.config, parts.open_files),
+                Remembered {
+                    admitted: parts.admitted,
+                    stopped: parts.stopped,
+                    unsure: parts.unsure,
+                    first_free: std::mem::take(&mut parts.finds.first_free),
+                },
+                fastrand::Rng::new(),
+            ),
             config: parts.config,
             manager: parts.manager,
             reports: parts.reports,
@@ -170,32 +162,22 @@ impl Fleet {
             requests: parts.requests,
             reloader: parts.reloader,
             snapshots: parts.snapshots,
-            entries: BTreeMap::new(),
-            admitted: parts.admitted,
-            stopped: parts.stopped,
-            unsure: parts.unsure,
-            first_free,
             left,
-            open_files: parts.open_files,
             broker: None,
-            verdict: Verdict::default(),
-            slots: BTreeMap::new(),
             orders: PendingRequests::default(),
             notices: parts.notices,
             embedded: parts.embedded,
             surroundings: parts.surroundings,
-            hangs: HangDetector::new(patience),
             booted: booted.unwrap_or(now),
-            stopping: false,
             store: None,
             asking: SuccessorCheck::default(),
             leaving: None,
             refused_successor: None,
             stale: true,
-            unjudged: true,
         };
         let there = std::mem::take(&mut parts.finds.stored);
         let claimed = std::mem::take(&mut parts.finds.claimed);
+        fleet.tell_leftovers();
         fleet.adopt(parts.finds);
         if let Some(keeping) = parts.keeping {
             fleet.begin_to_keep(keeping, there, &claimed);
@@ -232,7 +214,7 @@ impl Fleet {
                 // Orders that wait for the store are answered below.
                 () = fd_store::released(&mut self.store) => {}
                 Ok(()) = self.surroundings.changed() => self.stale = true,
-                () = tokio::time::sleep_until(due) => self.tick(),
+                () = tokio::time::sleep_until(due) => self.tell(Fact::Tick),
             }
             if let Some(at) = self.leave_at() {
                 self.settle_leaving(at).await;
@@ -241,7 +223,7 @@ impl Fleet {
             let began = Instant::now();
             // A flood of reports can starve the arms below it, so time and requests are handled here too.
             if began >= due {
-                self.tick();
+                self.tell(Fact::Tick);
             }
             if let Ok(request) = self.requests.try_recv() {
                 self.take_request(request);
@@ -253,12 +235,7 @@ impl Fleet {
                 // Leaves half of the time to other tasks, and collects their reports for a single judgement.
                 tokio::time::sleep(took.min(LONGEST_PAUSE)).await;
             }
-            if self.stopping
-                && self
-                    .entries
-                    .values()
-                    .all(|e| e.life.instances().all(Instance::unkillable))
-            {
+            if self.core.has_stopped() {
                 self.name_the_unkillable();
                 break;
             }
@@ -283,16 +260,11 @@ impl Fleet {
     /// Logs the processes that cannot be killed. The supervisor quits without them, and their locks inform the next
     /// supervisor.
     fn name_the_unkillable(&self) {
-        for (name, entry) in &self.entries {
+        for (name, entry) in self.core.entries() {
             for instance in entry.life.instances() {
                 tracing::error!(tenant = %name, pid = instance.pid, "cannot be killed and is left behind");
             }
         }
-    }
-
-    fn changed(&mut self) {
-        self.stale = true;
-        self.unjudged = true;
     }
 
     fn now(&self) -> Time {
@@ -300,129 +272,32 @@ impl Fleet {
     }
 
     fn next_deadline(&self) -> Instant {
-        let due = self
-            .entries
-            .values()
-            .filter_map(|e| e.life.next_deadline())
-            .min();
+        let due = self.core.next_deadline();
         let due = self.booted + due.unwrap_or_else(|| self.now() + Duration::from_secs(3600));
         self.keep_at().map_or(due, |keep| keep.min(due))
     }
 
     fn begin_stop(&mut self) {
-        self.stopping = true;
         self.orders.refuse_all();
-        let now = self.now();
-        for name in self.all_names() {
-            let want = Want::Stopped("the supervisor is stopping".into());
-            self.feed(
-                now,
-                &name,
-                Event::Wanted {
-                    want,
-                    pending: None,
-                },
-            );
-        }
+        self.tell(Fact::Stopping);
     }
 
     fn take_report(&mut self, report: InstanceEvent) {
-        let now = self.now();
-        let Some(entry) = self.entries.get_mut(&report.tenant) else {
-            return;
-        };
-        match report.what {
-            EventKind::Life(event) => {
-                if let Event::Exited { id, reason, .. } | Event::SpawnFailed { id, reason } = &event
-                {
-                    let ended = entry.life.instances().find(|i| i.id == *id);
-                    if !ended.is_some_and(Instance::ends_as_planned) {
-                        let current = entry.life.current();
-                        let who = match current.is_some_and(|c| c.serves() && c.id != *id) {
-                            true => "a replacement of its broker, which serves on,",
-                            false => "its broker",
-                        };
-                        let what = match event {
-                            Event::SpawnFailed { .. } => "could not be started",
-                            _ => "has ended",
-                        };
-                        let why = why_it_ended(ended.and_then(Instance::failure), reason);
-                        let broker_pid = ended.and_then(|i| i.pid);
-                        tracing::warn!(tenant = %report.tenant, broker_pid, "{who} {what}: {why}");
-                        entry.last_exit = Some(why);
-                        entry.fallen = Some(*id);
-                    }
-                    self.manager.ended(&report.tenant, *id);
-                    entry.status = None;
-                }
-                self.feed(now, &report.tenant, event);
-            }
-            EventKind::Status(id, text) => {
-                if entry.life.current().is_some_and(|c| c.id == id) {
-                    entry.status = Some(text.clone());
-                    self.changed();
-                }
-                self.feed(now, &report.tenant, Event::Says(id, text));
-            }
-            EventKind::DeletedMaps(id, files) => {
-                entry.deleted_maps = Some((id, files));
-                self.changed();
-            }
-            EventKind::LastWords(id, words) => {
-                if entry.fallen == Some(id) {
-                    entry.last_words = words;
-                    self.changed();
-                }
-            }
+        let InstanceEvent { tenant, what } = report;
+        if let EventKind::Life(Event::Exited { id, .. } | Event::SpawnFailed { id, .. }) = what {
+            self.manager.ended(&tenant, id);
         }
+        self.tell(Fact::Report(tenant, what));
     }
 
     fn take_files(&mut self) {
         let desired = self.desired.borrow_and_update().clone();
-        let policy = policy(&self.config);
-        let mut reread = Vec::new();
-        for (name, file) in &desired.tenants {
-            if !self.entries.contains_key(name) {
-                let first = self.first_free.get(name).copied().unwrap_or(1);
-                let life = Lifecycle::new(policy, first, fastrand::u64(..));
-                let entry = TenantEntry::new(life, self.stopped.contains(name));
-                self.entries.insert(name.clone(), entry);
-            }
-            if let Some(entry) = self.entries.get_mut(name) {
-                entry.life.set_policy(policy);
-                let read_anew = match (&entry.file, file) {
-                    (Some(Ok(old)), Ok(new)) => !Arc::ptr_eq(old, new),
-                    _ => false,
-                };
-                entry.file = Some(file.clone());
-                if read_anew {
-                    // A file that this file refers to has changed, so a configuration error may be gone.
-                    reread.push(name.clone());
-                }
-            }
-        }
-        if desired.listed && std::mem::take(&mut self.unsure) {
-            self.stop_who_does_not_run();
-        }
-        for (name, entry) in &mut self.entries {
-            if !desired.tenants.contains_key(name) {
-                entry.file = None;
-                entry.stopped = false;
-                // A tenant that returns under this name is a new tenant.
-                self.stopped.remove(name);
-            }
-        }
-        if desired.listed {
-            self.stopped
-                .retain(|name| desired.tenants.contains_key(name));
-        }
-        let now = self.now();
-        for name in reread {
-            self.feed(now, &name, Event::Reload);
-        }
+        self.tell(Fact::Files {
+            tenants: desired.tenants.clone(),
+            listed: desired.listed,
+        });
         self.heed_broker(&desired);
         self.orders.files_read(desired.scan);
-        self.changed();
     }
 
     /// Replaces every instance by overlap after a change of the broker's program, within slots and budget. A tenant
@@ -434,29 +309,49 @@ impl Fleet {
         let before = self.broker.replace(stamp.clone());
         if before.is_some_and(|before| !before.is_same_program(stamp)) {
             tracing::info!(broker = %self.config.broker.display(), "the broker's program has changed: every instance is replaced");
-            let now = self.now();
-            for name in self.all_names() {
-                self.feed(now, &name, Event::NewProgram);
-            }
+            self.tell(Fact::NewProgram);
         }
     }
 
     fn take_view(&mut self) {
-        self.view.mark_unchanged();
-        self.changed();
+        let view = self.view.borrow_and_update().clone();
+        self.tell(Fact::Servers(view));
     }
 
-    fn tick(&mut self) {
-        let now = self.now();
-        for name in self.all_names() {
-            let due = self.entries.get(&name).and_then(|e| e.life.next_deadline());
-            if due.is_some_and(|due| due <= now) {
-                self.feed(now, &name, Event::Tick);
+    /// Reconciles the tenants with the facts, until nothing changes any more.
+    fn settle(&mut self) {
+        loop {
+            self.note_leftovers();
+            for _ in 0..MOST_ROUNDS {
+                self.reconcile();
+                if !self.core.is_unsettled() {
+                    break;
+                }
+            }
+            self.stale |= self.core.take_stale();
+            if self.stale {
+                self.publish();
+            }
+            // Answering may tell the next tenant of a rolling restart. The loop ends because each tenant is told once.
+            if !self.answer_orders() {
+                break;
             }
         }
     }
-    fn all_names(&self) -> Vec<TenantName> {
-        self.entries.keys().cloned().collect()
+
+    /// Forgets the instances of an earlier supervisor that have ended since.
+    fn note_leftovers(&mut self) {
+        let before = self.left.len();
+        self.left.retain(|left| !left.gone());
+        if self.left.len() != before {
+            self.tell_leftovers();
+        }
+    }
+
+    fn tell_leftovers(&mut self) {
+        let left = self.left.iter().rev();
+        let left = left.map(|left| (left.tenant.clone(), left.to_string()));
+        self.tell(Fact::Leftovers(left.collect()));
     }
 }
 
@@ -464,12 +359,18 @@ fn names(set: &BTreeSet<TenantName>) -> String {
     set.iter().map(|name| format!("{name}\n")).collect()
 }
 
-fn policy(config: &SupervisorConfig) -> Policy {
-    Policy {
-        start_timeout: config.start.timeout,
-        grace: config.stop.grace,
-        probe_failures: config.health.failures,
-        core: config.debug_core,
+fn core_settings(config: &SupervisorConfig, open_files: u64) -> CoreSettings {
+    CoreSettings {
+        policy: Policy {
+            start_timeout: config.start.timeout,
+            grace: config.stop.grace,
+            probe_failures: config.health.failures,
+            core: config.debug_core,
+        },
+        parallelism: config.start.parallelism,
+        headroom: config.budget.headroom,
+        stall_patience: STALL_PATIENCE * config.health.hung_after(),
+        open_files,
     }
 }
 
@@ -478,34 +379,5 @@ async fn changed(embedded: &mut Option<EmbeddedStatus>) {
     match embedded {
         Some(remark) => remark.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Describes the end of an instance: first our reason for ending it, then its exit, without repeating the same text.
-fn why_it_ended(verdict: Option<&str>, how: &str) -> String {
-    let Some(verdict) = verdict else {
-        return how.to_owned();
-    };
-    let (exit, said) = how.split_once(": ").unwrap_or((how, ""));
-    let how = if verdict.ends_with(said) { exit } else { how };
-    format!("{verdict} ({how})")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::why_it_ended;
-
-    #[test]
-    fn what_a_broker_said_is_said_once() {
-        let late = "not ready within 4s: waiting for the database: full";
-        assert_eq!(why_it_ended(None, "exit code 7: x"), "exit code 7: x");
-        assert_eq!(
-            why_it_ended(Some(late), "exit code 0: waiting for the database: full"),
-            format!("{late} (exit code 0)")
-        );
-        assert_eq!(
-            why_it_ended(Some("hung"), "killed by SIGKILL"),
-            "hung (killed by SIGKILL)"
-        );
     }
 }

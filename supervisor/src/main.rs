@@ -1,7 +1,6 @@
 //! The parent of every Brokkr broker on a host: one isolated process per tenant on shared PostgreSQL servers.
 
 mod budget;
-mod budget_input;
 mod cli;
 mod commands;
 mod config;

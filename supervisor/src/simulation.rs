@@ -1,8 +1,8 @@
 //! Tests the lifecycle and the budget with thousands of tenants, random faults and simulated time.
 //!
-//! Processes, servers, sockets and clocks are simulated. The deciding code is real: [`Lifecycle`], [`decide`] and the
-//! start slots, connected as in the fleet. Each run has a seed, and the same seed gives the same events. A run that
-//! breaks a rule prints its seed and the history of the tenant concerned.
+//! Processes, servers, sockets and clocks are simulated. The deciding code is real: the fleet's core, with its effects
+//! carried out on numbers. Each run has a seed, and the same seed gives the same events. A run that breaks a rule prints
+//! its seed and the history of the tenant concerned.
 //!
 //! | rule | where |
 //! |---|---|

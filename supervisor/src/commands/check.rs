@@ -10,10 +10,10 @@ use crate::budget::{
     self, AdmittedTenant, Claim, Conflict, ConnectionTarget, Contested, Database, Decided,
     Decision, Facts, OwnershipClaim, Role, ServerId, TenantClaim, Verdict, parse_admitted,
 };
-use crate::budget_input;
 use crate::cli;
 use crate::config::{self, ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded;
+use crate::fleet::core::TenantSettings;
 use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, event_loop, schema_problems};
 use brokkr_tenant::{DatabaseUrl, SchemaName, TenantName};
 use runs_on::RunsOn;
@@ -116,14 +116,14 @@ fn judge(config: &SupervisorConfig, offline: bool, findings: &mut Findings) -> S
         .map(|(tenant, config)| TenantClaim {
             stake: OwnershipClaim {
                 tenant: tenant.clone(),
-                priority: budget_input::priority(config),
+                priority: config.priority(),
                 running: Vec::new(),
-                wanted: Some(budget_input::schema_and_address(config, &view)),
+                wanted: Some(config.schema_and_address(&view)),
             },
             claim: Claim {
                 tenant: tenant.clone(),
-                priority: budget_input::priority(config),
-                wanted: budget_input::wanted(config, &view),
+                priority: config.priority(),
+                wanted: config.demand(&view),
                 held: Vec::new(),
             },
             fallback: runs_on.fallback(tenant, config, &admitted, &view),

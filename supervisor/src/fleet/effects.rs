@@ -1,102 +1,142 @@
-//! Carries out the actions of each tenant's lifecycle.
+//! Carries out the core's effects on processes, sockets, probers and files.
 
 use super::Fleet;
-use super::tenant_entry::TenantEntry;
+use super::core::{Effect, Fact, TenantSettings};
+use crate::budget::format_admitted;
 use crate::config::TenantConfig;
 use crate::instance::termination::Termination;
+use crate::instance::threads;
 use crate::lifecycle::{Action, Event, InstanceId, Revision, Time};
-use crate::servers::ServersView;
-use brokkr_tenant::{INSTANCE_CONFIG_VERSION, InstanceConfig, TenantName};
-use std::collections::BTreeSet;
+use brokkr_tenant::{
+    DatabaseUrl, INSTANCE_CONFIG_VERSION, InstanceConfig, Listen, PoolSize, SchemaName, TenantName,
+};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 impl Fleet {
-    /// Gives a tenant's lifecycle an event and carries out the actions that follow.
-    pub(super) fn feed(&mut self, now: Time, name: &TenantName, event: Event) {
-        let mut queue = vec![event];
-        while let Some(event) = queue.pop() {
-            let Some(entry) = self.entries.get_mut(name) else {
-                return;
-            };
-            let actions = entry.life.on(now, event);
-            if self.leaving.is_some() {
-                // The supervisor is leaving: an action begun now could not be finished.
-                continue;
-            }
-            for action in actions {
-                queue.extend(self.carry_out(name, action));
-            }
+    /// Gives the core a fact and carries out its effects.
+    pub(super) fn tell(&mut self, fact: Fact<TenantConfig>) {
+        let effects = self.core.on(self.now(), fact);
+        if self.core.has_news() {
+            self.keep_soon();
         }
-        self.keep_soon();
-        self.changed();
+        self.carry_out(effects);
     }
 
-    /// Carries out one action, and returns the event that follows at once, if any.
-    fn carry_out(&mut self, name: &TenantName, action: Action) -> Option<Event> {
-        let entry = self.entries.get_mut(name)?;
-        let config_of = |entry: &TenantEntry, revision| entry.revisions.get(&revision).cloned();
-        match action {
-            Action::Listen(revision) => {
-                let config = config_of(entry, revision)?;
-                Some(
-                    match self.manager.listen(name, &config.broker().http.listen) {
-                        Ok(()) => Event::Bound(revision),
-                        Err(reason) => {
-                            Event::BindFailed(revision, config.at("http.listen", &reason))
-                        }
-                    },
-                )
+    /// Reconciles the tenants with the facts and carries out the effects.
+    pub(super) fn reconcile(&mut self) {
+        let before = self.core.hangs().stalled();
+        let effects = self.core.reconcile(self.now());
+        match (before, self.core.hangs().stalled()) {
+            (None, Some(failing)) => tracing::error!(
+                failing,
+                "so many tenants fail their probes together that the host is stalled: none is replaced"
+            ),
+            (Some(_), None) => tracing::warn!("the host is no longer stalled"),
+            _ => {}
+        }
+        if self.core.has_news() || !effects.is_empty() {
+            self.keep_soon();
+        }
+        self.carry_out(effects);
+    }
+
+    /// Carries out effects, and those of the events that follow at once.
+    pub(super) fn carry_out(&mut self, effects: Vec<Effect<TenantConfig>>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            // The supervisor is leaving: an action begun now could not be finished.
+            if self.leaving.is_some() && !matches!(effect, Effect::Warn { .. }) {
+                continue;
             }
-            Action::Unlisten(keep) => {
-                let keep = keep.and_then(|revision| config_of(entry, revision));
-                let keep = keep.as_ref().map(|c| &c.broker().http.listen);
-                if self.manager.unlisten(name, keep) {
+            if let Some((tenant, event)) = self.carry_out_one(effect) {
+                let fact = Fact::Outcome(tenant, event);
+                effects.extend(self.core.on(self.now(), fact));
+            }
+        }
+    }
+
+    /// Carries out one effect, and returns the event that follows at once, if any.
+    fn carry_out_one(&mut self, effect: Effect<TenantConfig>) -> Option<(TenantName, Event)> {
+        match effect {
+            Effect::Act {
+                tenant,
+                action,
+                config,
+            } => {
+                let event = self.act(&tenant, action, config)?;
+                return Some((tenant, event));
+            }
+            Effect::SetServer { tenant, id, server } => {
+                self.manager.set_server(&tenant, id, &server);
+            }
+            Effect::DescribeHung {
+                tenant,
+                id,
+                pid,
+                missed,
+            } => {
+                let threads = pid.map(threads::describe).unwrap_or_default();
+                let detail =
+                    format!("hung: {missed} probes of /healthz unanswered; threads: {threads}");
+                if let Some(failing) = self.core.hangs().stalled() {
+                    tracing::error!(%tenant, failing, "replaced on trial: the host has been stalled for long");
+                }
+                tracing::error!(%tenant, pid, %detail, "hung, is killed and started again");
+                return Some((tenant, Event::ReplaceHung { id, detail }));
+            }
+            Effect::Warn { tenant, pid, text } => {
+                tracing::warn!(%tenant, broker_pid = pid, "{text}");
+            }
+            Effect::Probe(urls) => self.servers.want(urls),
+            Effect::StoreAdmitted => {
+                let admitted = &self.core.remembered().admitted;
+                self.kept_admitted.set(format_admitted(admitted));
+            }
+            Effect::StoreStopped => {
+                let stopped = &self.core.remembered().stopped;
+                self.kept_stopped.set(super::names(stopped));
+            }
+            Effect::Forget(tenant) => {
+                tracing::info!(%tenant, "removed");
+                self.manager.forget(&tenant);
+                self.manager.hub().forget(&tenant);
+            }
+        }
+        None
+    }
+
+    fn act(
+        &mut self,
+        name: &TenantName,
+        action: Action,
+        config: Option<Arc<TenantConfig>>,
+    ) -> Option<Event> {
+        let listen = config.as_ref().map(|c| c.listen());
+        match action {
+            Action::Listen(revision) => Some(match self.manager.listen(name, listen?) {
+                Ok(()) => Event::Bound(revision),
+                Err(reason) => Event::BindFailed(revision, config?.at("http.listen", &reason)),
+            }),
+            Action::Unlisten(_) => {
+                if self.manager.unlisten(name, listen) {
                     let release = self.release();
-                    if let Some(entry) = self.entries.get_mut(name) {
+                    if let Some(entry) = self.core.entries_mut().get_mut(name) {
                         entry.release = release;
                     }
                 }
                 None
             }
-            Action::StandIn(on) => {
-                let config = entry
-                    .accepted
-                    .as_ref()
-                    .filter(|_| on)
-                    .map(|(_, config)| config.clone());
-                self.manager
-                    .fallback(name, config.as_ref().map(|c| &c.broker().http.listen));
-                None
-            }
-            Action::AskSlot(kind) => {
-                let key = slot_key(entry, &self.view.borrow());
-                let urgency = entry.life.urgency();
-                let slots = self.slots.entry(key).or_default();
-                slots.ask(name, kind, urgency);
-                None
-            }
-            Action::Started => {
-                self.slots
-                    .values_mut()
-                    .for_each(|slots| slots.started(name));
-                None
-            }
-            Action::ReleaseSlot => {
-                self.slots
-                    .values_mut()
-                    .for_each(|slots| slots.release(name));
+            Action::StandIn(_) => {
+                self.manager.fallback(name, listen);
                 None
             }
             Action::Spawn {
-                id,
-                revision,
-                connections,
+                id, connections, ..
             } => {
-                let config = config_of(entry, revision)?;
-                let instance = self.instance_config(name, id, &config, connections);
-                self.manager
-                    .spawn(instance)
-                    .err()
-                    .map(|reason| Event::SpawnFailed { id, reason })
+                let instance = self.instance_config(name, id, config.as_ref()?, connections);
+                let failed = self.manager.spawn(instance).err();
+                failed.map(|reason| Event::SpawnFailed { id, reason })
             }
             Action::Terminate(id) => {
                 self.manager.end(name, id, Termination::Terminate);
@@ -120,26 +160,19 @@ impl Fleet {
                 let shown = self.shown_of(name, since, &of)?;
                 self.manager.count_left_over(name, since, shown)
             }
-            Action::Forget => {
-                entry.forgotten = true;
-                None
-            }
+            // The core keeps the slots and the entries.
+            Action::AskSlot(_) | Action::Started | Action::ReleaseSlot | Action::Forget => None,
         }
     }
 
     /// Returns the backends of a tenant that the servers of `of` have shown at `since` or later. `None` while a server
     /// is down or was last sampled before `since`.
     fn shown_of(&self, name: &TenantName, since: Time, of: &[Revision]) -> Option<BTreeSet<i32>> {
-        let entry = self.entries.get(name)?;
-        let (_, accepted) = entry.accepted.as_ref()?;
         let view = self.view.borrow();
         let mut shown = BTreeSet::new();
-        for revision in of {
-            // An instance of an earlier supervisor may run a configuration that is unknown here.
-            let config = entry.revisions.get(revision).unwrap_or(accepted);
-            let url = &config.broker().database.url;
-            let database = view.endpoint(url).place()?.database;
-            let (_, server) = view.server(url).filter(|(_, server)| server.up)?;
+        for config in self.core.configs_of(name, of)? {
+            let database = config.place(&view)?.database;
+            let (_, server) = view.server(config.url()).filter(|(_, server)| server.up)?;
             let sampled = server.sampled;
             if sampled.saturating_duration_since(self.booted.into_std()) < since {
                 self.servers.count_soon();
@@ -172,11 +205,41 @@ impl Fleet {
     }
 }
 
-/// Returns the server whose start slots the tenant takes; empty while the server is unknown.
-pub(super) fn slot_key(entry: &TenantEntry, view: &ServersView) -> String {
-    entry
-        .accepted
-        .as_ref()
-        .and_then(|(_, config)| view.endpoint(&config.broker().database.url).place())
-        .map_or_else(String::new, |place| place.server.as_str().to_owned())
+impl TenantSettings for TenantConfig {
+    fn url(&self) -> &DatabaseUrl {
+        &self.broker().database.url
+    }
+
+    fn schema(&self) -> &SchemaName {
+        &self.broker().database.schema
+    }
+
+    fn listen(&self) -> &Listen {
+        &self.broker().http.listen
+    }
+
+    fn pool(&self) -> u32 {
+        self.broker().database.pool_size.get()
+    }
+
+    fn priority(&self) -> i32 {
+        let priority = self.broker().supervision.priority;
+        priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+    }
+
+    fn enabled(&self) -> bool {
+        self.broker().supervision.enabled
+    }
+
+    fn same_instance(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+
+    fn with_pool(&self, pool: PoolSize) -> Self {
+        Self::with_pool(self, pool)
+    }
+
+    fn at(&self, key: &str, problem: &str) -> String {
+        Self::at(self, key, problem)
+    }
 }

@@ -68,7 +68,7 @@ impl SuccessorCheck {
 impl Fleet {
     /// Begins to end the fleet. Ignored if the fleet is already ending.
     pub(super) fn quit(&mut self, quit: ExitRequest) {
-        if self.stopping || self.leaving.is_some() {
+        if self.core.is_stopping() || self.leaving.is_some() {
             return;
         }
         match quit {
@@ -88,7 +88,7 @@ impl Fleet {
     /// Takes the successor's answer: leaves on success, else reports the problem and runs on.
     pub(super) fn succeed(&mut self, answer: Result<Successor, String>) {
         match answer {
-            Ok(successor) if !self.stopping && self.leaving.is_none() => {
+            Ok(successor) if !self.core.is_stopping() && self.leaving.is_none() => {
                 tracing::info!(program = %successor.program().display(), "it understands what is handed over, and takes this process over");
                 self.begin_leave(Some(successor));
             }
@@ -130,9 +130,8 @@ impl Fleet {
             let passed = self.manager.passed(name, instance.id);
             passed.is_none_or(|passed| passed.descriptors.is_some())
         };
-        self.entries
-            .iter()
-            .all(|(name, entry)| entry.life.instances().all(|i| there(name, i)))
+        let mut entries = self.core.entries().iter();
+        entries.all(|(name, entry)| entry.life.instances().all(|i| there(name, i)))
     }
 
     /// Ends all parts of the fleet and returns the state for the next supervisor.
@@ -174,7 +173,7 @@ impl Fleet {
                 listen: listener.listen.clone(),
             });
         }
-        for (tenant, entry) in &self.entries {
+        for (tenant, entry) in self.core.entries() {
             let restarts = entry.life.restarts();
             if restarts > 0 {
                 index.restarts.insert(tenant.clone(), restarts);

@@ -1,10 +1,9 @@
 //! Takes the operators' requests and answers each once, when its tenants have settled.
 
+use super::core::{Fact, TenantEntry, TenantSettings};
 use super::handle::{Order, Outcome, ReloadReport, Request, RequestError, Selection};
-use super::tenant_entry::TenantEntry;
 use super::{Fleet, ReloadWish};
 use crate::config::TenantConfig;
-use crate::lifecycle::Event;
 use crate::servers::Endpoint;
 use crate::status::State;
 use brokkr_tenant::TenantName;
@@ -99,13 +98,13 @@ impl Fleet {
         keep_going: bool,
         reply: oneshot::Sender<Result<Vec<Outcome>, RequestError>>,
     ) {
-        if self.stopping {
+        if self.core.is_stopping() {
             let _ = reply.send(Err(RequestError::Stopping));
             return;
         }
         let names: VecDeque<TenantName> = match selection {
             Selection::All => {
-                let entries = self.entries.iter().filter(|(_, e)| e.file.is_some());
+                let entries = self.core.entries().iter().filter(|(_, e)| e.file.is_some());
                 // A tenant that does not run has nothing to restart, and may be stopped on purpose.
                 entries
                     .filter(|(_, e)| order != Order::Restart || e.meant().is_some())
@@ -114,7 +113,10 @@ impl Fleet {
             }
             Selection::Names(names) => names.into(),
         };
-        if let Some(unknown) = names.iter().find(|name| !self.entries.contains_key(*name)) {
+        if let Some(unknown) = names
+            .iter()
+            .find(|name| !self.core.entries().contains_key(*name))
+        {
             let _ = reply.send(Err(RequestError::UnknownTenant(unknown.clone())));
             return;
         }
@@ -150,25 +152,11 @@ impl Fleet {
 
     fn tell_order(&mut self, name: &TenantName, order: Order) {
         tracing::info!(tenant = %name, ?order, "ordered");
-        let now = self.now();
-        let Some(entry) = self.entries.get_mut(name) else {
-            return;
-        };
-        entry.stopped = order == Order::Stop;
-        match order {
-            Order::Stop => self.stopped.insert(name.clone()),
-            Order::Start | Order::Restart => self.stopped.remove(name),
-        };
-        match order {
-            Order::Start => self.feed(now, name, Event::Start),
-            Order::Restart => self.feed(now, name, Event::Restart),
-            Order::Stop => {}
-        }
-        self.changed();
+        self.tell(Fact::Order(name.clone(), order));
     }
 
     fn take_reload(&mut self, confirm_removals: bool, reply: oneshot::Sender<ReloadReport>) {
-        let before = self.entries.iter().filter(|(_, e)| e.file.is_some());
+        let before = self.core.entries().iter().filter(|(_, e)| e.file.is_some());
         let before = before
             .map(|(n, e)| (n.clone(), e.asked().cloned()))
             .collect();
@@ -189,10 +177,7 @@ impl Fleet {
             servers.refresh().await;
             scanned.await.unwrap_or(0)
         });
-        let now = self.now();
-        for name in self.all_names() {
-            self.feed(now, &name, Event::Reload);
-        }
+        self.tell(Fact::Reload);
     }
 
     /// Answers the requests that have settled, and drops those whose client has disconnected. Returns true when a
@@ -216,7 +201,11 @@ impl Fleet {
             let read = reload
                 .scan
                 .is_some_and(|scan| scan <= self.orders.scan_read);
-            let settled = self.entries.values().all(|e| self.settled(e).is_some());
+            let settled = self
+                .core
+                .entries()
+                .values()
+                .all(|e| self.settled(e).is_some());
             if read && settled && self.all_released() {
                 let report = self.reload_report(&reload.before);
                 let _ = reload.reply.send(report);
@@ -228,14 +217,14 @@ impl Fleet {
     }
 
     /// Returns the lifecycle's own answer, but `None` while the tenant waits for a server that was never asked.
-    fn settled(&self, entry: &TenantEntry) -> Option<bool> {
+    fn settled(&self, entry: &TenantEntry<TenantConfig>) -> Option<bool> {
         let settled = entry.life.settled()?;
         // A view that the lifecycles have not been given yet may end the wait.
         let unheard = self.view.has_changed().unwrap_or(false);
         let unasked = unheard
-            || entry.meant().is_some_and(|config| {
-                *self.view.borrow().endpoint(&config.broker().database.url) == Endpoint::Unknown
-            });
+            || entry
+                .meant()
+                .is_some_and(|config| *config.endpoint(self.core.view()) == Endpoint::Unknown);
         (settled || !unasked).then_some(settled)
     }
 
@@ -270,7 +259,7 @@ impl Fleet {
     }
 
     fn outcome(&self, name: &TenantName, order: Order) -> Option<Outcome> {
-        let Some(entry) = self.entries.get(name) else {
+        let Some(entry) = self.core.entries().get(name) else {
             return Some(Outcome {
                 tenant: name.clone(),
                 done: order == Order::Stop,
@@ -333,7 +322,7 @@ impl Fleet {
             .filter(|name| !desired.tenants.contains_key(*name))
             .map(ToString::to_string)
             .collect();
-        for (name, entry) in &self.entries {
+        for (name, entry) in self.core.entries() {
             if let Some(problem) = entry.file_problem() {
                 report.complain(name, problem.full.clone());
                 continue;

@@ -1,7 +1,8 @@
 //! Publishes the snapshot that `status` shows, and logs each change of state once.
 
 use super::Fleet;
-use super::tenant_entry::TenantEntry;
+use super::core::TenantEntry;
+use crate::config::TenantConfig;
 use crate::lifecycle::LifecycleStatus;
 use crate::status::{ServerStatus, Snapshot, State, TenantStatus};
 use brokkr_tenant::TenantName;
@@ -10,9 +11,8 @@ use std::sync::Arc;
 impl Fleet {
     pub(super) fn publish(&mut self) {
         self.stale = false;
-        let tenants: Vec<TenantStatus> = self
-            .entries
-            .iter()
+        let entries = self.core.entries().iter();
+        let tenants: Vec<TenantStatus> = entries
             .map(|(name, entry)| self.tenant(name, entry))
             .collect();
         let mut notices = self.notices.clone();
@@ -29,8 +29,8 @@ impl Fleet {
         notices.extend(self.surroundings.borrow().clone());
         notices.extend(self.manager.groups().problem());
         notices.extend(on_deleted_files(&tenants));
-        if let Some(failing) = self.hangs.stalled() {
-            let patience = self.hangs.patience().as_secs();
+        if let Some(failing) = self.core.hangs().stalled() {
+            let patience = self.core.hangs().patience().as_secs();
             notices.push(format!(
                 "the host is stalled: {failing} tenants fail their probes together; none is replaced for {patience} s, then one at \
                  a time on trial (restart TENANT does not wait)"
@@ -42,13 +42,13 @@ impl Fleet {
             notices,
             taken: Some(std::time::Instant::now()),
         };
-        for (name, entry) in &mut self.entries {
+        for (name, entry) in self.core.entries_mut() {
             log_change(name, entry);
         }
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
-    fn tenant(&self, name: &TenantName, entry: &TenantEntry) -> TenantStatus {
+    fn tenant(&self, name: &TenantName, entry: &TenantEntry<TenantConfig>) -> TenantStatus {
         let now = self.now();
         let view = entry.life.view();
         let LifecycleStatus {
@@ -67,7 +67,7 @@ impl Fleet {
             .or(entry.asked())
             .or(entry.accepted.as_ref().map(|(_, c)| c));
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
-        let servers = self.view.borrow();
+        let servers = self.core.view();
         let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
         let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
         let limits = shown.map(|c| &c.broker().limits);
@@ -109,10 +109,11 @@ impl Fleet {
     }
 
     fn servers(&self) -> Vec<ServerStatus> {
-        let view = self.view.borrow();
+        let view = self.core.view();
+        let verdict = &self.core.decided().verdict;
         let headroom = self.config.budget.headroom;
         let seen = view.servers.iter().map(|(id, server)| {
-            let account = self.verdict.servers.get(id);
+            let account = verdict.servers.get(id);
             let facts = &server.facts;
             ServerStatus {
                 id: id.to_string(),
@@ -129,8 +130,7 @@ impl Fleet {
                     .or_else(|| server.warnings.first().cloned()),
             }
         });
-        let unseen = self
-            .verdict
+        let unseen = verdict
             .servers
             .iter()
             .filter(|(id, _)| !view.servers.contains_key(*id));
@@ -169,7 +169,7 @@ fn on_deleted_files(tenants: &[TenantStatus]) -> Option<String> {
 }
 
 /// Logs a tenant's state and reason, only if they changed since the last log line.
-fn log_change(name: &TenantName, entry: &mut TenantEntry) {
+fn log_change(name: &TenantName, entry: &mut TenantEntry<TenantConfig>) {
     let LifecycleStatus {
         state,
         reason,

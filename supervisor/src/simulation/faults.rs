@@ -1,9 +1,15 @@
 //! Random faults, and random actions of operators.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use brokkr_tenant::{Listen, SchemaName};
 
 use super::process::Step;
 use super::world::{Due, File, Habit, World};
+use crate::config::FileProblem;
+use crate::fleet::core::Fact;
+use crate::fleet::handle::Order;
 use crate::lifecycle::{Event, InstanceId};
 
 impl World {
@@ -38,21 +44,17 @@ impl World {
             server.up = true;
         }
         for n in 0..self.tenants.len() {
-            let tenant = &mut self.tenants[n];
-            tenant.port_taken = Duration::ZERO;
-            // A configuration that runs in place of the file's must recover too.
-            let running = tenant.revisions.values_mut();
-            for file in running.chain(tenant.accepted.as_mut().map(|(_, file)| file)) {
-                file.habit = Habit::Good;
-            }
+            self.tenants[n].port_taken = Duration::ZERO;
             self.mend(n);
         }
         self.judge_soon();
     }
 
     fn mend(&mut self, n: usize) {
-        if let Some(Ok(file)) = &mut self.tenants[n].file {
-            file.habit = Habit::Good;
+        if let Some(Ok(file)) = &mut self.tenants[n].file
+            && file.habit != Habit::Good
+        {
+            Arc::make_mut(file).habit = Habit::Good;
         }
     }
 
@@ -73,32 +75,37 @@ impl World {
             22..28 => Habit::NeverReady,
             _ => Habit::Good,
         };
+        let pool = [2, 5, 10, 10, 20][rng.usize(..5)];
+        let server = if rng.u8(..) < 20 {
+            rng.usize(..self.servers.len())
+        } else {
+            n % self.servers.len()
+        };
         let file = File {
-            pool: [2, 5, 10, 10, 20][rng.usize(..5)],
-            server: if rng.u8(..) < 20 {
-                rng.usize(..self.servers.len())
-            } else {
-                n % self.servers.len()
-            },
-            schema: taken(rng),
-            listen: taken(rng),
+            pool,
+            server,
+            url: self.servers[server].url.clone(),
+            schema: SchemaName::parse(&format!("s{}", taken(rng))).unwrap(),
+            listen: Listen::parse(&format!("127.0.0.1:{}", 1024 + taken(rng))).unwrap(),
             priority: rng.i32(0..3),
             enabled: rng.u8(..) >= 8,
             habit,
         };
-        self.tenants[n].file = Some(Ok(file));
-        self.tenants[n].stopped &= self.rng.bool();
+        self.tenants[n].file = Some(Ok(Arc::new(file)));
+        if self.rng.bool() && self.is_stopped(n) {
+            self.order(n, Event::Start);
+        }
     }
 
     fn break_file(&mut self, n: usize) {
         if self.tenants[n].file.is_some() {
-            self.tenants[n].file = Some(Err(()));
+            let problem = FileProblem::from("its file is broken".to_owned());
+            self.tenants[n].file = Some(Err(Arc::new(problem)));
         }
     }
 
     fn remove_file(&mut self, n: usize) {
         self.tenants[n].file = None;
-        self.tenants[n].stopped = false;
     }
 
     fn some_process(&mut self, n: usize) -> Option<InstanceId> {
@@ -121,24 +128,31 @@ impl World {
     }
 
     pub(super) fn order(&mut self, n: usize, event: Event) {
-        if self.tenants[n].life.is_none() {
+        if self.entry(n).is_none() {
             return;
         }
+        let name = self.tenants[n].name.clone();
         match event {
-            Event::Restart => self.tenants[n].generation += 1,
+            Event::Restart => {
+                self.tenants[n].generation += 1;
+                return self.tell(Fact::Order(name, Order::Restart));
+            }
             Event::NewProgram => {
                 let tenant = &mut self.tenants[n];
                 tenant.generation += 1;
                 tenant.program = tenant.generation;
             }
-            Event::Start => self.tenants[n].stopped = false,
+            Event::Start => return self.tell(Fact::Order(name, Order::Start)),
             _ => {}
         }
         self.feed(n, event);
     }
 
     fn stop(&mut self, n: usize) {
-        self.tenants[n].stopped = self.tenants[n].file.is_some();
+        if self.tenants[n].file.is_some() {
+            let name = self.tenants[n].name.clone();
+            self.tell(Fact::Order(name, Order::Stop));
+        }
     }
 
     fn server_away(&mut self, n: usize) {

@@ -1,9 +1,10 @@
 //! Simulated processes, which start, hold connections, drain, hang and end.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::world::{Due, Habit, World};
+use super::world::{Due, File, Habit, World};
 use crate::lifecycle::{AdoptedStage, Event, Instance, InstanceId, Revision, Time};
 
 /// The next step of a process.
@@ -23,8 +24,7 @@ pub(super) enum Step {
 pub(super) struct SimProcess {
     pub(super) revision: Revision,
     pub(super) generation: u64,
-    pub(super) server: usize,
-    pub(super) schema: usize,
+    pub(super) file: Arc<File>,
     /// The largest number of connections the process may hold now.
     pub(super) most: u32,
     pub(super) ready: bool,
@@ -49,15 +49,22 @@ pub(super) struct SimLeftover {
 }
 
 impl World {
-    pub(super) fn spawn(&mut self, n: usize, id: InstanceId, revision: Revision, most: u32) {
-        self.check_spawn(n, revision);
+    pub(super) fn spawn(
+        &mut self,
+        n: usize,
+        id: InstanceId,
+        revision: Revision,
+        file: Arc<File>,
+        most: u32,
+    ) {
+        self.check_spawn(n, &file);
+        // A configuration that runs in place of the file's recovers too when the faults end.
+        let habit = if self.faults { file.habit } else { Habit::Good };
         let tenant = &mut self.tenants[n];
-        let file = tenant.revisions[&revision].clone();
         let process = SimProcess {
             revision,
             generation: tenant.generation,
-            server: file.server,
-            schema: file.schema,
+            file,
             most,
             ready: false,
             hung: false,
@@ -76,7 +83,7 @@ impl World {
         }
         self.after(Duration::from_millis(1), Due::Process(n, id, Step::Spawned));
         let soon = Duration::from_millis(5) + self.within(Duration::from_millis(150));
-        match file.habit {
+        match habit {
             Habit::Good => self.after(soon, Due::Process(n, id, Step::Ready)),
             Habit::Crashes => self.after(soon, Due::Process(n, id, Step::Exits(false))),
             Habit::Misconfigured => self.after(soon, Due::Process(n, id, Step::Exits(true))),
@@ -101,7 +108,7 @@ impl World {
             Step::Extends => self.feed(n, Event::Extend(id, Duration::from_secs(400))),
             Step::Ready if process.going => {}
             Step::Ready => {
-                let server = process.server;
+                let server = process.file.server;
                 if !self.servers[server].up {
                     // A process waits for its server, as a real broker does.
                     return self.after(Duration::from_secs(1), Due::Process(n, id, step));
@@ -138,9 +145,9 @@ impl World {
         if left {
             let until = self.now + linger;
             tenant.lingering.push(SimLeftover {
-                server: process.server,
+                server: process.file.server,
                 most: process.most,
-                pool: tenant.revisions[&process.revision].pool,
+                pool: process.file.pool,
                 until,
             });
         }
@@ -206,17 +213,14 @@ impl World {
     /// Returns the number of connections that a tenant's ended processes left on the servers of `of`; `None` while one
     /// of the servers is down.
     pub(super) fn left_over(&mut self, n: usize, of: &[Revision]) -> Option<u32> {
-        let now = self.now;
-        let tenant = &mut self.tenants[n];
-        tenant.lingering.retain(|left| left.until > now);
-        let (_, accepted) = tenant.accepted.as_ref()?;
-        let files = of
-            .iter()
-            .map(|revision| tenant.revisions.get(revision).unwrap_or(accepted));
-        let servers: BTreeSet<usize> = files.map(|file| file.server).collect();
+        let configs = self.core.configs_of(&self.tenants[n].name, of)?;
+        let servers: BTreeSet<usize> = configs.iter().map(|file| file.server).collect();
         if servers.iter().any(|s| !self.servers[*s].up) {
             return None;
         }
+        let now = self.now;
+        let tenant = &mut self.tenants[n];
+        tenant.lingering.retain(|left| left.until > now);
         let left = tenant.lingering.iter();
         let left = left.filter(|left| servers.contains(&left.server));
         Some(left.map(|left| left.most).sum())
@@ -230,7 +234,7 @@ impl World {
             .processes
             .iter()
             .filter(|(_, p)| p.ready && !p.going)
-            .map(|(id, p)| (*id, p.hung, up[p.server], p.most))
+            .map(|(id, p)| (*id, p.hung, up[p.file.server], p.most))
             .collect();
         for (id, hung, up, connections) in ready {
             if let Some(process) = self.tenants[n].processes.get_mut(&id)
@@ -255,7 +259,7 @@ impl World {
                 let not_ready = (!up).then(|| "database unavailable".to_owned());
                 self.feed(n, Event::ProbeAnswered { id, not_ready });
                 // The process then also answers the question about its stage from a take-over.
-                let life = self.tenants[n].life.as_ref();
+                let life = self.life(n);
                 let instance = life.and_then(|life| life.instances().find(|i| i.id == id));
                 if instance.is_some_and(Instance::is_unsure) {
                     let stage = AdoptedStage::Serving;

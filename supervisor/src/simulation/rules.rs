@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::world::{HEADROOM, PARALLELISM, World};
-use crate::budget::{COMMAND, Decided, OWN, REPLACEMENT};
-use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, SLOT_FOR, Time};
+use super::world::{File, SETTINGS, World};
+use crate::budget::{AdmittedTenant, COMMAND, OWN, REPLACEMENT};
+use crate::lifecycle::{Event, InstanceId, Lifecycle, SLOT_FOR, Time};
 use crate::status::State;
 
 /// The shortest pause after a failure, except that there is none after the first failure.
@@ -63,7 +63,7 @@ impl World {
             .filter(|p| p.ready && !p.going)
             .count();
         self.rule(serving <= 1, n, "two instances serve, and neither is going");
-        if let Some(life) = &tenant.life {
+        if let Some(life) = self.life(n) {
             let view = life.view();
             if view.state == State::Ready {
                 self.rule(serving == 1, n, "it is called ready and nothing serves");
@@ -77,8 +77,19 @@ impl World {
                 self.check_pool(n, life, server);
             }
         }
-        if moved && let Some((_, file)) = &tenant.accepted {
-            self.check_server(n, file.server);
+        if moved {
+            self.check_servers(n);
+        }
+    }
+
+    /// Checks the server of a tenant's accepted configuration, and those of its processes.
+    pub(super) fn check_servers(&self, n: usize) {
+        let accepted = self.entry(n).and_then(|entry| entry.accepted.as_ref());
+        let accepted = accepted.map(|(_, file)| file.server);
+        let processes = self.tenants[n].processes.values().map(|p| p.file.server);
+        let servers: BTreeSet<usize> = processes.chain(accepted).collect();
+        for server in servers {
+            self.check_server(n, server);
         }
     }
 
@@ -86,7 +97,11 @@ impl World {
     fn check_pool(&self, n: usize, life: &Lifecycle, server: usize) {
         let tenant = &self.tenants[n];
         let (mut held, mut largest) = (0, 0);
-        for (id, process) in tenant.processes.iter().filter(|(_, p)| p.server == server) {
+        for (id, process) in tenant
+            .processes
+            .iter()
+            .filter(|(_, p)| p.file.server == server)
+        {
             held += process.most;
             let instance = life.instances().find(|i| i.id == *id);
             largest = largest.max(instance.map_or(0, |instance| instance.pool));
@@ -110,7 +125,7 @@ impl World {
             .tenants
             .iter()
             .flat_map(|t| t.processes.values())
-            .filter(|p| p.server == index);
+            .filter(|p| p.file.server == index);
         let (mut held, mut starting) = (0, 0);
         for process in processes {
             held += process.most;
@@ -129,7 +144,7 @@ impl World {
             self.rule(false, n, &detail);
         }
         self.rule(
-            starting <= PARALLELISM,
+            starting <= SETTINGS.parallelism,
             n,
             "more starts at once than there are slots",
         );
@@ -139,7 +154,10 @@ impl World {
     fn holders(&self, server: usize) -> String {
         let mut holders = Vec::new();
         for tenant in &self.tenants {
-            let here = tenant.processes.values().filter(|p| p.server == server);
+            let here = tenant
+                .processes
+                .values()
+                .filter(|p| p.file.server == server);
             let held: Vec<String> = here.map(|p| p.most.to_string()).collect();
             if !held.is_empty() {
                 holders.push(format!("{} {}", tenant.name, held.join(" + ")));
@@ -148,10 +166,9 @@ impl World {
         holders.join(", ")
     }
 
-    /// Checks that a new process has its socket, has its schema alone, and respects the pause after a failure.
-    pub(super) fn check_spawn(&self, n: usize, revision: Revision) {
+    /// Checks that a new process has its socket, and has its schema alone.
+    pub(super) fn check_spawn(&self, n: usize, file: &File) {
         let tenant = &self.tenants[n];
-        let file = &tenant.revisions[&revision];
         self.rule(tenant.processes.len() < 2, n, "a third process");
         self.rule(
             tenant.bound.contains(&file.listen),
@@ -162,15 +179,8 @@ impl World {
             let same = other
                 .processes
                 .values()
-                .any(|p| p.server == file.server && p.schema == file.schema);
+                .any(|p| p.file.server == file.server && p.file.schema == file.schema);
             self.rule(!same, n, &format!("started on the schema of running t{m}"));
-        }
-        if let Some(until) = tenant.pause_until {
-            self.rule(
-                until <= self.now,
-                n,
-                "started before the pause after its failure was over",
-            );
         }
     }
 
@@ -181,9 +191,9 @@ impl World {
             return;
         };
         let asked =
-            tenant.wanted() != Some(process.revision) || tenant.generation != process.generation;
-        let server = &self.servers[process.server];
-        let late = self.now >= process.started + super::world::POLICY.start_timeout;
+            self.wanted(n) != Some(process.revision) || tenant.generation != process.generation;
+        let server = &self.servers[process.file.server];
+        let late = self.now >= process.started + SETTINGS.policy.start_timeout;
         let reason = asked
             || process.hung
             || !process.ready && (late || !server.up || !server.seen || self.superseded(n, id));
@@ -211,9 +221,10 @@ impl World {
     }
 
     /// Checks that no tenant is admitted beyond capacity, and that no admitted tenant loses the place it wants.
-    pub(super) fn check_admission(&self, decided: &Decided) {
+    pub(super) fn check_admission(&self, admitted: &[AdmittedTenant]) {
+        let decided = self.core.decided();
         let verdict = &decided.verdict;
-        let before: BTreeSet<_> = self.admitted.iter().map(|a| &a.tenant).collect();
+        let before: BTreeSet<_> = admitted.iter().map(|a| &a.tenant).collect();
         for admission in &verdict.admitted {
             let Some(server) = admission.server.as_ref() else {
                 continue;
@@ -226,23 +237,26 @@ impl World {
                 .capacity
                 .is_some_and(|capacity| account.committed <= capacity);
             if !fits {
-                let detail = format!("admitted over budget: {account:?}, headroom {HEADROOM}");
+                let detail = format!(
+                    "admitted over budget: {account:?}, headroom {}",
+                    SETTINGS.headroom
+                );
                 self.rule(false, self.number(&admission.tenant), &detail);
             }
         }
         let after: BTreeSet<_> = verdict.admitted.iter().map(|a| &a.tenant).collect();
         for (n, tenant) in self.tenants.iter().enumerate() {
             let wants = matches!(&tenant.file, Some(Ok(file)) if file.enabled)
-                && !tenant.stopped
+                && !self.is_stopped(n)
                 && !tenant.forgotten;
             // Exempt is a tenant whose old configuration is lost and whose new schema or address another tenant has.
             let conflict = decided.conflicts.contains_key(&tenant.name);
-            let wants = wants && !(conflict && tenant.meant().is_none());
-            let had_it = tenant.life.is_some() && before.contains(&tenant.name);
+            let wants = wants && !(conflict && self.wanted(n).is_none());
+            let had_it = self.life(n).is_some() && before.contains(&tenant.name);
             if wants && had_it && !after.contains(&tenant.name) {
                 let decision = verdict.tenants.get(&tenant.name);
                 let conflict = decided.conflicts.get(&tenant.name);
-                let mut admitted = self.admitted.iter();
+                let mut admitted = admitted.iter();
                 let had = admitted.find(|a| a.tenant == tenant.name);
                 let detail = format!(
                     "it lost its place while it wanted it: {decision:?}, {conflict:?}, it had {had:?}"
@@ -260,16 +274,18 @@ impl World {
             if !self.servers[s].seen {
                 continue;
             }
-            let committed = self.verdict.servers.get(&self.servers[s].id);
+            let verdict = &self.core.decided().verdict;
+            let committed = verdict.servers.get(&self.servers[s].id);
+            let committed = committed.map(|account| account.committed);
             let overlaps = self.tenants.iter().filter(|t| {
-                let here = t.processes.values().filter(|p| p.server == s);
+                let here = t.processes.values().filter(|p| p.file.server == s);
                 here.count() > 1
             });
             // One replacement is part of `committed`.
             let more = u32::try_from(overlaps.count().saturating_sub(1)).unwrap() * REPLACEMENT;
             let held = self.held_on(s);
             let server = &mut self.servers[s];
-            let committed = committed.map_or(server.granted, |account| account.committed);
+            let committed = committed.unwrap_or(server.granted);
             server.granted = server
                 .granted
                 .min(committed + more)
@@ -282,7 +298,7 @@ impl World {
     pub(super) fn held_on(&self, server: usize) -> u32 {
         let processes = self.tenants.iter().flat_map(|t| t.processes.values());
         let of_tenants: u32 = processes
-            .filter(|p| p.server == server)
+            .filter(|p| p.file.server == server)
             .map(|p| p.most)
             .sum();
         of_tenants + OWN + COMMAND

@@ -16,7 +16,9 @@ impl World {
             self.check_at_rest(n);
         }
         for n in 0..self.tenants.len() {
-            self.order(n, Event::Restart);
+            if self.wanted(n).is_some() {
+                self.order(n, Event::Restart);
+            }
         }
         let bound = self.now + RESTARTED;
         while self.now < bound && (0..self.tenants.len()).any(|n| self.is_old(n)) {
@@ -38,19 +40,22 @@ impl World {
 
     fn check_at_rest(&self, n: usize) {
         let tenant = &self.tenants[n];
-        let Some(life) = &tenant.life else {
+        let Some(life) = self.life(n) else {
             return self.rule(tenant.file.is_none(), n, "it has a file and no life");
         };
         let view = life.view();
         let processes = tenant.processes.len();
         match &tenant.file {
-            Some(Ok(file)) if file.enabled && !tenant.stopped => {
+            Some(Ok(file)) if file.enabled && !self.is_stopped(n) => {
                 let refused = view.state == State::Refused;
                 if refused {
-                    let decision = self.verdict.tenants.get(&tenant.name);
+                    let verdict = &self.core.decided().verdict;
+                    let decision = verdict.tenants.get(&tenant.name);
                     let fits_not = matches!(decision, Some(Decision::Refused(_)));
+                    // The configuration it was admitted with is on another server, and is lost.
+                    let elsewhere = matches!(decision, Some(Decision::Keep(_)));
                     let is = |what: &str| view.reason.as_deref().is_some_and(|r| r.contains(what));
-                    let known = fits_not || is("taken") || is(admission::ELSEWHERE);
+                    let known = fits_not || is("taken") || elsewhere && is("over budget");
                     self.rule(known, n, "it is refused without a reason");
                     return self.rule(processes == 0, n, "it is refused and runs");
                 }
@@ -61,7 +66,7 @@ impl World {
                 );
                 self.rule(processes == 1, n, "one process at rest");
                 let mut running = tenant.processes.values().map(|p| Some(p.revision));
-                let right = running.all(|revision| revision == tenant.wanted());
+                let right = running.all(|revision| revision == self.wanted(n));
                 self.rule(right, n, "what runs at rest is not what is wanted");
                 let mut running = tenant.processes.values();
                 let new = running.all(|process| process.generation >= tenant.program);
@@ -75,7 +80,7 @@ impl World {
                 );
             }
             // A broken file does not stop a running tenant.
-            Some(Err(())) => {}
+            Some(Err(_)) => {}
             None => self.rule(false, n, "its file has gone, and it lives"),
         }
     }

@@ -1,16 +1,29 @@
 //! The supervisor dies, and the next one takes over, as the fleet does.
 
 use super::*;
-use crate::lifecycle::{AdoptedInstance, AdoptedStage, Inheritance};
+use crate::fleet::core::FoundTenant;
+use crate::lifecycle::{AdoptedInstance, AdoptedStage, Spec};
 
 impl World {
     /// Loses the old supervisor's memory: pauses, queues, judgements, stand-ins. Keeps the state of host and disk:
     /// processes, sockets, the admitted and stopped lists, instance numbers.
     pub(crate) fn succeed(&mut self) {
-        for server in &mut self.servers {
-            server.slots = StartSlots::default();
+        for n in 0..self.tenants.len() {
+            self.forget_memory(n);
         }
-        self.verdict = Verdict::default();
+        let old = self.core.remembered();
+        let mut first_free = old.first_free.clone();
+        for (name, entry) in self.core.entries() {
+            first_free.insert(name.clone(), entry.life.next_id().0);
+        }
+        let remembered = Remembered {
+            admitted: old.admitted.clone(),
+            stopped: old.stopped.clone(),
+            unsure: false,
+            first_free,
+        };
+        let seeds = fastrand::Rng::with_seed(self.rng.u64(..));
+        self.core = Core::new(SETTINGS, remembered, seeds);
         for n in 0..self.tenants.len() {
             self.take_over(n);
         }
@@ -36,72 +49,59 @@ impl World {
         }
     }
 
-    fn take_over(&mut self, n: usize) {
-        let seed = self.rng.u64(..);
-        let tenant = &mut self.tenants[n];
-        if let Some(old) = tenant.life.take() {
-            tenant.first_free = old.next_id().0;
-        }
-        tenant.told = None;
+    fn forget_memory(&mut self, n: usize) {
+        let accepted = self.entry(n).and_then(|entry| entry.accepted.as_ref());
+        let accepted = accepted.map(|(_, file)| file);
+        let tenant = &self.tenants[n];
         // A configuration that differs from the file's is lost unless a process runs it.
-        let meant = tenant.accepted.as_ref().map(|(_, file)| file);
-        let same = matches!(&tenant.file, Some(Ok(file)) if Some(file) == meant);
-        tenant.forgotten = tenant.processes.is_empty() && !same;
+        let same = matches!(&tenant.file, Some(Ok(file)) if Some(file) == accepted);
+        let forgotten = tenant.processes.is_empty() && !same;
+        let tenant = &mut self.tenants[n];
+        tenant.forgotten = forgotten;
         tenant.stands_in = false;
-        tenant.pause_until = None;
         tenant.tick_at = None;
+    }
+
+    fn take_over(&mut self, n: usize) {
+        let tenant = &mut self.tenants[n];
         if tenant.processes.is_empty() && tenant.bound.is_empty() {
-            tenant.accepted = None;
             return;
         }
         // A process passed on comes with its allowance. If found by its lock, assume the pool.
         let passed_on = self.rng.bool();
-        let adopted = tenant
-            .processes
-            .iter()
-            .map(|(id, process)| AdoptedInstance {
+        let adopted = tenant.processes.iter().map(|(id, process)| {
+            let instance = AdoptedInstance {
                 id: *id,
                 pid: 1,
                 spec: Spec {
-                    revision: process.revision,
-                    pool: tenant.revisions[&process.revision].pool,
+                    revision: Revision(0),
+                    pool: 0,
                 },
                 connections: match passed_on {
                     true => process.most,
-                    false => tenant.revisions[&process.revision].pool,
+                    false => process.file.pool,
                 },
                 spawned_at: process.started,
                 stage: AdoptedStage::Unsure,
                 outdated: process.generation != tenant.generation,
                 keeps_address: false,
                 deaf: false,
-            });
-        let inheritance = Inheritance {
+            };
+            (Some(process.file.clone()), instance)
+        });
+        let found = FoundTenant {
             instances: adopted.collect(),
-            open: tenant.open(),
-            older_open: tenant.bound.len() > 1,
+            sockets: tenant.bound.clone(),
             restarts: 0,
         };
-        tenant.life = Some(Lifecycle::new(POLICY, tenant.first_free, seed));
-        self.feed(n, Event::Adopted(inheritance));
-        let tenant = &mut self.tenants[n];
-        let life = tenant.life.as_ref();
-        let current = life
-            .and_then(Lifecycle::current)
-            .filter(|c| !c.ends_as_planned());
-        tenant.told = current.map(|current| SimLastFacts {
-            want: Want::Run(Spec {
-                revision: current.revision,
-                pool: current.pool,
-            }),
-            pending: None,
-            server: Err("not asked yet".into()),
-            overlap: true,
-        });
-        tenant.accepted = current.and_then(|current| {
-            let file = tenant.revisions.get(&current.revision)?.clone();
-            Some((current.revision, file))
-        });
+        let effects = self.core.adopt(self.now, &tenant.name, found);
+        let entry = &self.core.entries()[&tenant.name];
+        for instance in entry.life.instances() {
+            if let Some(process) = tenant.processes.get_mut(&instance.id) {
+                process.revision = instance.revision;
+            }
+        }
+        self.carry_out(effects);
     }
 
     /// Asks each process for its stage; a hung process does not answer.
@@ -128,21 +128,6 @@ impl World {
             if process.going {
                 self.feed(n, Event::Connections(id, process.most));
             }
-        }
-    }
-}
-
-impl SimTenant {
-    /// Returns the configuration of the youngest process whose address is open, or revision 0 if only others are open.
-    fn open(&self) -> Option<Revision> {
-        let mut processes = self.processes.values().rev();
-        let open = processes.find(|p| {
-            let file = self.revisions.get(&p.revision);
-            file.is_some_and(|file| self.bound.contains(&file.listen))
-        });
-        match open {
-            Some(process) => Some(process.revision),
-            None => (!self.bound.is_empty()).then_some(Revision(0)),
         }
     }
 }

@@ -1,7 +1,10 @@
-//! One tenant as the fleet holds it: its file, its configurations by revision, its lifecycle.
+//! One tenant as the core holds it: its file, its configurations by revision, its lifecycle.
 
-use crate::config::{FileProblem, FileState, TenantConfig};
-use crate::lifecycle::{Event, InstanceId, Lifecycle, Revision, Want};
+use super::{TenantFile, TenantSettings};
+use crate::config::FileProblem;
+use crate::instance::ServerOutage;
+use crate::lifecycle::{Event, Instance, InstanceId, Lifecycle, Revision, Want};
+use crate::status::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -14,38 +17,40 @@ pub(super) struct LastFacts {
     pub(super) overlap: bool,
 }
 
-/// A tenant's state in the fleet.
+/// A tenant's state in the core.
 #[derive(Debug)]
-pub(super) struct TenantEntry {
-    pub(super) life: Lifecycle,
+pub(crate) struct TenantEntry<C> {
+    pub(crate) life: Lifecycle,
     /// The tenant file as last read; `None` once the file is removed.
-    pub(super) file: Option<FileState>,
+    pub(crate) file: Option<TenantFile<C>>,
     /// True when the operator has stopped the tenant.
-    pub(super) stopped: bool,
+    pub(crate) stopped: bool,
     /// The configuration that was admitted last, and that the tenant should run.
-    pub(super) accepted: Option<(Revision, Arc<TenantConfig>)>,
+    pub(crate) accepted: Option<(Revision, Arc<C>)>,
     /// Every configuration that an instance may still run, or may have left connections of on its server.
-    pub(super) revisions: BTreeMap<Revision, Arc<TenantConfig>>,
+    pub(crate) revisions: BTreeMap<Revision, Arc<C>>,
     last_revision: u64,
     pub(super) told: Option<LastFacts>,
+    /// The state of its server that each instance was told last.
+    pub(super) told_instances: BTreeMap<InstanceId, Result<(), ServerOutage>>,
     /// The instance's own `STATUS=` text.
-    pub(super) status: Option<String>,
+    pub(crate) status: Option<String>,
     /// Files that the instance executes and that are no longer on disk.
-    pub(super) deleted_maps: Option<(InstanceId, Vec<String>)>,
-    pub(super) last_words: Vec<String>,
+    pub(crate) deleted_maps: Option<(InstanceId, Vec<String>)>,
+    pub(crate) last_words: Vec<String>,
     /// Reason of the last unplanned exit.
-    pub(super) last_exit: Option<String>,
+    pub(crate) last_exit: Option<String>,
     /// The last instance that ended unplanned; `last_words` are from its log.
     pub(super) fallen: Option<InstanceId>,
     /// True when the tenant has no process and no file, and the entry may be dropped.
     pub(super) forgotten: bool,
     /// Number of the last release of a socket of this tenant.
-    pub(super) release: u64,
+    pub(crate) release: u64,
     /// State and reason as last logged.
-    pub(super) logged: Option<(crate::status::State, Option<String>)>,
+    pub(crate) logged: Option<(State, Option<String>)>,
 }
 
-impl TenantEntry {
+impl<C: TenantSettings> TenantEntry<C> {
     pub(super) fn new(life: Lifecycle, stopped: bool) -> Self {
         Self {
             life,
@@ -55,6 +60,7 @@ impl TenantEntry {
             revisions: BTreeMap::new(),
             last_revision: 0,
             told: None,
+            told_instances: BTreeMap::new(),
             status: None,
             deleted_maps: None,
             last_words: Vec::new(),
@@ -67,24 +73,24 @@ impl TenantEntry {
     }
 
     /// Returns the configuration of the tenant file, if the file is valid.
-    pub(super) fn asked(&self) -> Option<&Arc<TenantConfig>> {
+    pub(crate) fn asked(&self) -> Option<&Arc<C>> {
         self.file.as_ref()?.as_ref().ok()
     }
 
     /// Returns the problem of the tenant file, if the file is invalid.
-    pub(super) fn file_problem(&self) -> Option<&FileProblem> {
+    pub(crate) fn file_problem(&self) -> Option<&FileProblem> {
         self.file.as_ref()?.as_ref().err().map(Arc::as_ref)
     }
 
     /// Returns the configuration that the tenant should run, also while no instance runs.
-    pub(super) fn meant(&self) -> Option<&Arc<TenantConfig>> {
+    pub(crate) fn meant(&self) -> Option<&Arc<C>> {
         let told = self.told.as_ref()?;
         let (_, config) = self.accepted.as_ref()?;
         matches!(told.want, Want::Run(_)).then_some(config)
     }
 
     /// Makes `config` the wanted configuration. An effective configuration that is known already keeps its revision.
-    pub(super) fn accept(&mut self, config: &Arc<TenantConfig>) -> Revision {
+    pub(super) fn accept(&mut self, config: &Arc<C>) -> Revision {
         let known = self
             .accepted
             .iter()
@@ -92,12 +98,9 @@ impl TenantEntry {
         // Revisions of running instances count too: a file that changes back must not cause a new instance.
         let same = known
             .chain(&self.revisions)
-            .find(|(_, known)| known.digest == config.digest)
+            .find(|(_, known)| config.same_instance(known))
             .map(|(revision, _)| *revision);
-        let revision = same.unwrap_or_else(|| {
-            self.last_revision += 1;
-            Revision(self.last_revision)
-        });
+        let revision = same.unwrap_or_else(|| self.next_revision());
         // Of two equal configurations the newer has the current line numbers of the file.
         self.accepted = Some((revision, config.clone()));
         self.revisions.insert(revision, config.clone());
@@ -105,14 +108,16 @@ impl TenantEntry {
     }
 
     /// Records the configuration of an adopted instance. An unknown configuration gets a revision of its own.
-    pub(super) fn know(&mut self, config: Option<&Arc<TenantConfig>>) -> Revision {
+    pub(super) fn know(&mut self, config: Option<&Arc<C>>) -> Revision {
         match config {
             Some(config) => self.accept(config),
-            None => {
-                self.last_revision += 1;
-                Revision(self.last_revision)
-            }
+            None => self.next_revision(),
         }
+    }
+
+    fn next_revision(&mut self) -> Revision {
+        self.last_revision += 1;
+        Revision(self.last_revision)
     }
 
     /// Forgets configurations that no instance runs and that have no connections left on a server.
@@ -144,5 +149,58 @@ impl TenantEntry {
         }
         self.told = Some(told);
         events
+    }
+
+    /// Notes the end of an instance. Returns a text for the log if the end was not planned.
+    pub(super) fn note_end(&mut self, event: &Event) -> Option<String> {
+        let (id, reason, what) = match event {
+            Event::Exited { id, reason, .. } => (*id, reason, "has ended"),
+            Event::SpawnFailed { id, reason } => (*id, reason, "could not be started"),
+            _ => return None,
+        };
+        self.status = None;
+        let ended = self.life.instances().find(|i| i.id == id);
+        if ended.is_some_and(Instance::ends_as_planned) {
+            return None;
+        }
+        let current = self.life.current();
+        let who = match current.is_some_and(|c| c.serves() && c.id != id) {
+            true => "a replacement of its broker, which serves on,",
+            false => "its broker",
+        };
+        let why = why_it_ended(ended.and_then(Instance::failure), reason);
+        let text = format!("{who} {what}: {why}");
+        self.last_exit = Some(why);
+        self.fallen = Some(id);
+        Some(text)
+    }
+}
+
+/// Describes the end of an instance: first our reason for ending it, then its exit, without repeating the same text.
+fn why_it_ended(verdict: Option<&str>, how: &str) -> String {
+    let Some(verdict) = verdict else {
+        return how.to_owned();
+    };
+    let (exit, said) = how.split_once(": ").unwrap_or((how, ""));
+    let how = if verdict.ends_with(said) { exit } else { how };
+    format!("{verdict} ({how})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::why_it_ended;
+
+    #[test]
+    fn what_a_broker_said_is_said_once() {
+        let late = "not ready within 4s: waiting for the database: full";
+        assert_eq!(why_it_ended(None, "exit code 7: x"), "exit code 7: x");
+        assert_eq!(
+            why_it_ended(Some(late), "exit code 0: waiting for the database: full"),
+            format!("{late} (exit code 0)")
+        );
+        assert_eq!(
+            why_it_ended(Some("hung"), "killed by SIGKILL"),
+            "hung (killed by SIGKILL)"
+        );
     }
 }

@@ -79,6 +79,11 @@ impl StartSlots {
         self.queue.retain(|asked| asked.tenant != *tenant);
     }
 
+    /// Returns true when no tenant waits for a slot.
+    pub(crate) fn queue_is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     pub(crate) fn holds(&self, tenant: &TenantName) -> bool {
         self.held.contains_key(tenant)
     }

@@ -1,0 +1,59 @@
+//! Translates a tenant's configuration into the budget's terms, for `run` and `check`.
+
+use crate::budget::{ConnectionTarget, SchemaAndAddress, TenantDemand};
+use crate::servers::{Endpoint, ServersView};
+use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName};
+
+/// The part of a tenant's configuration that decides about the tenant.
+pub(crate) trait TenantSettings {
+    /// Returns `database.url`.
+    fn url(&self) -> &DatabaseUrl;
+    /// Returns `database.schema`.
+    fn schema(&self) -> &SchemaName;
+    /// Returns `http.listen`.
+    fn listen(&self) -> &Listen;
+    /// Returns `database.pool_size`.
+    fn pool(&self) -> u32;
+    /// Returns `supervision.priority`, clamped to the range of `i32`.
+    fn priority(&self) -> i32;
+    /// Returns `supervision.enabled`.
+    fn enabled(&self) -> bool;
+    /// Returns true when an instance of `other` need not be replaced by an instance of this configuration.
+    fn same_instance(&self, other: &Self) -> bool;
+    /// Returns the same configuration with another pool.
+    fn with_pool(&self, pool: PoolSize) -> Self;
+    /// Formats a problem with the value of `key` as one line that begins with its place.
+    fn at(&self, key: &str, problem: &str) -> String;
+
+    /// Returns the endpoint of its URL.
+    fn endpoint<'v>(&self, view: &'v ServersView) -> &'v Endpoint {
+        view.endpoint(self.url())
+    }
+
+    /// Returns the target of its connections, once the prober has been there.
+    fn place<'v>(&self, view: &'v ServersView) -> Option<&'v ConnectionTarget> {
+        self.endpoint(view).place()
+    }
+
+    /// Returns the database, schema and address that this configuration needs exclusively.
+    fn schema_and_address(&self, view: &ServersView) -> SchemaAndAddress {
+        let url = self.url();
+        let place = self.place(view);
+        SchemaAndAddress {
+            database: place.map(|place| (place.server.clone(), place.database)),
+            // The text is one word in a line of STATE_DIR/admitted.
+            spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname())
+                .replace(char::is_whitespace, "%20"),
+            schema: self.schema().clone(),
+            listen: self.listen().clone(),
+        }
+    }
+
+    /// Returns the tenant's wish for the budget.
+    fn demand(&self, view: &ServersView) -> TenantDemand {
+        TenantDemand::Pool {
+            connections: self.pool(),
+            at: self.place(view).cloned(),
+        }
+    }
+}

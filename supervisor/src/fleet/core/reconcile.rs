@@ -1,0 +1,269 @@
+//! Reconciles the tenants with the facts: judges tenants, tells lifecycles, grants slots, forgets removed tenants.
+
+use super::admission::{Admission, admission, decide_all, names};
+use super::start_slots::{InheritedStarts, StartLimits};
+use super::tenant_entry::{LastFacts, TenantEntry};
+use super::{Core, Effect, TenantSettings, slot_key};
+use crate::budget::Verdict;
+use crate::instance::ServerOutage;
+use crate::lifecycle::{Event, HangVerdict, ProbeHealth, Spec, Time, Want};
+use crate::servers::{Endpoint, ServersView};
+use brokkr_tenant::{DatabaseUrl, TenantName};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Descriptors of one tenant while two instances overlap.
+const TENANT_DESCRIPTORS: usize = 12;
+/// Descriptors of everything else: the log, the control socket and its clients, the probers, inotify.
+const OWN_DESCRIPTORS: usize = 128;
+
+impl<C: TenantSettings> Core<C> {
+    /// Judges the tenants if necessary, and gives every lifecycle its changes.
+    pub(crate) fn reconcile(&mut self, now: Time) -> Vec<Effect<C>> {
+        let mut effects = Vec::new();
+        self.unjudged |= !std::mem::take(&mut self.touched).is_empty();
+        if std::mem::take(&mut self.unjudged) && !self.stopping && self.listed {
+            self.judge_all(now, &mut effects);
+        }
+        self.judge_hangs(now, &mut effects);
+        self.grant_slots(now, &mut effects);
+        self.forget_the_gone(&mut effects);
+        effects
+    }
+
+    /// Returns true when another [`Core::reconcile`] may change something: a tenant that has gone leaves room for a
+    /// refused tenant.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.unjudged || !self.touched.is_empty()
+    }
+
+    fn judge_all(&mut self, now: Time, effects: &mut Vec<Effect<C>>) {
+        let view = self.view.clone();
+        effects.push(Effect::Probe(self.urls()));
+        let before = view.by_present_names(&self.remembered.admitted);
+        self.decided = decide_all(&self.entries, &before, &view, self.settings.headroom);
+        let admitted = &self.decided.verdict.admitted;
+        if self.remembered.admitted != *admitted {
+            self.remembered.admitted.clone_from(admitted);
+            effects.push(Effect::StoreAdmitted);
+        }
+        if !self.remembered.unsure {
+            effects.push(Effect::StoreStopped);
+        }
+        let listed = names(&before);
+        let mut room = self.room_for_newcomers();
+        for name in self.names_of(|_| true) {
+            let Some(entry) = self.entries.get(&name) else {
+                continue;
+            };
+            let mut admission = admission(&name, entry, &listed, &self.decided, &view);
+            let left = self.leftovers.get(&name).cloned();
+            // Nothing may start beside a process that could not be ended; an adopted instance goes on regardless.
+            let beside = entry.life.instances().next().is_some();
+            if let (Some(left), Admission::Run(_, pending)) = (&left, &mut admission) {
+                if beside {
+                    pending.get_or_insert_with(|| left.clone());
+                } else {
+                    admission = Admission::Refused(left.clone());
+                }
+            }
+            if matches!(admission, Admission::Run(..)) && entry.meant().is_none() {
+                match room.checked_sub(1) {
+                    Some(left) => room = left,
+                    None => admission = Admission::Refused(self.out_of_descriptors(&name)),
+                }
+            }
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            let (want, pending) = match admission {
+                Admission::Run(config, pending) => {
+                    let revision = entry.accept(&config);
+                    let pool = config.pool();
+                    (Want::Run(Spec { revision, pool }), pending)
+                }
+                Admission::Refused(reason) => (Want::Refused(reason), None),
+                Admission::Stopped(reason) => (Want::Stopped(reason), None),
+                Admission::Gone => (Want::Gone, None),
+            };
+            let (server, overlap) = ground(entry, &view, &self.decided.verdict);
+            let news = entry.news(LastFacts {
+                want,
+                pending,
+                server: left.map_or(server, Err),
+                overlap,
+            });
+            entry.forget_old_revisions();
+            effects.extend(tell_instances(&name, entry, &view));
+            for event in news {
+                self.feed(now, &name, event, effects);
+            }
+        }
+    }
+
+    /// Returns the number of further tenants for which there are descriptors, an overlap of each included.
+    fn room_for_newcomers(&self) -> usize {
+        let limit = usize::try_from(self.settings.open_files).unwrap_or(usize::MAX);
+        let most = limit.saturating_sub(OWN_DESCRIPTORS) / TENANT_DESCRIPTORS;
+        let running = self.entries.values().filter(|e| e.meant().is_some());
+        most.saturating_sub(running.count())
+    }
+
+    fn out_of_descriptors(&self, name: &TenantName) -> String {
+        let needs = OWN_DESCRIPTORS + TENANT_DESCRIPTORS * self.entries.len();
+        format!(
+            "tenant {name}: out of descriptors: {} may be open, {needs} would do for every tenant (LimitNOFILE= in the unit, or `ulimit -n`)",
+            self.settings.open_files
+        )
+    }
+
+    /// Returns the URLs in the files, and those that instances still use.
+    fn urls(&self) -> BTreeSet<DatabaseUrl> {
+        let mut urls = BTreeSet::new();
+        for entry in self.entries.values() {
+            for config in entry.asked().into_iter().chain(entry.revisions.values()) {
+                if !urls.contains(config.url()) {
+                    urls.insert(config.url().clone());
+                }
+            }
+        }
+        urls
+    }
+
+    fn judge_hangs(&mut self, now: Time, effects: &mut Vec<Effect<C>>) {
+        let before = self.hangs.stalled();
+        let pulses = self.entries.iter().map(|(n, e)| (n, e.life.pulse()));
+        // Spares the names: without a hung broker and a stall there is nothing to judge.
+        let hung = |pulse| matches!(pulse, ProbeHealth::Hung | ProbeHealth::Mute);
+        if before.is_none() && !pulses.clone().any(|(_, pulse)| hung(pulse)) {
+            return;
+        }
+        let judged = self
+            .hangs
+            .judge(now, pulses.map(|(n, pulse)| (n.clone(), pulse)));
+        self.stale |= self.hangs.stalled() != before;
+        match judged {
+            HangVerdict::Nothing | HangVerdict::HostStalled => {}
+            HangVerdict::StallEnded => self.feed_all(now, &Event::StallEnded, effects),
+            HangVerdict::Replace(tenant) => {
+                let current = self.entries.get(&tenant).and_then(|e| e.life.current());
+                effects.extend(current.map(|current| Effect::DescribeHung {
+                    tenant: tenant.clone(),
+                    id: current.id,
+                    pid: current.pid,
+                    missed: current.missed,
+                }));
+            }
+        }
+    }
+
+    /// Grants start slots on each server until no slot is free or no tenant in the queue may take one.
+    fn grant_slots(&mut self, now: Time, effects: &mut Vec<Effect<C>>) {
+        if self.slots.values().all(|slots| slots.queue_is_empty()) {
+            return;
+        }
+        let keys: Vec<String> = self.slots.keys().cloned().collect();
+        let mut inherited: BTreeMap<String, InheritedStarts> = BTreeMap::new();
+        for (name, entry) in &self.entries {
+            let has_slot = || self.slots.values().any(|slots| slots.holds(name));
+            if (entry.life.overlaps() || entry.life.starts()) && !has_slot() {
+                let key = slot_key(entry, &self.view);
+                inherited.entry(key).or_default().count(&entry.life);
+            }
+        }
+        for key in keys {
+            let mut servers = self.decided.verdict.servers.iter();
+            let limits = StartLimits {
+                starts: self.settings.parallelism,
+                replacements: servers
+                    .find(|(id, _)| id.as_str() == key)
+                    .map_or(1, |(_, account)| account.replacements_at_once as usize),
+                inherited: inherited.get(&key).copied().unwrap_or_default(),
+            };
+            // A tenant that does not use its slot returns it at once; the bound ends an endless exchange.
+            for _ in 0..self.entries.len().max(1) {
+                let Some(slots) = self.slots.get_mut(&key) else {
+                    break;
+                };
+                let granted = slots.grant(limits);
+                if granted.is_empty() {
+                    break;
+                }
+                for name in granted {
+                    self.feed(now, &name, Event::SlotGranted, effects);
+                }
+            }
+        }
+    }
+
+    fn forget_the_gone(&mut self, effects: &mut Vec<Effect<C>>) {
+        for name in self.names_of(|e| e.forgotten && e.file.is_none()) {
+            if let Some(entry) = self.entries.remove(&name) {
+                let next = entry.life.next_id().0;
+                self.remembered.first_free.insert(name.clone(), next);
+            }
+            for slots in self.slots.values_mut() {
+                slots.release(&name);
+            }
+            effects.push(Effect::Forget(name));
+            self.changed();
+        }
+    }
+}
+
+/// Returns the reachability of the tenant's server, and true when the server has room for an overlap.
+fn ground<C: TenantSettings>(
+    entry: &TenantEntry<C>,
+    view: &ServersView,
+    verdict: &Verdict,
+) -> (Result<(), String>, bool) {
+    let Some((_, config)) = &entry.accepted else {
+        return (Err("not judged yet".into()), true);
+    };
+    let endpoint = config.endpoint(view);
+    let server = match endpoint.problem() {
+        Some(problem) => Err(problem.to_owned()),
+        None => Ok(()),
+    };
+    let account = endpoint
+        .place()
+        .and_then(|place| verdict.servers.get(&place.server));
+    (server, account.is_none_or(|account| account.overlap))
+}
+
+/// Returns the effects that tell each instance what has changed about the server it runs on.
+fn tell_instances<C: TenantSettings>(
+    name: &TenantName,
+    entry: &mut TenantEntry<C>,
+    view: &ServersView,
+) -> Vec<Effect<C>> {
+    let mut effects = Vec::new();
+    let life = &entry.life;
+    entry
+        .told_instances
+        .retain(|id, _| life.instances().any(|i| i.id == *id));
+    for instance in life.instances() {
+        let config = entry.revisions.get(&instance.revision);
+        let Some(endpoint) = config.map(|c| c.endpoint(view)) else {
+            continue;
+        };
+        if *endpoint == Endpoint::Unknown {
+            continue;
+        }
+        let server = match endpoint.problem() {
+            None => Ok(()),
+            Some(reason) => Err(ServerOutage {
+                reason: reason.to_owned(),
+                read_only: endpoint.takes_no_writes(),
+            }),
+        };
+        if entry.told_instances.get(&instance.id) != Some(&server) {
+            entry.told_instances.insert(instance.id, server.clone());
+            effects.push(Effect::SetServer {
+                tenant: name.clone(),
+                id: instance.id,
+                server,
+            });
+        }
+    }
+    effects
+}
