@@ -8,7 +8,7 @@ use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A tenant's claims.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantClaim {
     /// The schema and address it wants and has.
     pub stake: OwnershipClaim,

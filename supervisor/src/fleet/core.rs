@@ -197,8 +197,10 @@ impl<C: TenantSettings> Core<C> {
         match fact {
             Fact::Files { tenants, listed } => self.take_files(now, tenants, listed, &mut effects),
             Fact::Servers(view) => {
+                // A view may differ only in the connections counted, which no decision depends on.
+                self.unjudged |= !self.view.decides_as(&view);
                 self.view = view;
-                self.changed();
+                self.stale = true;
             }
             Fact::Leftovers(leftovers) => {
                 self.unjudged |= self.leftovers != leftovers;

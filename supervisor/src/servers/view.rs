@@ -129,6 +129,17 @@ impl ServersView {
             && timeless(self) == timeless(other)
     }
 
+    /// Returns true when both views lead to the same decisions about tenants.
+    pub fn decides_as(&self, other: &Self) -> bool {
+        let facts_differ = |(id, server): (&ServerId, &ServerView)| {
+            self.servers.get(id).map(|own| &own.facts) != Some(&server.facts)
+        };
+        self.endpoints == other.endpoints
+            && self.aliases == other.aliases
+            && self.servers.len() == other.servers.len()
+            && !other.servers.iter().any(facts_differ)
+    }
+
     /// Returns the facts by server, for the budget.
     pub fn facts(&self) -> BTreeMap<ServerId, Facts> {
         self.servers

@@ -55,6 +55,7 @@ impl World {
             && file.habit != Habit::Good
         {
             Arc::make_mut(file).habit = Habit::Good;
+            self.unread = true;
         }
     }
 
@@ -91,6 +92,7 @@ impl World {
             enabled: rng.u8(..) >= 8,
             habit,
         };
+        self.unread = true;
         self.tenants[n].file = Some(Ok(Arc::new(file)));
         if self.rng.bool() && self.is_stopped(n) {
             self.order(n, Event::Start);
@@ -100,11 +102,13 @@ impl World {
     fn break_file(&mut self, n: usize) {
         if self.tenants[n].file.is_some() {
             let problem = FileProblem::from("its file is broken".to_owned());
+            self.unread = true;
             self.tenants[n].file = Some(Err(Arc::new(problem)));
         }
     }
 
     fn remove_file(&mut self, n: usize) {
+        self.unread = true;
         self.tenants[n].file = None;
     }
 

@@ -37,8 +37,8 @@ pub(super) const SETTINGS: CoreSettings = CoreSettings {
     open_files: u64::MAX,
 };
 const SERVERS: usize = 4;
-/// Delay from a fact to the next judgement, so that several facts share one judgement.
-const JUDGE_AFTER: Duration = Duration::from_millis(200);
+/// Mean delay from a fact to the next judgement, so that several facts share one judgement.
+const JUDGE_AFTER: Duration = Duration::from_millis(50);
 /// `[health] interval`, for all probes of a tenant.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
 /// Number of past events printed when a rule is broken.
@@ -104,6 +104,8 @@ pub(super) struct World {
     again: String,
     digest: DefaultHasher,
     judge_due: bool,
+    /// True when the core has not been given the files as they are now.
+    pub(super) unread: bool,
     events: u64,
 }
 
@@ -139,6 +141,7 @@ impl World {
             again,
             digest: DefaultHasher::new(),
             judge_due: false,
+            unread: true,
             events: 0,
         };
         for n in 0..world.tenants.len() {
@@ -218,7 +221,8 @@ impl World {
 
     pub(super) fn judge_soon(&mut self) {
         if !std::mem::replace(&mut self.judge_due, true) {
-            self.after(JUDGE_AFTER, Due::Judge);
+            let soon = self.within(JUDGE_AFTER);
+            self.after(soon, Due::Judge);
         }
     }
 

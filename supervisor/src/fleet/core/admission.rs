@@ -4,11 +4,11 @@ use super::TenantSettings;
 use super::tenant_entry::TenantEntry;
 use crate::budget::{
     AdmittedTenant, Claim, Conflict, Contested, Decided, Decision, HeldConnections, OwnershipClaim,
-    TenantClaim, TenantDemand, decide,
+    TenantClaim, TenantDemand,
 };
 use crate::servers::ServersView;
 use brokkr_tenant::{PoolSize, TenantName};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The decision for one tenant.
@@ -24,34 +24,15 @@ pub(super) enum Admission<C> {
     Gone,
 }
 
-/// Decides about all tenants together.
-pub(super) fn decide_all<C: TenantSettings>(
-    entries: &BTreeMap<TenantName, TenantEntry<C>>,
-    admitted: &[AdmittedTenant],
-    view: &ServersView,
-    headroom: u32,
-) -> Decided {
-    let listed = names(admitted);
-    let tenant_claims: Vec<TenantClaim> = entries
-        .iter()
-        .map(|(name, entry)| tenant_claim(name, entry, meant(name, entry, &listed), view))
-        .collect();
-    decide(admitted, &tenant_claims, &view.facts(), headroom)
-}
-
 /// Returns the tenants of the admitted list.
 pub(super) fn names(admitted: &[AdmittedTenant]) -> BTreeSet<&TenantName> {
     admitted.iter().map(|a| &a.tenant).collect()
 }
 
-/// Returns the configuration that the tenant keeps. A tenant that still waits for its server to be seen is not admitted
-/// yet, so it has none.
-fn meant<'e, C: TenantSettings>(
-    name: &TenantName,
-    entry: &'e TenantEntry<C>,
-    listed: &BTreeSet<&TenantName>,
-) -> Option<&'e Arc<C>> {
-    entry.meant().filter(|_| listed.contains(name))
+/// Returns the configuration that the tenant keeps. A tenant that still waits for its server to be seen is not `listed`
+/// as admitted yet, so it has none.
+fn meant<C: TenantSettings>(entry: &TenantEntry<C>, listed: bool) -> Option<&Arc<C>> {
+    entry.meant().filter(|_| listed)
 }
 
 /// Returns the decision for one tenant. `listed` holds the tenants that were admitted before.
@@ -62,7 +43,7 @@ pub(super) fn admission<C: TenantSettings>(
     decided: &Decided,
     view: &ServersView,
 ) -> Admission<C> {
-    let meant = meant(name, entry, listed);
+    let meant = meant(entry, listed.contains(name));
     let (config, pending) = match candidate(entry, meant, decided.conflicts.get(name)) {
         Ok(candidate) => candidate,
         Err(admission) => return admission,
@@ -145,12 +126,14 @@ fn kept<C: TenantSettings>(
     })
 }
 
-fn tenant_claim<C: TenantSettings>(
+/// Returns the tenant's claim. A tenant is `listed` when it was admitted before.
+pub(super) fn tenant_claim<C: TenantSettings>(
     name: &TenantName,
     entry: &TenantEntry<C>,
-    meant: Option<&Arc<C>>,
+    listed: bool,
     view: &ServersView,
 ) -> TenantClaim {
+    let meant = meant(entry, listed);
     let priority = entry.asked().map_or(0, |config| config.priority());
     let demand = |config: Option<&Arc<C>>| config.map_or(TenantDemand::Nothing, |c| c.demand(view));
     let asks = candidate(entry, meant, None).ok().map(|(config, _)| config);
@@ -184,4 +167,34 @@ fn tenant_claim<C: TenantSettings>(
         },
         fallback: demand(meant),
     }
+}
+
+/// Returns the claim of an admitted tenant without the instances that hold the very pool, schema and address that the
+/// tenant is admitted with. They change no decision, because the tenant is charged that pool and owns that place anyway.
+pub(super) fn newly_held(claim: &TenantClaim, admitted: &AdmittedTenant) -> TenantClaim {
+    let mut claim = claim.clone();
+    let TenantDemand::Pool {
+        connections,
+        at: Some(place),
+    } = &claim.claim.wanted
+    else {
+        return claim;
+    };
+    let wanted = claim.stake.wanted.as_ref();
+    let granted = admitted.pool == *connections
+        && admitted.server.as_ref() == Some(&place.server)
+        && admitted.schema_and_address.as_ref() == wanted;
+    let mut held = claim.claim.held.iter();
+    if granted
+        && held.all(|held| held.place == *place && held.connections <= *connections)
+        && claim
+            .stake
+            .running
+            .iter()
+            .all(|running| Some(running) == wanted)
+    {
+        claim.claim.held.clear();
+        claim.stake.running.clear();
+    }
+    claim
 }

@@ -1,10 +1,10 @@
 //! Reconciles the tenants with the facts: judges tenants, tells lifecycles, grants slots, forgets removed tenants.
 
-use super::admission::{Admission, admission, decide_all, names};
+use super::admission::{Admission, admission, names, newly_held, tenant_claim};
 use super::start_slots::{InheritedStarts, StartLimits};
 use super::tenant_entry::{LastFacts, TenantEntry};
 use super::{Core, Effect, TenantSettings, slot_key};
-use crate::budget::Verdict;
+use crate::budget::{TenantClaim, Verdict, decide};
 use crate::instance::ServerOutage;
 use crate::lifecycle::{Event, HangVerdict, ProbeHealth, Spec, Time, Want};
 use crate::servers::{Endpoint, ServersView};
@@ -20,9 +20,14 @@ impl<C: TenantSettings> Core<C> {
     /// Judges the tenants if necessary, and gives every lifecycle its changes.
     pub(crate) fn reconcile(&mut self, now: Time) -> Vec<Effect<C>> {
         let mut effects = Vec::new();
-        self.unjudged |= !std::mem::take(&mut self.touched).is_empty();
-        if std::mem::take(&mut self.unjudged) && !self.stopping && self.listed {
-            self.judge_all(now, &mut effects);
+        let touched = std::mem::take(&mut self.touched);
+        if !self.stopping && self.listed {
+            self.unjudged |= self.review(&touched);
+            if std::mem::take(&mut self.unjudged) {
+                self.judge_all(now, &mut effects);
+            } else {
+                self.tidy(&touched, &mut effects);
+            }
         }
         self.judge_hangs(now, &mut effects);
         self.grant_slots(now, &mut effects);
@@ -36,20 +41,65 @@ impl<C: TenantSettings> Core<C> {
         self.unjudged || !self.touched.is_empty()
     }
 
+    /// Makes the claims of these tenants anew. Returns true when one may change a decision, so that a judgement is
+    /// necessary.
+    fn review(&mut self, touched: &BTreeSet<TenantName>) -> bool {
+        let mut changes = !self.leftovers.is_empty() && !touched.is_empty();
+        let admitted = &self.remembered.admitted;
+        for name in touched {
+            let Some(entry) = self.entries.get_mut(name) else {
+                continue;
+            };
+            let admission = admitted.iter().find(|a| a.tenant == *name);
+            let claim = tenant_claim(name, entry, admission.is_some(), &self.view);
+            let seated = admission.filter(|_| !self.decided.conflicts.contains_key(name));
+            let same = entry.claim.as_ref().is_some_and(|before| {
+                *before == claim
+                    || seated.is_some_and(|a| newly_held(before, a) == newly_held(&claim, a))
+            });
+            changes |= !same;
+            entry.claim = Some(claim);
+        }
+        changes
+    }
+
+    /// Forgets what only ended instances of these tenants needed, and tells new instances about their servers.
+    fn tidy(&mut self, touched: &BTreeSet<TenantName>, effects: &mut Vec<Effect<C>>) {
+        let mut forgot = false;
+        for name in touched {
+            if let Some(entry) = self.entries.get_mut(name) {
+                let known = entry.revisions.len();
+                entry.forget_old_revisions();
+                forgot |= entry.revisions.len() < known;
+                effects.extend(tell_instances(name, entry, &self.view));
+            }
+        }
+        if forgot {
+            effects.push(Effect::Probe(self.urls()));
+        }
+    }
+
     fn judge_all(&mut self, now: Time, effects: &mut Vec<Effect<C>>) {
         let view = self.view.clone();
-        effects.push(Effect::Probe(self.urls()));
         let before = view.by_present_names(&self.remembered.admitted);
-        self.decided = decide_all(&self.entries, &before, &view, self.settings.headroom);
+        let listed = names(&before);
+        let claims = self.entries.iter_mut().map(|(name, entry)| {
+            let claim = tenant_claim(name, entry, listed.contains(name), &view);
+            entry.claim = Some(claim.clone());
+            claim
+        });
+        let claims: Vec<TenantClaim> = claims.collect();
+        self.decided = decide(&before, &claims, &view.facts(), self.settings.headroom);
         let admitted = &self.decided.verdict.admitted;
         if self.remembered.admitted != *admitted {
             self.remembered.admitted.clone_from(admitted);
+            // The next judgement begins with this list, and may decide otherwise.
+            self.unjudged = true;
             effects.push(Effect::StoreAdmitted);
         }
         if !self.remembered.unsure {
             effects.push(Effect::StoreStopped);
         }
-        let listed = names(&before);
         let mut room = self.room_for_newcomers();
         for name in self.names_of(|_| true) {
             let Some(entry) = self.entries.get(&name) else {
@@ -98,6 +148,7 @@ impl<C: TenantSettings> Core<C> {
                 self.feed(now, &name, event, effects);
             }
         }
+        effects.push(Effect::Probe(self.urls()));
     }
 
     /// Returns the number of further tenants for which there are descriptors, an overlap of each included.

@@ -1,6 +1,7 @@
 //! One tenant as the core holds it: its file, its configurations by revision, its lifecycle.
 
 use super::{TenantFile, TenantSettings};
+use crate::budget::TenantClaim;
 use crate::config::FileProblem;
 use crate::instance::ServerOutage;
 use crate::lifecycle::{Event, Instance, InstanceId, Lifecycle, Revision, Want};
@@ -31,6 +32,8 @@ pub(crate) struct TenantEntry<C> {
     pub(crate) revisions: BTreeMap<Revision, Arc<C>>,
     last_revision: u64,
     pub(super) told: Option<LastFacts>,
+    /// The tenant's claim as of the last event, kept so that only a changed claim needs a judgement.
+    pub(super) claim: Option<TenantClaim>,
     /// The state of its server that each instance was told last.
     pub(super) told_instances: BTreeMap<InstanceId, Result<(), ServerOutage>>,
     /// The instance's own `STATUS=` text.
@@ -60,6 +63,7 @@ impl<C: TenantSettings> TenantEntry<C> {
             revisions: BTreeMap::new(),
             last_revision: 0,
             told: None,
+            claim: None,
             told_instances: BTreeMap::new(),
             status: None,
             deleted_maps: None,

@@ -8,12 +8,14 @@ const MOST_ROUNDS: usize = 8;
 impl World {
     /// Gives the core the files and servers as they are now, and reconciles the tenants with them.
     pub(super) fn judge(&mut self) {
-        let files = self.tenants.iter();
-        let files = files.filter_map(|t| Some((t.name.clone(), t.file.clone()?)));
-        self.tell(Fact::Files {
-            tenants: files.collect(),
-            listed: true,
-        });
+        if std::mem::take(&mut self.unread) {
+            let files = self.tenants.iter();
+            let files = files.filter_map(|t| Some((t.name.clone(), t.file.clone()?)));
+            self.tell(Fact::Files {
+                tenants: files.collect(),
+                listed: true,
+            });
+        }
         self.tell(Fact::Servers(Arc::new(self.view())));
         for _ in 0..MOST_ROUNDS {
             let before = self.core.remembered().admitted.clone();
@@ -27,6 +29,19 @@ impl World {
         }
         for n in 0..self.tenants.len() {
             self.tenants[n].forgotten &= self.wanted(n).is_none();
+        }
+    }
+
+    /// Checks that the core has left out no judgement: a judgement of all tenants changes nothing.
+    pub(super) fn check_judged(&mut self) {
+        let verdict = self.core.decided().verdict.clone();
+        self.unread = true;
+        self.judge();
+        for n in 0..self.tenants.len() {
+            let name = &self.tenants[n].name;
+            let now = &self.core.decided().verdict;
+            let same = verdict.tenants.get(name) == now.tenants.get(name);
+            self.rule(same, n, "a decision about it was out of date");
         }
     }
 

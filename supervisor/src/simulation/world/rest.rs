@@ -12,6 +12,7 @@ impl World {
     pub(crate) fn rest(&mut self) {
         self.heal();
         self.run(REST);
+        self.check_judged();
         for n in 0..self.tenants.len() {
             self.check_at_rest(n);
         }

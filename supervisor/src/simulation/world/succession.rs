@@ -24,6 +24,7 @@ impl World {
         };
         let seeds = fastrand::Rng::with_seed(self.rng.u64(..));
         self.core = Core::new(SETTINGS, remembered, seeds);
+        self.unread = true;
         for n in 0..self.tenants.len() {
             self.take_over(n);
         }
