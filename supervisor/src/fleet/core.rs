@@ -162,6 +162,9 @@ pub(crate) struct Core<C> {
     stale: bool,
     #[cfg(test)]
     pub(crate) observed: Vec<Observed>,
+    /// The number of judgements so far.
+    #[cfg(test)]
+    pub(crate) judgements: u64,
 }
 
 impl<C: TenantSettings> Core<C> {
@@ -188,6 +191,8 @@ impl<C: TenantSettings> Core<C> {
             stale: true,
             #[cfg(test)]
             observed: Vec::new(),
+            #[cfg(test)]
+            judgements: 0,
         }
     }
 

@@ -17,7 +17,7 @@ use brokkr_tenant::{DatabaseUrl, Listen, TenantName};
 pub(super) use file::{File, Habit};
 
 use super::process::{SimLeftover, SimProcess, Step};
-use crate::budget::{ConnectionTarget, Database, Decision, Facts, Role, ServerId};
+use crate::budget::{AdmittedTenant, ConnectionTarget, Database, Decision, Facts, Role, ServerId};
 use crate::fleet::core::{Core, CoreSettings, Effect, Fact, Remembered, TenantEntry, TenantFile};
 use crate::lifecycle::{Event, InstanceId, Lifecycle, Policy, Revision, Time};
 use crate::servers::{Endpoint, ServerView, ServersView};
@@ -38,7 +38,7 @@ pub(super) const SETTINGS: CoreSettings = CoreSettings {
 };
 const SERVERS: usize = 4;
 /// Mean delay from a fact to the next judgement, so that several facts share one judgement.
-const JUDGE_AFTER: Duration = Duration::from_millis(50);
+const JUDGE_AFTER: Duration = Duration::from_millis(200);
 /// `[health] interval`, for all probes of a tenant.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
 /// Number of past events printed when a rule is broken.
@@ -106,6 +106,9 @@ pub(super) struct World {
     judge_due: bool,
     /// True when the core has not been given the files as they are now.
     pub(super) unread: bool,
+    /// The core's list of admitted tenants at its last judgement, and the number of judgements until then.
+    pub(super) admitted: Vec<AdmittedTenant>,
+    pub(super) judgements: u64,
     events: u64,
 }
 
@@ -142,6 +145,8 @@ impl World {
             digest: DefaultHasher::new(),
             judge_due: false,
             unread: true,
+            admitted: Vec::new(),
+            judgements: 0,
             events: 0,
         };
         for n in 0..world.tenants.len() {

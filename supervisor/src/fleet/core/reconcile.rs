@@ -80,6 +80,10 @@ impl<C: TenantSettings> Core<C> {
     }
 
     fn judge_all(&mut self, now: Time, effects: &mut Vec<Effect<C>>) {
+        #[cfg(test)]
+        {
+            self.judgements += 1;
+        }
         let view = self.view.clone();
         let before = view.by_present_names(&self.remembered.admitted);
         let listed = names(&before);

@@ -18,9 +18,14 @@ impl World {
         }
         self.tell(Fact::Servers(Arc::new(self.view())));
         for _ in 0..MOST_ROUNDS {
-            let before = self.core.remembered().admitted.clone();
             let effects = self.core.reconcile(self.now);
-            self.check_admission(&before);
+            if std::mem::replace(&mut self.judgements, self.core.judgements)
+                != self.core.judgements
+            {
+                let admitted = self.core.remembered().admitted.clone();
+                let before = std::mem::replace(&mut self.admitted, admitted);
+                self.check_admission(&before);
+            }
             self.note_granted();
             self.carry_out(effects);
             if !self.core.is_unsettled() {
@@ -28,7 +33,9 @@ impl World {
             }
         }
         for n in 0..self.tenants.len() {
-            self.tenants[n].forgotten &= self.wanted(n).is_none();
+            if self.tenants[n].forgotten {
+                self.tenants[n].forgotten = self.wanted(n).is_none();
+            }
         }
     }
 
