@@ -24,17 +24,17 @@ use crate::instance::events::{EventKind, InstanceEvent};
 use crate::instance::leftover_instances::LeftoverInstance;
 use crate::lifecycle::{Event, Policy, Time};
 use crate::servers::{Servers, ServersView};
-use crate::status::Snapshot;
+use crate::status::{Snapshot, TenantStatus};
 use crate::sys;
 use brokkr_tenant::TenantName;
-use core::{Core, CoreSettings, Fact, Remembered};
+use core::{Core, CoreSettings, Fact, Remembered, Stale};
 use fd_store::FdStoreInputs;
 use handle::Request;
 use handover::{ExitProgress, ExitRequest, FleetExit, SuccessorCheck};
 use nix::time::ClockId;
 use requests::PendingRequests;
 use state_files::StateFile;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -118,7 +118,9 @@ pub(crate) struct Fleet {
     leaving: Option<ExitProgress>,
     /// The reason why the last successor of this supervisor did not take over.
     refused_successor: Option<String>,
-    /// True when data for `status` may have changed.
+    /// The status of every tenant as last published.
+    statuses: BTreeMap<TenantName, Arc<TenantStatus>>,
+    /// True when the status of every tenant, a server or a notice may have changed outside the core.
     stale: bool,
 }
 
@@ -173,6 +175,7 @@ impl Fleet {
             asking: SuccessorCheck::default(),
             leaving: None,
             refused_successor: None,
+            statuses: BTreeMap::new(),
             stale: true,
         };
         let there = std::mem::take(&mut parts.finds.stored);
@@ -240,7 +243,10 @@ impl Fleet {
                 break;
             }
         }
-        self.publish();
+        self.publish(&Stale {
+            all: true,
+            ..Stale::default()
+        });
         self.kept_admitted.finish().await;
         self.kept_stopped.finish().await;
         FleetExit::Drained
@@ -328,9 +334,10 @@ impl Fleet {
                     break;
                 }
             }
-            self.stale |= self.core.take_stale();
-            if self.stale {
-                self.publish();
+            let mut stale = self.core.take_stale();
+            stale.all |= std::mem::take(&mut self.stale);
+            if stale.any || stale.all || !stale.tenants.is_empty() {
+                self.publish(&stale);
             }
             // Answering may tell the next tenant of a rolling restart. The loop ends because each tenant is told once.
             if !self.answer_orders() {

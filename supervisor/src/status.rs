@@ -3,35 +3,38 @@
 //! Keys may be added and are never renamed; unknown values are `null`.
 
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A consistent snapshot of all tenants and servers, made by the fleet after each change.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Every tenant with a file or with an instance, by name.
-    pub tenants: Vec<TenantStatus>,
+    pub tenants: Vec<Arc<TenantStatus>>,
     /// Every PostgreSQL server in tenants' URLs, by id.
     pub servers: Vec<ServerStatus>,
     /// Problems that concern no single tenant: an unreadable `tenants_dir`, held removals, a missing cgroup.
     #[serde(default)]
     pub notices: Vec<String>,
-    /// The time of the snapshot, to which its ages refer.
+    /// The time of the snapshot; `None` before the fleet's first one.
     #[serde(skip)]
     pub taken: Option<Instant>,
 }
 
 impl Snapshot {
-    /// Returns the snapshot with its ages updated to the present.
+    /// Returns the snapshot with the ages that its tenants have now.
     #[must_use]
     pub fn aged(&self) -> Self {
         let mut aged = self.clone();
-        let Some(taken) = aged.taken.replace(Instant::now()) else {
-            return aged;
-        };
-        let passed = taken.elapsed().as_secs_f64();
+        let now = Instant::now();
         for tenant in &mut aged.tenants {
-            tenant.uptime_s = tenant.uptime_s.map(|s| s + passed);
-            tenant.next_try_s = tenant.next_try_s.map(|s| (s - passed).max(0.0));
+            if tenant.spawned.is_some() || tenant.next_try.is_some() {
+                let tenant = Arc::make_mut(tenant);
+                let age = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
+                let left = |until: Instant| until.saturating_duration_since(now).as_secs_f64();
+                tenant.uptime_s = tenant.spawned.map(age);
+                tenant.next_try_s = tenant.next_try.map(left);
+            }
         }
         aged
     }
@@ -50,7 +53,10 @@ pub struct TenantStatus {
     pub pending: Option<String>,
     /// The process id of the current instance.
     pub pid: Option<i32>,
-    /// The seconds since the current instance was spawned.
+    /// The time when the current instance was spawned.
+    #[serde(skip)]
+    pub spawned: Option<Instant>,
+    /// The seconds since the current instance was spawned, as of [`Snapshot::aged`].
     pub uptime_s: Option<f64>,
     /// The number of unplanned exits since the supervisor first saw this tenant.
     pub restarts: u64,
@@ -62,7 +68,10 @@ pub struct TenantStatus {
     pub pool_size: Option<u32>,
     /// The id of the server it uses.
     pub server: Option<String>,
-    /// The seconds until the next try, in `backoff`.
+    /// The time of the next try, in `backoff`.
+    #[serde(skip)]
+    pub next_try: Option<Instant>,
+    /// The seconds until the next try, in `backoff`, as of [`Snapshot::aged`].
     #[serde(default)]
     pub next_try_s: Option<f64>,
     /// The last lines of the last instance that ended unplanned.

@@ -10,6 +10,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(super) fn tenant(
     client: &ControlClient,
@@ -110,7 +111,8 @@ fn list(folder: &Path) -> Result<(), Failure> {
 fn status_of(client: &ControlClient, tenant: &TenantName) -> Result<Option<TenantStatus>, Failure> {
     let snapshot: Snapshot = parse(&client.get("/v1/status")?)?;
     let mut tenants = snapshot.tenants.into_iter();
-    Ok(tenants.find(|status| status.name == tenant.as_str()))
+    let status = tenants.find(|status| status.name == tenant.as_str());
+    Ok(status.map(Arc::unwrap_or_clone))
 }
 
 /// Removes the file of a refused tenant, and returns the failure to report.

@@ -121,16 +121,19 @@ fn watch(
 ) -> Body {
     let (mut feed, body) = stream::channel(permit);
     tokio::spawn(async move {
-        let mut last = Bytes::new();
+        let mut last = None;
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
-            // A snapshot always becomes JSON, because it holds only numbers and text with string keys.
-            let mut line =
-                serde_json::to_vec(&one_tenant(&snapshot, name.as_ref())).unwrap_or_default();
-            line.push(b'\n');
-            if last != line {
-                last = Bytes::from(line);
-                if !feed.send(last.clone()).await {
+            let shown = Snapshot {
+                taken: None,
+                ..one_tenant(&snapshot, name.as_ref())
+            };
+            if last.as_ref() != Some(&shown) {
+                // A snapshot always becomes JSON, because it holds only numbers and text with string keys.
+                let mut line = serde_json::to_vec(&shown.aged()).unwrap_or_default();
+                line.push(b'\n');
+                last = Some(shown);
+                if !feed.send(Bytes::from(line)).await {
                     break;
                 }
             }

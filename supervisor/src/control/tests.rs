@@ -22,12 +22,14 @@ fn acme() -> TenantStatus {
         reason: None,
         pending: None,
         pid: Some(4711),
+        spawned: None,
         uptime_s: Some(1.0),
         restarts: 2,
         listen: None,
         schema: None,
         pool_size: None,
         server: None,
+        next_try: None,
         next_try_s: None,
         last_words: vec![],
         last_exit: None,
@@ -52,7 +54,7 @@ impl Host {
         fs::write(&file, "runtime_dir = \".\"\nstate_dir = \".\"\n").unwrap();
         let config = crate::config::load(&file).unwrap();
         let first = Snapshot {
-            tenants: vec![acme()],
+            tenants: vec![acme().into()],
             ..Snapshot::default()
         };
         let (snapshots, snapshot) = watch::channel(Arc::new(first));
@@ -196,7 +198,7 @@ async fn a_watched_status_is_a_line_for_each_change() {
         ..acme()
     };
     host.snapshots.send_replace(Arc::new(Snapshot {
-        tenants: vec![changed],
+        tenants: vec![changed.into()],
         ..Snapshot::default()
     }));
     line(&mut stream, "\"state\":\"degraded\"").await;

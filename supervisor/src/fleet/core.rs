@@ -139,6 +139,17 @@ pub(crate) struct Observed {
     pub(crate) next_try: [Option<Time>; 2],
 }
 
+/// The part of `status` that may have changed.
+#[derive(Debug, Default)]
+pub(crate) struct Stale {
+    /// Servers, notices, or tenants.
+    pub(crate) any: bool,
+    /// All tenants.
+    pub(crate) all: bool,
+    /// These tenants.
+    pub(crate) tenants: BTreeSet<TenantName>,
+}
+
 /// The state of all tenants.
 pub(crate) struct Core<C> {
     settings: CoreSettings,
@@ -158,8 +169,8 @@ pub(crate) struct Core<C> {
     unjudged: bool,
     /// Tenants whose lifecycles had an event since the last reconciliation.
     touched: BTreeSet<TenantName>,
-    /// True when data for `status` may have changed.
-    stale: bool,
+    /// The part of `status` that may have changed.
+    stale: Stale,
     #[cfg(test)]
     pub(crate) observed: Vec<Observed>,
     /// The number of judgements so far.
@@ -188,7 +199,7 @@ impl<C: TenantSettings> Core<C> {
             stopping: false,
             unjudged: true,
             touched: BTreeSet::new(),
-            stale: true,
+            stale: Stale::default(),
             #[cfg(test)]
             observed: Vec::new(),
             #[cfg(test)]
@@ -203,9 +214,11 @@ impl<C: TenantSettings> Core<C> {
             Fact::Files { tenants, listed } => self.take_files(now, tenants, listed, &mut effects),
             Fact::Servers(view) => {
                 // A view may differ only in the connections counted, which no decision depends on.
-                self.unjudged |= !self.view.decides_as(&view);
+                if !self.view.decides_as(&view) {
+                    self.changed();
+                }
                 self.view = view;
-                self.stale = true;
+                self.stale.any = true;
             }
             Fact::Leftovers(leftovers) => {
                 self.unjudged |= self.leftovers != leftovers;
@@ -238,8 +251,12 @@ impl<C: TenantSettings> Core<C> {
     }
 
     fn changed(&mut self) {
-        self.stale = true;
+        self.stale.all = true;
         self.unjudged = true;
+    }
+
+    fn stale_tenant(&mut self, name: &TenantName) {
+        self.stale.tenants.insert(name.clone());
     }
 
     /// Gives a tenant's lifecycle an event.
@@ -247,7 +264,7 @@ impl<C: TenantSettings> Core<C> {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
-        self.stale = true;
+        self.stale.tenants.insert(name.clone());
         self.touched.insert(name.clone());
         #[cfg(test)]
         let (pause, next_try) = (entry.life.view().next_try, entry.life.next_try());
@@ -349,8 +366,8 @@ impl<C: TenantSettings> Core<C> {
         !self.touched.is_empty()
     }
 
-    /// Returns true once after data for `status` may have changed.
-    pub(crate) fn take_stale(&mut self) -> bool {
+    /// Returns once the part of `status` that may have changed.
+    pub(crate) fn take_stale(&mut self) -> Stale {
         std::mem::take(&mut self.stale)
     }
 

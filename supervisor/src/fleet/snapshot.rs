@@ -1,20 +1,35 @@
 //! Publishes the snapshot that `status` shows, and logs each change of state once.
 
 use super::Fleet;
-use super::core::TenantEntry;
+use super::core::{Stale, TenantEntry};
 use crate::config::TenantConfig;
-use crate::lifecycle::LifecycleStatus;
+use crate::lifecycle::{LifecycleStatus, Time};
 use crate::status::{ServerStatus, Snapshot, State, TenantStatus};
 use brokkr_tenant::TenantName;
 use std::sync::Arc;
 
 impl Fleet {
-    pub(super) fn publish(&mut self) {
-        self.stale = false;
-        let entries = self.core.entries().iter();
-        let tenants: Vec<TenantStatus> = entries
-            .map(|(name, entry)| self.tenant(name, entry))
-            .collect();
+    /// Publishes a snapshot in which the stale part is made anew, and logs the changes of the stale tenants.
+    pub(super) fn publish(&mut self, stale: &Stale) {
+        let names: Vec<TenantName> = match stale.all {
+            true => {
+                self.statuses.clear();
+                self.core.entries().keys().cloned().collect()
+            }
+            false => stale.tenants.iter().cloned().collect(),
+        };
+        for name in &names {
+            match self.core.entries().get(name) {
+                Some(entry) => {
+                    let status = Arc::new(self.tenant(name, entry));
+                    self.statuses.insert(name.clone(), status);
+                }
+                None => {
+                    self.statuses.remove(name);
+                }
+            }
+        }
+        let tenants: Vec<Arc<TenantStatus>> = self.statuses.values().cloned().collect();
         let mut notices = self.notices.clone();
         let desired = self.desired.borrow();
         notices.extend(desired.problems.iter().map(|p| p.brief.clone()));
@@ -42,14 +57,16 @@ impl Fleet {
             notices,
             taken: Some(std::time::Instant::now()),
         };
-        for (name, entry) in self.core.entries_mut() {
-            log_change(name, entry);
+        for name in &names {
+            if let Some(entry) = self.core.entries_mut().get_mut(name) {
+                log_change(name, entry);
+            }
         }
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
     fn tenant(&self, name: &TenantName, entry: &TenantEntry<TenantConfig>) -> TenantStatus {
-        let now = self.now();
+        let at = |time: Time| (self.booted + time).into_std();
         let view = entry.life.view();
         let LifecycleStatus {
             state,
@@ -87,7 +104,8 @@ impl Fleet {
             },
             pending,
             pid: alive.and_then(|i| i.pid),
-            uptime_s: alive.map(|i| now.saturating_sub(i.spawned_at).as_secs_f64()),
+            spawned: alive.map(|i| at(i.spawned_at)),
+            uptime_s: None,
             restarts,
             listen: shown.map(|c| c.broker().http.listen.to_string()),
             schema: shown.map(|c| c.broker().database.schema.as_str().to_owned()),
@@ -96,7 +114,8 @@ impl Fleet {
                 .map(|i| i.pool)
                 .or(shown.map(|c| c.broker().database.pool_size.get())),
             server: server.map(|place| place.server.to_string()),
-            next_try_s: next_try.map(|at| at.saturating_sub(now).as_secs_f64()),
+            next_try: next_try.map(at),
+            next_try_s: None,
             last_words: entry.last_words.clone(),
             last_exit: entry.last_exit.clone(),
             deleted_maps: match (&entry.deleted_maps, alive) {
@@ -150,7 +169,7 @@ impl Fleet {
 }
 
 /// Returns a notice that names brokers executing files that are no longer on disk.
-fn on_deleted_files(tenants: &[TenantStatus]) -> Option<String> {
+fn on_deleted_files(tenants: &[Arc<TenantStatus>]) -> Option<String> {
     let mut old = tenants.iter().filter_map(|tenant| {
         let files = tenant.deleted_maps.as_ref()?;
         (!files.is_empty()).then_some((&tenant.name, files))

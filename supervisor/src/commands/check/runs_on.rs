@@ -107,5 +107,5 @@ fn running(config: &SupervisorConfig) -> Option<BTreeSet<String>> {
         .get("/v1/status");
     let snapshot: Snapshot = serde_json::from_slice(&answer.ok()?).ok()?;
     let alive = snapshot.tenants.into_iter().filter(|t| t.pid.is_some());
-    Some(alive.map(|tenant| tenant.name).collect())
+    Some(alive.map(|tenant| tenant.name.clone()).collect())
 }

@@ -97,11 +97,11 @@ impl<C: TenantSettings> Core<C> {
             }
             EventKind::DeletedMaps(id, files) => {
                 entry.deleted_maps = Some((id, files));
-                self.stale = true;
+                self.stale_tenant(name);
             }
             EventKind::LastWords(id, words) if entry.fallen == Some(id) => {
                 entry.last_words = words;
-                self.stale = true;
+                self.stale_tenant(name);
             }
             EventKind::LastWords(..) => {}
         }

@@ -195,7 +195,7 @@ impl<C: TenantSettings> Core<C> {
         let judged = self
             .hangs
             .judge(now, pulses.map(|(n, pulse)| (n.clone(), pulse)));
-        self.stale |= self.hangs.stalled() != before;
+        self.stale.any |= self.hangs.stalled() != before;
         match judged {
             HangVerdict::Nothing | HangVerdict::HostStalled => {}
             HangVerdict::StallEnded => self.feed_all(now, &Event::StallEnded, effects),

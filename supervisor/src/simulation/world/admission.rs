@@ -19,8 +19,7 @@ impl World {
         self.tell(Fact::Servers(Arc::new(self.view())));
         for _ in 0..MOST_ROUNDS {
             let effects = self.core.reconcile(self.now);
-            if std::mem::replace(&mut self.judgements, self.core.judgements)
-                != self.core.judgements
+            if std::mem::replace(&mut self.judgements, self.core.judgements) != self.core.judgements
             {
                 let admitted = self.core.remembered().admitted.clone();
                 let before = std::mem::replace(&mut self.admitted, admitted);
