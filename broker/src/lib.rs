@@ -2,7 +2,7 @@
 //! server.
 //!
 //! ```text
-//! listener -> serve (connections, draining) -> router -> handler -> store -> Db (one closure, one connection) -> answer
+//! listener -> http (connections, draining) -> router -> handler -> store -> Db (one closure, one connection) -> answer
 //! ```
 //!
 //! - One thread turns the event loop. Database work runs only on blocking threads ([`db`]).

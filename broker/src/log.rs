@@ -100,11 +100,12 @@ pub fn init(level: &str, format: LogFormat, tenant: Option<&str>) -> std::io::Re
         .or_else(|| level.parse().ok())
         .unwrap_or_else(|| Targets::new().with_default(Level::INFO));
     let (filter, handle) = reload::Layer::new(filter);
-    let (sink, guard) = writer(std::io::stderr(), QUEUE, format)?;
+    let tenant = tenant.map(str::to_owned);
+    let (sink, guard) = writer(std::io::stderr(), QUEUE, format, tenant.clone())?;
     let lines = Lines {
         sink,
         format,
-        tenant: tenant.map(str::to_owned),
+        tenant,
     };
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
@@ -155,6 +156,7 @@ fn writer(
     mut out: impl std::io::Write + Send + 'static,
     queue: usize,
     format: LogFormat,
+    tenant: Option<String>,
 ) -> std::io::Result<(Sink, Guard)> {
     let (lines, queued) = sync_channel::<String>(queue);
     let (finish, finished) = channel();
@@ -184,7 +186,7 @@ fn writer(
                 }
                 let lost = count.load(Ordering::Relaxed);
                 if lost > told {
-                    batch.push_str(&dropped_line(format, lost - told));
+                    batch.push_str(&dropped_line(format, tenant.as_deref(), lost - told));
                     told = lost;
                 }
                 // Ignore EPIPE and the like: the reader has gone, so the error cannot be reported either.
@@ -201,11 +203,12 @@ fn writer(
     Ok((sink, guard))
 }
 
-fn dropped_line(format: LogFormat, lost: u64) -> String {
+fn dropped_line(format: LogFormat, tenant: Option<&str>, lost: u64) -> String {
     let mut fields = Fields {
-        message: "log lines dropped, because nobody read them".to_owned(),
+        message: "log lines dropped, because their reader is too slow".to_owned(),
         ..Fields::default()
     };
+    fields.name(tenant);
     fields.other.insert("dropped".to_owned(), lost.into());
     line(format, Level::WARN, "brokkr_broker::log", fields)
 }
@@ -221,11 +224,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        if let Some(tenant) = &self.tenant {
-            fields
-                .other
-                .insert("tenant".to_owned(), tenant.as_str().into());
-        }
+        fields.name(self.tenant.as_deref());
         let metadata = event.metadata();
         self.sink.send(line(
             self.format,
@@ -244,6 +243,13 @@ struct Fields {
 }
 
 impl Fields {
+    /// Names the tenant, unless a supervisor does that.
+    fn name(&mut self, tenant: Option<&str>) {
+        if let Some(tenant) = tenant {
+            self.other.insert("tenant".to_owned(), tenant.into());
+        }
+    }
+
     fn put(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
@@ -327,7 +333,7 @@ mod tests {
     use super::*;
 
     fn log_into(out: UnixStream, queue: usize, format: LogFormat, work: impl FnOnce()) -> u64 {
-        let (sink, guard) = writer(out, queue, format).unwrap();
+        let (sink, guard) = writer(out, queue, format, None).unwrap();
         let subscriber = tracing_subscriber::registry().with(Lines {
             sink,
             format,
@@ -375,7 +381,7 @@ mod tests {
     #[test]
     fn a_reader_that_does_not_read_costs_lines_and_never_blocks_and_the_count_is_logged() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (sink, guard) = writer(ours, 16, LogFormat::Json).unwrap();
+        let (sink, guard) = writer(ours, 16, LogFormat::Json, None).unwrap();
         let subscriber = tracing_subscriber::registry().with(Lines {
             sink,
             format: LogFormat::Json,

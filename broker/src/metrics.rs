@@ -129,7 +129,7 @@ impl Metrics {
         let dropped = counter(
             &scrape,
             "brokkr_log_lines_dropped_total",
-            "Log lines dropped because nobody read them.",
+            "Log lines dropped because their reader is too slow.",
         )?;
         dropped.inc_by(log_lines_dropped);
         let mut families = self.registry.gather();

@@ -189,7 +189,7 @@ pub(crate) struct Add {
     /// The tenant
     #[arg(value_name = "TENANT", value_parser = tenant_name)]
     pub(crate) tenant: TenantName,
-    /// URL of its database, without a password: everybody on the host can read arguments [default: as in the
+    /// URL of its database, without a password: every user of the host can read arguments [default: as in the
     /// supervisor's file]
     #[arg(long, value_name = "URL", conflicts_with = "url_file")]
     pub(crate) url: Option<String>,

@@ -100,7 +100,7 @@ fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 /// A whole generator, of which only name, description and `is_active` are used. The other fields are parsed so that a
 /// body without them is refused.
 #[derive(Deserialize)]
-#[allow(dead_code, reason = "required of the caller, honoured by nobody")]
+#[allow(dead_code, reason = "required of the caller, not used")]
 struct Replacement {
     id: Uuid,
     created_at: DateTime<Utc>,

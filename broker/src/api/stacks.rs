@@ -139,7 +139,7 @@ fn show(call: &ApiRequest, db: &mut Conn) -> Result<Reply, Error> {
 
 /// A whole stack, of which only name and description are used.
 #[derive(Deserialize)]
-#[allow(dead_code, reason = "required of the caller, honoured by nobody")]
+#[allow(dead_code, reason = "required of the caller, not used")]
 struct Replacement {
     id: Uuid,
     created_at: DateTime<Utc>,

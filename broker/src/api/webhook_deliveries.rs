@@ -202,7 +202,7 @@ struct DeliveryResultRequest {
     success: bool,
     status_code: Option<i32>,
     error: Option<String>,
-    #[allow(dead_code, reason = "said by agents, used by nobody")]
+    #[allow(dead_code, reason = "sent by agents, not used")]
     duration_ms: Option<i64>,
 }
 

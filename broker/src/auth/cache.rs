@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(
             cache.get_at(&hash(1), began + CONFIRMED_FOR),
             None,
-            "somebody's PAK has died"
+            "the PAK of another caller is dead"
         );
         cache.insert(hash(1), Principal::Admin, 8);
         let now = began + CONFIRMED_FOR;

@@ -11,7 +11,7 @@ use postgres::error::SqlState;
 
 use super::error::{describe, schema_lost};
 
-/// The signs of one checkout.
+/// The signs of an unfit server or schema that one checkout has seen.
 #[derive(Debug, Default)]
 pub(in crate::db) struct CheckoutSignals {
     /// Reason why the server took no writes.
@@ -33,7 +33,7 @@ impl CheckoutSignals {
         }
     }
 
-    /// Adds the signs of a later transaction.
+    /// Adds the signals of a later transaction of the same checkout.
     pub(in crate::db) fn add(&mut self, later: CheckoutSignals) {
         self.unwritable = later.unwritable.or(self.unwritable.take());
         self.schema_lost = later.schema_lost.or(self.schema_lost.take());

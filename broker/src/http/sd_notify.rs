@@ -67,7 +67,7 @@ impl Notifier {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "nobody took a notification");
+                    tracing::debug!(%error, "no process takes the notification");
                     return;
                 }
                 Ok(_) => return,

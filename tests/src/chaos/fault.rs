@@ -375,10 +375,11 @@ impl World<'_> {
                 let ended = server::sessions_ended(pg, lasts);
                 self.note(format!("{ended} sessions were ended"));
             }
-            _ => {
+            Fault::SlotsTaken => {
                 let taken = server::slots_taken(pg, lasts);
                 self.note(format!("{taken} connections were taken"));
             }
+            other => panic!("{other:?} is not a fault of a server"),
         }
         self.server_suffers_no_more();
         self.note(format!("{:?} is over", deal.fault));

@@ -35,7 +35,7 @@ answers! {
     /// Errors of an operation on a resource that must exist.
     NotFound { "404": "There is no such thing" }
     /// Errors of an operation on a resource that must not exist yet, or must be in another state.
-    Conflict { "409": "It exists already, or somebody was faster" }
+    Conflict { "409": "It exists already, or another request was faster" }
     /// Errors of an operation that looks up a value of the path or query in the database.
     Unstorable { "422": "A value that nothing can have" }
     /// Errors of an operation that takes a body of any type.

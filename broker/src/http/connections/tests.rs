@@ -253,7 +253,7 @@ async fn what_is_no_http_is_answered_with_a_body_like_every_other_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_nobody_reads_is_taken_until_its_sender_has_the_answer() {
+async fn a_body_that_no_handler_reads_is_read_until_its_sender_has_the_answer() {
     let server = Server::new(10);
     let (stream, end) = server.connect().await;
     let (mut reading, mut writing) = tokio::io::split(stream);
@@ -320,7 +320,7 @@ async fn a_connection_that_asks_nothing_gives_way_to_one_that_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_very_end_nobody_is_waited_for() {
+async fn at_the_end_of_the_grace_no_client_is_waited_for() {
     let server = Server::new(10);
     let (mut stream, end) = server.connect().await;
     stream

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_down_comes_first_and_who_failed_before_comes_last() {
+    fn a_tenant_that_is_down_comes_first_and_one_that_failed_before_comes_last() {
         let limits = limits(1, 9);
         let mut slots = StartSlots::default();
         for (n, kind, urgency) in [

@@ -238,7 +238,7 @@ fn pass_on_or_hang(mut client: std::net::TcpStream, to: u16) {
 }
 
 #[test]
-fn a_full_server_says_so_to_everybody_and_all_are_back_when_it_is_not() {
+fn a_full_server_refuses_every_url_and_accepts_all_once_it_has_room() {
     let server = PgServer::with(Options::new().max_connections(20));
     let urls = tenants(&server, &["a", "b", "c"]);
     let mut all: Vec<postgres::Client> = (0..17)

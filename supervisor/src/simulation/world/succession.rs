@@ -29,7 +29,7 @@ impl World {
             self.take_over(n);
         }
         for n in 0..self.tenants.len() {
-            self.ask_everybody(n);
+            self.ask_all_processes(n);
         }
         for s in 0..self.servers.len() {
             self.servers[s].seen = false;
@@ -106,7 +106,7 @@ impl World {
     }
 
     /// Asks each process for its stage; a hung process does not answer.
-    fn ask_everybody(&mut self, n: usize) {
+    fn ask_all_processes(&mut self, n: usize) {
         let processes = self.tenants[n].processes.clone();
         for (id, process) in processes {
             let event = if process.hung {
