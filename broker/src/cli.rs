@@ -22,6 +22,7 @@ use crate::db::start::migrate;
 use crate::http::{InheritedSockets, ServeError, serve};
 use crate::log;
 use crate::pak::{Pak, PakFormat};
+use crate::sandbox;
 use exit::failed;
 use output::{Stream, say};
 
@@ -102,6 +103,10 @@ fn run_serve(instance: Instance) -> Result<(), ServeError> {
     }
     let inherited =
         InheritedSockets::from_env().map_err(|error| ServeError::failed("LISTEN_FDS", error))?;
+    let entered = match instance.supervised {
+        true => sandbox::enter(&instance, instance.isolation_required),
+        false => Ok(()),
+    };
     // The supervisor's pipe needs JSON, even if the file asks for text.
     let format = match instance.config.log.format {
         LogFormat::Text if !instance.supervised => log::LogFormat::Text,
@@ -111,11 +116,15 @@ fn run_serve(instance: Instance) -> Result<(), ServeError> {
     let tenant = (!instance.supervised).then_some(instance.tenant.as_str());
     let guard =
         log::init(level, format, tenant).map_err(|error| ServeError::failed("log", error))?;
+    log_isolation(&instance.tenant);
     for warning in &instance.warnings {
         tracing::warn!(tenant = instance.tenant, "{warning}");
     }
     let (tenant, supervised) = (instance.tenant.clone(), instance.supervised);
-    let mut result = serve(instance, inherited, guard.dropped());
+    let mut result = match entered {
+        Ok(()) => serve(instance, inherited, guard.dropped()),
+        Err(reason) => Err(ServeError { code: 78, reason }),
+    };
     if let Err(exit) = &mut result {
         if supervised {
             // Write to the log stream; `Error: …` is for a person at a terminal.
@@ -131,6 +140,17 @@ fn run_serve(instance: Instance) -> Result<(), ServeError> {
     }
     drop(guard);
     result
+}
+
+/// Logs each layer of the sandbox, as a warning where it is missing.
+fn log_isolation(tenant: &str) {
+    for layer in sandbox::state().into_iter().flat_map(|state| state.layers) {
+        let (name, detail) = (layer.name, layer.detail);
+        match layer.on {
+            true => tracing::info!(tenant, layer = name, "{name}: {detail}"),
+            false => tracing::warn!(tenant, layer = name, "runs without {name}: {detail}"),
+        }
+    }
 }
 
 /// Protects the tenant's secrets in memory: no other process may read it and no core is written, unless the operator

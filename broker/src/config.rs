@@ -38,6 +38,8 @@ pub struct Instance {
     pub supervised: bool,
     /// True when the process may leave a core: `[debug] core` of the supervisor. Alone, the environment decides.
     pub core: bool,
+    /// True when the broker must not run without every layer of its sandbox: `[isolation] required` of the supervisor.
+    pub isolation_required: bool,
     /// The configuration file, if there is one; never set under a supervisor.
     pub file: Option<PathBuf>,
     /// Warnings for the log about keys without effect.
@@ -89,6 +91,7 @@ impl Instance {
             grace: instance.grace,
             supervised: true,
             core: instance.core,
+            isolation_required: instance.isolation_required,
             file: None,
             warnings: Vec::new(),
         })
@@ -113,6 +116,7 @@ impl Instance {
             grace: GRACE_ALONE,
             supervised: false,
             core: true,
+            isolation_required: false,
             warnings: resolved
                 .warnings
                 .iter()

@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod pak;
 pub mod reload;
 pub mod runtime_config;
+mod sandbox;
 pub mod store;
 mod sys;
 pub mod template;

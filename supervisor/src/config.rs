@@ -42,6 +42,7 @@ static KEYS: Keys = Keys::new(&[
     Key::idle("provision.admin_url", Kind::Url, None),
     Key::idle("provision.exclusive", Kind::Bool, None),
     Key::new("debug.core", Kind::Bool, Some("false")),
+    Key::new("isolation.required", Kind::Bool, Some("false")),
 ])
 .with_nested("defaults", &settings::KEYS);
 
@@ -70,6 +71,8 @@ pub struct SupervisorConfig {
     pub metrics_listen: Option<Listen>,
     /// `[debug] core`: true when a hung broker leaves a core.
     pub debug_core: bool,
+    /// `[isolation] required`: true when no tenant may run without every layer of its sandbox.
+    pub isolation_required: bool,
     /// `[postgres]`.
     pub postgres: Postgres,
     /// `[defaults]`: the layer under every tenant file.
@@ -175,6 +178,7 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
         log_format: read.required("log.format"),
         metrics_listen: read.optional("metrics.listen"),
         debug_core: read.required("debug.core"),
+        isolation_required: read.required("isolation.required"),
         postgres: Postgres {
             embedded: read.required("postgres.embedded"),
             bin_dir: read.path("postgres.bin_dir"),

@@ -2,6 +2,7 @@
 //!
 //! Keys may be added and are never renamed; unknown values are `null`.
 
+use brokkr_tenant::instance_protocol::IsolationLayer;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
@@ -85,6 +86,9 @@ pub struct TenantStatus {
     /// an upgrade; `null` until they have been checked.
     #[serde(default)]
     pub deleted_maps: Option<Vec<String>>,
+    /// The layers of the current instance's sandbox; `null` until the instance has answered.
+    #[serde(default)]
+    pub isolation: Option<Vec<IsolationLayer>>,
     /// The problem with its file, with source lines and hints.
     #[serde(default)]
     pub problem: Option<String>,

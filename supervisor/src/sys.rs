@@ -174,6 +174,7 @@ unsafe fn become_child(
         if libc::setsid() == -1 {
             fail();
         }
+        libc::umask(0o077);
         // Resets signals, because Rust ignores SIGPIPE and a thread may have masked others.
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);

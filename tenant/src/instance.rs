@@ -30,6 +30,10 @@ pub struct InstanceConfig {
     /// the JSON.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub core: bool,
+    /// `[isolation] required`: true when the instance must not run without every layer of its sandbox. False is not
+    /// written, for the same reason.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolation_required: bool,
     /// The effective configuration.
     pub config: BrokerConfig,
 }

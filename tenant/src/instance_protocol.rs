@@ -106,6 +106,27 @@ pub struct Maps {
     pub deleted: BTreeSet<String>,
 }
 
+/// The answer to `GET /isolation`: the layers of the instance's sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// Every layer, on or off.
+    pub layers: Vec<IsolationLayer>,
+    /// Files that the instance needs and may no longer read, because they were replaced on disk.
+    #[serde(default)]
+    pub unreadable: Vec<String>,
+}
+
+/// One layer of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IsolationLayer {
+    /// The name: `landlock` or `seccomp`.
+    pub name: String,
+    /// True when the layer is in force.
+    pub on: bool,
+    /// The parts that are in force, or the reason why none is.
+    pub detail: String,
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

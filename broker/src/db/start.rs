@@ -67,6 +67,7 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError
         bootstrap::finish_key_file(&mut client, plan)?;
         webhook_key::check(&mut client, plan)?;
         previous_start::note(plan);
+        webhook_key::make(plan);
         return Ok(StartReport {
             version,
             applied: 0,
@@ -80,7 +81,17 @@ pub fn start(plan: &Plan, step: &dyn Fn(Step)) -> Result<StartReport, StartError
     lock.release();
     webhook_key::check(&mut client, plan)?;
     previous_start::note(plan);
+    webhook_key::make(plan);
     Ok(outcome)
+}
+
+/// Returns true when a start may have to write the state folder: until the first start is done, and its PAK and webhook
+/// key are there.
+pub fn writes_state(plan: &Plan) -> bool {
+    let settled = previous_start::is_noted(plan)
+        // With a configured hash nothing is noted, unless there is a PAK from before.
+        || plan.pak_hash.is_some() && !plan.key_file.path().exists();
+    plan.key_file.is_pending() || !settled || matches!(plan.webhook_key.find(), Ok(None))
 }
 
 /// Creates and migrates the schema, but leaves the administrator to the first start.

@@ -12,6 +12,7 @@ use super::public::DroppedLines;
 use super::{maps, public};
 use crate::app::App;
 use crate::db::Figures;
+use crate::sandbox;
 
 /// Returns the routes of the private socket.
 pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
@@ -25,6 +26,7 @@ pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
         .route("/pool", get(pool).put(set_pool))
         .route("/server", put(set_server))
         .route("/maps", get(deleted_maps))
+        .route("/isolation", get(isolation))
         .with_state(app)
 }
 
@@ -63,6 +65,13 @@ async fn deleted_maps() -> Response {
             "/proc/self/maps cannot be read",
         )
             .into_response(),
+    }
+}
+
+async fn isolation() -> Response {
+    match tokio::task::spawn_blocking(sandbox::state).await {
+        Ok(Some(state)) => Json(state).into_response(),
+        _ => (StatusCode::NOT_FOUND, "this broker is in no sandbox").into_response(),
     }
 }
 

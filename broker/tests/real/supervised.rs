@@ -62,6 +62,7 @@ impl Instance {
             connections,
             grace: std::time::Duration::from_secs(20),
             core: false,
+            isolation_required: false,
             config: resolve(&[layer], Mode::Supervised).unwrap().config,
         };
         let mut memfd = File::from(memfd_create(c"config", MFdFlags::empty()).unwrap());

@@ -161,6 +161,16 @@ fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
     let deleted = tenant.deleted_maps.as_ref();
     let deleted = deleted.filter(|files| !files.is_empty());
     line("deleted", deleted.map(|files| harmless(&files.join(", "))));
+    for layer in tenant.isolation.iter().flatten() {
+        let (name, detail) = (harmless(&layer.name), harmless(&layer.detail));
+        line(
+            "isolation",
+            Some(match layer.on {
+                true => format!("{name}: {detail}"),
+                false => format!("no {name}: {detail}"),
+            }),
+        );
+    }
     for warning in &tenant.warnings {
         line("warning", Some(harmless(warning)));
     }

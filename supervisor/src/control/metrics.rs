@@ -36,6 +36,23 @@ pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> prometheus::Result<Stri
         "tenant",
         "Unplanned exits of a tenant's instances.",
     )?;
+    let isolated = gauges(
+        "tenants_isolated",
+        "layer",
+        "Tenants whose broker runs in this layer of the sandbox.",
+    )?;
+    for layer in ["landlock", "seccomp"] {
+        isolated.with_label_values(&[layer]).set(0);
+    }
+    for layer in snapshot
+        .tenants
+        .iter()
+        .flat_map(|t| t.isolation.iter().flatten())
+    {
+        if layer.on {
+            isolated.with_label_values(&[&layer.name]).inc();
+        }
+    }
     for tenant in &snapshot.tenants {
         tenants.with_label_values(&[tenant.state.as_str()]).inc();
         restarts

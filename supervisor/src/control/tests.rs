@@ -34,6 +34,7 @@ fn acme() -> TenantStatus {
         last_words: vec![],
         last_exit: None,
         deleted_maps: None,
+        isolation: None,
         problem: None,
         warnings: vec![],
     }

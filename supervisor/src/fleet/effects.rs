@@ -200,6 +200,7 @@ impl Fleet {
             connections,
             grace: self.config.stop.grace,
             core: self.config.debug_core,
+            isolation_required: self.config.isolation_required,
             config: config.broker().clone(),
         }
     }

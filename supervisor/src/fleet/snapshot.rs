@@ -122,6 +122,12 @@ impl Fleet {
                 (Some((id, files)), Some(instance)) if *id == instance.id => Some(files.clone()),
                 _ => None,
             },
+            isolation: match (&entry.isolation, alive) {
+                (Some((id, isolation)), Some(instance)) if *id == instance.id => {
+                    Some(isolation.layers.clone())
+                }
+                _ => None,
+            },
             warnings,
             problem: entry.file_problem().map(|problem| problem.full.clone()),
         }

@@ -7,7 +7,7 @@
 //! only their session is ended, and `status` says which limits are not enforced.
 
 use crate::lifecycle::InstanceId;
-use brokkr_tenant::{LimitsConfig, TenantName};
+use brokkr_tenant::{BrokerConfig, LimitsConfig, TenantName};
 use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -16,6 +16,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// `pids.max` unless `[limits] pids_max` is set: enough for a broker of the usual size, and too few to harm the host.
+const PIDS: u32 = 64;
+/// The most threads of a broker besides those that work on the database.
+const OTHER_THREADS: u32 = 40;
+
+/// Returns the limits of a tenant's instances.
+pub(crate) fn limits_of(config: &BrokerConfig) -> LimitsConfig {
+    let pids = PIDS.max(config.database.max_working + OTHER_THREADS);
+    LimitsConfig {
+        pids_max: config.limits.pids_max.or(Some(pids)),
+        ..config.limits
+    }
+}
 
 /// The unit that holds the subtree.
 const HOLDER: &str = "brokkr-tenants.service";

@@ -6,6 +6,7 @@
 
 mod socket;
 
+use super::cgroup::limits_of;
 use super::descriptors::Descriptors;
 use super::fd_recovery::{self, has_ended, pid_of};
 use super::leftover_instances::{self, LeftoverInstance};
@@ -395,7 +396,7 @@ impl Search {
         }
         let keeps_address = !gone && !self.has_listener(&tenant, pid, &pidfd, what.as_ref());
         let config = TenantConfig::found(config.as_ref(), what.as_ref()).map(Arc::new);
-        let limits = config.as_ref().map(|c| c.broker().limits);
+        let limits = config.as_ref().map(|c| limits_of(c.broker()));
         let instances = self.finds.instances.entry(tenant.clone()).or_default();
         if instances.len() == MOST_OF_A_TENANT {
             let why = format!("pid {pid}, beside two others");

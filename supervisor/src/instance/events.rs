@@ -2,6 +2,7 @@
 
 use crate::lifecycle::{Event, InstanceId};
 use brokkr_tenant::TenantName;
+use brokkr_tenant::instance_protocol::Isolation;
 use tokio::sync::mpsc;
 
 /// A report about one tenant.
@@ -20,6 +21,8 @@ pub(crate) enum EventKind {
     Status(InstanceId, String),
     /// Files that the instance executes and that are no longer on disk.
     DeletedMaps(InstanceId, Vec<String>),
+    /// The layers of the instance's sandbox.
+    Isolation(InstanceId, Isolation),
     /// The last log lines of an instance that has ended.
     LastWords(InstanceId, Vec<String>),
 }

@@ -145,17 +145,18 @@ impl InstanceFiles {
     }
 }
 
-/// Creates and locks the lock file of a new instance.
+/// Creates and locks the lock file of a new instance. The instance inherits the returned descriptor, which is
+/// read-only, because a later supervisor believes the text of the file.
 ///
 /// # Errors
 /// When another process holds the lock, or the folder cannot be written.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
+    let text = OpenOptions::new()
         .create(true)
-        .read(true)
         .append(true)
         .mode(0o600)
         .open(path)?;
+    let file = File::open(path)?;
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::new(
             io::ErrorKind::AlreadyExists,
@@ -163,19 +164,19 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
         ),
         TryLockError::Error(error) => error,
     })?;
-    file.set_len(0)?;
+    text.set_len(0)?;
     Ok(file)
 }
 
 /// Writes the holder and what it runs into its lock file.
-pub(crate) fn sign(file: &File, holder: &LockHolder, what: &ConfigSummary) -> io::Result<()> {
+pub(crate) fn sign(path: &Path, holder: &LockHolder, what: &ConfigSummary) -> io::Result<()> {
     let LockHolder {
         pid,
         start_time,
         boot_id,
     } = holder;
     let what = serde_json::to_string(what)?;
-    let mut file = file;
+    let mut file = OpenOptions::new().append(true).open(path)?;
     file.write_all(format!("{pid} {start_time} {boot_id}\n{what}\n").as_bytes())
 }
 
@@ -243,9 +244,11 @@ mod tests {
         let listen = brokkr_tenant::Listen::parse("127.0.0.1:1").unwrap();
         let what = ConfigSummary::listening(listen);
         let us = LockHolder::of(std::process::id() as i32).unwrap();
-        sign(&file, &us, &what).unwrap();
+        sign(&path, &us, &what).unwrap();
         let inherited = file.try_clone().unwrap();
         drop(file);
+        // An instance inherits the descriptor and cannot write another process into the file.
+        assert!((&inherited).write_all(b"1 1 x").is_err());
         let LockState::Held(label) = look(&path).unwrap() else {
             panic!("not held")
         };

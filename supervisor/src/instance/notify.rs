@@ -30,6 +30,9 @@ pub(crate) enum NotifyMessage {
     Connections(u32),
 }
 
+/// The largest number of datagrams read after the end of a process. The kernel queues fewer (`net.unix.max_dgram_qlen`).
+const MOST_DRAINED: usize = 1024;
+
 /// The sustained rate: one datagram in this time.
 const EACH: Duration = Duration::from_millis(5);
 /// The largest burst of datagrams above that rate.
@@ -87,23 +90,26 @@ impl NotifySocket {
         })
     }
 
-    /// Receives the next datagram of `pid`. Cancel-safe: a datagram is taken only when it is returned.
+    /// Receives the next datagram; one that is not of `pid` has no messages, and counts for the rate all the same.
+    /// Cancel-safe: a datagram is taken only when it is returned.
     pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<NotifyMessage>> {
         loop {
             let mut ready = self.socket.readable().await?;
-            // A datagram that cannot be read whole comes from a stranger and is ignored.
-            if let Ok(Ok((sender, text))) = ready.try_io(|socket| read_one(socket.get_ref()))
-                && sender == Some(pid)
-            {
-                return Ok(parse(&text));
+            if let Ok(read) = ready.try_io(|socket| read_one(socket.get_ref())) {
+                return Ok(match read {
+                    Ok((sender, text)) if sender == Some(pid) => parse(&text),
+                    // A datagram that cannot be read whole comes from a stranger too.
+                    Ok(_) | Err(_) => Vec::new(),
+                });
             }
         }
     }
 
-    /// Returns the datagrams already received, for a process that has ended.
+    /// Returns the datagrams already received, for a process that has ended. Strangers may go on sending, so the number
+    /// of datagrams read is bounded.
     pub(crate) fn drain(&self, pid: i32) -> Vec<NotifyMessage> {
         let mut all = Vec::new();
-        loop {
+        for _ in 0..MOST_DRAINED {
             match read_one(self.socket.get_ref()) {
                 Ok((sender, text)) if sender == Some(pid) => all.extend(parse(&text)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

@@ -3,7 +3,7 @@
 use super::events::{EventKind, EventSender};
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
-use brokkr_tenant::instance_protocol::{Maps, ServerOutage, SetPool, SetServer};
+use brokkr_tenant::instance_protocol::{Isolation, Maps, ServerOutage, SetPool, SetServer};
 use brokkr_tenant::{SocketPath, TenantName};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -44,6 +44,10 @@ const SOONER: Duration = Duration::from_millis(500);
 /// supervisor restarted after an upgrade of libraries adopts older brokers.
 const MAPS: Duration = Duration::from_secs(600);
 
+/// Time between two checks of an instance's sandbox, which stands between the instance and a file that is replaced on
+/// disk.
+const ISOLATION: Duration = Duration::from_secs(60);
+
 /// The largest answer in bytes that is read.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -77,6 +81,8 @@ impl ProbeTask {
         let mut last = None;
         let mut maps_due = Instant::now();
         let mut deleted_maps = None;
+        let mut isolation_due = Instant::now();
+        let mut isolation = None;
         self.tell(&mut client).await;
         loop {
             // Both arms are cancel-safe: the next `changed` sees a change that this call missed.
@@ -120,6 +126,24 @@ impl ProbeTask {
                     if !self
                         .reporter
                         .send(EventKind::DeletedMaps(self.id, files))
+                        .await
+                    {
+                        return;
+                    }
+                }
+            }
+            if isolation_due <= Instant::now() && matches!(event, Event::ProbeAnswered { .. }) {
+                isolation_due = Instant::now() + ISOLATION;
+                // An older broker has no sandbox.
+                let seen: Option<Isolation> =
+                    client.get_json("/isolation", self.times.timeout).await;
+                if let Some(state) = seen.clone()
+                    && seen != isolation
+                {
+                    isolation = seen;
+                    if !self
+                        .reporter
+                        .send(EventKind::Isolation(self.id, state))
                         .await
                     {
                         return;

@@ -1,6 +1,6 @@
 //! Prepares everything that an instance is started with (docs: "Between supervisor and broker"), and starts it.
 
-use super::cgroup::Cgroup;
+use super::cgroup::{Cgroup, limits_of};
 use super::lock::{self, InstanceFiles, LockHolder};
 use super::notify::NotifySocket;
 use super::reaper::{self, OwnedChild};
@@ -97,14 +97,14 @@ impl SpawnRequest {
             ],
             open_files: self.open_files,
         };
-        let limits = &self.config.config.limits;
+        let limits = limits_of(&self.config.config);
         let tenant = &self.config.tenant;
         // Starts the broker without limits rather than not at all, because its agents need it.
         let without = |error: &io::Error| {
             tracing::warn!(%tenant, "runs without a control group, [limits] is not enforced: {error}");
         };
         let group = self.group.as_ref();
-        let group = group.filter(|group| group.create(limits).inspect_err(without).is_ok());
+        let group = group.filter(|group| group.create(&limits).inspect_err(without).is_ok());
         let mut registered = None;
         let mut start_time = 0;
         let process = sys::spawn(&plan, |pid| {
@@ -115,7 +115,7 @@ impl SpawnRequest {
             if let Some(group) = group {
                 let _ = group.enter(pid).inspect_err(without);
             }
-            lock::sign(lock_file, &holder, &what).map_err(|error| {
+            lock::sign(&self.files.lock(), &holder, &what).map_err(|error| {
                 let path = self.files.lock();
                 io::Error::new(
                     error.kind(),

@@ -48,7 +48,12 @@ async fn a_task_that_panics_is_its_tenants_failure_and_its_process_is_not_left_b
         .unwrap();
     let pid = Pid::from_raw(child.id() as i32);
     let what = ConfigSummary::listening(Listen::parse("127.0.0.1:1").unwrap());
-    lock::sign(&lock, &lock::LockHolder::of(pid.as_raw()).unwrap(), &what).unwrap();
+    lock::sign(
+        &files.lock(),
+        &lock::LockHolder::of(pid.as_raw()).unwrap(),
+        &what,
+    )
+    .unwrap();
     drop(lock);
 
     let task = tokio::spawn(async { panic!("a mistake of ours") });

@@ -267,6 +267,7 @@ fn instance(config: BrokerConfig) -> InstanceConfig {
         connections: 10,
         grace: std::time::Duration::from_secs(20),
         core: false,
+        isolation_required: false,
         config,
     }
 }

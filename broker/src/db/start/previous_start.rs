@@ -22,8 +22,7 @@ const NAME: &str = "started";
 pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> {
     const HAS_TABLE: &str = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
         WHERE n.nspname = $1 AND c.relname = 'admin_role')";
-    if !matches!(fs::read_to_string(path(plan)), Ok(text) if text == plan.url.schema_identity(&plan.schema))
-    {
+    if !is_noted(plan) {
         return Ok(());
     }
     if client
@@ -43,14 +42,19 @@ pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> 
 /// needs no such folder and has no PAK to lose.
 pub(super) fn note(plan: &Plan) {
     let (path, identity) = (path(plan), plan.url.schema_identity(&plan.schema));
-    let noted = matches!(fs::read_to_string(&path), Ok(text) if text == identity);
-    if noted || !plan.key_file.path().exists() {
+    if is_noted(plan) || !plan.key_file.path().exists() {
         return;
     }
     if let Err(error) = fs::write(&path, &identity) {
         // The broker serves all the same, but it would take a later loss of the schema for a first start.
         tracing::warn!(%error, path = %path.display(), "cannot note that the schema has been started");
     }
+}
+
+/// Returns true when the state folder says that this schema has been started.
+pub(super) fn is_noted(plan: &Plan) -> bool {
+    let identity = plan.url.schema_identity(&plan.schema);
+    fs::read_to_string(path(plan)).is_ok_and(|text| text == identity)
 }
 
 fn path(plan: &Plan) -> PathBuf {

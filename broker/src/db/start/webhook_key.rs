@@ -53,3 +53,10 @@ pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> 
     }
     Ok(())
 }
+
+/// Makes the webhook key, because later starts cannot write the state folder. Without it a broker serves all but webhooks.
+pub(super) fn make(plan: &Plan) {
+    if let Err(error) = plan.webhook_key.find_or_make() {
+        tracing::warn!(%error, "cannot make the webhook key");
+    }
+}

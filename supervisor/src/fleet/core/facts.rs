@@ -3,8 +3,9 @@
 use super::{Core, Effect, TenantEntry, TenantFile, TenantSettings};
 use crate::fleet::handle::Order;
 use crate::instance::events::EventKind;
-use crate::lifecycle::{Event, Instance, Lifecycle, Time};
+use crate::lifecycle::{Event, Instance, InstanceId, Lifecycle, Time};
 use brokkr_tenant::TenantName;
+use brokkr_tenant::instance_protocol::Isolation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -99,11 +100,48 @@ impl<C: TenantSettings> Core<C> {
                 entry.deleted_maps = Some((id, files));
                 self.stale_tenant(name);
             }
+            EventKind::Isolation(id, isolation) => {
+                self.take_isolation(now, name, id, isolation, effects);
+            }
             EventKind::LastWords(id, words) if entry.fallen == Some(id) => {
                 entry.last_words = words;
                 self.stale_tenant(name);
             }
             EventKind::LastWords(..) => {}
+        }
+    }
+
+    /// Records an instance's sandbox. An instance that may no longer read a file it needs is replaced, because the
+    /// sandbox of its successor is about the file that is there now.
+    fn take_isolation(
+        &mut self,
+        now: Time,
+        name: &TenantName,
+        id: InstanceId,
+        isolation: Isolation,
+        effects: &mut Vec<Effect<C>>,
+    ) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let known = entry.isolation.as_ref().filter(|(of, _)| *of == id);
+        let stale = known.is_some_and(|(_, known)| !known.unreadable.is_empty());
+        let files = isolation.unreadable.join(", ");
+        entry.isolation = Some((id, isolation));
+        self.stale.tenants.insert(name.clone());
+        let current = entry.life.current().filter(|current| current.id == id);
+        if let Some(current) = current
+            && !files.is_empty()
+            && !stale
+        {
+            effects.push(Effect::Warn {
+                tenant: name.clone(),
+                pid: current.pid,
+                text: format!(
+                    "its broker is replaced, because its sandbox keeps it from {files}, replaced on disk since it started"
+                ),
+            });
+            self.feed(now, name, Event::Restart, effects);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::config::FileProblem;
 use crate::instance::ServerOutage;
 use crate::lifecycle::{Event, Instance, InstanceId, Lifecycle, Revision, Want};
 use crate::status::State;
+use brokkr_tenant::instance_protocol::Isolation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -40,6 +41,8 @@ pub(crate) struct TenantEntry<C> {
     pub(crate) status: Option<String>,
     /// Files that the instance executes and that are no longer on disk.
     pub(crate) deleted_maps: Option<(InstanceId, Vec<String>)>,
+    /// The sandbox of an instance.
+    pub(crate) isolation: Option<(InstanceId, Isolation)>,
     pub(crate) last_words: Vec<String>,
     /// Reason of the last unplanned exit.
     pub(crate) last_exit: Option<String>,
@@ -67,6 +70,7 @@ impl<C: TenantSettings> TenantEntry<C> {
             told_instances: BTreeMap::new(),
             status: None,
             deleted_maps: None,
+            isolation: None,
             last_words: Vec::new(),
             last_exit: None,
             fallen: None,

@@ -50,7 +50,7 @@ impl Broker {
         let spawned = sys::spawn(&plan, |pid| {
             let holder = LockHolder::of(pid)?;
             start_time = holder.start_time;
-            lock::sign(&lock_file, &holder, &what)
+            lock::sign(&files.lock(), &holder, &what)
         })
         .unwrap();
         Self {
