@@ -1,6 +1,6 @@
 //! A broker that does nothing, for tests of many brokers. It reports READY, answers on its private socket and its
 //! tenant's, and ends when it is told to. With `TRIVIAL=deaf` in its environment it becomes ready and never answers,
-//! like a broker whose event loop has died.
+//! like a broker whose event loop has died. With `TRIVIAL=shut-out` it says that its sandbox keeps it from a file.
 #![allow(
     clippy::unwrap_used,
     reason = "a test's program ends when something is wrong"
@@ -16,6 +16,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOK";
+const SHUT_OUT: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 47\r\n\r\n\
+    {\"layers\":[],\"unreadable\":[\"/etc/resolv.conf\"]}";
 const LAST_ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nOK";
 
 fn main() {
@@ -81,6 +83,10 @@ fn answer<S: Read + Write>(stream: &mut S, with: &[u8]) -> bool {
             Ok(read) => request.extend_from_slice(&block[..read]),
         }
         if whole(&request) {
+            let shut_out = std::env::var_os("TRIVIAL").is_some_and(|what| what == "shut-out");
+            if shut_out && request.starts_with(b"GET /isolation ") {
+                return stream.write_all(SHUT_OUT).is_ok();
+            }
             return stream.write_all(with).is_ok();
         }
     }

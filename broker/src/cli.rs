@@ -142,14 +142,19 @@ fn run_serve(instance: Instance) -> Result<(), ServeError> {
     result
 }
 
-/// Logs each layer of the sandbox, as a warning where it is missing.
+/// Logs the layers of the sandbox in one line, and a warning for each that is missing.
 fn log_isolation(tenant: &str) {
-    for layer in sandbox::state().into_iter().flat_map(|state| state.layers) {
-        let (name, detail) = (layer.name, layer.detail);
-        match layer.on {
-            true => tracing::info!(tenant, layer = name, "{name}: {detail}"),
-            false => tracing::warn!(tenant, layer = name, "runs without {name}: {detail}"),
-        }
+    let Some(state) = sandbox::state() else {
+        return;
+    };
+    let (on, missing): (Vec<_>, Vec<_>) = state.layers.iter().partition(|layer| layer.on);
+    let on: Vec<String> = on
+        .iter()
+        .map(|layer| format!("{}: {}", layer.name, layer.detail))
+        .collect();
+    tracing::info!(tenant, "isolation: {}", on.join("; "));
+    for layer in missing {
+        tracing::warn!(tenant, "no isolation by {}: {}", layer.name, layer.detail);
     }
 }
 

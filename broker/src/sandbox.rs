@@ -1,8 +1,10 @@
 //! The sandbox of a supervised broker: an attacker who runs code in this process reaches no more than the broker needs.
 //!
-//! Two layers of the kernel, entered before the first thread starts, because both bind the calling thread and the
+//! Three layers of the kernel, entered before the first thread starts, because they bind the calling thread and the
 //! threads that it starts:
 //!
+//! - Capabilities are given up, so that a broker of root's is a user like others: it cannot put another process's id on
+//!   a datagram.
 //! - [`landlock`](landlock_rules) allows files by path: certificates, resolver and time zone to read, the state folder as
 //!   long as the first start must write. It also forbids signals and abstract sockets to processes outside.
 //! - [`seccomp`](seccomp_rules) forbids system calls that no broker makes: exec, fork, ptrace, bind, io_uring and others.
@@ -13,49 +15,35 @@
 mod landlock_rules;
 mod seccomp_rules;
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use brokkr_tenant::Host;
 use brokkr_tenant::instance_protocol::{Isolation, IsolationLayer};
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::fcntl::{OFlag, open};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::Mode;
 
 use crate::config::Instance;
 use crate::db::start;
+use landlock_rules::Needs;
 
-/// The resources that one instance needs besides what every broker needs.
-#[derive(Debug)]
-struct Needs {
-    /// The state folder, if this start may write it.
-    writes: Option<PathBuf>,
-    /// The state folder, where it is only read.
-    reads: Vec<PathBuf>,
-    /// The folder of the database's Unix socket.
-    database_socket: Option<PathBuf>,
-    /// The supervisor's notify socket.
-    notify: Option<OsString>,
-}
-
-impl Needs {
-    fn of(instance: &Instance) -> Self {
-        let url = &instance.config.database.url;
-        let writes = instance.core || start::writes_state(&instance.plan());
-        let state = instance.state_dir.clone();
-        let certificate = url.ssl_root_cert().map(Path::to_owned);
-        Self {
-            reads: certificate.into_iter().chain([state.clone()]).collect(),
-            writes: writes.then_some(state),
-            database_socket: match url.host() {
-                Host::Unix(folder) => Some(folder.clone()),
-                Host::Tcp(_) => None,
-            },
-            notify: std::env::var_os("NOTIFY_SOCKET"),
-        }
+fn needs(instance: &Instance) -> Needs {
+    let url = &instance.config.database.url;
+    let writes = instance.core || start::writes_state(&instance.plan());
+    let state = instance.state_dir.clone();
+    let certificate = url.ssl_root_cert().map(Path::to_owned);
+    Needs {
+        reads: certificate.into_iter().chain([state.clone()]).collect(),
+        writes: writes.then_some(state),
+        database_socket: match url.host() {
+            Host::Unix(folder) => Some(folder.clone()),
+            Host::Tcp(_) => None,
+        },
+        notify: std::env::var_os("NOTIFY_SOCKET"),
     }
 }
 
@@ -68,7 +56,7 @@ static PROC_SELF: OnceLock<OwnedFd> = OnceLock::new();
 /// # Errors
 /// The missing layers, if `required`.
 pub fn enter(instance: &Instance, required: bool) -> Result<(), String> {
-    let needs = Needs::of(instance);
+    let needs = needs(instance);
     if let Ok(folder) = open(
         "/proc/self",
         OFlag::O_PATH | OFlag::O_CLOEXEC,
@@ -81,6 +69,7 @@ pub fn enter(instance: &Instance, required: bool) -> Result<(), String> {
         let _ = setrlimit(Resource::RLIMIT_FSIZE, 0, 0);
     }
     let layers = vec![
+        layer("capabilities", give_up_capabilities(&needs)),
         layer("landlock", landlock_rules::enter(&needs)),
         // Last, because it forbids nothing that Landlock's own calls need, but might in the future.
         layer(
@@ -88,22 +77,55 @@ pub fn enter(instance: &Instance, required: bool) -> Result<(), String> {
             seccomp_rules::enter(needs.database_socket.is_some()),
         ),
     ];
-    let missing: Vec<String> = layers
-        .iter()
-        .filter(|layer| !layer.on)
-        .map(|layer| format!("{}: {}", layer.name, layer.detail))
-        .collect();
+    let missing = missing(&layers);
     let _ = ENTERED.set(Isolation {
         layers,
         unreadable: Vec::new(),
     });
-    if required && !missing.is_empty() {
-        return Err(format!(
-            "[isolation] required = true, and this host lacks a layer ({}): use a kernel that has it, or set it to false",
-            missing.join("; ")
-        ));
+    match missing {
+        Some(missing) if required => Err(missing),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Names the missing layers, in the words for a tenant that must not run without them; `None` when none is missing.
+fn missing(layers: &[IsolationLayer]) -> Option<String> {
+    let missing = layers.iter().filter(|layer| !layer.on);
+    let missing: Vec<String> = missing
+        .map(|layer| format!("{}: {}", layer.name, layer.detail))
+        .collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "[isolation] required = true in supervisor.toml, and this host lacks a layer ({}): use a kernel that has it, or set required = false",
+            missing.join("; ")
+        )
+    })
+}
+
+/// Gives up every capability, except that root may still use the socket of a PostgreSQL that runs as another user.
+fn give_up_capabilities(needs: &Needs) -> Result<String, String> {
+    let had = caps::read(None, CapSet::Permitted).map_err(|error| error.to_string())?;
+    let socket = CapsHashSet::from([Capability::CAP_DAC_OVERRIDE]);
+    let kept: CapsHashSet = match needs.database_socket {
+        Some(_) => had.intersection(&socket).copied().collect(),
+        None => CapsHashSet::new(),
+    };
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
+        let keep = match set {
+            CapSet::Effective | CapSet::Permitted => kept.clone(),
+            _ => CapsHashSet::new(),
+        };
+        caps::set(None, set, &keep).map_err(|error| error.to_string())?;
+    }
+    Ok(match kept.is_empty() {
+        true => "none".to_owned(),
+        false => "only CAP_DAC_OVERRIDE, for the socket of the database".to_owned(),
+    })
 }
 
 fn layer(name: &str, entered: Result<String, String>) -> IsolationLayer {
@@ -128,4 +150,21 @@ pub fn state() -> Option<Isolation> {
         unreadable: unreadable.map(|path| (*path).to_owned()).collect(),
         ..entered.clone()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{layer, missing};
+
+    #[test]
+    fn a_missing_layer_is_named_with_its_reason() {
+        let on = layer("seccomp", Ok("no exec".to_owned()));
+        assert_eq!(missing(std::slice::from_ref(&on)), None);
+        let off = layer("landlock", Err("this kernel has no Landlock".to_owned()));
+        let said = missing(&[on, off]).unwrap_or_default();
+        assert!(
+            said.contains("(landlock: this kernel has no Landlock)"),
+            "{said}"
+        );
+    }
 }

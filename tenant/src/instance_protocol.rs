@@ -119,7 +119,7 @@ pub struct Isolation {
 /// One layer of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IsolationLayer {
-    /// The name: `landlock` or `seccomp`.
+    /// The name: `capabilities`, `landlock` or `seccomp`.
     pub name: String,
     /// True when the layer is in force.
     pub on: bool,

@@ -1,5 +1,6 @@
 //! The files, sockets and signals that Landlock allows a broker.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use landlock::{
@@ -7,7 +8,18 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 
-use super::Needs;
+/// The resources that one instance needs besides what every broker needs.
+#[derive(Debug)]
+pub(super) struct Needs {
+    /// The state folder, if this start may write it.
+    pub(super) writes: Option<PathBuf>,
+    /// The state folder and the certificate in the database's URL.
+    pub(super) reads: Vec<PathBuf>,
+    /// The folder of the database's Unix socket.
+    pub(super) database_socket: Option<PathBuf>,
+    /// The supervisor's notify socket.
+    pub(super) notify: Option<OsString>,
+}
 
 /// The newest version of Landlock whose rights are known here. Older kernels enforce the part that they know.
 const NEWEST: ABI = ABI::V9;

@@ -12,7 +12,7 @@ use seccompiler::{
     SeccompRule, apply_filter,
 };
 
-/// Calls that are forbidden whatever their arguments are.
+/// Calls that are forbidden with any arguments.
 const FORBIDDEN: &[c_long] = &[
     // Other processes: their memory, descriptors, signals, priorities and resources.
     libc::SYS_ptrace,
@@ -209,6 +209,10 @@ fn by_argument(own: u64, streams: bool) -> Result<Rules, seccompiler::BackendErr
         (libc::SYS_tgkill, vec![of_others()?]),
         (libc::SYS_rt_sigqueueinfo, vec![of_others()?]),
         (libc::SYS_rt_tgsigqueueinfo, vec![of_others()?]),
+        (
+            libc::SYS_sched_setaffinity,
+            vec![SeccompRule::new(vec![argument(0, Ne, 0)?])?],
+        ),
         (
             libc::SYS_prlimit64,
             vec![SeccompRule::new(vec![

@@ -90,7 +90,7 @@ impl NotifySocket {
         })
     }
 
-    /// Receives the next datagram; one that is not of `pid` has no messages, and counts for the rate all the same.
+    /// Receives the next datagram. A datagram of another process than `pid` has no messages, and counts for the rate too.
     /// Cancel-safe: a datagram is taken only when it is returned.
     pub(crate) async fn receive(&self, pid: i32) -> io::Result<Vec<NotifyMessage>> {
         loop {
@@ -209,6 +209,7 @@ mod tests {
             .status()
             .unwrap();
         assert!(stranger.success());
+        assert_eq!(socket.receive(us).await.unwrap(), []);
         // A datagram with descriptors attached is read too.
         let null = std::fs::File::open("/dev/null").unwrap();
         let fds = [null.as_raw_fd(); 20];

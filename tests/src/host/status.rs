@@ -50,6 +50,8 @@ pub struct TenantStatus {
     pub pending: Option<String>,
     /// Pid of the current instance.
     pub pid: Option<i32>,
+    /// The layers of the current instance's sandbox; `None` until the instance has answered.
+    pub isolation: Option<Vec<serde_json::Value>>,
     /// Seconds since the instance was spawned.
     pub uptime_s: Option<f64>,
     /// Number of unplanned exits.

@@ -14,6 +14,7 @@ mod embedded;
 mod faults;
 mod files;
 mod hangs;
+mod isolation;
 mod logs;
 mod probes;
 mod python_client;

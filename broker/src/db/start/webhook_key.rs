@@ -54,8 +54,13 @@ pub(super) fn check(client: &mut Client, plan: &Plan) -> Result<(), StartError> 
     Ok(())
 }
 
-/// Makes the webhook key, because later starts cannot write the state folder. Without it a broker serves all but webhooks.
+/// Makes the webhook key where there is a state folder, because later starts under a supervisor cannot write it. Without a
+/// key a broker serves all but webhooks.
 pub(super) fn make(plan: &Plan) {
+    let path = plan.webhook_key.path();
+    if path.parent().is_none_or(|folder| !folder.is_dir()) {
+        return;
+    }
     if let Err(error) = plan.webhook_key.find_or_make() {
         tracing::warn!(%error, "cannot make the webhook key");
     }
