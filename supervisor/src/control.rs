@@ -87,7 +87,7 @@ impl ControlServer {
         if let Some(notice) = &notice {
             tracing::warn!("{notice}");
         }
-        let permitted = Permitted::new(socket.group());
+        let permitted = Permitted::new(socket.group(), fleet.clone());
         let app = App::new(Context {
             fleet,
             logs,
@@ -184,7 +184,7 @@ async fn serve_control(
                 {
                     tracing::warn!("the control socket had gone, and is there again");
                     (listener, file) = bound;
-                    permitted = Permitted::new(group);
+                    permitted = permitted.with_group(group);
                 }
                 continue;
             }

@@ -2,7 +2,8 @@
 
 use super::socket::GROUP;
 use super::write_timeout::WriteTimeoutSwitch;
-use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
+use crate::fleet::handle::Handle;
+use nix::unistd::{Gid, Pid, Uid, User, geteuid, getgrouplist, getsid};
 use std::ffi::CString;
 use std::fmt;
 use tokio::net::UnixStream;
@@ -12,14 +13,35 @@ use tokio::net::UnixStream;
 pub(super) struct Permitted {
     own: Uid,
     group: Option<Gid>,
+    fleet: Handle,
 }
 
 impl Permitted {
-    pub(super) fn new(group: Option<Gid>) -> Self {
+    pub(super) fn new(group: Option<Gid>, fleet: Handle) -> Self {
         Self {
             own: geteuid(),
             group,
+            fleet,
         }
+    }
+
+    /// Returns the same permissions for another group.
+    pub(super) fn with_group(self, group: Option<Gid>) -> Self {
+        Self { group, ..self }
+    }
+
+    /// Returns the tenant whose broker is the process `pid`, or began the session of that process.
+    fn tenant_of(&self, pid: i32) -> Option<String> {
+        let pid = Pid::from_raw(pid);
+        let session = getsid(Some(pid)).unwrap_or(pid);
+        let snapshot = self.fleet.watch();
+        let snapshot = snapshot.borrow();
+        let mut tenants = snapshot.tenants.iter();
+        let broker = tenants.find(|tenant| {
+            let broker = tenant.pid.map(Pid::from_raw);
+            broker == Some(pid) || broker == Some(session)
+        })?;
+        Some(broker.name.clone())
     }
 }
 
@@ -38,6 +60,12 @@ impl Peer {
         let cred = stream.peer_cred().map_err(|error| error.to_string())?;
         let uid = Uid::from_raw(cred.uid());
         let gid = Gid::from_raw(cred.gid());
+        // A broker has the supervisor's own user, where tenants have none of their own.
+        if let Some(tenant) = cred.pid().and_then(|pid| permitted.tenant_of(pid)) {
+            return Err(format!(
+                "this process belongs to the broker of tenant {tenant}"
+            ));
+        }
         let peer = Self {
             uid,
             pid: cred.pid(),

@@ -234,7 +234,7 @@ fn they_stand_in_the_group_and_only_there(host: &Host, status: &Status) {
     );
     assert_eq!(
         Allowed::of(&group(status.tenant("globex").unwrap())),
-        Allowed::new("max", "max", "0", "100", "max")
+        Allowed::new("max", "max", "0", "100", "64")
     );
     let shown = host.said(&["status", "--format", "json"]);
     assert!(
@@ -453,7 +453,7 @@ fn they_change_with_the_file(host: &Host) {
     });
     assert_eq!(
         Allowed::of(&group(&free)),
-        Allowed::new("max", "max", "0", "100", "max")
+        Allowed::new("max", "max", "0", "100", "64")
     );
     host.measured("replaced without limits");
 }

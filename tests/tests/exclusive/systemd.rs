@@ -114,6 +114,26 @@ fn installed_under_systemd_it_starts_reloads_survives_kill_and_stops_without_a_t
             machine.journal()
         );
     }
+    // Every broker is in every layer of its sandbox, under the unit's own restrictions.
+    let sandboxed = machine.wait(60, "the layers of every broker", || {
+        let status = machine.status_of("/etc/brokkr/supervisor.toml");
+        let status = status.ok_or("no status")?;
+        let known = status.tenants.iter().all(|t| t.isolation.is_some());
+        if known { Ok(status) } else { Err("not known") }
+    });
+    for tenant in &sandboxed.tenants {
+        let layers = tenant.isolation.as_ref().unwrap();
+        assert!(layers.iter().all(|layer| layer["on"] == true), "{layers:?}");
+    }
+    // The kernel gives the files of a process that is not dumpable to root.
+    for pid in [
+        machine.main_pid(),
+        started.tenants[0].pid.unwrap().to_string(),
+    ] {
+        let environment = format!("/proc/{pid}/environ");
+        let owner = machine.ok(&["stat", "-c", "%U", &environment]);
+        assert_eq!(owner.trim(), "root", "{environment}");
+    }
     let addr = Addr::Unix(machine.path("/run/brokkr/acme.sock"));
     assert_eq!(http::get(&addr, "/healthz").unwrap().text(), "OK");
     let pak = machine.ok(&["brokkr-supervisor", "pak", "acme"]);

@@ -193,3 +193,27 @@ fn a_tenant_may_be_required_to_run_in_every_layer() {
     let layers = acme.wait("its layers", |t| t.isolation.is_some()).isolation;
     assert!(layers.unwrap().iter().all(|layer| layer["on"] == true));
 }
+
+#[test]
+fn a_process_of_a_tenants_broker_gives_the_supervisor_no_orders() {
+    let host = Host::new();
+    let wrapper = host.wrap_broker();
+    let refused = host.root().join("refused");
+    let ask = format!(
+        "{} stop globex --config {}",
+        bin::supervisor().display(),
+        host.config().display()
+    );
+    // The supervisor knows the broker's process only after the script has begun.
+    let script = format!(
+        "(until {ask} 2>&1 | grep 'belongs to the broker of tenant acme' > {out}; do sleep 0.05; done) &",
+        out = refused.display()
+    );
+    wrapper.first("acme", &script);
+    let acme = host.tenant("acme").up();
+    until(Duration::from_secs(30), "the order to be refused", || {
+        let text = fs::read_to_string(&refused).unwrap_or_default();
+        (!text.is_empty()).then_some(())
+    });
+    acme.get("/healthz").expect(200);
+}

@@ -63,6 +63,9 @@ impl Daemon {
         let notifier = Notifier::from_env().map_err(|error| format!("NOTIFY_SOCKET: {error}"))?;
         nix::sys::prctl::set_child_subreaper(true)
             .map_err(|error| format!("cannot become subreaper: {error}"))?;
+        // Brokers of the same user must not read the tenants' passwords in this process's memory.
+        nix::sys::prctl::set_dumpable(false)
+            .map_err(|error| format!("cannot protect this process's memory: {error}"))?;
         if let Some(problem) = &self.problem {
             tracing::error!("{problem}");
         }
