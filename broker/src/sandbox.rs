@@ -105,6 +105,10 @@ fn missing(layers: &[IsolationLayer]) -> Option<String> {
 /// Gives up every capability, except that root may still use the socket of a PostgreSQL that runs as another user.
 fn give_up_capabilities(needs: &Needs) -> Result<String, String> {
     let had = caps::read(None, CapSet::Permitted).map_err(|error| error.to_string())?;
+    // A process that has none can get none. Its unit may forbid even the attempt to give them up.
+    if had.is_empty() {
+        return Ok("none".to_owned());
+    }
     let socket = CapsHashSet::from([Capability::CAP_DAC_OVERRIDE]);
     let kept: CapsHashSet = match needs.database_socket {
         Some(_) => had.intersection(&socket).copied().collect(),
