@@ -41,6 +41,7 @@ use crate::jobs::schedule::Schedule;
 use crate::metrics::Metrics;
 use crate::reload::{self, Reloader};
 use crate::runtime_config::RuntimeConfig;
+use crate::sandbox;
 use crate::sys;
 use crate::webhook::{self, Webhooks};
 use crate::websocket;
@@ -284,6 +285,12 @@ async fn attempt(
     // Four steps are enough, because a full queue only loses repeated steps.
     let (steps, mut stepped) = mpsc::channel(4);
     let mut job = tokio::task::spawn_blocking(move || {
+        if let Some(folder) = sandbox::missing_folder() {
+            return Err(StartError::Failed(format!(
+                "the content of {} has changed since this process began, and its sandbox keeps it from writing there: the next process can",
+                folder.display()
+            )));
+        }
         start(&plan, &|step| {
             let _ = steps.try_send(step);
         })

@@ -17,7 +17,7 @@ mod seccomp_rules;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use brokkr_tenant::Host;
@@ -28,7 +28,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::Mode;
 
 use crate::config::Instance;
-use crate::db::start;
+use crate::db::start::{self, Plan};
 use landlock_rules::Needs;
 
 fn needs(instance: &Instance) -> Needs {
@@ -51,6 +51,9 @@ static ENTERED: OnceLock<Isolation> = OnceLock::new();
 /// Keeps `/proc/self` in the kernel's memory, because Landlock's rule is about this very inode.
 static PROC_SELF: OnceLock<OwnedFd> = OnceLock::new();
 
+/// The settings of a start that may not write its state folder.
+static READ_ONLY: OnceLock<Plan> = OnceLock::new();
+
 /// Enters the sandbox. Call it before any thread is started.
 ///
 /// # Errors
@@ -65,6 +68,7 @@ pub fn enter(instance: &Instance, required: bool) -> Result<(), String> {
         let _ = PROC_SELF.set(folder);
     }
     if needs.writes.is_none() {
+        let _ = READ_ONLY.set(instance.plan());
         // A file that Landlock does not guard cannot grow either.
         let _ = setrlimit(Resource::RLIMIT_FSIZE, 0, 0);
     }
@@ -142,6 +146,14 @@ fn layer(name: &str, entered: Result<String, String>) -> IsolationLayer {
     }
 }
 
+/// Returns the state folder, if this process would have to write there and may not: its content was removed or replaced
+/// after the process had entered its sandbox. Reads files.
+pub fn missing_folder() -> Option<PathBuf> {
+    let plan = READ_ONLY.get()?;
+    let folder = plan.key_file.path().parent()?.to_owned();
+    start::writes_state(plan).then_some(folder)
+}
+
 /// Returns the layers in force, and the files that may no longer be read; `None` outside a sandbox. Reads files, so it
 /// must not run on the event loop.
 pub fn state() -> Option<Isolation> {
@@ -150,8 +162,10 @@ pub fn state() -> Option<Isolation> {
         let denied = File::open(path).err();
         denied.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
     });
+    let unreadable = unreadable.map(|path| (*path).to_owned());
+    let folder = missing_folder().map(|folder| folder.display().to_string());
     Some(Isolation {
-        unreadable: unreadable.map(|path| (*path).to_owned()).collect(),
+        unreadable: unreadable.chain(folder).collect(),
         ..entered.clone()
     })
 }

@@ -3,7 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/status[?tenant=NAME]` | the [`Snapshot`](crate::status::Snapshot) |
-//! | `GET /v1/status?watch=1` | a snapshot a line, the latest first, then one after each change |
+//! | `GET /v1/status?watch=1` | a snapshot a line, the latest first, then one after each change, and one a second while a tenant has an age |
 //! | `GET /v1/logs[?tenant=NAME][&n=N][&level=L][&follow=1][&format=json]` | lines; `tenant` may come more than once |
 //! | `POST /v1/orders` `{"selection":…,"order":…}` | one [`Outcome`](crate::fleet::handle::Outcome) a tenant, when all is settled |
 //! | `POST /v1/reload` `{"confirm_removals":false}` | a [`ReloadReport`](crate::fleet::handle::ReloadReport), when all is settled |

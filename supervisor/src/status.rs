@@ -23,13 +23,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Returns true when a tenant's uptime or next try changes by itself.
+    pub fn has_ages(&self) -> bool {
+        self.tenants.iter().any(|tenant| tenant.has_age())
+    }
+
     /// Returns the snapshot with the ages that its tenants have now.
     #[must_use]
     pub fn aged(&self) -> Self {
         let mut aged = self.clone();
         let now = Instant::now();
         for tenant in &mut aged.tenants {
-            if tenant.spawned.is_some() || tenant.next_try.is_some() {
+            if tenant.has_age() {
                 let tenant = Arc::make_mut(tenant);
                 let age = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
                 let left = |until: Instant| until.saturating_duration_since(now).as_secs_f64();
@@ -95,6 +100,12 @@ pub struct TenantStatus {
     /// Warnings, for example about settings that are not enforced.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+impl TenantStatus {
+    fn has_age(&self) -> bool {
+        self.spawned.is_some() || self.next_try.is_some()
+    }
 }
 
 /// One PostgreSQL server and its budget, in connections.

@@ -91,7 +91,7 @@ pub fn writes_state(plan: &Plan) -> bool {
     let settled = previous_start::is_noted(plan)
         // With a configured hash nothing is noted, unless there is a PAK from before.
         || plan.pak_hash.is_some() && !plan.key_file.path().exists();
-    plan.key_file.is_pending() || !settled || matches!(plan.webhook_key.find(), Ok(None))
+    plan.key_file.is_pending() || !settled || !matches!(plan.webhook_key.find(), Ok(Some(_)))
 }
 
 /// Creates and migrates the schema, but leaves the administrator to the first start.

@@ -113,7 +113,11 @@ fn one_tenant(snapshot: &Snapshot, name: Option<&TenantName>) -> Snapshot {
     }
 }
 
-/// Streams one snapshot per line: the latest, whenever it has changed and the client has read the last.
+/// The time after which a watched status is sent again although only its ages have changed.
+const AGES: Duration = Duration::from_secs(1);
+
+/// Streams one snapshot per line: the latest, whenever it has changed and the client has read the last, and each second
+/// while a tenant has an age.
 fn watch(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     name: Option<TenantName>,
@@ -137,10 +141,16 @@ fn watch(
                     break;
                 }
             }
-            match feed.unless_gone(snapshots.changed()).await {
-                Some(Ok(())) => {}
+            let change = tokio::time::timeout(AGES, snapshots.changed());
+            match feed.unless_gone(change).await {
+                Some(Ok(Ok(()))) => {}
+                // The ages have changed, and nothing else.
+                Some(Err(_)) => {
+                    last = last.filter(|shown: &Snapshot| !shown.has_ages());
+                    continue;
+                }
                 // The fleet has ended, or the client has gone.
-                Some(Err(_)) | None => break,
+                Some(Ok(Err(_))) | None => break,
             }
         }
     });

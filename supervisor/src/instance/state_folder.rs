@@ -5,9 +5,9 @@
 //! with its webhook key lost. The file belongs to the supervisor, so that no tenant can claim another tenant's folder.
 
 use brokkr_tenant::{DatabaseConfig, TenantName};
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The extension of the file beside a folder. A tenant's name has no dot.
@@ -21,7 +21,11 @@ pub(super) fn prepare(
 ) -> io::Result<()> {
     let identity = database.url.schema_identity(&database.schema);
     if let Some(parent) = folder.parent() {
-        fs::create_dir_all(parent)?;
+        // Only the folders' owners may list the tenants.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(parent)?;
         if let Some(old) = predecessor(parent, folder, &identity) {
             take_over(&old, folder, tenant);
         }
@@ -48,8 +52,9 @@ fn predecessor(parent: &Path, folder: &Path, identity: &str) -> Option<PathBuf> 
         let old = label.with_extension("");
         let fits = label.extension().is_some_and(|end| end == LABEL)
             && old != folder
-            && has_content(&old)
-            && fs::read_to_string(&label).is_ok_and(|text| text == identity);
+            // First the cheaper question: a host's first boot asks it about every pair of tenants.
+            && fs::read_to_string(&label).is_ok_and(|text| text == identity)
+            && has_content(&old);
         fits.then_some(old)
     });
     let first = found.next()?;

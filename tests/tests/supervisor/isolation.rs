@@ -217,3 +217,21 @@ fn a_process_of_a_tenants_broker_gives_the_supervisor_no_orders() {
     });
     acme.get("/healthz").expect(200);
 }
+
+#[test]
+fn a_broker_that_may_not_write_its_emptied_state_folder_is_replaced_by_one_that_may() {
+    let host = Host::new();
+    let acme = host.tenant("acme").up();
+    let first = acme.pid();
+    // The second instance finds everything there, and so may write nothing.
+    host.command(&["restart", "acme"]).ok();
+    let old = acme.replaced(first).pid.unwrap();
+    fs::remove_file(acme.state_dir().join("webhook.key")).unwrap();
+    // The next supervisor asks at once, and this one within a minute.
+    host.succeed();
+    acme.wait_within(Duration::from_secs(90), "another broker", |t| {
+        t.state == "ready" && t.pid.is_some_and(|pid| pid != old)
+    });
+    assert!(acme.state_dir().join("webhook.key").exists());
+    assert_eq!(acme.status().restarts, 0);
+}

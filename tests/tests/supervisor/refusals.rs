@@ -3,7 +3,9 @@
 
 mod commands;
 
+use brokkr_tests::host::Status;
 use brokkr_tests::{Host, PgServer, Tenant, pg, says};
+use std::time::Duration;
 
 /// Checks that `newcomer` is refused and that `runner` is still the same process. The reason must contain all of
 /// `words` and begin with a place in the newcomer's file.
@@ -313,4 +315,36 @@ fn a_tenant_moved_to_a_full_server_without_a_supervisor_is_refused_and_keeps_its
     assert!(reason.contains("70 are free"), "{reason}");
     acme.replace_file(&good);
     acme.becomes("ready");
+}
+
+#[test]
+fn a_tenant_without_descriptors_blocks_no_other_and_gets_those_of_a_stopped_tenant() {
+    // Without a server no tenant has a process, whose end would be one more reason to look again.
+    let host = Host::builder().server_down().build();
+    // Enough for two tenants: twelve for each, after the supervisor's own.
+    host.under(&["prlimit", "--nofile=152:152"]);
+    for name in ["t1", "t2", "t3", "t4"] {
+        let schema = if name == "t4" {
+            "tenant_t3"
+        } else {
+            &format!("tenant_{name}")
+        };
+        host.tenant(name).schema(schema).write();
+    }
+    host.up();
+    let bound = Duration::from_secs(30);
+    let refused = |s: &Status, name: &str| {
+        let reason = s
+            .tenant(name)
+            .and_then(|t| t.reason.clone())
+            .unwrap_or_default();
+        s.state(name) == "refused" && reason.contains("out of descriptors")
+    };
+    host.wait(bound, "two to be refused for one reason", |s| {
+        refused(s, "t3") && refused(s, "t4") && s.state("t2") == "waiting"
+    });
+    host.command(&["stop", "t2"]).ok();
+    host.wait(bound, "the next to take its place", |s| {
+        s.state("t3") == "waiting" && s.state("t1") == "waiting"
+    });
 }

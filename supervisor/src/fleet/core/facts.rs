@@ -138,7 +138,7 @@ impl<C: TenantSettings> Core<C> {
                 tenant: name.clone(),
                 pid: current.pid,
                 text: format!(
-                    "its broker is replaced, because its sandbox keeps it from {files}, replaced on disk since it started"
+                    "its broker is replaced, because its sandbox keeps it from {files}, replaced or removed since it started"
                 ),
             });
             self.feed(now, name, Event::Restart, effects);

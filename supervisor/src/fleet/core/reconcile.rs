@@ -87,6 +87,16 @@ impl<C: TenantSettings> Core<C> {
         let view = self.view.clone();
         let before = view.by_present_names(&self.remembered.admitted);
         let listed = names(&before);
+        let mut room = self.room_for_newcomers();
+        let ran = self.running();
+        // Where there is room again, as many tenants as it is for make their claims.
+        let without = self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.out_of_descriptors);
+        without
+            .take(room)
+            .for_each(|entry| entry.out_of_descriptors = false);
         let claims = self.entries.iter_mut().map(|(name, entry)| {
             let claim = tenant_claim(name, entry, listed.contains(name), &view);
             entry.claim = Some(claim.clone());
@@ -104,7 +114,7 @@ impl<C: TenantSettings> Core<C> {
         if !self.remembered.unsure {
             effects.push(Effect::StoreStopped);
         }
-        let mut room = self.room_for_newcomers();
+        let mut refused = false;
         for name in self.names_of(|_| true) {
             let Some(entry) = self.entries.get(&name) else {
                 continue;
@@ -120,15 +130,26 @@ impl<C: TenantSettings> Core<C> {
                     admission = Admission::Refused(left.clone());
                 }
             }
+            let mut out = entry.out_of_descriptors;
             if matches!(admission, Admission::Run(..)) && entry.meant().is_none() {
                 match room.checked_sub(1) {
                     Some(left) => room = left,
-                    None => admission = Admission::Refused(self.out_of_descriptors(&name)),
+                    None => out = true,
                 }
+            }
+            // A tenant that is stopped, gone or without a valid file is so for its own reason.
+            out &= matches!(admission, Admission::Run(..) | Admission::Refused(_))
+                && entry.asked().is_some();
+            if out {
+                admission = Admission::Refused(self.out_of_descriptors(&name));
+                refused = true;
             }
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };
+            // Its claim is withdrawn in the next judgement, so that it blocks no other tenant.
+            self.unjudged |= out && !entry.out_of_descriptors;
+            entry.out_of_descriptors = out;
             let (want, pending) = match admission {
                 Admission::Run(config, pending) => {
                     let revision = entry.accept(&config);
@@ -152,15 +173,22 @@ impl<C: TenantSettings> Core<C> {
                 self.feed(now, &name, event, effects);
             }
         }
+        // Tenants that do not run any more have left room for others.
+        self.unjudged |= refused && self.running() < ran;
         effects.push(Effect::Probe(self.urls()));
+    }
+
+    /// Returns the number of tenants that should run.
+    fn running(&self) -> usize {
+        let running = self.entries.values().filter(|e| e.meant().is_some());
+        running.count()
     }
 
     /// Returns the number of further tenants for which there are descriptors, an overlap of each included.
     fn room_for_newcomers(&self) -> usize {
         let limit = usize::try_from(self.settings.open_files).unwrap_or(usize::MAX);
         let most = limit.saturating_sub(OWN_DESCRIPTORS) / TENANT_DESCRIPTORS;
-        let running = self.entries.values().filter(|e| e.meant().is_some());
-        most.saturating_sub(running.count())
+        most.saturating_sub(self.running())
     }
 
     fn out_of_descriptors(&self, name: &TenantName) -> String {

@@ -35,6 +35,8 @@ pub(crate) struct TenantEntry<C> {
     pub(super) told: Option<LastFacts>,
     /// The tenant's claim as of the last event, kept so that only a changed claim needs a judgement.
     pub(super) claim: Option<TenantClaim>,
+    /// True when there are no descriptors for the tenant, which then claims nothing.
+    pub(super) out_of_descriptors: bool,
     /// The state of its server that each instance was told last.
     pub(super) told_instances: BTreeMap<InstanceId, Result<(), ServerOutage>>,
     /// The instance's own `STATUS=` text.
@@ -67,6 +69,7 @@ impl<C: TenantSettings> TenantEntry<C> {
             last_revision: 0,
             told: None,
             claim: None,
+            out_of_descriptors: false,
             told_instances: BTreeMap::new(),
             status: None,
             deleted_maps: None,

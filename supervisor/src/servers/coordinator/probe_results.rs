@@ -32,9 +32,10 @@ impl Coordinator {
         let view = &mut watched.view;
         if !view.up {
             view.up = true;
-            view.reason = None;
             view.since = Instant::now();
         }
+        // Also of a server that counted as up while its probe was made anew.
+        view.reason = None;
         view.version = identity.version;
         view.facts.max_connections = identity.max_connections;
         view.facts.superuser_reserved = identity.superuser_reserved;
