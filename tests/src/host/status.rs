@@ -106,4 +106,6 @@ pub struct ServerStatus {
     /// True when the server can be reached.
     #[serde(default)]
     pub up: bool,
+    /// The reason why the server is down, or a warning.
+    pub reason: Option<String>,
 }

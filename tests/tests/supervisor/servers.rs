@@ -1,7 +1,7 @@
 //! The verdicts of `check` on servers: one, two, limited, behind a pooler, a standby, absent.
 
 use brokkr_tests::bin::Ran;
-use brokkr_tests::{Host, PgServer, TestDir, pg, ports, says, test_dir};
+use brokkr_tests::{Host, PgServer, TestDir, pg, ports, says, test_dir, until};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -432,4 +432,25 @@ fn a_schema_that_the_role_may_not_use_or_that_another_broker_made_is_told_before
         .sql("ALTER SCHEMA tenant_theirs OWNER TO brokkr; GRANT CREATE ON DATABASE brokkr TO poor");
     host.tenant("old").schema("tenant_other").write();
     fits(&host);
+}
+
+#[test]
+fn the_reason_of_an_ended_session_goes_with_the_next_session() {
+    let host = Host::new();
+    host.tenant("acme").up();
+    let mut client = host.server().client();
+    // A tenant's name has no dot, and the name of the supervisor's own session has one.
+    let own = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'brokkr:%.%'";
+    let before: i32 = client.query_one(own, &[]).unwrap().get(0);
+    client
+        .execute("SELECT pg_terminate_backend($1)", &[&before])
+        .unwrap();
+    let bound = Duration::from_secs(30);
+    until(bound, "the next session", || {
+        let now: i32 = client.query_opt(own, &[]).unwrap()?.get(0);
+        (now != before).then_some(())
+    });
+    host.wait(bound, "the reason to go", |s| {
+        s.servers[0].up && s.servers[0].reason.is_none()
+    });
 }
