@@ -24,6 +24,8 @@ impl World {
         };
         let seeds = fastrand::Rng::with_seed(self.rng.u64(..));
         self.core = Core::new(SETTINGS, remembered, seeds);
+        // The new core counts its judgements from the beginning.
+        self.judgements = 0;
         self.unread = true;
         for n in 0..self.tenants.len() {
             self.take_over(n);
