@@ -30,6 +30,8 @@ impl World {
         for n in 0..self.tenants.len() {
             self.take_over(n);
         }
+        // A tenant whose instance was found keeps its place, even when the list had lost the tenant.
+        self.admitted = self.core.remembered().admitted.clone();
         for n in 0..self.tenants.len() {
             self.ask_all_processes(n);
         }
