@@ -285,7 +285,7 @@ async fn attempt(
     // Four steps are enough, because a full queue only loses repeated steps.
     let (steps, mut stepped) = mpsc::channel(4);
     let mut job = tokio::task::spawn_blocking(move || {
-        if let Some(folder) = sandbox::missing_folder() {
+        if let Some(folder) = sandbox::unwritable_folder() {
             return Err(StartError::Failed(format!(
                 "the content of {} has changed since this process began, and its sandbox keeps it from writing there: the next process can",
                 folder.display()

@@ -148,7 +148,7 @@ fn layer(name: &str, entered: Result<String, String>) -> IsolationLayer {
 
 /// Returns the state folder, if this process would have to write there and may not: its content was removed or replaced
 /// after the process had entered its sandbox. Reads files.
-pub fn missing_folder() -> Option<PathBuf> {
+pub fn unwritable_folder() -> Option<PathBuf> {
     let plan = READ_ONLY.get()?;
     let folder = plan.key_file.path().parent()?.to_owned();
     start::writes_state(plan).then_some(folder)
@@ -163,7 +163,7 @@ pub fn state() -> Option<Isolation> {
         denied.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
     });
     let unreadable = unreadable.map(|path| (*path).to_owned());
-    let folder = missing_folder().map(|folder| folder.display().to_string());
+    let folder = unwritable_folder().map(|folder| folder.display().to_string());
     Some(Isolation {
         unreadable: unreadable.chain(folder).collect(),
         ..entered.clone()

@@ -336,7 +336,7 @@ impl Fleet {
             }
             let mut stale = self.core.take_stale();
             stale.all |= std::mem::take(&mut self.stale);
-            if stale.any || stale.all || !stale.tenants.is_empty() {
+            if stale.general || stale.all || !stale.tenants.is_empty() {
                 self.publish(&stale);
             }
             // Answering may tell the next tenant of a rolling restart. The loop ends because each tenant is told once.

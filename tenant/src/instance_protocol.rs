@@ -111,7 +111,8 @@ pub struct Maps {
 pub struct Isolation {
     /// Every layer, on or off.
     pub layers: Vec<IsolationLayer>,
-    /// Files that the instance needs and may no longer read, because they were replaced on disk.
+    /// Files and folders that the instance needs and its sandbox keeps it from, because they were replaced or emptied
+    /// after it had started.
     #[serde(default)]
     pub unreadable: Vec<String>,
 }

@@ -209,7 +209,7 @@ static long make_victim_killable(void) { return writes(proc(victim(), "oom_score
 static long sysctl(void) { return writes("/proc/sys/kernel/core_pattern", 0); }
 static long kill_victim(void) { return kill(victim(), SIGCONT); }
 static long kill_supervisor(void) { return kill(supervisor(), SIGCONT); }
-static long kill_everybody(void) { return kill(-1, SIGCONT); }
+static long kill_all(void) { return kill(-1, SIGCONT); }
 static long tgkill_victim(void) { return syscall(SYS_tgkill, victim(), victim(), SIGCONT); }
 static long tkill_victim(void) { return syscall(SYS_tkill, victim(), SIGCONT); }
 static long queue_signal(void) {
@@ -373,7 +373,7 @@ static const struct { const char *name; long (*attack)(void); } ATTACKS[] = {
     A(victim_memory), A(victim_maps), A(victim_environment), A(victim_command), A(victim_descriptors),
     A(victim_root), A(supervisor_memory), A(supervisor_environment), A(supervisor_descriptors),
     A(list_processes), A(make_victim_killable), A(sysctl), A(kill_victim), A(kill_supervisor),
-    A(kill_everybody), A(tgkill_victim), A(tkill_victim), A(queue_signal), A(pidfd_victim),
+    A(kill_all), A(tgkill_victim), A(tkill_victim), A(queue_signal), A(pidfd_victim),
     A(signal_by_descriptor), A(take_descriptor), A(trace_victim), A(trace_supervisor), A(vm_read),
     A(vm_write), A(limit_victim), A(nice_victim), A(schedule_victim), A(bind_victim_to_cpu), A(io_victim),
     A(compare), A(release_memory),
@@ -420,8 +420,12 @@ int epoll_wait(int fd, struct epoll_event *events, int most, int timeout) {
     return real(fd, events, most, timeout);
 }
 
-/* The same attacks from a program that is in no sandbox. */
-int main(void) {
-    attack_all(NULL);
+/* The same attacks from a program that is in no sandbox; with an argument, only the kernel's version of Landlock. */
+int main(int count, char **arguments) {
+    (void)arguments;
+    if (count > 1)
+        printf("%ld\n", syscall(444 /* landlock_create_ruleset */, NULL, 0, 1 /* VERSION */));
+    else
+        attack_all(NULL);
     return 0;
 }

@@ -46,6 +46,7 @@
 
 pub mod alone;
 pub mod api_fixture;
+pub mod attacker;
 pub mod bin;
 pub mod broker;
 pub mod chaos;

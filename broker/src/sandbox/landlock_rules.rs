@@ -68,7 +68,6 @@ pub(super) fn enter(needs: &Needs) -> Result<String, String> {
     let reads = reads.chain(needs.reads.iter().cloned());
     let sockets = needs.notify.iter().map(PathBuf::from);
     let sockets = sockets.chain(needs.database_socket.clone());
-    // A folder's rule cannot have every right at once with a file's; the library drops those that do not apply.
     let all: BitFlags<AccessFs> = AccessFs::from_all(NEWEST);
     let entered = (|| {
         Ruleset::default()

@@ -142,8 +142,8 @@ pub(crate) struct Observed {
 /// The part of `status` that may have changed.
 #[derive(Debug, Default)]
 pub(crate) struct Stale {
-    /// Servers, notices, or tenants.
-    pub(crate) any: bool,
+    /// The servers and notices.
+    pub(crate) general: bool,
     /// All tenants.
     pub(crate) all: bool,
     /// These tenants.
@@ -218,7 +218,7 @@ impl<C: TenantSettings> Core<C> {
                     self.changed();
                 }
                 self.view = view;
-                self.stale.any = true;
+                self.stale.general = true;
             }
             Fact::Leftovers(leftovers) => {
                 self.unjudged |= self.leftovers != leftovers;

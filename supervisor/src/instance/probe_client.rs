@@ -79,10 +79,8 @@ impl ProbeTask {
         let first = self.times.interval.mul_f64(fastrand::f64());
         let mut next = Instant::now() + first;
         let mut last = None;
-        let mut maps_due = Instant::now();
-        let mut deleted_maps = None;
-        let mut isolation_due = Instant::now();
-        let mut isolation = None;
+        let mut maps = SlowLook::new("/maps", MAPS);
+        let mut isolation = SlowLook::new("/isolation", ISOLATION);
         self.tell(&mut client).await;
         loop {
             // Both arms are cancel-safe: the next `changed` sees a change that this call missed.
@@ -114,38 +112,18 @@ impl ProbeTask {
             if news && !self.reporter.life(event.clone()).await {
                 return;
             }
-            if maps_due <= Instant::now() && matches!(event, Event::ProbeAnswered { .. }) {
-                maps_due = Instant::now() + MAPS;
-                // An older broker does not know its maps.
-                let maps: Option<Maps> = client.get_json("/maps", self.times.timeout).await;
-                let seen = maps.map(|maps| maps.deleted.into_iter().collect::<Vec<_>>());
-                if let Some(files) = seen.clone()
-                    && seen != deleted_maps
-                {
-                    deleted_maps = seen;
-                    if !self
-                        .reporter
-                        .send(EventKind::DeletedMaps(self.id, files))
-                        .await
-                    {
-                        return;
-                    }
-                }
-            }
-            if isolation_due <= Instant::now() && matches!(event, Event::ProbeAnswered { .. }) {
-                isolation_due = Instant::now() + ISOLATION;
-                // An older broker has no sandbox.
-                let seen: Option<Isolation> =
-                    client.get_json("/isolation", self.times.timeout).await;
-                if let Some(state) = seen.clone()
-                    && seen != isolation
-                {
-                    isolation = seen;
-                    if !self
-                        .reporter
-                        .send(EventKind::Isolation(self.id, state))
-                        .await
-                    {
+            if matches!(event, Event::ProbeAnswered { .. }) {
+                let timeout = self.times.timeout;
+                let mut news = Vec::new();
+                // An older broker knows neither.
+                let deleted: Option<Maps> = maps.look(&mut client, timeout).await;
+                news.extend(deleted.map(|maps| {
+                    EventKind::DeletedMaps(self.id, maps.deleted.into_iter().collect())
+                }));
+                let sandbox: Option<Isolation> = isolation.look(&mut client, timeout).await;
+                news.extend(sandbox.map(|state| EventKind::Isolation(self.id, state)));
+                for kind in news {
+                    if !self.reporter.send(kind).await {
                         return;
                     }
                 }
@@ -205,6 +183,37 @@ impl ProbeTask {
             None => Some("no answer to /readyz".into()),
         };
         Event::ProbeAnswered { id, not_ready }
+    }
+}
+
+/// A question about something that rarely changes.
+struct SlowLook<T> {
+    path: &'static str,
+    every: Duration,
+    due: Instant,
+    last: Option<T>,
+}
+
+impl<T: DeserializeOwned + Clone + PartialEq> SlowLook<T> {
+    fn new(path: &'static str, every: Duration) -> Self {
+        Self {
+            path,
+            every,
+            due: Instant::now(),
+            last: None,
+        }
+    }
+
+    /// Asks, if it is time, and returns an answer that differs from the last one.
+    async fn look(&mut self, client: &mut ProbeClient, timeout: Duration) -> Option<T> {
+        if self.due > Instant::now() {
+            return None;
+        }
+        self.due = Instant::now() + self.every;
+        let seen: Option<T> = client.get_json(self.path, timeout).await;
+        let news = seen.filter(|seen| self.last.as_ref() != Some(seen))?;
+        self.last = Some(news.clone());
+        Some(news)
     }
 }
 

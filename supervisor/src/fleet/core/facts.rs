@@ -121,6 +121,7 @@ impl<C: TenantSettings> Core<C> {
         isolation: Isolation,
         effects: &mut Vec<Effect<C>>,
     ) {
+        self.stale_tenant(name);
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -128,7 +129,6 @@ impl<C: TenantSettings> Core<C> {
         let stale = known.is_some_and(|(_, known)| !known.unreadable.is_empty());
         let files = isolation.unreadable.join(", ");
         entry.isolation = Some((id, isolation));
-        self.stale.tenants.insert(name.clone());
         let current = entry.life.current().filter(|current| current.id == id);
         if let Some(current) = current
             && !files.is_empty()

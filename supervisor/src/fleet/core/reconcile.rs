@@ -4,7 +4,7 @@ use super::admission::{Admission, admission, names, newly_held, tenant_claim};
 use super::start_slots::{InheritedStarts, StartLimits};
 use super::tenant_entry::{LastFacts, TenantEntry};
 use super::{Core, Effect, TenantSettings, slot_key};
-use crate::budget::{TenantClaim, Verdict, decide};
+use crate::budget::{AdmittedTenant, TenantClaim, Verdict, decide};
 use crate::instance::ServerOutage;
 use crate::lifecycle::{Event, HangVerdict, ProbeHealth, Spec, Time, Want};
 use crate::servers::{Endpoint, ServersView};
@@ -44,6 +44,7 @@ impl<C: TenantSettings> Core<C> {
     /// Makes the claims of these tenants anew. Returns true when one may change a decision, so that a judgement is
     /// necessary.
     fn review(&mut self, touched: &BTreeSet<TenantName>) -> bool {
+        // A leftover refuses a tenant without an instance, and no claim says whether there is one.
         let mut changes = !self.leftovers.is_empty() && !touched.is_empty();
         let admitted = &self.remembered.admitted;
         for name in touched {
@@ -79,6 +80,7 @@ impl<C: TenantSettings> Core<C> {
         }
     }
 
+    /// Decides about all tenants, and gives every lifecycle its changes.
     fn judge_all(&mut self, now: Time, effects: &mut Vec<Effect<C>>) {
         #[cfg(test)]
         {
@@ -89,77 +91,24 @@ impl<C: TenantSettings> Core<C> {
         let listed = names(&before);
         let mut room = self.room_for_newcomers();
         let ran = self.running();
-        // Where there is room again, as many tenants as it is for make their claims.
-        let without = self
-            .entries
-            .values_mut()
-            .filter(|entry| entry.out_of_descriptors);
-        without
-            .take(room)
-            .for_each(|entry| entry.out_of_descriptors = false);
-        let claims = self.entries.iter_mut().map(|(name, entry)| {
-            let claim = tenant_claim(name, entry, listed.contains(name), &view);
-            entry.claim = Some(claim.clone());
-            claim
-        });
-        let claims: Vec<TenantClaim> = claims.collect();
-        self.decided = decide(&before, &claims, &view.facts(), self.settings.headroom);
-        let admitted = &self.decided.verdict.admitted;
-        if self.remembered.admitted != *admitted {
-            self.remembered.admitted.clone_from(admitted);
-            // The next judgement begins with this list, and may decide otherwise.
-            self.unjudged = true;
-            effects.push(Effect::StoreAdmitted);
-        }
-        if !self.remembered.unsure {
-            effects.push(Effect::StoreStopped);
-        }
+        self.decide_all(&before, &listed, room, effects);
         let mut refused = false;
         for name in self.names_of(|_| true) {
             let Some(entry) = self.entries.get(&name) else {
                 continue;
             };
-            let mut admission = admission(&name, entry, &listed, &self.decided, &view);
+            let admission = admission(&name, entry, &listed, &self.decided, &view);
             let left = self.leftovers.get(&name).cloned();
-            // Nothing may start beside a process that could not be ended; an adopted instance goes on regardless.
-            let beside = entry.life.instances().next().is_some();
-            if let (Some(left), Admission::Run(_, pending)) = (&left, &mut admission) {
-                if beside {
-                    pending.get_or_insert_with(|| left.clone());
-                } else {
-                    admission = Admission::Refused(left.clone());
-                }
-            }
-            let mut out = entry.out_of_descriptors;
-            if matches!(admission, Admission::Run(..)) && entry.meant().is_none() {
-                match room.checked_sub(1) {
-                    Some(left) => room = left,
-                    None => out = true,
-                }
-            }
-            // A tenant that is stopped, gone or without a valid file is so for its own reason.
-            out &= matches!(admission, Admission::Run(..) | Admission::Refused(_))
-                && entry.asked().is_some();
-            if out {
-                admission = Admission::Refused(self.out_of_descriptors(&name));
-                refused = true;
-            }
+            let admission = beside_leftover(entry, admission, left.as_deref());
+            let (admission, out) = self.within_descriptors(&name, admission, &mut room);
+            refused |= out;
             let Some(entry) = self.entries.get_mut(&name) else {
                 continue;
             };
             // Its claim is withdrawn in the next judgement, so that it blocks no other tenant.
             self.unjudged |= out && !entry.out_of_descriptors;
             entry.out_of_descriptors = out;
-            let (want, pending) = match admission {
-                Admission::Run(config, pending) => {
-                    let revision = entry.accept(&config);
-                    let pool = config.pool();
-                    (Want::Run(Spec { revision, pool }), pending)
-                }
-                Admission::Refused(reason) => (Want::Refused(reason), None),
-                Admission::Stopped(reason) => (Want::Stopped(reason), None),
-                Admission::Gone => (Want::Gone, None),
-            };
+            let (want, pending) = want(entry, admission);
             let (server, overlap) = ground(entry, &view, &self.decided.verdict);
             let news = entry.news(LastFacts {
                 want,
@@ -176,6 +125,66 @@ impl<C: TenantSettings> Core<C> {
         // Tenants that do not run any more have left room for others.
         self.unjudged |= refused && self.running() < ran;
         effects.push(Effect::Probe(self.urls()));
+    }
+
+    /// Makes every claim anew, and decides about all claims together. `before` is the list of admitted tenants, `listed`
+    /// their names, and `room` the number of further tenants for which there are descriptors.
+    fn decide_all(
+        &mut self,
+        before: &[AdmittedTenant],
+        listed: &BTreeSet<&TenantName>,
+        room: usize,
+        effects: &mut Vec<Effect<C>>,
+    ) {
+        // Where there is room again, as many tenants as it is for make their claims.
+        let entries = self.entries.values_mut();
+        let without = entries.filter(|entry| entry.out_of_descriptors);
+        for entry in without.take(room) {
+            entry.out_of_descriptors = false;
+        }
+        let claims = self.entries.iter_mut().map(|(name, entry)| {
+            let claim = tenant_claim(name, entry, listed.contains(name), &self.view);
+            entry.claim = Some(claim.clone());
+            claim
+        });
+        let claims: Vec<TenantClaim> = claims.collect();
+        let facts = self.view.facts();
+        self.decided = decide(before, &claims, &facts, self.settings.headroom);
+        let admitted = &self.decided.verdict.admitted;
+        if self.remembered.admitted != *admitted {
+            self.remembered.admitted.clone_from(admitted);
+            // The next judgement begins with this list, and may decide otherwise.
+            self.unjudged = true;
+            effects.push(Effect::StoreAdmitted);
+        }
+        if !self.remembered.unsure {
+            effects.push(Effect::StoreStopped);
+        }
+    }
+
+    /// Refuses a tenant for which there are no descriptors, and returns true then. Takes a newcomer's from `room`.
+    fn within_descriptors(
+        &self,
+        name: &TenantName,
+        admission: Admission<C>,
+        room: &mut usize,
+    ) -> (Admission<C>, bool) {
+        let Some(entry) = self.entries.get(name) else {
+            return (admission, false);
+        };
+        let mut out = entry.out_of_descriptors;
+        if matches!(admission, Admission::Run(..)) && entry.meant().is_none() {
+            match room.checked_sub(1) {
+                Some(left) => *room = left,
+                None => out = true,
+            }
+        }
+        // A tenant that is stopped, gone or without a valid file is so for its own reason.
+        let asks = matches!(admission, Admission::Run(..) | Admission::Refused(_));
+        match out && asks && entry.asked().is_some() {
+            true => (Admission::Refused(self.out_of_descriptors(name)), true),
+            false => (admission, false),
+        }
     }
 
     /// Returns the number of tenants that should run.
@@ -223,7 +232,7 @@ impl<C: TenantSettings> Core<C> {
         let judged = self
             .hangs
             .judge(now, pulses.map(|(n, pulse)| (n.clone(), pulse)));
-        self.stale.any |= self.hangs.stalled() != before;
+        self.stale.general |= self.hangs.stalled() != before;
         match judged {
             HangVerdict::Nothing | HangVerdict::HostStalled => {}
             HangVerdict::StallEnded => self.feed_all(now, &Event::StallEnded, effects),
@@ -290,6 +299,41 @@ impl<C: TenantSettings> Core<C> {
             effects.push(Effect::Forget(name));
             self.changed();
         }
+    }
+}
+
+/// Refuses a tenant beside a process that could not be ended. An adopted instance goes on regardless.
+fn beside_leftover<C>(
+    entry: &TenantEntry<C>,
+    admission: Admission<C>,
+    left: Option<&str>,
+) -> Admission<C> {
+    match (left, admission) {
+        (Some(left), Admission::Run(config, pending)) => {
+            if entry.life.instances().next().is_some() {
+                Admission::Run(config, pending.or_else(|| Some(left.to_owned())))
+            } else {
+                Admission::Refused(left.to_owned())
+            }
+        }
+        (_, admission) => admission,
+    }
+}
+
+/// Returns the lifecycle's words for an admission, and the pending reason.
+fn want<C: TenantSettings>(
+    entry: &mut TenantEntry<C>,
+    admission: Admission<C>,
+) -> (Want, Option<String>) {
+    match admission {
+        Admission::Run(config, pending) => {
+            let revision = entry.accept(&config);
+            let pool = config.pool();
+            (Want::Run(Spec { revision, pool }), pending)
+        }
+        Admission::Refused(reason) => (Want::Refused(reason), None),
+        Admission::Stopped(reason) => (Want::Stopped(reason), None),
+        Admission::Gone => (Want::Gone, None),
     }
 }
 
