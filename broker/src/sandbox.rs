@@ -31,6 +31,7 @@ use crate::config::Instance;
 use crate::db::start::{self, Plan};
 use landlock_rules::Needs;
 
+/// Returns the resources that the sandbox must leave to this instance.
 fn needs(instance: &Instance) -> Needs {
     let url = &instance.config.database.url;
     let writes = instance.core || start::writes_state(&instance.plan());
@@ -75,7 +76,7 @@ pub fn enter(instance: &Instance, required: bool) -> Result<(), String> {
     let layers = vec![
         layer("capabilities", give_up_capabilities(&needs)),
         layer("landlock", landlock_rules::enter(&needs)),
-        // Last, because it forbids nothing that Landlock's own calls need, but might in the future.
+        // Last, so that it may forbid the calls that the layers before it make.
         layer(
             "seccomp",
             seccomp_rules::enter(needs.database_socket.is_some()),
