@@ -36,6 +36,8 @@ use std::fmt;
 pub const REPLACEMENT: u32 = 2;
 /// The supervisor's own connection to each server.
 pub const OWN: u32 = 1;
+/// The supervisor's further connections to a server on which it provisions roles: one to provision, two of the sweeper.
+pub const PROVISION: u32 = 3;
 /// The connection of one `brokkr-broker` command run by a person.
 pub const COMMAND: u32 = 1;
 
@@ -147,6 +149,15 @@ pub struct Facts {
     pub roles: BTreeMap<String, Role>,
     /// The place of the supervisor's own connection.
     pub own: Option<ConnectionTarget>,
+    /// True when the supervisor provisions roles there.
+    pub provisions: bool,
+}
+
+impl Facts {
+    /// Returns the number of the supervisor's own connections.
+    pub fn own_connections(&self) -> u32 {
+        OWN + if self.provisions { PROVISION } else { 0 }
+    }
 }
 
 impl Facts {

@@ -179,6 +179,12 @@ pub(crate) enum Tenant {
         #[arg(value_name = "TENANT", value_parser = tenant_name)]
         tenant: TenantName,
     },
+    /// Give a tenant's own role a new password, on the server and in its broker
+    RotateCredentials {
+        /// The tenant
+        #[arg(value_name = "TENANT", value_parser = tenant_name)]
+        tenant: TenantName,
+    },
     /// Print the names of all tenants that have a file
     List,
 }

@@ -1,9 +1,12 @@
 //! The operator's files: `supervisor.toml` here, `tenants.d` in [`scan`].
 
+mod provision;
 mod scan;
 mod summary;
 mod tenant;
 
+pub use provision::Provision;
+pub(crate) use provision::{TenantRole, credentials_file};
 pub(crate) use scan::{Desired, FileProblem, Referred, ScanMode, Scanned, Scanner, Stamp};
 pub(crate) use summary::{ConfigSummary, SecretConfig};
 pub(crate) use tenant::TenantConfig;
@@ -12,6 +15,7 @@ use brokkr_tenant::{
     Diagnostic, Diagnostics, FromValue, Key, Keys, Kind, Layer, Listen, Source, Value, settings,
 };
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -39,8 +43,12 @@ static KEYS: Keys = Keys::new(&[
     Key::new("postgres.bin_dir", Kind::Path, None),
     Key::new("postgres.data_dir", Kind::Path, None),
     Key::int("postgres.max_connections", 10, 262_143, "200"),
-    Key::idle("provision.admin_url", Kind::Url, None),
-    Key::idle("provision.exclusive", Kind::Bool, None),
+    Key::new("provision.admin_url", Kind::Url, None),
+    Key::new("provision.admin_url_file", Kind::Path, None),
+    Key::new("provision.exclusive", Kind::Bool, Some("false")),
+    Key::int("provision.limits.locks", 1, 1_000_000, "500"),
+    Key::duration("provision.limits.transaction", 1000, 24 * HOUR_MS, "60s"),
+    Key::duration("provision.limits.statement", 1000, 24 * HOUR_MS, "30s"),
     Key::new("debug.core", Kind::Bool, Some("false")),
     Key::new("isolation.required", Kind::Bool, Some("false")),
 ])
@@ -73,6 +81,8 @@ pub struct SupervisorConfig {
     pub debug_core: bool,
     /// `[isolation] required`: true when no tenant may run without every layer of its sandbox.
     pub isolation_required: bool,
+    /// `[provision]`, if it has an `admin_url`.
+    pub provision: Option<Arc<Provision>>,
     /// `[postgres]`.
     pub postgres: Postgres,
     /// `[defaults]`: the layer under every tenant file.
@@ -156,6 +166,12 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
         defaults: Layer::defaults(&KEYS),
     };
     let state_dir = read.path("state_dir").unwrap_or_default();
+    let defaults = file.under("defaults");
+    let mut problems = file.problems().clone();
+    let provision = Provision::read(&read, &defaults, &mut problems).map(Arc::new);
+    if problems.has_errors() {
+        return Err(problems);
+    }
     let config = SupervisorConfig {
         tenants_dir: read.path("tenants_dir").unwrap_or_default(),
         runtime_dir: read.path("runtime_dir").unwrap_or_default(),
@@ -187,9 +203,10 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
                 .unwrap_or_else(|| state_dir.join("postgres")),
             max_connections: read.required("postgres.max_connections"),
         },
+        provision,
         state_dir,
-        defaults: file.under("defaults"),
-        warnings: file.problems().iter().cloned().collect(),
+        defaults,
+        warnings: problems.iter().cloned().collect(),
     };
     Ok(config)
 }

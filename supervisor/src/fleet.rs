@@ -23,6 +23,7 @@ use crate::instance::discovery::Discovery;
 use crate::instance::events::{EventKind, InstanceEvent};
 use crate::instance::leftover_instances::LeftoverInstance;
 use crate::lifecycle::{Event, Policy, Time};
+use crate::servers::provision::Provisioner;
 use crate::servers::{Servers, ServersView};
 use crate::status::{Snapshot, TenantStatus};
 use crate::sys;
@@ -66,6 +67,8 @@ pub(crate) struct FleetParts {
     pub(crate) stopped: BTreeSet<TenantName>,
     /// True when the list of stopped tenants is lost.
     pub(crate) unsure: bool,
+    /// The thread that provisions roles, if roles are provisioned.
+    pub(crate) provisioner: Option<Provisioner>,
     /// The instances that an earlier supervisor left.
     pub(crate) finds: Discovery,
     /// systemd's descriptor store, if there is one.
@@ -100,6 +103,7 @@ pub(crate) struct Fleet {
     reloader: Reloader,
     snapshots: watch::Sender<Arc<Snapshot>>,
     servers: Servers,
+    provisioner: Option<Provisioner>,
     /// Instances of an earlier supervisor that could not be ended, so that their tenants must not start.
     left: Vec<LeftoverInstance>,
     /// The broker's program when last seen on disk.
@@ -161,6 +165,7 @@ impl Fleet {
             desired: parts.desired,
             view: parts.servers.view(),
             servers: parts.servers,
+            provisioner: parts.provisioner,
             requests: parts.requests,
             reloader: parts.reloader,
             snapshots: parts.snapshots,

@@ -31,6 +31,7 @@ pub(crate) mod threads;
 use crate::handover::fd_names::Ids;
 use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
+use crate::servers::provision::{Provisioner, RoleWish};
 pub(crate) use brokkr_tenant::instance_protocol::ServerOutage;
 use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName};
 use cgroup::CgroupTree;
@@ -47,7 +48,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use termination::Termination;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// The queue of orders to end: an instance gets at most two, SIGTERM or SIGABRT, then SIGKILL.
@@ -66,6 +67,8 @@ pub(crate) struct Settings {
     pub(crate) open_files: (u64, u64),
     /// The parent of the instances' cgroups.
     pub(crate) groups: CgroupTree,
+    /// The thread that provisions roles, if roles are provisioned.
+    pub(crate) provisioner: Option<Provisioner>,
 }
 
 /// All sockets and processes of all tenants.
@@ -95,6 +98,8 @@ struct Handle {
     files: InstanceFiles,
     slot: DescriptorCell,
     short: u32,
+    /// The tenant's role as this start wanted it; `None` for the role of the tenant's URL, and for an adopted instance.
+    role: Option<RoleWish>,
 }
 
 /// The parts of an instance that may be handed over.
@@ -173,11 +178,15 @@ impl InstanceManager {
         });
     }
 
-    /// Starts an instance; the result comes as a report.
+    /// Starts an instance, with the role `own` if the tenant has its own; the result comes as a report.
     ///
     /// # Errors
     /// When the instance's address is not bound, or is a socket path that was removed and cannot be bound anew.
-    pub(crate) fn spawn(&mut self, config: InstanceConfig) -> Result<(), String> {
+    pub(crate) fn spawn(
+        &mut self,
+        config: InstanceConfig,
+        own: Option<RoleWish>,
+    ) -> Result<(), String> {
         let (tenant, id) = (config.tenant.clone(), InstanceId(config.instance));
         let listen = &config.config.http.listen;
         let ours = self.tenants.entry(tenant.clone()).or_default();
@@ -186,8 +195,12 @@ impl InstanceManager {
             .listeners
             .get(listen)
             .ok_or_else(|| format!("{listen} is not bound"))?;
+        let role = own.map(|wish| beside(wish, ours.instances.values()));
+        let provisioner = self.settings.provisioner.clone();
         let files = InstanceFiles::new(&self.settings.folder, &tenant, id);
         let launch = SpawnRequest {
+            role: provisioner.zip(role.clone()),
+            login: None,
             program: self.settings.program.clone(),
             files: files.clone(),
             listener,
@@ -199,9 +212,13 @@ impl InstanceManager {
             connections: Some(launch.config.connections),
             // An instance is started only while its server is up.
             server: Some(Ok(())),
+            password: None,
         };
         let short = self.ids.take();
         let process = self.process(&tenant, id, wishes, files.clone(), short);
+        if let Some(handle) = self.instance(&tenant, id) {
+            handle.role = role;
+        }
         self.watch(tenant, id, files, tokio::spawn(process.run(launch)));
         Ok(())
     }
@@ -219,6 +236,7 @@ impl InstanceManager {
             // `None` keeps the values that the last supervisor set.
             connections: None,
             server: None,
+            password: None,
         };
         let files = adoption.files.clone();
         let short = self.claim(short);
@@ -289,6 +307,7 @@ impl InstanceManager {
             files,
             slot: slot.clone(),
             short,
+            role: None,
         };
         let ours = self.tenants.entry(tenant.clone()).or_default();
         ours.instances.insert(id, handle);
@@ -346,6 +365,31 @@ impl InstanceManager {
         }
     }
 
+    /// Gives the tenant's role a new password: on the server, then in each of its instances. The result goes to `reply`.
+    pub(crate) fn renew_password(
+        &mut self,
+        wish: RoleWish,
+        reply: oneshot::Sender<Result<String, String>>,
+    ) {
+        let Some(provisioner) = self.settings.provisioner.clone() else {
+            let _ = reply.send(Err("no roles are provisioned".to_owned()));
+            return;
+        };
+        let ours = self.tenants.entry(wish.tenant.clone()).or_default();
+        let wish = beside(wish, ours.instances.values());
+        let told: Vec<_> = ours.instances.values().map(|i| i.wishes.clone()).collect();
+        tokio::spawn(async move {
+            let renewed = provisioner.renew(wish).await;
+            if let Ok(login) = &renewed {
+                for wishes in told {
+                    wishes.send_modify(|wishes| wishes.password = login.password().cloned());
+                }
+            }
+            // An error means that the client has gone.
+            let _ = reply.send(renewed.map(|login| login.user().to_owned()));
+        });
+    }
+
     /// Counts the backends shown by the server that belong to no instance of the tenant. Returns the count at once when
     /// there is no instance to ask; otherwise reports it later. Runs one count at a time.
     pub(crate) fn count_left_over(
@@ -387,14 +431,28 @@ impl InstanceManager {
         }
     }
 
-    /// Forgets an instance that has ended.
+    /// Forgets an instance that has ended. The role of an instance that stays is told that it is alone.
     pub(crate) fn ended(&mut self, tenant: &TenantName, id: InstanceId) {
-        if let Some(ours) = self.tenants.get_mut(tenant)
-            && let Some(handle) = ours.instances.remove(&id)
+        let Some(ours) = self.tenants.get_mut(tenant) else {
+            return;
+        };
+        let Some(handle) = ours.instances.remove(&id) else {
+            return;
+        };
+        self.ids.free(handle.short);
+        self.outside
+            .retain(|of, outside| of != tenant || *outside != id);
+        let mut others = ours.instances.values_mut();
+        if let (Some(last), None) = (others.next(), others.next())
+            && let Some(wish) = &mut last.role
+            && let Some(provisioner) = &self.settings.provisioner
         {
-            self.ids.free(handle.short);
-            self.outside
-                .retain(|of, outside| of != tenant || *outside != id);
+            let told = wish.clone();
+            wish.keep_earlier = false;
+            wish.pool = wish.own_pool;
+            if *wish != told {
+                tokio::spawn(settle_role(provisioner.clone(), wish.clone()));
+            }
         }
     }
 
@@ -446,5 +504,27 @@ impl InstanceManager {
 
     fn instance(&mut self, tenant: &TenantName, id: InstanceId) -> Option<&mut Handle> {
         self.tenants.get_mut(tenant)?.instances.get_mut(&id)
+    }
+}
+
+/// Returns the wish for a role beside these instances: an instance that logs in as the earlier role keeps its rights, and
+/// the role may hold the connections of the largest pool.
+fn beside<'i>(mut wish: RoleWish, instances: impl Iterator<Item = &'i Handle>) -> RoleWish {
+    for instance in instances {
+        match &instance.role {
+            Some(other) => wish.pool = wish.pool.max(other.pool),
+            None => wish.keep_earlier = true,
+        }
+        let connections = instance.wishes.borrow().connections;
+        wish.pool = wish.pool.max(connections.unwrap_or(0));
+    }
+    wish
+}
+
+/// Brings a role to how it must be for the only instance of its tenant.
+async fn settle_role(provisioner: Provisioner, wish: RoleWish) {
+    let tenant = wish.tenant.clone();
+    if let Err(problem) = provisioner.provision(wish).await {
+        tracing::warn!(%tenant, "{problem}; its next start tries it again");
     }
 }

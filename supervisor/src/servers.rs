@@ -20,6 +20,7 @@ mod identify;
 mod knock;
 mod no_tls;
 mod probe;
+pub(crate) mod provision;
 mod schemas;
 mod session;
 #[cfg(test)]
@@ -29,8 +30,8 @@ mod view;
 pub use schemas::{SchemaProblems, schema_problems};
 pub use view::{Endpoint, ServerView, ServersView};
 
-use brokkr_tenant::DatabaseUrl;
-use std::collections::BTreeSet;
+use brokkr_tenant::{DatabaseUrl, SchemaName};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The pause between two tries to make the event loop.
 const AGAIN: Duration = Duration::from_secs(1);
 
-type Wants = watch::Receiver<BTreeSet<DatabaseUrl>>;
+/// The URLs to look at. For each, the schemas with a login role of their own in its database: sessions of these roles
+/// are this supervisor's.
+pub type Wanted = BTreeMap<DatabaseUrl, BTreeSet<SchemaName>>;
+
+type Wants = watch::Receiver<Wanted>;
 
 /// Makes an event loop for this thread.
 pub(crate) fn event_loop() -> io::Result<Runtime> {
@@ -69,7 +74,7 @@ fn made_at_last(wants: &Wants, mut make: impl FnMut() -> io::Result<Runtime>) ->
 /// A handle to the thread of probers. The thread ends, and its connections close, when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Servers {
-    wanted: Arc<watch::Sender<BTreeSet<DatabaseUrl>>>,
+    wanted: Arc<watch::Sender<Wanted>>,
     refreshes: mpsc::Sender<oneshot::Sender<()>>,
     view: watch::Receiver<Arc<ServersView>>,
     counts: Arc<watch::Sender<u64>>,
@@ -100,7 +105,7 @@ impl Servers {
         prefix: String,
         make: impl FnOnce(&Wants) -> Option<Runtime> + Send + 'static,
     ) -> io::Result<Self> {
-        let (wanted, wants) = watch::channel(BTreeSet::new());
+        let (wanted, wants) = watch::channel(Wanted::new());
         // When the queue is full, the next reload waits for a place.
         let (refreshes, requests) = mpsc::channel(16);
         let (counts, soon) = watch::channel(0);
@@ -125,7 +130,7 @@ impl Servers {
     }
 
     /// Sets the wanted URLs. New URLs are tried at once, and unnamed URLs are forgotten.
-    pub fn want(&self, urls: BTreeSet<DatabaseUrl>) {
+    pub fn want(&self, urls: Wanted) {
         self.wanted.send_if_modified(|wanted| {
             let changed = *wanted != urls;
             *wanted = urls;

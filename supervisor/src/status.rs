@@ -72,6 +72,12 @@ pub struct TenantStatus {
     pub schema: Option<String>,
     /// The pool size of the running instance, or the wanted pool size when none runs.
     pub pool_size: Option<u32>,
+    /// The role that the broker logs in as; `null` while the name of a provisioned role is unknown.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// The reason why that role is not the tenant's own; `null` for a provisioned role.
+    #[serde(default)]
+    pub role_note: Option<String>,
     /// The id of the server it uses.
     pub server: Option<String>,
     /// The time of the next try, in `backoff`.

@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -424,6 +425,21 @@ pub(crate) fn pidfd_wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     // SAFETY: the request carries the size of the struct, which outlives the call.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
     (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+}
+
+/// Returns true when the kernel has Landlock and it is switched on.
+pub(crate) fn knows_landlock() -> bool {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the kernel reads no memory and returns only its version of Landlock.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            ptr::null::<libc::c_void>(),
+            0,
+            VERSION,
+        )
+    };
+    version > 0
 }
 
 /// Returns the soft limit of open files.

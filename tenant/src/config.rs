@@ -64,6 +64,12 @@ pub struct DatabaseConfig {
     /// `idle_in_transaction_session_timeout` of the broker's sessions.
     #[serde(with = "duration_text")]
     pub idle_in_transaction_timeout: Duration,
+    /// `work_mem` of the tenant's provisioned role. `None` is not written, so that an older broker can read the JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_mem: Option<ByteSize>,
+    /// `temp_file_limit` of the tenant's provisioned role; not written for the same reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temp_file_limit: Option<ByteSize>,
 }
 
 /// The HTTP server.

@@ -4,9 +4,11 @@
 //! Supervisor and broker may have different versions. Fields are therefore added and never renamed, and every added
 //! field has a default.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
+
+use crate::Secret;
 
 /// The name in `LISTEN_FDNAMES` of the socket on which the broker serves its tenant.
 pub const HTTP_SOCKET: &str = "http";
@@ -96,6 +98,32 @@ impl SetServer {
                 .unwrap_or_else(|| "the supervisor says the server is down".to_owned()),
             read_only: self.read_only.unwrap_or_default(),
         })
+    }
+}
+
+/// The body of `PUT /password`: the password with which the instance opens further connections. `Debug` hides it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetPassword {
+    password: String,
+}
+
+impl SetPassword {
+    /// Makes the body of this password.
+    pub fn new(password: &Secret) -> Self {
+        Self {
+            password: password.expose().to_owned(),
+        }
+    }
+
+    /// Returns the password.
+    pub fn into_password(self) -> Secret {
+        Secret::new(self.password)
+    }
+}
+
+impl fmt::Debug for SetPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SetPassword(***)")
     }
 }
 

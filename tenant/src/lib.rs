@@ -34,6 +34,7 @@ mod source;
 mod text_conversions;
 mod units;
 mod url;
+pub mod url_file;
 mod value;
 
 pub use config::{

@@ -10,8 +10,7 @@ use crate::{
         BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat,
         LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig, WebhooksConfig,
     },
-    settings,
-    source::{advice_on_encoding, read_bytes},
+    settings, url_file,
     value::Value,
 };
 use merged::Merged;
@@ -27,9 +26,6 @@ pub enum Mode {
 
 /// The default limit of connections that work at once, because more only queue up inside the server.
 const MAX_WORKING: u32 = 8;
-
-/// The largest content of a `url_file`, in bytes.
-const MAX_URL_FILE: u64 = 64 << 10;
 
 /// An effective configuration and the origin of each of its values.
 #[derive(Debug, Clone)]
@@ -199,6 +195,8 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     let acquire_timeout = merged.required("database.acquire_timeout");
     let statement_timeout = merged.required("database.statement_timeout");
     let idle_in_transaction_timeout = merged.required("database.idle_in_transaction_timeout");
+    let work_mem = merged.optional("database.work_mem");
+    let temp_file_limit = merged.optional("database.temp_file_limit");
     let request_timeout = merged.required("http.request_timeout");
 
     problems.list.extend(merged.mismatches());
@@ -217,6 +215,8 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
                 max_working,
                 statement_timeout,
                 idle_in_transaction_timeout,
+                work_mem,
+                temp_file_limit,
             },
             http: HttpConfig {
                 listen,
@@ -278,31 +278,10 @@ fn database_url(
             hint,
         )
     };
-    let read = read_bytes(&path, MAX_URL_FILE)
-        .map_err(|error| {
-            refuse(
-                error.to_string(),
-                Some("it holds the URL on one line".to_owned()),
-            )
-        })
-        .and_then(|bytes| {
-            let hint = advice_on_encoding(&bytes);
-            String::from_utf8(bytes)
-                .map_err(|_| refuse("it is not UTF-8".to_owned(), Some(hint.to_owned())))
-        })
-        .and_then(|text| {
-            // Removes the line end that editors write, and the byte order mark of some.
-            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-            let text = text.trim_end_matches(['\r', '\n']);
-            DatabaseUrl::parse(text).map_err(|error| refuse(error.message, error.hint))
-        });
-    match read {
-        Ok(url) => {
-            let base = path.parent().map(ToOwned::to_owned).unwrap_or_default();
-            Some((url.within(&base), vec![path]))
-        }
-        Err(diagnostic) => {
-            problems.push(diagnostic);
+    match url_file::read(&path) {
+        Ok(url) => Some((url, vec![path])),
+        Err(error) => {
+            problems.push(refuse(error.message, error.hint));
             None
         }
     }

@@ -23,6 +23,9 @@ const TABLE: &[Key] = &[
     Key::new("database.max_working", Kind::Int(1, 1000), None),
     Key::duration("database.statement_timeout", 100, HOUR, "30s"),
     Key::duration("database.idle_in_transaction_timeout", 100, HOUR, "30s"),
+    // Settings of a provisioned role; without one they have no effect.
+    Key::new("database.work_mem", Kind::Size, None),
+    Key::new("database.temp_file_limit", Kind::Size, None),
     Key::new("http.listen", Kind::Listen, None),
     Key::duration("http.request_timeout", 100, HOUR, "30s"),
     Key::new(

@@ -57,6 +57,7 @@ from_value! {
     usize: Int,
     f64: Float,
     String: Text,
+    Box<DatabaseUrl>: Url,
     Vec<String>: List,
     Vec<Network>: Networks,
     Vec<u16>: Ports,

@@ -17,11 +17,11 @@ mod shared;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use brokkr_pg::ConnectError;
-use brokkr_tenant::{DatabaseUrl, SchemaName};
+use brokkr_tenant::{DatabaseUrl, SchemaName, Secret};
 use postgres::{Client, SimpleQueryMessage, Statement};
 use r2d2::ManageConnection;
 
@@ -43,15 +43,27 @@ pub(super) struct Manager(Arc<Recipe>);
 
 /// The parameters for opening a connection, shared with every connection because it may have to reconnect.
 pub(super) struct Recipe {
-    pub(super) url: DatabaseUrl,
+    pub(super) credentials: Mutex<Credentials>,
     pub(super) application_name: String,
-    pub(super) login: OnceLock<Login>,
     /// `SET search_path TO "tenant_x", pg_temp`, sent at every checkout.
     pub(super) set_path: String,
     /// SQL sent once after a connection is opened. Its one row is the pid of the backend, which is right even behind a
     /// proxy.
     pub(super) settings: String,
     pub(super) shared: Arc<Shared>,
+}
+
+/// The URL of new connections, which changes with the role's password, and the login made from it.
+pub(super) struct Credentials {
+    url: DatabaseUrl,
+    /// `None` until a connection is opened, so that certificates are read only if needed.
+    login: Option<Arc<Login>>,
+}
+
+impl Credentials {
+    pub(super) fn new(url: DatabaseUrl) -> Self {
+        Self { url, login: None }
+    }
 }
 
 /// The item that r2d2 keeps: a connection, or the reason why there is none. Boxed, because r2d2 reserves memory for the
@@ -106,18 +118,39 @@ impl Manager {
     pub(super) fn new(recipe: Recipe) -> Self {
         Manager(Arc::new(recipe))
     }
+
+    /// Changes the password of new connections. Open connections stay.
+    pub(super) fn set_password(&self, password: Secret) {
+        let mut credentials = self.0.credentials();
+        let user = credentials.url.user().to_owned();
+        let url = credentials.url.clone().with_user(user, Some(password));
+        *credentials = Credentials::new(url);
+    }
 }
 
 impl Recipe {
-    /// Returns the login that all connections share. Built on first use, so that certificates are read once and only if
-    /// needed.
-    fn login(&self) -> Result<&Login, ConnectError> {
-        if let Some(login) = self.login.get() {
-            return Ok(login);
-        }
+    fn credentials(&self) -> MutexGuard<'_, Credentials> {
+        self.credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the login that new connections share. Built on first use, so that certificates are read once.
+    fn login(&self) -> Result<Arc<Login>, ConnectError> {
+        let url = {
+            let credentials = self.credentials();
+            if let Some(login) = &credentials.login {
+                return Ok(login.clone());
+            }
+            credentials.url.clone()
+        };
         let options = brokkr_pg::Options::new(self.application_name.as_str()).read_write();
-        let login = Login::new(&self.url, &options)?;
-        Ok(self.login.get_or_init(|| login))
+        let login = Arc::new(Login::new(&url, &options)?);
+        let mut credentials = self.credentials();
+        if credentials.url == url {
+            credentials.login = Some(login.clone());
+        }
+        Ok(login)
     }
 
     /// Opens one connection and prepares its session.
@@ -332,9 +365,9 @@ impl ManageConnection for Manager {
             return Ok(());
         };
         // A server that lacks memory or time would refuse a new connection too, so a live connection is kept.
-        let login = self.0.login.get();
+        let login = self.0.login();
         let lives = !leaves_unknown(&error)
-            && login.is_some_and(|login| login.is_valid(&mut live.client).is_ok());
+            && login.is_ok_and(|login| login.is_valid(&mut live.client).is_ok());
         live.spoiled |= !lives;
         Err(DbError::unavailable(describe(&error)))
     }
@@ -346,7 +379,7 @@ impl ManageConnection for Manager {
             return true;
         };
         live.spoiled
-            || self.0.login.get().is_none_or(|login| login.has_broken(&mut live.client))
+            || self.0.login().map_or(true, |login| login.has_broken(&mut live.client))
             || (Instant::now() >= live.expires && !shared.must_do_with_what_is_open())
             || *shared.open.borrow() as usize > shared.cap.load(Ordering::Relaxed)
             // While draining, a connection is kept only for a request that already waits.

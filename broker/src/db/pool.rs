@@ -6,18 +6,18 @@ mod trial;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use brokkr_tenant::instance_protocol::ServerOutage;
-use brokkr_tenant::{DatabaseUrl, SchemaName};
+use brokkr_tenant::{DatabaseUrl, SchemaName, Secret};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use tokio::sync::{oneshot, watch};
 
 use super::concurrency_limit::{ConcurrencyLimit, WorkPermit};
 use super::conn::Conn;
 use super::error::DbError;
-use super::manager::{Manager, Recipe, Shared, set_path};
+use super::manager::{Credentials, Manager, Recipe, Shared, set_path};
 use super::signs::LostSchema;
 
 /// The idle time after which a connection is closed (checked every 30 s).
@@ -123,9 +123,8 @@ impl Db {
             moves: AtomicU64::new(0),
         });
         let manager = Manager::new(Recipe {
-            url: options.url.clone(),
+            credentials: Mutex::new(Credentials::new(options.url.clone())),
             application_name: options.application_name.clone(),
-            login: OnceLock::new(),
             set_path: set_path(&options.schema),
             settings: session_settings(&options),
             shared: shared.clone(),
@@ -249,6 +248,11 @@ impl Db {
     /// Returns time and reason of the last refused write, while the server answers but takes no writes.
     pub fn unwritable(&self) -> Option<(Instant, String)> {
         self.0.unwritable().clone()
+    }
+
+    /// Changes the password of new connections. Open connections stay.
+    pub fn set_password(&self, password: Secret) {
+        self.0.manager.set_password(password);
     }
 
     /// Stores the supervisor's verdict: the server is away, with the reason, or it is not. While it is away,

@@ -6,7 +6,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use brokkr_tenant::instance_protocol::{InstancePhase, Maps, PoolState, SetPool, SetServer};
+use brokkr_tenant::instance_protocol::{
+    InstancePhase, Maps, PoolState, SetPassword, SetPool, SetServer,
+};
 
 use super::public::DroppedLines;
 use super::{maps, public};
@@ -25,6 +27,7 @@ pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
         )
         .route("/pool", get(pool).put(set_pool))
         .route("/server", put(set_server))
+        .route("/password", put(set_password))
         .route("/maps", get(deleted_maps))
         .route("/isolation", get(isolation))
         .with_state(app)
@@ -104,6 +107,18 @@ async fn set_server(State(app): State<App>, body: Bytes) -> Response {
         .server(away.clone().map_or(Ok(()), |away| Err(away.reason)));
     app.db.set_away(away);
     StatusCode::NO_CONTENT.into_response()
+}
+
+async fn set_password(State(app): State<App>, body: Bytes) -> Response {
+    match serde_json::from_slice::<SetPassword>(&body) {
+        Ok(wanted) => {
+            app.db.set_password(wanted.into_password());
+            tracing::info!("new password for new connections");
+            StatusCode::NO_CONTENT.into_response()
+        }
+        // The error could quote a part of the body.
+        Err(_) => (StatusCode::BAD_REQUEST, "not a password").into_response(),
+    }
 }
 
 fn bad_request(error: &serde_json::Error) -> Response {

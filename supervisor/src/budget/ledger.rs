@@ -256,16 +256,15 @@ impl<'f> Ledger<'f> {
     /// Returns the connections kept beside the pools: a replacement, a command and, in its own scopes, the supervisor's
     /// connection.
     fn extra(&self, key: &Key) -> u32 {
-        let own = self
-            .facts
-            .get(key.server())
-            .and_then(|facts| facts.own.as_ref());
-        let ours_lands_here = match key {
-            Key::Server(_) => true,
-            Key::Database(_, oid) => own.is_some_and(|own| own.database == *oid),
-            Key::Role(_, role) => own.is_some_and(|own| own.role == *role && !own.superuser),
+        let facts = self.facts.get(key.server());
+        let own = facts.and_then(|facts| facts.own.as_ref());
+        let ours = match key {
+            Key::Server(_) => facts.map_or(OWN, Facts::own_connections),
+            Key::Database(_, oid) if own.is_some_and(|own| own.database == *oid) => OWN,
+            Key::Role(_, role) if own.is_some_and(|own| own.role == *role && !own.superuser) => OWN,
+            Key::Database(..) | Key::Role(..) => 0,
         };
-        REPLACEMENT + COMMAND + if ours_lands_here { OWN } else { 0 }
+        REPLACEMENT + COMMAND + ours
     }
 
     fn role_is_bound(&self, server: &ServerId, role: &str) -> bool {

@@ -14,7 +14,9 @@ use crate::cli;
 use crate::config::{self, ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded;
 use crate::fleet::core::TenantSettings;
-use crate::servers::{Endpoint, SchemaProblems, Servers, ServersView, event_loop, schema_problems};
+use crate::servers::{
+    Endpoint, SchemaProblems, Servers, ServersView, Wanted, event_loop, schema_problems,
+};
 use brokkr_tenant::{DatabaseUrl, SchemaName, TenantName};
 use runs_on::RunsOn;
 use std::collections::{BTreeMap, BTreeSet};
@@ -236,17 +238,19 @@ fn read_admitted(config: &SupervisorConfig, findings: &mut Findings) -> Vec<Admi
 
 /// Asks every server once.
 fn ask(findings: &mut Findings) -> Arc<ServersView> {
-    let urls: BTreeSet<DatabaseUrl> = findings
-        .wanted
-        .values()
-        .map(|config| config.broker().database.url.clone())
-        .collect();
+    let mut urls = Wanted::new();
+    for config in findings.wanted.values() {
+        let schemas = urls.entry(config.probe_url().clone()).or_default();
+        if config.has_own_role() {
+            schemas.insert(config.schema().clone());
+        }
+    }
     let asked = Servers::start(brokkr_pg::application_prefix().to_owned()).and_then(|servers| {
         servers.want(urls.clone());
         let mut view = servers.view();
         let runtime = event_loop()?;
         let known = |view: &Arc<ServersView>| {
-            urls.iter()
+            urls.keys()
                 .all(|url| *view.endpoint(url) != Endpoint::Unknown)
         };
         // After a timeout, judge by the answers so far.
@@ -305,11 +309,7 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
         let users: Vec<&str> = findings
             .wanted
             .iter()
-            .filter(|(_, c)| {
-                view.endpoint(&c.broker().database.url)
-                    .place()
-                    .is_some_and(|p| p.server == *id)
-            })
+            .filter(|(_, c)| c.endpoint(view).place().is_some_and(|p| p.server == *id))
             .map(|(tenant, _)| tenant.as_str())
             .collect();
         for warning in &server.warnings {
@@ -323,8 +323,7 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
         return;
     }
     for (tenant, config) in &findings.wanted {
-        let endpoint = view.endpoint(&config.broker().database.url);
-        if let Some(problem) = endpoint.problem() {
+        if let Some(problem) = config.endpoint(view).problem() {
             let text = format!("tenant {tenant}: no server for it: {problem}");
             findings.problems.push(config.at("database.url", &text));
         }
@@ -335,16 +334,17 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
 fn report_schemas(view: &ServersView, findings: &mut Findings) -> BTreeSet<TenantName> {
     let mut wanted: BTreeMap<DatabaseUrl, BTreeSet<SchemaName>> = BTreeMap::new();
     for config in findings.wanted.values() {
-        let database = &config.broker().database;
-        let endpoint = view.endpoint(&database.url);
+        let endpoint = config.endpoint(view);
         // An embedded server that does not run yet cannot be asked.
         let answers = endpoint
             .place()
             .and_then(|place| view.servers.get(&place.server))
             .is_some_and(|server| server.up);
-        if answers && matches!(endpoint, Endpoint::Ready(_)) {
-            let schemas = wanted.entry(database.url.clone()).or_default();
-            schemas.insert(database.schema.clone());
+        // An administrator without superuser may not use the schemas of the roles it made.
+        let tells = |place: &ConnectionTarget| !config.has_own_role() || place.superuser;
+        if answers && matches!(endpoint, Endpoint::Ready(place) if tells(place)) {
+            let schemas = wanted.entry(config.probe_url().clone()).or_default();
+            schemas.insert(config.schema().clone());
         }
     }
     let prefix = brokkr_pg::application_prefix();
@@ -356,8 +356,7 @@ fn report_schemas(view: &ServersView, findings: &mut Findings) -> BTreeSet<Tenan
     });
     let mut unusable = BTreeSet::new();
     for (tenant, config) in &findings.wanted {
-        let database = &config.broker().database;
-        let key = (database.url.clone(), database.schema.clone());
+        let key = (config.probe_url().clone(), config.schema().clone());
         if let Some(problem) = found.get(&key) {
             let text = format!("tenant {tenant}: {problem}");
             findings.problems.push(config.at("database.schema", &text));
@@ -394,10 +393,9 @@ fn unseen(
     wanted: &BTreeMap<TenantName, Arc<TenantConfig>>,
     view: &ServersView,
 ) -> bool {
-    wanted.get(tenant).is_some_and(|config| {
-        let endpoint = view.endpoint(&config.broker().database.url);
-        !matches!(endpoint, Endpoint::Ready(_))
-    })
+    wanted
+        .get(tenant)
+        .is_some_and(|config| !matches!(config.endpoint(view), Endpoint::Ready(_)))
 }
 
 /// Reports servers with less capacity than is admitted. Admitted tenants stay, but no further tenant is admitted.

@@ -151,6 +151,11 @@ fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
     line("last exit", of(&tenant.last_exit));
     line("listen", of(&tenant.listen));
     line("schema", of(&tenant.schema));
+    let role = of(&tenant.role).map(|role| match of(&tenant.role_note) {
+        Some(note) => format!("{role} ({note})"),
+        None => role,
+    });
+    line("role", role);
     line(
         "pool",
         tenant

@@ -19,6 +19,14 @@ pub(super) fn tenant(
 ) -> Result<(), Failure> {
     match command {
         Tenant::List => list(&config.tenants_dir),
+        Tenant::RotateCredentials { tenant } => {
+            let path = format!("/v1/tenants/{tenant}/rotate-credentials");
+            let role: String = client.post(&path, &())?;
+            say(
+                format!("rotated the credentials of {tenant}: role {role} has a new password\n")
+                    .as_bytes(),
+            )
+        }
         Tenant::Add(options) => {
             let tenant = &options.tenant;
             let written = add(config, options)?;
@@ -204,7 +212,7 @@ fn judge(
         let url = [("database.url", "postgres:///brokkr?host=/")];
         under.insert(0, Layer::from_pairs("the embedded server", url));
     }
-    TenantConfig::load(early, &under)
+    TenantConfig::load(early, &under, None)
         .map(drop)
         .map_err(|problems| {
             let text = problems

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{SupervisorConfig, TenantConfig};
+use super::{Provision, SupervisorConfig, TenantConfig};
 use brokkr_tenant::{DatabaseUrl, Diagnostic, Diagnostics, Layer, TenantName, Way};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -173,6 +173,7 @@ pub(crate) struct Scanner {
     broker: PathBuf,
     program: Program,
     layers: Vec<Layer>,
+    provision: Option<Arc<Provision>>,
     known: BTreeMap<TenantName, Known>,
     scans: u64,
     listed: bool,
@@ -236,7 +237,10 @@ impl Scanner {
             )
         });
         let layers = url.into_iter().chain([config.defaults.clone()]).collect();
-        Self::new(config.tenants_dir.clone(), config.broker.clone(), layers)
+        Self {
+            provision: config.provision.clone(),
+            ..Self::new(config.tenants_dir.clone(), config.broker.clone(), layers)
+        }
     }
 
     /// Makes a scanner of `folder` and of the program `broker`; `layers` lie under every tenant file, lowest first.
@@ -364,7 +368,7 @@ impl Scanner {
         }
         // Takes the stamps before reading, so that the next scan sees a change made meanwhile.
         let mut stamps = vec![(path.to_owned(), Stamp::of(path))];
-        let (state, files) = match TenantConfig::load(path, &self.layers) {
+        let (state, files) = match TenantConfig::load(path, &self.layers, self.provision.as_ref()) {
             Ok((config, files)) => (Ok(Arc::new(config)), files),
             Err(problems) => (Err(Arc::new(FileProblem::from(&problems))), problems.files),
         };

@@ -1,12 +1,12 @@
 //! One tenant's effective configuration, with the origins of its values.
 
-use super::{ConfigSummary, SecretConfig, Stamp};
+use super::{ConfigSummary, Provision, SecretConfig, Stamp, TenantRole};
 use brokkr_tenant::{
     BrokerConfig, Diagnostic, Diagnostics, Digest, Layer, Mode, PoolSize, Resolved, resolve,
 };
 use serde_json::value::RawValue;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// The origin of a configuration that comes from no file.
 const FOUND: &str = "the instance that was found running";
@@ -15,6 +15,8 @@ const FOUND: &str = "the instance that was found running";
 #[derive(Debug, Clone)]
 pub(crate) struct TenantConfig {
     resolved: Resolved,
+    /// The role that its broker logs in as.
+    role: TenantRole,
     /// The digest of the effective configuration.
     pub(crate) digest: [u8; 32],
     /// Warnings about settings without effect.
@@ -44,10 +46,22 @@ impl TenantConfig {
         };
         Some(Self {
             resolved: Resolved::found(config, FOUND),
+            role: TenantRole::OfUrl(None),
             digest,
             warnings: Vec::new(),
             clear: OnceLock::new(),
         })
+    }
+
+    /// Returns a found configuration with the role that its instance has under this `[provision]`.
+    pub(crate) fn under_provision(mut self, provision: Option<&Provision>) -> Self {
+        self.role = TenantRole::found(self.broker(), provision);
+        self
+    }
+
+    /// Returns the role that its broker logs in as.
+    pub(crate) fn role(&self) -> &TenantRole {
+        &self.role
     }
 
     /// Describes an instance of this configuration, started from `program`, for the next supervisor.
@@ -65,16 +79,22 @@ impl TenantConfig {
     }
 
     /// Reads `path` and merges it with the layers `under` it. Also returns the files that the configuration refers to.
-    pub(crate) fn load(path: &Path, under: &[Layer]) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
+    pub(crate) fn load(
+        path: &Path,
+        under: &[Layer],
+        provision: Option<&Arc<Provision>>,
+    ) -> Result<(Self, Vec<PathBuf>), Diagnostics> {
         let mut layers = under.to_vec();
         layers.push(Layer::from_file(path));
-        let resolved = resolve(&layers, Mode::Supervised)?;
+        let mut resolved = resolve(&layers, Mode::Supervised)?;
+        let role = TenantRole::choose(provision, &mut resolved, path);
         let warnings = resolved.warnings.iter().map(Diagnostic::headline).collect();
         let digest = resolved.config.digest().0;
         let files = resolved.files.clone();
         Ok((
             Self {
                 resolved,
+                role,
                 digest,
                 warnings,
                 clear: OnceLock::new(),
@@ -130,7 +150,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("acme.toml");
         std::fs::write(&path, text).unwrap();
-        TenantConfig::load(&path, &[]).unwrap().0
+        TenantConfig::load(&path, &[], None).unwrap().0
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub(super) fn control(app: App) -> Router {
         .route("/v1/orders", post(orders))
         .route("/v1/reload", post(reload))
         .route("/v1/pak/{name}", get(admin_pak))
+        .route(
+            "/v1/tenants/{name}/rotate-credentials",
+            post(rotate_credentials),
+        )
         .route("/metrics", get(figures))
         .fallback(nothing)
         .method_not_allowed_fallback(wrong_method)
@@ -269,6 +273,25 @@ async fn admin_pak(
         Err(error) => Err(ApiError::internal(format!(
             "the admin PAK of {name} cannot be read: {error}"
         ))),
+    }
+}
+
+async fn rotate_credentials(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let name = TenantName::parse(&name).map_err(ApiError::bad)?;
+    tracing::info!(
+        tenant = name.as_str(),
+        "{peer} asks for a new password of its role"
+    );
+    let fleet = app.context.fleet.clone();
+    // A task of its own, so that it is finished even if the client goes away.
+    let renewed = tokio::spawn(async move { fleet.rotate_credentials(name).await }).await;
+    match renewed.unwrap_or(Err(RequestError::Stopping))? {
+        Ok(role) => Ok(Json(role).into_response()),
+        Err(problem) => Err(ApiError::new(StatusCode::CONFLICT, problem)),
     }
 }
 

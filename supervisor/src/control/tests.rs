@@ -17,6 +17,8 @@ use tracing_subscriber::prelude::*;
 
 fn acme() -> TenantStatus {
     TenantStatus {
+        role: None,
+        role_note: None,
         name: "acme".into(),
         state: State::Ready,
         reason: None,
@@ -82,6 +84,10 @@ impl Host {
                         reply.send(answer).unwrap();
                     }
                     Request::Order { reply, .. } => reply.send(Ok(vec![])).unwrap(),
+                    Request::RotateCredentials { tenant, reply } => {
+                        let role = format!("brokkr_t_{tenant}");
+                        reply.send(Ok(role)).unwrap();
+                    }
                     Request::Turn { reply } => reply.send(()).unwrap(),
                     Request::Reload {
                         confirm_removals,

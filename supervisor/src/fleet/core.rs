@@ -25,8 +25,8 @@ use crate::instance::events::EventKind;
 use crate::lifecycle::{
     Action, Event, HangDetector, Instance, InstanceId, Policy, Revision, Time, Want,
 };
-use crate::servers::ServersView;
-use brokkr_tenant::{DatabaseUrl, TenantName};
+use crate::servers::{ServersView, Wanted};
+use brokkr_tenant::TenantName;
 use start_slots::StartSlots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -117,7 +117,7 @@ pub(crate) enum Effect<C> {
         text: String,
     },
     /// Probe these URLs: those in the files, and those that instances still use.
-    Probe(BTreeSet<DatabaseUrl>),
+    Probe(Wanted),
     /// Store the list of admitted tenants.
     StoreAdmitted,
     /// Store the list of stopped tenants.

@@ -3,12 +3,14 @@
 use super::Fleet;
 use super::core::{Effect, Fact, TenantSettings};
 use crate::budget::format_admitted;
-use crate::config::TenantConfig;
+use crate::config::{TenantConfig, TenantRole, credentials_file};
 use crate::instance::termination::Termination;
 use crate::instance::threads;
 use crate::lifecycle::{Action, Event, InstanceId, Revision, Time};
+use crate::servers::provision::RoleWish;
 use brokkr_tenant::{
-    DatabaseUrl, INSTANCE_CONFIG_VERSION, InstanceConfig, Listen, PoolSize, SchemaName, TenantName,
+    ByteSize, DatabaseUrl, INSTANCE_CONFIG_VERSION, InstanceConfig, Listen, PoolSize, SchemaName,
+    TenantName,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -134,8 +136,12 @@ impl Fleet {
             Action::Spawn {
                 id, connections, ..
             } => {
-                let instance = self.instance_config(name, id, config.as_ref()?, connections);
-                let failed = self.manager.spawn(instance).err();
+                let config = config.as_ref()?;
+                let instance = self.instance_config(name, id, config, connections);
+                let failed = self
+                    .manager
+                    .spawn(instance, self.role_wish(name, config))
+                    .err();
                 failed.map(|reason| Event::SpawnFailed { id, reason })
             }
             Action::Terminate(id) => {
@@ -171,17 +177,51 @@ impl Fleet {
         let view = self.view.borrow();
         let mut shown = BTreeSet::new();
         for config in self.core.configs_of(name, of)? {
-            let database = config.place(&view)?.database;
-            let (_, server) = view.server(config.url()).filter(|(_, server)| server.up)?;
+            let place = config.place(&view)?;
+            let server = view.servers.get(&place.server).filter(|s| s.up)?;
             let sampled = server.sampled;
             if sampled.saturating_duration_since(self.booted.into_std()) < since {
                 self.servers.count_soon();
                 return None;
             }
-            let ours = server.ours.get(&(name.clone(), database));
+            let ours = match config.has_own_role() {
+                true => server.ours_by_role.get(&place.role),
+                false => server.ours.get(&(name.clone(), place.database)),
+            };
             shown.extend(ours.into_iter().flatten());
         }
         Some(shown)
+    }
+
+    /// Returns the role that the tenant's broker logs in as, if it is provisioned.
+    pub(super) fn role_wish(&self, name: &TenantName, config: &TenantConfig) -> Option<RoleWish> {
+        let TenantRole::Own { admin, earlier } = config.role() else {
+            return None;
+        };
+        let database = &config.broker().database;
+        let kilobytes = |size: ByteSize| format!("{}kB", size.get().div_ceil(1024));
+        let mut settings = vec![(
+            "statement_timeout",
+            format!("{}ms", database.statement_timeout.as_millis()),
+        )];
+        settings.extend(database.work_mem.map(|size| ("work_mem", kilobytes(size))));
+        let file_limit = database.temp_file_limit;
+        settings.extend(file_limit.map(|size| ("temp_file_limit", kilobytes(size))));
+        Some(RoleWish {
+            tenant: name.clone(),
+            schema: database.schema.clone(),
+            url: database.url.clone(),
+            admin: (**admin).clone(),
+            earlier: earlier.clone(),
+            keep_earlier: false,
+            own_pool: database.pool_size.get(),
+            pool: database.pool_size.get(),
+            settings,
+            supervisor: brokkr_pg::application_prefix()
+                .trim_end_matches(':')
+                .to_owned(),
+            credentials: credentials_file(&self.config.state_dir, name.as_str()),
+        })
     }
 
     fn instance_config(
@@ -209,6 +249,17 @@ impl Fleet {
 impl TenantSettings for TenantConfig {
     fn url(&self) -> &DatabaseUrl {
         &self.broker().database.url
+    }
+
+    fn probe_url(&self) -> &DatabaseUrl {
+        match self.role() {
+            TenantRole::Own { admin, .. } => admin,
+            TenantRole::OfUrl(_) => self.url(),
+        }
+    }
+
+    fn has_own_role(&self) -> bool {
+        matches!(self.role(), TenantRole::Own { .. })
     }
 
     fn schema(&self) -> &SchemaName {

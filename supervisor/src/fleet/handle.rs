@@ -93,6 +93,13 @@ pub enum Request {
         /// Where the report is sent.
         reply: oneshot::Sender<ReloadReport>,
     },
+    /// Give a tenant's role a new password, and answer with the role's name.
+    RotateCredentials {
+        /// The tenant.
+        tenant: TenantName,
+        /// Where the role's name is sent, or the reason why its password stays.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
     /// Answer in the next turn of the loop, which shows that the fleet is alive.
     Turn {
         /// Where the answer is sent.
@@ -157,6 +164,19 @@ impl Handle {
             .await
             .map_err(|_| RequestError::Stopping)?;
         answer.await.map_err(|_| RequestError::Stopping)?
+    }
+
+    /// Gives the tenant's role a new password, and returns the role's name, or the reason why its password stays.
+    pub async fn rotate_credentials(
+        &self,
+        tenant: TenantName,
+    ) -> Result<Result<String, String>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::RotateCredentials { tenant, reply })
+            .await
+            .map_err(|_| RequestError::Stopping)?;
+        answer.await.map_err(|_| RequestError::Stopping)
     }
 
     /// Waits for the next turn of the fleet's loop.

@@ -84,10 +84,33 @@ impl Fleet {
                 confirm_removals,
                 reply,
             } => self.take_reload(confirm_removals, reply),
+            Request::RotateCredentials { tenant, reply } => {
+                self.rotate_credentials(&tenant, reply);
+            }
             Request::Turn { reply } => {
                 // The client may have disconnected.
                 let _ = reply.send(());
             }
+        }
+    }
+
+    fn rotate_credentials(
+        &mut self,
+        name: &TenantName,
+        reply: oneshot::Sender<Result<String, String>>,
+    ) {
+        let entry = self.core.entries().get(name);
+        let config = entry.and_then(|entry| entry.accepted.as_ref());
+        let wish = match config {
+            None => Err(format!("there is no tenant {name} that runs")),
+            Some((_, config)) => self.role_wish(name, config).ok_or_else(|| {
+                format!("tenant {name} has no role of its own: `status {name}` says why")
+            }),
+        };
+        match wish {
+            Ok(wish) => self.manager.renew_password(wish, reply),
+            // An error means that the client has gone.
+            Err(problem) => drop(reply.send(Err(problem))),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Publishes the snapshot that `status` shows, and logs each change of state once.
 
 use super::Fleet;
-use super::core::{Stale, TenantEntry};
-use crate::config::TenantConfig;
+use super::core::{Stale, TenantEntry, TenantSettings};
+use crate::config::{TenantConfig, TenantRole};
 use crate::lifecycle::{LifecycleStatus, Time};
+use crate::servers::provision::Provisioner;
 use crate::status::{ServerStatus, Snapshot, State, TenantStatus};
 use brokkr_tenant::TenantName;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ impl Fleet {
         notices.extend(self.unstored());
         notices.extend(self.surroundings.borrow().clone());
         notices.extend(self.manager.groups().problem());
+        notices.extend(self.provisioner.iter().flat_map(Provisioner::notices));
         notices.extend(on_deleted_files(&tenants));
         if let Some(failing) = self.core.hangs().stalled() {
             let patience = self.core.hangs().patience().as_secs();
@@ -85,7 +87,7 @@ impl Fleet {
             .or(entry.accepted.as_ref().map(|(_, c)| c));
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
         let servers = self.core.view();
-        let server = shown.and_then(|c| servers.endpoint(&c.broker().database.url).place());
+        let place = shown.and_then(|c| c.place(servers));
         let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
         let limits = shown.map(|c| &c.broker().limits);
         let unenforced = limits.and_then(|limits| self.manager.groups().unenforced(limits));
@@ -113,7 +115,20 @@ impl Fleet {
                 .as_ref()
                 .map(|i| i.pool)
                 .or(shown.map(|c| c.broker().database.pool_size.get())),
-            server: server.map(|place| place.server.to_string()),
+            role: match (shown, &place) {
+                (Some(config), Some(place)) if config.has_own_role() => Some(place.role.clone()),
+                (Some(config), None) if config.has_own_role() => None,
+                (Some(config), _) => Some(config.url().user().to_owned()),
+                (None, _) => None,
+            },
+            role_note: shown.and_then(|config| match config.role() {
+                TenantRole::Own { .. } => None,
+                TenantRole::OfUrl(None) => {
+                    Some("shared: no [provision] in supervisor.toml".to_owned())
+                }
+                TenantRole::OfUrl(Some(why)) => Some(format!("not provisioned: {why}")),
+            }),
+            server: place.map(|place| place.server.to_string()),
             next_try: next_try.map(at),
             next_try_s: None,
             last_words: entry.last_words.clone(),

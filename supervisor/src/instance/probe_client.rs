@@ -3,8 +3,10 @@
 use super::events::{EventKind, EventSender};
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
-use brokkr_tenant::instance_protocol::{Isolation, Maps, ServerOutage, SetPool, SetServer};
-use brokkr_tenant::{SocketPath, TenantName};
+use brokkr_tenant::instance_protocol::{
+    Isolation, Maps, ServerOutage, SetPassword, SetPool, SetServer,
+};
+use brokkr_tenant::{Secret, SocketPath, TenantName};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -34,6 +36,8 @@ pub(crate) struct InstanceSettings {
     pub(crate) connections: Option<u32>,
     /// The prober's verdict on its server; `None` until there is one.
     pub(crate) server: Option<Result<(), ServerOutage>>,
+    /// The password of its role, if that has changed since its start.
+    pub(crate) password: Option<Secret>,
 }
 
 /// The longest time between probes of an instance that is not ready for a reason of its own, so that its recovery is
@@ -62,6 +66,7 @@ pub(crate) struct ProbeTask {
     pub(crate) told_connections: Option<u32>,
     /// The last verdict on its server that it was told. Without a verdict it would ask the server at every probe.
     pub(crate) told_server: Option<Result<(), ServerOutage>>,
+    pub(crate) told_password: Option<Secret>,
     pub(crate) reporter: EventSender,
 }
 
@@ -148,6 +153,14 @@ impl ProbeTask {
             let body = SetServer::from(server.clone());
             if client.put("/server", &body, self.times.timeout).await {
                 self.told_server = Some(server);
+            }
+        }
+        if let Some(password) = wishes.password
+            && self.told_password.as_ref() != Some(&password)
+        {
+            let body = SetPassword::new(&password);
+            if client.put("/password", &body, self.times.timeout).await {
+                self.told_password = Some(password);
             }
         }
         if let Some(connections) = wishes.connections

@@ -78,9 +78,12 @@ struct ExitReport {
 
 impl InstanceTask {
     /// Starts the instance, watches it until it ends, and reports its end.
-    pub(crate) async fn run(self, launch: SpawnRequest) {
+    pub(crate) async fn run(self, mut launch: SpawnRequest) {
         let files = launch.files.clone();
         let told_connections = Some(launch.config.connections);
+        if let Err(reason) = launch.provision().await {
+            return self.failed(reason).await;
+        }
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
             Ok(Err(reason)) => return self.failed(reason).await,
@@ -299,6 +302,7 @@ impl InstanceTask {
             wishes: self.wishes.clone(),
             told_connections,
             told_server: None,
+            told_password: None,
             reporter: self.reporter.clone(),
         };
         tokio::spawn(private.run())

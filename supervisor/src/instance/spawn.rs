@@ -7,9 +7,10 @@ use super::reaper::{self, OwnedChild};
 use super::state_folder;
 use crate::config::{ConfigSummary, Stamp};
 use crate::memfd;
+use crate::servers::provision::{Provisioner, RoleWish};
 use crate::sys::{self, SpawnPlan, Spawned};
 use brokkr_tenant::instance_protocol::{CONFIG_FD, HTTP_SOCKET, PRIVATE_SOCKET};
-use brokkr_tenant::{InstanceConfig, SocketPath};
+use brokkr_tenant::{DatabaseUrl, InstanceConfig, SocketPath};
 use nix::fcntl::OFlag;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -27,6 +28,10 @@ pub(crate) struct SpawnRequest {
     pub(crate) files: InstanceFiles,
     pub(crate) listener: Arc<OwnedFd>,
     pub(crate) config: InstanceConfig,
+    /// The role to provision before the start, and the thread that does so.
+    pub(crate) role: Option<(Provisioner, RoleWish)>,
+    /// The URL that logs in as the provisioned role.
+    pub(crate) login: Option<DatabaseUrl>,
     pub(crate) open_files: (u64, u64),
     /// Its cgroup, where instances have cgroups.
     pub(crate) group: Option<Cgroup>,
@@ -45,6 +50,17 @@ pub(crate) struct SpawnedInstance {
 }
 
 impl SpawnRequest {
+    /// Provisions the role, so that [`SpawnRequest::run`] can start the instance.
+    ///
+    /// # Errors
+    /// A message for the operator.
+    pub(crate) async fn provision(&mut self) -> Result<(), String> {
+        if let Some((provisioner, wish)) = self.role.take() {
+            self.login = Some(provisioner.provision(wish).await?);
+        }
+        Ok(())
+    }
+
     /// Starts the instance. Blocks for about a millisecond, so it must not run on the event loop.
     ///
     /// # Errors
@@ -76,7 +92,11 @@ impl SpawnRequest {
         let _ = std::fs::remove_file(self.files.notify());
         let notify = NotifySocket::bind(&self.files.notify())
             .map_err(said("cannot bind the notify socket"))?;
-        let config = memfd::sealed("brokkr-config", self.config.to_json().as_bytes())
+        let mut told = self.config.clone();
+        if let Some(login) = &self.login {
+            told.config.database.url.clone_from(login);
+        }
+        let config = memfd::sealed("brokkr-config", told.to_json().as_bytes())
             .map_err(said("cannot make the configuration's memfd"))?;
         let (log, log_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
             .map_err(|e| format!("cannot make the log pipe: {e}"))?;

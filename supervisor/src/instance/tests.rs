@@ -17,6 +17,7 @@ use std::time::Duration;
 
 fn manager(folder: &std::path::Path) -> (InstanceManager, mpsc::Receiver<InstanceEvent>) {
     let settings = Settings {
+        provisioner: None,
         program: "/bin/false".into(),
         folder: folder.to_owned(),
         times: ProbeTimes {

@@ -5,9 +5,11 @@ mod merge;
 mod notes;
 mod probe_results;
 
+use super::Wanted;
 use super::identify::{Identity, ServerMarks, identify};
 use super::knock::knock;
 use super::probe::{self, Sample};
+use super::provision::role_name;
 use super::session::{DEADLINE, FailureKind, ProbeFailure, Session, within};
 use super::view::{Endpoint, ServerView, ServersView};
 use crate::budget::{ConnectionTarget, Facts, ServerId};
@@ -67,11 +69,14 @@ struct Watched {
     view: ServerView,
     /// Identity of the server, from all its URLs.
     marks: ServerMarks,
+    /// Login roles of tenants, provisioned by this supervisor.
+    roles: BTreeSet<String>,
     probe: Option<(u64, AbortHandle)>,
 }
 
 struct Coordinator {
     prefix: String,
+    wanted: Wanted,
     endpoints: BTreeMap<DatabaseUrl, Endpoint>,
     /// Notes for the operator about each URL.
     notes: BTreeMap<DatabaseUrl, ServerNotes>,
@@ -92,7 +97,7 @@ struct Coordinator {
 
 /// Runs until the last handle is dropped.
 pub(super) async fn run(
-    mut wants: watch::Receiver<BTreeSet<DatabaseUrl>>,
+    mut wants: watch::Receiver<Wanted>,
     mut requests: mpsc::Receiver<oneshot::Sender<()>>,
     publish: watch::Sender<Arc<ServersView>>,
     soon: watch::Receiver<u64>,
@@ -102,6 +107,7 @@ pub(super) async fn run(
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut coordinator = Coordinator {
         prefix,
+        wanted: Wanted::new(),
         endpoints: BTreeMap::new(),
         notes: BTreeMap::new(),
         attempts: BTreeMap::new(),
@@ -150,19 +156,20 @@ pub(super) async fn run(
 }
 
 impl Coordinator {
-    fn want(&mut self, urls: &BTreeSet<DatabaseUrl>) {
-        self.endpoints.retain(|url, _| urls.contains(url));
-        self.notes.retain(|url, _| urls.contains(url));
-        self.doubts.retain(|url, _| urls.contains(url));
+    fn want(&mut self, urls: &Wanted) {
+        self.wanted.clone_from(urls);
+        self.endpoints.retain(|url, _| urls.contains_key(url));
+        self.notes.retain(|url, _| urls.contains_key(url));
+        self.doubts.retain(|url, _| urls.contains_key(url));
         self.attempts.retain(|url, attempt| {
-            let keep = urls.contains(url);
+            let keep = urls.contains_key(url);
             if !keep {
                 attempt.stop();
             }
             keep
         });
         let now = Instant::now();
-        for url in urls {
+        for url in urls.keys() {
             if !self.endpoints.contains_key(url) {
                 self.endpoints.insert(url.clone(), Endpoint::Unknown);
                 self.attempts.insert(url.clone(), UrlAttempt::due(now));
@@ -179,7 +186,27 @@ impl Coordinator {
             keep
         });
         for (waits, _) in &mut self.refreshes {
-            waits.retain(|url| urls.contains(url));
+            waits.retain(|url| urls.contains_key(url));
+        }
+        self.name_roles();
+    }
+
+    /// Names the login roles that this supervisor provisions on each server.
+    fn name_roles(&mut self) {
+        for watched in self.servers.values_mut() {
+            watched.roles.clear();
+        }
+        for (url, schemas) in &self.wanted {
+            let place = self.endpoints.get(url).and_then(Endpoint::place);
+            if let Some(place) = place.filter(|_| !schemas.is_empty())
+                && let Some(watched) = self.servers.get_mut(&place.server)
+            {
+                let names = schemas.iter().map(|s| role_name(place.database, s));
+                watched.roles.extend(names);
+            }
+        }
+        for watched in self.servers.values_mut() {
+            watched.view.facts.provisions = !watched.roles.is_empty();
         }
     }
 
@@ -233,7 +260,7 @@ impl Coordinator {
             } => {
                 let prefix = self.prefix.clone();
                 if let Some(watched) = self.of_probe(&server, probe) {
-                    probe_results::count(&mut watched.view, &sample, &prefix);
+                    probe_results::count(watched, &sample, &prefix);
                 }
             }
             Event::Lost {

@@ -13,23 +13,33 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// The shortest time between two probes, however many callers wait for a count.
 const SOONEST: Duration = Duration::from_millis(100);
 
-/// Asks for connections by application name and database (some 10 KiB for 1,000 backends), and checks that the server
+/// Asks for connections by application name, role and database (some 10 KiB for 1,000 backends), and checks that the server
 /// still takes writes. Leaves out parallel workers; a role without the right to see a backend's type sees NULL.
 const ASK: &str = "\
 SELECT application_name, string_agg(pid::text, ' '), pg_is_in_recovery(), current_setting('transaction_read_only'), \
-       datid \
+       datid, pg_catalog.pg_get_userbyid(usesysid) \
   FROM pg_catalog.pg_stat_activity \
  WHERE datid IS NOT NULL AND usesysid IS NOT NULL \
    AND (backend_type IS NULL OR backend_type = 'client backend') \
- GROUP BY application_name, datid";
+ GROUP BY application_name, usesysid, datid";
 
 /// The connections of a server at one time.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     /// Time of the query.
     pub(super) asked: Instant,
-    /// Backends by application name and database.
-    pub(super) backends: BTreeMap<(String, u32), BTreeSet<i32>>,
+    /// Backends by their owner.
+    pub(super) backends: BTreeMap<BackendOwner, BTreeSet<i32>>,
+}
+
+/// The owner of backends, as the server shows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct BackendOwner {
+    /// `application_name`, which any session may set to any text.
+    pub(super) application: String,
+    pub(super) role: String,
+    /// The database's OID.
+    pub(super) database: u32,
 }
 
 /// Probes a server once.
@@ -53,11 +63,13 @@ async fn sample_within(session: &Session, deadline: Duration) -> Result<Sample, 
                 "has become read-only: transaction_read_only is on",
             ));
         }
-        let name = row.nullable(0).unwrap_or_default().to_owned();
+        let owner = BackendOwner {
+            application: row.nullable(0).unwrap_or_default().to_owned(),
+            role: row.text(5)?.to_owned(),
+            database: row.number(4)?,
+        };
         let pids = row.text(1)?.split(' ').filter_map(|pid| pid.parse().ok());
-        sample
-            .backends
-            .insert((name, row.number(4)?), pids.collect());
+        sample.backends.insert(owner, pids.collect());
     }
     Ok(sample)
 }

@@ -308,6 +308,11 @@ impl Session {
         process
     }
 
+    /// Returns true when the connection has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_finished()
+    }
+
     /// Waits until the connection ends, and returns the reason.
     pub(super) async fn ended(&mut self) -> ProbeFailure {
         match (&mut self.ended).await {

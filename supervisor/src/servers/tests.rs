@@ -6,7 +6,7 @@
 )]
 //! Probers against real servers.
 
-use super::{Endpoint, Servers, ServersView, event_loop, made_at_last};
+use super::{Endpoint, Servers, ServersView, Wanted, event_loop, made_at_last};
 use brokkr_tenant::DatabaseUrl;
 use brokkr_tests::PgServer;
 use brokkr_tests::pg::Options;
@@ -24,12 +24,18 @@ const PREFIX: &str = "brokkr:0123abcd:";
 
 fn probers(urls: &[&str]) -> Servers {
     let servers = Servers::start(PREFIX.to_owned()).unwrap();
-    servers.want(urls.iter().map(|url| url_of(url)).collect::<BTreeSet<_>>());
+    servers.want(wanted(urls));
     servers
 }
 
 fn url_of(text: &str) -> DatabaseUrl {
     DatabaseUrl::parse(text).unwrap()
+}
+
+/// Returns these URLs without schemas that have a role of their own.
+fn wanted(urls: &[impl AsRef<str>]) -> Wanted {
+    let urls = urls.iter().map(|url| url_of(url.as_ref()));
+    urls.map(|url| (url, BTreeSet::new())).collect()
 }
 
 /// Waits until the view fulfils `is` and returns the time that took.
@@ -413,7 +419,7 @@ fn a_pooler_that_is_full_is_a_server_all_the_same_and_one_that_shares_is_found_o
 
 #[test]
 fn the_event_loop_is_made_once_the_kernel_has_resources_unless_no_caller_waits() {
-    let (wanted, wants) = watch::channel(BTreeSet::new());
+    let (wanted, wants) = watch::channel(Wanted::new());
     let mut left = 1;
     let made = made_at_last(&wants, || match std::mem::take(&mut left) {
         0 => event_loop(),

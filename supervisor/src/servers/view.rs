@@ -85,6 +85,8 @@ pub struct ServerView {
     pub sampled: Instant,
     /// Backends of this host's tenants by tenant and database OID: of instances, commands, and killed brokers.
     pub ours: BTreeMap<(TenantName, u32), BTreeSet<i32>>,
+    /// Backends of tenants with a login role of their own, by role.
+    pub ours_by_role: BTreeMap<String, BTreeSet<i32>>,
     /// Number of all connections of this host's brokkr programs, the supervisor's own included.
     pub in_use: u32,
     /// `server_version`.
@@ -106,6 +108,7 @@ impl ServerView {
             since: now,
             sampled: now,
             ours: BTreeMap::new(),
+            ours_by_role: BTreeMap::new(),
             in_use: 0,
             version: String::new(),
             pooler: false,
@@ -177,6 +180,7 @@ impl ServersView {
     }
 
     /// Returns the server that a URL leads to, if ever seen.
+    #[cfg(test)]
     pub fn server(&self, url: &DatabaseUrl) -> Option<(&ServerId, &ServerView)> {
         self.servers
             .get_key_value(&self.endpoint(url).place()?.server)

@@ -360,7 +360,7 @@ fn another(name: &str) -> String {
         "http.listen" => "\"127.0.0.1:9\"".into(),
         "log.level" => "\"warn\"".into(),
         "log.format" => "\"json\"".into(),
-        "limits.memory_max" => "\"7M\"".into(),
+        "limits.memory_max" | "database.work_mem" | "database.temp_file_limit" => "\"7M\"".into(),
         "supervision.enabled" => "false".into(),
         "telemetry.enabled" | "telemetry.broker.enabled" => "true".into(),
         "broker.state_dir" => "\"/elsewhere\"".into(),

@@ -62,6 +62,12 @@ pub struct TenantStatus {
     pub schema: Option<String>,
     /// The size of the tenant's pool.
     pub pool_size: Option<u32>,
+    /// The role that its broker logs in as.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// The reason why that role is not the tenant's own.
+    #[serde(default)]
+    pub role_note: Option<String>,
     /// Id of the tenant's server.
     pub server: Option<String>,
     /// The exit of the last instance that ended unplanned.

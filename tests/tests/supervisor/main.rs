@@ -17,6 +17,7 @@ mod hangs;
 mod isolation;
 mod logs;
 mod probes;
+mod provision;
 mod python_client;
 mod refusals;
 mod replacement;

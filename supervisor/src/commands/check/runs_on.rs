@@ -4,6 +4,7 @@
 use super::super::client::ControlClient;
 use crate::budget::{AdmittedTenant, Claim, OwnershipClaim, TenantClaim, TenantDemand};
 use crate::config::{SupervisorConfig, TenantConfig};
+use crate::fleet::core::TenantSettings;
 use crate::servers::ServersView;
 use crate::status::Snapshot;
 use brokkr_tenant::TenantName;
@@ -62,15 +63,13 @@ impl RunsOn {
         admitted: &[AdmittedTenant],
         view: &ServersView,
     ) -> TenantDemand {
-        let place = view.endpoint(&config.broker().database.url).place();
+        let place = config.place(view);
         let admission = admitted.iter().find(|a| a.tenant == *tenant);
         match admission.filter(|_| self.running.contains(tenant.as_str())) {
             Some(admission) => TenantDemand::Pool {
                 connections: admission.pool,
                 // The admission does not name database and role, so those of the file are assumed.
-                at: place
-                    .filter(|place| Some(&place.server) == admission.server.as_ref())
-                    .cloned(),
+                at: place.filter(|place| Some(&place.server) == admission.server.as_ref()),
             },
             None => TenantDemand::Nothing,
         }

@@ -3,6 +3,7 @@
 use super::runs_on::RunsOn;
 use crate::budget::{COMMAND, Decision, OWN, REPLACEMENT, Shortage, Verdict};
 use crate::config::TenantConfig;
+use crate::fleet::core::TenantSettings;
 use crate::servers::ServersView;
 use brokkr_tenant::TenantName;
 use comfy_table::{CellAlignment, Table, presets};
@@ -25,12 +26,14 @@ pub(super) fn render(sums: &Sums<'_>) -> String {
     let mut text = String::new();
     let mut groups: BTreeMap<String, Vec<&TenantName>> = BTreeMap::new();
     for (tenant, config) in sums.wanted {
-        let url = &config.broker().database.url;
         // If a tenant's server cannot be asked, its admission names the server.
         let admitted = sums.verdict.admitted.iter().find(|a| a.tenant == *tenant);
-        let place = sums.view.endpoint(url).place().map(|place| &place.server);
+        let place = config
+            .endpoint(sums.view)
+            .place()
+            .map(|place| &place.server);
         let server = place.or(admitted.and_then(|admission| admission.server.as_ref()));
-        let group = server.map_or_else(|| url.address(), ToString::to_string);
+        let group = server.map_or_else(|| config.url().address(), ToString::to_string);
         groups.entry(group).or_default().push(tenant);
     }
     for admission in sums.runs_on.counted.values() {
@@ -98,10 +101,13 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
         ) {
             pools = pools.saturating_add(pool);
         }
+        let place = config.place(sums.view);
+        let role = place.filter(|_| config.has_own_role());
         table.add_row([
             tenant.as_str(),
             &pool.to_string(),
-            broker.database.url.user(),
+            role.as_ref()
+                .map_or(config.url().user(), |place| &place.role),
             broker.database.url.dbname(),
             broker.database.schema.as_str(),
             &broker.http.listen.to_string(),
@@ -135,14 +141,15 @@ fn one_server(sums: &Sums<'_>, group: &str, tenants: &[&TenantName], text: &mut 
     let account = account.next().map(|(_, account)| account);
     // Use the verdict's sum, because the advice below is based on it; a server that was never seen has none.
     let pools = account.map_or(pools, |account| account.pools);
-    let extra = REPLACEMENT + OWN + COMMAND;
+    let own = server.map_or(OWN, |(_, server)| server.facts.own_connections());
+    let extra = REPLACEMENT + own + COMMAND;
     let demand = pools.saturating_add(extra);
     let mut row = |what: &str, number: String| {
         table.add_row([what, number.as_str()]);
     };
     row("pools", pools.to_string());
     row("+ a replacement instance", REPLACEMENT.to_string());
-    row("+ the supervisor", OWN.to_string());
+    row("+ the supervisor", own.to_string());
     row("+ a brokkr-broker command", COMMAND.to_string());
     row("= demand", demand.to_string());
     if let Some((_, server)) = server {

@@ -4,7 +4,7 @@ use super::abort_on_panic::vital;
 use super::surroundings::Surroundings;
 use super::{retry_later, runtime_dirs, signal_loop, signals};
 use crate::budget::parse_admitted;
-use crate::config::{ScanMode, Scanner, SupervisorConfig};
+use crate::config::{ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded::Embedded;
 use crate::fleet::fd_store::FdStoreInputs;
 use crate::fleet::handle::Handle;
@@ -17,6 +17,7 @@ use crate::instance::discovery::{self, Discovery};
 use crate::instance::probe_client::ProbeTimes;
 use crate::instance::{InstanceManager, Settings, reaper};
 use crate::logs::Hub;
+use crate::servers::provision::Provisioner;
 use crate::status::Snapshot;
 use crate::systemd::{Notifier, job};
 use crate::watch::Watch;
@@ -141,6 +142,7 @@ impl Daemon {
             );
             tokio::spawn(vital(watch_task.run()));
 
+            let provisioner = retry_later::provisioner(&self.config, snapshot.clone())?;
             let (report_sender, reports) = mpsc::channel(REPORTS);
             let problem = self.problem.as_deref().map(one_line);
             let notices = [
@@ -151,7 +153,11 @@ impl Daemon {
             ];
             let (remark, surroundings) = watch::channel(None);
             let fleet = Fleet::new(FleetParts {
-                manager: InstanceManager::new(self.settings(), self.hub.clone(), report_sender),
+                manager: InstanceManager::new(
+                    self.settings(provisioner.clone()),
+                    self.hub.clone(),
+                    report_sender,
+                ),
                 reports,
                 desired,
                 servers: servers.clone(),
@@ -161,6 +167,7 @@ impl Daemon {
                 admitted,
                 stopped,
                 unsure: unsure.is_some(),
+                provisioner,
                 finds,
                 open_files: crate::sys::open_files(),
                 keeping: keeping(&notifier, runs).await,
@@ -220,11 +227,18 @@ impl Daemon {
             self.config.broker.clone(),
         );
         let shown = folder.display().to_string();
-        let finds =
+        let mut finds =
             tokio::task::spawn_blocking(move || discovery::find(&folder, inherited, &program))
                 .await
                 .map_err(|panic| panic.to_string())?
                 .map_err(|error| format!("{shown}: {error}"))?;
+        let provision = self.config.provision.as_deref();
+        for found in finds.instances.values_mut().flatten() {
+            let under = |config: Arc<TenantConfig>| {
+                Arc::new(Arc::unwrap_or_clone(config).under_provision(provision))
+            };
+            found.config = found.config.take().map(under);
+        }
         for remark in &finds.remarks {
             tracing::warn!("{remark}");
         }
@@ -245,8 +259,9 @@ impl Daemon {
         scanner
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self, provisioner: Option<Provisioner>) -> Settings {
         Settings {
+            provisioner,
             program: self.config.broker.clone(),
             folder: runtime_dirs::instances(&self.config),
             times: ProbeTimes {

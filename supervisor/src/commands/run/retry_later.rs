@@ -5,8 +5,11 @@ use crate::control::ControlServer;
 use crate::fleet::handle::Handle;
 use crate::logs::Hub;
 use crate::servers::Servers;
+use crate::servers::provision::{Provisioner, Sweeper};
+use crate::status::Snapshot;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Time between two attempts.
@@ -72,4 +75,24 @@ pub(super) fn probe(holds: bool) -> Result<Servers, String> {
         false => Servers::start(prefix),
     };
     servers.map_err(|error| format!("cannot start the probers: {error}"))
+}
+
+/// Starts the thread that provisions roles, if roles are to be provisioned.
+pub(super) fn provisioner(
+    config: &SupervisorConfig,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+) -> Result<Option<Provisioner>, String> {
+    let Some(provision) = &config.provision else {
+        return Ok(None);
+    };
+    let sweeper = Sweeper {
+        admin: provision.admin.clone(),
+        limits: provision.limits,
+        prefix: brokkr_pg::application_prefix().to_owned(),
+        snapshots,
+    };
+    let started = Provisioner::start(provision.exclusive, sweeper);
+    started
+        .map(Some)
+        .map_err(|error| format!("cannot start the thread that provisions roles: {error}"))
 }

@@ -160,7 +160,7 @@ pub(super) fn tenant_claim<C: TenantSettings>(
                 .iter()
                 .filter_map(|(pool, config)| {
                     Some(HeldConnections {
-                        place: config.place(view)?.clone(),
+                        place: config.place(view)?,
                         connections: *pool,
                     })
                 })

@@ -1,6 +1,7 @@
 //! Translates a tenant's configuration into the budget's terms, for `run` and `check`.
 
 use crate::budget::{ConnectionTarget, SchemaAndAddress, TenantDemand};
+use crate::servers::provision::role_name;
 use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName};
 
@@ -25,14 +26,28 @@ pub(crate) trait TenantSettings {
     /// Formats a problem with the value of `key` as one line that begins with its place.
     fn at(&self, key: &str, problem: &str) -> String;
 
-    /// Returns the endpoint of its URL.
+    /// Returns the URL that the prober logs in with.
+    fn probe_url(&self) -> &DatabaseUrl {
+        self.url()
+    }
+    /// Returns true when the tenant has a login role of its own.
+    fn has_own_role(&self) -> bool {
+        false
+    }
+
+    /// Returns the endpoint of the URL that the prober logs in with.
     fn endpoint<'v>(&self, view: &'v ServersView) -> &'v Endpoint {
-        view.endpoint(self.url())
+        view.endpoint(self.probe_url())
     }
 
     /// Returns the target of its connections, once the prober has been there.
-    fn place<'v>(&self, view: &'v ServersView) -> Option<&'v ConnectionTarget> {
-        self.endpoint(view).place()
+    fn place(&self, view: &ServersView) -> Option<ConnectionTarget> {
+        let mut place = self.endpoint(view).place()?.clone();
+        if self.has_own_role() {
+            place.role = role_name(place.database, self.schema());
+            place.superuser = false;
+        }
+        Some(place)
     }
 
     /// Returns the database, schema and address that this configuration needs exclusively.
@@ -40,7 +55,7 @@ pub(crate) trait TenantSettings {
         let url = self.url();
         let place = self.place(view);
         SchemaAndAddress {
-            database: place.map(|place| (place.server.clone(), place.database)),
+            database: place.map(|place| (place.server, place.database)),
             // The text is one word in a line of STATE_DIR/admitted.
             spelled: format!("{:?}:{}/{}", url.host(), url.port(), url.dbname())
                 .replace(char::is_whitespace, "%20"),
@@ -53,7 +68,7 @@ pub(crate) trait TenantSettings {
     fn demand(&self, view: &ServersView) -> TenantDemand {
         TenantDemand::Pool {
             connections: self.pool(),
-            at: self.place(view).cloned(),
+            at: self.place(view),
         }
     }
 }

@@ -7,8 +7,8 @@ use super::{Core, Effect, TenantSettings, slot_key};
 use crate::budget::{AdmittedTenant, TenantClaim, Verdict, decide};
 use crate::instance::ServerOutage;
 use crate::lifecycle::{Event, HangVerdict, ProbeHealth, Spec, Time, Want};
-use crate::servers::{Endpoint, ServersView};
-use brokkr_tenant::{DatabaseUrl, TenantName};
+use crate::servers::{Endpoint, ServersView, Wanted};
+use brokkr_tenant::TenantName;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Descriptors of one tenant while two instances overlap.
@@ -208,13 +208,18 @@ impl<C: TenantSettings> Core<C> {
         )
     }
 
-    /// Returns the URLs in the files, and those that instances still use.
-    fn urls(&self) -> BTreeSet<DatabaseUrl> {
-        let mut urls = BTreeSet::new();
+    /// Returns the URLs that the prober is to log in with: for the files, and for instances.
+    fn urls(&self) -> Wanted {
+        let mut urls = Wanted::new();
         for entry in self.entries.values() {
             for config in entry.asked().into_iter().chain(entry.revisions.values()) {
-                if !urls.contains(config.url()) {
-                    urls.insert(config.url().clone());
+                if !urls.contains_key(config.probe_url()) {
+                    urls.insert(config.probe_url().clone(), BTreeSet::new());
+                }
+                if config.has_own_role()
+                    && let Some(schemas) = urls.get_mut(config.probe_url())
+                {
+                    schemas.insert(config.schema().clone());
                 }
             }
         }

@@ -72,6 +72,7 @@ impl Coordinator {
         let watched = self.servers.entry(id.clone()).or_insert_with(|| Watched {
             view: ServerView::unseen(Facts::default()),
             marks: marks.clone(),
+            roles: BTreeSet::new(),
             probe: None,
         });
         let known = &mut watched.marks;

@@ -19,7 +19,9 @@ impl Coordinator {
         let certain = identity.marks.identifier.is_some();
         let before = self.notes.get(&url);
         let notes = ServerNotes {
-            superuser: identity.role.superuser.then(|| identity.role_name.clone()),
+            // An administrator who provisions roles may be a superuser.
+            superuser: (identity.role.superuser && !self.provisions(&url))
+                .then(|| identity.role_name.clone()),
             pooler: identity.pooler,
             address: (!certain).then(|| ServerId::new(&identity.address)),
             unsettled: !certain && before.is_none_or(|notes| notes.unsettled),
@@ -40,27 +42,36 @@ impl Coordinator {
         view.facts.max_connections = identity.max_connections;
         view.facts.superuser_reserved = identity.superuser_reserved;
         view.facts.reserved = identity.reserved;
-        view.facts.foreign = sample
-            .backends
-            .iter()
-            .filter(|((name, _), _)| !name.starts_with(&self.prefix))
-            .fold(0, |sum, (_, backends)| sum + backends.len() as u32);
         view.facts
             .databases
             .insert(identity.database_oid, identity.database);
         view.facts.roles.insert(identity.role_name, identity.role);
-        count(view, &sample, &self.prefix);
-        if watched.probe.is_none() {
+        let is_first = watched.probe.is_none();
+        if is_first {
             view.facts.own = Some(place.clone());
-            self.watch(&id, session);
         }
         self.doubts.remove(&url);
         self.endpoints.insert(url, Endpoint::Ready(place));
+        self.name_roles();
+        if let Some(watched) = self.servers.get_mut(&id) {
+            watched.view.facts.foreign = foreign(&sample, &self.prefix, &watched.roles);
+            count(watched, &sample, &self.prefix);
+        }
+        if is_first {
+            self.watch(&id, session);
+        }
         if certain {
             self.merge_into(&id);
         }
         self.keep_addresses(&id, &identity.marks);
         self.end_doubts(&id);
+    }
+
+    /// Returns true when tenants of this URL's database have login roles of their own.
+    fn provisions(&self, url: &DatabaseUrl) -> bool {
+        self.wanted
+            .get(url)
+            .is_some_and(|schemas| !schemas.is_empty())
     }
 
     /// Starts the probe of a server over this connection.
@@ -219,18 +230,37 @@ impl Coordinator {
     }
 }
 
-/// Enters a count of connections into a server's view.
-pub(super) fn count(view: &mut ServerView, sample: &Sample, prefix: &str) {
+/// Returns the number of connections of other programs. A tenant's own role counts as ours under any application name.
+fn foreign(sample: &Sample, prefix: &str, roles: &BTreeSet<String>) -> u32 {
+    let others = sample
+        .backends
+        .iter()
+        .filter(|(of, _)| !of.application.starts_with(prefix) && !roles.contains(&of.role));
+    others.map(|(_, backends)| backends.len() as u32).sum()
+}
+
+/// Enters a count of connections into a server's view. A session of a tenant's own role is that tenant's; for other
+/// sessions the application name tells.
+pub(super) fn count(watched: &mut Watched, sample: &Sample, prefix: &str) {
+    let view = &mut watched.view;
     view.ours.clear();
+    view.ours_by_role.clear();
     view.in_use = 0;
     view.sampled = sample.asked;
-    for ((name, database), backends) in &sample.backends {
-        let Some(rest) = name.strip_prefix(prefix) else {
+    for (of, backends) in &sample.backends {
+        if watched.roles.contains(&of.role) {
+            view.in_use += backends.len() as u32;
+            let known = view.ours_by_role.entry(of.role.clone()).or_default();
+            known.extend(backends);
+            continue;
+        }
+        let Some(rest) = of.application.strip_prefix(prefix) else {
             continue;
         };
         view.in_use += backends.len() as u32;
         if let Ok(tenant) = TenantName::parse(rest) {
-            view.ours.insert((tenant, *database), backends.clone());
+            let known = view.ours.entry((tenant, of.database)).or_default();
+            known.extend(backends);
         }
     }
 }

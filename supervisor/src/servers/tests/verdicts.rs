@@ -294,7 +294,7 @@ fn an_address_that_one_url_has_identified_is_that_server_for_every_url() {
         let (view, _) = wait(&alone, "ready", |view| ready(view, &urls[1]));
         let address = place(&view, 1);
         assert_eq!(address.as_str(), format!("127.0.0.1:{}", server.port()));
-        alone.want(urls.iter().map(|url| url_of(url)).collect());
+        alone.want(wanted(&urls));
         let (view, _) = wait(&alone, "ready", |view| {
             urls.iter().all(|url| ready(view, url))
         });

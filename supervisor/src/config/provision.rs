@@ -1,0 +1,178 @@
+//! `[provision]`: a login role for each tenant.
+
+use super::Read;
+use crate::servers::provision::{ROLE_PREFIX, SessionLimits};
+use brokkr_tenant::{
+    BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Origin, Resolved, Value, url_file,
+};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// `[provision]`.
+#[derive(Debug, Clone)]
+pub struct Provision {
+    /// The URL of a role that may create roles on its server.
+    pub admin: DatabaseUrl,
+    /// True when the server serves only this supervisor, so that other databases are closed to tenants.
+    pub exclusive: bool,
+    /// `[provision.limits]`.
+    pub limits: SessionLimits,
+    /// The user in the URL of `[defaults.database]`, which tenants share.
+    shared: Option<String>,
+}
+
+/// The role that a tenant's broker logs in as.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum TenantRole {
+    /// The role in the tenant's URL. Holds the reason if `[provision]` is configured and provides no other.
+    OfUrl(Option<String>),
+    /// A role of the tenant's own, provisioned before each start.
+    Own {
+        /// The administrator's URL, with the tenant's database.
+        admin: Box<DatabaseUrl>,
+        /// The role in the tenant's URL, which owned the schema before.
+        earlier: String,
+    },
+}
+
+impl Provision {
+    /// Reads the section. `None` without an `admin_url`.
+    pub(super) fn read(
+        read: &Read<'_>,
+        defaults: &Layer,
+        problems: &mut Diagnostics,
+    ) -> Option<Self> {
+        let admin = match (
+            read.optional::<Box<DatabaseUrl>>("provision.admin_url"),
+            read.path("provision.admin_url_file"),
+        ) {
+            (Some(_), Some(_)) => {
+                let message = "`provision.admin_url_file` and `provision.admin_url` are both there";
+                problems.push(read.at("provision.admin_url_file", message, "keep one of the two"));
+                return None;
+            }
+            (Some(url), None) => *url,
+            (None, Some(path)) => match url_file::read(&path) {
+                Ok(url) => url,
+                Err(error) => {
+                    let message = format!(
+                        "`provision.admin_url_file`: {}: {}",
+                        path.display(),
+                        error.message
+                    );
+                    let hint = error.hint.unwrap_or_default();
+                    problems.push(read.at("provision.admin_url_file", &message, &hint));
+                    return None;
+                }
+            },
+            (None, None) => return None,
+        };
+        if !crate::sys::knows_landlock() {
+            let message = "`[provision]` would give every tenant the administrator's rights: this kernel has no Landlock to \
+                           keep brokers from the supervisor's files";
+            let hint = "use a kernel with Landlock (5.13 or later, `lsm=` with landlock), or take [provision] out";
+            problems.push(read.at("provision.admin_url", message, hint));
+            return None;
+        }
+        let shared = match (
+            defaults.get("database.url"),
+            defaults.get("database.url_file"),
+        ) {
+            (Some(Value::Url(url)), _) => Some(url.user().to_owned()),
+            // A file that cannot be read is each tenant's problem.
+            (None, Some(Value::Path(path))) => {
+                url_file::read(path).ok().map(|url| url.user().to_owned())
+            }
+            _ => None,
+        };
+        Some(Self {
+            admin,
+            exclusive: read.required("provision.exclusive"),
+            limits: SessionLimits {
+                locks: read.required("provision.limits.locks"),
+                transaction: read.required("provision.limits.transaction"),
+                statement: read.required("provision.limits.statement"),
+            },
+            shared,
+        })
+    }
+
+    /// Returns the role for a tenant with this configuration, read from the file at `path`.
+    fn role(&self, resolved: &Resolved, path: &Path) -> TenantRole {
+        let database = &resolved.config.database;
+        let url = &database.url;
+        let left = |why: String| TenantRole::OfUrl(Some(why));
+        if (url.host(), url.port()) != (self.admin.host(), self.admin.port()) {
+            return left(format!(
+                "its url names {}, and [provision] admin_url names {}",
+                url.address(),
+                self.admin.address()
+            ));
+        }
+        let in_its_file = resolved.origin(resolved.url_key()).is_some_and(
+            |origin| matches!(origin, Origin::File(source, _) if source.path() == path),
+        );
+        let shared = self.shared.as_deref() == Some(url.user()) || names_no_user(url);
+        if in_its_file && !shared {
+            return left(format!("its file names the role {}", url.user()));
+        }
+        if database.schema.as_str() == "public" {
+            return left("schema public belongs to no tenant alone".to_owned());
+        }
+        TenantRole::Own {
+            admin: Box::new(self.admin.clone().with_dbname(url.dbname())),
+            earlier: url.user().to_owned(),
+        }
+    }
+}
+
+/// Returns true for a URL without a user, which means the user that this program runs as.
+fn names_no_user(url: &DatabaseUrl) -> bool {
+    DatabaseUrl::parse("postgres://localhost/").is_ok_and(|none| none.user() == url.user())
+}
+
+impl TenantRole {
+    /// Returns the role for a tenant, and takes the user out of the configuration's URL if the tenant gets one of its
+    /// own.
+    pub(super) fn choose(
+        provision: Option<&Arc<Provision>>,
+        resolved: &mut Resolved,
+        path: &Path,
+    ) -> Self {
+        let Some(provision) = provision else {
+            return Self::OfUrl(None);
+        };
+        let role = provision.role(resolved, path);
+        if let Self::Own { .. } = &role {
+            let url = resolved.config.database.url.clone();
+            resolved.config.database.url = url.with_user(ROLE_PREFIX, None);
+        }
+        role
+    }
+
+    /// Returns the role of an instance that was found running with this configuration.
+    pub(super) fn found(config: &BrokerConfig, provision: Option<&Provision>) -> Self {
+        let url = &config.database.url;
+        match provision {
+            Some(provision) if url.user() == ROLE_PREFIX => Self::Own {
+                admin: Box::new(provision.admin.clone().with_dbname(url.dbname())),
+                earlier: provision.shared.clone().unwrap_or_default(),
+            },
+            _ => Self::OfUrl(None),
+        }
+    }
+}
+
+/// Returns the file that keeps a tenant's login.
+pub(crate) fn credentials_file(state_dir: &Path, tenant: &str) -> PathBuf {
+    state_dir.join("tenants").join(format!("{tenant}.url"))
+}
+
+impl Read<'_> {
+    /// Returns an error about a key of the file.
+    fn at(&self, key: &str, message: &str, hint: &str) -> Diagnostic {
+        let default = Origin::Default("supervisor.toml");
+        let origin = self.file.origin(key).unwrap_or(&default);
+        Diagnostic::at(origin, message, (!hint.is_empty()).then(|| hint.to_owned()))
+    }
+}

@@ -1,0 +1,387 @@
+//! Provisions a login role for each tenant: the role owns the tenant's schema and nothing else.
+//!
+//! A thread of its own asks the server what there is, and sends the statements that are missing, before each start of an
+//! instance. The statements are made by [`recipe`], a pure function. One request runs at a time, on one connection as
+//! the administrator, which is closed when there is nothing to do.
+
+mod credentials;
+mod database;
+mod recipe;
+mod role;
+mod sql;
+mod sweeper;
+
+pub(crate) use role::{ROLE_PREFIX, role_name};
+pub(crate) use sweeper::{SessionLimits, Sweeper};
+
+use super::event_loop;
+use super::session::{ProbeFailure, Session};
+use brokkr_tenant::{DatabaseUrl, SchemaName, Secret, TenantName};
+use postgres_protocol::password::scram_sha_256;
+use recipe::{ObjectFacts, RoleFacts};
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_local;
+
+/// The largest number of requests in the queue; further requests wait for a place.
+const REQUESTS: usize = 64;
+/// The time after which an unused connection is closed.
+const IDLE: Duration = Duration::from_secs(5);
+/// The number of tries against locks and concurrent changes, and the pause between two.
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+/// The longest time for the statements of one tenant. A take-over changes the owner of every table.
+const WORK: Duration = Duration::from_secs(10);
+
+/// Waits little for locks, because requests of the running instance wait behind it.
+const OWN_LIMITS: &str = "SET lock_timeout TO '500ms'";
+
+/// Errors that pass: a lock not available, a tuple that another session changed, a deadlock, a row that appeared.
+const PASSING: &[&str] = &["(55P03)", "(XX000)", "(40P01)", "(23505)", "(42710)"];
+
+/// The wanted state of a tenant's role and schema.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RoleWish {
+    pub(crate) tenant: TenantName,
+    pub(crate) schema: SchemaName,
+    /// The tenant's URL; its role is replaced.
+    pub(crate) url: DatabaseUrl,
+    /// The administrator's URL, with the tenant's database.
+    pub(crate) admin: DatabaseUrl,
+    /// The role that owned the schema before.
+    pub(crate) earlier: String,
+    /// True while an instance still logs in as that role.
+    pub(crate) keep_earlier: bool,
+    /// The pool of the instance to start, in connections.
+    pub(crate) own_pool: u32,
+    /// The largest pool of the tenant's instances, in connections.
+    pub(crate) pool: u32,
+    /// Settings of the role, and their values. A role may change most of them for itself.
+    pub(crate) settings: Vec<(&'static str, String)>,
+    /// The name of this supervisor, the beginning of each `application_name`.
+    pub(crate) supervisor: String,
+    /// The file that keeps the login.
+    pub(crate) credentials: PathBuf,
+}
+
+/// A change of a tenant's role.
+#[derive(Debug)]
+struct Request {
+    wish: RoleWish,
+    /// True to change the password.
+    renew: bool,
+    reply: oneshot::Sender<Result<DatabaseUrl, String>>,
+}
+
+/// A handle to the thread that provisions. The thread ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Provisioner {
+    requests: mpsc::Sender<Request>,
+    notices: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Provisioner {
+    /// Starts the thread, which also sweeps. `exclusive` takes every database of the server from the roles that do not
+    /// use it.
+    ///
+    /// # Errors
+    /// When the thread or its event loop cannot be made.
+    pub(crate) fn start(exclusive: bool, sweeper: Sweeper) -> io::Result<Self> {
+        let (requests, inbox) = mpsc::channel(REQUESTS);
+        let notices = Arc::default();
+        let worker = Worker {
+            exclusive,
+            session: None,
+            guarded: BTreeSet::new(),
+            notices: Arc::clone(&notices),
+        };
+        let runtime = event_loop()?;
+        std::thread::Builder::new()
+            .name("provision".to_owned())
+            .spawn(move || {
+                let work = async {
+                    let sweeping = spawn_local(sweeper.run());
+                    worker.run(inbox).await;
+                    sweeping.abort();
+                };
+                tokio::task::LocalSet::new().block_on(&runtime, work);
+                runtime.shutdown_background();
+            })?;
+        Ok(Self { requests, notices })
+    }
+
+    /// Brings the tenant's role and schema to how they must be, and returns the URL that logs in as the role.
+    ///
+    /// # Errors
+    /// The reason for the operator; nothing is changed then, except that a new password may be in the file.
+    pub(crate) async fn provision(&self, wish: RoleWish) -> Result<DatabaseUrl, String> {
+        self.ask(wish, false).await
+    }
+
+    /// Like [`Provisioner::provision`], with a new password.
+    pub(crate) async fn renew(&self, wish: RoleWish) -> Result<DatabaseUrl, String> {
+        self.ask(wish, true).await
+    }
+
+    async fn ask(&self, wish: RoleWish, renew: bool) -> Result<DatabaseUrl, String> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { wish, renew, reply };
+        let gone = || "the thread that provisions roles has ended".to_owned();
+        self.requests.send(request).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Returns what the operator should know about the servers' protection.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.iter().cloned().collect()
+    }
+}
+
+struct Worker {
+    exclusive: bool,
+    /// The connection in use, and its URL.
+    session: Option<(DatabaseUrl, Session)>,
+    /// The databases whose protection has been looked at.
+    guarded: BTreeSet<DatabaseUrl>,
+    notices: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Worker {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        loop {
+            let next = tokio::time::timeout(IDLE, inbox.recv()).await;
+            let request = match next {
+                Ok(Some(request)) => request,
+                Ok(None) => return,
+                Err(_) => {
+                    self.session = None;
+                    match inbox.recv().await {
+                        Some(request) => request,
+                        None => return,
+                    }
+                }
+            };
+            let answer = self.serve(&request).await;
+            // An error means that the instance is not wanted any more.
+            let _ = request.reply.send(answer);
+        }
+    }
+
+    async fn serve(&mut self, request: &Request) -> Result<DatabaseUrl, String> {
+        let wish = &request.wish;
+        let mut tries = 1;
+        loop {
+            let outcome = self.attempt(wish, request.renew && tries == 1).await;
+            match outcome {
+                Err(Failure::Server(failure)) => {
+                    // The connection may be at fault.
+                    self.session = None;
+                    let text = failure.reason().to_owned();
+                    let passes = PASSING.iter().any(|code| text.ends_with(code));
+                    if !passes || tries == TRIES {
+                        return Err(format!("its role cannot be provisioned: {text}"));
+                    }
+                    tries += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(Failure::Refused(reason)) => {
+                    return Err(format!("its role cannot be provisioned: {reason}"));
+                }
+                Ok(login) => {
+                    self.guard(wish, &login).await;
+                    return Ok(login);
+                }
+            }
+        }
+    }
+
+    /// Returns the connection to the tenant's database as the administrator.
+    async fn session(&mut self, wish: &RoleWish) -> Result<&Session, ProbeFailure> {
+        let fits = |(url, session): &mut (DatabaseUrl, Session)| {
+            *url == wish.admin && !session.has_ended()
+        };
+        if !self.session.as_mut().is_some_and(fits) {
+            let name = session_name(wish);
+            let session = Session::open(&wish.admin, &name).await?;
+            session.set_own_settings().await?;
+            session.ask(OWN_LIMITS).await?;
+            self.session = Some((wish.admin.clone(), session));
+        }
+        let (_, session) = self
+            .session
+            .as_ref()
+            .ok_or_else(|| ProbeFailure::refused("the connection has gone while it was opened"))?;
+        Ok(session)
+    }
+
+    async fn attempt(&mut self, wish: &RoleWish, renew: bool) -> Result<DatabaseUrl, Failure> {
+        let session = self.session(wish).await?;
+        let oid = session.ask_one(recipe::DATABASE).await?.number(0)?;
+        let role = role_name(oid, &wish.schema);
+        let facts = facts(session, wish, &role, oid).await?;
+        // Refuses before a new password is in the file.
+        recipe::statements(&facts, wish, "").map_err(Failure::Refused)?;
+        let (path, url) = (wish.credentials.clone(), wish.url.clone());
+        let make = match renew {
+            true => credentials::renew,
+            false => credentials::login,
+        };
+        let login = tokio::task::spawn_blocking(move || make(&path, &url, &role))
+            .await
+            .map_err(io::Error::other)
+            .and_then(|made| made)
+            .map_err(|error| {
+                Failure::Refused(format!("{}: {error}", wish.credentials.display()))
+            })?;
+        let password = login.password().map(Secret::expose).unwrap_or_default();
+        let verifier = scram_sha_256(password.as_bytes());
+        let sql = recipe::statements(&facts, wish, &verifier).map_err(Failure::Refused)?;
+        session.ask_within(WORK, &sql).await?;
+        let ignored = |(setting, _): &&(&str, String)| *setting == recipe::SUPERUSERS_SETTING;
+        if !facts.superuser && wish.settings.iter().any(|setting| ignored(&setting)) {
+            let (tenant, admin) = (&wish.tenant, &facts.admin);
+            tracing::warn!(%tenant, "temp_file_limit is not set: only a superuser may set it, and [provision] admin_url names {admin}");
+        }
+        Ok(login)
+    }
+
+    /// Closes the database of a tenant to what every role may do by default, once, and notes what stays open.
+    async fn guard(&mut self, wish: &RoleWish, login: &DatabaseUrl) {
+        if !self.guarded.insert(wish.admin.clone()) {
+            return;
+        }
+        let database = wish.admin.dbname().to_owned();
+        let mut open = Vec::new();
+        if let Err(Failure::Server(failure)) = self.close(wish, &mut open).await {
+            self.session = None;
+            open.push(format!(
+                "is not closed to other roles: {}",
+                failure.reason()
+            ));
+        }
+        if trusts(login, wish).await {
+            open.push(
+                "lets a role in without its password (pg_hba.conf: trust), so every tenant may log in as every other: \
+                 write scram-sha-256"
+                    .to_owned(),
+            );
+        }
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        for text in open {
+            let text = format!("[provision]: database {database} {text}");
+            tracing::warn!("{text}");
+            notices.insert(text);
+        }
+    }
+
+    /// Closes functions and databases, and adds to `open` what could not be closed.
+    async fn close(&mut self, wish: &RoleWish, open: &mut Vec<String>) -> Result<(), Failure> {
+        let exclusive = self.exclusive;
+        let session = self.session(wish).await?;
+        let names = |rows: Vec<super::session::Row>| {
+            let names = rows.iter().map(|row| row.text(0).map(str::to_owned));
+            names.collect::<Result<Vec<String>, ProbeFailure>>()
+        };
+        let functions = names(session.ask(database::OPEN_FUNCTIONS).await?)?;
+        session.ask(&database::close_functions(&functions)).await?;
+        if exclusive {
+            for row in session.ask(&database::open_databases(ROLE_PREFIX)).await? {
+                let name = row.text(0)?;
+                let connected = row.nullable(1).unwrap_or_default().lines();
+                let mut keep: Vec<String> = connected.map(str::to_owned).collect();
+                let is_tenants = name == wish.admin.dbname();
+                if is_tenants && !wish.earlier.is_empty() && !keep.contains(&wish.earlier) {
+                    keep.push(wish.earlier.clone());
+                }
+                let sql = database::close_database(name, &keep, is_tenants);
+                session.ask(&sql).await?;
+            }
+        }
+        // Without ownership a REVOKE is only a warning.
+        let functions = names(session.ask(database::OPEN_FUNCTIONS).await?)?;
+        if !functions.is_empty() {
+            open.push(
+                "lets every role take advisory locks and make large objects: only a superuser may forbid it".to_owned(),
+            );
+        }
+        if exclusive {
+            let left = names(session.ask(&database::open_databases(ROLE_PREFIX)).await?)?;
+            if !left.is_empty() {
+                let left = left.join(", ");
+                open.push(format!(
+                    "is exclusive, but every role may still connect to {left}: only the owner or a superuser may forbid it"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The end of an attempt.
+enum Failure {
+    /// The server or the connection failed.
+    Server(ProbeFailure),
+    /// The reason for the operator; another attempt would end in the same way.
+    Refused(String),
+}
+
+impl From<ProbeFailure> for Failure {
+    fn from(failure: ProbeFailure) -> Self {
+        Self::Server(failure)
+    }
+}
+
+/// Asks the server for the state of a tenant's role and schema.
+async fn facts(
+    session: &Session,
+    wish: &RoleWish,
+    role: &str,
+    database_oid: u32,
+) -> Result<RoleFacts, ProbeFailure> {
+    let query = recipe::facts_query(role, &wish.schema, &wish.earlier);
+    let row = session.ask_one(&query).await?;
+    let lines = |column| row.nullable(column).unwrap_or_default().lines();
+    let mut objects = Vec::new();
+    for row in session
+        .ask(&recipe::objects_query(role, &wish.schema))
+        .await?
+    {
+        objects.push(ObjectFacts {
+            words: row.text(0)?.to_owned(),
+            owner: row.text(1)?.to_owned(),
+        });
+    }
+    Ok(RoleFacts {
+        admin: row.text(0)?.to_owned(),
+        superuser: row.flag(1)?,
+        version: row.number(2)?,
+        database: row.text(3)?.to_owned(),
+        database_oid,
+        role_exists: row.flag(4)?,
+        role_comment: row.nullable(5).map(str::to_owned),
+        role_sessions: row.number(6)?,
+        member_of: lines(7).map(str::to_owned).collect(),
+        owner: row.nullable(8).map(str::to_owned),
+        earlier_exists: row.flag(9)?,
+        earlier_may_use: row.flag(10)?,
+        objects,
+    })
+}
+
+/// Returns the `application_name` of the administrator's sessions.
+fn session_name(wish: &RoleWish) -> String {
+    format!("{}:.provision", wish.supervisor)
+}
+
+/// Returns true when the server lets the role in with a wrong password.
+async fn trusts(login: &DatabaseUrl, wish: &RoleWish) -> bool {
+    let wrong = Some(Secret::new("not the password"));
+    let url = login.clone().with_user(login.user(), wrong);
+    let name = session_name(wish);
+    Session::open(&url, &name).await.is_ok()
+}
