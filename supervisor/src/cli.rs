@@ -173,12 +173,8 @@ pub(crate) struct Reload {
 pub(crate) enum Tenant {
     /// Write a tenant's file and start it
     Add(Add),
-    /// Remove a tenant's file; its broker drains and goes, its data stays
-    Remove {
-        /// The tenant
-        #[arg(value_name = "TENANT", value_parser = tenant_name)]
-        tenant: TenantName,
-    },
+    /// Remove a tenant's file; its broker drains and goes, its data stays unless --drop-data is given
+    Remove(Remove),
     /// Give a tenant's own role a new password, on the server and in its broker
     RotateCredentials {
         /// The tenant
@@ -211,6 +207,23 @@ pub(crate) struct Add {
     /// Most connections it may hold
     #[arg(long, value_name = "CONNECTIONS")]
     pub(crate) pool_size: Option<u32>,
+}
+
+/// `tenant remove`
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The tenant
+    #[arg(value_name = "TENANT", value_parser = tenant_name)]
+    pub(crate) tenant: TenantName,
+    /// Drop its schema, its own role and its state folder too, after a question
+    #[arg(long)]
+    pub(crate) drop_data: bool,
+    /// The tenant's name once more, instead of the question
+    #[arg(long, value_name = "TENANT", value_parser = tenant_name, requires = "drop_data")]
+    pub(crate) yes_drop: Option<TenantName>,
+    /// File for a dump of the schema before it is dropped, in the custom format of pg_dump
+    #[arg(long, value_name = "FILE", requires = "drop_data")]
+    pub(crate) dump: Option<PathBuf>,
 }
 
 fn tenant_name(text: &str) -> Result<TenantName, String> {

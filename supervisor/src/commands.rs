@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 mod client;
+mod drop_data;
 mod interrupt;
 mod locate_supervisor;
 mod logs;

@@ -1,7 +1,7 @@
 //! The commands `tenant add`, `tenant remove` and `tenant list`.
 
 use super::client::{ControlClient, parse};
-use super::{Failure, harmless, reload, say};
+use super::{Failure, drop_data, harmless, reload, say};
 use crate::cli::{Add, Tenant};
 use crate::config::{SupervisorConfig, TenantConfig};
 use crate::status::{Snapshot, State, TenantStatus};
@@ -44,8 +44,13 @@ pub(super) fn tenant(
             let problems = report.of_tenants.get(tenant.as_str());
             reload::complain_of(problems.map_or(&[], Vec::as_slice))
         }
-        Tenant::Remove { tenant } => {
+        Tenant::Remove(options) => {
+            let tenant = &options.tenant;
             let path = file_of(&config.tenants_dir, tenant);
+            let data = match options.drop_data && path.exists() {
+                true => Some(drop_data::confirm(config, &path, options)?),
+                false => None,
+            };
             fs::remove_file(&path).map_err(|error| match error.kind() {
                 ErrorKind::NotFound => Failure::Problem(format!(
                     "there is no tenant {tenant}: no file {}",
@@ -55,7 +60,8 @@ pub(super) fn tenant(
             })?;
             let report = reload::ask(client, false)?;
             let Some(status) = status_of(client, tenant)? else {
-                return say(format!("removed {tenant}\n").as_bytes());
+                say(format!("removed {tenant}\n").as_bytes())?;
+                return data.map_or(Ok(()), |data| data.drop());
             };
             let reason = status
                 .reason
@@ -65,6 +71,7 @@ pub(super) fn tenant(
                 status.state,
                 reason.unwrap_or_default()
             ))
+            .chain(data.map(|_| format!("tenant {tenant}: its data is not dropped")))
             // For example removals that are held because there are too many.
             .chain(report.general().cloned())
             .collect();
@@ -206,13 +213,7 @@ fn judge(
     early: &Path,
     path: &Path,
 ) -> Result<(), Failure> {
-    let mut under = vec![config.defaults.clone()];
-    if config.postgres.embedded {
-        // The tenant gets a URL from the embedded server; its address does not matter here.
-        let url = [("database.url", "postgres:///brokkr?host=/")];
-        under.insert(0, Layer::from_pairs("the embedded server", url));
-    }
-    TenantConfig::load(early, &under, None)
+    TenantConfig::load(early, &layers_under(config), None)
         .map(drop)
         .map_err(|problems| {
             let text = problems
@@ -220,6 +221,20 @@ fn judge(
                 .replace(&*early.to_string_lossy(), &path.to_string_lossy());
             Failure::Problem(format!("tenant {tenant} is not added:\n{text}"))
         })
+}
+
+/// Returns the layers under a tenant's file. With an embedded server its URL is below them all.
+pub(super) fn layers_under(config: &SupervisorConfig) -> Vec<Layer> {
+    let embedded = config.postgres.embedded.then(|| {
+        let url = crate::embedded::url(config).map(|url| url.expose());
+        // Without its URL a tenant's file can still be judged.
+        let url = url.unwrap_or_else(|_| "postgres:///brokkr?host=/".to_owned());
+        Layer::from_pairs("the embedded server", [("database.url", url.as_str())])
+    });
+    embedded
+        .into_iter()
+        .chain([config.defaults.clone()])
+        .collect()
 }
 
 fn content(options: &Add) -> Result<String, Failure> {

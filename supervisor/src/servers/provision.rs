@@ -11,6 +11,7 @@ mod role;
 mod sql;
 mod sweeper;
 
+pub(crate) use recipe::role_removal;
 pub(crate) use role::{ROLE_PREFIX, role_name};
 pub(crate) use sweeper::{SessionLimits, Sweeper};
 

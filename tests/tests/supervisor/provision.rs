@@ -313,3 +313,74 @@ fn a_new_password_reaches_the_running_broker_and_the_old_one_is_dead() {
         assert!(!log.contains(password));
     }
 }
+
+#[test]
+fn data_is_dropped_only_after_its_name_is_given_again_and_the_role_goes_along() {
+    let host = provisioning();
+    let acme = host.tenant("acme").up();
+    let globex = host.tenant("globex").up();
+    let role = acme.status().role.unwrap();
+    let asked = host.command(&["tenant", "remove", "acme", "--drop-data"]);
+    assert_eq!(asked.code, Some(1));
+    assert!(asked.stderr.contains("--yes-drop acme"), "{asked:?}");
+    let wrong = host.command(&[
+        "tenant",
+        "remove",
+        "acme",
+        "--drop-data",
+        "--yes-drop",
+        "globex",
+    ]);
+    assert!(wrong.stderr.contains("nothing is changed"), "{wrong:?}");
+    assert!(acme.file().exists());
+
+    let dump = host.root().join("acme.dump");
+    let said = host
+        .command(&[
+            "tenant",
+            "remove",
+            "acme",
+            "--drop-data",
+            "--yes-drop",
+            "acme",
+            "--dump",
+            &dump.display().to_string(),
+        ])
+        .ok();
+    assert!(
+        said.contains(&format!("dropped schema tenant_acme, role {role} and ")),
+        "{said}"
+    );
+    assert_eq!(&fs::read(&dump).unwrap()[..5], b"PGDMP");
+    let mut admin = host.server().client();
+    let left = "SELECT (SELECT count(*) FROM pg_namespace WHERE nspname = 'tenant_acme') + (SELECT count(*) FROM pg_roles WHERE rolname = $1)";
+    assert_eq!(admin.query_one(left, &[&role]).unwrap().get::<_, i64>(0), 0);
+    let states = fs::read_dir(host.state_dir().join("tenants"))
+        .unwrap()
+        .flatten();
+    let of_acme: Vec<_> = states
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("acme"))
+        .collect();
+    assert!(of_acme.is_empty(), "{of_acme:?}");
+    globex.api().get("/agents").expect(200);
+
+    // A schema that no broker has made is left alone.
+    admin
+        .batch_execute("CREATE SCHEMA theirs; CREATE TABLE theirs.x ()")
+        .unwrap();
+    host.tenant("initech").schema("theirs").write();
+    let refused = host.command(&[
+        "tenant",
+        "remove",
+        "initech",
+        "--drop-data",
+        "--yes-drop",
+        "initech",
+    ]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains("no Brokkr broker has made it"),
+        "{refused:?}"
+    );
+    admin.batch_execute("SELECT FROM theirs.x").unwrap();
+}

@@ -240,5 +240,22 @@ fn may_alter(facts: &RoleFacts, wish: &RoleWish, name: &str) -> Result<(), Strin
     }
 }
 
+/// Returns the statements that end the sessions of a role whose schema is dropped, and drop the role. `comment` is the
+/// role's comment.
+///
+/// # Errors
+/// The reason why the role is left as it is.
+pub(crate) fn role_removal(name: &str, comment: Option<&str>) -> Result<String, String> {
+    if comment.and_then(supervisor_of).is_none() {
+        return Err(format!("role {name} was not made by a Brokkr Supervisor"));
+    }
+    let (role, text) = (identifier(name), literal(name));
+    Ok(format!(
+        "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a WHERE a.usename = {text}; \
+         DROP OWNED BY {role}; \
+         DROP ROLE {role}"
+    ))
+}
+
 #[cfg(test)]
 mod tests;
