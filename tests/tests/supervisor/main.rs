@@ -10,6 +10,7 @@
 
 mod adoption;
 mod crash_loops;
+mod database_attacks;
 mod embedded;
 mod faults;
 mod files;

@@ -250,8 +250,11 @@ pub(super) fn count(watched: &mut Watched, sample: &Sample, prefix: &str) {
     for (of, backends) in &sample.backends {
         if watched.roles.contains(&of.role) {
             view.in_use += backends.len() as u32;
-            let known = view.ours_by_role.entry(of.role.clone()).or_default();
-            known.extend(backends);
+            // A person's session as this role is no backend of a broker.
+            if of.application.starts_with(prefix) {
+                let known = view.ours_by_role.entry(of.role.clone()).or_default();
+                known.extend(backends);
+            }
             continue;
         }
         let Some(rest) = of.application.strip_prefix(prefix) else {
