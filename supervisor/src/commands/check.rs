@@ -14,6 +14,7 @@ use crate::cli;
 use crate::config::{self, ScanMode, Scanner, SupervisorConfig, TenantConfig};
 use crate::embedded;
 use crate::fleet::core::TenantSettings;
+use crate::servers::provision::closings;
 use crate::servers::{
     Endpoint, SchemaProblems, Servers, ServersView, Wanted, event_loop, schema_problems,
 };
@@ -50,7 +51,12 @@ pub(crate) fn check(path: &Path, options: &cli::Check) -> ExitCode {
     let mut output = String::new();
     match config::load(path) {
         Err(problems) => findings.problems.push(problems.to_string()),
-        Ok(config) => output = judge(&config, options.offline, &mut findings),
+        Ok(config) => {
+            output = judge(&config, options.offline, &mut findings);
+            if !options.offline {
+                output.push_str(&report_closings(&config, &mut findings));
+            }
+        }
     }
     let mut errors = io::stderr().lock();
     for warning in &findings.warnings {
@@ -364,6 +370,21 @@ fn report_schemas(view: &ServersView, findings: &mut Findings) -> BTreeSet<Tenan
         }
     }
     unusable
+}
+
+/// Returns the databases that provisioning would close to other roles, one a line.
+fn report_closings(config: &SupervisorConfig, findings: &mut Findings) -> String {
+    let Some(provision) = config.provision.as_ref().filter(|p| p.exclusive) else {
+        return String::new();
+    };
+    match closings(&provision.admin, brokkr_pg::application_prefix()) {
+        Ok(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+        Err(error) => {
+            let text = format!("[provision]: the databases cannot be listed: {error}");
+            findings.problems.push(text);
+            String::new()
+        }
+    }
 }
 
 /// Returns the tenants whose schema or address is taken, and which of the two.

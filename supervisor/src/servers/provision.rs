@@ -386,3 +386,32 @@ async fn trusts(login: &DatabaseUrl, wish: &RoleWish) -> bool {
     let name = session_name(wish);
     Session::open(&url, &name).await.is_ok()
 }
+
+/// Returns the databases that `exclusive` would close now, one sentence each, with the roles that keep them. Asks the
+/// administrator's server, and changes nothing.
+///
+/// # Errors
+/// When the event loop cannot be made, or the server does not answer.
+pub(crate) fn closings(admin: &DatabaseUrl, prefix: &str) -> Result<Vec<String>, String> {
+    let runtime = event_loop().map_err(|error| error.to_string())?;
+    let work = async {
+        let session = Session::open(admin, &format!("{prefix}.supervisor")).await?;
+        session.set_own_settings().await?;
+        let rows = session.ask(&database::open_databases(ROLE_PREFIX)).await?;
+        let sentences = rows.iter().map(|row| {
+            let kept: Vec<&str> = row.nullable(1).unwrap_or_default().lines().collect();
+            let but = match kept.is_empty() {
+                true => String::new(),
+                false => format!(" but {}, connected now", kept.join(", ")),
+            };
+            Ok(format!(
+                "[provision] exclusive: database {} is to be closed to every role{but}",
+                row.text(0)?
+            ))
+        });
+        sentences.collect::<Result<Vec<String>, ProbeFailure>>()
+    };
+    let closings = tokio::task::LocalSet::new().block_on(&runtime, work);
+    runtime.shutdown_background();
+    closings.map_err(|failure| failure.reason().to_owned())
+}

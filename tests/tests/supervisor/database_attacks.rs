@@ -147,6 +147,9 @@ fn an_attacker_with_a_tenants_login_is_refused_by_the_server() {
     let host = shared();
     provision(&host);
     host.set("provision.exclusive", "true");
+    let checked = host.command(&["check"]);
+    let closes = "[provision] exclusive: database postgres is to be closed to every role";
+    assert!(checked.stdout.contains(closes), "{checked:?}");
     let acme = host.tenant("acme").up();
     let globex = host.tenant("globex").up();
     let before = globex.status();

@@ -97,7 +97,7 @@ pub(super) fn objects_query(role: &str, schema: &SchemaName) -> String {
            WHERE t.typtype IN ('d', 'e', 'r') OR (t.typtype = 'c' AND c.relkind = 'c')) \
          SELECT words, pg_catalog.pg_get_userbyid(owner) FROM objects \
           WHERE pg_catalog.pg_get_userbyid(owner) <> {role} \
-            AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = objects.class AND d.objid = objects.object \
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = objects.class AND d.objid = objects.object AND d.objsubid = 0 \
                                AND d.deptype IN ('e', 'a', 'i')) \
           ORDER BY words",
         schema = literal(schema.as_str()),
