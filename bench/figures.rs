@@ -1,4 +1,4 @@
-//! Measures one supervised tenant on this machine: `figures idle|crash|drop|api`.
+//! Measures supervised tenants on this machine: `figures idle|crash|drop|api|isolation|neighbour`.
 //!
 //! Everything is real and built for release: supervisor, broker and a PostgreSQL server of the tenant's own. Rates are
 //! compared with `/healthz` of the same broker in the same run, because machines differ. The load generator runs one
@@ -11,6 +11,9 @@
     clippy::print_stderr,
     reason = "a program for people to run by hand"
 )]
+
+mod isolation;
+mod neighbour;
 
 use brokkr_tests::{Addr, Api, Connection, Host, Tenant, http, procs, wait};
 use nix::sys::signal::Signal;
@@ -25,8 +28,10 @@ fn main() {
         Some("crash") => crash(),
         Some("drop") => dropped(),
         Some("api") => api(),
+        Some("isolation") => isolation::isolation(),
+        Some("neighbour") => neighbour::neighbour(),
         _ => {
-            eprintln!("usage: figures idle|crash|drop|api");
+            eprintln!("usage: figures idle|crash|drop|api|isolation|neighbour");
             std::process::exit(2);
         }
     }
