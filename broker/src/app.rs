@@ -11,6 +11,7 @@ use crate::jobs::schedule::Schedule;
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runtime_config::RuntimeConfig;
+use crate::tls::Tls;
 use crate::webhook::Webhooks;
 use crate::websocket::handle::WebSockets;
 
@@ -29,6 +30,8 @@ pub struct App {
     pub auth: auth::Cache,
     /// Counters and histograms behind `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// The certificate of the tenant's listener; `None` for plain HTTP.
+    pub tls: Option<Tls>,
     /// Readiness, as `/readyz` answers it.
     pub health: Arc<Health>,
     /// The background jobs, which writes wake.

@@ -32,5 +32,6 @@ mod sandbox;
 pub mod store;
 mod sys;
 pub mod template;
+pub mod tls;
 pub mod webhook;
 pub mod websocket;

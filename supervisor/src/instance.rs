@@ -32,7 +32,7 @@ use crate::handover::fd_names::Ids;
 use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
 pub(crate) use brokkr_tenant::instance_protocol::ServerOutage;
-use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName};
+use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName, TlsPair};
 use cgroup::CgroupTree;
 use descriptors::{DescriptorCell, Descriptors};
 use discovery::FoundListener;
@@ -155,8 +155,8 @@ impl InstanceManager {
         ours.listeners.iter().count() < open
     }
 
-    /// Starts or stops answering 503 on a tenant's socket.
-    pub(crate) fn fallback(&mut self, tenant: &TenantName, listen: Option<&Listen>) {
+    /// Starts or stops answering 503 on a tenant's socket, or closing its connections where its clients speak `tls`.
+    pub(crate) fn fallback(&mut self, tenant: &TenantName, listen: Option<&Listen>, tls: bool) {
         let Some(ours) = self.tenants.get_mut(tenant) else {
             return;
         };
@@ -165,7 +165,7 @@ impl InstanceManager {
                 tracing::warn!(%tenant, %error, "its socket can no longer be reached");
             }
             let socket = ours.listeners.get(listen)?;
-            Fallback::start(listen, &socket, &self.answering)
+            Fallback::start(listen, &socket, tls, &self.answering)
                 .inspect_err(
                     |error| tracing::warn!(%tenant, %error, "cannot answer 503 in its place"),
                 )
@@ -199,6 +199,13 @@ impl InstanceManager {
             connections: Some(launch.config.connections),
             // An instance is started only while its server is up.
             server: Some(Ok(())),
+            tls: launch
+                .config
+                .config
+                .http
+                .tls
+                .as_ref()
+                .map(|tls| tls.pair.clone()),
         };
         let short = self.ids.take();
         let process = self.process(&tenant, id, wishes, files.clone(), short);
@@ -219,6 +226,7 @@ impl InstanceManager {
             // `None` keeps the values that the last supervisor set.
             connections: None,
             server: None,
+            tls: None,
         };
         let files = adoption.files.clone();
         let short = self.claim(short);
@@ -382,6 +390,17 @@ impl InstanceManager {
             instance.wishes.send_if_modified(|wishes| {
                 let changed = wishes.server.as_ref() != Some(server);
                 wishes.server = Some(server.clone());
+                changed
+            });
+        }
+    }
+
+    /// Gives an instance the certificate and key for its new handshakes.
+    pub(crate) fn set_tls(&mut self, tenant: &TenantName, id: InstanceId, pair: &TlsPair) {
+        if let Some(instance) = self.instance(tenant, id) {
+            instance.wishes.send_if_modified(|wishes| {
+                let changed = wishes.tls.as_ref() != Some(pair);
+                wishes.tls = Some(pair.clone());
                 changed
             });
         }

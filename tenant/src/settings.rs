@@ -24,6 +24,8 @@ const TABLE: &[Key] = &[
     Key::duration("database.statement_timeout", 100, HOUR, "30s"),
     Key::duration("database.idle_in_transaction_timeout", 100, HOUR, "30s"),
     Key::new("http.listen", Kind::Listen, None),
+    Key::new("http.tls_cert", Kind::Path, None),
+    Key::new("http.tls_key", Kind::Path, None),
     Key::duration("http.request_timeout", 100, HOUR, "30s"),
     Key::new(
         "log.level",

@@ -33,6 +33,7 @@ use super::listener::{AcceptedStream, Listener};
 use super::timeout_stream::TimeoutStream;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::tls::Tls;
 use crate::websocket::connection_permit::PeerConnection;
 
 /// The largest head of a request, path and query included. A PAK and a proxy's headers take a few hundred bytes.
@@ -41,6 +42,9 @@ const MAX_HEAD: usize = 32 * 1024;
 /// The time after which an idle connection is closed while others wait.
 const IDLE_WHEN_FULL: Duration = Duration::from_secs(5);
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
+
+/// The time that a peer has for its TLS handshake, from its connection on.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// The pause before accepting again after descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -58,6 +62,7 @@ pub(super) struct Connections {
     /// The signal to idle connections, sent every second while no permit is free.
     full: Arc<Notify>,
     metrics: Arc<Metrics>,
+    tls: Option<Tls>,
     /// One permit per WebSocket: at most three of four connections, so that there is always room for a request.
     sockets: Arc<Semaphore>,
 }
@@ -78,8 +83,15 @@ impl Connections {
             open: Arc::default(),
             full: Arc::default(),
             metrics,
+            tls: None,
             sockets: Arc::new(Semaphore::new((most - most / 4) as usize)),
         }
+    }
+
+    /// Serves these connections over TLS, if there is a certificate.
+    pub(super) fn with_tls(mut self, tls: Option<Tls>) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// Accepts until draining begins.
@@ -148,7 +160,24 @@ impl Connections {
 
     async fn serve<S: AcceptedStream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
         // The place lives as long as the connection, or the WebSocket that it becomes.
-        let place = PeerConnection::new(permit, self.open, self.sockets);
+        let place = PeerConnection::new(permit, self.open.clone(), self.sockets.clone());
+        let Some(tls) = &self.tls else {
+            return self.serve_http(stream, place).await;
+        };
+        let mut phase = self.phase.clone();
+        let handshake = tls.acceptor().accept(stream);
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE, handshake) => shaken,
+            _ = phase.wait_for(|phase| *phase == Phase::Closing) => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => Box::pin(self.serve_http(stream, place)).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn serve_http<S: AcceptedStream + 'static>(self, stream: S, place: PeerConnection) {
         let mut phase = self.phase.clone();
         let turn = ConnectionState::new(self.phase, self.metrics);
         let (router, asked) = (self.router, turn.clone());

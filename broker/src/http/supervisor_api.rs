@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use brokkr_tenant::TlsPair;
 use brokkr_tenant::instance_protocol::{InstancePhase, Maps, PoolState, SetPool, SetServer};
 
 use super::public::DroppedLines;
@@ -25,6 +26,7 @@ pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
         )
         .route("/pool", get(pool).put(set_pool))
         .route("/server", put(set_server))
+        .route("/tls", put(set_tls))
         .route("/maps", get(deleted_maps))
         .route("/isolation", get(isolation))
         .with_state(app)
@@ -104,6 +106,25 @@ async fn set_server(State(app): State<App>, body: Bytes) -> Response {
         .server(away.clone().map_or(Ok(()), |away| Err(away.reason)));
     app.db.set_away(away);
     StatusCode::NO_CONTENT.into_response()
+}
+
+async fn set_tls(State(app): State<App>, body: Bytes) -> Response {
+    let (tls, pair) = match (&app.tls, serde_json::from_slice::<TlsPair>(&body)) {
+        (Some(tls), Ok(pair)) => (tls, pair),
+        (None, _) => return (StatusCode::NOT_FOUND, "this broker serves no TLS").into_response(),
+        // The error's own text may quote the key.
+        (_, Err(_)) => return (StatusCode::BAD_REQUEST, "not a TLS pair").into_response(),
+    };
+    match tls.replace(&pair) {
+        Ok(()) => {
+            tracing::info!(sha256 = %pair.fingerprint(), "new handshakes get another TLS certificate");
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "the TLS certificate is not replaced");
+            (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).into_response()
+        }
+    }
 }
 
 fn bad_request(error: &serde_json::Error) -> Response {

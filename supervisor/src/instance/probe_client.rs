@@ -4,7 +4,7 @@ use super::events::{EventKind, EventSender};
 use crate::lifecycle::Event;
 use crate::lifecycle::InstanceId;
 use brokkr_tenant::instance_protocol::{Isolation, Maps, ServerOutage, SetPool, SetServer};
-use brokkr_tenant::{SocketPath, TenantName};
+use brokkr_tenant::{SocketPath, TenantName, TlsPair};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -34,6 +34,8 @@ pub(crate) struct InstanceSettings {
     pub(crate) connections: Option<u32>,
     /// The prober's verdict on its server; `None` until there is one.
     pub(crate) server: Option<Result<(), ServerOutage>>,
+    /// The certificate and key of its listener; `None` without TLS, and while the supervisor does not know them.
+    pub(crate) tls: Option<TlsPair>,
 }
 
 /// The longest time between probes of an instance that is not ready for a reason of its own, so that its recovery is
@@ -62,6 +64,8 @@ pub(crate) struct ProbeTask {
     pub(crate) told_connections: Option<u32>,
     /// The last verdict on its server that it was told. Without a verdict it would ask the server at every probe.
     pub(crate) told_server: Option<Result<(), ServerOutage>>,
+    /// The last certificate and key that it was told, or was started with.
+    pub(crate) told_tls: Option<TlsPair>,
     pub(crate) reporter: EventSender,
 }
 
@@ -150,6 +154,11 @@ impl ProbeTask {
                 self.told_server = Some(server);
             }
         }
+        if let Some(pair) = wishes.tls
+            && self.told_tls.as_ref() != Some(&pair)
+        {
+            self.tell_tls(client, pair).await;
+        }
         if let Some(connections) = wishes.connections
             && self.told_connections != Some(connections)
         {
@@ -158,6 +167,20 @@ impl ProbeTask {
                 self.told_connections = Some(connections);
             }
         }
+    }
+
+    /// Gives the instance its certificate and key. A refusal is not tried again, because it would be the same.
+    async fn tell_tls(&mut self, client: &mut ProbeClient, pair: TlsPair) {
+        let body = pair.to_clear_json().to_string().into();
+        let told = client.request(Method::PUT, "/tls", body, self.times.timeout);
+        let Some((status, reason)) = told.await else {
+            return;
+        };
+        if !status.is_success() {
+            let tenant = self.reporter.tenant();
+            tracing::error!(%tenant, "its broker keeps its old TLS certificate: {status}: {reason}");
+        }
+        self.told_tls = Some(pair);
     }
 
     async fn probe(&self, client: &mut ProbeClient, late: Duration) -> Event {

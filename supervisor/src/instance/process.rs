@@ -14,7 +14,7 @@ use crate::handover::PartialLine;
 use crate::lifecycle::{AdoptedStage, Event, InstanceId};
 use crate::logs::Hub;
 use crate::sys;
-use brokkr_tenant::LimitsConfig;
+use brokkr_tenant::{LimitsConfig, TlsPair};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -65,6 +65,8 @@ struct RunningProcess {
     /// Must be dropped only after the process has been reaped.
     registered: Option<OwnedChild>,
     told_connections: Option<u32>,
+    /// The certificate and key that it was started with.
+    told_tls: Option<TlsPair>,
     /// The stage of an adopted process.
     adopted: Option<AdoptedStage>,
 }
@@ -81,6 +83,8 @@ impl InstanceTask {
     pub(crate) async fn run(self, launch: SpawnRequest) {
         let files = launch.files.clone();
         let told_connections = Some(launch.config.connections);
+        let told_tls = launch.config.config.http.tls.as_ref();
+        let told_tls = told_tls.map(|tls| tls.pair.clone());
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
             Ok(Err(reason)) => return self.failed(reason).await,
@@ -104,6 +108,7 @@ impl InstanceTask {
             files,
             registered: launched.registered,
             told_connections,
+            told_tls,
             adopted: None,
         };
         self.slot.fill(descriptors);
@@ -131,6 +136,7 @@ impl InstanceTask {
             process_ref,
             files: adoption.files,
             told_connections: None,
+            told_tls: None,
             adopted: Some(adoption.stage),
         })
         .await;
@@ -299,6 +305,7 @@ impl InstanceTask {
             wishes: self.wishes.clone(),
             told_connections,
             told_server: None,
+            told_tls: alive.told_tls.clone(),
             reporter: self.reporter.clone(),
         };
         tokio::spawn(private.run())

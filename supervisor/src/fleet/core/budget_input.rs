@@ -2,7 +2,7 @@
 
 use crate::budget::{ConnectionTarget, SchemaAndAddress, TenantDemand};
 use crate::servers::{Endpoint, ServersView};
-use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName};
+use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName, TlsPair};
 
 /// The part of a tenant's configuration that decides about the tenant.
 pub(crate) trait TenantSettings {
@@ -18,6 +18,9 @@ pub(crate) trait TenantSettings {
     fn priority(&self) -> i32;
     /// Returns `supervision.enabled`.
     fn enabled(&self) -> bool;
+    /// Returns the certificate and key of the listener, which an instance takes while it runs. `None` without TLS, and
+    /// where the key is not known.
+    fn tls(&self) -> Option<&TlsPair>;
     /// Returns true when an instance of `other` need not be replaced by an instance of this configuration.
     fn same_instance(&self, other: &Self) -> bool;
     /// Returns the same configuration with another pool.
