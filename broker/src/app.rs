@@ -28,6 +28,8 @@ pub struct App {
     pub reloader: Reloader,
     /// The cache of recently authenticated callers.
     pub auth: auth::Cache,
+    /// The failed authentications of each address.
+    pub failed_attempts: auth::FailedAttempts,
     /// Counters and histograms behind `/metrics`.
     pub metrics: Arc<Metrics>,
     /// The certificate of the tenant's listener; `None` for plain HTTP.

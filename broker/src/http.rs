@@ -225,6 +225,7 @@ fn app(instance: &Instance) -> Result<App, ServeError> {
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
+        failed_attempts: auth::FailedAttempts::default(),
         reloader: Reloader::new(
             instance,
             config.clone(),

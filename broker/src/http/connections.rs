@@ -31,6 +31,7 @@ use tower_service::Service;
 use super::connection_state::{ConnectionState, Phase};
 use super::listener::{AcceptedStream, Listener};
 use super::timeout_stream::TimeoutStream;
+use crate::auth::ClientAddress;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::tls::Tls;
@@ -106,9 +107,9 @@ impl Connections {
                 accepted = self.next(&listener) => accepted,
             };
             match accepted {
-                Ok((stream, permit)) => {
+                Ok((stream, client, permit)) => {
                     told = false;
-                    tokio::spawn(self.clone().serve(stream, permit));
+                    tokio::spawn(self.clone().serve(stream, client, permit));
                 }
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
@@ -121,19 +122,21 @@ impl Connections {
         }
         // Serve the backlog of a socket of our own, because no other process will.
         while listener.is_own() {
-            let Some(Ok((stream, permit))) = now_or_never(self.next(&listener)).await else {
+            let Some(Ok((stream, client, permit))) = now_or_never(self.next(&listener)).await
+            else {
                 break;
             };
-            tokio::spawn(self.clone().serve(stream, permit));
+            tokio::spawn(self.clone().serve(stream, client, permit));
         }
     }
 
     async fn next(
         &self,
         listener: &Listener,
-    ) -> io::Result<(Box<dyn AcceptedStream>, OwnedSemaphorePermit)> {
+    ) -> io::Result<(Box<dyn AcceptedStream>, ClientAddress, OwnedSemaphorePermit)> {
         let permit = self.make_room().await?;
-        Ok((listener.accept().await?, permit))
+        let (stream, peer) = listener.accept().await?;
+        Ok((stream, ClientAddress::of(peer), permit))
     }
 
     /// Waits for a free connection permit. Cancel-safe, because an untaken permit stays.
@@ -158,9 +161,14 @@ impl Connections {
         let _ = self.room.acquire_many(self.most).await;
     }
 
-    async fn serve<S: AcceptedStream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
+    async fn serve<S: AcceptedStream + 'static>(
+        self,
+        stream: S,
+        client: ClientAddress,
+        permit: OwnedSemaphorePermit,
+    ) {
         // The place lives as long as the connection, or the WebSocket that it becomes.
-        let place = PeerConnection::new(permit, self.open.clone(), self.sockets.clone());
+        let place = PeerConnection::new(permit, self.open.clone(), self.sockets.clone(), client);
         let Some(tls) = &self.tls else {
             return self.serve_http(stream, place).await;
         };

@@ -39,7 +39,11 @@ impl Server {
         let permit = self.connections.make_room().await.unwrap();
         (
             ours,
-            tokio::spawn(self.connections.clone().serve(theirs, permit)),
+            tokio::spawn(
+                self.connections
+                    .clone()
+                    .serve(theirs, ClientAddress::Local, permit),
+            ),
         )
     }
 }
