@@ -13,7 +13,7 @@ mod fd_recovery;
 pub(crate) mod leftover_instances;
 pub(crate) mod listeners;
 pub(crate) mod lock;
-mod notify;
+pub(crate) mod notify;
 pub(crate) mod postgres;
 pub(crate) mod probe_client;
 pub(crate) mod process;
@@ -396,7 +396,7 @@ impl InstanceManager {
     }
 
     /// Gives an instance the certificate and key for its new handshakes.
-    pub(crate) fn set_tls(&mut self, tenant: &TenantName, id: InstanceId, pair: &TlsPair) {
+    pub(crate) fn set_tls(&mut self, tenant: &TenantName, id: InstanceId, pair: &Arc<TlsPair>) {
         if let Some(instance) = self.instance(tenant, id) {
             instance.wishes.send_if_modified(|wishes| {
                 let changed = wishes.tls.as_ref() != Some(pair);

@@ -340,7 +340,7 @@ fn tls(merged: &Merged<'_>, mode: Mode, problems: &mut Diagnostics) -> Option<Tl
             }
         };
     if mode == Mode::Command {
-        let pair = TlsPair::default();
+        let pair = Arc::default();
         return Some(TlsConfig {
             cert_file,
             key_file,
@@ -362,7 +362,7 @@ fn tls(merged: &Merged<'_>, mode: Mode, problems: &mut Diagnostics) -> Option<Tl
         Ok(pair) => Some(TlsConfig {
             cert_file,
             key_file,
-            pair,
+            pair: Arc::new(pair),
         }),
         Err(error) => {
             let (key, file, origin) = if error.is_of_key() {

@@ -1,6 +1,7 @@
 //! The certificate and the private key of a TLS listener: PEM texts, checked as a pair.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
@@ -20,9 +21,9 @@ pub struct TlsConfig {
     pub cert_file: PathBuf,
     /// The PEM file of the private key.
     pub key_file: PathBuf,
-    /// The content of both files. Not a part of the configuration's digest, because a broker takes a new pair while it
+    /// The content of both files, shared by those who hold the configuration. Not a part of the configuration's digest, because a broker takes a new pair while it
     /// runs.
-    pub pair: TlsPair,
+    pub pair: Arc<TlsPair>,
 }
 
 /// The content of a certificate file and of a key file. `Debug` and `Serialize` do not show the key.

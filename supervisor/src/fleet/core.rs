@@ -107,7 +107,7 @@ pub(crate) enum Effect<C> {
     SetTls {
         tenant: TenantName,
         id: InstanceId,
-        pair: TlsPair,
+        pair: Arc<TlsPair>,
     },
     /// Describe where the threads of a hung broker are, and answer [`Event::ReplaceHung`].
     DescribeHung {

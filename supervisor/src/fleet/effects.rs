@@ -239,7 +239,7 @@ impl TenantSettings for TenantConfig {
         self.broker().supervision.enabled
     }
 
-    fn tls(&self) -> Option<&TlsPair> {
+    fn tls(&self) -> Option<&Arc<TlsPair>> {
         let tls = self.broker().http.tls.as_ref()?;
         tls.pair.is_whole().then_some(&tls.pair)
     }

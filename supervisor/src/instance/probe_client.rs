@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -35,7 +36,7 @@ pub(crate) struct InstanceSettings {
     /// The prober's verdict on its server; `None` until there is one.
     pub(crate) server: Option<Result<(), ServerOutage>>,
     /// The certificate and key of its listener; `None` without TLS, and while the supervisor does not know them.
-    pub(crate) tls: Option<TlsPair>,
+    pub(crate) tls: Option<Arc<TlsPair>>,
 }
 
 /// The longest time between probes of an instance that is not ready for a reason of its own, so that its recovery is
@@ -65,7 +66,7 @@ pub(crate) struct ProbeTask {
     /// The last verdict on its server that it was told. Without a verdict it would ask the server at every probe.
     pub(crate) told_server: Option<Result<(), ServerOutage>>,
     /// The last certificate and key that it was told, or was started with.
-    pub(crate) told_tls: Option<TlsPair>,
+    pub(crate) told_tls: Option<Arc<TlsPair>>,
     pub(crate) reporter: EventSender,
 }
 
@@ -170,7 +171,7 @@ impl ProbeTask {
     }
 
     /// Gives the instance its certificate and key. A refusal is not tried again, because it would be the same.
-    async fn tell_tls(&mut self, client: &mut ProbeClient, pair: TlsPair) {
+    async fn tell_tls(&mut self, client: &mut ProbeClient, pair: Arc<TlsPair>) {
         let body = pair.to_clear_json().to_string().into();
         let told = client.request(Method::PUT, "/tls", body, self.times.timeout);
         let Some((status, reason)) = told.await else {
@@ -380,7 +381,6 @@ fn is_want(error: &std::io::Error) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(start_paused = true)]

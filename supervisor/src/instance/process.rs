@@ -66,7 +66,7 @@ struct RunningProcess {
     registered: Option<OwnedChild>,
     told_connections: Option<u32>,
     /// The certificate and key that it was started with.
-    told_tls: Option<TlsPair>,
+    told_tls: Option<Arc<TlsPair>>,
     /// The stage of an adopted process.
     adopted: Option<AdoptedStage>,
 }

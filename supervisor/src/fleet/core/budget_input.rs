@@ -3,6 +3,7 @@
 use crate::budget::{ConnectionTarget, SchemaAndAddress, TenantDemand};
 use crate::servers::{Endpoint, ServersView};
 use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName, TlsPair};
+use std::sync::Arc;
 
 /// The part of a tenant's configuration that decides about the tenant.
 pub(crate) trait TenantSettings {
@@ -20,7 +21,7 @@ pub(crate) trait TenantSettings {
     fn enabled(&self) -> bool;
     /// Returns the certificate and key of the listener, which an instance takes while it runs. `None` without TLS, and
     /// where the key is not known.
-    fn tls(&self) -> Option<&TlsPair>;
+    fn tls(&self) -> Option<&Arc<TlsPair>>;
     /// Returns true when an instance of `other` need not be replaced by an instance of this configuration.
     fn same_instance(&self, other: &Self) -> bool;
     /// Returns the same configuration with another pool.

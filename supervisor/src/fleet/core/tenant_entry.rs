@@ -41,7 +41,7 @@ pub(crate) struct TenantEntry<C> {
     /// The state of its server that each instance was told last.
     pub(super) told_instances: BTreeMap<InstanceId, Result<(), ServerOutage>>,
     /// The certificate and key that each instance was told last.
-    pub(super) told_tls: BTreeMap<InstanceId, TlsPair>,
+    pub(super) told_tls: BTreeMap<InstanceId, Arc<TlsPair>>,
     /// The instance's own `STATUS=` text.
     pub(crate) status: Option<String>,
     /// Files that the instance executes and that are no longer on disk.

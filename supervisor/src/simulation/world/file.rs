@@ -2,6 +2,7 @@
 
 use crate::fleet::core::TenantSettings;
 use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName, TlsPair};
+use std::sync::Arc;
 
 /// Behaviour of a broker with this configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,7 @@ impl TenantSettings for File {
         self.enabled
     }
 
-    fn tls(&self) -> Option<&TlsPair> {
+    fn tls(&self) -> Option<&Arc<TlsPair>> {
         None
     }
 
