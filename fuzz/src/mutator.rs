@@ -35,8 +35,8 @@ impl<'c> Mutator<'c> {
         }
     }
 
-    /// Returns the next mutation: a text of the corpus after one to eight changes.
-    pub fn next(&mut self) -> Vec<u8> {
+    /// Returns another mutation: a text of the corpus after one to eight changes.
+    pub fn mutation(&mut self) -> Vec<u8> {
         let mut text = self.any_text().to_vec();
         for _ in 0..self.random.u32(1..=8) {
             self.change(&mut text);

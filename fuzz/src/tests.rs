@@ -35,7 +35,7 @@ fn holds(name: &str) {
     }
     let mut mutator = Mutator::new(&corpus, 1);
     for _ in 0..target.mutations {
-        run(target, &mutator.next());
+        run(target, &mutator.mutation());
     }
 }
 
@@ -72,7 +72,7 @@ fn the_same_seed_makes_the_same_mutations_and_another_makes_others() {
     let corpus = [b"READY=1\nSTATUS=up".to_vec(), Vec::new()];
     let made = |seed| -> Vec<Vec<u8>> {
         let mut mutator = Mutator::new(&corpus, seed);
-        (0..100).map(|_| mutator.next()).collect()
+        (0..100).map(|_| mutator.mutation()).collect()
     };
     assert_eq!(made(1), made(1));
     assert_ne!(made(1), made(2));
