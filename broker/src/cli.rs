@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use brokkr_tenant::LogFormat;
+use brokkr_tenant::{LogFormat, Mode};
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::GeneratePak => generate_pak(&cli),
         Command::Openapi => print_openapi(),
-        _ => Instance::load(cli.config.as_deref())
+        _ => Instance::load(cli.config.as_deref(), mode(&cli.command))
             .map_err(ServeError::from)
             .and_then(|instance| run(&cli, instance)),
     };
@@ -83,14 +83,23 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Returns what a command needs of the configuration.
+fn mode(command: &Command) -> Mode {
+    match command {
+        Command::Serve => Mode::Alone,
+        _ => Mode::Command,
+    }
+}
+
 fn run(cli: &Cli, instance: Instance) -> Result<(), ServeError> {
     match &cli.command {
         Command::Serve => run_serve(instance),
         Command::Migrate => run_migrate(&instance),
         Command::Create { what } => create::run(&instance, what),
         Command::Rotate { what } => rotate::run(&instance, what),
-        Command::Healthcheck => healthcheck::run(&instance.config.http.listen)
-            .map_err(|reason| ServeError { code: 1, reason }),
+        Command::Healthcheck => {
+            healthcheck::run(&instance.config.http).map_err(|reason| ServeError { code: 1, reason })
+        }
         // Handled in `main`, because these commands need no configuration.
         Command::GeneratePak => generate_pak(cli),
         Command::Openapi => print_openapi(),
@@ -185,7 +194,7 @@ fn run_migrate(instance: &Instance) -> Result<(), ServeError> {
 fn generate_pak(cli: &Cli) -> Result<(), ServeError> {
     // Use the configured format if there is a configuration. A bad or absent one is no error, because this command
     // needs none.
-    let format = match Instance::load(cli.config.as_deref()) {
+    let format = match Instance::load(cli.config.as_deref(), Mode::Command) {
         Ok(instance) => instance.pak_format(),
         Err(error) if cli.config.is_some() => return Err(error.into()),
         Err(_) => PakFormat::default(),

@@ -61,16 +61,16 @@ pub enum ConfigError {
 }
 
 impl Instance {
-    /// Reads the configuration. Call this before any other code opens a file, because an inherited descriptor is taken
+    /// Reads the configuration. Without a supervisor, `mode` says whether the broker serves. Call this before any other code opens a file, because an inherited descriptor is taken
     /// over by its number.
     ///
     /// # Errors
     ///
     /// [`ConfigError`]; it holds no secret.
-    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+    pub fn load(file: Option<&Path>, mode: Mode) -> Result<Self, ConfigError> {
         match std::env::var(CONFIG_FD) {
             Ok(number) => Self::from_descriptor(&number),
-            Err(_) => Self::alone(file),
+            Err(_) => Self::alone(file, mode),
         }
     }
 
@@ -97,10 +97,10 @@ impl Instance {
         })
     }
 
-    fn alone(file: Option<&Path>) -> Result<Self, ConfigError> {
+    fn alone(file: Option<&Path>, mode: Mode) -> Result<Self, ConfigError> {
         let named = std::env::var_os("BROKKR_CONFIG_FILE").and_then(|name| named_file(&name));
         let file = file.map(Path::to_owned).or(named);
-        let resolved = read(file.as_deref()).map_err(ConfigError::Invalid)?;
+        let resolved = read(file.as_deref(), mode).map_err(ConfigError::Invalid)?;
         let config = resolved.config;
         let stem = file
             .as_deref()
@@ -193,11 +193,11 @@ fn named_file(variable: &OsStr) -> Option<PathBuf> {
 }
 
 /// Reads the configuration of a broker alone: its file and the environment, as they are now.
-pub fn read(file: Option<&Path>) -> Result<Resolved, Diagnostics> {
+pub fn read(file: Option<&Path>, mode: Mode) -> Result<Resolved, Diagnostics> {
     let mut layers = Vec::new();
     layers.extend(file.map(Layer::from_file));
     layers.push(Layer::from_env(std::env::vars_os()));
-    resolve(&layers, Mode::Alone)
+    resolve(&layers, mode)
 }
 
 /// Returns the format of new PAKs with this configuration.

@@ -90,6 +90,16 @@ impl Error {
         )
     }
 
+    /// Returns a 429 with `Retry-After`: the PAK is not valid, like many before it from the same address.
+    pub fn too_many_failures(retry_after_seconds: u64) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_failures",
+            "too many requests without a valid PAK came from this address; try again later",
+        )
+        .retry_after(retry_after_seconds)
+    }
+
     /// Returns a 403: the principal may not do this.
     pub fn forbidden(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::FORBIDDEN, code, message)

@@ -27,6 +27,7 @@ mod timeout_stream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use brokkr_tenant::BrokerConfig;
 use brokkr_tenant::instance_protocol::HELD_CONNECTIONS;
 use tokio::sync::{mpsc, watch};
 
@@ -39,10 +40,12 @@ use crate::health::Health;
 use crate::jobs;
 use crate::jobs::schedule::Schedule;
 use crate::metrics::Metrics;
+use crate::reload::hangup::Hangups;
 use crate::reload::{self, Reloader};
 use crate::runtime_config::RuntimeConfig;
 use crate::sandbox;
 use crate::sys;
+use crate::tls::Tls;
 use crate::webhook::{self, Webhooks};
 use crate::websocket;
 use crate::websocket::handle::WebSockets;
@@ -134,6 +137,11 @@ async fn run_notified(
     dropped: DroppedLines,
 ) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(|error| ServeError::failed("signals", error))?;
+    // Under a supervisor the signal has its default effect, because a reload would do nothing.
+    let hangups = match instance.supervised {
+        true => None,
+        false => Some(Hangups::new().map_err(|error| ServeError::failed("signals", error))?),
+    };
     let (phase, phases) = watch::channel(Phase::Serving);
     let listener = match inherited.http {
         Some(fd) => Listener::inherited(fd)
@@ -153,7 +161,8 @@ async fn run_notified(
         app.metrics.clone(),
         phases.clone(),
         most_connections(&instance),
-    );
+    )
+    .with_tls(app.tls.clone());
 
     if let Some(fd) = inherited.private {
         let listener =
@@ -194,7 +203,7 @@ async fn run_notified(
     }
     jobs::runner::spawn(&app);
     websocket::spawn(&app);
-    reload::watch::watch(&app.reloader, &app.health);
+    reload::watch::watch(&app.reloader, &app.health, hangups);
     tokio::spawn(trim_when_idle(app.db.clone()));
     tracing::info!(%address, schema = %instance.config.database.schema, "ready");
     notifier.send(&["READY=1", "STATUS=ready"]).await;
@@ -212,15 +221,19 @@ fn app(instance: &Instance) -> Result<App, ServeError> {
     let metrics = Arc::new(metrics);
     let runtime_config = RuntimeConfig::new(&config);
     let jobs = Schedule::new();
+    let tls = tls(&config)?;
     Ok(App {
         db,
         auth: auth::Cache::new(Duration::from_secs(config.broker.auth_cache_ttl_seconds)),
+        failed_attempts: auth::FailedAttempts::default(),
         reloader: Reloader::new(
             instance,
             config.clone(),
             runtime_config.clone(),
+            tls.clone(),
             jobs.clone(),
         ),
+        tls,
         runtime_config,
         config,
         live: WebSockets::new(metrics.sockets.clone()),
@@ -228,6 +241,24 @@ fn app(instance: &Instance) -> Result<App, ServeError> {
         health: Arc::new(Health::new()),
         jobs,
         webhooks: Webhooks::new(&instance.config, instance.webhook_key()),
+    })
+}
+
+/// Returns the certificate of the tenant's listener, if it serves TLS.
+fn tls(config: &BrokerConfig) -> Result<Option<Tls>, ServeError> {
+    let Some(tls) = &config.http.tls else {
+        return Ok(None);
+    };
+    Tls::new(&tls.pair).map(Some).map_err(|error| {
+        let (key, file) = if error.is_of_key() {
+            ("http.tls_key", &tls.key_file)
+        } else {
+            ("http.tls_cert", &tls.cert_file)
+        };
+        ServeError {
+            code: 78,
+            reason: format!("`{key}`: {}: {error}", file.display()),
+        }
     })
 }
 

@@ -20,6 +20,8 @@ pub mod config;
 pub mod db;
 pub mod domain;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod http;
 pub mod jobs;
@@ -32,5 +34,6 @@ mod sandbox;
 pub mod store;
 mod sys;
 pub mod template;
+pub mod tls;
 pub mod webhook;
 pub mod websocket;

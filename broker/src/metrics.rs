@@ -25,6 +25,9 @@ pub const UNMATCHED: &str = "unmatched";
 /// The method label of every non-standard method, because a caller may send any word.
 const OTHER_METHOD: &str = "other";
 
+/// The status labels of requests with an invalid PAK: of an address below the limit, and of one above.
+const REFUSED_STATUS: [&str; 2] = ["401", "429"];
+
 /// Upper bounds of the request duration histogram, in seconds.
 const BUCKETS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -37,6 +40,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     seconds: HistogramVec,
+    authentications_refused: IntCounterVec,
     /// Figures of WebSockets.
     pub sockets: Arc<sockets::Sockets>,
     /// Figures that come from the database.
@@ -67,6 +71,7 @@ impl Metrics {
                 &["endpoint", "method", "status"],
             )?,
             seconds,
+            authentications_refused: refused_authentications(&registry)?,
             sockets: Arc::new(sockets::Sockets::new(&registry)?),
             gauges: Gauges::default(),
             webhooks: DecryptFailures::new(&registry)?,
@@ -88,6 +93,14 @@ impl Metrics {
     /// Counts an answer given before a request was complete.
     pub fn refused(&self, status: u16) {
         self.count(UNMATCHED, OTHER_METHOD, status, Duration::ZERO);
+    }
+
+    /// Counts a request with an invalid PAK, answered 401 or, for a limited address, 429.
+    pub fn authentication_refused(&self, limited: bool) {
+        let labels = [REFUSED_STATUS[usize::from(limited)]];
+        self.authentications_refused
+            .with_label_values(&labels)
+            .inc();
     }
 
     fn count(&self, endpoint: &str, method: &str, status: u16, took: Duration) {
@@ -136,6 +149,20 @@ impl Metrics {
         families.extend(scrape.gather());
         TextEncoder::new().encode_to_string(&families)
     }
+}
+
+/// Registers the counter of requests with an invalid PAK, with all its series at zero.
+fn refused_authentications(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let refused = counters(
+        registry,
+        "brokkr_authentications_refused_total",
+        "Requests with an invalid PAK.",
+        &["status"],
+    )?;
+    for status in REFUSED_STATUS {
+        refused.with_label_values(&[status]);
+    }
+    Ok(refused)
 }
 
 fn method_label(method: &axum::http::Method) -> &'static str {

@@ -4,19 +4,21 @@
 //! needing a restart. A configuration with any error changes nothing. Under a supervisor a reload does nothing, because
 //! the supervisor replaces the instance when the tenant's file changes.
 //!
-//! Two callers reload: the admin (`POST /admin/config/reload`), and the watch of the file ([`watch`]).
+//! Three callers reload: the admin (`POST /admin/config/reload`), SIGHUP, and the watch of the files ([`watch`]).
 
+pub mod hangup;
 pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use brokkr_tenant::{BrokerConfig, Diagnostic, Diagnostics};
+use brokkr_tenant::{BrokerConfig, Diagnostic, Diagnostics, Mode};
 
 use crate::config;
 use crate::jobs::schedule::{Job, Schedule};
 use crate::log;
 use crate::runtime_config::{ConfigChange, RuntimeConfig, Values};
+use crate::tls::Tls;
 
 /// Reloads the configuration. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,6 +31,7 @@ struct Inner {
     /// The configuration at the start.
     config: Arc<BrokerConfig>,
     runtime_config: RuntimeConfig,
+    tls: Option<Tls>,
     /// The jobs whose intervals a reload may change.
     jobs: Schedule,
     /// The lock held from reading until applying, otherwise an older reading could win.
@@ -53,6 +56,7 @@ impl Reloader {
         instance: &config::Instance,
         config: Arc<BrokerConfig>,
         runtime_config: RuntimeConfig,
+        tls: Option<Tls>,
         jobs: Schedule,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -60,9 +64,18 @@ impl Reloader {
             file: instance.file.clone(),
             config,
             runtime_config,
+            tls,
             jobs,
             turn: Mutex::new(()),
         }))
+    }
+
+    /// Returns the files whose content the values come from: the configuration file, if there is one, and those of TLS.
+    fn files(&self) -> Vec<PathBuf> {
+        let tls = self.0.runtime_config.get().tls.clone();
+        let tls = tls.map(|tls| [tls.cert_file, tls.key_file]);
+        let file = self.0.file.iter().cloned();
+        file.chain(tls.into_iter().flatten()).collect()
     }
 
     /// Returns true when a supervisor handles changes instead.
@@ -82,15 +95,21 @@ impl Reloader {
             needs_restart: Vec::new(),
         };
         if !self.0.supervised {
-            let config = config::read(self.0.file.as_deref())?.config;
-            let values = Values::of(&config);
-            pending.changes = self.0.runtime_config.get().changes(&values);
+            let config = config::read(self.0.file.as_deref(), Mode::Alone)?.config;
+            let mut values = Values::of(&config);
+            let current = self.0.runtime_config.get();
+            let toggles_tls = values.tls.is_some() != current.tls.is_some();
+            if toggles_tls {
+                // Open connections and clients expect what the listener speaks now.
+                values.tls.clone_from(&current.tls);
+            }
+            pending.changes = current.changes(&values);
             pending.needs_restart = self
                 .0
                 .config
                 .differing(&config)
                 .into_iter()
-                .filter(|key| !values.has(key))
+                .filter(|key| !values.has(key) || (toggles_tls && key.starts_with("http.tls_")))
                 .collect();
             pending.values = Some(values);
         }
@@ -111,6 +130,12 @@ impl Pending<'_> {
         } in &self.changes
         {
             tracing::info!(key, old_value, new_value, "configuration changed");
+        }
+        if let (Some(tls), Some(new)) = (&self.reloader.tls, &values.tls)
+            && let Err(error) = tls.replace(&new.pair)
+        {
+            // Reading the files has checked the pair.
+            tracing::error!(%error, "the TLS certificate is not replaced");
         }
         let level = values.log_level;
         let level_before = self.reloader.runtime_config.set(values).log_level;

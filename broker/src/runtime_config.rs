@@ -7,7 +7,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use brokkr_tenant::{BrokerConfig, CorsConfig, LogLevel};
+use brokkr_tenant::{BrokerConfig, CorsConfig, LogLevel, TlsConfig};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,10 +16,12 @@ use utoipa::ToSchema;
 pub struct RuntimeConfig(Arc<RwLock<Arc<Values>>>);
 
 /// A snapshot of the values.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Values {
     /// `log.level`
     pub log_level: LogLevel,
+    /// `http.tls_cert` and `http.tls_key`; a change from or to `None` needs a restart.
+    pub tls: Option<TlsConfig>,
     /// `cors.*`
     pub cors: CorsConfig,
     /// `broker.diagnostic_cleanup_interval_seconds`
@@ -40,6 +42,7 @@ impl Values {
         let broker = &config.broker;
         Values {
             log_level: config.log.level,
+            tls: config.http.tls.clone(),
             cors: config.cors.clone(),
             diagnostic_cleanup_interval: Duration::from_secs(
                 broker.diagnostic_cleanup_interval_seconds,
@@ -69,11 +72,24 @@ pub struct ConfigChange {
 
 impl Values {
     /// Returns every key here with its value as a text.
-    fn texts(&self) -> [(&'static str, String); 10] {
+    fn texts(&self) -> [(&'static str, String); 12] {
         let hours = |value: Duration| value.as_secs() / 3600;
         let cors = &self.cors;
+        let tls = self.tls.as_ref();
         [
             ("log.level", self.log_level.as_str().to_owned()),
+            (
+                "http.tls_cert",
+                // With the fingerprint, because the content changes more often than the name.
+                tls.map_or_else(String::new, |tls| {
+                    let fingerprint = tls.pair.fingerprint();
+                    format!("{} (sha256 {fingerprint})", tls.cert_file.display())
+                }),
+            ),
+            (
+                "http.tls_key",
+                tls.map_or_else(String::new, |tls| tls.key_file.display().to_string()),
+            ),
             (
                 "broker.diagnostic_cleanup_interval_seconds",
                 self.diagnostic_cleanup_interval.as_secs().to_string(),

@@ -30,6 +30,7 @@ mod telemetry_writer;
 mod warned;
 
 use crate::app::App;
+pub(crate) use frames::check_parsing;
 
 /// Runs the tasks that all sockets share, for as long as the process lives.
 pub fn spawn(app: &App) {

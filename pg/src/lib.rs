@@ -34,6 +34,7 @@ use postgres::{
 pub use error::{ConnectError, Reason};
 pub use identity::{application_name, application_prefix};
 pub use session::{SETTINGS, set_up};
+pub use tls::unverified as unverified_tls;
 /// The TLS half of a connection; see [`Connector::with_tls`].
 pub use tokio_postgres_rustls::MakeRustlsConnect;
 

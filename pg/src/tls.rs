@@ -63,6 +63,20 @@ pub(crate) fn client(
     ))
 }
 
+/// Returns a client's TLS configuration that accepts any certificate, for requests without a secret.
+///
+/// # Errors
+/// When the cryptography lacks a version of TLS.
+pub fn unverified() -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(Unverified(provider.clone()));
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
+}
+
 fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = file {

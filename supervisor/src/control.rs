@@ -128,6 +128,15 @@ impl ControlServer {
     }
 }
 
+/// Reads any bytes as a query, a line feed and a body, and panics when an accepted order does not read back equal. For
+/// fuzzing.
+pub(crate) fn check_parsing(data: &[u8]) {
+    let at = data.iter().position(|byte| *byte == b'\n');
+    let (query, body) = data.split_at(at.unwrap_or(data.len()));
+    logs::check_parsing(&String::from_utf8_lossy(query));
+    routes::check_parsing(body.get(1..).unwrap_or_default());
+}
+
 /// The sources of all answers.
 #[derive(Debug, Clone)]
 struct Context {

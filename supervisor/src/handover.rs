@@ -21,8 +21,8 @@ use std::sync::Arc;
 
 /// The version that this supervisor writes and reads.
 pub(crate) const VERSION: u32 = 1;
-/// The largest index that is read, in bytes: enough for more than ten thousand instances.
-pub(crate) const LONGEST: u64 = 64 << 20;
+/// The largest index that is read, in bytes: enough for more than ten thousand instances, TLS files included.
+pub(crate) const LONGEST: u64 = 256 << 20;
 
 /// The state that is handed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -174,6 +174,14 @@ impl HandoverIndex {
 pub(crate) struct HandoverState {
     pub(crate) index: HandoverIndex,
     pub(crate) descriptors: BTreeMap<FdName, Arc<OwnedFd>>,
+}
+
+/// Reads any bytes as an index, and panics when an accepted index does not read back equal. For fuzzing.
+pub(crate) fn check_parsing(data: &[u8]) {
+    if let Ok(index) = HandoverIndex::decode(data) {
+        let again = HandoverIndex::decode(&index.encode());
+        assert!(again.is_ok_and(|again| again == index), "another index");
+    }
 }
 
 #[cfg(test)]

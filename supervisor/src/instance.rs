@@ -13,7 +13,7 @@ mod fd_recovery;
 pub(crate) mod leftover_instances;
 pub(crate) mod listeners;
 pub(crate) mod lock;
-mod notify;
+pub(crate) mod notify;
 pub(crate) mod postgres;
 pub(crate) mod probe_client;
 pub(crate) mod process;
@@ -33,7 +33,7 @@ use crate::lifecycle::{Event, InstanceId, Time};
 use crate::logs::Hub;
 use crate::servers::provision::{Provisioner, RoleWish};
 pub(crate) use brokkr_tenant::instance_protocol::ServerOutage;
-use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName};
+use brokkr_tenant::{InstanceConfig, LimitsConfig, Listen, TenantName, TlsPair};
 use cgroup::CgroupTree;
 use descriptors::{DescriptorCell, Descriptors};
 use discovery::FoundListener;
@@ -160,8 +160,8 @@ impl InstanceManager {
         ours.listeners.iter().count() < open
     }
 
-    /// Starts or stops answering 503 on a tenant's socket.
-    pub(crate) fn fallback(&mut self, tenant: &TenantName, listen: Option<&Listen>) {
+    /// Starts or stops answering 503 on a tenant's socket, or closing its connections where its clients speak `tls`.
+    pub(crate) fn fallback(&mut self, tenant: &TenantName, listen: Option<&Listen>, tls: bool) {
         let Some(ours) = self.tenants.get_mut(tenant) else {
             return;
         };
@@ -170,7 +170,7 @@ impl InstanceManager {
                 tracing::warn!(%tenant, %error, "its socket can no longer be reached");
             }
             let socket = ours.listeners.get(listen)?;
-            Fallback::start(listen, &socket, &self.answering)
+            Fallback::start(listen, &socket, tls, &self.answering)
                 .inspect_err(
                     |error| tracing::warn!(%tenant, %error, "cannot answer 503 in its place"),
                 )
@@ -213,6 +213,13 @@ impl InstanceManager {
             // An instance is started only while its server is up.
             server: Some(Ok(())),
             password: None,
+            tls: launch
+                .config
+                .config
+                .http
+                .tls
+                .as_ref()
+                .map(|tls| tls.pair.clone()),
         };
         let short = self.ids.take();
         let process = self.process(&tenant, id, wishes, files.clone(), short);
@@ -237,6 +244,7 @@ impl InstanceManager {
             connections: None,
             server: None,
             password: None,
+            tls: None,
         };
         let files = adoption.files.clone();
         let short = self.claim(short);
@@ -426,6 +434,17 @@ impl InstanceManager {
             instance.wishes.send_if_modified(|wishes| {
                 let changed = wishes.server.as_ref() != Some(server);
                 wishes.server = Some(server.clone());
+                changed
+            });
+        }
+    }
+
+    /// Gives an instance the certificate and key for its new handshakes.
+    pub(crate) fn set_tls(&mut self, tenant: &TenantName, id: InstanceId, pair: &Arc<TlsPair>) {
+        if let Some(instance) = self.instance(tenant, id) {
+            instance.wishes.send_if_modified(|wishes| {
+                let changed = wishes.tls.as_ref() != Some(pair);
+                wishes.tls = Some(pair.clone());
                 changed
             });
         }

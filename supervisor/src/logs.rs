@@ -41,6 +41,7 @@ mod writer;
 
 pub(crate) use filter::{Filter, Level};
 pub(crate) use follow::{Followed, Subscription};
+pub(crate) use line_format::check_canonical_lines;
 pub(crate) use output::{Output, OutputFormat};
 pub(crate) use text::TextEncoder;
 pub(crate) use tracing_layer::HubLayer;

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    ByteSize, DatabaseUrl, Listen, Network, PoolSize, SchemaName, Secret, units::duration_text,
+    ByteSize, DatabaseUrl, Listen, Network, PoolSize, SchemaName, Secret, TlsConfig,
+    units::duration_text,
 };
 
 /// The whole configuration of a broker. Secrets serialise as `***`; only [`crate::InstanceConfig::to_json`] writes them
@@ -81,6 +82,10 @@ pub struct HttpConfig {
     /// The longest time for one request, including its wait for a connection.
     #[serde(with = "duration_text")]
     pub request_timeout: Duration,
+    /// The certificate and key of a TLS listener; `None` serves plain HTTP. `None` is not written, so that an older
+    /// broker can read the JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
 }
 
 /// The log.
@@ -273,7 +278,11 @@ impl BrokerConfig {
             .filter(|key| key.effect && !key.name.starts_with("supervision."))
             .map(|key| key.name)
             .filter(|name| {
-                let place = format!("/{}", name.replace('.', "/"));
+                let place = match *name {
+                    "http.tls_cert" => "/http/tls/cert_file".to_owned(),
+                    "http.tls_key" => "/http/tls/key_file".to_owned(),
+                    name => format!("/{}", name.replace('.', "/")),
+                };
                 ours.pointer(&place) != theirs.pointer(&place)
             })
             .collect()
@@ -290,10 +299,14 @@ impl BrokerConfig {
     }
 
     /// Returns a digest of every value that a broker uses, including secrets. `[supervision]` is left out, because only
-    /// the supervisor uses that section.
+    /// the supervisor uses that section, and so is the content of TLS files, because a broker takes new content while
+    /// it runs.
     pub fn digest(&self) -> Digest {
         let mut json = crate::instance::clear_json(self);
         json["supervision"].take();
+        if let Some(pair) = json.pointer_mut("/http/tls/pair") {
+            pair.take();
+        }
         Digest(Sha256::digest(json.to_string().as_bytes()).into())
     }
 }

@@ -90,6 +90,9 @@ pub(crate) fn clear_json(config: &BrokerConfig) -> Value {
     let clear = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().to_owned());
     json["database"]["url"] = config.database.url.expose().into();
     json["broker"]["pak_hash"] = clear(&config.broker.pak_hash).into();
+    if let Some(tls) = &config.http.tls {
+        json["http"]["tls"]["pair"] = tls.pair.to_clear_json();
+    }
     json["broker"]["webhook_encryption_key"] = clear(&config.broker.webhook_encryption_key).into();
     json
 }

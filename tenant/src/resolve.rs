@@ -10,7 +10,10 @@ use crate::{
         BrokerSection, CorsConfig, DatabaseConfig, HttpConfig, LimitsConfig, LogConfig, LogFormat,
         LogLevel, PakConfig, SupervisionConfig, TargetStateMode, TelemetryConfig, WebhooksConfig,
     },
-    settings, url_file,
+    settings,
+    source::read_bytes,
+    tls::{TlsConfig, TlsPair},
+    url_file,
     value::Value,
 };
 use merged::Merged;
@@ -20,12 +23,18 @@ use merged::Merged;
 pub enum Mode {
     /// By a person or a plain unit: `http.listen` defaults to `0.0.0.0:3000`, and port 0 is allowed.
     Alone,
+    /// By a person, for a command that serves nothing: as `Alone`, but TLS files are not read, because the person may
+    /// not be permitted to read them.
+    Command,
     /// By the supervisor: `http.listen` must be set, with a fixed port.
     Supervised,
 }
 
 /// The default limit of connections that work at once, because more only queue up inside the server.
 const MAX_WORKING: u32 = 8;
+
+/// The largest content of a TLS file, in bytes. A chain of certificates has a few thousand.
+const MAX_TLS_FILE: u64 = 256 << 10;
 
 /// An effective configuration and the origin of each of its values.
 #[derive(Debug, Clone)]
@@ -102,6 +111,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     let mut merged = Merged::new(&settings::KEYS, layers);
     let url = database_url(&mut merged, &home("database.url"), &mut problems);
     let listen = listen(&mut merged, mode, &home("http.listen"), &mut problems);
+    let tls = tls(&merged, mode, &mut problems);
 
     let pool_size: PoolSize = merged.required("database.pool_size");
     let max_working = match merged.optional("database.max_working") {
@@ -202,9 +212,11 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
     problems.list.extend(merged.mismatches());
     let (Some((url, mut files)), Some(listen), false) = (url, listen, problems.has_errors()) else {
         problems.files = merged.files();
+        problems.files.extend(merged.tls_files());
         return Err(problems);
     };
     files.extend(url.ssl_root_cert().map(ToOwned::to_owned));
+    files.extend(merged.tls_files());
     Ok(Resolved {
         config: BrokerConfig {
             database: DatabaseConfig {
@@ -221,6 +233,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
             http: HttpConfig {
                 listen,
                 request_timeout,
+                tls,
             },
             log,
             limits,
@@ -287,6 +300,76 @@ fn database_url(
     }
 }
 
+/// Returns the certificate and key of the listener; `None` without TLS, or after adding the reason to `problems`.
+fn tls(merged: &Merged<'_>, mode: Mode, problems: &mut Diagnostics) -> Option<TlsConfig> {
+    const CERT: &str = "http.tls_cert";
+    const KEY: &str = "http.tls_key";
+    if merged.is_broken(CERT) || merged.is_broken(KEY) {
+        return None;
+    }
+    let ((cert_file, cert_origin), (key_file, key_origin)) =
+        match (merged.path(CERT), merged.path(KEY)) {
+            (None, None) => return None,
+            (Some(cert), Some(key)) => (cert, key),
+            (Some((_, origin)), None) => {
+                problems.push(lonely(&origin, "tls_cert", "tls_key"));
+                return None;
+            }
+            (None, Some((_, origin))) => {
+                problems.push(lonely(&origin, "tls_key", "tls_cert"));
+                return None;
+            }
+        };
+    if mode == Mode::Command {
+        let pair = Arc::default();
+        return Some(TlsConfig {
+            cert_file,
+            key_file,
+            pair,
+        });
+    }
+    let mut read = |key: &str, path: &PathBuf, origin: &Origin| {
+        let read = read_bytes(path, MAX_TLS_FILE).map_err(|error| {
+            let message = format!("`{key}`: {}: {error}", path.display());
+            let hint = "name a PEM file that the user who reads this file may read";
+            problems.push(Diagnostic::at(origin, message, Some(hint.to_owned())));
+        });
+        read.ok()
+    };
+    // Reads both first, so that both are reported.
+    let certificates = read(CERT, &cert_file, &cert_origin);
+    let key = read(KEY, &key_file, &key_origin);
+    match TlsPair::parse(&certificates?, &key?) {
+        Ok(pair) => Some(TlsConfig {
+            cert_file,
+            key_file,
+            pair: Arc::new(pair),
+        }),
+        Err(error) => {
+            let (key, file, origin) = if error.is_of_key() {
+                (KEY, &key_file, &key_origin)
+            } else {
+                (CERT, &cert_file, &cert_origin)
+            };
+            let message = format!("`{key}`: {}: {error}", file.display());
+            let hint = Some(error.hint().to_owned());
+            problems.push(Diagnostic::at(origin, message, hint));
+            None
+        }
+    }
+}
+
+/// Makes an error about a TLS key without its counterpart.
+fn lonely(origin: &Origin, present: &str, missing: &str) -> Diagnostic {
+    Diagnostic::at(
+        origin,
+        format!("`http.{present}` is there without `http.{missing}`"),
+        Some(format!(
+            "write {missing} = \"…\" beside it, or remove {present} for plain HTTP"
+        )),
+    )
+}
+
 fn listen(
     merged: &mut Merged<'_>,
     mode: Mode,
@@ -301,7 +384,7 @@ fn listen(
             None
         }
         (Some((Value::Listen(listen), _)), _) => Some(listen),
-        (_, Mode::Alone) if !merged.is_broken("http.listen") => {
+        (_, Mode::Alone | Mode::Command) if !merged.is_broken("http.listen") => {
             Some(Listen::Tcp(([0, 0, 0, 0], 3000).into()))
         }
         (_, Mode::Supervised) if !merged.is_broken("http.listen") => {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 pub(crate) const REDACTED: &str = "***";
 
 /// A secret text. `Debug`, `Display` and `Serialize` show `***`; only [`Secret::expose`] returns the text.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 

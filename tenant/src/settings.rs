@@ -27,6 +27,8 @@ const TABLE: &[Key] = &[
     Key::new("database.work_mem", Kind::Size, None),
     Key::new("database.temp_file_limit", Kind::Size, None),
     Key::new("http.listen", Kind::Listen, None),
+    Key::new("http.tls_cert", Kind::Path, None),
+    Key::new("http.tls_key", Kind::Path, None),
     Key::duration("http.request_timeout", 100, HOUR, "30s"),
     Key::new(
         "log.level",

@@ -1,5 +1,6 @@
 //! A blocking HTTP/1.1 client whose connections a test can hold open.
 
+use crate::tls::TlsWire;
 use serde_json::Value;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,6 +16,8 @@ pub enum Addr {
     Tcp(String),
     /// `unix:/run/brokkr/acme.sock`
     Unix(PathBuf),
+    /// `127.0.0.1:3001` over TLS, with the PEM file of the certificate that the server must present.
+    Tls(String, PathBuf),
 }
 
 impl Addr {
@@ -33,7 +36,7 @@ impl Addr {
 impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(text) => f.write_str(text),
+            Self::Tcp(text) | Self::Tls(text, _) => f.write_str(text),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -142,7 +145,7 @@ impl Connection {
     pub fn open_within(addr: &Addr, bound: Duration) -> io::Result<Self> {
         let mut port = None;
         let wire: Box<dyn Wire> = match addr {
-            Addr::Tcp(text) => {
+            Addr::Tcp(text) | Addr::Tls(text, _) => {
                 let to = text
                     .parse()
                     .map_err(|_| io::Error::other(format!("not an address: {text}")))?;
@@ -151,7 +154,15 @@ impl Connection {
                 stream.set_write_timeout(Some(bound))?;
                 stream.set_nodelay(true)?;
                 port = Some(stream.local_addr()?.port());
-                Box::new(stream)
+                match addr {
+                    Addr::Tls(_, trusted) => Box::new(TlsWire::connect(
+                        stream,
+                        trusted,
+                        rustls::DEFAULT_VERSIONS,
+                        &["http/1.1"],
+                    )?),
+                    _ => Box::new(stream),
+                }
             }
             Addr::Unix(path) => {
                 let stream = UnixStream::connect(path)?;

@@ -63,6 +63,7 @@ pub mod says;
 pub mod seed;
 pub mod systemd_host;
 pub mod test_dir;
+pub mod tls;
 pub mod toml_text;
 pub mod wait;
 pub mod ws;

@@ -9,12 +9,12 @@ use axum::handler::Handler;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::reply::{DeferredReply, Reply};
 use super::request::{ApiRequest, Captured};
 use super::request_body::{self, BodyProgress, IncomingBody};
-use super::{audit, response_budget};
+use super::{audit, failed_authentication, response_budget};
 use crate::app::App;
 use crate::auth::{self, Principal};
 use crate::db::Conn;
@@ -89,6 +89,7 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         return Error::unauthorized().into_response();
     }
     let mut request = Captured {
+        client: failed_authentication::client(parts.extensions.get()),
         only_looks: parts.method == Method::HEAD,
         headers: parts.headers,
         uri: parts.uri,
@@ -119,10 +120,16 @@ async fn run(app: App, request: Request, operation: Operation) -> Response {
         Some(_) => {}
         None => request_body::discard(&request.headers, body).await,
     }
+    // After the body, because a slow sender must not keep the turn from others.
+    let turn = match wait_for_turn(&app, &request).await {
+        Ok(turn) => turn,
+        Err(refused) => return refused.into_response(),
+    };
     let began = Instant::now();
     let outcome = db
         .run(move |conn| {
             let principal = authenticate(&app, &request, conn)?;
+            drop(turn);
             let call = ApiRequest {
                 app,
                 principal,
@@ -157,10 +164,14 @@ async fn admit(
     request: Captured,
     arriving: IncomingBody,
 ) -> Result<(Captured, Option<SemaphorePermit<'static>>), Error> {
+    let turn = wait_for_turn(app, &request).await?;
     let caller = app.clone();
     let mut request = app
         .db
-        .run(move |conn| authenticate(&caller, &request, conn).map(|_| request))
+        .run(move |conn| {
+            let _turn = turn;
+            authenticate(&caller, &request, conn).map(|_| request)
+        })
         .await?;
     let patience = app.config.database.acquire_timeout;
     match arriving.of_known(patience).await {
@@ -176,6 +187,16 @@ async fn admit(
     }
 }
 
+/// Waits for the right to look up the caller's PAK.
+async fn wait_for_turn(
+    app: &App,
+    request: &Captured,
+) -> Result<Option<OwnedSemaphorePermit>, Error> {
+    let authorization = request.headers.get(header::AUTHORIZATION);
+    let authorization = authorization.map_or(&[][..], |value| value.as_bytes());
+    failed_authentication::wait_for_turn(app, request.client, authorization).await
+}
+
 /// Returns true when the Authorization header has the form of a PAK.
 fn is_pak(headers: &HeaderMap) -> bool {
     headers
@@ -183,7 +204,7 @@ fn is_pak(headers: &HeaderMap) -> bool {
         .is_some_and(|value| auth::pak_hash(value.as_bytes()).is_some())
 }
 
-/// Returns the caller, or 401.
+/// Returns the caller, or 401 or 429.
 fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principal, Error> {
     let Some(value) = request.headers.get(header::AUTHORIZATION) else {
         return Err(Error::unauthorized());
@@ -196,7 +217,7 @@ fn authenticate(app: &App, request: &Captured, db: &mut Conn) -> Result<Principa
         Some(principal) => Ok(principal),
         None => {
             audit::refused_pak(db, request.uri.path(), &request.headers);
-            Err(Error::unauthorized())
+            Err(failed_authentication::refuse(app, request.client))
         }
     }
 }

@@ -13,7 +13,7 @@ use super::deserialize_errors;
 use super::reply::Reply;
 use super::request_body;
 use crate::app::App;
-use crate::auth::Principal;
+use crate::auth::{ClientAddress, Principal};
 use crate::config::pak_format;
 use crate::db::Conn;
 use crate::error::Error;
@@ -35,6 +35,8 @@ pub(super) struct ApiRequest {
 /// Content of a request before authentication.
 #[derive(Clone)]
 pub(super) struct Captured {
+    /// Address of the client.
+    pub(super) client: ClientAddress,
     /// True for HEAD: GET routes answer HEAD too, and it must change nothing.
     pub(super) only_looks: bool,
     pub(super) headers: HeaderMap,

@@ -13,9 +13,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use uuid::Uuid;
 
-use super::{audit, authorization};
+use super::{audit, authorization, failed_authentication};
 use crate::app::App;
-use crate::auth::{self, Principal};
+use crate::auth::{self, ClientAddress, Principal};
 use crate::db::Conn;
 use crate::error::Error;
 use crate::pak::PakHash;
@@ -61,6 +61,7 @@ async fn agent(
     let credential = authorization(&headers);
     let admitted = admit(
         &app,
+        client(place.as_ref()),
         headers,
         uri,
         credential,
@@ -87,22 +88,29 @@ async fn stack(
 ) -> Response {
     let id = stack_id(params);
     let credential = authorization(&headers).or_else(|| offered_pak(&headers));
-    let admitted = admit(&app, headers, uri, credential, move |db, principal| {
-        let id = id?;
-        match principal {
-            // The admin may also watch a stack that does not exist yet.
-            Principal::Admin => Ok(QueueOwner::Stack(id)),
-            Principal::Generator(generator)
-                if stacks::get(db, id)?.is_some_and(|s| s.generator_id == generator) =>
-            {
-                Ok(QueueOwner::Stack(id))
+    let admitted = admit(
+        &app,
+        client(place.as_ref()),
+        headers,
+        uri,
+        credential,
+        move |db, principal| {
+            let id = id?;
+            match principal {
+                // The admin may also watch a stack that does not exist yet.
+                Principal::Admin => Ok(QueueOwner::Stack(id)),
+                Principal::Generator(generator)
+                    if stacks::get(db, id)?.is_some_and(|s| s.generator_id == generator) =>
+                {
+                    Ok(QueueOwner::Stack(id))
+                }
+                _ => Err(Error::forbidden(
+                    "stack_not_owned",
+                    "this stack is not the caller's to watch",
+                )),
             }
-            _ => Err(Error::forbidden(
-                "stack_not_owned",
-                "this stack is not the caller's to watch",
-            )),
-        }
-    });
+        },
+    );
     answer(admitted.await, |guest| {
         open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME)
     })
@@ -116,12 +124,21 @@ async fn fleet(
     upgrade: Upgrade,
 ) -> Response {
     let credential = authorization(&headers).or_else(|| offered_pak(&headers));
-    let admitted = admit(&app, headers, uri, credential, |_, principal| {
-        authorization::admin(principal).map(|()| QueueOwner::Fleet)
-    });
+    let admitted = admit(
+        &app,
+        client(place.as_ref()),
+        headers,
+        uri,
+        credential,
+        |_, principal| authorization::admin(principal).map(|()| QueueOwner::Fleet),
+    );
     answer(admitted.await, |guest| {
         open(app, place, guest, upgrade.map(select), SUBSCRIBER_FRAME)
     })
+}
+
+fn client(place: Option<&Extension<PeerConnection>>) -> ClientAddress {
+    failed_authentication::client(place.map(|Extension(place)| place))
 }
 
 /// Selects `PROTOCOL` if the client offers it, and no other subprotocol.
@@ -173,6 +190,7 @@ fn answer(admitted: Admitted, open: impl FnOnce(SocketClient) -> Response) -> Re
 /// Authenticates and authorises the caller on one connection.
 async fn admit<F>(
     app: &App,
+    client: ClientAddress,
     headers: HeaderMap,
     uri: Uri,
     credential: Option<Vec<u8>>,
@@ -184,18 +202,20 @@ where
     let Some(credential) = credential else {
         return Err(Error::unauthorized());
     };
+    let turn = failed_authentication::wait_for_turn(app, client, &credential).await?;
     // Read before the look-up of the PAK: see `socket::serve`.
     let deaths = app.live.deaths();
-    let cache = app.auth.clone();
+    let broker = app.clone();
     app.db
         .run(move |db| {
             let found: Option<(PakHash, Principal)> = match auth::pak_hash(&credential) {
-                Some(hash) => auth::resolve(&cache, db, &hash)?.map(|who| (hash, who)),
+                Some(hash) => auth::resolve(&broker.auth, db, &hash)?.map(|who| (hash, who)),
                 None => None,
             };
+            drop(turn);
             let Some((hash, principal)) = found else {
                 audit::refused_pak(db, uri.path(), &headers);
-                return Err(Error::unauthorized());
+                return Err(failed_authentication::refuse(&broker, client));
             };
             let admitted = authorise(db, principal).map(|whose| SocketClient {
                 whose,

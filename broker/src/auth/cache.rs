@@ -87,6 +87,12 @@ impl Cache {
         (entry.epoch == confirmed.epoch && entry.expires > now).then_some(entry.principal)
     }
 
+    /// Returns true when the hash was that of a valid PAK at its last look-up here. It may have been revoked since.
+    pub fn has_held(&self, hash: &PakHash) -> bool {
+        let entries = &self.state().entries;
+        entries.young.contains_key(hash) || entries.old.contains_key(hash)
+    }
+
     /// Sets the current epoch; `asked` is the moment at which the schema was asked for it.
     pub fn confirm(&self, epoch: i64, asked: Instant) {
         let mut state = self.state();
@@ -119,6 +125,13 @@ impl Cache {
             expires: Instant::now() + self.inner.lifetime,
         };
         entries.young.insert(hash, entry);
+    }
+
+    /// Removes the entry of a hash that has no holder.
+    pub fn remove(&self, hash: &PakHash) {
+        let entries = &mut self.state().entries;
+        entries.young.remove(hash);
+        entries.old.remove(hash);
     }
 
     /// Removes the entries of this principal, and trusts no other entry until the epoch has been read again. Call it
@@ -200,6 +213,16 @@ mod tests {
         cache.confirm(0, Instant::now());
         assert_eq!(cache.get(&hash(1)), None);
         assert_eq!(cache.get(&hash(2)), Some(Principal::Admin));
+    }
+
+    #[test]
+    fn a_hash_has_been_held_until_it_is_removed_also_when_its_entry_is_not_trusted() {
+        let cache = cache();
+        cache.insert(hash(1), Principal::Admin, 0);
+        assert_eq!(cache.get(&hash(1)), None);
+        assert!(cache.has_held(&hash(1)) && !cache.has_held(&hash(2)));
+        cache.remove(&hash(1));
+        assert!(!cache.has_held(&hash(1)));
     }
 
     #[test]

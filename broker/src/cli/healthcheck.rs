@@ -1,18 +1,26 @@
 //! `healthcheck`: probes the broker of this configuration, for containers that have no HTTP client.
+//!
+//! Over TLS the certificate is not verified, because its names are those of the tenant's clients and not of this host's
+//! loopback address. The request holds no secret.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-use brokkr_tenant::Listen;
+use brokkr_pg::unverified_tls;
+use brokkr_tenant::{HttpConfig, Listen};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 
 /// Longest wait for an answer; longer than the broker's own probe of its database takes.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Requests `/readyz` at the configured address. The error holds the answer.
-pub(super) fn run(listen: &Listen) -> Result<(), String> {
-    let answer = ask(listen).map_err(|error| format!("{listen}: {error}"))?;
+pub(super) fn run(http: &HttpConfig) -> Result<(), String> {
+    let listen = &http.listen;
+    let answer = ask(listen, http.tls.is_some()).map_err(|error| format!("{listen}: {error}"))?;
     let status = answer.lines().next().unwrap_or_default();
     if status.split(' ').nth(1) == Some("200") {
         return Ok(());
@@ -21,21 +29,31 @@ pub(super) fn run(listen: &Listen) -> Result<(), String> {
     Err(format!("{listen}: {status}: {}", body.trim()))
 }
 
-fn ask(listen: &Listen) -> std::io::Result<String> {
+fn ask(listen: &Listen, tls: bool) -> std::io::Result<String> {
     match listen {
         Listen::Tcp(address) => {
             let stream = TcpStream::connect_timeout(&reachable(*address), TIMEOUT)?;
             stream.set_read_timeout(Some(TIMEOUT))?;
             stream.set_write_timeout(Some(TIMEOUT))?;
-            exchange(stream)
+            ask_over(stream, tls)
         }
         Listen::Unix(path) => {
             let stream = UnixStream::connect(path)?;
             stream.set_read_timeout(Some(TIMEOUT))?;
             stream.set_write_timeout(Some(TIMEOUT))?;
-            exchange(stream)
+            ask_over(stream, tls)
         }
     }
+}
+
+fn ask_over(stream: impl Read + Write, tls: bool) -> std::io::Result<String> {
+    if !tls {
+        return exchange(stream);
+    }
+    let config = unverified_tls().map_err(std::io::Error::other)?;
+    let name = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
+    let client = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+    exchange(StreamOwned::new(client, stream))
 }
 
 fn exchange(mut stream: impl Read + Write) -> std::io::Result<String> {

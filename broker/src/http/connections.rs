@@ -31,8 +31,10 @@ use tower_service::Service;
 use super::connection_state::{ConnectionState, Phase};
 use super::listener::{AcceptedStream, Listener};
 use super::timeout_stream::TimeoutStream;
+use crate::auth::ClientAddress;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::tls::Tls;
 use crate::websocket::connection_permit::PeerConnection;
 
 /// The largest head of a request, path and query included. A PAK and a proxy's headers take a few hundred bytes.
@@ -41,6 +43,9 @@ const MAX_HEAD: usize = 32 * 1024;
 /// The time after which an idle connection is closed while others wait.
 const IDLE_WHEN_FULL: Duration = Duration::from_secs(5);
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
+
+/// The time that a peer has for its TLS handshake, from its connection on.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// The pause before accepting again after descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -58,6 +63,7 @@ pub(super) struct Connections {
     /// The signal to idle connections, sent every second while no permit is free.
     full: Arc<Notify>,
     metrics: Arc<Metrics>,
+    tls: Option<Tls>,
     /// One permit per WebSocket: at most three of four connections, so that there is always room for a request.
     sockets: Arc<Semaphore>,
 }
@@ -78,8 +84,15 @@ impl Connections {
             open: Arc::default(),
             full: Arc::default(),
             metrics,
+            tls: None,
             sockets: Arc::new(Semaphore::new((most - most / 4) as usize)),
         }
+    }
+
+    /// Serves these connections over TLS, if there is a certificate.
+    pub(super) fn with_tls(mut self, tls: Option<Tls>) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// Accepts until draining begins.
@@ -94,9 +107,9 @@ impl Connections {
                 accepted = self.next(&listener) => accepted,
             };
             match accepted {
-                Ok((stream, permit)) => {
+                Ok((stream, client, permit)) => {
                     told = false;
-                    tokio::spawn(self.clone().serve(stream, permit));
+                    tokio::spawn(self.clone().serve(stream, client, permit));
                 }
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
@@ -109,19 +122,21 @@ impl Connections {
         }
         // Serve the backlog of a socket of our own, because no other process will.
         while listener.is_own() {
-            let Some(Ok((stream, permit))) = now_or_never(self.next(&listener)).await else {
+            let Some(Ok((stream, client, permit))) = now_or_never(self.next(&listener)).await
+            else {
                 break;
             };
-            tokio::spawn(self.clone().serve(stream, permit));
+            tokio::spawn(self.clone().serve(stream, client, permit));
         }
     }
 
     async fn next(
         &self,
         listener: &Listener,
-    ) -> io::Result<(Box<dyn AcceptedStream>, OwnedSemaphorePermit)> {
+    ) -> io::Result<(Box<dyn AcceptedStream>, ClientAddress, OwnedSemaphorePermit)> {
         let permit = self.make_room().await?;
-        Ok((listener.accept().await?, permit))
+        let (stream, peer) = listener.accept().await?;
+        Ok((stream, ClientAddress::of(peer), permit))
     }
 
     /// Waits for a free connection permit. Cancel-safe, because an untaken permit stays.
@@ -146,9 +161,31 @@ impl Connections {
         let _ = self.room.acquire_many(self.most).await;
     }
 
-    async fn serve<S: AcceptedStream + 'static>(self, stream: S, permit: OwnedSemaphorePermit) {
+    async fn serve<S: AcceptedStream + 'static>(
+        self,
+        stream: S,
+        client: ClientAddress,
+        permit: OwnedSemaphorePermit,
+    ) {
         // The place lives as long as the connection, or the WebSocket that it becomes.
-        let place = PeerConnection::new(permit, self.open, self.sockets);
+        let place = PeerConnection::new(permit, self.open.clone(), self.sockets.clone(), client);
+        let Some(tls) = &self.tls else {
+            return self.serve_http(stream, place).await;
+        };
+        let mut phase = self.phase.clone();
+        let handshake = tls.acceptor().accept(stream);
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE, handshake) => shaken,
+            _ = phase.wait_for(|phase| *phase == Phase::Closing) => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => Box::pin(self.serve_http(stream, place)).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn serve_http<S: AcceptedStream + 'static>(self, stream: S, place: PeerConnection) {
         let mut phase = self.phase.clone();
         let turn = ConnectionState::new(self.phase, self.metrics);
         let (router, asked) = (self.router, turn.clone());

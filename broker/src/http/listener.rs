@@ -5,6 +5,7 @@
 //! when draining begins.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -174,16 +175,16 @@ impl Listener {
         }
     }
 
-    /// Accepts the next connection. Cancel-safe.
-    pub(super) async fn accept(&self) -> io::Result<Box<dyn AcceptedStream>> {
+    /// Accepts the next connection, and returns its peer's address, which a Unix socket has not. Cancel-safe.
+    pub(super) async fn accept(&self) -> io::Result<(Box<dyn AcceptedStream>, Option<IpAddr>)> {
         match &self.socket {
             Socket::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 // Answers are written whole, so waiting for an acknowledgement would only delay them.
                 let _ = stream.set_nodelay(true);
-                Ok(Box::new(stream))
+                Ok((Box::new(stream), Some(peer.ip())))
             }
-            Socket::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Socket::Unix(listener) => Ok((Box::new(listener.accept().await?.0), None)),
         }
     }
 }

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use brokkr_tenant::TlsPair;
 use brokkr_tenant::instance_protocol::{
     InstancePhase, Maps, PoolState, SetPassword, SetPool, SetServer,
 };
@@ -28,6 +29,7 @@ pub(super) fn router(app: App, dropped: DroppedLines) -> Router {
         .route("/pool", get(pool).put(set_pool))
         .route("/server", put(set_server))
         .route("/password", put(set_password))
+        .route("/tls", put(set_tls))
         .route("/maps", get(deleted_maps))
         .route("/isolation", get(isolation))
         .with_state(app)
@@ -118,6 +120,25 @@ async fn set_password(State(app): State<App>, body: Bytes) -> Response {
         }
         // The error could quote a part of the body.
         Err(_) => (StatusCode::BAD_REQUEST, "not a password").into_response(),
+    }
+}
+
+async fn set_tls(State(app): State<App>, body: Bytes) -> Response {
+    let (tls, pair) = match (&app.tls, serde_json::from_slice::<TlsPair>(&body)) {
+        (Some(tls), Ok(pair)) => (tls, pair),
+        (None, _) => return (StatusCode::NOT_FOUND, "this broker serves no TLS").into_response(),
+        // The error's own text may quote the key.
+        (_, Err(_)) => return (StatusCode::BAD_REQUEST, "not a TLS pair").into_response(),
+    };
+    match tls.replace(&pair) {
+        Ok(()) => {
+            tracing::info!(sha256 = %pair.fingerprint(), "new handshakes get another TLS certificate");
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "the TLS certificate is not replaced");
+            (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).into_response()
+        }
     }
 }
 

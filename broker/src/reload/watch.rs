@@ -1,8 +1,8 @@
-//! Watches the broker's own configuration file, and reloads it after each change.
+//! Watches the broker's own configuration file and its TLS files, and reloads after each change and after SIGHUP.
 //!
-//! Folders are watched and not the file, because editors and Kubernetes replace the file: the folder of the file, and
-//! the folder of every link on the way to it. The watch starts only if the file exists at the start. Two variables
-//! change it: `BROKKR_CONFIG_WATCHER_ENABLED` (`false` or `0`: no watch) and `BROKKR_CONFIG_WATCHER_DEBOUNCE_SECONDS`
+//! Folders are watched and not the files, because editors, certificate renewals and Kubernetes replace a file: the
+//! folder of each file, and the folder of every link on the way to it. A file that does not exist at the start is not
+//! watched. Two variables change the watch: `BROKKR_CONFIG_WATCHER_ENABLED` (`false` or `0`: no watch) and `BROKKR_CONFIG_WATCHER_DEBOUNCE_SECONDS`
 //! (default 5: the time between the first event and the reading).
 
 use std::collections::BTreeSet;
@@ -16,26 +16,36 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::Reloader;
+use super::hangup::Hangups;
 use crate::health::Health;
 
 /// The default time between the first event and the reading.
 const DEBOUNCE: Duration = Duration::from_secs(5);
 
-/// Watches the configuration file until the broker drains, if there is a file and the watch is enabled.
-pub fn watch(reloader: &Reloader, health: &Arc<Health>) {
-    let Some(file) = reloader.0.file.as_deref().filter(|_| enabled()) else {
+/// Reloads after each change of the files and after each SIGHUP until the broker drains. Does nothing under a
+/// supervisor, which passes no `hangups`.
+pub fn watch(reloader: &Reloader, health: &Arc<Health>, hangups: Option<Hangups>) {
+    let Some(hangups) = hangups else {
         return;
     };
     // Capacity 1 is enough, because an event says only that something changed.
     let (happened, events) = mpsc::channel(1);
-    match Watched::new(file, happened) {
-        Ok(watched) => {
-            tokio::spawn(keep(reloader.clone(), health.clone(), watched, events));
-        }
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "the configuration file is not watched");
-        }
-    }
+    let files = reloader.files();
+    let watched = match enabled() && !files.is_empty() {
+        true => Watched::new(&files, happened)
+            .inspect_err(|error| {
+                tracing::warn!(?files, %error, "the configuration file is not watched");
+            })
+            .ok(),
+        false => None,
+    };
+    tokio::spawn(keep(
+        reloader.clone(),
+        health.clone(),
+        watched,
+        events,
+        hangups,
+    ));
 }
 
 fn enabled() -> bool {
@@ -50,21 +60,19 @@ fn debounce() -> Duration {
         .map_or(DEBOUNCE, Duration::from_secs)
 }
 
-/// The names on the way to the file; only events of these names matter.
+/// The names on the way to the files; only events of these names matter.
 type Names = Arc<Mutex<BTreeSet<PathBuf>>>;
 
-/// The file's watcher, and the folders that it watches.
+/// The files' watcher, and the folders that it watches.
 struct Watched {
-    file: PathBuf,
     watcher: RecommendedWatcher,
     names: Names,
     folders: BTreeSet<PathBuf>,
 }
 
 impl Watched {
-    fn new(file: &Path, happened: mpsc::Sender<()>) -> notify::Result<Self> {
-        let file = std::path::absolute(file)?;
-        if !file.exists() {
+    fn new(files: &[PathBuf], happened: mpsc::Sender<()>) -> notify::Result<Self> {
+        if files.iter().any(|file| !file.exists()) {
             return Err(notify::Error::path_not_found());
         }
         let names = Names::default();
@@ -76,22 +84,24 @@ impl Watched {
             }
         })?;
         let mut watched = Self {
-            file,
             watcher,
             names,
             folders: BTreeSet::new(),
         };
-        watched.follow()?;
+        watched.follow(files)?;
         Ok(watched)
     }
 
-    /// Watches the folder of the file and of every link on the way to it. Called again after each event, because a
+    /// Watches the folder of each file and of every link on the way to it. Called again after each event, because a
     /// changed link changes the way.
-    fn follow(&mut self) -> notify::Result<()> {
-        let way = Way::to(&self.file);
-        let parents = way.names.iter().filter_map(|name| name.parent());
+    fn follow(&mut self, files: &[PathBuf]) -> notify::Result<()> {
+        let mut names = BTreeSet::new();
+        for file in files {
+            names.extend(Way::to(&std::path::absolute(file)?).names);
+        }
+        let parents = names.iter().filter_map(|name| name.parent());
         let folders: BTreeSet<PathBuf> = parents.map(Path::to_owned).collect();
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = way.names;
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
         for gone in self.folders.difference(&folders) {
             // An error means that the folder has gone, and its watch with it.
             let _ = self.watcher.unwatch(gone);
@@ -107,7 +117,7 @@ impl Watched {
     }
 }
 
-/// Returns true when an event may mean that the file has changed; in doubt, true.
+/// Returns true when an event may mean that a file has changed; in doubt, true.
 fn concerns(names: &BTreeSet<PathBuf>, event: notify::Result<Event>) -> bool {
     let Ok(event) = event else { return true };
     match event.kind {
@@ -120,24 +130,36 @@ fn concerns(names: &BTreeSet<PathBuf>, event: notify::Result<Event>) -> bool {
 async fn keep(
     reloader: Reloader,
     health: Arc<Health>,
-    mut watched: Watched,
+    mut watched: Option<Watched>,
     mut events: mpsc::Receiver<()>,
+    mut hangups: Hangups,
 ) {
     let debounce = debounce();
     // The last logged outcome, so that an error that stays is logged once.
     let mut told = String::new();
-    while events.recv().await.is_some() {
-        // Further events do not extend the pause, otherwise a busy file in the same folder could delay the reload for
-        // ever.
-        tokio::time::sleep(debounce).await;
+    let follow = |watched: &mut Option<Watched>| {
+        if let Some(watched) = watched
+            && let Err(error) = watched.follow(&reloader.files())
+        {
+            tracing::warn!(%error, "the configuration file is not watched any more");
+        }
+    };
+    loop {
+        // Both arms are cancel-safe. Further events do not extend the pause, otherwise a busy file in the same folder
+        // could delay the reload for ever.
+        tokio::select! {
+            Some(()) = events.recv() => tokio::select! {
+                () = tokio::time::sleep(debounce) => {}
+                () = hangups.next() => {}
+            },
+            () = hangups.next() => {}
+        }
         if health.is_draining() {
             break;
         }
         let _ = events.try_recv();
         // Before the reading, so that a change in between causes another event.
-        if let Err(error) = watched.follow() {
-            tracing::warn!(%error, "the configuration file is not watched any more");
-        }
+        follow(&mut watched);
         let reading = reloader.clone();
         // The panic hook has logged a panic.
         if let Ok(outcome) = tokio::task::spawn_blocking(move || read(&reading)).await {
@@ -146,6 +168,8 @@ async fn keep(
             }
             told = outcome;
         }
+        // After the reading too, because it may have named other TLS files.
+        follow(&mut watched);
     }
 }
 

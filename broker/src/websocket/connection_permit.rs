@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::auth::ClientAddress;
+
 /// A connection's permit, with the counter of open connections.
 #[derive(Debug)]
 struct ConnectionPermit {
@@ -23,6 +25,7 @@ impl Drop for ConnectionPermit {
 pub struct PeerConnection {
     connection: Arc<ConnectionPermit>,
     sockets: Arc<Semaphore>,
+    client: ClientAddress,
 }
 
 /// Slot that is kept as long as a WebSocket lives.
@@ -33,11 +36,13 @@ pub(crate) struct SocketPermit {
 }
 
 impl PeerConnection {
-    /// Creates a slot from the connection's permit, the counter of open connections and the limit of WebSockets.
+    /// Creates a slot of a client from the connection's permit, the counter of open connections and the limit of
+    /// WebSockets.
     pub fn new(
         permit: OwnedSemaphorePermit,
         open: Arc<AtomicU32>,
         sockets: Arc<Semaphore>,
+        client: ClientAddress,
     ) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -46,7 +51,13 @@ impl PeerConnection {
                 open,
             }),
             sockets,
+            client,
         }
+    }
+
+    /// Returns the client's address.
+    pub fn client(&self) -> ClientAddress {
+        self.client
     }
 
     /// Keeps the slot for a WebSocket. Returns `None` when the limit of WebSockets is reached; the remaining slots are
@@ -70,7 +81,7 @@ mod tests {
         let open = Arc::new(AtomicU32::new(0));
         let connect = || {
             let permit = room.clone().try_acquire_owned().unwrap();
-            PeerConnection::new(permit, open.clone(), sockets.clone())
+            PeerConnection::new(permit, open.clone(), sockets.clone(), ClientAddress::Local)
         };
         let mut seats: Vec<SocketPermit> = (0..3).map(|_| connect().keep().unwrap()).collect();
         // The connections' own handles are dropped; their permits are kept by the seats.

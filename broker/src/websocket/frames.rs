@@ -203,6 +203,38 @@ fn tidy_time(time: &mut DateTime<Utc>) {
     }
 }
 
+/// Parses any bytes as an agent's frame, and panics when a text that would be stored is not storable. For fuzzing.
+pub(crate) fn check_parsing(data: &[u8]) {
+    let storable = |text: &str, most: usize| assert!(!text.contains('\0') && text.len() <= most);
+    let in_time = |time: &DateTime<Utc>| assert!((1970..=9999).contains(&time.year()));
+    match std::str::from_utf8(data).map(serde_json::from_str::<Uplink>) {
+        Ok(Ok(Uplink::K8sEvent(mut event))) => {
+            event.tidy();
+            in_time(&event.observed_at);
+            storable(&event.message, TEXT);
+            let object = &event.involved_object;
+            let names = [&event.reason, &event.event_type, &object.api_version];
+            for name in names.into_iter().chain([&object.kind, &object.name]) {
+                storable(name, NAME);
+            }
+            let optional = [&event.source, &object.namespace, &object.uid];
+            optional
+                .into_iter()
+                .flatten()
+                .for_each(|text| storable(text, NAME));
+        }
+        Ok(Ok(Uplink::PodLogLine(mut line))) => {
+            line.tidy();
+            in_time(&line.ts);
+            storable(&line.line, TEXT);
+            for name in [&line.namespace, &line.pod, &line.container] {
+                storable(name, NAME);
+            }
+        }
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {

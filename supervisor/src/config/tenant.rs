@@ -107,9 +107,12 @@ impl TenantConfig {
         &self.resolved.config
     }
 
-    /// Returns true when `other` would change neither the instance nor its supervision.
+    /// Returns true when `other` would change neither the instance, nor its supervision, nor its TLS files.
     pub(crate) fn same_effect(&self, other: &Self) -> bool {
-        self.digest == other.digest && self.broker().supervision == other.broker().supervision
+        let (ours, theirs) = (self.broker(), other.broker());
+        self.digest == other.digest
+            && ours.supervision == theirs.supervision
+            && ours.http.tls == theirs.http.tls
     }
 
     /// Formats a problem with the value of `key` as one line that begins with its place.

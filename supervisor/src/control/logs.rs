@@ -68,6 +68,13 @@ impl Query {
     }
 }
 
+/// Parses any query, and panics when the result is not within its bounds. For fuzzing.
+pub(super) fn check_parsing(query: &str) {
+    if let Ok(query) = Query::parse(query) {
+        assert!(query.lines <= MOST);
+    }
+}
+
 /// Parses a yes or no in a query.
 pub(super) fn flag(value: &str) -> Option<bool> {
     match value {

@@ -233,6 +233,18 @@ async fn body<T: DeserializeOwned>(request: Body) -> Result<T, ApiError> {
     serde_json::from_slice(&bytes).map_err(ApiError::bad)
 }
 
+/// Parses any body, and panics when an accepted order does not read back equal. For fuzzing.
+pub(super) fn check_parsing(body: &[u8]) {
+    if let Ok(request) = serde_json::from_slice::<OrderRequest>(body) {
+        let again = serde_json::to_vec(&request)
+            .and_then(|json| serde_json::from_slice::<OrderRequest>(&json));
+        let again = again.map(|again| (again.selection, again.order, again.keep_going));
+        let request = (request.selection, request.order, request.keep_going);
+        assert!(again.is_ok_and(|again| again == request), "another order");
+    }
+    let _ = serde_json::from_slice::<ReloadRequest>(body);
+}
+
 async fn admin_pak(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,

@@ -26,7 +26,7 @@ use crate::lifecycle::{
     Action, Event, HangDetector, Instance, InstanceId, Policy, Revision, Time, Want,
 };
 use crate::servers::{ServersView, Wanted};
-use brokkr_tenant::TenantName;
+use brokkr_tenant::{TenantName, TlsPair};
 use start_slots::StartSlots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -102,6 +102,12 @@ pub(crate) enum Effect<C> {
         tenant: TenantName,
         id: InstanceId,
         server: Result<(), ServerOutage>,
+    },
+    /// Give an instance the certificate and key for its new handshakes.
+    SetTls {
+        tenant: TenantName,
+        id: InstanceId,
+        pair: Arc<TlsPair>,
     },
     /// Describe where the threads of a hung broker are, and answer [`Event::ReplaceHung`].
     DescribeHung {

@@ -10,7 +10,7 @@ use crate::lifecycle::{Action, Event, InstanceId, Revision, Time};
 use crate::servers::provision::RoleWish;
 use brokkr_tenant::{
     ByteSize, DatabaseUrl, INSTANCE_CONFIG_VERSION, InstanceConfig, Listen, PoolSize, SchemaName,
-    TenantName,
+    TenantName, TlsPair,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -72,6 +72,9 @@ impl Fleet {
             Effect::SetServer { tenant, id, server } => {
                 self.manager.set_server(&tenant, id, &server);
             }
+            Effect::SetTls { tenant, id, pair } => {
+                self.manager.set_tls(&tenant, id, &pair);
+            }
             Effect::DescribeHung {
                 tenant,
                 id,
@@ -130,7 +133,10 @@ impl Fleet {
                 None
             }
             Action::StandIn(_) => {
-                self.manager.fallback(name, listen);
+                let tls = config
+                    .as_ref()
+                    .is_some_and(|c| c.broker().http.tls.is_some());
+                self.manager.fallback(name, listen, tls);
                 None
             }
             Action::Spawn {
@@ -281,6 +287,11 @@ impl TenantSettings for TenantConfig {
 
     fn enabled(&self) -> bool {
         self.broker().supervision.enabled
+    }
+
+    fn tls(&self) -> Option<&Arc<TlsPair>> {
+        let tls = self.broker().http.tls.as_ref()?;
+        tls.pair.is_whole().then_some(&tls.pair)
     }
 
     fn same_instance(&self, other: &Self) -> bool {

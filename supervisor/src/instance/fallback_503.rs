@@ -1,4 +1,7 @@
 //! Answers 503 for a tenant without a running broker; otherwise clients would hang and stale POSTs would run late.
+//!
+//! A TLS client could not read the answer, so its connection is closed at once. It has sent no request yet, and tries
+//! again or another address.
 
 use brokkr_tenant::Listen;
 use std::convert::Infallible;
@@ -58,10 +61,12 @@ impl Drop for Fallback {
 }
 
 impl Fallback {
-    /// Starts to answer on the socket `listener` of `listen`, which stays the tenant's.
+    /// Starts to answer on the socket `listener` of `listen`, which stays the tenant's. Where clients speak `tls`, starts
+    /// to close their connections.
     pub(crate) fn start(
         listen: &Listen,
         listener: &OwnedFd,
+        tls: bool,
         answering: &UnansweredCount,
     ) -> io::Result<Self> {
         let copy = listener.try_clone()?;
@@ -70,25 +75,29 @@ impl Fallback {
             Listen::Tcp(_) => {
                 let listener = TcpListener::from_std(copy.into())?;
                 let accept = async move || Ok(listener.accept().await?.0);
-                tokio::spawn(answer_all(accept, begun))
+                tokio::spawn(answer_all(accept, tls, begun))
             }
             Listen::Unix(_) => {
                 let listener = UnixListener::from_std(copy.into())?;
                 let accept = async move || Ok(listener.accept().await?.0);
-                tokio::spawn(answer_all(accept, begun))
+                tokio::spawn(answer_all(accept, tls, begun))
             }
         };
         Ok(Self { task })
     }
 }
 
-async fn answer_all<S>(accept: impl AsyncFn() -> io::Result<S>, begun: mpsc::Sender<Infallible>)
-where
+async fn answer_all<S>(
+    accept: impl AsyncFn() -> io::Result<S>,
+    tls: bool,
+    begun: mpsc::Sender<Infallible>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     while let Ok(permit) = room.clone().acquire_owned().await {
         match accept().await {
+            Ok(connection) if tls => drop(connection),
             Ok(connection) => {
                 let begun = begun.clone();
                 tokio::spawn(async move {
@@ -152,12 +161,15 @@ mod tests {
     use super::*;
 
     /// Starts a stand-in on a socket of its own and connects a client.
-    async fn met(answering: &UnansweredCount) -> (Fallback, OwnedFd, tokio::net::TcpStream) {
+    async fn met(
+        tls: bool,
+        answering: &UnansweredCount,
+    ) -> (Fallback, OwnedFd, tokio::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let fd = OwnedFd::from(listener);
-        let fallback = Fallback::start(&Listen::Tcp(address), &fd, answering).unwrap();
+        let fallback = Fallback::start(&Listen::Tcp(address), &fd, tls, answering).unwrap();
         let client = tokio::net::TcpStream::connect(address).await.unwrap();
         (fallback, fd, client)
     }
@@ -165,7 +177,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_gets_503_and_the_socket_is_the_tenants_again_afterwards() {
         let answering = UnansweredCount::new();
-        let (fallback, fd, mut client) = met(&answering).await;
+        let (fallback, fd, mut client) = met(false, &answering).await;
         let address = client.peer_addr().unwrap();
         client
             .write_all(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
@@ -187,6 +199,16 @@ mod tests {
             tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
         client.unwrap();
         server.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_tls_clients_connection_is_closed_at_once() {
+        let answering = UnansweredCount::new();
+        let (_fallback, _fd, mut client) = met(true, &answering).await;
+        let mut text = String::new();
+        // The client has sent nothing, so only the closing ends the reading.
+        client.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "");
     }
 
     /// Returns the answer to a client that sends this and then nothing more.
@@ -211,7 +233,7 @@ mod tests {
     #[tokio::test]
     async fn every_accepted_connection_is_answered_before_the_fallback_has_ended() {
         let answering = UnansweredCount::new();
-        let (fallback, _socket, mut client) = met(&answering).await;
+        let (fallback, _socket, mut client) = met(false, &answering).await;
         client.write_all(b"GET / HT").await.unwrap();
         // The connection is accepted once a third copy exists, beside those of `answering` and the stand-in.
         while answering.begun.strong_count() < 3 {

@@ -177,6 +177,18 @@ fn parse(text: &str) -> Vec<NotifyMessage> {
         .collect()
 }
 
+/// Parses any bytes, and panics when the result is not within its bounds. For fuzzing.
+pub(crate) fn check_parsing(data: &[u8]) {
+    let text = String::from_utf8_lossy(&data[..data.len().min(LONGEST)]);
+    let messages = parse(&text);
+    assert!(messages.len() <= text.lines().count());
+    for message in messages {
+        if let NotifyMessage::Status(status) = message {
+            assert!(status.chars().count() <= LONGEST_STATUS && !status.contains('\n'));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

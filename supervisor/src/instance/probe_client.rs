@@ -6,7 +6,7 @@ use crate::lifecycle::InstanceId;
 use brokkr_tenant::instance_protocol::{
     Isolation, Maps, ServerOutage, SetPassword, SetPool, SetServer,
 };
-use brokkr_tenant::{Secret, SocketPath, TenantName};
+use brokkr_tenant::{Secret, SocketPath, TenantName, TlsPair};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -38,6 +39,8 @@ pub(crate) struct InstanceSettings {
     pub(crate) server: Option<Result<(), ServerOutage>>,
     /// The password of its role, if that has changed since its start.
     pub(crate) password: Option<Secret>,
+    /// The certificate and key of its listener; `None` without TLS, and while the supervisor does not know them.
+    pub(crate) tls: Option<Arc<TlsPair>>,
 }
 
 /// The longest time between probes of an instance that is not ready for a reason of its own, so that its recovery is
@@ -67,6 +70,8 @@ pub(crate) struct ProbeTask {
     /// The last verdict on its server that it was told. Without a verdict it would ask the server at every probe.
     pub(crate) told_server: Option<Result<(), ServerOutage>>,
     pub(crate) told_password: Option<Secret>,
+    /// The last certificate and key that it was told, or was started with.
+    pub(crate) told_tls: Option<Arc<TlsPair>>,
     pub(crate) reporter: EventSender,
 }
 
@@ -163,6 +168,11 @@ impl ProbeTask {
                 self.told_password = Some(password);
             }
         }
+        if let Some(pair) = wishes.tls
+            && self.told_tls.as_ref() != Some(&pair)
+        {
+            self.tell_tls(client, pair).await;
+        }
         if let Some(connections) = wishes.connections
             && self.told_connections != Some(connections)
         {
@@ -171,6 +181,20 @@ impl ProbeTask {
                 self.told_connections = Some(connections);
             }
         }
+    }
+
+    /// Gives the instance its certificate and key. A refusal is not tried again, because it would be the same.
+    async fn tell_tls(&mut self, client: &mut ProbeClient, pair: Arc<TlsPair>) {
+        let body = pair.to_clear_json().to_string().into();
+        let told = client.request(Method::PUT, "/tls", body, self.times.timeout);
+        let Some((status, reason)) = told.await else {
+            return;
+        };
+        if !status.is_success() {
+            let tenant = self.reporter.tenant();
+            tracing::error!(%tenant, "its broker keeps its old TLS certificate: {status}: {reason}");
+        }
+        self.told_tls = Some(pair);
     }
 
     async fn probe(&self, client: &mut ProbeClient, late: Duration) -> Event {
@@ -370,7 +394,6 @@ fn is_want(error: &std::io::Error) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use crate::handover::PartialLine;
 use crate::lifecycle::{AdoptedStage, Event, InstanceId};
 use crate::logs::Hub;
 use crate::sys;
-use brokkr_tenant::LimitsConfig;
+use brokkr_tenant::{LimitsConfig, TlsPair};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -65,6 +65,8 @@ struct RunningProcess {
     /// Must be dropped only after the process has been reaped.
     registered: Option<OwnedChild>,
     told_connections: Option<u32>,
+    /// The certificate and key that it was started with.
+    told_tls: Option<Arc<TlsPair>>,
     /// The stage of an adopted process.
     adopted: Option<AdoptedStage>,
 }
@@ -84,6 +86,8 @@ impl InstanceTask {
         if let Err(reason) = launch.provision().await {
             return self.failed(reason).await;
         }
+        let told_tls = launch.config.config.http.tls.as_ref();
+        let told_tls = told_tls.map(|tls| tls.pair.clone());
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
             Ok(Err(reason)) => return self.failed(reason).await,
@@ -107,6 +111,7 @@ impl InstanceTask {
             files,
             registered: launched.registered,
             told_connections,
+            told_tls,
             adopted: None,
         };
         self.slot.fill(descriptors);
@@ -134,6 +139,7 @@ impl InstanceTask {
             process_ref,
             files: adoption.files,
             told_connections: None,
+            told_tls: None,
             adopted: Some(adoption.stage),
         })
         .await;
@@ -303,6 +309,7 @@ impl InstanceTask {
             told_connections,
             told_server: None,
             told_password: None,
+            told_tls: alive.told_tls.clone(),
             reporter: self.reporter.clone(),
         };
         tokio::spawn(private.run())

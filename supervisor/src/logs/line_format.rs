@@ -209,3 +209,50 @@ fn emit(origin: &LineOrigin, line: &[u8], beyond: usize, now: &str, out: &mut Ve
     }
     1
 }
+
+/// Reads any bytes as a pipe's, and panics unless each line that comes of them is a flat JSON object with the pipe's own
+/// tenant and pid, and both other formats take it. For fuzzing.
+pub(crate) fn check_canonical_lines(data: &[u8]) {
+    let Ok(tenant) = TenantName::parse("acme") else {
+        return;
+    };
+    let origin = LineOrigin::new(Some(tenant), 4711);
+    let now = "2026-11-30T12:00:00.000000Z";
+    let mut whole = Vec::new();
+    let mut splitter = LineSplitter::default();
+    let mut lines = splitter.feed(&origin, data, now, &mut whole);
+    lines += splitter.end(&origin, now, &mut whole);
+    // The place where a pipe's blocks end must not matter.
+    let (first, second) = data.split_at(data.len() / 2);
+    let mut halves = Vec::new();
+    let mut splitter = LineSplitter::default();
+    splitter.feed(&origin, first, now, &mut halves);
+    let mut splitter = LineSplitter::resume(splitter.leave());
+    splitter.feed(&origin, second, now, &mut halves);
+    splitter.end(&origin, now, &mut halves);
+    assert_eq!(whole, halves, "the split of the blocks shows");
+
+    assert_eq!(
+        whole.iter().filter(|byte| **byte == b'\n').count(),
+        lines as usize
+    );
+    for line in whole.split_inclusive(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let parsed: Result<serde_json::Value, _> = serde_json::from_slice(line);
+        let object = parsed.as_ref().ok().and_then(|value| value.as_object());
+        let own = object.is_some_and(|object| {
+            object.get("tenant").is_some_and(|tenant| tenant == "acme")
+                && object.get("pid").is_some_and(|pid| *pid == 4711)
+        });
+        assert!(own, "{}", String::from_utf8_lossy(line));
+        let times = |key: &str| {
+            JsonPairs::new(&String::from_utf8_lossy(line))
+                .filter(|(known, _)| json_scan::unescape(known) == key)
+                .count()
+        };
+        assert_eq!((times("tenant"), times("pid")), (1, 1));
+        let mut out = Vec::new();
+        super::TextEncoder::default().encode(line, &mut out);
+        super::journal::encode(&origin, line, &mut out);
+    }
+}

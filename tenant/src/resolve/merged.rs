@@ -88,6 +88,22 @@ impl<'l> Merged<'l> {
             .collect()
     }
 
+    /// Returns the path that a key names, with its origin.
+    pub(super) fn path(&self, key: &str) -> Option<(PathBuf, Origin)> {
+        match self.entry(key)? {
+            (Value::Path(path), origin) => Some((path.clone(), origin.clone())),
+            _ => None,
+        }
+    }
+
+    /// Returns the files of `http.tls_cert` and `http.tls_key`.
+    pub(super) fn tls_files(&self) -> impl Iterator<Item = PathBuf> {
+        let keys = ["http.tls_cert", "http.tls_key"];
+        keys.into_iter()
+            .filter_map(|key| self.path(key))
+            .map(|(path, _)| path)
+    }
+
     /// Returns the origin of every key that has a value. Of `url` and `url_file` it contains only the key in effect.
     pub(super) fn origins(&self) -> BTreeMap<String, Origin> {
         let mut origins = BTreeMap::new();

@@ -481,3 +481,62 @@ fn the_sample_tenants_need_only_a_url_from_elsewhere() {
         assert!(resolved.warnings.is_empty());
     }
 }
+
+#[test]
+fn tls_files_are_read_as_a_pair_and_only_their_names_count_in_the_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = dir.path().join("acme.toml");
+    let http = |lines: &str| {
+        let text = format!("[database]\nurl = \"{URL}\"\n[http]\n{lines}");
+        std::fs::write(&tenant, text).unwrap();
+    };
+    let read = |mode| resolve(&[Layer::from_file(&tenant)], mode);
+    let (cert, key) = (dir.path().join("a.pem"), dir.path().join("a.key"));
+
+    http("tls_cert = \"a.pem\"\n");
+    let alone = read(Mode::Alone).unwrap_err().to_string();
+    assert!(
+        alone.starts_with(&format!(
+            "{}:4:1: `http.tls_cert` is there without `http.tls_key`",
+            tenant.display()
+        )) && alone.contains("write tls_key = "),
+        "{alone}"
+    );
+    http("tls_cert = \"a.pem\"\ntls_key = \"a.key\"\n");
+    let missing = read(Mode::Alone).unwrap_err();
+    let text = missing.to_string();
+    for (line, file) in [(4, &cert), (5, &key)] {
+        let place = format!("{}:{line}:1: `http.tls_", tenant.display());
+        assert!(text.contains(&place), "{text}");
+        assert!(text.contains(&file.display().to_string()), "{text}");
+    }
+    assert_eq!(missing.files, [cert.clone(), key.clone()]);
+
+    std::fs::write(&cert, include_str!("../tls/test-cert.pem")).unwrap();
+    std::fs::write(&key, include_str!("../tls/test-other-key.pem")).unwrap();
+    let mismatch = read(Mode::Alone).unwrap_err().to_string();
+    assert!(mismatch.contains(":5:1: `http.tls_key`"), "{mismatch}");
+    assert!(!mismatch.contains("BEGIN EC"), "{mismatch}");
+
+    std::fs::write(&key, include_str!("../tls/test-key.pem")).unwrap();
+    let resolved = read(Mode::Alone).unwrap();
+    assert_eq!(resolved.files, [cert.clone(), key]);
+    let config = resolved.config;
+    let back = crate::BrokerConfig::from_json(&config.to_clear_json()).unwrap();
+    assert_eq!(back, config);
+    assert!(
+        !serde_json::to_string(&config)
+            .unwrap()
+            .contains("PRIVATE KEY")
+    );
+    let text = format!("{}\n", include_str!("../tls/test-cert.pem"));
+    std::fs::write(&cert, text).unwrap();
+    let renewed = read(Mode::Alone).unwrap().config;
+    assert_ne!(renewed, config);
+    assert_eq!(renewed.digest(), config.digest());
+    assert_eq!(config.differing(&renewed), [""; 0]);
+
+    std::fs::remove_file(&cert).unwrap();
+    let command = read(Mode::Command).unwrap().config.http.tls.unwrap();
+    assert!(!command.pair.is_whole());
+}

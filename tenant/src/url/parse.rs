@@ -1,5 +1,6 @@
 //! Parses the text of a URL. Messages name the wrong part and never its text, because it could be the password.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use super::parts::{Parts, decode};
@@ -87,7 +88,7 @@ fn host_and_port(text: &str, parts: &mut Parts) -> Result<(), Invalid> {
             )
             .hint("for example [::1]:5432"));
         };
-        if host.parse::<std::net::Ipv6Addr>().is_err() {
+        if host.parse::<Ipv6Addr>().is_err() {
             return Err(Invalid::new(
                 "what is in brackets in the database URL is not an IPv6 address",
             )
@@ -146,6 +147,14 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
             return Err(Invalid::new("the host of the database URL is not a host name").hint(
                 "a Unix socket's folder is absolute, ?host=/run/postgresql; in the password write @ as %40, / as %2F, ? as %3F",
             ));
+        }
+        // Only an IPv6 address has colons: another host, with its colon written as %3A, could not be written in a URL
+        // again.
+        Some(host) if host.contains(':') && host.parse::<Ipv6Addr>().is_err() => {
+            return Err(Invalid::new(
+                "the host of the database URL has a colon and is not an IPv6 address",
+            )
+            .hint("for example [::1]:5432"));
         }
         Some(host) => Host::Tcp(host),
     };

@@ -144,3 +144,26 @@ proptest! {
         prop_assert_eq!(DatabaseUrl::parse(&u.expose()).unwrap(), u);
     }
 }
+
+#[test]
+fn a_host_with_colons_is_an_ipv6_address_however_it_is_written() {
+    for url in [
+        "postgres://u@[::1]/d",
+        "postgres://u@%3A%3A1/d",
+        "postgres://u@/d?host=::1",
+    ] {
+        let parsed = DatabaseUrl::parse(url).unwrap();
+        assert_eq!(
+            DatabaseUrl::parse(&parsed.expose()).unwrap(),
+            parsed,
+            "{url}"
+        );
+    }
+    for url in [
+        "postgres://u@a%3Ab/d",
+        "postgres://u@/d?host=fe80::1%25eth0",
+    ] {
+        let error = DatabaseUrl::parse(url).unwrap_err();
+        assert!(error.message.contains("has a colon"), "{error:?}");
+    }
+}

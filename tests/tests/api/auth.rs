@@ -2,8 +2,9 @@
 
 use brokkr_tests::api_fixture::World;
 use brokkr_tests::http::request;
-use brokkr_tests::{Connection, PgServer, until};
+use brokkr_tests::{Connection, PgServer, SetAtEnd, Socket, http, until};
 use serde_json::json;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[test]
@@ -127,6 +128,82 @@ fn an_old_pak_is_dead_the_moment_it_is_rotated_also_when_it_was_just_used() {
         .with_pak(rotated["pak"].as_str().unwrap())
         .get(&path)
         .expect(200);
+}
+
+#[test]
+fn a_flood_of_wrong_paks_is_429_and_shuts_no_valid_pak_out() {
+    let world = World::new();
+    let seen = world.agent("seen");
+    let path = format!("/agents/{}", seen.id);
+    seen.get(&path).expect(200);
+    let addr = &world.admin.addr;
+    let wrong = |connection: &mut Connection, n: usize| {
+        let value = format!("Bearer brokkr_BRwrong_{n}");
+        let headers = [("Authorization", value.as_str())];
+        let answer = connection.request("POST", "/api/v1/auth/pak", &headers, None);
+        answer.unwrap()
+    };
+    // A forwarded address is not believed, otherwise an attacker would have as many as there are.
+    let mut connection = Connection::open(addr).unwrap();
+    let mut answers = (0..700).map(|n| {
+        let value = format!("Bearer brokkr_BRwrong_{n}");
+        let from = format!("192.0.2.{}", n % 250);
+        let headers = [("Authorization", &*value), ("X-Forwarded-For", &from)];
+        let answer = connection.request("POST", "/api/v1/auth/pak", &headers, None);
+        answer.unwrap()
+    });
+    let limited = answers.find(|answer| answer.status != 401).unwrap();
+    limited.refused(429, "too_many_failures");
+    let rest: u64 = limited.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=61).contains(&rest), "{rest}");
+    drop(answers);
+
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 1..=6 {
+            let (over, wrong) = (&over, &wrong);
+            scope.spawn(move || {
+                let mut connection = Connection::open(addr).unwrap();
+                let mut n = thread * 1_000_000;
+                while !over.load(Ordering::Relaxed) {
+                    n += 1;
+                    // 401 again only when the minute is over.
+                    let status = wrong(&mut connection, n).status;
+                    assert!([401, 429].contains(&status), "{status}");
+                }
+            });
+        }
+        let _over = SetAtEnd::of(&over);
+        let socket = |pak: &str| {
+            let bearer = format!("Bearer {pak}");
+            Socket::ask(addr, "/internal/ws/agent", &[("Authorization", &bearer)])
+        };
+        let refused = socket("brokkr_BRwrong_socket").unwrap_err();
+        refused.refused(429, "too_many_failures");
+        socket(&seen.pak).unwrap();
+        for n in 0..20 {
+            seen.get(&path).expect(200);
+            let fresh = world.agent(&format!("fresh-{n}"));
+            fresh.get(&format!("/agents/{}", fresh.id)).expect(200);
+        }
+    });
+    // A request without a PAK costs nothing and is not counted.
+    let bare = request(addr, "POST", "/api/v1/auth/pak", &[], None).unwrap();
+    bare.refused(401, "unauthorized");
+    let metrics = http::get(addr, "/metrics").unwrap().text();
+    let count = |status: u16| {
+        let name = format!("brokkr_authentications_refused_total{{status=\"{status}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert!(count(401) >= 600, "{}", count(401));
+    assert!(count(429) > 6, "{}", count(429));
+    let told = world
+        .broker
+        .log()
+        .matches("too many failed authentications")
+        .count();
+    assert_eq!(told, 1);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod http;
 mod metrics;
 mod outage;
 mod reload;
+mod tls;
 mod webhook_delivery;
 mod websocket_agent;
 mod websocket_consumers;

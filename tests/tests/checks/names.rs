@@ -123,7 +123,7 @@ fn modules_and_types_have_the_fields_terms() {
 #[test]
 fn a_comment_names_what_it_is_about() {
     let mut seen = 0;
-    for folder in ["tenant", "pg", "broker", "supervisor", "tests"] {
+    for folder in ["tenant", "pg", "broker", "supervisor", "tests", "fuzz"] {
         for (file, text) in sources(folder) {
             for (number, line) in text.lines().enumerate() {
                 let line = line.trim_start();

@@ -242,6 +242,7 @@ fn every_declared_dependency_is_used_by_its_member() {
         "supervisor",
         "tests",
         "tests/rust-client",
+        "fuzz",
     ] {
         let own = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
         let mut text = String::new();

@@ -27,4 +27,5 @@ mod secrets;
 mod servers;
 mod stop;
 mod succession;
+mod tls;
 mod two_tenants;

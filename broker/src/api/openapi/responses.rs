@@ -25,6 +25,7 @@ answers! {
     /// Errors of every operation.
     Always {
         "401": "No PAK, or none this broker knows",
+        "429": "Not a valid PAK, like many before it from the same address; try again later",
         "500": "Failed inside the broker",
         "503": "No database, no room, or still starting; try again"
     }

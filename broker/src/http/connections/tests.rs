@@ -39,7 +39,11 @@ impl Server {
         let permit = self.connections.make_room().await.unwrap();
         (
             ours,
-            tokio::spawn(self.connections.clone().serve(theirs, permit)),
+            tokio::spawn(
+                self.connections
+                    .clone()
+                    .serve(theirs, ClientAddress::Local, permit),
+            ),
         )
     }
 }
@@ -102,6 +106,34 @@ async fn a_connection_that_says_nothing_is_closed_and_not_answered() {
     assert_eq!(rest(&mut silent).await, "");
     end.await.unwrap();
     assert_eq!(after(began), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_has_ten_seconds_for_its_handshake_and_takes_a_connections_place_meanwhile() {
+    let pair = brokkr_tenant::TlsPair::parse(
+        include_bytes!("../../../../tenant/src/tls/test-cert.pem"),
+        include_bytes!("../../../../tenant/src/tls/test-key.pem"),
+    );
+    let mut server = Server::new(1);
+    server.connections = server
+        .connections
+        .with_tls(Some(Tls::new(&pair.unwrap()).unwrap()));
+    for sent in [b"".as_slice(), b"\x16\x03\x01\x02\x00\x01"] {
+        let began = Instant::now();
+        let (mut slow, end) = server.connect().await;
+        slow.write_all(sent).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(server.connections.open(), 1);
+        assert_eq!(rest(&mut slow).await, "");
+        end.await.unwrap();
+        assert_eq!((after(began), server.connections.open()), (10, 0));
+    }
+    // A client that speaks no TLS is not left waiting.
+    let began = Instant::now();
+    let (mut plain, end) = server.connect().await;
+    plain.write_all(PLAIN.as_bytes()).await.unwrap();
+    end.await.unwrap();
+    assert_eq!(after(began), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,8 @@
 use crate::budget::{ConnectionTarget, SchemaAndAddress, TenantDemand};
 use crate::servers::provision::role_name;
 use crate::servers::{Endpoint, ServersView};
-use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName};
+use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName, TlsPair};
+use std::sync::Arc;
 
 /// The part of a tenant's configuration that decides about the tenant.
 pub(crate) trait TenantSettings {
@@ -19,6 +20,9 @@ pub(crate) trait TenantSettings {
     fn priority(&self) -> i32;
     /// Returns `supervision.enabled`.
     fn enabled(&self) -> bool;
+    /// Returns the certificate and key of the listener, which an instance takes while it runs. `None` without TLS, and
+    /// where the key is not known.
+    fn tls(&self) -> Option<&Arc<TlsPair>>;
     /// Returns true when an instance of `other` need not be replaced by an instance of this configuration.
     fn same_instance(&self, other: &Self) -> bool;
     /// Returns the same configuration with another pool.

@@ -362,7 +362,7 @@ fn ground<C: TenantSettings>(
     (server, account.is_none_or(|account| account.overlap))
 }
 
-/// Returns the effects that tell each instance what has changed about the server it runs on.
+/// Returns the effects that tell each instance what has changed about the server it runs on and about its TLS files.
 fn tell_instances<C: TenantSettings>(
     name: &TenantName,
     entry: &mut TenantEntry<C>,
@@ -373,8 +373,21 @@ fn tell_instances<C: TenantSettings>(
     entry
         .told_instances
         .retain(|id, _| life.instances().any(|i| i.id == *id));
+    entry
+        .told_tls
+        .retain(|id, _| life.instances().any(|i| i.id == *id));
     for instance in life.instances() {
         let config = entry.revisions.get(&instance.revision);
+        if let Some(pair) = config.and_then(|c| c.tls())
+            && entry.told_tls.get(&instance.id) != Some(pair)
+        {
+            entry.told_tls.insert(instance.id, pair.clone());
+            effects.push(Effect::SetTls {
+                tenant: name.clone(),
+                id: instance.id,
+                pair: pair.clone(),
+            });
+        }
         let Some(endpoint) = config.map(|c| c.endpoint(view)) else {
             continue;
         };

@@ -6,6 +6,7 @@ use crate::config::FileProblem;
 use crate::instance::ServerOutage;
 use crate::lifecycle::{Event, Instance, InstanceId, Lifecycle, Revision, Want};
 use crate::status::State;
+use brokkr_tenant::TlsPair;
 use brokkr_tenant::instance_protocol::Isolation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub(crate) struct TenantEntry<C> {
     pub(super) out_of_descriptors: bool,
     /// The state of its server that each instance was told last.
     pub(super) told_instances: BTreeMap<InstanceId, Result<(), ServerOutage>>,
+    /// The certificate and key that each instance was told last.
+    pub(super) told_tls: BTreeMap<InstanceId, Arc<TlsPair>>,
     /// The instance's own `STATUS=` text.
     pub(crate) status: Option<String>,
     /// Files that the instance executes and that are no longer on disk.
@@ -71,6 +74,7 @@ impl<C: TenantSettings> TenantEntry<C> {
             claim: None,
             out_of_descriptors: false,
             told_instances: BTreeMap::new(),
+            told_tls: BTreeMap::new(),
             status: None,
             deleted_maps: None,
             isolation: None,

@@ -122,6 +122,7 @@ impl World {
                 return None;
             }
             Effect::SetServer { .. }
+            | Effect::SetTls { .. }
             | Effect::Warn { .. }
             | Effect::Probe(_)
             | Effect::StoreAdmitted

@@ -1,7 +1,8 @@
 //! A simulated tenant file.
 
 use crate::fleet::core::TenantSettings;
-use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName};
+use brokkr_tenant::{DatabaseUrl, Listen, PoolSize, SchemaName, TlsPair};
+use std::sync::Arc;
 
 /// Behaviour of a broker with this configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,10 @@ impl TenantSettings for File {
 
     fn enabled(&self) -> bool {
         self.enabled
+    }
+
+    fn tls(&self) -> Option<&Arc<TlsPair>> {
+        None
     }
 
     fn same_instance(&self, other: &Self) -> bool {
