@@ -1,5 +1,6 @@
 //! The parent of every Brokkr broker on a host: one isolated process per tenant on shared PostgreSQL servers.
 
+mod atomic_file;
 mod budget;
 mod cli;
 mod commands;

@@ -14,6 +14,7 @@ use crate::fleet::handover::FleetExit;
 use crate::handover::inherited::{HandoverSource, InheritedFds};
 use crate::instance::cgroup::CgroupTree;
 use crate::instance::successor;
+use crate::instance::tenant_uids::TenantUids;
 use crate::logs::{Hub, Output, OutputFormat};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -59,6 +60,9 @@ pub(crate) fn run(path: &Path, mut inherited: InheritedFds) -> ExitCode {
     let daemon = daemon::Daemon {
         file: path.to_owned(),
         groups: CgroupTree::detect(&config.runtime_dir),
+        uids: config
+            .own_uids()
+            .map(|range| TenantUids::load(&config.state_dir, range)),
         config: Arc::new(config),
         problem,
         hub: hub.clone(),

@@ -34,6 +34,8 @@ fn acme() -> TenantStatus {
         last_words: vec![],
         last_exit: None,
         deleted_maps: None,
+        uid: None,
+        own_uid: None,
         isolation: None,
         problem: None,
         warnings: vec![],

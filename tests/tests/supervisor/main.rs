@@ -26,3 +26,4 @@ mod servers;
 mod stop;
 mod succession;
 mod two_tenants;
+mod user_ids;
