@@ -350,6 +350,33 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// `SO_PEERPIDFD` of Linux 6.5.
+const SO_PEERPIDFD: c_int = 77;
+
+/// Returns a descriptor that identifies the process at the other end of a Unix connection.
+///
+/// # Errors
+/// On an older kernel, or when that process has been reaped.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut fd: c_int = -1;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `fd`, both of which outlive the call. On success `fd` is a fresh
+    // descriptor without another owner.
+    unsafe {
+        let result = libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut length,
+        );
+        match result {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
 /// Unblocks all signals for the program that `command` starts, because it would inherit our blocked signals.
 pub(crate) fn heed_signals(command: &mut Command) {
     let unblock = || Ok(SigSet::empty().thread_set_mask()?);

@@ -2,10 +2,11 @@
 
 use brokkr_tenant::TenantName;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -23,11 +24,9 @@ pub(super) fn read(state_dir: &Path, tenant: &TenantName) -> io::Result<Option<S
     let folder = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     // A FIFO in the file's place would otherwise block the supervisor for ever.
     let plain = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    let beneath = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
-    let how = |flags| OpenHow::new().flags(flags).resolve(beneath);
     let opened = open(&state_dir.join("tenants"), folder, Mode::empty())
-        .and_then(|tenants| openat2(&tenants, tenant.as_str(), how(folder)))
-        .and_then(|own| Ok((openat2(&own, "admin.pak", how(plain))?, own)));
+        .and_then(|tenants| open_in(&tenants, tenant.as_str(), folder))
+        .and_then(|own| Ok((open_in(&own, "admin.pak", plain)?, own)));
     let (file, own) = match opened {
         Ok((file, own)) => (File::from(file), File::from(own)),
         Err(Errno::ENOENT) => return Ok(None),
@@ -46,6 +45,16 @@ pub(super) fn read(state_dir: &Path, tenant: &TenantName) -> io::Result<Option<S
     let mut pak = String::new();
     file.take(LONGEST).read_to_string(&mut pak)?;
     Ok(Some(pak.trim().to_owned()))
+}
+
+/// Opens an entry of a folder, and nothing that a link leads to.
+fn open_in(folder: &OwnedFd, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    let beneath = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
+    match openat2(folder, name, OpenHow::new().flags(flags).resolve(beneath)) {
+        // systemd forbids the call under `RestrictSUIDSGID=`. For a name without a slash, O_NOFOLLOW does the same.
+        Err(Errno::ENOSYS) => openat(folder, name, flags, Mode::empty()),
+        opened => opened,
+    }
 }
 
 /// Lists the admin PAKs in the folders of names that are no tenant's now.

@@ -106,7 +106,11 @@ impl Host {
         });
         let sink = File::create(dir.path().join("log")).unwrap();
         let hub = Hub::start(Output::Json(sink.into())).unwrap();
-        let control = ControlServer::start(&config, Handle::new(snapshot, requests), hub.clone())
+        let access = ControlAccess {
+            fleet: Handle::new(snapshot, requests),
+            groups: CgroupTree::default(),
+        };
+        let control = ControlServer::start(&config, access, hub.clone())
             .await
             .unwrap();
         Self {

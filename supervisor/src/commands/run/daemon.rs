@@ -6,6 +6,7 @@ use super::{retry_later, runtime_dirs, signal_loop, signals};
 use crate::atomic_file;
 use crate::budget::parse_admitted;
 use crate::config::{ScanMode, Scanner, SupervisorConfig};
+use crate::control::ControlAccess;
 use crate::embedded::Embedded;
 use crate::fleet::fd_store::FdStoreInputs;
 use crate::fleet::handle::Handle;
@@ -94,8 +95,11 @@ impl Daemon {
         };
         // Try first all steps that can fail, because a failure after the start of the embedded server would leave it
         // running. With brokers to supervise, the server's start is not waited for, because it may take long.
-        let control =
-            retry_later::reach(&self.config, handle.clone(), self.hub.clone(), holds).await?;
+        let access = ControlAccess {
+            fleet: handle.clone(),
+            groups: self.groups.clone(),
+        };
+        let control = retry_later::reach(&self.config, access, self.hub.clone(), holds).await?;
         let left = std::mem::take(&mut finds.embedded);
         let brokers = !finds.instances.is_empty() || !finds.left.is_empty();
         let mut unseen = None;
