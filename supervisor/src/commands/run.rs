@@ -1,6 +1,7 @@
 //! `run`, the daemon: parse, lock, take over what an earlier supervisor left, serve, wait for a signal, drain or leave.
 
 mod abort_on_panic;
+mod capabilities;
 mod daemon;
 mod last_good_config;
 mod retry_later;
@@ -37,6 +38,9 @@ pub(crate) fn run(path: &Path, mut inherited: InheritedFds) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return super::complain(&problems, super::EXIT_CONFIGURATION),
     };
+    if let Err(problem) = capabilities::keep_only_used() {
+        return super::complain(&problem, super::EXIT_PROBLEM);
+    }
     let lock = match runtime_dirs::prepare(&config, inherited.lock.take()) {
         Ok(lock) => lock,
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),

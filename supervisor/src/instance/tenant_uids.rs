@@ -54,11 +54,13 @@ pub(crate) struct TenantUids {
     record: Arc<Mutex<Record>>,
 }
 
+/// The folder's name of each id; `None` when the folder is known to be gone.
+type Owners = BTreeMap<u32, Option<String>>;
+
 #[derive(Debug)]
 struct Record {
     path: PathBuf,
-    /// The folder's name of each id; `None` when the folder is known to be gone.
-    owners: BTreeMap<u32, Option<String>>,
+    owners: Owners,
 }
 
 impl TenantUids {
@@ -168,7 +170,8 @@ impl TenantUids {
     }
 }
 
-fn parse(text: &str) -> (BTreeMap<u32, Option<String>>, Vec<(usize, String)>) {
+/// Returns the record, and the lines that cannot be read, each with its number from 1.
+fn parse(text: &str) -> (Owners, Vec<(usize, String)>) {
     let mut owners = BTreeMap::new();
     let mut bad = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -192,7 +195,7 @@ fn parse(text: &str) -> (BTreeMap<u32, Option<String>>, Vec<(usize, String)>) {
     (owners, bad)
 }
 
-fn format_record(owners: &BTreeMap<u32, Option<String>>) -> String {
+fn format_record(owners: &Owners) -> String {
     let lines = owners.iter().map(|(uid, folder)| {
         let folder = folder.as_deref().unwrap_or(NO_FOLDER);
         format!("{uid} {folder}\n")

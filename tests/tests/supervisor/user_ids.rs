@@ -164,6 +164,20 @@ fn each_tenant_runs_as_its_own_user_and_reaches_no_other_ones_files_processes_or
         said.lines().count() - 1
     );
 
+    // The supervisor keeps no right of root that it does not use: CAP_SYS_ADMIN is number 21, CAP_SETUID 7.
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        let rights = u64::from_str_radix(&field(host.pid(), set)[0], 16).unwrap();
+        assert_eq!(
+            (rights >> 21 & 1, rights >> 7 & 1),
+            (0, 1),
+            "{set}: {rights:x}"
+        );
+        assert!(rights.count_ones() <= 9, "{set}: {rights:x}");
+    }
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(field(host.pid(), set), ["0000000000000000"], "{set}");
+    }
+
     // The operator sees the users, and gets the PAKs.
     globex.wait("its layers", |t| t.isolation.is_some());
     let told = host.command(&["status", "globex"]).ok();
