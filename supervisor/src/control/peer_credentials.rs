@@ -117,13 +117,13 @@ impl Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "user {}", self.uid)?;
-        if let Some(pid) = self.pid {
-            write!(f, ", process {pid}")?;
-        }
-        match &self.program {
+        if let Some(program) = &self.program {
             // A program may have any name, and must not look like another line of the log.
-            Some(program) => write!(f, ", program {}", program.escape_debug()),
+            write!(f, "{}, ", program.escape_debug())?;
+        }
+        write!(f, "user {}", self.uid)?;
+        match self.pid {
+            Some(pid) => write!(f, ", process {pid}"),
             None => Ok(()),
         }
     }

@@ -254,7 +254,8 @@ async fn orders_and_reloads_are_answered_when_settled() {
     let lines = host.hub.tail(&filter, 9);
     let text = String::from_utf8_lossy(&lines[0]);
     let expected = format!(
-        "user {}, process {} asks to",
+        "{}, user {}, process {} asks to",
+        std::env::current_exe().unwrap().display(),
         nix::unistd::getuid(),
         std::process::id()
     );

@@ -128,7 +128,7 @@ fn the_supervisor_runs_as_root_and_each_broker_as_its_own_user_and_no_request_is
 
     // The log names the program behind an order. A process in a broker's control group gives none, although it is root's
     // and has a session of its own.
-    machine.journal_says("program /usr/bin/brokkr-supervisor asks for the admin PAK");
+    machine.journal_says("/usr/bin/brokkr-supervisor, user 0, process ");
     let order = machine.run(&["sh", "-c", FROM_INSIDE]);
     assert_eq!(order.code, Some(1), "{order:?}");
     let refusal = "this process belongs to the broker of tenant acme";
