@@ -1,6 +1,6 @@
 //! Each tenant's broker runs as a user of its own (`[isolation] uids`), whose files no other tenant reaches.
 
-use brokkr_tests::test_dir::is_root;
+use brokkr_tests::test_dir::{is_root, set_mode};
 use brokkr_tests::{Host, Tenant, bin, until};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -213,6 +213,18 @@ fn a_tenant_keeps_its_user_over_restarts_and_a_return_and_its_folder_takes_the_u
     assert_eq!(users([&acme, &globex]), before);
     let notify = host.runtime_dir().join("instances/acme.2.notify");
     assert_eq!(owner(&notify), (before[0], before[0], 0o600));
+    // A supervisor that executes its program anew takes them over too, and hears them at their sockets.
+    let (taken_over, before_it) = (
+        "taken over as they are",
+        host.said("taken over as they are"),
+    );
+    host.succeed();
+    until(Duration::from_secs(30), "the next program", || {
+        (host.said(taken_over) > before_it).then_some(())
+    });
+    let (acme, globex) = (acme.is_ready(), globex.is_ready());
+    assert_eq!((acme.pid(), globex.pid()), pids);
+    acme.api().get("/agents").expect(200);
     // And one with new brokers, and without the record.
     host.stop();
     fs::remove_file(host.state_dir().join("uids")).unwrap();
@@ -309,4 +321,51 @@ fn an_installation_gets_user_ids_and_loses_them_by_overlap() {
     assert_eq!(owner(&acme.state_dir()), (0, 0, 0o700));
     assert_eq!(owner(&acme.state_dir().join("admin.pak")), (0, 0, 0o600));
     acme.api().get("/agents").expect(200);
+}
+
+#[test]
+fn a_tenant_with_a_user_of_its_own_serves_and_connects_by_unix_sockets() {
+    if !as_root() {
+        return;
+    }
+    let host = host_with("61200-61209");
+    let socket = host.root().join("acme.sock");
+    let acme = host
+        .tenant("acme")
+        .listen(&format!("unix:{}", socket.display()))
+        .url(&host.server().unix_url("brokkr", "brokkr"))
+        .up();
+    assert_eq!(runs_as_its_own_user(&acme), 61_200);
+    // The socket is the supervisor's, and as open as a port.
+    assert_eq!(owner(&socket), (0, 0, 0o666));
+    acme.api().get("/agents").expect(200);
+    let killed = acme.pid();
+    acme.signal(nix::sys::signal::Signal::SIGKILL);
+    acme.replaced(killed);
+    acme.api().get("/agents").expect(200);
+}
+
+#[test]
+fn user_ids_without_root_are_an_error_of_the_configuration() {
+    if !as_root() {
+        return;
+    }
+    let host = host_with("61300-61309");
+    // Another user can read the file and make the folders.
+    set_mode(&host.config(), 0o644);
+    let user = 61_399;
+    std::os::unix::fs::chown(host.root(), Some(user), None).unwrap();
+    let mut run = Command::new("setpriv");
+    run.args([&format!("--reuid={user}"), "--clear-groups", "--"])
+        .arg(bin::supervisor())
+        .args(["run", "--config"])
+        .arg(host.config());
+    let ran = bin::run_command(run, Duration::from_secs(30));
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    let file = fs::read_to_string(host.config()).unwrap();
+    let line = 1 + file.lines().position(|l| l.starts_with("uids")).unwrap();
+    let place = format!("{}:{line}:", host.config().display());
+    for part in [&*place, "only root", "root.conf"] {
+        assert!(ran.stderr.contains(part), "{ran:?}");
+    }
 }
