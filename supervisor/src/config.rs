@@ -255,11 +255,6 @@ impl Read<'_> {
             let hint = invalid.hint.unwrap_or_default();
             self.at(KEY, &invalid.message, &hint)
         })?;
-        if self.required("postgres.embedded") {
-            let message = "the embedded PostgreSQL knows its users by their accounts, and a tenant's own user id has none";
-            let hint = "remove `uids`, or set `[postgres] embedded = false` and give the tenants a server with passwords";
-            return Err(self.at(KEY, message, hint).into());
-        }
         for (file, what) in [("/etc/passwd", "users"), ("/etc/group", "groups")] {
             let accounts = std::fs::read_to_string(file).unwrap_or_default();
             if let Some(taken) = range.taken_by(&accounts) {
@@ -358,10 +353,6 @@ mod tests {
         for (text, says) in [
             ("[isolation]\nuids = \"0-9\"\n", "contains 0"),
             ("[isolation]\nuids = \"many\"\n", "61000-61999"),
-            (
-                "[isolation]\nuids = \"7-9\"\n[postgres]\nembedded = true\n",
-                "embedded PostgreSQL",
-            ),
         ] {
             let problems = of(text).unwrap_err().to_string();
             let place = problems.contains("/x/supervisor.toml:2:1: ");

@@ -73,6 +73,14 @@ pub(super) fn own(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String>
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(said)
 }
 
+/// Lets every user reach the socket in its folder, where tenants have user ids of their own and log in with a password; else
+/// only the server's user.
+pub(super) fn open(sockets: &Path, to_all: bool) -> Result<(), String> {
+    let mode = if to_all { 0o711 } else { 0o700 };
+    std::fs::set_permissions(sockets, std::fs::Permissions::from_mode(mode))
+        .map_err(|error| format!("{}: {error}", sockets.display()))
+}
+
 /// Checks that the server's user can reach `folder` through every folder above it.
 pub(super) fn reachable(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String> {
     let Some((uid, gid)) = user else {

@@ -1,7 +1,10 @@
 //! Adopts or starts the embedded server, and restarts it as often as needed, until told to stop it.
 
 use super::log::{self, LastLines};
-use super::{NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, end, ownership, prepare, url_as};
+use super::{
+    NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, data, end, ownership, password, prepare,
+    url_as,
+};
 use crate::config::SupervisorConfig;
 use crate::instance::postgres::{PostgresProcess, end_owned_children, remains};
 use brokkr_tenant::{DEFAULT_PORT, DatabaseUrl};
@@ -249,10 +252,17 @@ impl ServerTask {
         matches!(asked.await, Ok(Ok(())))
     }
 
-    /// Creates the role and the database if they are missing.
+    /// Creates the role and the database if they are missing, and makes the rules for logging in those of the configuration,
+    /// which may have changed while the server ran.
     async fn furnish(&self) -> Result<(), String> {
         let url = self.admin.clone();
+        let (config, sockets) = (self.config.clone(), self.sockets.clone());
         blocking(move || {
+            let password = password::read(&config)?;
+            let user = ownership::server_user()?;
+            let data = &config.postgres.data_dir;
+            let changed = data::write_rules(data, user, password.is_some())?;
+            ownership::open(&sockets, password.is_some())?;
             let mut client = connect(&url)?;
             let furnish = |client: &mut postgres::Client| -> Result<(), postgres::Error> {
                 if client
@@ -266,6 +276,13 @@ impl ServerTask {
                     .is_empty()
                 {
                     client.batch_execute(&format!("CREATE DATABASE {NAME} OWNER {NAME}"))?;
+                }
+                if let Some(password) = &password {
+                    // The password is hexadecimal digits, and the server logs no statement.
+                    client.batch_execute(&format!("ALTER ROLE {NAME} PASSWORD '{password}'"))?;
+                }
+                if changed {
+                    client.batch_execute("SELECT pg_reload_conf()")?;
                 }
                 Ok(())
             };

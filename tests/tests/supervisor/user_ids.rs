@@ -369,3 +369,52 @@ fn user_ids_without_root_are_an_error_of_the_configuration() {
         assert!(ran.stderr.contains(part), "{ran:?}");
     }
 }
+
+#[test]
+fn tenants_with_users_of_their_own_use_the_embedded_server_by_a_password() {
+    if !as_root() {
+        return;
+    }
+    let host = Host::builder().embedded().build();
+    let acme = host.tenant("acme").up();
+    let first = acme.pid();
+    acme.api().get("/agents").expect(200);
+    let folder = host.runtime_dir().join("postgres");
+    assert_eq!(owner(&folder).2, 0o700);
+
+    // The server runs on, and takes the tenants' new way to log in.
+    host.kill();
+    host.set("isolation.uids", "\"61400-61409\"").up();
+    acme.replaced(first);
+    assert_eq!(runs_as_its_own_user(&acme), 61_400);
+    acme.api().get("/agents").expect(200);
+    let password = host.state_dir().join("postgres.password");
+    assert_eq!(owner(&password), (0, 0, 0o600));
+    let password = fs::read_to_string(password).unwrap();
+    assert!(!host.log().contains(&password));
+    assert_eq!(owner(&folder).2, 0o711);
+
+    // A restarted server does so too, and a user without the password cannot log in.
+    host.stop();
+    host.up();
+    let globex = host.tenant("globex").up();
+    assert_eq!(runs_as_its_own_user(&globex), 61_401);
+    globex.api().get("/agents").expect(200);
+    let mut stranger = Command::new("setpriv");
+    stranger
+        .args([
+            "--reuid=61400",
+            "--regid=61400",
+            "--clear-groups",
+            "psql",
+            "--no-password",
+        ])
+        .args(["-c", "SELECT 1", "-U", "brokkr", "-d", "brokkr", "-h"])
+        .arg(&folder);
+    let refused = bin::run_command(stranger, Duration::from_secs(30));
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    assert!(
+        refused.stderr.contains("no password supplied"),
+        "{refused:?}"
+    );
+}
