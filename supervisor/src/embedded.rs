@@ -240,9 +240,9 @@ impl Embedded {
 /// Prepares a start, including the data folder. Blocks.
 fn prepare(config: &SupervisorConfig) -> Result<PostgresCommand, String> {
     let programs = programs::find(config.postgres.bin_dir.as_deref())?;
-    let user = ownership::server_user()?;
-    let sockets = ownership::socket_folder(&config.runtime_dir)?;
     let data = config.postgres.data_dir.clone();
+    let user = ownership::server_user(&data)?;
+    let sockets = ownership::socket_folder(&config.runtime_dir)?;
     ownership::reachable(&data, user)?;
     ownership::reachable(&sockets, user)?;
     ownership::own(&sockets, user)?;

@@ -7,6 +7,9 @@ use nix::unistd::{User, chown, geteuid};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+/// The way to log in with a password.
+const BY_PASSWORD: &str = "scram-sha-256";
+
 /// Creates the data folder if it is missing, and writes the access rules. Blocks for about a second the first time.
 pub(super) fn prepare(
     programs: &Programs,
@@ -19,7 +22,10 @@ pub(super) fn prepare(
             init(programs, folder, user, held)
         })?;
     }
-    write_rules(data, user, passwords).map(drop)
+    // At the first start with a password the role has none yet, and a login before it has would only be refused.
+    let set_before = std::fs::read_to_string(data.join("pg_hba.conf"))
+        .is_ok_and(|rules| rules.contains(BY_PASSWORD));
+    write_rules(data, user, passwords && set_before).map(drop)
 }
 
 /// Writes the rules for logging in, and returns true when they were others before. With `passwords` tenants log in with the
@@ -38,7 +44,7 @@ pub(super) fn write_rules(
             )
         })?;
     let tenants = match passwords {
-        true => format!("local all {NAME} scram-sha-256\n"),
+        true => format!("local all {NAME} {BY_PASSWORD}\n"),
         false => String::new(),
     };
     let lines = [

@@ -14,10 +14,15 @@ pub(super) const SOCKET: &str = ".s.PGSQL.5432";
 /// Unprivileged uid and gid, used where there is no user `postgres`.
 const NOBODY: u32 = 65534;
 
-/// Returns the server's user, because PostgreSQL refuses to run as root. `None` means the supervisor's own user.
-pub(super) fn server_user() -> Result<Option<(u32, u32)>, String> {
+/// Returns the server's user, because PostgreSQL refuses to run as root. `None` means the supervisor's own user. Data of an
+/// earlier server stays that server's user's, for example of a supervisor that was not root.
+pub(super) fn server_user(data: &Path) -> Result<Option<(u32, u32)>, String> {
     if !geteuid().is_root() {
         return Ok(None);
+    }
+    let found = std::fs::metadata(data.join("PG_VERSION")).ok();
+    if let Some(found) = found.filter(|found| found.uid() != 0) {
+        return Ok(Some((found.uid(), found.gid())));
     }
     let user = User::from_name("postgres")
         .map_err(|error| format!("cannot look for a user postgres: {error}"))?

@@ -382,8 +382,8 @@ fn tenants_with_users_of_their_own_use_the_embedded_server_by_a_password() {
     let folder = host.runtime_dir().join("postgres");
     assert_eq!(owner(&folder).2, 0o700);
 
-    // The server runs on, and takes the tenants' new way to log in.
-    host.kill();
+    // The server takes the tenants' new way to log in, with the data that it has.
+    host.stop();
     host.set("isolation.uids", "\"61400-61409\"").up();
     acme.replaced(first);
     assert_eq!(runs_as_its_own_user(&acme), 61_400);

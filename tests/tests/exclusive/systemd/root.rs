@@ -6,7 +6,7 @@ use brokkr_tests::{Addr, Api, Load, alone};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// The server's URL, because the embedded server cannot be used with user ids of tenants.
+/// The URL of a server beside the supervisor, because an embedded server would have to be stopped for the switch.
 const SUPERVISOR: &str = r#"
 tenants_dir = "/etc/brokkr/tenants.d"
 state_dir   = "/var/lib/brokkr"
