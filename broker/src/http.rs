@@ -167,6 +167,7 @@ async fn run_notified(
     if let Some(fd) = inherited.private {
         let listener =
             Listener::inherited(fd).map_err(|error| ServeError::failed("private socket", error))?;
+        let listener = listener.for_own_user();
         // The private socket has its own phase, which never changes, because it answers probes and orders until the
         // end.
         let (forever, phases) = watch::channel(Phase::Serving);

@@ -4,21 +4,29 @@ mod provision;
 mod scan;
 mod summary;
 mod tenant;
+mod uid_range;
 
 pub use provision::Provision;
 pub(crate) use provision::{TenantRole, credentials_file};
 pub(crate) use scan::{Desired, FileProblem, Referred, ScanMode, Scanned, Scanner, Stamp};
 pub(crate) use summary::{ConfigSummary, SecretConfig};
 pub(crate) use tenant::TenantConfig;
+pub(crate) use uid_range::UidRange;
 
 use brokkr_tenant::{
-    Diagnostic, Diagnostics, FromValue, Key, Keys, Kind, Layer, Listen, Source, Value, settings,
+    Diagnostic, Diagnostics, FromValue, Key, Keys, Kind, Layer, Listen, Origin, Source, Value,
+    settings,
 };
+use nix::unistd::geteuid;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 const HOUR_MS: u64 = 3_600_000;
+
+const UIDS_NEED_ROOT: &str = "only root can give each tenant a user id of its own";
+const UIDS_WITHOUT_ROOT: &str =
+    "run the supervisor as root (under systemd: with the drop-in root.conf), or remove `uids`";
 
 /// The keys of `supervisor.toml`; `[defaults]` accepts the keys of a tenant file.
 static KEYS: Keys = Keys::new(&[
@@ -51,6 +59,7 @@ static KEYS: Keys = Keys::new(&[
     Key::duration("provision.limits.statement", 1000, 24 * HOUR_MS, "30s"),
     Key::new("debug.core", Kind::Bool, Some("false")),
     Key::new("isolation.required", Kind::Bool, Some("false")),
+    Key::new("isolation.uids", Kind::Text, None),
 ])
 .with_nested("defaults", &settings::KEYS);
 
@@ -83,12 +92,23 @@ pub struct SupervisorConfig {
     pub isolation_required: bool,
     /// `[provision]`, if it has an `admin_url`.
     pub provision: Option<Arc<Provision>>,
+    /// `[isolation] uids`: the user ids from which each tenant gets its own. Only root can use them.
+    pub(crate) uids: Option<UidRange>,
+    /// The error in `[isolation] uids` that only `run` cares about: this process is not root.
+    pub(crate) uids_need_root: Option<Diagnostic>,
     /// `[postgres]`.
     pub postgres: Postgres,
     /// `[defaults]`: the layer under every tenant file.
     pub defaults: Layer,
     /// Warnings about settings without effect.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl SupervisorConfig {
+    /// Returns the user ids that tenants get from this process: none when it is not root.
+    pub(crate) fn own_uids(&self) -> Option<UidRange> {
+        self.uids.filter(|_| self.uids_need_root.is_none())
+    }
 }
 
 /// `[budget]`.
@@ -166,12 +186,13 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
         defaults: Layer::defaults(&KEYS),
     };
     let state_dir = read.path("state_dir").unwrap_or_default();
+    let mut warnings: Vec<Diagnostic> = file.problems().iter().cloned().collect();
+    let uids = match read.optional::<String>("isolation.uids") {
+        Some(text) => Some(read.uids(&text, &mut warnings)?),
+        None => None,
+    };
     let defaults = file.under("defaults");
-    let mut problems = file.problems().clone();
-    let provision = Provision::read(&read, &defaults, &mut problems).map(Arc::new);
-    if problems.has_errors() {
-        return Err(problems);
-    }
+    let provision = Provision::read(&read, &defaults, uids.is_some())?.map(Arc::new);
     let config = SupervisorConfig {
         tenants_dir: read.path("tenants_dir").unwrap_or_default(),
         runtime_dir: read.path("runtime_dir").unwrap_or_default(),
@@ -195,6 +216,10 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
         metrics_listen: read.optional("metrics.listen"),
         debug_core: read.required("debug.core"),
         isolation_required: read.required("isolation.required"),
+        uids,
+        uids_need_root: uids
+            .filter(|_| !geteuid().is_root())
+            .map(|_| read.at("isolation.uids", UIDS_NEED_ROOT, UIDS_WITHOUT_ROOT)),
         postgres: Postgres {
             embedded: read.required("postgres.embedded"),
             bin_dir: read.path("postgres.bin_dir"),
@@ -206,7 +231,7 @@ pub(crate) fn of(source: Source) -> Result<SupervisorConfig, Diagnostics> {
         provision,
         state_dir,
         defaults,
-        warnings: problems.iter().cloned().collect(),
+        warnings,
     };
     Ok(config)
 }
@@ -228,6 +253,31 @@ impl Read<'_> {
 
     fn required<T: FromValue + Default>(&self, key: &str) -> T {
         self.optional(key).unwrap_or_default()
+    }
+
+    fn at(&self, key: &str, message: &str, hint: &str) -> Diagnostic {
+        let unknown = Origin::Default("supervisor.toml");
+        let origin = self.file.origin(key).unwrap_or(&unknown);
+        Diagnostic::at(origin, message, (!hint.is_empty()).then(|| hint.to_owned()))
+    }
+
+    /// Parses `[isolation] uids`, and warns of accounts in the range.
+    fn uids(&self, text: &str, warnings: &mut Vec<Diagnostic>) -> Result<UidRange, Diagnostics> {
+        const KEY: &str = "isolation.uids";
+        let range = UidRange::parse(text).map_err(|invalid| {
+            let hint = invalid.hint.unwrap_or_default();
+            self.at(KEY, &invalid.message, &hint)
+        })?;
+        for (file, what) in [("/etc/passwd", "users"), ("/etc/group", "groups")] {
+            let accounts = std::fs::read_to_string(file).unwrap_or_default();
+            if let Some(taken) = range.taken_by(&accounts) {
+                let message =
+                    format!("`{KEY}` overlaps the {what} {taken}: a broker would have their files");
+                let hint = format!("choose a range in which {file} has no entry");
+                warnings.push(self.at(KEY, &message, &hint).warning());
+            }
+        }
+        Ok(range)
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
@@ -305,5 +355,30 @@ mod tests {
         assert!(problems.contains("supervisor.toml:1:1: "), "{problems}");
         assert!(problems.contains("state_dir"), "{problems}");
         assert!(problems.contains("supervisor.toml:3:1: "), "{problems}");
+    }
+
+    #[test]
+    fn user_ids_are_roots_to_give_and_a_bad_range_is_an_error_at_its_line() {
+        let of = |text: &str| of(Source::new("/x/supervisor.toml", text));
+        let config = of("[isolation]\nuids = \"61000-61183\"\n").unwrap();
+        assert_eq!(config.uids.unwrap().count(), 184);
+        assert_eq!(config.own_uids().is_some(), geteuid().is_root());
+        for (text, says) in [
+            ("[isolation]\nuids = \"0-9\"\n", "contains 0"),
+            ("[isolation]\nuids = \"many\"\n", "61000-61999"),
+        ] {
+            let problems = of(text).unwrap_err().to_string();
+            let place = problems.contains("/x/supervisor.toml:2:1: ");
+            assert!(place && problems.contains(says), "{problems}");
+        }
+        let roots = of("[isolation]\nuids = \"1-70000\"\n");
+        // 65535 is no id.
+        assert!(roots.is_err());
+        let nobodys = of("[isolation]\nuids = \"65534-65534\"\n").unwrap();
+        let warnings: Vec<String> = nobodys.warnings.iter().map(Diagnostic::headline).collect();
+        assert!(
+            warnings.iter().any(|w| w.contains("nobody (65534)")),
+            "{warnings:?}"
+        );
     }
 }

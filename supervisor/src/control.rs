@@ -30,6 +30,7 @@ pub(crate) use socket::{GROUP, NAME as SOCKET};
 
 use crate::config::SupervisorConfig;
 use crate::fleet::handle::Handle;
+use crate::instance::cgroup::CgroupTree;
 use crate::logs::Hub;
 use api_error::ApiError;
 use axum::Router;
@@ -72,6 +73,13 @@ pub(crate) struct ControlServer {
     _servers: JoinSet<()>,
 }
 
+/// The fleet to ask, and the cgroups of its instances, which may not ask.
+#[derive(Debug, Clone)]
+pub(crate) struct ControlAccess {
+    pub(crate) fleet: Handle,
+    pub(crate) groups: CgroupTree,
+}
+
 impl ControlServer {
     /// Binds the sockets and starts serving. The caller holds the lock of the runtime folder.
     ///
@@ -79,7 +87,7 @@ impl ControlServer {
     /// When a socket cannot be bound; the text names it.
     pub(crate) async fn start(
         config: &SupervisorConfig,
-        fleet: Handle,
+        access: ControlAccess,
         logs: Hub,
     ) -> io::Result<Self> {
         let socket = Socket::bind(&config.runtime_dir)?;
@@ -87,9 +95,9 @@ impl ControlServer {
         if let Some(notice) = &notice {
             tracing::warn!("{notice}");
         }
-        let permitted = Permitted::new(socket.group(), fleet.clone());
+        let permitted = Permitted::new(socket.group(), access.clone());
         let app = App::new(Context {
-            fleet,
+            fleet: access.fleet,
             logs,
             state_dir: config.state_dir.clone(),
         });

@@ -2,7 +2,8 @@
 //!
 //! The server listens only on a Unix socket, in a folder that no other user can enter. It identifies users by the
 //! kernel (peer), so there is no password. Tenants log in as `brokkr`, which owns the database `brokkr` and is no
-//! superuser.
+//! superuser. Where tenants have user ids of their own, every user can enter the folder, and the tenants' role has a
+//! [password].
 //!
 //! One task keeps the server: it adopts the server of an earlier supervisor or starts a new server, with retries, and
 //! waits for its end or for the order to stop. The fleet does not wait for the server, because brokers and tenants
@@ -14,6 +15,7 @@ mod data;
 mod initdb;
 mod log;
 mod ownership;
+mod password;
 mod programs;
 mod server_task;
 #[cfg(test)]
@@ -85,7 +87,11 @@ impl EmbeddedStatus {
 /// # Errors
 /// When no folder gives a socket path short enough.
 pub fn url(config: &SupervisorConfig) -> Result<DatabaseUrl, String> {
-    url_as(&ownership::socket_folder(&config.runtime_dir)?, NAME)
+    let sockets = ownership::socket_folder(&config.runtime_dir)?;
+    match password::read(config)? {
+        Some(password) => url_as(&sockets, &format!("{NAME}:{password}")),
+        None => url_as(&sockets, NAME),
+    }
 }
 
 /// Returns true when a server accepts connections on the socket.
@@ -133,6 +139,7 @@ impl Embedded {
         mut left: BTreeMap<FdKind, OwnedFd>,
         brokers: bool,
     ) -> Result<Self, String> {
+        password::make(config)?;
         let (sender, now) = watch::channel(Now::default());
         let mut keeper = ServerTask::new(config.clone(), left.remove(&FdKind::Log), sender)?;
         let first = if brokers || initdb::is_made(&config.postgres.data_dir) {
@@ -233,13 +240,15 @@ impl Embedded {
 /// Prepares a start, including the data folder. Blocks.
 fn prepare(config: &SupervisorConfig) -> Result<PostgresCommand, String> {
     let programs = programs::find(config.postgres.bin_dir.as_deref())?;
-    let user = ownership::server_user()?;
-    let sockets = ownership::socket_folder(&config.runtime_dir)?;
     let data = config.postgres.data_dir.clone();
+    let user = ownership::server_user(&data)?;
+    let sockets = ownership::socket_folder(&config.runtime_dir)?;
     ownership::reachable(&data, user)?;
     ownership::reachable(&sockets, user)?;
     ownership::own(&sockets, user)?;
-    data::prepare(&programs, &data, user)?;
+    let passwords = password::read(config)?.is_some();
+    ownership::open(&sockets, passwords)?;
+    data::prepare(&programs, &data, user, passwords)?;
     let arguments = [
         "-D".to_owned(),
         data.display().to_string(),
@@ -254,7 +263,7 @@ fn prepare(config: &SupervisorConfig) -> Result<PostgresCommand, String> {
             "max_connections",
             config.postgres.max_connections.to_string(),
         ),
-        ("unix_socket_permissions", "0777".to_owned()), // the folder is closed, and peer checks the user
+        ("unix_socket_permissions", "0777".to_owned()), // the folder is closed or the role has a password, and peer checks the user
         ("logging_collector", "off".to_owned()),
         ("log_destination", "stderr".to_owned()),
         // Our lines hold time and process already; the log reader needs the SQLSTATE.

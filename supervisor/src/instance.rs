@@ -23,6 +23,7 @@ mod stale_backends;
 mod state_folder;
 mod state_query;
 pub(crate) mod successor;
+pub(crate) mod tenant_uids;
 pub(crate) mod termination;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use spawn::SpawnRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use tenant_uids::TenantUids;
 use termination::Termination;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -69,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) groups: CgroupTree,
     /// The thread that provisions roles, if roles are provisioned.
     pub(crate) provisioner: Option<Provisioner>,
+    /// The user ids of tenants, where each tenant has its own.
+    pub(crate) uids: Option<TenantUids>,
 }
 
 /// All sockets and processes of all tenants.
@@ -206,6 +210,7 @@ impl InstanceManager {
             listener,
             open_files: self.settings.open_files,
             group: self.settings.groups.of(&tenant, id),
+            uids: self.settings.uids.clone(),
             config,
         };
         let wishes = InstanceSettings {
@@ -487,6 +492,14 @@ impl InstanceManager {
         self.tenants
             .iter()
             .flat_map(|(tenant, ours)| ours.listeners.iter().map(move |l| (tenant, l)))
+    }
+
+    /// Returns the user of an instance, and true when the user belongs to its tenant alone.
+    pub(crate) fn user(&self, tenant: &TenantName, id: InstanceId) -> Option<(u32, bool)> {
+        let handle = self.tenants.get(tenant)?.instances.get(&id)?;
+        let uid = handle.slot.get()?.uid?;
+        let uids = self.settings.uids.as_ref();
+        Some((uid, uids.is_some_and(|uids| uids.range().contains(uid))))
     }
 
     /// Returns the parts of an instance that may be handed over.

@@ -2,6 +2,7 @@
 //!
 //! A library only for the program of the same name and for the fuzz targets.
 
+mod atomic_file;
 mod budget;
 mod cli;
 mod commands;

@@ -59,6 +59,12 @@ pub struct TenantStatus {
     pub pending: Option<String>,
     /// The process id of the current instance.
     pub pid: Option<i32>,
+    /// The user id of the current instance; `null` when none runs.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// True when no other tenant has this user id (`[isolation] uids`).
+    #[serde(default)]
+    pub own_uid: Option<bool>,
     /// The time when the current instance was spawned.
     #[serde(skip)]
     pub spawned: Option<Instant>,

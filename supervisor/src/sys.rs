@@ -47,6 +47,17 @@ pub(crate) struct SpawnPlan<'a> {
     pub(crate) passed: Vec<BorrowedFd<'a>>,
     /// The soft and hard limit of open files.
     pub(crate) open_files: (u64, u64),
+    /// The user it runs as; `None` is this process's own user, with what that user may do.
+    pub(crate) user: Option<ChildUser>,
+}
+
+/// A user without groups and without any right that root has. Only root can start a process as another user.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ChildUser {
+    /// The user id, which is the group id too.
+    pub(crate) uid: u32,
+    /// The most processes and threads of this user.
+    pub(crate) processes: u64,
 }
 
 /// A new process, with a descriptor that identifies it permanently.
@@ -59,7 +70,8 @@ pub(crate) struct Spawned {
 /// Forks, calls `before_exec` with the child's pid while the child waits, then lets the child execute the plan.
 ///
 /// If the supervisor dies in between, the child sees its pipe close and exits. The child gets its own session, default
-/// signal dispositions, an empty signal mask and `no_new_privs`.
+/// signal dispositions, an empty signal mask and `no_new_privs`; with [`SpawnPlan::user`] it is that user and has no
+/// capability, no group and an empty bounding set.
 ///
 /// # Errors
 /// The kernel's error from fork, pidfd or execve (the child reports its `errno`), or the error of `before_exec`.
@@ -183,6 +195,11 @@ unsafe fn become_child(
         let mut none = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        if let Some(user) = plan.user
+            && !become_user(user)
+        {
+            fail();
+        }
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1 {
             fail();
         }
@@ -222,6 +239,55 @@ unsafe fn become_child(
         fail()
     }
 }
+
+/// Gives up root for good. Returns false, with `errno`, when the kernel refuses a step.
+///
+/// # Safety
+/// Only in a child just forked.
+unsafe fn become_user(user: ChildUser) -> bool {
+    let ChildUser { uid, processes } = user;
+    let none = std::ptr::null::<libc::gid_t>();
+    let mut header = CapabilityHeader {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let nothing = [0u32; 6];
+    let limit = libc::rlimit {
+        rlim_cur: processes,
+        rlim_max: processes,
+    };
+    // SAFETY: system calls only, with pointers to this function's own memory. The calls are raw, because libc's would
+    // look for other threads, which this child does not have.
+    unsafe {
+        // First, because giving up the bounding set is a right of root's.
+        for capability in 0.. {
+            match libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) {
+                // The kernel knows no capability from this number up.
+                -1 => break,
+                0 => {}
+                _ if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == -1 => return false,
+                _ => {}
+            }
+        }
+        let limited = libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) == 0;
+        limited
+            && libc::syscall(libc::SYS_setgroups, 0, none) == 0
+            && libc::syscall(libc::SYS_setresgid, uid, uid, uid) == 0
+            && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+            // The change of the user keeps the inheritable set.
+            && libc::syscall(libc::SYS_capset, &raw mut header, nothing.as_ptr()) == 0
+    }
+}
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: c_int,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`: two blocks of three sets.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
 /// Writes `pid` in decimal and a NUL.
 ///
@@ -281,6 +347,33 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
         match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd as RawFd)),
+        }
+    }
+}
+
+/// `SO_PEERPIDFD` of Linux 6.5.
+const SO_PEERPIDFD: c_int = 77;
+
+/// Returns a descriptor that identifies the process at the other end of a Unix connection.
+///
+/// # Errors
+/// On an older kernel, or when that process has been reaped.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut fd: c_int = -1;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `fd`, both of which outlive the call. On success `fd` is a fresh
+    // descriptor without another owner.
+    unsafe {
+        let result = libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut length,
+        );
+        match result {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(OwnedFd::from_raw_fd(fd)),
         }
     }
 }

@@ -177,6 +177,16 @@ impl Host {
         self
     }
 
+    /// Removes a key of `supervisor.toml`.
+    pub fn unset(&self, key: &str) -> &Self {
+        self.file
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+            .unset(key);
+        self.write_file();
+        self
+    }
+
     fn write_file(&self) {
         let text = self
             .file

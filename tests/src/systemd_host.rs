@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Runs `make install` into the folder `stage` of this place, with these files in `/etc/brokkr`.
+/// Runs `make install` into the folder `stage` of this place, with these files in `/etc/brokkr`, and adds the programs that
+/// a script of `tests/systemd` has unpacked.
 pub fn stage(place: &TestDir, configuration: &[(&str, &str)]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut make = Command::new("make");
@@ -31,12 +32,14 @@ pub fn stage(place: &TestDir, configuration: &[(&str, &str)]) {
     for (name, text) in configuration {
         fs::write(place.join("stage/etc/brokkr").join(name), text).unwrap();
     }
-    if let Some(newer) = std::env::var_os("BROKKR_TESTS_SYSTEMD") {
-        let mut copy = Command::new("cp");
-        copy.arg("-a")
-            .arg(Path::new(&newer).join("."))
-            .arg(place.join("stage"));
-        run_command(copy, Duration::from_secs(60)).ok();
+    for unpacked in ["BROKKR_TESTS_SYSTEMD", "BROKKR_TESTS_NEEDRESTART"] {
+        if let Some(folder) = std::env::var_os(unpacked) {
+            let mut copy = Command::new("cp");
+            copy.arg("-a")
+                .arg(Path::new(&folder).join("."))
+                .arg(place.join("stage"));
+            run_command(copy, Duration::from_secs(60)).ok();
+        }
     }
 }
 

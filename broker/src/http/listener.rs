@@ -28,6 +28,8 @@ pub(super) struct Listener {
     own: bool,
     /// The path of a Unix socket that this broker bound; removed at the end.
     path: Option<PathBuf>,
+    /// The user who alone may connect to a Unix socket, beside root; `None` permits every user.
+    only: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -116,7 +118,19 @@ impl Listener {
             socket,
             own: false,
             path: None,
+            only: None,
         })
+    }
+
+    /// Refuses the connections of all users but root and this process's own, as the kernel tells them.
+    ///
+    /// The supervisor is root wherever it has another user than this broker. The socket file's mode does the same, but not
+    /// against a descriptor handed on or a changed mode. The process is not compared, because another supervisor takes a
+    /// broker over.
+    #[must_use]
+    pub(super) fn for_own_user(mut self) -> Self {
+        self.only = Some(nix::unistd::geteuid().as_raw());
+        self
     }
 
     /// Binds the address. Replaces a Unix socket on which no process answers.
@@ -138,6 +152,7 @@ impl Listener {
                     socket: Socket::Tcp(socket.listen(BACKLOG)?),
                     own: true,
                     path: None,
+                    only: None,
                 })
             }
             Listen::Unix(path) => {
@@ -147,6 +162,7 @@ impl Listener {
                     socket,
                     own: true,
                     path: Some(path.clone()),
+                    only: None,
                 })
             }
         }
@@ -184,7 +200,22 @@ impl Listener {
                 let _ = stream.set_nodelay(true);
                 Ok((Box::new(stream), Some(peer.ip())))
             }
-            Socket::Unix(listener) => Ok((Box::new(listener.accept().await?.0), None)),
+            Socket::Unix(listener) => loop {
+                let (stream, _) = listener.accept().await?;
+                let Some(only) = self.only else {
+                    return Ok((Box::new(stream), None));
+                };
+                let peer = stream.peer_cred()?;
+                if [0, only].contains(&peer.uid()) {
+                    return Ok((Box::new(stream), None));
+                }
+                let (uid, pid) = (peer.uid(), peer.pid());
+                tracing::warn!(
+                    uid,
+                    pid,
+                    "refused a connection to the private socket, which is the supervisor's"
+                );
+            },
         }
     }
 }
@@ -219,5 +250,47 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
             std::fs::remove_file(path)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    /// Connects, and prints the number of bytes until the end of the connection.
+    const CLIENT: &str = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\nprint(len(s.recv(1)))";
+
+    #[tokio::test]
+    async fn the_private_socket_is_for_root_and_the_supervisors_user_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let own = nix::unistd::geteuid().as_raw();
+        let bound = UnixListener::bind(&path).unwrap();
+        let listener = Listener::inherited(bound.into()).unwrap();
+        let listener = listener.for_own_user();
+        let _client = UnixStream::connect(&path).unwrap();
+        listener.accept().await.unwrap();
+        if own != 0 {
+            println!("skipped: only root can connect as another user");
+            return;
+        }
+        // The socket file's mode lets every user connect.
+        for (path, mode) in [(folder.path(), 0o755), (&path, 0o666)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let mut client = std::process::Command::new("setpriv");
+        client.args(["--reuid=61234", "--regid=61234", "--clear-groups", "--"]);
+        client.args(["/usr/bin/python3", "-c", CLIENT]).arg(&path);
+        let client = tokio::task::spawn_blocking(move || client.output().unwrap());
+        tokio::select! {
+            _ = listener.accept() => panic!("accepted"),
+            output = client => {
+                let output = output.unwrap();
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "{output:?}");
+            }
+        }
     }
 }

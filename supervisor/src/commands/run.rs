@@ -1,6 +1,7 @@
 //! `run`, the daemon: parse, lock, take over what an earlier supervisor left, serve, wait for a signal, drain or leave.
 
 mod abort_on_panic;
+mod capabilities;
 mod daemon;
 mod last_good_config;
 mod retry_later;
@@ -14,6 +15,7 @@ use crate::fleet::handover::FleetExit;
 use crate::handover::inherited::{HandoverSource, InheritedFds};
 use crate::instance::cgroup::CgroupTree;
 use crate::instance::successor;
+use crate::instance::tenant_uids::TenantUids;
 use crate::logs::{Hub, Output, OutputFormat};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -36,6 +38,9 @@ pub(crate) fn run(path: &Path, mut inherited: InheritedFds) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return super::complain(&problems, super::EXIT_CONFIGURATION),
     };
+    if let Err(problem) = capabilities::keep_only_used() {
+        return super::complain(&problem, super::EXIT_PROBLEM);
+    }
     let lock = match runtime_dirs::prepare(&config, inherited.lock.take()) {
         Ok(lock) => lock,
         Err(problem) => return super::complain(&problem, super::EXIT_PROBLEM),
@@ -59,6 +64,9 @@ pub(crate) fn run(path: &Path, mut inherited: InheritedFds) -> ExitCode {
     let daemon = daemon::Daemon {
         file: path.to_owned(),
         groups: CgroupTree::detect(&config.runtime_dir),
+        uids: config
+            .own_uids()
+            .map(|range| TenantUids::load(&config.state_dir, range)),
         config: Arc::new(config),
         problem,
         hub: hub.clone(),

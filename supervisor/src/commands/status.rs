@@ -146,6 +146,13 @@ fn details(tenant: &TenantStatus, snapshot: &Snapshot) -> String {
             .map(|seconds| format!("in {}", duration(seconds))),
     );
     line("pid", tenant.pid.map(|pid| pid.to_string()));
+    line(
+        "uid",
+        tenant.uid.map(|uid| match tenant.own_uid {
+            Some(false) => format!("{uid}, the supervisor's and every tenant's"),
+            _ => uid.to_string(),
+        }),
+    );
     line("uptime", tenant.uptime_s.map(duration));
     line("restarts", Some(tenant.restarts.to_string()));
     line("last exit", of(&tenant.last_exit));

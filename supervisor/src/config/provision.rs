@@ -3,7 +3,7 @@
 use super::Read;
 use crate::servers::provision::{ROLE_PREFIX, SessionLimits};
 use brokkr_tenant::{
-    BrokerConfig, DatabaseUrl, Diagnostic, Diagnostics, Layer, Origin, Resolved, Value, url_file,
+    BrokerConfig, DatabaseUrl, Diagnostics, Layer, Origin, Resolved, Value, url_file,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,43 +36,40 @@ pub(crate) enum TenantRole {
 }
 
 impl Provision {
-    /// Reads the section. `None` without an `admin_url`.
+    /// Reads the section. `None` without an `admin_url`. Tenants with user ids of their own cannot read the supervisor's
+    /// files; other tenants are kept from them by Landlock.
+    ///
+    /// # Errors
+    /// When the URL cannot be read, or tenants could read it.
     pub(super) fn read(
         read: &Read<'_>,
         defaults: &Layer,
-        problems: &mut Diagnostics,
-    ) -> Option<Self> {
-        let admin = match (
-            read.optional::<Box<DatabaseUrl>>("provision.admin_url"),
-            read.path("provision.admin_url_file"),
-        ) {
+        has_uids: bool,
+    ) -> Result<Option<Self>, Diagnostics> {
+        const URL: &str = "provision.admin_url";
+        const URL_FILE: &str = "provision.admin_url_file";
+        let url = read.optional::<Box<DatabaseUrl>>(URL);
+        let (key, admin) = match (url, read.path(URL_FILE)) {
             (Some(_), Some(_)) => {
-                let message = "`provision.admin_url_file` and `provision.admin_url` are both there";
-                problems.push(read.at("provision.admin_url_file", message, "keep one of the two"));
-                return None;
+                let message = format!("`{URL_FILE}` and `{URL}` are both there");
+                return Err(read.at(URL_FILE, &message, "keep one of the two").into());
             }
-            (Some(url), None) => *url,
-            (None, Some(path)) => match url_file::read(&path) {
-                Ok(url) => url,
-                Err(error) => {
-                    let message = format!(
-                        "`provision.admin_url_file`: {}: {}",
-                        path.display(),
-                        error.message
-                    );
-                    let hint = error.hint.unwrap_or_default();
-                    problems.push(read.at("provision.admin_url_file", &message, &hint));
-                    return None;
-                }
-            },
-            (None, None) => return None,
+            (Some(url), None) => (URL, *url),
+            (None, Some(path)) => {
+                let url = url_file::read(&path).map_err(|error| {
+                    let message = format!("`{URL_FILE}`: {}: {}", path.display(), error.message);
+                    read.at(URL_FILE, &message, &error.hint.unwrap_or_default())
+                })?;
+                (URL_FILE, url)
+            }
+            (None, None) => return Ok(None),
         };
-        if !crate::sys::knows_landlock() {
-            let message = "`[provision]` would give every tenant the administrator's rights: this kernel has no Landlock to \
-                           keep brokers from the supervisor's files";
-            let hint = "use a kernel with Landlock (5.13 or later, `lsm=` with landlock), or take [provision] out";
-            problems.push(read.at("provision.admin_url", message, hint));
-            return None;
+        if !has_uids && !crate::sys::knows_landlock() {
+            let message = format!(
+                "`{key}` would be readable by every broker: tenants have no user ids of their own, and this kernel has no Landlock"
+            );
+            let hint = "set [isolation] uids, or use a kernel with Landlock (5.13 or later, with landlock in `lsm=`)";
+            return Err(read.at(key, &message, hint).into());
         }
         let shared = match (
             defaults.get("database.url"),
@@ -85,7 +82,7 @@ impl Provision {
             }
             _ => None,
         };
-        Some(Self {
+        Ok(Some(Self {
             admin,
             exclusive: read.required("provision.exclusive"),
             limits: SessionLimits {
@@ -94,7 +91,7 @@ impl Provision {
                 statement: read.required("provision.limits.statement"),
             },
             shared,
-        })
+        }))
     }
 
     /// Returns the role for a tenant with this configuration, read from the file at `path`.
@@ -166,13 +163,4 @@ impl TenantRole {
 /// Returns the file that keeps a tenant's login.
 pub(crate) fn credentials_file(state_dir: &Path, tenant: &str) -> PathBuf {
     state_dir.join("tenants").join(format!("{tenant}.url"))
-}
-
-impl Read<'_> {
-    /// Returns an error about a key of the file.
-    fn at(&self, key: &str, message: &str, hint: &str) -> Diagnostic {
-        let default = Origin::Default("supervisor.toml");
-        let origin = self.file.origin(key).unwrap_or(&default);
-        Diagnostic::at(origin, message, (!hint.is_empty()).then(|| hint.to_owned()))
-    }
 }

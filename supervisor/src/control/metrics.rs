@@ -41,7 +41,7 @@ pub(super) fn render(snapshot: &Snapshot, logs: &Hub) -> prometheus::Result<Stri
         "layer",
         "Tenants whose broker runs in this layer of the sandbox.",
     )?;
-    for layer in ["capabilities", "landlock", "seccomp"] {
+    for layer in ["user", "capabilities", "landlock", "seccomp"] {
         isolated.with_label_values(&[layer]).set(0);
     }
     for layer in snapshot

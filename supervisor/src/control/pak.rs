@@ -2,10 +2,11 @@
 
 use brokkr_tenant::TenantName;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,28 +18,43 @@ const NAMED: usize = 3;
 /// Returns the trimmed text of `STATE_DIR/tenants/NAME/admin.pak`, or `None` when there is no such file yet.
 ///
 /// # Errors
-/// When the file cannot be read, or is not a plain file with a single name, because a link would make the supervisor,
-/// possibly as root, read another file.
+/// When the file cannot be read, or is not a plain file with a single name and of the folder's owner (or of root),
+/// because a link would make the supervisor, possibly as root, read another file.
 pub(super) fn read(state_dir: &Path, tenant: &TenantName) -> io::Result<Option<String>> {
     let folder = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     // A FIFO in the file's place would otherwise block the supervisor for ever.
     let plain = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let opened = open(&state_dir.join("tenants"), folder, Mode::empty())
-        .and_then(|tenants| openat(&tenants, tenant.as_str(), folder, Mode::empty()))
-        .and_then(|own| openat(&own, "admin.pak", plain, Mode::empty()));
-    let file = match opened {
-        Ok(file) => File::from(file),
+        .and_then(|tenants| open_in(&tenants, tenant.as_str(), folder))
+        .and_then(|own| Ok((open_in(&own, "admin.pak", plain)?, own)));
+    let (file, own) = match opened {
+        Ok((file, own)) => (File::from(file), File::from(own)),
         Err(Errno::ENOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let found = file.metadata()?;
-    if !found.is_file() || found.nlink() != 1 || found.len() > LONGEST {
-        let text = "it is not a small plain file with one name";
+    let owners = [own.metadata()?.uid(), 0];
+    if !found.is_file()
+        || found.nlink() != 1
+        || found.len() > LONGEST
+        || !owners.contains(&found.uid())
+    {
+        let text = "it is not a small plain file of its tenant with one name";
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     let mut pak = String::new();
     file.take(LONGEST).read_to_string(&mut pak)?;
     Ok(Some(pak.trim().to_owned()))
+}
+
+/// Opens an entry of a folder, and nothing that a link leads to.
+fn open_in(folder: &OwnedFd, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    let beneath = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
+    match openat2(folder, name, OpenHow::new().flags(flags).resolve(beneath)) {
+        // systemd forbids the call under `RestrictSUIDSGID=`. For a name without a slash, O_NOFOLLOW does the same.
+        Err(Errno::ENOSYS) => openat(folder, name, flags, Mode::empty()),
+        opened => opened,
+    }
 }
 
 /// Lists the admin PAKs in the folders of names that are no tenant's now.
@@ -111,5 +127,17 @@ mod tests {
         fs::remove_file(&pak).unwrap();
         nix::unistd::mkfifo(&pak, Mode::S_IRUSR).unwrap();
         assert!(read(dir.path(), &acme).is_err());
+
+        if nix::unistd::geteuid().is_root() {
+            fs::remove_file(&pak).unwrap();
+            fs::write(&pak, "brokkr_BRx").unwrap();
+            let give = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), None).unwrap();
+            give(&own, 61_000);
+            assert!(read(dir.path(), &acme).unwrap().is_some());
+            give(&pak, 61_000);
+            assert!(read(dir.path(), &acme).unwrap().is_some());
+            give(&pak, 61_001);
+            assert!(read(dir.path(), &acme).is_err());
+        }
     }
 }

@@ -36,6 +36,8 @@ fn acme() -> TenantStatus {
         last_words: vec![],
         last_exit: None,
         deleted_maps: None,
+        uid: None,
+        own_uid: None,
         isolation: None,
         problem: None,
         warnings: vec![],
@@ -110,7 +112,11 @@ impl Host {
         });
         let sink = File::create(dir.path().join("log")).unwrap();
         let hub = Hub::start(Output::Json(sink.into())).unwrap();
-        let control = ControlServer::start(&config, Handle::new(snapshot, requests), hub.clone())
+        let access = ControlAccess {
+            fleet: Handle::new(snapshot, requests),
+            groups: CgroupTree::default(),
+        };
+        let control = ControlServer::start(&config, access, hub.clone())
             .await
             .unwrap();
         Self {
@@ -254,7 +260,8 @@ async fn orders_and_reloads_are_answered_when_settled() {
     let lines = host.hub.tail(&filter, 9);
     let text = String::from_utf8_lossy(&lines[0]);
     let expected = format!(
-        "user {}, process {} asks to",
+        "{}, user {}, process {} asks to",
+        std::env::current_exe().unwrap().display(),
         nix::unistd::getuid(),
         std::process::id()
     );

@@ -7,17 +7,34 @@ use nix::unistd::{User, chown, geteuid};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+/// The way to log in with a password.
+const BY_PASSWORD: &str = "scram-sha-256";
+
 /// Creates the data folder if it is missing, and writes the access rules. Blocks for about a second the first time.
 pub(super) fn prepare(
     programs: &Programs,
     data: &Path,
     user: Option<(u32, u32)>,
+    passwords: bool,
 ) -> Result<(), String> {
     if !initdb::is_made(data) {
         initdb::make(data, user, |folder, held| {
             init(programs, folder, user, held)
         })?;
     }
+    // At the first start with a password the role has none yet, and a login before it has would only be refused.
+    let set_before = std::fs::read_to_string(data.join("pg_hba.conf"))
+        .is_ok_and(|rules| rules.contains(BY_PASSWORD));
+    write_rules(data, user, passwords && set_before).map(drop)
+}
+
+/// Writes the rules for logging in, and returns true when they were others before. With `passwords` tenants log in with the
+/// role's password, because a user id without an account has no name for the rules.
+pub(super) fn write_rules(
+    data: &Path,
+    user: Option<(u32, u32)>,
+    passwords: bool,
+) -> Result<bool, String> {
     let me = User::from_uid(geteuid())
         .map_err(|error| format!("cannot look up our own user: {error}"))?
         .ok_or_else(|| {
@@ -26,10 +43,14 @@ pub(super) fn prepare(
                 geteuid()
             )
         })?;
+    let tenants = match passwords {
+        true => format!("local all {NAME} {BY_PASSWORD}\n"),
+        false => String::new(),
+    };
     let lines = [
         (
             "pg_hba.conf",
-            "# Written at every start.\nlocal all all peer map=brokkr\n".to_owned(),
+            format!("# Written at every start.\n{tenants}local all all peer map=brokkr\n"),
         ),
         (
             "pg_ident.conf",
@@ -39,18 +60,20 @@ pub(super) fn prepare(
             ),
         ),
     ];
+    let mut changed = false;
     for (file, text) in lines {
         let path = data.join(file);
         let said = |error: std::io::Error| format!("{}: {error}", path.display());
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
             continue;
         }
+        changed = true;
         std::fs::write(&path, text).map_err(said)?;
         if let Some((uid, gid)) = user {
             chown(&path, Some(uid.into()), Some(gid.into())).map_err(|error| said(error.into()))?;
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 fn init(

@@ -14,10 +14,15 @@ pub(super) const SOCKET: &str = ".s.PGSQL.5432";
 /// Unprivileged uid and gid, used where there is no user `postgres`.
 const NOBODY: u32 = 65534;
 
-/// Returns the server's user, because PostgreSQL refuses to run as root. `None` means the supervisor's own user.
-pub(super) fn server_user() -> Result<Option<(u32, u32)>, String> {
+/// Returns the server's user, because PostgreSQL refuses to run as root. `None` means the supervisor's own user. Data of an
+/// earlier server stays that server's user's, for example of a supervisor that was not root.
+pub(super) fn server_user(data: &Path) -> Result<Option<(u32, u32)>, String> {
     if !geteuid().is_root() {
         return Ok(None);
+    }
+    let found = std::fs::metadata(data.join("PG_VERSION")).ok();
+    if let Some(found) = found.filter(|found| found.uid() != 0) {
+        return Ok(Some((found.uid(), found.gid())));
     }
     let user = User::from_name("postgres")
         .map_err(|error| format!("cannot look for a user postgres: {error}"))?
@@ -71,6 +76,14 @@ pub(super) fn own(folder: &Path, user: Option<(u32, u32)>) -> Result<(), String>
             .map_err(|error| said(error.into()))?;
     }
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(said)
+}
+
+/// Lets every user reach the socket in its folder, where tenants have user ids of their own and log in with a password; else
+/// only the server's user.
+pub(super) fn open(sockets: &Path, to_all: bool) -> Result<(), String> {
+    let mode = if to_all { 0o711 } else { 0o700 };
+    std::fs::set_permissions(sockets, std::fs::Permissions::from_mode(mode))
+        .map_err(|error| format!("{}: {error}", sockets.display()))
 }
 
 /// Checks that the server's user can reach `folder` through every folder above it.

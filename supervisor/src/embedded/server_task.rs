@@ -1,7 +1,10 @@
 //! Adopts or starts the embedded server, and restarts it as often as needed, until told to stop it.
 
 use super::log::{self, LastLines};
-use super::{NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, end, ownership, prepare, url_as};
+use super::{
+    NAME, Now, STOP_GRACE, SUPERUSER, blocking, connect, data, end, ownership, password, prepare,
+    url_as,
+};
 use crate::config::SupervisorConfig;
 use crate::instance::postgres::{PostgresProcess, end_owned_children, remains};
 use brokkr_tenant::{DEFAULT_PORT, DatabaseUrl};
@@ -65,7 +68,7 @@ impl ServerTask {
         let mut server = self.obtain().await?;
         let patience = tokio::time::sleep(FIRST_PATIENCE);
         let problem = tokio::select! {
-            () = self.settle(server.pid()) => return Ok(server),
+            () = self.settle(server.pid(), server.reload()) => return Ok(server),
             how = server.ended() => return Err(self.ended(&how).await),
             () = patience => format!("the embedded server is not ready after {} s: {}", FIRST_PATIENCE.as_secs(), self.last_lines),
         };
@@ -121,7 +124,7 @@ impl ServerTask {
         let left = server.left().clone();
         self.now.send_modify(|now| now.left = Some(left));
         let ended = {
-            let mut settle = pin!(self.settle(server.pid()));
+            let mut settle = pin!(self.settle(server.pid(), server.reload()));
             let mut settled = false;
             loop {
                 // Each branch can be polled again: an ended server stays ended, the order stays, and `settle` outlives
@@ -212,13 +215,13 @@ impl ServerTask {
     }
 
     /// Waits until the server accepts connections and has its role and database, however long that takes.
-    async fn settle(&self, pid: i32) {
+    async fn settle(&self, pid: i32, reload: impl Fn() + Clone + Send + 'static) {
         let mut interval = READY_INTERVAL.0;
         let slow = Instant::now() + SLOW;
         loop {
             // No timeout, because a thread that waits for a paused server cannot be cancelled: a second thread would
             // not help.
-            let furnished = self.furnish();
+            let furnished = self.furnish(reload.clone());
             let mut furnished = pin!(furnished);
             let done = tokio::select! {
                 done = &mut furnished => done,
@@ -249,11 +252,32 @@ impl ServerTask {
         matches!(asked.await, Ok(Ok(())))
     }
 
-    /// Creates the role and the database if they are missing.
-    async fn furnish(&self) -> Result<(), String> {
+    /// Creates the role and the database if they are missing, and makes the rules for logging in those of the configuration,
+    /// which may have changed while the server ran.
+    async fn furnish(&self, reload: impl Fn() + Send + 'static) -> Result<(), String> {
         let url = self.admin.clone();
+        let (config, sockets) = (self.config.clone(), self.sockets.clone());
         blocking(move || {
-            let mut client = connect(&url)?;
+            let password = password::read(&config)?;
+            let data = &config.postgres.data_dir;
+            let user = ownership::server_user(data)?;
+            let rules = || {
+                if data::write_rules(data, user, password.is_some())? {
+                    reload();
+                }
+                Ok::<(), String>(())
+            };
+            // systemd may have given the folder to the unit's new user.
+            ownership::own(&sockets, user)?;
+            ownership::open(&sockets, password.is_some())?;
+            let mut client = match connect(&url) {
+                Ok(client) => client,
+                // The rules of a supervisor with another user do not let this one in.
+                Err(_) => {
+                    rules()?;
+                    connect(&url)?
+                }
+            };
             let furnish = |client: &mut postgres::Client| -> Result<(), postgres::Error> {
                 if client
                     .query("SELECT FROM pg_roles WHERE rolname = $1", &[&NAME])?
@@ -267,10 +291,16 @@ impl ServerTask {
                 {
                     client.batch_execute(&format!("CREATE DATABASE {NAME} OWNER {NAME}"))?;
                 }
+                if let Some(password) = &password {
+                    // The password is hexadecimal digits, and the server logs no statement.
+                    client.batch_execute(&format!("ALTER ROLE {NAME} PASSWORD '{password}'"))?;
+                }
                 Ok(())
             };
             furnish(&mut client)
-                .map_err(|error| format!("cannot make role and database {NAME}: {error}"))
+                .map_err(|error| format!("cannot make role and database {NAME}: {error}"))?;
+            // Last, because the prober must not be asked for a password that is not set yet.
+            rules()
         })
         .await
     }

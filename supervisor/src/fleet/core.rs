@@ -233,7 +233,12 @@ impl<C: TenantSettings> Core<C> {
             Fact::Report(tenant, report) => self.take_report(now, &tenant, report, &mut effects),
             Fact::Outcome(tenant, event) => self.feed(now, &tenant, event, &mut effects),
             Fact::Order(tenant, order) => self.take_order(now, &tenant, order, &mut effects),
-            Fact::Reload => self.feed_all(now, &Event::Reload, &mut effects),
+            Fact::Reload => {
+                for entry in self.entries.values_mut() {
+                    self.unjudged |= entry.no_uid.take().is_some();
+                }
+                self.feed_all(now, &Event::Reload, &mut effects);
+            }
             Fact::NewProgram => self.feed_all(now, &Event::NewProgram, &mut effects),
             Fact::Stopping => {
                 self.stopping = true;

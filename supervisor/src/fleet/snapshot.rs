@@ -7,6 +7,7 @@ use crate::lifecycle::{LifecycleStatus, Time};
 use crate::servers::provision::Provisioner;
 use crate::status::{ServerStatus, Snapshot, State, TenantStatus};
 use brokkr_tenant::TenantName;
+use brokkr_tenant::instance_protocol::IsolationLayer;
 use std::sync::Arc;
 
 impl Fleet {
@@ -86,6 +87,7 @@ impl Fleet {
             .or(entry.asked())
             .or(entry.accepted.as_ref().map(|(_, c)| c));
         let alive = instance.as_ref().filter(|i| i.pid.is_some());
+        let user = alive.and_then(|i| self.manager.user(name, i.id));
         let servers = self.core.view();
         let place = shown.and_then(|c| c.place(servers));
         let mut warnings: Vec<String> = shown.map(|c| c.warnings.clone()).unwrap_or_default();
@@ -106,6 +108,8 @@ impl Fleet {
             },
             pending,
             pid: alive.and_then(|i| i.pid),
+            uid: user.map(|(uid, _)| uid),
+            own_uid: user.map(|(_, own)| own),
             spawned: alive.map(|i| at(i.spawned_at)),
             uptime_s: None,
             restarts,
@@ -139,7 +143,9 @@ impl Fleet {
             },
             isolation: match (&entry.isolation, alive) {
                 (Some((id, isolation)), Some(instance)) if *id == instance.id => {
-                    Some(isolation.layers.clone())
+                    let own = user.filter(|(_, own)| *own);
+                    let own = own.map(|(uid, _)| user_layer(uid));
+                    Some(own.into_iter().chain(isolation.layers.clone()).collect())
                 }
                 _ => None,
             },
@@ -186,6 +192,16 @@ impl Fleet {
             reason: Some("not seen yet".into()),
         });
         seen.chain(unseen).collect()
+    }
+}
+
+/// Describes a user of its own as a layer of an instance's isolation. The supervisor knows this layer from the kernel, so
+/// no instance reports it.
+fn user_layer(uid: u32) -> IsolationLayer {
+    IsolationLayer {
+        name: "user".to_owned(),
+        on: true,
+        detail: format!("{uid}, of this tenant alone, without groups"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Stores the admitted list and the list of stopped tenants, one small file each, because both must survive a restart.
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use crate::atomic_file::replace;
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -63,25 +64,5 @@ impl StateFile {
     pub(crate) async fn finish(self) {
         drop(self.latest);
         let _ = self.writer.await;
-    }
-}
-
-/// Replaces a file atomically: after a crash or an error it holds the whole old or the whole new content.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    std::fs::File::open(folder)?.sync_all()
-}
-
-/// Returns the content of a file, or an empty text if the file does not exist.
-pub(crate) fn read(path: &Path) -> io::Result<String> {
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        other => other,
     }
 }

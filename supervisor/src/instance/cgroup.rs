@@ -55,6 +55,15 @@ pub(crate) struct CgroupTree {
     problem: Option<String>,
 }
 
+/// The instance in whose cgroup a process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum InstanceGroup {
+    /// An instance of this tenant.
+    Ours(String),
+    /// An instance of another supervisor of this host.
+    Others,
+}
+
 impl CgroupTree {
     /// Finds the subtree, creates this supervisor's folder in it, and enables the controllers in both.
     pub(crate) fn detect(runtime_dir: &Path) -> Self {
@@ -166,6 +175,13 @@ impl CgroupTree {
         group.enter(pid)?;
         self.remove_older(tenant, id);
         Ok(true)
+    }
+
+    /// Returns the instance in whose cgroup a process is; `None` when the process is in none.
+    pub(crate) fn instance_of(&self, pid: i32) -> Option<InstanceGroup> {
+        let root = self.root.as_deref()?;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        instance_at(root, &join(&self.mount, &own_group(&text)?))
     }
 
     /// Removes the cgroup that an older version made for this instance, once it is empty.
@@ -375,6 +391,20 @@ fn unified(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
+/// Returns the instance of a cgroup, for a supervisor whose folder is `root`.
+fn instance_at(root: &Path, group: &Path) -> Option<InstanceGroup> {
+    let below = group.strip_prefix(root.parent()?).ok()?;
+    // A descendant may be in a cgroup below its instance's.
+    let own = group
+        .strip_prefix(root)
+        .ok()
+        .and_then(|own| own.iter().next());
+    match own.and_then(|name| name.to_str()?.rsplit_once('.')) {
+        Some((tenant, _)) => Some(InstanceGroup::Ours(tenant.to_owned())),
+        None => (below.components().next().is_some()).then_some(InstanceGroup::Others),
+    }
+}
+
 fn join(mount: &Path, group: &Path) -> PathBuf {
     mount.join(group.strip_prefix("/").unwrap_or(group))
 }
@@ -399,6 +429,25 @@ mod tests {
             Path::new("/m/brokkr.slice/brokkr-tenants.service")
         );
         assert_eq!(unified("1 2 3:4 / /proc rw - proc proc rw\n"), None);
+    }
+
+    #[test]
+    fn a_process_is_an_instances_in_its_cgroup_and_below_it_and_nowhere_else() {
+        let holder = "/m/brokkr.slice/brokkr-tenants.service";
+        let root = format!("{holder}/run-brokkr");
+        let at = |group: &str| instance_at(Path::new(&root), Path::new(group));
+        let acme = Some(InstanceGroup::Ours("acme".to_owned()));
+        assert_eq!(at(&format!("{root}/acme.7")), acme);
+        assert_eq!(at(&format!("{root}/acme.7/below")), acme);
+        let others = format!("{holder}/run-other/globex.1");
+        assert_eq!(at(&others), Some(InstanceGroup::Others));
+        for group in [
+            holder,
+            "/m/brokkr.slice/brokkr-supervisor.service",
+            "/m/user.slice",
+        ] {
+            assert_eq!(at(group), None, "{group}");
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub(crate) struct Descriptors {
     pub(crate) start_time: u64,
     /// The program it was started from, if known.
     pub(crate) program: Option<Stamp>,
+    /// Its user; `None` when the kernel did not tell, because it has ended.
+    pub(crate) uid: Option<u32>,
     /// Names the process; readable once it has ended.
     pub(crate) pidfd: Arc<OwnedFd>,
     /// The read end of its log pipe; `None` when it could not be taken back.

@@ -14,13 +14,15 @@ use super::listeners::is_found;
 use super::lock::{self, InstanceFiles, LockHolder, LockLabel, LockState};
 use super::notify::NotifySocket;
 use super::process::AdoptedProcess;
-use crate::config::{ConfigSummary, SecretConfig, Stamp, TenantConfig};
+use super::tenant_uids::uid_of;
+use crate::config::{ConfigSummary, SecretConfig, Stamp, TenantConfig, UidRange};
 use crate::handover::fd_names::{FdKind, FdName};
 use crate::handover::inherited::InheritedFds;
 use crate::handover::{HandoverIndex, InstanceRecord, PartialLine, RecordedPhase};
 use crate::lifecycle::{AdoptedStage, InstanceId};
 use crate::systemd::store::StoredEntries;
 use brokkr_tenant::{Listen, TenantName};
+use nix::unistd::geteuid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -84,7 +86,7 @@ pub(crate) struct FoundListener {
 }
 
 /// Searches `folder` and the inherited descriptors for instances. `program` is the program that new instances start
-/// from. Blocks.
+/// from, and `uids` the range of their user ids, if each tenant has its own. Blocks.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -92,8 +94,9 @@ pub(crate) fn find(
     folder: &Path,
     inherited: InheritedFds,
     program: &Path,
+    uids: Option<UidRange>,
 ) -> io::Result<Discovery> {
-    let mut search = Search::new(inherited, Stamp::of(program));
+    let mut search = Search::new(inherited, Stamp::of(program), uids);
     let mut labels = search.read_locks(folder)?;
     for record in search.records() {
         let key = (record.tenant.clone(), InstanceId(record.instance));
@@ -115,10 +118,11 @@ struct Search {
     /// Descriptor ids by the pid that the pidfd of the same id names.
     ids: BTreeMap<i32, u32>,
     program: Option<Stamp>,
+    uids: Option<UidRange>,
 }
 
 impl Search {
-    fn new(inherited: InheritedFds, program: Option<Stamp>) -> Self {
+    fn new(inherited: InheritedFds, program: Option<Stamp>, uids: Option<UidRange>) -> Self {
         let InheritedFds {
             index,
             problem,
@@ -156,6 +160,7 @@ impl Search {
             descriptors,
             ids,
             program,
+            uids,
         }
     }
 
@@ -367,7 +372,16 @@ impl Search {
             }
         };
         let notify = short.and_then(|short| self.claim(FdName::new(short, FdKind::Notify)));
-        let Some(notify) = notify.or_else(|| bind_notify(&files)) else {
+        let uid = uid_of(pid).filter(|_| !gone);
+        let other_user = uid.filter(|uid| !self.is_right_user(*uid));
+        if let Some(uid) = other_user {
+            let text = format!(
+                "it runs as user {uid}, which [isolation] uids does not give: it is replaced"
+            );
+            self.remark(&tenant, pid, &text);
+            outdated = true;
+        }
+        let Some(notify) = notify.or_else(|| bind_notify(&files, uid)) else {
             self.finds.left.push(LeftoverInstance::new(
                 tenant,
                 files.lock(),
@@ -412,6 +426,7 @@ impl Search {
                 pid,
                 start_time: holder.start_time,
                 program: started_from,
+                uid,
                 pidfd: Arc::new(pidfd),
                 log,
                 notify: Arc::new(notify),
@@ -428,6 +443,14 @@ impl Search {
             keeps_address,
             deaf,
         });
+    }
+
+    /// Returns true when a new instance could run as this user too.
+    fn is_right_user(&self, uid: u32) -> bool {
+        match self.uids {
+            Some(range) => range.contains(uid),
+            None => uid == geteuid().as_raw(),
+        }
     }
 
     fn remark(&mut self, tenant: &TenantName, pid: i32, what: &str) {
@@ -472,11 +495,13 @@ fn claim(
     Some(fd)
 }
 
-/// Binds the instance's notify socket again at its path. Without that folder, returns a socket that receives nothing.
-fn bind_notify(files: &InstanceFiles) -> Option<OwnedFd> {
+/// Binds the instance's notify socket again at its path, for the user `uid`. Without that folder, returns a socket that
+/// receives nothing.
+fn bind_notify(files: &InstanceFiles, uid: Option<u32>) -> Option<OwnedFd> {
     let path = files.notify();
     let _ = std::fs::remove_file(&path);
-    match NotifySocket::bind(&path) {
+    let owner = uid.filter(|_| geteuid().is_root());
+    match NotifySocket::bind(&path, owner) {
         Ok(socket) => Some(socket),
         Err(_) => UnixDatagram::unbound().ok().map(OwnedFd::from),
     }

@@ -17,6 +17,8 @@ pub(crate) struct InstanceEvent {
 pub(crate) enum EventKind {
     /// An event for the lifecycle.
     Life(Event),
+    /// There is no user id for the tenant, for this reason.
+    NoUid(String),
     /// The instance's own `STATUS=`.
     Status(InstanceId, String),
     /// Files that the instance executes and that are no longer on disk.

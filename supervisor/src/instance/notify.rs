@@ -74,10 +74,15 @@ pub(crate) struct NotifySocket {
 }
 
 impl NotifySocket {
-    /// Binds the socket; every datagram carries credentials from then on.
-    pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
+    /// Binds the socket; every datagram carries credentials from then on. Only `owner` and root may send, or this
+    /// process's own user if there is no `owner`.
+    pub(crate) fn bind(path: &Path, owner: Option<u32>) -> io::Result<OwnedFd> {
         let socket = UnixDatagram::bind(SocketPath::of(path)?.as_path())?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        if let Some(uid) = owner {
+            // The folder is this supervisor's, so no other process can put a link in the path's place.
+            std::os::unix::fs::lchown(path, Some(uid), Some(uid))?;
+        }
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
         Ok(socket.into())
@@ -198,7 +203,7 @@ mod tests {
     async fn only_datagrams_of_the_instances_own_pid_are_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("n");
-        let socket = NotifySocket::new(NotifySocket::bind(&path).unwrap().into()).unwrap();
+        let socket = NotifySocket::new(NotifySocket::bind(&path, None).unwrap().into()).unwrap();
         let us = std::process::id() as i32;
         let sender = UnixDatagram::unbound().unwrap();
         sender

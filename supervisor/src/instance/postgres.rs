@@ -165,6 +165,15 @@ impl PostgresProcess {
         &self.left
     }
 
+    /// Returns a function that makes the server read its files again.
+    pub(crate) fn reload(&self) -> impl Fn() + Clone + Send + 'static + use<> {
+        let pidfd = self.left.pidfd.clone();
+        move || {
+            // An error means that the server has ended, and the next one reads the files anyway.
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGHUP as i32);
+        }
+    }
+
     /// Waits until the server has ended and describes its exit status, which is unknown for an adopted server.
     pub(crate) async fn ended(&mut self) -> String {
         // A pidfd stays readable after its process has ended. An error can only mean that the event loop is ending.

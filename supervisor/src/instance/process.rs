@@ -7,7 +7,7 @@ use super::lock::InstanceFiles;
 use super::notify::{NotifyMessage, NotifyRateLimit, NotifySocket};
 use super::probe_client::{InstanceSettings, ProbeTask, ProbeTimes};
 use super::reaper::{self, OwnedChild};
-use super::spawn::SpawnRequest;
+use super::spawn::{SpawnError, SpawnRequest};
 use super::state_query::{self, InstanceState};
 use super::termination::{self, ProcessRef, Termination};
 use crate::handover::PartialLine;
@@ -90,7 +90,12 @@ impl InstanceTask {
         let told_tls = told_tls.map(|tls| tls.pair.clone());
         let launched = match tokio::task::spawn_blocking(move || launch.run()).await {
             Ok(Ok(launched)) => launched,
-            Ok(Err(reason)) => return self.failed(reason).await,
+            Ok(Err(SpawnError::Failed(reason))) => return self.failed(reason).await,
+            Ok(Err(SpawnError::NoUid(reason))) => {
+                let report = EventKind::NoUid(reason.clone());
+                self.reporter.send(report).await;
+                return self.failed(reason).await;
+            }
             Err(panic) => return self.failed(format!("starting it failed: {panic}")).await,
         };
         let (pid, start_time) = (launched.process.pid, launched.start_time);
@@ -98,6 +103,7 @@ impl InstanceTask {
             pid,
             start_time,
             program: launched.program,
+            uid: Some(launched.uid),
             pidfd: Arc::new(launched.process.pidfd),
             log: Some(Arc::new(launched.log)),
             notify: Arc::new(launched.notify),

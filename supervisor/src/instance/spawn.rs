@@ -5,13 +5,15 @@ use super::lock::{self, InstanceFiles, LockHolder};
 use super::notify::NotifySocket;
 use super::reaper::{self, OwnedChild};
 use super::state_folder;
+use super::tenant_uids::{TenantUids, UidError};
 use crate::config::{ConfigSummary, Stamp};
 use crate::memfd;
 use crate::servers::provision::{Provisioner, RoleWish};
-use crate::sys::{self, SpawnPlan, Spawned};
+use crate::sys::{self, ChildUser, SpawnPlan, Spawned};
 use brokkr_tenant::instance_protocol::{CONFIG_FD, HTTP_SOCKET, PRIVATE_SOCKET};
 use brokkr_tenant::{DatabaseUrl, InstanceConfig, SocketPath};
 use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
@@ -35,6 +37,23 @@ pub(crate) struct SpawnRequest {
     pub(crate) open_files: (u64, u64),
     /// Its cgroup, where instances have cgroups.
     pub(crate) group: Option<Cgroup>,
+    /// The user ids of tenants, where each tenant has its own.
+    pub(crate) uids: Option<TenantUids>,
+}
+
+/// An error in starting an instance, as a text for the operator.
+#[derive(Debug)]
+pub(crate) enum SpawnError {
+    /// There is no user id for the tenant, and another try would not find one either.
+    NoUid(String),
+    /// Another try may succeed.
+    Failed(String),
+}
+
+impl From<String> for SpawnError {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
 }
 
 /// A started process and the supervisor's ends of its channels.
@@ -43,6 +62,8 @@ pub(crate) struct SpawnedInstance {
     pub(crate) start_time: u64,
     /// The program it was started from.
     pub(crate) program: Option<Stamp>,
+    /// Its user.
+    pub(crate) uid: u32,
     /// Must be dropped only after the process has been reaped.
     pub(crate) registered: Option<OwnedChild>,
     pub(crate) log: OwnedFd,
@@ -64,8 +85,8 @@ impl SpawnRequest {
     /// Starts the instance. Blocks for about a millisecond, so it must not run on the event loop.
     ///
     /// # Errors
-    /// A message for the operator. The files and the cgroup are removed then.
-    pub(crate) fn run(self) -> Result<SpawnedInstance, String> {
+    /// See [`SpawnError`]. The files and the cgroup are removed then.
+    pub(crate) fn run(self) -> Result<SpawnedInstance, SpawnError> {
         let files = self.files.clone();
         // Locks first, because the files belong to the process that holds the lock.
         let lock_file = lock::create(&files.lock())
@@ -79,18 +100,17 @@ impl SpawnRequest {
         })
     }
 
-    fn try_run(self, lock_file: &File) -> Result<SpawnedInstance, String> {
+    fn try_run(self, lock_file: &File) -> Result<SpawnedInstance, SpawnError> {
         let said = |what: &str| {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
         };
-        let (folder, database) = (&self.config.state_dir, &self.config.config.database);
-        state_folder::prepare(folder, &self.config.tenant, database)
-            .map_err(said(&format!("cannot make {}", folder.display())))?;
+        let owner = self.prepare_state_folder()?;
+        let limits = limits_of(&self.config.config);
         let private = private_socket(&self.files.private())
             .map_err(said("cannot bind the private socket"))?;
         let _ = std::fs::remove_file(self.files.notify());
-        let notify = NotifySocket::bind(&self.files.notify())
+        let notify = NotifySocket::bind(&self.files.notify(), owner)
             .map_err(said("cannot bind the notify socket"))?;
         let mut told = self.config.clone();
         if let Some(login) = &self.login {
@@ -98,6 +118,10 @@ impl SpawnRequest {
         }
         let config = memfd::sealed("brokkr-config", told.to_json().as_bytes())
             .map_err(said("cannot make the configuration's memfd"))?;
+        if let Some(uid) = owner {
+            std::os::unix::fs::fchown(&config, Some(uid), Some(uid))
+                .map_err(said("cannot give the configuration's memfd to the tenant"))?;
+        }
         let (log, log_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
             .map_err(|e| format!("cannot make the log pipe: {e}"))?;
         // Read before the program is executed, so that a program replaced meanwhile is seen as newer.
@@ -116,8 +140,12 @@ impl SpawnRequest {
                 lock_file.as_fd(),
             ],
             open_files: self.open_files,
+            user: owner.map(|uid| ChildUser {
+                uid,
+                // Two instances of a tenant run at most, and each cgroup has its own limit.
+                processes: 2 * u64::from(limits.pids_max.unwrap_or(u32::MAX)),
+            }),
         };
-        let limits = limits_of(&self.config.config);
         let tenant = &self.config.tenant;
         // Starts the broker without limits rather than not at all, because its agents need it.
         let without = |error: &io::Error| {
@@ -143,15 +171,53 @@ impl SpawnRequest {
                 )
             })
         })
-        .map_err(said(&format!("cannot start {}", self.program.display())))?;
+        .map_err(|error| self.not_started(owner, &error))?;
         Ok(SpawnedInstance {
             process,
             start_time,
             program,
+            uid: owner.unwrap_or_else(|| geteuid().as_raw()),
             registered,
             log,
             notify,
         })
+    }
+}
+
+impl SpawnRequest {
+    /// Prepares the tenant's state folder, and returns the user that the instance runs as, if it has one of its own.
+    fn prepare_state_folder(&self) -> Result<Option<u32>, SpawnError> {
+        let (folder, tenant) = (&self.config.state_dir, &self.config.tenant);
+        let database = &self.config.config.database;
+        let said = |error: io::Error| format!("cannot make {}: {error}", folder.display());
+        // First, because the folder brings its user along.
+        state_folder::follow_schema(folder, tenant, database).map_err(said)?;
+        let uid = match self.uids.as_ref().map(|uids| uids.assign(tenant)) {
+            None => None,
+            Some(Ok(uid)) => Some(uid),
+            Some(Err(error @ UidError::NoneLeft { .. })) => {
+                return Err(SpawnError::NoUid(error.to_string()));
+            }
+            Some(Err(UidError::Record { path, source })) => {
+                let path = path.display();
+                return Err(format!("cannot write {path}: {source}").into());
+            }
+        };
+        // Without user ids root takes back the files that it gave to a tenant.
+        let owner = uid.or(geteuid().is_root().then_some(0));
+        state_folder::prepare(folder, tenant, database, owner).map_err(said)?;
+        Ok(uid)
+    }
+
+    fn not_started(&self, uid: Option<u32>, error: &io::Error) -> String {
+        let program = self.program.display();
+        match uid {
+            Some(uid) => format!(
+                "cannot start {program} as user {uid}: {error} (every user must be able to reach and execute it, and \
+                 root needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP)"
+            ),
+            None => format!("cannot start {program}: {error}"),
+        }
     }
 }
 

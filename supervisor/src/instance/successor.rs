@@ -109,6 +109,7 @@ impl Successor {
             standard: [state.as_fd(), write.as_fd(), write.as_fd()],
             passed: vec![],
             open_files: (256, 1024),
+            user: None,
         };
         let mut registered = None;
         let spawned = sys::spawn(&plan, |pid| {

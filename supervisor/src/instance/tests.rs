@@ -26,6 +26,7 @@ fn manager(folder: &std::path::Path) -> (InstanceManager, mpsc::Receiver<Instanc
         },
         open_files: (256, 1024),
         groups: CgroupTree::default(),
+        uids: None,
     };
     let null = std::fs::File::create("/dev/null").unwrap();
     let hub = Hub::start(Output::choose(OutputFormat::Json, null.into())).unwrap();

@@ -12,6 +12,7 @@ fn plan<'fd>(script: &str, null: &'fd std::fs::File) -> SpawnPlan<'fd> {
         standard: [null.as_fd(); 3],
         passed: vec![],
         open_files: (256, 1024),
+        user: None,
     }
 }
 
@@ -99,4 +100,44 @@ fn a_child_starts_though_every_number_within_its_own_limit_is_taken() {
     };
     let spawned = spawn(&plan, |_| Ok(())).unwrap();
     reap(spawned.pid);
+}
+
+#[test]
+fn a_child_that_becomes_another_user_keeps_nothing_of_root() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root may become another user");
+        return;
+    }
+    let null = null();
+    let (read, write) = nix::unistd::pipe().unwrap();
+    let plan = SpawnPlan {
+        standard: [null.as_fd(), write.as_fd(), write.as_fd()],
+        user: Some(ChildUser {
+            uid: 61_234,
+            processes: 7,
+        }),
+        ..plan(
+            "cat /proc/self/status; grep processes /proc/self/limits",
+            &null,
+        )
+    };
+    let spawned = spawn(&plan, |_| Ok(())).unwrap();
+    drop(write);
+    let mut text = String::new();
+    std::fs::File::from(read).read_to_string(&mut text).unwrap();
+    reap(spawned.pid);
+    let has = |line: &str| {
+        let line = line.replace(' ', "\t");
+        assert!(text.contains(&line), "{line}\n{text}");
+    };
+    has("Uid: 61234 61234 61234 61234\n");
+    has("Gid: 61234 61234 61234 61234\n");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        has(&format!("{set}: 0000000000000000\n"));
+    }
+    has("NoNewPrivs: 1\n");
+    assert!(text.contains("Groups:\t \n"), "{text}");
+    let limit = text.lines().last().unwrap_or_default();
+    let words: Vec<_> = limit.split_whitespace().collect();
+    assert_eq!(words, ["Max", "processes", "7", "7", "processes"]);
 }

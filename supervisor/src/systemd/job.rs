@@ -5,7 +5,7 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
 /// The longest time for the whole conversation. Without an answer a stop is assumed.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// systemd's own socket, for root; it exists also without a bus.
+/// systemd's own socket, for root on a host without a bus.
 const PRIVATE: &str = "unix:path=/run/systemd/private";
 /// Name and path of systemd's manager object.
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -88,10 +88,12 @@ async fn property(
 }
 
 async fn connection() -> zbus::Result<Connection> {
-    let private = zbus::conn::Builder::address(PRIVATE).p2p().build();
-    match private.await {
+    match Connection::system().await {
         Ok(connection) => Ok(connection),
-        // Other users than root must use the bus.
-        Err(_) => Connection::system().await,
+        // The bus comes first, because zbus rejects the sender in systemd 252's answers on the private socket.
+        Err(error) => {
+            let private = zbus::conn::Builder::address(PRIVATE).p2p().build();
+            private.await.map_err(|_| error)
+        }
     }
 }

@@ -50,6 +50,9 @@ pub struct TenantStatus {
     pub pending: Option<String>,
     /// Pid of the current instance.
     pub pid: Option<i32>,
+    /// User id of the current instance.
+    #[serde(default)]
+    pub uid: Option<u32>,
     /// The layers of the current instance's sandbox; `None` until the instance has answered.
     pub isolation: Option<Vec<serde_json::Value>>,
     /// Seconds since the instance was spawned.

@@ -4,7 +4,9 @@ mod booted;
 mod holder;
 mod libraries;
 mod lines;
+mod needrestart;
 mod noise;
+mod root;
 mod thousand;
 mod watchdog;
 

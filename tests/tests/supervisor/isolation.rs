@@ -4,6 +4,7 @@
 //! after the broker has entered its sandbox. The same attacks are then made from outside a sandbox, which shows that
 //! their targets are there.
 
+use brokkr_tests::test_dir::is_root;
 use brokkr_tests::{Host, attacker, bin, until};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
@@ -46,10 +47,22 @@ fn results<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeMap<&'l str, &'l st
 
 #[test]
 fn a_broker_that_an_attacker_has_taken_over_reaches_no_other_tenant() {
-    if !attacker::has_whole_landlock() {
-        return;
+    if attacker::has_whole_landlock() {
+        every_attack_is_stopped(&Host::new());
     }
-    let host = Host::new();
+}
+
+#[test]
+fn nor_does_one_that_runs_as_a_user_of_its_own() {
+    if !is_root() {
+        println!("skipped: only root gives tenants user ids of their own");
+    } else if attacker::has_whole_landlock() {
+        let builder = Host::builder().set("isolation.uids", "\"61100-61109\"");
+        every_attack_is_stopped(&builder.build());
+    }
+}
+
+fn every_attack_is_stopped(host: &Host) {
     let wrapper = host.wrap_broker();
     let acme = host.tenant("acme").up();
     let globex = host.tenant("globex").up();

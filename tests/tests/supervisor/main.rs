@@ -29,3 +29,4 @@ mod stop;
 mod succession;
 mod tls;
 mod two_tenants;
+mod user_ids;

@@ -3,18 +3,21 @@
 use super::abort_on_panic::vital;
 use super::surroundings::Surroundings;
 use super::{retry_later, runtime_dirs, signal_loop, signals};
+use crate::atomic_file;
 use crate::budget::parse_admitted;
 use crate::config::{ScanMode, Scanner, SupervisorConfig, TenantConfig};
+use crate::control::ControlAccess;
 use crate::embedded::Embedded;
 use crate::fleet::fd_store::FdStoreInputs;
 use crate::fleet::handle::Handle;
 use crate::fleet::handover::FleetExit;
-use crate::fleet::{Fleet, FleetParts, state_files};
+use crate::fleet::{Fleet, FleetParts};
 use crate::handover::fd_names::MOST_STORED;
 use crate::handover::inherited::InheritedFds;
 use crate::instance::cgroup::CgroupTree;
 use crate::instance::discovery::{self, Discovery};
 use crate::instance::probe_client::ProbeTimes;
+use crate::instance::tenant_uids::TenantUids;
 use crate::instance::{InstanceManager, Settings, reaper};
 use crate::logs::Hub;
 use crate::servers::provision::Provisioner;
@@ -49,6 +52,8 @@ pub(super) struct Daemon {
     pub(super) open_files: (u64, u64),
     /// The brokers' cgroups.
     pub(super) groups: CgroupTree,
+    /// The user ids of tenants, where each tenant has its own.
+    pub(super) uids: Option<TenantUids>,
     /// The signal that ends the daemon.
     pub(super) ending: signals::ShutdownKind,
     /// The runtime folder, locked for this process.
@@ -91,8 +96,11 @@ impl Daemon {
         };
         // Try first all steps that can fail, because a failure after the start of the embedded server would leave it
         // running. With brokers to supervise, the server's start is not waited for, because it may take long.
-        let control =
-            retry_later::reach(&self.config, handle.clone(), self.hub.clone(), holds).await?;
+        let access = ControlAccess {
+            fleet: handle.clone(),
+            groups: self.groups.clone(),
+        };
+        let control = retry_later::reach(&self.config, access, self.hub.clone(), holds).await?;
         let left = std::mem::take(&mut finds.embedded);
         let brokers = !finds.instances.is_empty() || !finds.left.is_empty();
         let mut unseen = None;
@@ -227,11 +235,13 @@ impl Daemon {
             self.config.broker.clone(),
         );
         let shown = folder.display().to_string();
-        let mut finds =
-            tokio::task::spawn_blocking(move || discovery::find(&folder, inherited, &program))
-                .await
-                .map_err(|panic| panic.to_string())?
-                .map_err(|error| format!("{shown}: {error}"))?;
+        let uids = self.uids.as_ref().map(TenantUids::range);
+        let mut finds = tokio::task::spawn_blocking(move || {
+            discovery::find(&folder, inherited, &program, uids)
+        })
+        .await
+        .map_err(|panic| panic.to_string())?
+        .map_err(|error| format!("{shown}: {error}"))?;
         let provision = self.config.provision.as_deref();
         for found in finds.instances.values_mut().flatten() {
             let under = |config: Arc<TenantConfig>| {
@@ -270,6 +280,7 @@ impl Daemon {
             },
             open_files: self.open_files,
             groups: self.groups.clone(),
+            uids: self.uids.clone(),
         }
     }
 }
@@ -312,7 +323,7 @@ async fn keeping(notifier: &Notifier, embedded: Option<&Embedded>) -> Option<FdS
 
 fn read_admitted(config: &SupervisorConfig) -> Vec<crate::budget::AdmittedTenant> {
     let path = config.state_dir.join("admitted");
-    let text = state_files::read(&path).unwrap_or_else(|error| {
+    let text = atomic_file::read(&path).unwrap_or_else(|error| {
         tracing::error!(path = %path.display(), %error, "cannot be read: tenants are admitted by priority and name");
         String::new()
     });
@@ -330,7 +341,7 @@ fn read_admitted(config: &SupervisorConfig) -> Vec<crate::budget::AdmittedTenant
 /// stay stopped.
 pub(super) fn read_stopped(config: &SupervisorConfig) -> Result<BTreeSet<TenantName>, String> {
     let path = config.state_dir.join("stopped");
-    let text = state_files::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = atomic_file::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(text
         .lines()
         .filter_map(|line| TenantName::parse(line.trim()).ok())

@@ -4,8 +4,8 @@
 //! The copy is in `state_dir`. It is used only where an earlier supervisor left something to hold; a supervisor that
 //! starts afresh reports the problem and exits.
 
+use crate::atomic_file;
 use crate::config::{self, SupervisorConfig};
-use crate::fleet::state_files;
 use crate::handover::inherited::{HandoverSource, InheritedFds};
 use brokkr_tenant::{Diagnostics, Source};
 use std::io;
@@ -70,13 +70,17 @@ fn instead(
 
 fn read(path: &Path) -> Result<(SupervisorConfig, Source), Diagnostics> {
     let source = Source::read(path)?;
-    Ok((config::of(source.clone())?, source))
+    let config = config::of(source.clone())?;
+    match config.uids_need_root {
+        Some(problem) => Err(problem.into()),
+        None => Ok((config, source)),
+    }
 }
 
 fn keep(state_dir: &Path, source: &Source) -> io::Result<()> {
     let copy = state_dir.join(COPY);
     let text = format!("{HEAD}{}\n{}", source.path().display(), source.text());
-    if state_files::read(&copy)? == text {
+    if atomic_file::read(&copy)? == text {
         return Ok(());
     }
     std::fs::create_dir_all(state_dir)?;
@@ -89,12 +93,12 @@ fn keep(state_dir: &Path, source: &Source) -> io::Result<()> {
         .mode(0o600)
         .open(&new)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    state_files::replace(&copy, text.as_bytes())
+    atomic_file::replace(&copy, text.as_bytes())
 }
 
 /// Reads the copy as if it were at the file's place, so that relative paths are resolved from there.
 pub(super) fn last_good(state_dir: &Path, path: &Path) -> Option<SupervisorConfig> {
-    let copy = state_files::read(&state_dir.join(COPY)).ok()?;
+    let copy = atomic_file::read(&state_dir.join(COPY)).ok()?;
     let (head, text) = copy.split_once('\n')?;
     // The copy may come from another supervisor on this host, with another file.
     (head.strip_prefix(HEAD)? == path.display().to_string()).then_some(())?;

@@ -1,8 +1,7 @@
 //! Starts services again later if they fail, because a supervisor that holds brokers must not exit for them.
 
 use crate::config::SupervisorConfig;
-use crate::control::ControlServer;
-use crate::fleet::handle::Handle;
+use crate::control::{ControlAccess, ControlServer};
 use crate::logs::Hub;
 use crate::servers::Servers;
 use crate::servers::provision::{Provisioner, Sweeper};
@@ -33,18 +32,18 @@ impl ControlSocketTask {
 /// Serves the control socket; a supervisor that `holds` brokers may serve it later.
 pub(super) async fn reach(
     config: &Arc<SupervisorConfig>,
-    fleet: Handle,
+    access: ControlAccess,
     logs: Hub,
     holds: bool,
 ) -> Result<ControlSocketTask, String> {
     let mut later = JoinSet::new();
-    let control = match ControlServer::start(config, fleet.clone(), logs.clone()).await {
+    let control = match ControlServer::start(config, access.clone(), logs.clone()).await {
         Ok(control) => Some(control),
         Err(error) if holds => {
             tracing::error!(
                 "control socket: {error}; brokers are supervised, no command is answered, and it is tried again"
             );
-            later.spawn(serve_later(config.clone(), fleet, logs));
+            later.spawn(serve_later(config.clone(), access, logs));
             None
         }
         Err(error) => return Err(format!("control socket: {error}")),
@@ -56,11 +55,11 @@ pub(super) async fn reach(
 }
 
 /// Tries until the control socket is served, then serves until dropped.
-async fn serve_later(config: Arc<SupervisorConfig>, fleet: Handle, logs: Hub) {
+async fn serve_later(config: Arc<SupervisorConfig>, access: ControlAccess, logs: Hub) {
     loop {
         tokio::time::sleep(AGAIN).await;
         // The error was already logged, and the cause may last long.
-        if let Ok(_served) = ControlServer::start(&config, fleet.clone(), logs.clone()).await {
+        if let Ok(_served) = ControlServer::start(&config, access.clone(), logs.clone()).await {
             tracing::info!("control socket: commands are answered again");
             std::future::pending::<()>().await;
         }

@@ -3,10 +3,10 @@
 use crate::config::SupervisorConfig;
 use crate::control;
 use nix::unistd::{AccessFlags, access};
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ impl RuntimeDirLock {
             *self = prepare(config, None)?;
             return Ok(());
         }
-        make(&instances(config), 0o700)
+        make_instances(config)
     }
 }
 
@@ -58,8 +58,11 @@ pub(super) fn prepare(
         None => take(&path)?,
     };
     let folder = take_folder(&config.runtime_dir)?;
-    make(&instances(config), 0o700)?;
+    make_instances(config)?;
     make(&config.state_dir.join("tenants"), 0o711)?;
+    if config.own_uids().is_some() {
+        open_to_tenants(config)?;
+    }
     Ok(RuntimeDirLock { file, folder })
 }
 
@@ -82,6 +85,51 @@ fn make(path: &Path, mode: u32) -> Result<(), String> {
         .mode(mode)
         .create(path)
         .map_err(|error| format!("cannot make {}: {error}", path.display()))
+}
+
+/// Creates the instances' folder. Tenants with user ids of their own must reach their sockets in it, and not list it.
+fn make_instances(config: &SupervisorConfig) -> Result<(), String> {
+    let path = instances(config);
+    let mode = match config.own_uids() {
+        Some(_) => 0o711,
+        None => 0o700,
+    };
+    make(&path, mode)?;
+    set_mode(&path, mode)
+}
+
+/// Lets every user pass through the folders above those of the tenants, and lets no other user change them: before
+/// `[isolation] uids` they may have been the user's that ran all brokers.
+fn open_to_tenants(config: &SupervisorConfig) -> Result<(), String> {
+    let tenants = config.state_dir.join("tenants");
+    for path in [&config.runtime_dir, &config.state_dir, &tenants] {
+        let said =
+            |error: std::io::Error| format!("cannot open {} to tenants: {error}", path.display());
+        let found = std::fs::symlink_metadata(path).map_err(said)?;
+        if found.is_dir() && found.uid() != 0 {
+            std::os::unix::fs::lchown(path, Some(0), None).map_err(said)?;
+        }
+        let mode = std::fs::metadata(path).map_err(said)?.mode() & 0o777;
+        if mode & 0o001 == 0 {
+            set_mode(path, mode | 0o001)?;
+        }
+        for above in path.ancestors().skip(1) {
+            if std::fs::metadata(above).is_ok_and(|found| found.mode() & 0o001 == 0) {
+                return Err(format!(
+                    "tenants with user ids of their own cannot reach {}, because {} is closed to them: `chmod o+x {}`",
+                    path.display(),
+                    above.display(),
+                    above.display()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), String> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(|error| format!("cannot change the mode of {}: {error}", path.display()))
 }
 
 /// Returns true when this open file is the file at `path`.

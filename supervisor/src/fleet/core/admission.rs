@@ -137,7 +137,7 @@ pub(super) fn tenant_claim<C: TenantSettings>(
     let priority = entry.asked().map_or(0, |config| config.priority());
     let demand = |config: Option<&Arc<C>>| config.map_or(TenantDemand::Nothing, |c| c.demand(view));
     let asks = candidate(entry, meant, None).ok().map(|(config, _)| config);
-    let asks = asks.filter(|_| !entry.out_of_descriptors);
+    let asks = asks.filter(|_| !entry.out_of_descriptors && !entry.lacks_uid());
     let instances = entry.life.instances();
     let running: Vec<(u32, &Arc<C>)> = instances
         .filter_map(|i| Some((entry.life.charge(i), entry.revisions.get(&i.revision)?)))

@@ -36,6 +36,9 @@ impl<C: TenantSettings> Core<C> {
                     (Some(Ok(old)), Ok(new)) => !Arc::ptr_eq(old, new),
                     _ => false,
                 };
+                if read_anew {
+                    entry.no_uid = None;
+                }
                 entry.file = Some(file.clone());
                 if read_anew {
                     // A file that this file refers to has changed, so a configuration error may be gone.
@@ -89,6 +92,10 @@ impl<C: TenantSettings> Core<C> {
                     }));
                 }
                 self.feed(now, name, event, effects);
+            }
+            EventKind::NoUid(reason) => {
+                entry.no_uid = Some(reason);
+                self.changed();
             }
             EventKind::Status(id, text) => {
                 if entry.life.current().is_some_and(|c| c.id == id) {
@@ -156,6 +163,8 @@ impl<C: TenantSettings> Core<C> {
             return;
         };
         entry.stopped = order == Order::Stop;
+        // The operator may have removed a former tenant's folder.
+        entry.no_uid = None;
         match order {
             Order::Stop => self.remembered.stopped.insert(name.clone()),
             Order::Start | Order::Restart => self.remembered.stopped.remove(name),

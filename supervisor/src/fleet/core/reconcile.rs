@@ -100,6 +100,7 @@ impl<C: TenantSettings> Core<C> {
             let admission = admission(&name, entry, &listed, &self.decided, &view);
             let left = self.leftovers.get(&name).cloned();
             let admission = beside_leftover(entry, admission, left.as_deref());
+            let admission = without_uid(entry, admission);
             let (admission, out) = self.within_descriptors(&name, admission, &mut room);
             refused |= out;
             let Some(entry) = self.entries.get_mut(&name) else {
@@ -320,6 +321,19 @@ fn beside_leftover<C>(
             } else {
                 Admission::Refused(left.to_owned())
             }
+        }
+        (_, admission) => admission,
+    }
+}
+
+/// Refuses a tenant for which there is no user id. An instance that runs goes on regardless.
+fn without_uid<C: TenantSettings>(entry: &TenantEntry<C>, admission: Admission<C>) -> Admission<C> {
+    match (&entry.no_uid, admission) {
+        (Some(reason), Admission::Run(..) | Admission::Refused(_)) if entry.lacks_uid() => {
+            Admission::Refused(reason.clone())
+        }
+        (Some(reason), Admission::Run(config, pending)) => {
+            Admission::Run(config, pending.or_else(|| Some(reason.clone())))
         }
         (_, admission) => admission,
     }

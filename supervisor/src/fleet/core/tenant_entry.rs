@@ -38,6 +38,8 @@ pub(crate) struct TenantEntry<C> {
     pub(super) claim: Option<TenantClaim>,
     /// True when there are no descriptors for the tenant, which then claims nothing.
     pub(super) out_of_descriptors: bool,
+    /// The reason why there was no user id for the tenant, until the operator may have changed that.
+    pub(super) no_uid: Option<String>,
     /// The state of its server that each instance was told last.
     pub(super) told_instances: BTreeMap<InstanceId, Result<(), ServerOutage>>,
     /// The certificate and key that each instance was told last.
@@ -73,6 +75,7 @@ impl<C: TenantSettings> TenantEntry<C> {
             told: None,
             claim: None,
             out_of_descriptors: false,
+            no_uid: None,
             told_instances: BTreeMap::new(),
             told_tls: BTreeMap::new(),
             status: None,
@@ -95,6 +98,11 @@ impl<C: TenantSettings> TenantEntry<C> {
     /// Returns the problem of the tenant file, if the file is invalid.
     pub(crate) fn file_problem(&self) -> Option<&FileProblem> {
         self.file.as_ref()?.as_ref().err().map(Arc::as_ref)
+    }
+
+    /// Returns true when the tenant has no user id to start an instance with, and runs none that goes on.
+    pub(super) fn lacks_uid(&self) -> bool {
+        self.no_uid.is_some() && self.life.instances().next().is_none()
     }
 
     /// Returns the configuration that the tenant should run, also while no instance runs.

@@ -45,6 +45,7 @@ impl Broker {
                 lock_file.as_fd(),
             ],
             open_files: (256, 1024),
+            user: None,
         };
         let mut start_time = 0;
         let spawned = sys::spawn(&plan, |pid| {
@@ -110,7 +111,13 @@ impl Broker {
             descriptors,
             ..InheritedFds::default()
         };
-        find(self.folder.path(), inherited, Path::new("/no/such/program")).unwrap()
+        find(
+            self.folder.path(),
+            inherited,
+            Path::new("/no/such/program"),
+            None,
+        )
+        .unwrap()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::systemd::pids;
 use brokkr_tests::alone;
 
 /// A script that replaces libc by a copy, as a package's upgrade does.
-const UPGRADE: &str = r#"lib=$(ldd /usr/bin/brokkr-broker | awk '/libc[.]so/ {print $3}') && lib=$(readlink -f "$lib") &&
+pub(crate) const UPGRADE: &str = r#"lib=$(ldd /usr/bin/brokkr-broker | awk '/libc[.]so/ {print $3}') && lib=$(readlink -f "$lib") &&
 cp -p "$lib" "$lib.new" && mv "$lib.new" "$lib" && echo "$lib""#;
 /// The script that needrestart runs in place of `systemctl restart`, without arguments.
 const RESTART: &str = "/etc/needrestart/restart.d/brokkr-supervisor.service";
