@@ -104,6 +104,8 @@ pub(crate) struct Fleet {
     snapshots: watch::Sender<Arc<Snapshot>>,
     servers: Servers,
     provisioner: Option<Provisioner>,
+    /// True once the databases of provisioned tenants are to be closed.
+    guarded: bool,
     /// Instances of an earlier supervisor that could not be ended, so that their tenants must not start.
     left: Vec<LeftoverInstance>,
     /// The broker's program when last seen on disk.
@@ -166,6 +168,7 @@ impl Fleet {
             view: parts.servers.view(),
             servers: parts.servers,
             provisioner: parts.provisioner,
+            guarded: false,
             requests: parts.requests,
             reloader: parts.reloader,
             snapshots: parts.snapshots,

@@ -84,6 +84,9 @@ pub struct TenantStatus {
     /// The reason why that role is not the tenant's own; `null` for a provisioned role.
     #[serde(default)]
     pub role_note: Option<String>,
+    /// True while an instance is starting, which may migrate.
+    #[serde(skip)]
+    pub starts: bool,
     /// The id of the server it uses.
     pub server: Option<String>,
     /// The time of the next try, in `backoff`.

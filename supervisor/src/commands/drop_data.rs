@@ -3,7 +3,7 @@
 use super::{Failure, say};
 use crate::cli::Remove;
 use crate::config::{SupervisorConfig, TenantConfig, TenantRole, credentials_file};
-use crate::servers::provision::{role_name, role_removal};
+use crate::servers::provision::{role_lockout, role_name, role_removal};
 use brokkr_tenant::{DatabaseUrl, SchemaName, Secret, TenantName};
 use postgres::Client;
 use std::fs::{self, OpenOptions};
@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 const OURS: &str = "brokkr_meta";
 
 /// A tenant's data, found and confirmed before its file is removed.
+#[derive(Clone)]
 pub(super) struct Data {
     tenant: TenantName,
     schema: SchemaName,
@@ -23,9 +24,20 @@ pub(super) struct Data {
     url: DatabaseUrl,
     own_role: bool,
     state_dir: PathBuf,
+    /// The file for a dump.
+    dump: Option<PathBuf>,
+    pg_dump: PathBuf,
+    /// The tenant's file, until everything is dropped.
+    kept_file: PathBuf,
 }
 
-/// Finds the tenant's data, asks for a confirmation, and writes the dump that is asked for. Changes nothing else.
+/// The name under which a tenant's file is kept until its data is gone, so that the command can be given again. The
+/// supervisor ignores names that begin with a dot.
+pub(super) fn kept_file(config: &SupervisorConfig, tenant: &TenantName) -> PathBuf {
+    config.tenants_dir.join(format!(".{tenant}.toml.dropping"))
+}
+
+/// Finds the tenant's data by its file, and asks for a confirmation. Changes nothing.
 pub(super) fn confirm(
     config: &SupervisorConfig,
     file: &Path,
@@ -47,8 +59,14 @@ pub(super) fn confirm(
         TenantRole::Own { admin, .. } => (**admin).clone(),
         TenantRole::OfUrl(_) => database.url.clone(),
     };
-    let data = Data {
+    let mut data = Data {
         tenant: tenant.clone(),
+        dump: None,
+        pg_dump: match &config.postgres.bin_dir {
+            Some(folder) => folder.join("pg_dump"),
+            None => "pg_dump".into(),
+        },
+        kept_file: kept_file(config, tenant),
         schema: database.schema.clone(),
         url,
         own_role: matches!(settings.role(), TenantRole::Own { .. }),
@@ -64,7 +82,12 @@ pub(super) fn confirm(
         .flatten()
     {
         let path = other.path();
-        if path == file || path.extension().is_none_or(|end| end != "toml") {
+        if path == file
+            || path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.'))
+            || path.extension().is_none_or(|end| end != "toml")
+        {
             continue;
         }
         if let Ok((other, _)) = load(&path)
@@ -85,14 +108,13 @@ pub(super) fn confirm(
             data.schema
         )));
     }
-    drop(client);
-    let dump = match &options.yes_drop {
+    data.dump = match &options.yes_drop {
         Some(name) if name == tenant => options.dump.clone(),
         Some(name) => return Err(problem(format!("--yes-drop names {name}"))),
         None => ask(&data, options.dump.clone())?,
     };
-    if let Some(path) = dump {
-        data.dump(config, &path)?;
+    if let Some(path) = data.dump.as_ref().filter(|path| path.exists()) {
+        return Err(problem(format!("{} exists", path.display())));
     }
     Ok(data)
 }
@@ -158,33 +180,53 @@ impl Data {
             .map_err(|error| self.problem("cannot reach its database", &error))
     }
 
-    /// Returns true when the schema was made by a Brokkr broker, false when not, and `None` without a schema.
+    /// Returns true when the schema was made for a Brokkr broker, false when not, and `None` without a schema.
     fn exists(&self, client: &mut Client) -> Result<Option<bool>, Failure> {
         let sql = "SELECT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = $2::text) \
+                       OR pg_get_userbyid(n.nspowner) = $3::text \
                      FROM pg_namespace n WHERE n.nspname = $1::text";
+        let role = match self.own_role {
+            true => self.role(client)?,
+            false => String::new(),
+        };
         let row = client
-            .query_opt(sql, &[&self.schema.as_str(), &OURS])
-            .map_err(|error| self.problem("cannot look at its schema", &error))?;
+            .query_opt(sql, &[&self.schema.as_str(), &OURS, &role])
+            .map_err(|error| self.failed("cannot look at its schema", &error))?;
         Ok(row.map(|row| row.get(0)))
     }
 
-    /// Writes a dump of the schema. The password reaches `pg_dump` in a file.
-    fn dump(&self, config: &SupervisorConfig, path: &Path) -> Result<(), Failure> {
-        let what = format!("no dump in {}, and nothing is changed", path.display());
-        let failed = |error: &dyn std::fmt::Display| self.problem(&what, error);
-        if path.exists() {
-            return Err(failed(&"the file exists"));
+    /// Returns the name of the tenant's own role.
+    fn role(&self, client: &mut Client) -> Result<String, Failure> {
+        let sql = "SELECT oid FROM pg_database WHERE datname = current_database()";
+        let row = client
+            .query_one(sql, &[])
+            .map_err(|error| self.failed("cannot look at its database", &error))?;
+        Ok(role_name(row.get(0), &self.schema))
+    }
+
+    /// Returns a failure of the server, in its own words.
+    fn failed(&self, what: &str, error: &postgres::Error) -> Failure {
+        match error.as_db_error() {
+            Some(told) => self.problem(what, &told.message()),
+            None => self.problem(what, error),
         }
-        let passwords = path.with_extension("pgpass");
+    }
+
+    /// Writes a dump of the schema, readable by its owner only. The password reaches `pg_dump` in a file.
+    fn write_dump(&self, path: &Path) -> Result<(), Failure> {
+        let what = format!("no dump in {}, and its data stays", path.display());
+        let failed = |error: &dyn std::fmt::Display| self.problem(&what, error);
+        let passwords = self.folder().with_extension("pgpass");
         let password = self.url.password().map(Secret::expose).unwrap_or_default();
         let escaped = password.replace('\\', "\\\\").replace(':', "\\:");
-        write_new(&passwords, format!("*:*:*:*:{escaped}\n").as_bytes()).map_err(|e| failed(&e))?;
-        let program = match &config.postgres.bin_dir {
-            Some(folder) => folder.join("pg_dump"),
-            None => "pg_dump".into(),
-        };
+        let line = format!("*:*:*:*:{escaped}\n");
+        // A command that was interrupted may have left one.
+        let ready = gone(fs::remove_file(&passwords))
+            .and_then(|()| write_new(&passwords, line.as_bytes()))
+            .and_then(|()| write_new(path, b""));
+        ready.map_err(|error| failed(&error))?;
         let url = self.url.clone().with_user(self.url.user(), None);
-        let ran = Command::new(&program)
+        let ran = Command::new(&self.pg_dump)
             .args(["--format=custom", "--schema", &self.schema.quoted()])
             .arg("--file")
             .arg(path)
@@ -193,23 +235,39 @@ impl Data {
             .stdin(Stdio::null())
             .status();
         let removed = fs::remove_file(&passwords);
-        let status = ran.map_err(|error| failed(&format!("{}: {error}", program.display())))?;
-        removed.map_err(|error| failed(&error))?;
-        match status.success() {
+        let status = ran.map_err(|error| failed(&format!("{}: {error}", self.pg_dump.display())));
+        let outcome = status.and_then(|status| match status.success() {
             true => Ok(()),
             false => Err(failed(&format!("pg_dump: {status}"))),
+        });
+        if outcome.is_err() {
+            let _ = fs::remove_file(path);
         }
+        outcome?;
+        removed.map_err(|error| failed(&error))
     }
 
-    /// Drops everything. The tenant has gone.
+    /// Writes the dump, and drops everything. The tenant has gone. After a failure the command can be given again.
     pub(super) fn drop(&self) -> Result<(), Failure> {
+        self.drop_all().map_err(|failure| {
+            let tenant = &self.tenant;
+            Failure::Problem(format!(
+                "{failure}\ntenant {tenant}: not everything is dropped: `tenant remove {tenant} --drop-data` goes on with the rest"
+            ))
+        })
+    }
+
+    fn drop_all(&self) -> Result<(), Failure> {
         let mut client = self.connect()?;
         let schema = self.schema.quoted();
-        let what = format!("its schema {} is not dropped", self.schema);
         if self.exists(&mut client)? == Some(true) {
-            client
-                .batch_execute(&format!("DROP SCHEMA {schema} CASCADE"))
-                .map_err(|error| self.problem(&what, &error))?;
+            if self.own_role {
+                self.lock_out(&mut client)?;
+            }
+            if let Some(path) = &self.dump {
+                self.write_dump(path)?;
+            }
+            self.drop_schema(&mut client, &schema)?;
         }
         let mut role = String::new();
         if self.own_role {
@@ -219,6 +277,7 @@ impl Data {
         let beside = [
             folder.with_extension("schema"),
             credentials_file(&self.state_dir, self.tenant.as_str()),
+            self.kept_file.clone(),
         ];
         gone(fs::remove_dir_all(&folder))
             .and_then(|()| {
@@ -237,29 +296,80 @@ impl Data {
         .as_bytes())
     }
 
+    /// Drops the schema. Its tables go in steps, because each takes entries of the server's lock table.
+    fn drop_schema(&self, client: &mut Client, schema: &str) -> Result<(), Failure> {
+        let what = format!("its schema {} is not dropped", self.schema);
+        let tables = "SELECT string_agg(format('%I.%I', t.nspname, t.relname), ', ') FROM ( \
+                        SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                         WHERE n.nspname = $1::text AND c.relkind IN ('r', 'p') LIMIT 100) t";
+        let step = (|| {
+            client.batch_execute("SET lock_timeout TO '10s'")?;
+            loop {
+                let row = client.query_one(tables, &[&self.schema.as_str()])?;
+                let Some(some) = row.get::<_, Option<String>>(0) else {
+                    break;
+                };
+                client.batch_execute(&format!("DROP TABLE IF EXISTS {some} CASCADE"))?;
+            }
+            client.batch_execute(&format!("DROP SCHEMA {schema} CASCADE"))
+        })();
+        step.map_err(|error| self.failed(&what, &error))
+    }
+
+    /// Returns the tenant's own role and its comment; `None` without such a role.
+    fn find_role(&self, client: &mut Client) -> Result<Option<(String, Option<String>)>, Failure> {
+        let role = self.role(client)?;
+        let sql =
+            "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1::text";
+        let row = client
+            .query_opt(sql, &[&role])
+            .map_err(|error| self.failed("cannot look at its role", &error))?;
+        Ok(row.map(|row| (role, row.get(0))))
+    }
+
+    /// Keeps the tenant's role from logging in, and ends its sessions, because they may hold locks.
+    fn lock_out(&self, client: &mut Client) -> Result<(), Failure> {
+        let Some((role, comment)) = self.find_role(client)? else {
+            return Ok(());
+        };
+        let what = "its role cannot be locked";
+        let sql =
+            role_lockout(&role, comment.as_deref()).map_err(|why| self.problem(what, &why))?;
+        client
+            .batch_execute(&sql)
+            .map_err(|error| self.failed(what, &error))
+    }
+
     /// Drops the tenant's role, and returns the words that say so.
     fn drop_role(&self, client: &mut Client) -> Result<String, Failure> {
-        let failed = |error: &dyn std::fmt::Display| self.problem("its role is not dropped", error);
-        let oid: u32 = client
-            .query_one(
-                "SELECT oid FROM pg_database WHERE datname = current_database()",
-                &[],
-            )
-            .map_err(|error| failed(&error))?
-            .get(0);
-        let role = role_name(oid, &self.schema);
-        let comment = client
-            .query_opt(
-                "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1::text",
-                &[&role],
-            )
-            .map_err(|error| failed(&error))?;
-        let Some(comment) = comment else {
+        let what = "its role is not dropped";
+        let Some((role, comment)) = self.find_role(client)? else {
             return Ok(String::new());
         };
-        let comment: Option<String> = comment.get(0);
-        let sql = role_removal(&role, comment.as_deref()).map_err(|why| failed(&why))?;
-        client.batch_execute(&sql).map_err(|error| failed(&error))?;
+        let removal =
+            role_removal(&role, comment.as_deref()).map_err(|why| self.problem(what, &why))?;
+        // What it owns or was granted in other databases keeps it from being dropped.
+        let databases = client
+            .query(
+                "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid \
+                  WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = (SELECT oid FROM pg_roles WHERE rolname = $1::text) \
+                    AND d.datname <> current_database()",
+                &[&role],
+            )
+            .map_err(|error| self.failed(what, &error))?;
+        for row in databases {
+            let elsewhere = Self {
+                url: self.url.clone().with_dbname(row.get::<_, String>(0)),
+                ..self.clone()
+            };
+            elsewhere
+                .connect()?
+                .batch_execute(&removal.owned)
+                .map_err(|error| self.failed(what, &error))?;
+        }
+        client
+            .batch_execute(&removal.whole)
+            .map_err(|error| self.failed(what, &error))?;
         Ok(format!(", role {role}"))
     }
 }

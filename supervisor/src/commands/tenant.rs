@@ -47,17 +47,27 @@ pub(super) fn tenant(
         Tenant::Remove(options) => {
             let tenant = &options.tenant;
             let path = file_of(&config.tenants_dir, tenant);
-            let data = match options.drop_data && path.exists() {
-                true => Some(drop_data::confirm(config, &path, options)?),
-                false => None,
+            let absent = || {
+                let path = path.display();
+                Failure::Problem(format!("there is no tenant {tenant}: no file {path}"))
             };
-            fs::remove_file(&path).map_err(|error| match error.kind() {
-                ErrorKind::NotFound => Failure::Problem(format!(
-                    "there is no tenant {tenant}: no file {}",
-                    path.display()
-                )),
-                _ => unwritable(tenant, &path, &error),
-            })?;
+            let mut data = None;
+            if options.drop_data {
+                // Without the supervisor the tenant would run on.
+                status_of(client, tenant)?;
+                let kept = drop_data::kept_file(config, tenant);
+                let file = [&path, &kept].into_iter().find(|file| file.exists());
+                let file = file.ok_or_else(absent)?;
+                data = Some(drop_data::confirm(config, file, options)?);
+                if *file == path {
+                    fs::rename(&path, &kept).map_err(|error| unwritable(tenant, &path, &error))?;
+                }
+            } else {
+                fs::remove_file(&path).map_err(|error| match error.kind() {
+                    ErrorKind::NotFound => absent(),
+                    _ => unwritable(tenant, &path, &error),
+                })?;
+            }
             let report = reload::ask(client, false)?;
             let Some(status) = status_of(client, tenant)? else {
                 say(format!("removed {tenant}\n").as_bytes())?;

@@ -18,6 +18,7 @@ use tracing_subscriber::prelude::*;
 fn acme() -> TenantStatus {
     TenantStatus {
         role: None,
+        starts: false,
         role_note: None,
         name: "acme".into(),
         state: State::Ready,

@@ -12,7 +12,7 @@ use brokkr_tenant::{
     ByteSize, DatabaseUrl, INSTANCE_CONFIG_VERSION, InstanceConfig, Listen, PoolSize, SchemaName,
     TenantName, TlsPair,
 };
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 impl Fleet {
@@ -27,6 +27,9 @@ impl Fleet {
 
     /// Reconciles the tenants with the facts and carries out the effects.
     pub(super) fn reconcile(&mut self) {
+        if self.desired.borrow().listed {
+            self.guard_databases();
+        }
         let before = self.core.hangs().stalled();
         let effects = self.core.reconcile(self.now());
         match (before, self.core.hangs().stalled()) {
@@ -199,6 +202,40 @@ impl Fleet {
         Some(shown)
     }
 
+    /// Returns the roles of tenants' URLs: the roles of tenants that are not provisioned, and the shared role.
+    fn unprovisioned_roles(&self) -> BTreeSet<String> {
+        let configs = self.core.entries().values().filter_map(|e| e.asked());
+        let roles = configs.map(|config| match config.role() {
+            TenantRole::Own { earlier, .. } => earlier.clone(),
+            TenantRole::OfUrl(_) => config.url().user().to_owned(),
+        });
+        roles.filter(|role| !role.is_empty()).collect()
+    }
+
+    /// Has the databases of provisioned tenants closed to other roles, once after the files have been read, because a
+    /// tenant that runs on may not be started for long.
+    pub(super) fn guard_databases(&mut self) {
+        let Some(provisioner) = self.provisioner.as_ref().filter(|_| !self.guarded) else {
+            return;
+        };
+        self.guarded = true;
+        let mut databases = BTreeMap::new();
+        for (name, entry) in self.core.entries() {
+            if let Some(wish) = entry
+                .asked()
+                .and_then(|config| self.role_wish(name, config))
+            {
+                databases.entry(wish.admin.clone()).or_insert(wish);
+            }
+        }
+        let provisioner = provisioner.clone();
+        tokio::spawn(async move {
+            for wish in databases.into_values() {
+                provisioner.guard(wish).await;
+            }
+        });
+    }
+
     /// Returns the role that the tenant's broker logs in as, if it is provisioned.
     pub(super) fn role_wish(&self, name: &TenantName, config: &TenantConfig) -> Option<RoleWish> {
         let TenantRole::Own { admin, earlier } = config.role() else {
@@ -220,6 +257,7 @@ impl Fleet {
             admin: (**admin).clone(),
             earlier: earlier.clone(),
             keep_earlier: false,
+            keep: self.unprovisioned_roles(),
             own_pool: database.pool_size.get(),
             pool: database.pool_size.get(),
             settings,

@@ -119,6 +119,7 @@ impl Fleet {
                 .as_ref()
                 .map(|i| i.pool)
                 .or(shown.map(|c| c.broker().database.pool_size.get())),
+            starts: entry.life.starts(),
             role: match (shown, &place) {
                 (Some(config), Some(place)) if config.has_own_role() => Some(place.role.clone()),
                 (Some(config), None) if config.has_own_role() => None,

@@ -11,13 +11,13 @@ mod role;
 mod sql;
 mod sweeper;
 
-pub(crate) use recipe::role_removal;
+pub(crate) use recipe::{role_lockout, role_removal};
 pub(crate) use role::{ROLE_PREFIX, role_name};
 pub(crate) use sweeper::{SessionLimits, Sweeper};
 
 use super::event_loop;
 use super::session::{ProbeFailure, Session};
-use brokkr_tenant::{DatabaseUrl, SchemaName, Secret, TenantName};
+use brokkr_tenant::{DatabaseUrl, SchemaName, Secret, TenantName, url_file};
 use postgres_protocol::password::scram_sha_256;
 use recipe::{ObjectFacts, RoleFacts};
 use std::collections::BTreeSet;
@@ -41,8 +41,11 @@ const WORK: Duration = Duration::from_secs(10);
 /// Waits little for locks, because requests of the running instance wait behind it.
 const OWN_LIMITS: &str = "SET lock_timeout TO '500ms'";
 
-/// Errors that pass: a lock not available, a tuple that another session changed, a deadlock, a row that appeared.
-const PASSING: &[&str] = &["(55P03)", "(XX000)", "(40P01)", "(23505)", "(42710)"];
+/// Errors that pass: a lock not available, a tuple that another session changed, a deadlock, a row that appeared, a lock
+/// table that is full.
+const PASSING: &[&str] = &[
+    "(55P03)", "(XX000)", "(40P01)", "(23505)", "(42710)", "(53200)",
+];
 
 /// The wanted state of a tenant's role and schema.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +62,8 @@ pub(crate) struct RoleWish {
     pub(crate) keep_earlier: bool,
     /// The pool of the instance to start, in connections.
     pub(crate) own_pool: u32,
+    /// Roles of tenants that are not provisioned, which keep their databases.
+    pub(crate) keep: BTreeSet<String>,
     /// The largest pool of the tenant's instances, in connections.
     pub(crate) pool: u32,
     /// Settings of the role, and their values. A role may change most of them for itself.
@@ -69,13 +74,18 @@ pub(crate) struct RoleWish {
     pub(crate) credentials: PathBuf,
 }
 
-/// A change of a tenant's role.
+/// A request to the thread.
 #[derive(Debug)]
-struct Request {
-    wish: RoleWish,
-    /// True to change the password.
-    renew: bool,
-    reply: oneshot::Sender<Result<DatabaseUrl, String>>,
+enum Request {
+    /// Bring a tenant's role to how it must be.
+    Provision {
+        wish: Box<RoleWish>,
+        /// True to change the password.
+        renew: bool,
+        reply: oneshot::Sender<Result<DatabaseUrl, String>>,
+    },
+    /// Close the databases of a tenant that runs on.
+    Guard(Box<RoleWish>),
 }
 
 /// A handle to the thread that provisions. The thread ends when the last handle is dropped.
@@ -98,6 +108,7 @@ impl Provisioner {
             exclusive,
             session: None,
             guarded: BTreeSet::new(),
+            asked_for_password: BTreeSet::new(),
             notices: Arc::clone(&notices),
         };
         let runtime = event_loop()?;
@@ -130,10 +141,17 @@ impl Provisioner {
 
     async fn ask(&self, wish: RoleWish, renew: bool) -> Result<DatabaseUrl, String> {
         let (reply, answer) = oneshot::channel();
-        let request = Request { wish, renew, reply };
+        let wish = Box::new(wish);
+        let request = Request::Provision { wish, renew, reply };
         let gone = || "the thread that provisions roles has ended".to_owned();
         self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Closes the databases that a running tenant uses to what every role may do by default, as a start of it would.
+    pub(crate) async fn guard(&self, wish: RoleWish) {
+        // An error means that the thread has ended.
+        let _ = self.requests.send(Request::Guard(Box::new(wish))).await;
     }
 
     /// Returns what the operator should know about the servers' protection.
@@ -147,8 +165,10 @@ struct Worker {
     exclusive: bool,
     /// The connection in use, and its URL.
     session: Option<(DatabaseUrl, Session)>,
-    /// The databases whose protection has been looked at.
+    /// The databases that have been closed to other roles.
     guarded: BTreeSet<DatabaseUrl>,
+    /// The databases whose `pg_hba.conf` has been tried with a wrong password.
+    asked_for_password: BTreeSet<DatabaseUrl>,
     notices: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -167,17 +187,21 @@ impl Worker {
                     }
                 }
             };
-            let answer = self.serve(&request).await;
-            // An error means that the instance is not wanted any more.
-            let _ = request.reply.send(answer);
+            match request {
+                Request::Provision { wish, renew, reply } => {
+                    let answer = self.serve(&wish, renew).await;
+                    // An error means that the instance is not wanted any more.
+                    let _ = reply.send(answer);
+                }
+                Request::Guard(wish) => self.guard(&wish, None).await,
+            }
         }
     }
 
-    async fn serve(&mut self, request: &Request) -> Result<DatabaseUrl, String> {
-        let wish = &request.wish;
+    async fn serve(&mut self, wish: &RoleWish, renew: bool) -> Result<DatabaseUrl, String> {
         let mut tries = 1;
         loop {
-            let outcome = self.attempt(wish, request.renew && tries == 1).await;
+            let outcome = self.attempt(wish, renew && tries == 1).await;
             match outcome {
                 Err(Failure::Server(failure)) => {
                     // The connection may be at fault.
@@ -194,7 +218,7 @@ impl Worker {
                     return Err(format!("its role cannot be provisioned: {reason}"));
                 }
                 Ok(login) => {
-                    self.guard(wish, &login).await;
+                    self.guard(wish, Some(&login)).await;
                     return Ok(login);
                 }
             }
@@ -243,6 +267,15 @@ impl Worker {
         let verifier = scram_sha_256(password.as_bytes());
         let sql = recipe::statements(&facts, wish, &verifier).map_err(Failure::Refused)?;
         session.ask_within(WORK, &sql).await?;
+        let role = login.user();
+        if !session.ask_one(&recipe::may_connect(role)).await?.flag(0)? {
+            return Err(Failure::Refused(format!(
+                "role {role} may not connect to database {0}, and {1} may not grant it: GRANT CONNECT ON DATABASE {0} TO PUBLIC, \
+                 or to {1} WITH GRANT OPTION",
+                sql::identifier(&facts.database),
+                sql::identifier(&facts.admin)
+            )));
+        }
         let ignored = |(setting, _): &&(&str, String)| *setting == recipe::SUPERUSERS_SETTING;
         if !facts.superuser && wish.settings.iter().any(|setting| ignored(&setting)) {
             let (tenant, admin) = (&wish.tenant, &facts.admin);
@@ -252,31 +285,37 @@ impl Worker {
     }
 
     /// Closes the database of a tenant to what every role may do by default, once, and notes what stays open.
-    async fn guard(&mut self, wish: &RoleWish, login: &DatabaseUrl) {
-        if !self.guarded.insert(wish.admin.clone()) {
-            return;
-        }
-        let database = wish.admin.dbname().to_owned();
+    async fn guard(&mut self, wish: &RoleWish, login: Option<&DatabaseUrl>) {
         let mut open = Vec::new();
-        if let Err(Failure::Server(failure)) = self.close(wish, &mut open).await {
-            self.session = None;
-            open.push(format!(
-                "is not closed to other roles: {}",
-                failure.reason()
-            ));
+        if !self.guarded.contains(&wish.admin) {
+            match self.close(wish, &mut open).await {
+                Err(Failure::Server(failure)) => {
+                    self.session = None;
+                    let reason = failure.reason();
+                    open.push(format!("is not closed to other roles: {reason}"));
+                }
+                Err(Failure::Refused(reason)) => open.push(reason),
+                Ok(()) => drop(self.guarded.insert(wish.admin.clone())),
+            }
         }
-        if trusts(login, wish).await {
+        let known = url_file::read(&wish.credentials).ok();
+        if let Some(login) = login.or(known.as_ref())
+            && self.asked_for_password.insert(wish.admin.clone())
+            && trusts(login, wish).await
+        {
             open.push(
                 "lets a role in without its password (pg_hba.conf: trust), so every tenant may log in as every other: \
                  write scram-sha-256"
                     .to_owned(),
             );
         }
+        let database = wish.admin.dbname();
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
         for text in open {
             let text = format!("[provision]: database {database} {text}");
-            tracing::warn!("{text}");
-            notices.insert(text);
+            if notices.insert(text.clone()) {
+                tracing::warn!("{text}");
+            }
         }
     }
 
@@ -296,8 +335,11 @@ impl Worker {
                 let connected = row.nullable(1).unwrap_or_default().lines();
                 let mut keep: Vec<String> = connected.map(str::to_owned).collect();
                 let is_tenants = name == wish.admin.dbname();
-                if is_tenants && !wish.earlier.is_empty() && !keep.contains(&wish.earlier) {
-                    keep.push(wish.earlier.clone());
+                for role in session.ask(&database::existing(&wish.keep)).await? {
+                    let role = role.text(0)?.to_owned();
+                    if !keep.contains(&role) {
+                        keep.push(role);
+                    }
                 }
                 let sql = database::close_database(name, &keep, is_tenants);
                 session.ask(&sql).await?;

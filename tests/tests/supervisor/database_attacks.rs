@@ -1,6 +1,6 @@
 //! An attacker who has a tenant's login reaches no other tenant by way of the database.
 
-use super::provision::{as_tenant, login, provision, shared};
+use super::provision::{as_tenant, elsewhere, login, provision, shared};
 use brokkr_tests::Host;
 use postgres::{Client, NoTls};
 
@@ -201,7 +201,7 @@ fn logins(host: &Host, url: &str, role: &str, other: &str) -> Vec<String> {
     let _ = host.known("acme").is_ready();
     let _ = host.known("globex").is_ready();
     host.command(&["restart", "--all"]).ok();
-    let database = |name: &str| url.replace("/brokkr", &format!("/{name}"));
+    let database = |name: &str| elsewhere(url, name);
     let attempts = [
         database("postgres"),
         database("template1"),

@@ -41,6 +41,12 @@ pub(crate) fn login(host: &Host, tenant: &Tenant<'_>) -> String {
     fs::read_to_string(file).unwrap().trim().to_owned()
 }
 
+/// Returns the same login in another database.
+pub(crate) fn elsewhere(url: &str, database: &str) -> String {
+    let (server, _) = url.rsplit_once('/').unwrap();
+    format!("{server}/{database}")
+}
+
 /// Logs in as the tenant's role, without its limits of a session.
 pub(crate) fn as_tenant(host: &Host, tenant: &Tenant<'_>) -> Client {
     Client::connect(&login(host, tenant), NoTls).unwrap()
@@ -197,7 +203,7 @@ fn a_session_that_fills_the_lock_table_is_ended_each_time_and_the_bystander_serv
     let globex = host.tenant("globex").up();
     let url = login(&host, &acme);
     let before = globex.status();
-    let ended = || host.said("locks, [provision.limits] locks = 500");
+    let ended = || host.said("locks of its sessions together, [provision.limits] locks = 500");
     for round in 1..=3 {
         let held = fill_lock_table(&url);
         until(Duration::from_secs(20), "the session to be ended", || {
@@ -205,6 +211,21 @@ fn a_session_that_fills_the_lock_table_is_ended_each_time_and_the_bystander_serv
         });
         drop(held);
     }
+    // Sessions that stay below the limit each are too much together.
+    let before_many = ended();
+    let mut held: Vec<Client> = (0..5)
+        .map(|_| Client::connect(&url, NoTls).unwrap())
+        .collect();
+    for (n, client) in held.iter_mut().enumerate() {
+        let some = (0..150).map(|t| format!("CREATE TABLE g{n}_{t} (); "));
+        client
+            .batch_execute(&format!("BEGIN; {}", some.collect::<String>()))
+            .unwrap_or_default();
+    }
+    until(Duration::from_secs(20), "some of them to be ended", || {
+        (ended() > before_many).then_some(())
+    });
+    drop(held);
     globex.api().get("/agents").expect(200);
     let after = globex.status();
     assert_eq!((after.pid, after.state.as_str()), (before.pid, "ready"));
@@ -307,6 +328,16 @@ fn data_is_dropped_only_after_its_name_is_given_again_and_the_role_goes_along() 
     ]);
     assert!(wrong.stderr.contains("nothing is changed"), "{wrong:?}");
     assert!(acme.file().exists());
+    // The tenant's role has something elsewhere, and a session with locks.
+    let elsewhere = elsewhere(&login(&host, &acme), "postgres");
+    Client::connect(&elsewhere, NoTls)
+        .unwrap()
+        .batch_execute("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
+        .unwrap();
+    let mut holding = as_tenant(&host, &acme);
+    holding
+        .batch_execute("BEGIN; LOCK TABLE agents")
+        .unwrap_or_default();
 
     let dump = host.root().join("acme.dump");
     let said = host
@@ -326,6 +357,8 @@ fn data_is_dropped_only_after_its_name_is_given_again_and_the_role_goes_along() 
         "{said}"
     );
     assert_eq!(&fs::read(&dump).unwrap()[..5], b"PGDMP");
+    let mode = fs::metadata(&dump).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     let mut admin = host.server().client();
     let left = "SELECT (SELECT count(*) FROM pg_namespace WHERE nspname = 'tenant_acme') + (SELECT count(*) FROM pg_roles WHERE rolname = $1)";
     assert_eq!(admin.query_one(left, &[&role]).unwrap().get::<_, i64>(0), 0);
@@ -337,6 +370,37 @@ fn data_is_dropped_only_after_its_name_is_given_again_and_the_role_goes_along() 
         .collect();
     assert!(of_acme.is_empty(), "{of_acme:?}");
     globex.api().get("/agents").expect(200);
+
+    // Without a supervisor nothing is changed, and a command that failed can be given again.
+    let drop_globex = [
+        "tenant",
+        "remove",
+        "globex",
+        "--drop-data",
+        "--yes-drop",
+        "globex",
+    ];
+    host.stop();
+    assert_eq!(host.command(&drop_globex).code, Some(69));
+    assert!(globex.file().exists());
+    host.up();
+    let _ = globex.clone().is_ready();
+    let nowhere = host
+        .root()
+        .join("nowhere/globex.dump")
+        .display()
+        .to_string();
+    let mut with_dump = drop_globex.to_vec();
+    with_dump.extend(["--dump", &nowhere]);
+    let failed = host.command(&with_dump);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert!(
+        failed.stderr.contains("goes on with the rest"),
+        "{failed:?}"
+    );
+    assert!(!globex.file().exists());
+    let said = host.command(&drop_globex).ok();
+    assert!(said.contains("dropped schema tenant_globex"), "{said}");
 
     // A schema that no broker has made is left alone.
     admin

@@ -1,6 +1,7 @@
 //! The SQL that keeps provisioned roles from what every role of a database may do by default.
 
 use super::sql::{identifier, literal};
+use std::collections::BTreeSet;
 
 /// Functions that take shared locks under keys of the caller's choice, and large objects, which belong to no schema.
 /// Returns the words of `REVOKE` for each that every role may still execute.
@@ -26,6 +27,17 @@ pub(super) fn open_databases(prefix: &str) -> String {
     )
 }
 
+/// Returns the query for those of these roles that exist.
+pub(super) fn existing(roles: &BTreeSet<String>) -> String {
+    let roles: Vec<String> = std::iter::once("''".to_owned())
+        .chain(roles.iter().map(|role| literal(role)))
+        .collect();
+    format!(
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname IN ({})",
+        roles.join(", ")
+    )
+}
+
 /// Returns the statements that close these functions.
 pub(super) fn close_functions(functions: &[String]) -> String {
     functions
@@ -40,7 +52,9 @@ pub(super) fn close_database(database: &str, keep: &[String], is_tenants: bool) 
     let mut sql = String::new();
     for role in keep {
         let role = identifier(role);
-        sql.push_str(&format!("GRANT CONNECT ON DATABASE {name} TO {role};\n"));
+        sql.push_str(&format!(
+            "GRANT CONNECT, TEMPORARY ON DATABASE {name} TO {role};\n"
+        ));
     }
     sql.push_str(&format!(
         "REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC;\n"

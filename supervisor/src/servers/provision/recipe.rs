@@ -53,6 +53,14 @@ pub(super) struct ObjectFacts {
 pub(super) const DATABASE: &str =
     "SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()";
 
+/// Returns the query whether a role may connect to this database.
+pub(super) fn may_connect(role: &str) -> String {
+    format!(
+        "SELECT pg_catalog.has_database_privilege({}, current_database(), 'CONNECT')",
+        literal(role)
+    )
+}
+
 /// Returns the query for [`RoleFacts`], one row.
 pub(super) fn facts_query(role: &str, schema: &SchemaName, earlier: &str) -> String {
     format!(
@@ -240,21 +248,47 @@ fn may_alter(facts: &RoleFacts, wish: &RoleWish, name: &str) -> Result<(), Strin
     }
 }
 
-/// Returns the statements that end the sessions of a role whose schema is dropped, and drop the role. `comment` is the
-/// role's comment.
+/// The statements that drop a role.
+pub(crate) struct RoleRemoval {
+    /// Drops what the role owns and was granted in one database.
+    pub(crate) owned: String,
+    /// Drops the same in this database, and the role.
+    pub(crate) whole: String,
+}
+
+/// Returns the statements that drop a role whose schema is dropped. `comment` is the role's comment.
 ///
 /// # Errors
 /// The reason why the role is left as it is.
-pub(crate) fn role_removal(name: &str, comment: Option<&str>) -> Result<String, String> {
-    if comment.and_then(supervisor_of).is_none() {
-        return Err(format!("role {name} was not made by a Brokkr Supervisor"));
-    }
-    let (role, text) = (identifier(name), literal(name));
+pub(crate) fn role_removal(name: &str, comment: Option<&str>) -> Result<RoleRemoval, String> {
+    made_here(name, comment)?;
+    let role = identifier(name);
+    let owned = format!("DROP OWNED BY {role}");
+    Ok(RoleRemoval {
+        whole: format!("{owned}; DROP ROLE {role}"),
+        owned,
+    })
+}
+
+/// Returns the statements that keep a role from logging in, and end its sessions.
+///
+/// # Errors
+/// The reason why the role is left as it is.
+pub(crate) fn role_lockout(name: &str, comment: Option<&str>) -> Result<String, String> {
+    made_here(name, comment)?;
     Ok(format!(
-        "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a WHERE a.usename = {text}; \
-         DROP OWNED BY {role}; \
-         DROP ROLE {role}"
+        "ALTER ROLE {} NOLOGIN; \
+         SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a WHERE a.usename = {}",
+        identifier(name),
+        literal(name)
     ))
+}
+
+fn made_here(name: &str, comment: Option<&str>) -> Result<(), String> {
+    match comment.and_then(supervisor_of) {
+        Some(_) => Ok(()),
+        None => Err(format!("role {name} was not made by a Brokkr Supervisor")),
+    }
 }
 
 #[cfg(test)]

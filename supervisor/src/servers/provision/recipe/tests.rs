@@ -11,6 +11,7 @@ fn wish() -> RoleWish {
         earlier: "brokkr".to_owned(),
         keep_earlier: false,
         own_pool: 10,
+        keep: std::collections::BTreeSet::new(),
         pool: 10,
         settings: vec![
             ("statement_timeout", "30000ms".to_owned()),
