@@ -36,9 +36,9 @@ fn needs(instance: &Instance) -> Needs {
     let url = &instance.config.database.url;
     let writes = instance.core || start::writes_state(&instance.plan());
     let state = instance.state_dir.clone();
-    let certificate = url.ssl_root_cert().map(Path::to_owned);
+    let certificates = url.ssl_files().map(Path::to_owned);
     Needs {
-        reads: certificate.into_iter().chain([state.clone()]).collect(),
+        reads: certificates.chain([state.clone()]).collect(),
         writes: writes.then_some(state),
         database_socket: match url.host() {
             Host::Unix(folder) => Some(folder.clone()),

@@ -187,7 +187,7 @@ impl Connector {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         let mode = ssl_mode(url);
-        let tls = tls::client(mode, url.ssl_root_cert())
+        let tls = tls::client(mode, url.ssl_root_cert(), url.ssl_client())
             .map_err(|error| ConnectError::tls(&server, error))?;
         Ok(Self {
             config,

@@ -253,6 +253,26 @@ fn each_sslmode_accepts_what_libpq_accepts() {
         Reason::Denied
     );
 
+    // pg_hba.conf admits this role by its certificate.
+    admin.batch_execute("CREATE ROLE certified LOGIN").unwrap();
+    let (cert, key) = (certs.client.0.display(), certs.client.1.display());
+    let certified = |rest: &str| {
+        url(&format!(
+            "postgres://certified@127.0.0.1:{port}/postgres?sslmode=require{rest}"
+        ))
+    };
+    let with_both = certified(&format!("&sslcert={cert}&sslkey={key}"));
+    assert!(encrypted(&mut connect(&with_both, &options()).unwrap()));
+    assert!(connect(&certified(""), &options()).is_err());
+    for (rest, file) in [
+        (format!("&sslcert={cert}&sslkey=/absent.key"), "/absent.key"),
+        (format!("&sslcert={key}&sslkey={key}"), "sslcert"),
+    ] {
+        let error = connect(&certified(&rest), &options()).err().unwrap();
+        assert_eq!(error.reason(), Reason::Tls, "{error}");
+        assert!(error.to_string().contains(file), "{error}");
+    }
+
     // One connector opens many connections.
     let connector = Connector::new(
         &at(

@@ -13,18 +13,18 @@ use rustls::{
         verify_server_cert_signed_by_trust_anchor,
     },
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
-    #[error("sslrootcert {0}: {1}")]
-    RootFile(PathBuf, rustls::pki_types::pem::Error),
-    #[error("sslrootcert {0} is no regular file")]
-    NotAFile(PathBuf),
-    #[error("sslrootcert {0} holds no certificate")]
-    NoRootInFile(PathBuf),
+    #[error("{0} {1}: {2}")]
+    File(&'static str, PathBuf, rustls::pki_types::pem::Error),
+    #[error("{0} {1} is no regular file")]
+    NotAFile(&'static str, PathBuf),
+    #[error("{0} {1} holds no certificate")]
+    NoCertificate(&'static str, PathBuf),
     #[error(
         "the system has no trusted root certificates; install ca-certificates or set sslrootcert"
     )]
@@ -39,6 +39,7 @@ pub(crate) enum TlsError {
 pub(crate) fn client(
     mode: SslMode,
     root_cert: Option<&Path>,
+    client: Option<(&Path, &Path)>,
 ) -> Result<Option<ClientConfig>, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match mode {
@@ -54,13 +55,44 @@ pub(crate) fn client(
         )
         .build()?,
     };
-    Ok(Some(
-        ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth(),
-    ))
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    Ok(Some(match client {
+        None => config.with_no_client_auth(),
+        Some((cert, key)) => {
+            let chain = certificates("sslcert", cert)?;
+            let bad_key = |error| TlsError::File("sslkey", key.to_owned(), error);
+            regular("sslkey", key)?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(bad_key)?;
+            config.with_client_auth_cert(chain, key)?
+        }
+    }))
+}
+
+/// Refuses anything but a regular file, because opening a pipe would wait for its writer without limit. A path that
+/// cannot be examined fails when it is opened.
+fn regular(option: &'static str, path: &Path) -> Result<(), TlsError> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(TlsError::NotAFile(option, path.to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the certificates in a PEM file, at least one.
+fn certificates(
+    option: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    regular(option, path)?;
+    let fail = |error| TlsError::File(option, path.to_owned(), error);
+    let read = CertificateDer::pem_file_iter(path).map_err(fail)?;
+    let found: Vec<_> = read.collect::<Result<_, _>>().map_err(fail)?;
+    match found.is_empty() {
+        true => Err(TlsError::NoCertificate(option, path.to_owned())),
+        false => Ok(found),
+    }
 }
 
 /// Returns a client's TLS configuration that accepts any certificate, for requests without a secret.
@@ -80,19 +112,8 @@ pub fn unverified() -> Result<ClientConfig, rustls::Error> {
 fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = file {
-        // Opening a pipe would wait for its writer without limit. A path that cannot be examined fails when it is
-        // opened.
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(TlsError::NotAFile(path.to_owned()));
-        }
-        let certs = CertificateDer::pem_file_iter(path)
-            .map_err(|error| TlsError::RootFile(path.to_owned(), error))?;
-        for cert in certs {
-            let cert = cert.map_err(|error| TlsError::RootFile(path.to_owned(), error))?;
+        for cert in certificates("sslrootcert", path)? {
             roots.add(cert)?;
-        }
-        if roots.is_empty() {
-            return Err(TlsError::NoRootInFile(path.to_owned()));
         }
     } else {
         // Skips system certificates that cannot be parsed, as other programs do, because the store is not ours to

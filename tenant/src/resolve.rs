@@ -215,7 +215,7 @@ pub fn resolve(layers: &[Layer], mode: Mode) -> Result<Resolved, Diagnostics> {
         problems.files.extend(merged.tls_files());
         return Err(problems);
     };
-    files.extend(url.ssl_root_cert().map(ToOwned::to_owned));
+    files.extend(url.ssl_files().map(ToOwned::to_owned));
     files.extend(merged.tls_files());
     Ok(Resolved {
         config: BrokerConfig {

@@ -102,6 +102,8 @@ pub struct DatabaseUrl {
     dbname: String,
     ssl_mode: SslMode,
     ssl_root_cert: Option<PathBuf>,
+    /// The client's certificate and its key.
+    ssl_client: Option<(PathBuf, PathBuf)>,
     channel_binding: Option<ChannelBinding>,
     application_name: Option<String>,
     connect_timeout: Option<Duration>,
@@ -175,6 +177,19 @@ impl DatabaseUrl {
         self.ssl_root_cert.as_deref()
     }
 
+    /// Returns the files of the client's certificate and of its key (`sslcert`, `sslkey`).
+    pub fn ssl_client(&self) -> Option<(&Path, &Path)> {
+        let (cert, key) = self.ssl_client.as_ref()?;
+        Some((cert, key))
+    }
+
+    /// Returns every file that a connection reads: `sslrootcert`, `sslcert`, `sslkey`.
+    pub fn ssl_files(&self) -> impl Iterator<Item = &Path> {
+        let client = self.ssl_client.iter();
+        let of_client = client.flat_map(|(cert, key)| [cert.as_path(), key.as_path()]);
+        self.ssl_root_cert().into_iter().chain(of_client)
+    }
+
     /// Returns the use of channel binding; `None` if the URL does not set it.
     pub fn channel_binding(&self) -> Option<ChannelBinding> {
         self.channel_binding
@@ -215,10 +230,13 @@ impl DatabaseUrl {
         self
     }
 
-    /// Resolves a relative `sslrootcert` against `base`.
+    /// Resolves relative `sslrootcert`, `sslcert` and `sslkey` against `base`.
     #[must_use]
     pub fn within(mut self, base: &Path) -> Self {
         self.ssl_root_cert = self.ssl_root_cert.map(|path| base.join(path));
+        self.ssl_client = self
+            .ssl_client
+            .map(|(cert, key)| (base.join(cert), base.join(key)));
         self
     }
 

@@ -13,6 +13,8 @@ pub(crate) struct Certificates {
     pub(crate) ca: PathBuf,
     /// An authority that has signed no certificate of the test.
     pub(crate) stranger: PathBuf,
+    /// The certificate and key of the client `certified`, signed by the authority.
+    pub(crate) client: (PathBuf, PathBuf),
     cert: PathBuf,
     key: PathBuf,
 }
@@ -92,12 +94,17 @@ impl Server {
             .args(["-U", "postgres", "-A", "trust", "-N"])
             .status();
         assert!(made.unwrap().success(), "initdb failed");
-        let hba = "local all all trust\nhostnossl all plain 127.0.0.1/32 trust\nhostssl all plain 127.0.0.1/32 reject\n\
+        let hba = "local all all trust\nhostssl all certified 127.0.0.1/32 cert\nhostnossl all plain 127.0.0.1/32 trust\nhostssl all plain 127.0.0.1/32 reject\n\
                    host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n\
                    host all postgres ::1/128 trust\n";
         fs::write(data.join("pg_hba.conf"), hba).unwrap();
         if let Some(certs) = tls {
-            for (from, name) in [(&certs.cert, "server.crt"), (&certs.key, "server.key")] {
+            let files = [
+                (&certs.cert, "server.crt"),
+                (&certs.key, "server.key"),
+                (&certs.ca, "root.crt"),
+            ];
+            for (from, name) in files {
                 let to = data.join(name);
                 fs::copy(from, &to).unwrap();
                 fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600))
@@ -117,6 +124,14 @@ impl Server {
             .arg(&data)
             .args(["-F", "-h", "localhost", "-p", &port.to_string()])
             .args(["-c", if tls.is_some() { "ssl=on" } else { "ssl=off" }])
+            .args([
+                "-c",
+                if tls.is_some() {
+                    "ssl_ca_file=root.crt"
+                } else {
+                    "ssl_ca_file="
+                },
+            ])
             .arg("-k")
             .arg(dir.path())
             .spawn()
@@ -188,6 +203,8 @@ pub(crate) fn certificates(dir: &Path) -> Option<Certificates> {
         "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=stranger -keyout stranger.key -out stranger.pem",
         "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr",
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.pem",
+        "req -newkey rsa:2048 -nodes -subj /CN=certified -keyout client.key -out client.csr",
+        "x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out client.pem",
     ] {
         assert!(openssl(line), "openssl {line}");
     }
@@ -195,6 +212,7 @@ pub(crate) fn certificates(dir: &Path) -> Option<Certificates> {
     Some(Certificates {
         ca: path("ca.pem"),
         stranger: path("stranger.pem"),
+        client: (path("client.pem"), path("client.key")),
         cert: path("server.pem"),
         key: path("server.key"),
     })

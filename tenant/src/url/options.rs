@@ -24,8 +24,8 @@ const REFUSED: &[(&[&str], &str)] = &[
         "name host, port, user and database in the URL",
     ),
     (
-        &["sslcert", "sslkey", "sslpassword", "sslcertmode"],
-        "certificates of clients are not supported; use a password",
+        &["sslpassword", "sslcertmode"],
+        "the key of sslkey must not be encrypted, and a certificate is sent when the server asks for one",
     ),
     (
         &["sslcrl", "sslcrldir"],
@@ -73,6 +73,8 @@ const KNOWN: &[&str] = &[
     "dbname",
     "sslmode",
     "sslrootcert",
+    "sslcert",
+    "sslkey",
     "ssl",
     "channel_binding",
     "application_name",
@@ -142,6 +144,8 @@ fn set(name: &str, value: String, parts: &mut Parts) -> Result<(), Invalid> {
             _ => return one_of("true (sslmode says more)"),
         },
         "sslrootcert" => parts.ssl_root_cert = Some(value).filter(|path| !path.is_empty()),
+        "sslcert" => parts.ssl_cert = Some(value).filter(|path| !path.is_empty()),
+        "sslkey" => parts.ssl_key = Some(value).filter(|path| !path.is_empty()),
         "channel_binding" => {
             parts.channel_binding = Some(match value.as_str() {
                 "disable" => ChannelBinding::Disable,
@@ -224,6 +228,10 @@ impl DatabaseUrl {
         }
         if let Some(path) = &self.ssl_root_cert {
             options.push(("sslrootcert", path.display().to_string()));
+        }
+        if let Some((cert, key)) = &self.ssl_client {
+            options.push(("sslcert", cert.display().to_string()));
+            options.push(("sslkey", key.display().to_string()));
         }
         if let Some(binding) = self.channel_binding {
             let word = match binding {

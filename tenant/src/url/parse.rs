@@ -192,6 +192,16 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         ),
         None => (parts.ssl_mode.unwrap_or(SslMode::Prefer), None),
     };
+    let ssl_client = match (parts.ssl_cert, parts.ssl_key) {
+        (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(
+                Invalid::new("the database URL has one of sslcert and sslkey")
+                    .hint("a certificate needs its key: write both, or neither"),
+            );
+        }
+    };
     Ok(DatabaseUrl {
         dbname: parts
             .dbname
@@ -203,6 +213,7 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         password: parts.password.map(Secret::new),
         ssl_mode,
         ssl_root_cert,
+        ssl_client,
         channel_binding: parts.channel_binding,
         application_name: parts.application_name,
         connect_timeout: parts.connect_timeout,

@@ -15,6 +15,8 @@ pub(super) struct Parts {
     pub(super) dbname: Option<String>,
     pub(super) ssl_mode: Option<SslMode>,
     pub(super) ssl_root_cert: Option<String>,
+    pub(super) ssl_cert: Option<String>,
+    pub(super) ssl_key: Option<String>,
     pub(super) channel_binding: Option<ChannelBinding>,
     pub(super) application_name: Option<String>,
     pub(super) connect_timeout: Option<Duration>,

@@ -79,7 +79,7 @@ fn what_is_wrong_is_named_and_the_password_is_not() {
             "postgres://u:hunter2@a/d?options=-csearch_path%3Dx",
             "`options`",
         ),
-        ("postgres://u:hunter2@a/d?sslcert=x", "`sslcert`"),
+        ("postgres://u:hunter2@a/d?sslcert=x", "sslcert"),
         ("postgres://u:hunter2@a/d?ssl_mode=require", "`sslmode`"),
         ("postgres://u:hunter2@a/d?sslmode=on", "sslmode"),
         (
@@ -137,7 +137,7 @@ proptest! {
             host: if host.starts_with('/') { Host::Unix(host.into()) } else { Host::Tcp(host) },
             port, user, password: password.map(Secret::new), dbname,
             ssl_mode: [SslMode::Disable, SslMode::Prefer, SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull][mode],
-            ssl_root_cert: None, channel_binding: None, application_name: name, connect_timeout: None,
+            ssl_root_cert: None, ssl_client: None, channel_binding: None, application_name: name, connect_timeout: None,
             tcp_user_timeout: Some(Duration::from_millis(5)),
             keepalives: Keepalives { idle: Some(Duration::from_secs(idle + 1)), ..Keepalives::default() },
         };

@@ -459,3 +459,61 @@ fn an_administrator_without_superuser_provisions_what_it_may_and_the_rest_is_sai
         .unwrap();
     assert_eq!(row.get::<_, String>(0), role);
 }
+
+#[test]
+fn an_exclusive_server_keeps_the_roles_of_tenants_and_of_connected_programs() {
+    let host = shared();
+    let mut admin = host.server().client();
+    for sql in [
+        "CREATE ROLE op LOGIN PASSWORD 'op'",
+        "CREATE ROLE app LOGIN PASSWORD 'app'",
+        "CREATE DATABASE apps",
+        "GRANT CREATE ON DATABASE brokkr TO op",
+    ] {
+        admin.batch_execute(sql).unwrap();
+    }
+    let url = |database: &str, user: &str| {
+        let plain = host.server().url(database, user);
+        plain.replace(&format!("{user}@"), &format!("{user}:{user}@"))
+    };
+    let mut app = Client::connect(&url("apps", "app"), NoTls).unwrap();
+    provision(&host);
+    host.set("provision.exclusive", "true");
+    let acme = host.tenant("acme").write();
+    let initech = host.tenant("initech").url(&url("brokkr", "op")).write();
+    host.up();
+    let (acme, initech) = (acme.is_ready(), initech.is_ready());
+    assert_eq!(initech.status().role.as_deref(), Some("op"));
+    assert!(
+        initech
+            .status()
+            .role_note
+            .unwrap()
+            .contains("its file names the role op")
+    );
+    until(
+        Duration::from_secs(20),
+        "the databases to be closed",
+        || {
+            let sql = "SELECT bool_or(has_database_privilege('public', oid, 'CONNECT')) FROM pg_database WHERE datallowconn";
+            (!admin.query_one(sql, &[]).unwrap().get::<_, bool>(0)).then_some(())
+        },
+    );
+    app.batch_execute("CREATE TEMPORARY TABLE t ()").unwrap();
+    Client::connect(&url("brokkr", "op"), NoTls).unwrap();
+    assert!(Client::connect(&elsewhere(&login(&host, &acme), "apps"), NoTls).is_err());
+    // A supervisor that takes over closes what was opened meanwhile, without a start of any broker.
+    admin.batch_execute("CREATE DATABASE later").unwrap();
+    let pid = acme.pid();
+    host.kill();
+    host.up();
+    until(
+        Duration::from_secs(20),
+        "the new database to be closed",
+        || {
+            let sql = "SELECT has_database_privilege('public', 'later', 'CONNECT')";
+            (!admin.query_one(sql, &[]).unwrap().get::<_, bool>(0)).then_some(())
+        },
+    );
+    assert_eq!(acme.pid(), pid);
+}
