@@ -102,8 +102,8 @@ pub struct DatabaseUrl {
     dbname: String,
     ssl_mode: SslMode,
     ssl_root_cert: Option<PathBuf>,
-    /// The client's certificate and its key.
-    ssl_client: Option<(PathBuf, PathBuf)>,
+    /// The client's certificate and its key. Boxed, because few URLs have them.
+    ssl_client: Option<Box<(PathBuf, PathBuf)>>,
     channel_binding: Option<ChannelBinding>,
     application_name: Option<String>,
     connect_timeout: Option<Duration>,
@@ -179,13 +179,13 @@ impl DatabaseUrl {
 
     /// Returns the files of the client's certificate and of its key (`sslcert`, `sslkey`).
     pub fn ssl_client(&self) -> Option<(&Path, &Path)> {
-        let (cert, key) = self.ssl_client.as_ref()?;
+        let (cert, key) = self.ssl_client.as_deref()?;
         Some((cert, key))
     }
 
     /// Returns every file that a connection reads: `sslrootcert`, `sslcert`, `sslkey`.
     pub fn ssl_files(&self) -> impl Iterator<Item = &Path> {
-        let client = self.ssl_client.iter();
+        let client = self.ssl_client.as_deref().into_iter();
         let of_client = client.flat_map(|(cert, key)| [cert.as_path(), key.as_path()]);
         self.ssl_root_cert().into_iter().chain(of_client)
     }
@@ -236,7 +236,7 @@ impl DatabaseUrl {
         self.ssl_root_cert = self.ssl_root_cert.map(|path| base.join(path));
         self.ssl_client = self
             .ssl_client
-            .map(|(cert, key)| (base.join(cert), base.join(key)));
+            .map(|client| Box::new((base.join(&client.0), base.join(&client.1))));
         self
     }
 

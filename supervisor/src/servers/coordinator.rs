@@ -34,7 +34,7 @@ type Address = (Host, u16);
 enum Event {
     /// Result of a look at a URL.
     Tried {
-        url: DatabaseUrl,
+        url: Box<DatabaseUrl>,
         number: u64,
         result: Result<Box<Found>, ProbeFailure>,
     },
@@ -247,7 +247,7 @@ impl Coordinator {
                 url,
                 number,
                 result,
-            } => self.tried(url, number, result),
+            } => self.tried(*url, number, result),
             Event::Knocked {
                 address,
                 number,

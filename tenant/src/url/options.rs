@@ -229,7 +229,7 @@ impl DatabaseUrl {
         if let Some(path) = &self.ssl_root_cert {
             options.push(("sslrootcert", path.display().to_string()));
         }
-        if let Some((cert, key)) = &self.ssl_client {
+        if let Some((cert, key)) = self.ssl_client.as_deref() {
             options.push(("sslcert", cert.display().to_string()));
             options.push(("sslkey", key.display().to_string()));
         }

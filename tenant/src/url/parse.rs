@@ -193,7 +193,7 @@ fn build(parts: Parts) -> Result<DatabaseUrl, Invalid> {
         None => (parts.ssl_mode.unwrap_or(SslMode::Prefer), None),
     };
     let ssl_client = match (parts.ssl_cert, parts.ssl_key) {
-        (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+        (Some(cert), Some(key)) => Some(Box::new((cert.into(), key.into()))),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => {
             return Err(

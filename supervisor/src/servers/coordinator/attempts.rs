@@ -253,7 +253,7 @@ impl Coordinator {
             let result = look(&url, &name).await;
             // An error means that the coordinator has ended.
             let _ = events.send(Event::Tried {
-                url,
+                url: Box::new(url),
                 number,
                 result,
             });
