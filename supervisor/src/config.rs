@@ -7,7 +7,7 @@ mod tenant;
 mod uid_range;
 
 pub use provision::Provision;
-pub(crate) use provision::{TenantRole, credentials_file};
+pub(crate) use provision::{TenantRole, credentials_file, provides_for_none};
 pub(crate) use scan::{Desired, FileProblem, Referred, ScanMode, Scanned, Scanner, Stamp};
 pub(crate) use summary::{ConfigSummary, SecretConfig};
 pub(crate) use tenant::TenantConfig;

@@ -19,6 +19,9 @@ pub const CONFIG_FD: &str = "BROKKR_CONFIG_FD";
 /// The key of a notification with the number of connections that an ending broker still holds.
 pub const HELD_CONNECTIONS: &str = "X_CONNECTIONS";
 
+/// The beginning of the name of every role that a supervisor provisions for a tenant.
+pub const ROLE_PREFIX: &str = "brokkr_t_";
+
 /// The phase of an instance. The broker repeats it for a restarted supervisor that missed the notifications.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -90,6 +90,11 @@ fn judge(config: &SupervisorConfig, offline: bool, findings: &mut Findings) -> S
     );
     let embedded = embedded_url(config, findings);
     read_files(config, embedded.as_ref(), findings);
+    if let Some(provision) = &config.provision {
+        let roles = findings.wanted.values().map(|config| config.role());
+        let none = config::provides_for_none(provision, roles);
+        findings.warnings.extend(none);
+    }
     let admitted = read_admitted(config, findings);
     let mut view = if offline {
         Arc::default()

@@ -113,8 +113,9 @@ pub(super) fn confirm(
         Some(name) => return Err(problem(format!("--yes-drop names {name}"))),
         None => ask(&data, options.dump.clone())?,
     };
-    if let Some(path) = data.dump.as_ref().filter(|path| path.exists()) {
-        return Err(problem(format!("{} exists", path.display())));
+    if let Some(path) = &data.dump {
+        // Made before anything is changed, because the path may be unusable.
+        write_new(path, b"").map_err(|error| problem(format!("{}: {error}", path.display())))?;
     }
     Ok(data)
 }
@@ -221,9 +222,8 @@ impl Data {
         let escaped = password.replace('\\', "\\\\").replace(':', "\\:");
         let line = format!("*:*:*:*:{escaped}\n");
         // A command that was interrupted may have left one.
-        let ready = gone(fs::remove_file(&passwords))
-            .and_then(|()| write_new(&passwords, line.as_bytes()))
-            .and_then(|()| write_new(path, b""));
+        let ready =
+            gone(fs::remove_file(&passwords)).and_then(|()| write_new(&passwords, line.as_bytes()));
         ready.map_err(|error| failed(&error))?;
         let url = self.url.clone().with_user(self.url.user(), None);
         let ran = Command::new(&self.pg_dump)

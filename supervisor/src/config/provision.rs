@@ -128,6 +128,25 @@ fn names_no_user(url: &DatabaseUrl) -> bool {
     DatabaseUrl::parse("postgres://localhost/").is_ok_and(|none| none.user() == url.user())
 }
 
+/// Returns the warning that no tenant has a role of its own, although `[provision]` is configured.
+pub(crate) fn provides_for_none<'r>(
+    provision: &Provision,
+    mut roles: impl Iterator<Item = &'r TenantRole>,
+) -> Option<String> {
+    let first = roles.next()?;
+    let none = |role: &TenantRole| matches!(role, TenantRole::OfUrl(Some(_)));
+    let TenantRole::OfUrl(Some(why)) = first else {
+        return None;
+    };
+    roles.all(none).then(|| {
+        format!(
+            "[provision]: no tenant has a role of its own; of the first tenant {why}. Write host and port of admin_url ({}) as in \
+             the tenants' URLs",
+            provision.admin.address()
+        )
+    })
+}
+
 impl TenantRole {
     /// Returns the role for a tenant, and takes the user out of the configuration's URL if the tenant gets one of its
     /// own.

@@ -2,7 +2,7 @@
 
 use super::Fleet;
 use super::core::{Stale, TenantEntry, TenantSettings};
-use crate::config::{TenantConfig, TenantRole};
+use crate::config::{TenantConfig, TenantRole, provides_for_none};
 use crate::lifecycle::{LifecycleStatus, Time};
 use crate::servers::provision::Provisioner;
 use crate::status::{ServerStatus, Snapshot, State, TenantStatus};
@@ -46,6 +46,10 @@ impl Fleet {
         notices.extend(self.surroundings.borrow().clone());
         notices.extend(self.manager.groups().problem());
         notices.extend(self.provisioner.iter().flat_map(Provisioner::notices));
+        if let Some(provision) = &self.config.provision {
+            let configs = self.core.entries().values().filter_map(|e| e.asked());
+            notices.extend(provides_for_none(provision, configs.map(|c| c.role())));
+        }
         notices.extend(on_deleted_files(&tenants));
         if let Some(failing) = self.core.hangs().stalled() {
             let patience = self.core.hangs().patience().as_secs();

@@ -301,13 +301,16 @@ impl Worker {
         let known = url_file::read(&wish.credentials).ok();
         if let Some(login) = login.or(known.as_ref())
             && self.asked_for_password.insert(wish.admin.clone())
-            && trusts(login, wish).await
         {
-            open.push(
-                "lets a role in without its password (pg_hba.conf: trust), so every tenant may log in as every other: \
-                 write scram-sha-256"
-                    .to_owned(),
-            );
+            for (url, what) in [(login, "every other"), (&wish.admin, "the administrator")] {
+                if trusts(url, wish).await {
+                    let role = url.user();
+                    open.push(format!(
+                        "lets role {role} in without its password (pg_hba.conf: trust), so every tenant may log in as {what}: \
+                         write scram-sha-256"
+                    ));
+                }
+            }
         }
         let database = wish.admin.dbname();
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -409,9 +412,10 @@ async fn facts(
         role_comment: row.nullable(5).map(str::to_owned),
         role_sessions: row.number(6)?,
         member_of: lines(7).map(str::to_owned).collect(),
-        owner: row.nullable(8).map(str::to_owned),
-        earlier_exists: row.flag(9)?,
-        earlier_may_use: row.flag(10)?,
+        members: lines(8).map(str::to_owned).collect(),
+        owner: row.nullable(9).map(str::to_owned),
+        earlier_exists: row.flag(10)?,
+        earlier_may_use: row.flag(11)?,
         objects,
     })
 }

@@ -1,5 +1,6 @@
 //! Checks in the catalogue that a tenant's role can work in its schema. Writes nothing.
 
+use super::provision::ROLE_PREFIX;
 use super::session::{ProbeFailure, Session, within};
 use brokkr_tenant::{DatabaseUrl, SchemaName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,6 +103,12 @@ async fn ask(
             format!(
                 "this schema was made by Brokkr 0.9 (it holds {FOREIGN}); choose another schema, its tables are left as \
                  they are"
+            )
+        } else if exists && !may_use && owner.starts_with(ROLE_PREFIX) {
+            format!(
+                "role \"{role}\" may not use schema \"{schema}\", which belongs to its tenant's own role {owner}: with [provision] write \
+                 host and port of admin_url as in the tenant's URL; without it, GRANT {owner} TO {}",
+                identifier(role),
             )
         } else if exists && !may_use {
             format!(

@@ -385,14 +385,20 @@ fn data_is_dropped_only_after_its_name_is_given_again_and_the_role_goes_along() 
     assert!(globex.file().exists());
     host.up();
     let _ = globex.clone().is_ready();
-    let nowhere = host
-        .root()
-        .join("nowhere/globex.dump")
-        .display()
-        .to_string();
-    let mut with_dump = drop_globex.to_vec();
-    with_dump.extend(["--dump", &nowhere]);
-    let failed = host.command(&with_dump);
+    let with_dump = |file: &str| {
+        let path = host.root().join(file).display().to_string();
+        let mut command = drop_globex.to_vec();
+        command.extend(["--dump", &path]);
+        host.command(&command)
+    };
+    let unusable = with_dump("nowhere/globex.dump");
+    assert!(
+        unusable.stderr.contains("nothing is changed"),
+        "{unusable:?}"
+    );
+    assert!(globex.file().exists());
+    host.set("postgres.bin_dir", "\"/nowhere\"");
+    let failed = with_dump("globex.dump");
     assert_eq!(failed.code, Some(1), "{failed:?}");
     assert!(
         failed.stderr.contains("goes on with the rest"),

@@ -1,6 +1,7 @@
 //! Inspects the database and the schema before a start writes to them.
 
 use brokkr_tenant::SchemaName;
+use brokkr_tenant::instance_protocol::ROLE_PREFIX;
 use postgres::Client;
 
 use super::error::{StartError, racing};
@@ -105,6 +106,13 @@ impl SchemaState {
     }
 
     fn not_ours(&self, owner: &str) -> StartError {
+        if owner.starts_with(ROLE_PREFIX) {
+            return StartError::Configuration(format!(
+                "role \"{}\" may not use schema \"{}\", which belongs to its tenant's own role {owner}: take the URL of that role, in \
+                 STATE_DIR/tenants/NAME.url of the supervisor (BROKKR__DATABASE__URL_FILE)",
+                self.role, self.name
+            ));
+        }
         StartError::Configuration(format!(
             "role \"{}\" may not use schema \"{}\", which belongs to role \"{owner}\": ALTER SCHEMA {} OWNER TO {}",
             self.role, self.name, self.quoted, self.quoted_role

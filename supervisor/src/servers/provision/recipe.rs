@@ -32,6 +32,8 @@ pub(super) struct RoleFacts {
     pub(super) role_sessions: u32,
     /// The roles that the role is a member of.
     pub(super) member_of: Vec<String>,
+    /// The members of the role, without the administrator.
+    pub(super) members: Vec<String>,
     /// The schema's owner; `None` if there is no such schema.
     pub(super) owner: Option<String>,
     /// True when the earlier role exists, and when it may use the schema.
@@ -69,6 +71,8 @@ pub(super) fn facts_query(role: &str, schema: &SchemaName, earlier: &str) -> Str
                 (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid), \
                 (SELECT string_agg(g.rolname, chr(10)) FROM pg_catalog.pg_auth_members m \
                    JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid), \
+                (SELECT string_agg(g.rolname, chr(10)) FROM pg_catalog.pg_auth_members m \
+                   JOIN pg_catalog.pg_roles g ON g.oid = m.member WHERE m.roleid = r.oid AND m.member <> me.oid), \
                 o.rolname, \
                 e.oid IS NOT NULL, coalesce(pg_catalog.has_schema_privilege(e.oid, n.oid, 'USAGE'), false) \
            FROM pg_catalog.pg_database d \
@@ -150,6 +154,9 @@ pub(super) fn statements(
     add(format!("COMMENT ON ROLE {role} IS {}", literal(&comment)));
     for group in &facts.member_of {
         add(format!("REVOKE {} FROM {role}", identifier(group)));
+    }
+    for member in &facts.members {
+        add(format!("REVOKE {role} FROM {}", identifier(member)));
     }
     // A role may change its own settings.
     add(format!("ALTER ROLE {role} RESET ALL"));

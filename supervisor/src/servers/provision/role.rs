@@ -3,9 +3,9 @@
 use brokkr_tenant::{SchemaName, TenantName};
 use sha2::{Digest as _, Sha256};
 
-/// The beginning of every provisioned role's name. In a tenant's configuration it stands for the role, because the whole
-/// name needs the database's OID, which only the server knows.
-pub(crate) const ROLE_PREFIX: &str = "brokkr_t_";
+/// In a tenant's configuration the prefix stands for the role, because the whole name needs the database's OID, which only
+/// the server knows.
+pub(crate) use brokkr_tenant::instance_protocol::ROLE_PREFIX;
 
 /// The beginning of the comment on every provisioned role.
 const MARK: &str = "Brokkr Supervisor";

@@ -154,7 +154,9 @@ fn an_administrator_without_superuser_names_no_attribute_of_superusers() {
 fn memberships_and_own_settings_do_not_survive_a_start() {
     let mut facts = provisioned();
     facts.member_of = vec!["pg_read_all_data".to_owned()];
+    facts.members = vec!["brokkr".to_owned()];
     let sql = sql(&facts, &wish());
     assert!(sql.contains("REVOKE \"pg_read_all_data\" FROM \"brokkr_t_"));
+    assert!(sql.contains(&format!("REVOKE \"{}\" FROM \"brokkr\";", name())));
     assert!(sql.contains("RESET ALL;"));
 }
