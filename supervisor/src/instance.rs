@@ -14,6 +14,7 @@ pub(crate) mod leftover_instances;
 pub(crate) mod listeners;
 pub(crate) mod lock;
 pub(crate) mod notify;
+mod own_role;
 pub(crate) mod postgres;
 pub(crate) mod probe_client;
 pub(crate) mod process;
@@ -42,6 +43,7 @@ use events::{EventSender, InstanceEvent};
 use fallback_503::{Fallback, UnansweredCount};
 use listeners::{Listener, Listeners};
 use lock::InstanceFiles;
+use own_role::{beside, settle_role};
 use probe_client::{InstanceSettings, ProbeTimes};
 use process::{AdoptedProcess, InstanceTask};
 use spawn::SpawnRequest;
@@ -50,7 +52,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tenant_uids::TenantUids;
 use termination::Termination;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// The queue of orders to end: an instance gets at most two, SIGTERM or SIGABRT, then SIGKILL.
@@ -378,31 +380,6 @@ impl InstanceManager {
         }
     }
 
-    /// Gives the tenant's role a new password: on the server, then in each of its instances. The result goes to `reply`.
-    pub(crate) fn renew_password(
-        &mut self,
-        wish: RoleWish,
-        reply: oneshot::Sender<Result<String, String>>,
-    ) {
-        let Some(provisioner) = self.settings.provisioner.clone() else {
-            let _ = reply.send(Err("no roles are provisioned".to_owned()));
-            return;
-        };
-        let ours = self.tenants.entry(wish.tenant.clone()).or_default();
-        let wish = beside(wish, ours.instances.values());
-        let told: Vec<_> = ours.instances.values().map(|i| i.wishes.clone()).collect();
-        tokio::spawn(async move {
-            let renewed = provisioner.renew(wish).await;
-            if let Ok(login) = &renewed {
-                for wishes in told {
-                    wishes.send_modify(|wishes| wishes.password = login.password().cloned());
-                }
-            }
-            // An error means that the client has gone.
-            let _ = reply.send(renewed.map(|login| login.user().to_owned()));
-        });
-    }
-
     /// Counts the backends shown by the server that belong to no instance of the tenant. Returns the count at once when
     /// there is no instance to ask; otherwise reports it later. Runs one count at a time.
     pub(crate) fn count_left_over(
@@ -536,27 +513,5 @@ impl InstanceManager {
 
     fn instance(&mut self, tenant: &TenantName, id: InstanceId) -> Option<&mut Handle> {
         self.tenants.get_mut(tenant)?.instances.get_mut(&id)
-    }
-}
-
-/// Returns the wish for a role beside these instances: an instance that logs in as the earlier role keeps its rights, and
-/// the role may hold the connections of the largest pool.
-fn beside<'i>(mut wish: RoleWish, instances: impl Iterator<Item = &'i Handle>) -> RoleWish {
-    for instance in instances {
-        match &instance.role {
-            Some(other) => wish.pool = wish.pool.max(other.pool),
-            None => wish.keep_earlier = true,
-        }
-        let connections = instance.wishes.borrow().connections;
-        wish.pool = wish.pool.max(connections.unwrap_or(0));
-    }
-    wish
-}
-
-/// Brings a role to how it must be for the only instance of its tenant.
-async fn settle_role(provisioner: Provisioner, wish: RoleWish) {
-    let tenant = wish.tenant.clone();
-    if let Err(problem) = provisioner.provision(wish).await {
-        tracing::warn!(%tenant, "{problem}; its next start tries it again");
     }
 }

@@ -334,7 +334,7 @@ fn report_endpoints(view: &ServersView, offline: bool, findings: &mut Findings) 
         return;
     }
     for (tenant, config) in &findings.wanted {
-        if let Some(problem) = config.endpoint(view).problem() {
+        if let Some(problem) = config.server_problem(view) {
             let text = format!("tenant {tenant}: no server for it: {problem}");
             findings.problems.push(config.at("database.url", &text));
         }

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
+use tokio_postgres::error::SqlState;
 
 /// The largest number of requests in the queue; further requests wait for a place.
 const REQUESTS: usize = 64;
@@ -43,8 +44,13 @@ const OWN_LIMITS: &str = "SET lock_timeout TO '500ms'";
 
 /// Errors that pass: a lock not available, a tuple that another session changed, a deadlock, a row that appeared, a lock
 /// table that is full.
-const PASSING: &[&str] = &[
-    "(55P03)", "(XX000)", "(40P01)", "(23505)", "(42710)", "(53200)",
+const PASSING: &[SqlState] = &[
+    SqlState::LOCK_NOT_AVAILABLE,
+    SqlState::INTERNAL_ERROR,
+    SqlState::T_R_DEADLOCK_DETECTED,
+    SqlState::UNIQUE_VIOLATION,
+    SqlState::DUPLICATE_OBJECT,
+    SqlState::OUT_OF_MEMORY,
 ];
 
 /// The wanted state of a tenant's role and schema.
@@ -206,10 +212,9 @@ impl Worker {
                 Err(Failure::Server(failure)) => {
                     // The connection may be at fault.
                     self.session = None;
-                    let text = failure.reason().to_owned();
-                    let passes = PASSING.iter().any(|code| text.ends_with(code));
-                    if !passes || tries == TRIES {
-                        return Err(format!("its role cannot be provisioned: {text}"));
+                    if !failure.has_code(PASSING) || tries == TRIES {
+                        let reason = failure.reason();
+                        return Err(format!("its role cannot be provisioned: {reason}"));
                     }
                     tries += 1;
                     tokio::time::sleep(PAUSE).await;
@@ -227,21 +232,19 @@ impl Worker {
 
     /// Returns the connection to the tenant's database as the administrator.
     async fn session(&mut self, wish: &RoleWish) -> Result<&Session, ProbeFailure> {
-        let fits = |(url, session): &mut (DatabaseUrl, Session)| {
-            *url == wish.admin && !session.has_ended()
+        let open = self.session.take();
+        let fits =
+            |(url, session): &(DatabaseUrl, Session)| *url == wish.admin && !session.has_ended();
+        let open = match open.filter(fits) {
+            Some(open) => open,
+            None => {
+                let session = Session::open(&wish.admin, &session_name(wish)).await?;
+                session.set_own_settings().await?;
+                session.ask(OWN_LIMITS).await?;
+                (wish.admin.clone(), session)
+            }
         };
-        if !self.session.as_mut().is_some_and(fits) {
-            let name = session_name(wish);
-            let session = Session::open(&wish.admin, &name).await?;
-            session.set_own_settings().await?;
-            session.ask(OWN_LIMITS).await?;
-            self.session = Some((wish.admin.clone(), session));
-        }
-        let (_, session) = self
-            .session
-            .as_ref()
-            .ok_or_else(|| ProbeFailure::refused("the connection has gone while it was opened"))?;
-        Ok(session)
+        Ok(&self.session.insert(open).1)
     }
 
     async fn attempt(&mut self, wish: &RoleWish, renew: bool) -> Result<DatabaseUrl, Failure> {
@@ -250,7 +253,7 @@ impl Worker {
         let role = role_name(oid, &wish.schema);
         let facts = facts(session, wish, &role, oid).await?;
         // Refuses before a new password is in the file.
-        recipe::statements(&facts, wish, "").map_err(Failure::Refused)?;
+        recipe::may_alter(&facts, wish, &role).map_err(Failure::Refused)?;
         let (path, url) = (wish.credentials.clone(), wish.url.clone());
         let make = match renew {
             true => credentials::renew,
@@ -333,17 +336,12 @@ impl Worker {
         let functions = names(session.ask(database::OPEN_FUNCTIONS).await?)?;
         session.ask(&database::close_functions(&functions)).await?;
         if exclusive {
+            let kept = names(session.ask(&database::existing(&wish.keep)).await?)?;
             for row in session.ask(&database::open_databases(ROLE_PREFIX)).await? {
                 let name = row.text(0)?;
                 let connected = row.nullable(1).unwrap_or_default().lines();
-                let mut keep: Vec<String> = connected.map(str::to_owned).collect();
+                let keep = connected.chain(kept.iter().map(String::as_str)).collect();
                 let is_tenants = name == wish.admin.dbname();
-                for role in session.ask(&database::existing(&wish.keep)).await? {
-                    let role = role.text(0)?.to_owned();
-                    if !keep.contains(&role) {
-                        keep.push(role);
-                    }
-                }
                 let sql = database::close_database(name, &keep, is_tenants);
                 session.ask(&sql).await?;
             }

@@ -20,6 +20,8 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 pub(super) struct ProbeFailure {
     pub(super) kind: FailureKind,
     reason: String,
+    /// The server's code, where the server has answered.
+    code: Option<SqlState>,
 }
 
 /// Cause of a failure.
@@ -45,7 +47,16 @@ pub(super) enum FailureKind {
 
 impl ProbeFailure {
     fn new(kind: FailureKind, reason: String) -> Self {
-        Self { kind, reason }
+        Self {
+            kind,
+            reason,
+            code: None,
+        }
+    }
+
+    /// Returns true when the server has answered with one of these codes.
+    pub(super) fn has_code(&self, codes: &[SqlState]) -> bool {
+        self.code.as_ref().is_some_and(|code| codes.contains(code))
     }
 
     pub(super) fn refused(reason: &str) -> Self {
@@ -91,7 +102,10 @@ impl From<ConnectError> for ProbeFailure {
             _ if error.is_transient() || behind => FailureKind::Unavailable,
             _ => FailureKind::Refused,
         };
-        Self::new(kind, error.to_string())
+        Self {
+            code: error.code().cloned(),
+            ..Self::new(kind, error.to_string())
+        }
     }
 }
 
@@ -107,7 +121,10 @@ impl From<tokio_postgres::Error> for ProbeFailure {
                 _ if code.starts_with("53") || code.starts_with("08") => FailureKind::Unavailable,
                 _ => FailureKind::Refused,
             };
-            return Self::new(kind, format!("{} ({code})", db.message()));
+            return Self {
+                code: Some(db.code().clone()),
+                ..Self::new(kind, format!("{} ({code})", db.message()))
+            };
         }
         let mut reason = error.to_string();
         let mut source = error.source();

@@ -44,6 +44,15 @@ pub(crate) trait TenantSettings {
         view.endpoint(self.probe_url())
     }
 
+    /// Returns the reason why the tenant cannot use its server now, if any.
+    fn server_problem(&self, view: &ServersView) -> Option<String> {
+        let problem = self.endpoint(view).problem()?;
+        Some(match self.has_own_role() {
+            true => format!("by [provision] admin_url: {problem}"),
+            false => problem.to_owned(),
+        })
+    }
+
     /// Returns the target of its connections, once the prober has been there.
     fn place(&self, view: &ServersView) -> Option<ConnectionTarget> {
         let mut place = self.endpoint(view).place()?.clone();

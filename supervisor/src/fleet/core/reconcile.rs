@@ -366,10 +366,7 @@ fn ground<C: TenantSettings>(
         return (Err("not judged yet".into()), true);
     };
     let endpoint = config.endpoint(view);
-    let server = match endpoint.problem() {
-        Some(problem) => Err(problem.to_owned()),
-        None => Ok(()),
-    };
+    let server = config.server_problem(view).map_or(Ok(()), Err);
     let account = endpoint
         .place()
         .and_then(|place| verdict.servers.get(&place.server));
@@ -402,16 +399,15 @@ fn tell_instances<C: TenantSettings>(
                 pair: pair.clone(),
             });
         }
-        let Some(endpoint) = config.map(|c| c.endpoint(view)) else {
-            continue;
-        };
+        let Some(config) = config else { continue };
+        let endpoint = config.endpoint(view);
         if *endpoint == Endpoint::Unknown {
             continue;
         }
-        let server = match endpoint.problem() {
+        let server = match config.server_problem(view) {
             None => Ok(()),
             Some(reason) => Err(ServerOutage {
-                reason: reason.to_owned(),
+                reason,
                 read_only: endpoint.takes_no_writes(),
             }),
         };

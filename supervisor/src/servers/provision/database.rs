@@ -47,7 +47,7 @@ pub(super) fn close_functions(functions: &[String]) -> String {
 }
 
 /// Returns the statements that close a database to every role but those that `keep` it.
-pub(super) fn close_database(database: &str, keep: &[String], is_tenants: bool) -> String {
+pub(super) fn close_database(database: &str, keep: &BTreeSet<&str>, is_tenants: bool) -> String {
     let name = identifier(database);
     let mut sql = String::new();
     for role in keep {

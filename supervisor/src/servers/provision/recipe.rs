@@ -220,7 +220,7 @@ fn earlier_rights(wish: &RoleWish, schema: &str) -> Vec<String> {
 
 /// Refuses to alter a role that another program made or another supervisor uses, and to take what belongs to a third
 /// role.
-fn may_alter(facts: &RoleFacts, wish: &RoleWish, name: &str) -> Result<(), String> {
+pub(super) fn may_alter(facts: &RoleFacts, wish: &RoleWish, name: &str) -> Result<(), String> {
     if facts.role_exists {
         let comment = facts.role_comment.as_deref().unwrap_or_default();
         match supervisor_of(comment) {

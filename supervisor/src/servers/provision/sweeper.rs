@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
 
 /// The time between two sweeps, and between two tries to connect.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -23,7 +24,7 @@ const OWN_LIMIT: &str = "SET statement_timeout TO '1500ms'";
 /// The number of advisory locks held as ballast.
 const BALLAST: u32 = 200;
 /// "Out of shared memory": the lock table is full.
-const FULL: &str = "(53200)";
+const FULL: &[SqlState] = &[SqlState::OUT_OF_MEMORY];
 
 /// `[provision.limits]`: the most that a tenant's sessions may use before they are ended.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +93,7 @@ impl Sweeper {
         ask(&session, &end("0")).await?;
         loop {
             let outcome = match self.sweep(&session, seen).await {
-                Err(failure) if failure.reason().ends_with(FULL) => {
+                Err(failure) if failure.has_code(FULL) => {
                     tracing::warn!("[provision]: the server's lock table is full");
                     ballast.let_go().await?;
                     let outcome = self.sweep(&session, seen).await;
