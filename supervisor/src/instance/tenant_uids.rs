@@ -340,9 +340,10 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = i32::try_from(sleeper.id()).unwrap();
-        while uid_of(pid) != Some(61_500) {
-            std::thread::yield_now();
-        }
+        let bound = std::time::Duration::from_secs(10);
+        brokkr_tests::until(bound, "the sleeper's user id", || {
+            (uid_of(pid) == Some(61_500)).then_some(())
+        });
         let uids = state.uids("61500-61500");
         fs::write(state.0.path().join(RECORD), "61500 -\n").unwrap();
         let used = state.uids("61500-61500").assign(&name("b"));
