@@ -131,8 +131,8 @@ fn take_over(old: &Path, folder: &Path, tenant: &TenantName) {
     match fs::rename(old, folder) {
         Ok(()) => {
             let _ = fs::remove_file(old.with_extension(LABEL));
-            // The login of its role, if that is provisioned.
-            let _ = fs::rename(old.with_extension("url"), folder.with_extension("url"));
+            // The old login of its role: provisioning has written the present one under the new name.
+            let _ = fs::remove_file(old.with_extension("url"));
             tracing::info!(%tenant, "serves the schema that belongs to {from}: that folder, with its admin PAK, is now {to}");
         }
         Err(error) => {

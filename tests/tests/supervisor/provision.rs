@@ -523,3 +523,19 @@ fn an_exclusive_server_keeps_the_roles_of_tenants_and_of_connected_programs() {
     );
     assert_eq!(acme.pid(), pid);
 }
+
+#[test]
+fn a_renamed_tenant_keeps_its_role_and_its_file_has_the_password_that_is_valid() {
+    let host = provisioning();
+    let old = host.tenant("old").schema("theirs").up();
+    let role = old.status().role;
+    let text = old.read_file();
+    old.remove_file();
+    old.is_gone();
+    let new = host.known("new");
+    new.replace_file(&text);
+    let new = new.is_ready();
+    assert_eq!(new.status().role, role);
+    as_tenant(&host, &new);
+    assert!(!host.state_dir().join("tenants/old.url").exists());
+}
